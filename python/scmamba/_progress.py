@@ -1,0 +1,76 @@
+"""One progress bar for all long work; silent with ``verbose=False``, plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+T = TypeVar("T")
+
+# A host (R through reticulate, the server) may take over the display: it sets this to a function of
+# (description, done, total) and no bar is drawn here.
+listener: Callable[[str, int, int], None] | None = None
+
+
+@contextmanager
+def progress(description: str, total: int, verbose: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yield ``advance(n)``; draw a bar with rate and time left on stderr while the block runs."""
+    if listener is not None:
+        done = 0
+
+        def tell(n: int = 1) -> None:
+            nonlocal done
+            done += n
+            if listener is not None:
+                listener(description, done, total)
+
+        yield tell
+        return
+    if not verbose or total == 0:
+        yield lambda n=1: None
+        return
+    if not sys.stderr.isatty():
+        yield from _plain(description, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda n=1: bar.advance(task, n)
+
+
+def _plain(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Log files get a line every ten seconds and one at the end instead of control characters."""
+    done, started, last = 0, time.monotonic(), time.monotonic()
+
+    def advance(n: int = 1) -> None:
+        nonlocal done, last
+        done += n
+        now = time.monotonic()
+        if now - last > 10 and done < total:
+            last = now
+            left = (now - started) / max(done, 1) * (total - done)
+            print(f"{description}: {done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+
+    yield advance
+    print(f"{description}: {done}/{total} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[T], description: str, total: int, verbose: bool = True) -> Iterator[T]:
+    """Iterate over ``items`` under :func:`progress`."""
+    with progress(description, total, verbose) as advance:
+        for item in items:
+            yield item
+            advance(1)
