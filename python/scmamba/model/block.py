@@ -1,0 +1,93 @@
+"""One layer: residual, RMSNorm and the bidirectional Mamba-1 mixer "v2" (paper, Methods; spec "Model")."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..scan import Direction, causal_conv1d, selective_scan
+from .config import ModelConfig
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, the mean taken in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+class Mixer(nn.Module):
+    """Mamba-1 run over the genes in both directions, each with its own weights; the two outputs are added.
+
+    Parameter names are those of the published code, so its checkpoints load as they are.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.d_inner, self.d_state, self.dt_rank = config.d_inner, config.d_state, config.dt_rank
+        self.bidirectional = config.bidirectional
+        self.in_proj = nn.Linear(config.d_model, 2 * self.d_inner, bias=False)
+        for suffix in self.suffixes:
+            self._add_direction(suffix, config)
+        self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+        # Kaiming-uniform over sqrt(layers): the residual stream keeps its variance however deep the model.
+        nn.init.kaiming_uniform_(self.out_proj.weight, a=math.sqrt(5))
+        with torch.no_grad():
+            self.out_proj.weight /= math.sqrt(config.n_layer)
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Name endings of the forward and the backward direction's weights."""
+        return ("", "_b") if self.bidirectional else ("",)
+
+    def _add_direction(self, suffix: str, config: ModelConfig) -> None:
+        inner, state, rank = self.d_inner, self.d_state, self.dt_rank
+        setattr(self, "conv1d" + suffix, nn.Conv1d(inner, inner, config.d_conv, groups=inner, padding=config.d_conv - 1))
+        setattr(self, "x_proj" + suffix, nn.Linear(inner, rank + 2 * state, bias=False))
+        dt_proj = nn.Linear(rank, inner)
+        nn.init.uniform_(dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp(min=1e-4)
+        with torch.no_grad():
+            dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus(bias) = step
+        setattr(self, "dt_proj" + suffix, dt_proj)
+        a_log = torch.log(torch.arange(1, state + 1, dtype=torch.float32)).repeat(inner, 1)
+        setattr(self, "A_b_log" if suffix else "A_log", nn.Parameter(a_log))
+        setattr(self, "D" + suffix, nn.Parameter(torch.ones(inner)))
+
+    def forward(self, x: Tensor, backend: str | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        directions = [self._direction(u, suffix, backend) for suffix in self.suffixes]
+        return self.out_proj(selective_scan(directions, z, backend=backend))
+
+    def _direction(self, u: Tensor, suffix: str, backend: str | None) -> Direction:
+        conv, x_proj, dt_proj = (getattr(self, n + suffix) for n in ("conv1d", "x_proj", "dt_proj"))
+        a_log = getattr(self, "A_b_log" if suffix else "A_log")
+        u = causal_conv1d(u, conv.weight.squeeze(1), conv.bias, reverse=bool(suffix), backend=backend)
+        dt, b, c = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        a = -torch.exp(a_log.double() if a_log.dtype == torch.float64 else a_log.float())
+        return Direction(u, F.linear(dt, dt_proj.weight), a, b, c, getattr(self, "D" + suffix), dt_proj.bias, bool(suffix))
+
+
+class Block(nn.Module):
+    """residual += previous output; normalise; mix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mixer = Mixer(config)
+        self.norm = RMSNorm(config.d_model, config.norm_eps)
+
+    def forward(self, hidden: Tensor, residual: Tensor | None, backend: str | None = None) -> tuple[Tensor, Tensor]:
+        """Both (B, L, D); the residual stays in float32 (or float64) whatever precision the mixer runs in."""
+        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
+        residual = wide if residual is None else residual + wide
+        return self.mixer(self.norm(residual), backend), residual

@@ -1,0 +1,241 @@
+"""Checkpoints: a directory with weights, config, genes, labels and a card. Nothing in it can run code.
+
+``model.safetensors``, ``config.json``, ``genes.tsv`` (Ensembl ID, symbol), ``labels.json`` (if it classifies) and
+``model_card.md``. Names of shipped models and paths are both accepted wherever a model is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._errors import CheckpointError, DataError
+from .._files import atomic_path
+from ..genes import Vocabulary
+from .config import ModelConfig
+from .network import ScMamba
+from .published import read_published
+
+#: The model every verb uses when none is named.
+DEFAULT_MODEL = "brain-mini"
+#: Activations of one batch should stay below this many bytes on a CPU.
+_CPU_BUDGET = 1.5e9
+
+
+class Model:
+    """A network with its genes and labels, ready to answer.
+
+    All three answers take log1p(CP10k) values in the order of ``genes``, (B, L) array or tensor, run without
+    gradients in batches that fit in memory, and return a float tensor on the CPU.
+
+    Attributes
+    ----------
+    config, genes, labels, card
+        Sizes; the vocabulary; class names or ``None``; the text of the model card.
+    network
+        The torch module, for training.
+    """
+
+    def __init__(self, network: ScMamba, genes: Vocabulary, labels: list[str] | None = None, card: str = "") -> None:
+        if len(genes) != network.config.n_genes:
+            raise CheckpointError(f"The network has {network.config.n_genes} genes and the vocabulary {len(genes)}.")
+        self.network, self.genes, self.labels, self.card = network, genes, labels, card
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of the network."""
+        return self.network.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    def batch_size(self, length: int | None = None) -> int:
+        """Cells of ``length`` positions that go through the network at once within the memory budget."""
+        length = length or self.config.n_genes
+        per_cell = 12 * 4 * length * self.config.d_inner
+        budget = _CPU_BUDGET
+        if self.device.type == "cuda":
+            budget = 0.6 * torch.cuda.mem_get_info(self.device)[0]
+        return int(max(1, min(256, budget // per_cell)))
+
+    def reconstruct(self, x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, *, genes: Tensor | None = None,
+                    batch_size: int | None = None) -> Tensor:  # fmt: skip
+        """Predict the values at every position.
+
+        Parameters
+        ----------
+        x
+            (B, L) log1p(CP10k).
+        mask
+            (B, L) bool, positions whose value is hidden from the model.
+        genes
+            (L,) positions in the vocabulary when ``x`` holds only some genes.
+
+        Returns
+        -------
+        (B, L) predicted log1p(CP10k).
+        """
+        if not self.config.reconstructs:
+            raise CheckpointError(f"The model '{self.config.name}' classifies; it has no reconstruction head.")
+        return self._run("reconstruct", x, mask, genes, batch_size)
+
+    def cell_embedding(self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+        """(B, L) log1p(CP10k) -> (B, D), the mean over genes of the network's output (paper, Methods)."""
+        return self._run("cell_embedding", x, None, genes, batch_size)
+
+    def classify(self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+        """(B, L) log1p(CP10k) -> (B, C) logits, classes in the order of ``labels``."""
+        if not self.config.n_classes:
+            raise CheckpointError(f"The model '{self.config.name}' has no classification head; fine-tune one on labelled cells first.")
+        return self._run("classify", x, None, genes, batch_size)
+
+    def gene_embedding(self) -> Tensor:
+        """(L, D) the learned gene embeddings, rows in the order of ``genes``."""
+        return self.network.backbone.gene_id_embedding.weight.detach().cpu()
+
+    def _run(self, verb: str, x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None, genes: Tensor | None, batch_size: int | None) -> Tensor:
+        dtype = self.network.backbone.norm_f.weight.dtype
+        x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
+        expected = self.config.n_genes if genes is None else len(genes)
+        if x.ndim != 2 or x.shape[1] != expected:
+            raise DataError(f"The input has shape {tuple(x.shape)}; (cells, {expected} genes) is expected, genes in the model's order.")
+        if mask is not None:
+            mask = torch.as_tensor(mask).bool()
+            if mask.shape != x.shape:
+                raise DataError(f"The mask has shape {tuple(mask.shape)}, the input {tuple(x.shape)}; they must be equal.")
+        size = batch_size or self.batch_size(x.shape[1])
+        arguments: dict = {} if genes is None else {"genes": genes.to(self.device)}
+        was_training = self.network.training
+        self.network.eval()
+        answers = []
+        try:
+            with torch.inference_mode():
+                for start in range(0, len(x), size):
+                    if mask is not None:
+                        arguments["mask"] = mask[start : start + size].to(self.device)
+                    batch = x[start : start + size].to(self.device, dtype)
+                    answers.append(getattr(self.network, verb)(batch, **arguments).cpu())
+                if not answers:  # no cells: the right number of columns all the same
+                    width = {"reconstruct": x.shape[1], "cell_embedding": self.config.d_model, "classify": self.config.n_classes}[verb]
+                    answers = [torch.empty(0, width, dtype=dtype)]
+        finally:
+            self.network.train(was_training)
+        return torch.cat(answers)
+
+
+def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None = None) -> Path:
+    """Write a checkpoint directory, whole or not at all.
+
+    ``card`` is the text of ``model_card.md``: data, donors, licence, measured accuracy, limits.
+    """
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as folder:
+        folder.mkdir()
+        weights = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        model.config.write(folder / "config.json")
+        model.genes.write(folder / "genes.tsv")
+        if model.labels is not None:
+            (folder / "labels.json").write_text(json.dumps({"labels": model.labels}, indent=1) + "\n")
+        (folder / "model_card.md").write_text(card if card is not None else model.card)
+    return path
+
+
+def models() -> dict[str, Path]:
+    """Names and folders of the models that ship with the package."""
+    root = Path(str(resources.files("scmamba") / "models"))
+    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()} if root.is_dir() else {}
+
+
+def load_model(
+    name_or_path: str | PathLike[str] | Model | None = None,
+    vocabulary: str | PathLike[str] | Vocabulary | None = None,
+    *,
+    labels: str | PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    backend: str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Model:
+    """Open a model by name, checkpoint directory or published ``.ckpt`` file.
+
+    Parameters
+    ----------
+    name_or_path
+        A name listed by :func:`models` (default ``brain-mini``), a checkpoint directory, a published ``.ckpt``, or a model
+        already open (returned as it is).
+    vocabulary, labels
+        ``vocab.txt`` and the label map of a published ``.ckpt``.
+    device
+        Default: the GPU if there is one.
+    backend
+        Which selective scan to use (see :func:`scmamba.scan.available_backends`).
+
+    Raises
+    ------
+    CheckpointError
+        Unknown name, incomplete or damaged files, weights that do not fit the config.
+    """
+    if isinstance(name_or_path, Model):
+        return name_or_path
+    name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
+    shipped = models()
+    path = shipped[name_or_path] if isinstance(name_or_path, str) and name_or_path in shipped else Path(name_or_path)
+    if path.is_dir():
+        model = _read_directory(path, dtype)
+    elif path.is_file():
+        config, weights, genes, names = read_published(path, vocabulary, labels)
+        model = Model(_fill(config, weights, dtype, path.name), genes, names, card=f"Converted from {path.name}; nothing more is known of it.\n")
+    else:
+        raise CheckpointError(
+            f"There is no model '{name_or_path}': it is neither a path nor one of the models that ship with scmamba "
+            f"({', '.join(shipped) or 'none in this installation'})."
+        )
+    model.network.backend = backend
+    model.network.to(torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.network.eval()
+    return model
+
+
+def _read_directory(path: Path, dtype: torch.dtype) -> Model:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    config = ModelConfig.read(path / "config.json")
+    for needed in ("model.safetensors", "genes.tsv"):
+        if not (path / needed).is_file():
+            raise CheckpointError(f"{path} has no {needed}; the checkpoint is incomplete. Fetch or convert it again.")
+    try:
+        weights = load_file(path / "model.safetensors")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path / 'model.safetensors'} is damaged or truncated ({error}). Fetch it again.") from error
+    labels = None
+    if (path / "labels.json").is_file():
+        labels = list(json.loads((path / "labels.json").read_text())["labels"])
+    card = (path / "model_card.md").read_text() if (path / "model_card.md").is_file() else ""
+    return Model(_fill(config, weights, dtype, path.name), Vocabulary.read(path / "genes.tsv"), labels, card)
+
+
+def _fill(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, name: str) -> ScMamba:
+    """Build the network and load the weights; tokens a checkpoint does not carry stay zero."""
+    with torch.random.fork_rng():
+        network = ScMamba(config)
+    missing, unexpected = [], []
+    try:
+        missing, unexpected = network.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"The weights of {name} do not fit its sizes: {str(error).splitlines()[-1].strip()}") from error
+    missing = [key for key in missing if not key.endswith(("mask_token", "cls_token"))]
+    if missing or unexpected:
+        raise CheckpointError(f"{name} is incomplete: missing {missing[:4]}, not expected {list(unexpected)[:4]}.")
+    return network.to(dtype)
