@@ -1,0 +1,98 @@
+"""What every task does first and last: open the model, read the cells, say what was found, note what was done."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .. import __version__
+from .._errors import DataError
+from ..data.preprocess import MIN_TOTAL, Cells
+from ..model import Model
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Everything scMamba adds to an object is called so.
+KEY = "scmamba"
+
+
+def say(text: str, verbose: bool) -> None:
+    """One line for people, on stderr so that output can be piped."""
+    if verbose:
+        print(f"scMamba: {text}", file=sys.stderr, flush=True)
+
+
+def positions(model: Model, cells: Cells) -> tuple[np.ndarray, torch.Tensor | None]:
+    """Which columns the network is given.
+
+    Returns
+    -------
+    (k,) indices into the network's input columns where the measured genes of ``cells`` go, and the positions of the whole
+    input in the vocabulary: ``None`` for every gene in order (absent ones are zero), or the measured ones only.
+    """
+    if model.config.absent_genes == "drop" and len(cells.genes) < len(model.genes):
+        return np.arange(len(cells.genes)), torch.as_tensor(cells.genes)
+    return cells.genes, None
+
+
+def dense_input(model: Model, cells: Cells, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    """(r, l) float32 input of the network for some cells, and (r,) their totals over the model's genes."""
+    where, genes = positions(model, cells)
+    sparse_input, totals = cells.to_model(cells.linear(rows))
+    x = np.zeros((sparse_input.shape[0], len(model.genes) if genes is None else len(genes)), dtype=np.float32)
+    x[:, where] = sparse_input.toarray()
+    return x, totals
+
+
+def low_depth_warning(totals: np.ndarray, verbose: bool) -> int:
+    """Count and report the cells below what any training cell had."""
+    low = int((totals < MIN_TOTAL).sum())
+    if low:
+        say(f"{low} cells have fewer than {MIN_TOTAL} counts; no model was trained on such cells (obs['{KEY}_low_depth'])", verbose)
+    return low
+
+
+def note(adata: AnnData, task: str, model: Model, cells: Cells, **settings: Any) -> None:
+    """Write provenance to ``uns["scmamba"][task]`` in types every file format keeps."""
+    entry = {
+        "version": __version__,
+        "model": model.config.name,
+        "genes": cells.match.summary(),
+        "values": cells.values.sentence,
+        **{key: value for key, value in settings.items() if value is not None},
+    }
+    notes = dict(adata.uns.get(KEY, {}))
+    notes[task] = entry
+    adata.uns[KEY] = notes
+
+
+def check_free(adata: AnnData, holder: str, key: str, task: str) -> None:
+    """Refuse to replace something of the user's that happens to have our name; our own earlier result may be replaced.
+
+    Raises
+    ------
+    DataError
+        ``adata.<holder>[key]`` exists and was not written by this task.
+    """
+    if key in getattr(adata, holder) and task not in adata.uns.get(KEY, {}):
+        raise DataError(f"{holder}['{key}'] exists already and was not made by scMamba; rename or remove it first, nothing is overwritten.")
+
+
+def available_memory() -> float:
+    """Bytes of memory free for new data (Linux and macOS; infinite where unknown)."""
+    try:
+        with open("/proc/meminfo") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    return float(line.split()[1]) * 1024
+    except OSError:
+        pass
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+    except (ValueError, OSError, AttributeError):
+        return float("inf")

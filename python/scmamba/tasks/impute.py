@@ -1,0 +1,256 @@
+"""Imputation: what the model expects where nothing was counted (paper, "Imputation"; spec "Fine-tuning").
+
+The zeros of a cell are divided into interleaved groups; each pass hides one group and keeps the model's predictions for it.
+Observed values are never changed, negative predictions become 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from .._errors import DataError, ScMambaError
+from .._progress import progress
+from ..data import interleaved_groups, read_cells
+from ..data.preprocess import MIN_TOTAL, SCALE, Cells
+from ..genes import MIN_COVERAGE
+from ..model import Model, load_model
+from ._common import KEY, available_memory, check_free, dense_input, low_depth_warning, note, positions, say
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def impute(
+    adata: AnnData,
+    *,
+    model: str | PathLike[str] | Model | None = None,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    adapt: bool | int = True,
+    passes: int = 10,
+    min_value: float = 0.0,
+    to_counts: bool = False,
+    batch_size: int | None = None,
+    device: str | None = None,
+    backend: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    copy: bool = False,
+    verbose: bool = True,
+) -> AnnData:
+    """Fill the zeros of single-nucleus counts with what the model expects.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, raw counts (preferred) or log-normalised values; in memory or backed.
+    model
+        Name, checkpoint or open model; default ``brain-mini``.
+    layer
+        Which matrix to read; default ``X``.
+    adapt
+        First adapt a copy of the model to these cells (self-supervised, some minutes on a CPU). The adapted copy is used only if
+        it predicts hidden values of cells left out of the adaptation better. An integer sets the number of steps.
+    passes
+        Groups the zeros are divided into; 10 as published. Time is proportional to it.
+    min_value
+        Predictions below it (log1p CP10k) stay 0. The default keeps every positive prediction, as published, and the result
+        then holds a value for most genes of most cells.
+    to_counts
+        Write expected counts (expm1(x) / 1e4 * the cell's total) instead of log1p(CP10k).
+    seed
+        Seeds the adaptation; the rest draws nothing.
+    force
+        Go on although few of the model's genes were measured.
+
+    Returns
+    -------
+    The same object (a copy with ``copy=True``), with ``layers["scmamba"]`` (CSR float32: observed values as log1p of CP10k over all
+    genes of the data, imputed ones on the same scale), ``obs["scmamba_low_depth"]`` and ``uns["scmamba"]["impute"]``. Nothing is
+    written before all cells are done.
+
+    Raises
+    ------
+    ScMambaError
+        Data, genes or checkpoint that do not fit; a result larger than the memory (use :func:`impute_file`).
+    """
+    plan = _prepare(adata, model, layer, gene_column, adapt, passes, min_value, to_counts, batch_size, device, backend, seed, force, verbose)
+    check_free(adata, "layers", KEY, "impute")
+    blocks, totals = [], []
+    for block, block_totals in plan.run():
+        blocks.append(block)
+        totals.append(block_totals)
+        if len(blocks) == 1:
+            plan.check_memory(block)
+    result = sparse.vstack(blocks, format="csr")
+    adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
+    adata.layers[KEY] = result
+    adata.obs[f"{KEY}_low_depth"] = np.concatenate(totals) < MIN_TOTAL
+    low_depth_warning(np.concatenate(totals), verbose)
+    density = result.nnz / max(np.prod(result.shape), 1)
+    note(adata, "impute", plan.model, plan.cells, density=float(density), **plan.settings)
+    say(f"layers['{KEY}'] holds values for {100 * density:.0f}% of all entries (before: {100 * plan.density_before:.0f}%)", verbose)
+    return adata
+
+
+def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+    """Impute an ``.h5ad`` file into a new one, row block by row block.
+
+    The input is opened backed and the result streamed to disk, so neither is ever held whole. ``target`` appears only when it is
+    complete. ``options`` are those of :func:`impute`.
+
+    Raises
+    ------
+    ScMambaError
+        As :func:`impute`; the input is not an h5ad file; the target exists and ``overwrite`` is not set; the disk is full.
+    """
+    from ._stream import open_backed, write_with_layer
+
+    source, target = Path(source), Path(target)
+    if target.exists() and not overwrite:
+        raise ScMambaError(f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite).")
+    adata = open_backed(source)
+    defaults: dict[str, Any] = dict(model=None, layer=None, gene_column=None, adapt=True, passes=10, min_value=0.0, to_counts=False,
+                                    batch_size=None, device=None, backend=None, seed=0, force=False, verbose=True)  # fmt: skip
+    if unknown := set(options) - set(defaults):
+        raise TypeError(f"impute_file() has no option {', '.join(sorted(unknown))}")
+    chosen = {**defaults, **options}
+    check_free(adata, "layers", KEY, "impute")
+    plan = _prepare(adata, *(chosen[name] for name in defaults))
+    totals: list[np.ndarray] = []
+
+    def blocks() -> Iterator[sparse.csr_matrix]:
+        for block, block_totals in plan.run():
+            totals.append(block_totals)
+            yield block
+
+    def finish(result: AnnData, stored: int) -> None:
+        result.obs[f"{KEY}_low_depth"] = np.concatenate(totals) < MIN_TOTAL
+        low_depth_warning(np.concatenate(totals), plan.verbose)
+        note(result, "impute", plan.model, plan.cells, density=stored / max(adata.n_obs * adata.n_vars, 1), **plan.settings)
+
+    write_with_layer(source, target, adata, KEY, blocks(), finish)
+
+
+class _Plan:
+    """Everything decided before the first cell is imputed."""
+
+    def __init__(self, model: Model, cells: Cells, passes: int, min_value: float, to_counts: bool, batch_size: int | None, verbose: bool) -> None:
+        self.model, self.cells, self.verbose = model, cells, verbose
+        self.passes, self.min_value, self.to_counts, self.batch_size = passes, min_value, to_counts, batch_size
+        self.settings: dict[str, Any] = {}
+        self._observed = 0
+
+    @property
+    def density_before(self) -> float:
+        """Share of entries that were not zero, of the cells seen so far."""
+        return self._observed / max(len(self.cells) * self.cells.adata.n_vars, 1)
+
+    def run(self) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+        """Yield (r, n_vars) imputed blocks and the (r,) totals of their cells, in order."""
+        length = len(positions(self.model, self.cells)[0])
+        size = self.batch_size or max(8, min(128, self.model.batch_size(length)))
+        with progress("Imputing cells", len(self.cells), self.verbose) as advance:
+            for rows in self.cells.blocks(size):
+                yield self._block(rows, size)
+                advance(rows.stop - rows.start)
+
+    def _block(self, rows: slice, size: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+        linear = self.cells.linear(rows)
+        self._observed += linear.nnz
+        x, totals = dense_input(self.model, self.cells, rows)
+        where, genes = positions(self.model, self.cells)
+        predicted = predict_zeros(self.model, x, genes, self.passes, size)[:, where]
+        block = self._on_scale_of_data(linear, predicted, totals)
+        return block, np.asarray(linear.sum(axis=1)).ravel()
+
+    def _on_scale_of_data(self, linear: sparse.csr_matrix, predicted: np.ndarray, totals: np.ndarray) -> sparse.csr_matrix:
+        """Put predictions (log1p CP10k over the model's genes) beside the observed values of all genes.
+
+        The user's normalisation divides by the total over all genes of the data, the model's over its own genes; the factor between
+        them moves predictions onto the user's scale, so that observed entries stay exactly what NormalizeData gives.
+        """
+        factor, observed = self._scales(linear)
+        expected = np.expm1(predicted.astype(np.float64)) * (totals / SCALE * factor)[:, None]
+        if not self.to_counts:
+            expected = np.log1p(expected)
+        if self.min_value > 0:
+            expected[expected < self.min_value] = 0
+        # Entries of a gene's further rows and of genes the model does not know keep what was observed.
+        filled = sparse.csr_matrix(expected.astype(np.float32))
+        placed = sparse.csr_matrix((filled.data, self.cells.columns[filled.indices], filled.indptr), shape=observed.shape)
+        result = (observed + placed).tocsr()
+        result.sort_indices()
+        return result
+
+    def _scales(self, linear: sparse.csr_matrix) -> tuple[np.ndarray, sparse.csr_matrix]:
+        """(r,) factor from linear units to the output's, and the observed entries in the output's units."""
+        observed = linear.copy()
+        if self.to_counts:
+            return np.ones(linear.shape[0]), observed.astype(np.float32)
+        factor = np.ones(linear.shape[0])
+        if self.cells.values.kind != "log1p":  # logs came on a scale of their own, which is kept
+            totals = np.asarray(linear.sum(axis=1)).ravel()
+            factor = np.divide(SCALE, totals, out=np.zeros(len(totals)), where=totals > 0)
+        observed.data = np.log1p(observed.data * np.repeat(factor, np.diff(observed.indptr)))
+        return factor, observed.astype(np.float32)
+
+    def check_memory(self, block: sparse.csr_matrix) -> None:
+        """Refuse, after the first block, a result that will not fit in memory (twice, while blocks are joined)."""
+        needed = 2 * (block.data.nbytes + block.indices.nbytes) / block.shape[0] * len(self.cells)
+        if needed > 0.8 * available_memory():
+            raise DataError(
+                f"The imputed matrix needs about {needed / 1e9:.0f} GB while it is made, and {available_memory() / 1e9:.0f} GB are free. Impute "
+                "file to file with 'scmamba impute in.h5ad -o out.h5ad', set min_value=0.1 to keep fewer values, or impute fewer cells."
+            )
+
+
+def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passes: int, batch_size: int) -> np.ndarray:
+    """The published inference: hide one interleaved group of zeros per pass, keep its predictions, negatives become 0.
+
+    ``x`` (r, l) log1p CP10k. Returns (r, l): predictions where ``x`` is zero, 0 where it is not.
+    """
+    group = interleaved_groups(x == 0, passes)
+    predicted = np.zeros_like(x)
+    values = torch.from_numpy(x)
+    for k in range(passes):
+        mask = group == k
+        if mask.any():
+            answer = model.reconstruct(values, torch.from_numpy(mask), genes=genes, batch_size=batch_size).float().numpy()
+            predicted[mask] = answer[mask]
+    # A cell without a single count has no profile to impute from.
+    predicted[~(x != 0).any(axis=1)] = 0
+    return np.maximum(predicted, 0, out=predicted)
+
+
+def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, adapt: bool | int, passes: int, min_value: float,
+             to_counts: bool, batch_size: int | None, device: str | None, backend: str | None, seed: int, force: bool, verbose: bool) -> _Plan:  # fmt: skip
+    """Check everything that can be checked before long work, and adapt the model if asked."""
+    if int(passes) < 1:
+        raise ScMambaError(f"passes is {passes}; it must be at least 1.")
+    if min_value < 0:
+        raise ScMambaError(f"min_value is {min_value}; it must be 0 or more.")
+    opened = load_model(model, device=device, backend=backend)
+    if not opened.config.reconstructs:
+        raise ScMambaError(f"The model '{opened.config.name}' classifies cells; imputation needs one with a reconstruction head.")
+    cells = read_cells(adata, opened.genes, layer=layer, gene_column=gene_column, force=force, min_coverage=MIN_COVERAGE)
+    if to_counts and cells.values.kind == "log1p":
+        raise DataError("Counts cannot be given back: the data are log-normalised and the cells' totals are lost. Give raw counts.")
+    say(cells.values.sentence, verbose)
+    say(cells.match.summary(), verbose)
+    plan = _Plan(opened, cells, int(passes), float(min_value), to_counts, batch_size, verbose)
+    plan.settings = {"passes": int(passes), "min_value": float(min_value), "to_counts": bool(to_counts), "seed": int(seed),
+                     "scale": "expected counts" if to_counts else "log1p(CP10k)"}  # fmt: skip
+    if adapt:
+        from ..training.adapt import adapt as run
+
+        plan.model, report = run(opened, cells, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose)
+        plan.settings["adapt"] = report
+    return plan
