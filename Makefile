@@ -1,0 +1,48 @@
+# make demo   install what is needed, run scMamba from R on two data sets, write a picture   (start here)
+# make test   install what is needed, run every test suite, R CMD check and the linters
+# make help   the rest
+
+SHELL := /bin/bash
+PY := .venv/bin/python
+export PYTHON
+# R puts its own folders there; Python's subprocesses must not load libraries from them.
+unexport LD_LIBRARY_PATH
+
+.PHONY: help setup demo test pytest testthat testthat5 check lint docs clean distclean
+
+help:
+	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
+	@echo 'make test       all test suites, R CMD check, linters'
+	@echo 'make setup      install only (R, Seurat, Python packages, both scMamba packages)'
+	@echo 'make pytest     Python tests            make testthat   R tests on this Seurat'
+	@echo 'make testthat5  R tests on Seurat 5     make check      R CMD build and R CMD check'
+	@echo 'make lint       ruff, mypy, lintr       make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
+	@echo 'make clean      remove what the commands above wrote, keep the installed packages'
+	@echo 'make distclean  remove the installed packages as well'
+	@echo 'PYTHON=/path/to/python3 chooses the Python for the virtual environment'
+
+setup:
+	@scripts/setup.sh demo
+
+demo:
+	@scripts/setup.sh demo
+	@scripts/demo.sh
+
+test:
+	@scripts/setup.sh test
+	@scripts/test.sh pytest testthat testthat5 check lint
+
+pytest testthat testthat5 check lint:
+	@scripts/setup.sh test
+	@scripts/test.sh $@
+
+docs:
+	@scripts/setup.sh test
+	@scripts/docs.sh
+
+clean:
+	rm -rf demo-output build dist *.Rcheck scMamba_*.tar.gz .pytest_cache .mypy_cache .ruff_cache .cache/check
+	find python tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv .cache

@@ -1,0 +1,86 @@
+# One interface between the verbs and whatever computes. A backend is a list of
+# functions with these arguments and results:
+#   impute(matrix, options, verbose) -> list(matrix, cells, provenance)
+#   embed(matrix, options, verbose)  -> list(embedding, cells, provenance)
+# `matrix` is a genes x cells dgCMatrix with dimnames; `options` is a named list
+# of the verb's arguments in Python's spelling.
+
+.backend <- function() .reticulate_backend
+
+.reticulate_backend <- list(
+  impute = function(matrix, options, verbose) {
+    adata <- .to_adata(matrix)
+    result <- .call_python(
+      do.call(.python()$scmamba$impute, c(list(adata), options, verbose = verbose)),
+      verbose
+    )
+    slots <- .translate_errors(.python()$slots$layer_slots(result, "scmamba"))
+    list(
+      matrix = .from_slots(slots, dim(matrix), dimnames(matrix)),
+      cells = .result_columns(result),
+      provenance = .provenance(result)
+    )
+  },
+  embed = function(matrix, options, verbose) {
+    adata <- .to_adata(matrix)
+    result <- .call_python(
+      do.call(.python()$scmamba$embed, c(list(adata), options, verbose = verbose)),
+      verbose
+    )
+    embedding <- reticulate::py_to_r(reticulate::py_get_item(result$obsm, "X_scmamba"))
+    storage.mode(embedding) <- "double"
+    rownames(embedding) <- colnames(matrix)
+    list(
+      embedding = embedding,
+      cells = .result_columns(result),
+      provenance = .provenance(result)
+    )
+  }
+)
+
+# The slots, not the matrix: numpy sees R's own memory, nothing is converted.
+.to_adata <- function(matrix) {
+  modules <- .python()
+  .translate_errors(modules$slots$adata_from_slots(
+    x = reticulate::np_array(matrix@x),
+    i = reticulate::np_array(matrix@i, dtype = "int32"),
+    p = reticulate::np_array(matrix@p, dtype = "int32"),
+    dim = as.list(dim(matrix)),
+    genes = as.list(rownames(matrix)),
+    cells = as.list(colnames(matrix) %||% as.character(seq_len(ncol(matrix))))
+  ))
+}
+
+# The names of the result are those that went in, by position.
+.from_slots <- function(slots, expected, dimnames) {
+  part <- function(name) reticulate::py_to_r(reticulate::py_get_item(slots, name))
+  dim <- as.integer(unlist(part("dim")))
+  if (!identical(dim, expected)) {
+    cli::cli_abort("The Python side returned {dim[1]} genes x {dim[2]} cells for
+      {expected[1]} x {expected[2]}; please report this.")
+  }
+  new("dgCMatrix",
+    x = as.double(part("x")), i = as.integer(part("i")), p = as.integer(part("p")),
+    Dim = dim, Dimnames = dimnames
+  )
+}
+
+# Per-cell results: the columns scmamba_* of obs, if the verb made any.
+.result_columns <- function(result) {
+  columns <- reticulate::py_to_r(result$obs)
+  keep <- startsWith(names(columns), "scmamba_")
+  if (!any(keep)) NULL else columns[, keep, drop = FALSE]
+}
+
+# How the result was made: uns["scmamba"] plus what only R knows.
+.provenance <- function(result) {
+  uns <- tryCatch(
+    reticulate::py_to_r(reticulate::py_get_item(result$uns, "scmamba")),
+    error = function(e) list()
+  )
+  c(uns, list(r = list(
+    scMamba = as.character(packageVersion("scMamba")),
+    reticulate = as.character(packageVersion("reticulate")),
+    SeuratObject = as.character(packageVersion("SeuratObject"))
+  )))
+}

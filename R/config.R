@@ -1,0 +1,87 @@
+#' Show what scMamba runs on
+#'
+#' Which R, which Python, which versions, which device and which
+#' implementations of the selective scan. The first thing to look at, and to
+#' send along, when something does not work.
+#'
+#' @return A list of class `scmamba_config`; printing it shows a table. When
+#'   no usable Python is found, its entry `problem` says what to do.
+#' @examples
+#' scmamba_config()
+#' @export
+scmamba_config <- function() {
+  config <- list(r = .r_versions(), python = NULL, packages = NULL, device = NULL,
+    backends = NULL, problem = NULL)
+  found <- tryCatch(.find_python(), error = identity)
+  if (inherits(found, "error")) {
+    config$problem <- conditionMessage(found)
+  } else {
+    config[c("python", "packages", "device", "backends")] <- .python_versions()
+  }
+  structure(config, class = "scmamba_config")
+}
+
+.r_versions <- function() {
+  version <- function(package) {
+    tryCatch(as.character(packageVersion(package)), error = function(e) NA_character_)
+  }
+  packages <- c("scMamba", "reticulate", "Seurat", "SeuratObject", "SingleCellExperiment")
+  c(R = as.character(getRversion()), vapply(packages, version, ""))
+}
+
+.python_versions <- function() {
+  modules <- .python()
+  running <- reticulate::py_config()
+  metadata <- reticulate::import("importlib.metadata", convert = TRUE)
+  version <- function(package) {
+    tryCatch(metadata$version(package), error = function(e) NA_character_)
+  }
+  packages <- c("scmamba", "torch", "numpy", "scipy", "pandas", "anndata", "numba")
+  list(
+    python = c(path = running$python, version = as.character(running$version)),
+    packages = vapply(packages, version, ""),
+    device = .device(),
+    backends = .backends()
+  )
+}
+
+# The device the model would run on, and its name.
+.device <- function() {
+  torch <- reticulate::import("torch", convert = TRUE)
+  if (torch$cuda$is_available()) {
+    return(paste0("cuda (", torch$cuda$get_device_name(0L), ")"))
+  }
+  if (isTRUE(tryCatch(torch$backends$mps$is_available(), error = function(e) FALSE))) {
+    return("mps (Apple graphics)")
+  }
+  paste0("cpu (", torch$get_num_threads(), " threads)")
+}
+
+.backends <- function() {
+  tryCatch(
+    unlist(reticulate::import("scmamba.scan", convert = TRUE)$available_backends()),
+    error = function(e) NULL
+  )
+}
+
+#' @method print scmamba_config
+#' @export
+print.scmamba_config <- function(x, ...) {
+  cli::cli_text("{.strong scMamba} {x$r[['scMamba']]}")
+  .print_versions("R", x$r[-2])
+  if (!is.null(x$problem)) {
+    cli::cli_bullets(c(x = .verbatim(x$problem)))
+    return(invisible(x))
+  }
+  .print_versions("Python", c(x$python, x$packages))
+  .print_versions("Computes on", c(device = x$device))
+  if (length(x$backends) > 0) .print_versions("Selective scan", x$backends)
+  invisible(x)
+}
+
+.print_versions <- function(title, values) {
+  values[is.na(values)] <- "not installed"
+  cli::cli_text("{.emph {title}}")
+  cli::cli_ul(paste0(names(values), ": ", .verbatim(values)))
+  cli::cli_end()
+}

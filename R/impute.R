@@ -1,0 +1,151 @@
+#' Impute dropouts with scMamba
+#'
+#' Fills the zeros of a single-nucleus RNA-seq data set with values that the
+#' model predicts from the cell's other genes. Observed values are never
+#' changed: only zeros are filled, genes the model does not know stay as they
+#' are, and the result is a new assay beside your own.
+#'
+#' Each cell is normalised to 10,000 counts and `log1p`; the result is on that
+#' scale. The zeros are visited in `passes` random parts, each predicted from
+#' what was observed. With `adapt = TRUE` the model is first fine-tuned for a
+#' short time on your own data, without labels.
+#'
+#' @section Imputed values and statistics:
+#' Imputed values are predictions: good for plots, embeddings and clustering.
+#' Tests for differential expression should use the observed counts.
+#'
+#' @param object A Seurat object (version 4 or 5), a `SingleCellExperiment`, or
+#'   a genes x cells matrix (best a `dgCMatrix`).
+#' @param assay Name of the assay to read; by default the default assay
+#'   (Seurat) or `"counts"` (SingleCellExperiment).
+#' @param layer Layer of the assay to read, `"counts"` or log-normalised
+#'   `"data"`. Which of the two it holds is detected from the values. Split
+#'   layers (`counts.1`, `counts.2`, ...) are joined for the computation.
+#' @param slot The Seurat 4 word for `layer`; if given, it is used instead.
+#' @param assay.name Name of the new assay.
+#' @param model `NULL` for the model that comes with scMamba, or the path of a
+#'   checkpoint directory.
+#' @param adapt Fine-tune the model on these data first?
+#' @param passes Number of random parts in which the zeros are predicted.
+#' @param min.value Predictions at or below this value stay zero. Raising it
+#'   keeps the result sparse and small.
+#' @param batch.size Cells per batch; `NULL` chooses one from the memory there
+#'   is.
+#' @param seed Seed of everything random; the same seed gives the same result.
+#'   R's own random numbers are not touched.
+#' @param force Go on when few genes match the model's vocabulary?
+#' @param overwrite Replace an assay that has this name already?
+#' @param verbose Show messages and progress?
+#' @param ... Not used; a misspelt argument is an error.
+#'
+#' @return The same object with more in it.
+#'   * Seurat: the assay `scmamba` (imputed values in `data`, key `imputed_`),
+#'     the record of how it was made in `Misc(object, "scmamba")`, and an entry
+#'     in `Command(object)`. `DefaultAssay()` is not changed.
+#'   * SingleCellExperiment: the assay `scmamba`, and the record in
+#'     `metadata(object)$scmamba`.
+#'   * matrix: the imputed `dgCMatrix`, with the record in its attribute
+#'     `"scmamba"`.
+#' @seealso [ScMambaEmbed()], [scmamba_config()]
+#' @examples
+#' if (scmamba_available()) {
+#'   seu <- SeuratObject::pbmc_small
+#'   # 230 genes are far fewer than the model knows, hence `force`; no
+#'   # adaptation, to be quick.
+#'   seu <- ScMambaImpute(seu, adapt = FALSE, passes = 2, force = TRUE)
+#'   seu[["scmamba"]]
+#' }
+#' @export
+ScMambaImpute <- function(object, ...) {
+  UseMethod("ScMambaImpute")
+}
+
+#' @rdname ScMambaImpute
+#' @export
+ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
+                                 assay.name = "scmamba", model = NULL, adapt = TRUE,
+                                 passes = 10, min.value = 0, batch.size = NULL, seed = 0,
+                                 force = FALSE, overwrite = FALSE, verbose = TRUE, ...) {
+  .no_extra(...)
+  assay <- .check_assay(object, assay)
+  layer <- .layer_argument(layer, slot)
+  .check_name(assay.name, "assay.name")
+  .check_free(assay.name, SeuratObject::Assays(object), "an assay", "assay.name", overwrite)
+  .check_not_itself(assay.name, assay, "assay.name")
+  options <- .impute_options(model, adapt, passes, min.value, batch.size, seed, force)
+  matrix <- .get_layer(object, assay, layer, verbose)
+  result <- .backend()$impute(matrix, options, verbose)
+  new <- .make_assay(result$matrix, like = object[[assay]])
+  if (!"imputed_" %in% SeuratObject::Key(object)) {
+    SeuratObject::Key(new) <- "imputed_"
+  }
+  # Replaced as a whole, so that nothing of an older result stays behind.
+  if (assay.name %in% SeuratObject::Assays(object)) object[[assay.name]] <- NULL
+  object[[assay.name]] <- new
+  object <- .annotate_seurat(object, "impute", result)
+  model <- .describe_model(model)
+  if (verbose) .say_imputed(matrix, result$matrix, assay.name)
+  SeuratObject::LogSeuratCommand(object)
+}
+
+#' @rdname ScMambaImpute
+#' @export
+ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.name = "scmamba",
+                                               model = NULL, adapt = TRUE, passes = 10,
+                                               min.value = 0, batch.size = NULL, seed = 0,
+                                               force = FALSE, overwrite = FALSE,
+                                               verbose = TRUE, ...) {
+  .no_extra(...)
+  .check_name(assay.name, "assay.name")
+  .check_free(assay.name, SummarizedExperiment::assayNames(object), "an assay",
+    "assay.name", overwrite)
+  .check_not_itself(assay.name, assay, "assay.name")
+  options <- .impute_options(model, adapt, passes, min.value, batch.size, seed, force)
+  matrix <- .get_sce(object, assay)
+  result <- .backend()$impute(matrix, options, verbose)
+  SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
+    .unnamed_as(result$matrix, object)
+  if (verbose) .say_imputed(matrix, result$matrix, assay.name)
+  .annotate_sce(object, "impute", result)
+}
+
+#' @rdname ScMambaImpute
+#' @export
+ScMambaImpute.dgCMatrix <- function(object, model = NULL, adapt = TRUE, passes = 10,
+                                    min.value = 0, batch.size = NULL, seed = 0,
+                                    force = FALSE, verbose = TRUE, ...) {
+  .no_extra(...)
+  options <- .impute_options(model, adapt, passes, min.value, batch.size, seed, force)
+  matrix <- .check_matrix(object)
+  result <- .backend()$impute(matrix, options, verbose)
+  if (verbose) .say_imputed(matrix, result$matrix)
+  structure(result$matrix, scmamba = result$provenance)
+}
+
+#' @rdname ScMambaImpute
+#' @export
+ScMambaImpute.default <- function(object, ...) {
+  ScMambaImpute.dgCMatrix(.to_matrix(object), ...)
+}
+
+.impute_options <- function(model, adapt, passes, min.value, batch.size, seed, force) {
+  list(
+    model = .check_model(model),
+    adapt = .check_flag(adapt, "adapt"),
+    passes = .check_integer(passes, "passes", lowest = 1L),
+    min_value = .check_number(min.value, "min.value"),
+    batch_size = if (is.null(batch.size)) NULL else .check_integer(batch.size, "batch.size", 1L),
+    seed = .check_integer(seed, "seed", lowest = 0L),
+    force = .check_flag(force, "force")
+  )
+}
+
+.say_imputed <- function(before, after, name = NULL) {
+  cells <- as.double(nrow(before)) * ncol(before)
+  zeros <- round(100 * (1 - c(Matrix::nnzero(before), Matrix::nnzero(after)) / cells), 1)
+  where <- if (is.null(name)) "" else ", in the assay {.val {name}}"
+  cli::cli_inform(c(v = paste0(
+    "Imputed {nrow(before)} genes x {ncol(before)} cells",
+    where, ": {zeros[1]}% zeros before, {zeros[2]}% after."
+  )))
+}

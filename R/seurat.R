@@ -1,0 +1,151 @@
+# Everything that differs between Seurat 4 and 5, and nothing else.
+
+.seurat5 <- function() packageVersion("SeuratObject") >= "5.0.0"
+
+# Both words are in use: `layer` since Seurat 5, `slot` before.
+.layer_argument <- function(layer, slot) {
+  value <- if (is.null(slot)) layer else slot
+  if (!is.character(value) || length(value) != 1 || is.na(value) || !nzchar(value)) {
+    cli::cli_abort("{.arg layer} must be one name, such as {.val counts} or
+      {.val data}.", call = NULL)
+  }
+  value
+}
+
+# The genes x cells matrix of a layer as a dgCMatrix, in the assay's own order.
+# Split layers (counts.1, counts.2, ...) are joined in a copy, and this is said.
+.get_layer <- function(object, assay, layer, verbose) {
+  data <- if (!.seurat5()) {
+    .get_slot(object, assay, layer)
+  } else {
+    .get_layer5(object[[assay]], assay, layer, verbose)
+  }
+  if (is.null(data) || any(dim(data) == 0)) {
+    cli::cli_abort(c(
+      "The layer {.val {layer}} of assay {.val {assay}} is empty.",
+      i = "It has: {.val {.filled_layers(object, assay)}}. Name one of them,
+           for example {.code layer = \"data\"}, or another {.arg assay}."
+    ), call = NULL)
+  }
+  .as_dgc(data, what = "layer {.val {layer}} of assay {.val {assay}}",
+    layer = layer, assay = assay)
+}
+
+.get_slot <- function(object, assay, layer) {
+  if (!layer %in% c("counts", "data", "scale.data")) {
+    cli::cli_abort("Seurat 4 has the layers (slots) {.val counts}, {.val data}
+      and {.val scale.data}, not {.val {layer}}.", call = NULL)
+  }
+  SeuratObject::GetAssayData(object, slot = layer, assay = assay)
+}
+
+.get_layer5 <- function(assay_object, assay, layer, verbose) {
+  if (!inherits(assay_object, "StdAssay")) {
+    # A version 3 assay: its layers are the three slots.
+    if (!layer %in% SeuratObject::Layers(assay_object)) {
+      return(NULL)
+    }
+    return(SeuratObject::LayerData(assay_object, layer = layer))
+  }
+  parts <- .split_parts(assay_object, layer)
+  if (length(parts) == 0) {
+    return(NULL)
+  }
+  if (!identical(parts, layer)) {
+    if (verbose) {
+      cli::cli_inform("Assay {.val {assay}} has {length(parts)} split layers
+        ({.val {parts}}); they are joined for the computation. Yours stay split.")
+    }
+    assay_object <- SeuratObject::JoinLayers(assay_object, layers = layer, new = layer)
+  }
+  data <- SeuratObject::LayerData(assay_object, layer = layer)
+  # Layers may list their cells and genes in an order of their own.
+  data[SeuratObject::Features(assay_object, layer = layer),
+    intersect(colnames(assay_object), colnames(data)), drop = FALSE]
+}
+
+.split_parts <- function(assay_object, layer) {
+  layers <- SeuratObject::Layers(assay_object)
+  if (layer %in% layers) {
+    return(layer)
+  }
+  layers[startsWith(layers, paste0(layer, "."))]
+}
+
+.filled_layers <- function(object, assay) {
+  if (.seurat5()) {
+    return(SeuratObject::Layers(object[[assay]]))
+  }
+  slots <- c("counts", "data", "scale.data")
+  filled <- vapply(slots, function(name) {
+    all(dim(SeuratObject::GetAssayData(object, slot = name, assay = assay)) > 0)
+  }, logical(1))
+  slots[filled]
+}
+
+# Sparse stays sparse; what lives on disk is refused rather than loaded unasked.
+.as_dgc <- function(data, what, ...) {
+  vars <- list2env(list(..., class = class(data)[[1]]), parent = environment())
+  if (is(data, "dgCMatrix")) {
+    return(data)
+  }
+  if (is(data, "Matrix") || is.matrix(data)) {
+    if (is(data, "Matrix") || is.numeric(data)) {
+      data <- as(as(as(data, "dMatrix"), "generalMatrix"), "CsparseMatrix")
+      return(data)
+    }
+  }
+  cli::cli_abort(c(
+    paste0("The ", what, " is a {.cls {class}}, which scMamba cannot read in
+      place."),
+    i = "Load it into memory as a sparse matrix first:
+         {.code as(x, \"dgCMatrix\")}."
+  ), call = NULL, .envir = vars)
+}
+
+.check_assay <- function(object, assay) {
+  assay <- assay %||% SeuratObject::DefaultAssay(object)
+  known <- SeuratObject::Assays(object)
+  if (!is.character(assay) || length(assay) != 1 || !assay %in% known) {
+    cli::cli_abort("This object has no assay {.val {assay}}; it has
+      {.val {known}}.", call = NULL)
+  }
+  assay
+}
+
+# Nothing of the user's is replaced unless asked; said before any long work.
+.check_free <- function(name, taken, what, argument, overwrite) {
+  if (name %in% taken && !isTRUE(overwrite)) {
+    cli::cli_abort(c(
+      "This object already has {what} {.val {name}}.",
+      i = "Choose another name with {.arg {argument}}, or replace it with
+           {.code overwrite = TRUE}."
+    ), call = NULL, class = "scmamba_exists")
+  }
+}
+
+# An assay of the same kind as the one it was made from.
+.make_assay <- function(data, like) {
+  if (.seurat5() && inherits(like, "StdAssay")) {
+    SeuratObject::CreateAssay5Object(data = data)
+  } else {
+    SeuratObject::CreateAssayObject(data = data)
+  }
+}
+
+# Provenance and per-cell results; the user's own metadata columns stay.
+.annotate_seurat <- function(object, verb, result) {
+  if (!is.null(result$cells)) {
+    columns <- result$cells
+    rownames(columns) <- colnames(result$matrix) %||% rownames(result$embedding)
+    object <- SeuratObject::AddMetaData(object, metadata = columns)
+  }
+  kept <- SeuratObject::Misc(object, slot = "scmamba")
+  kept <- if (is.list(kept)) kept else list()
+  kept[[verb]] <- result$provenance
+  # Misc<- warns when it replaces, which here is the purpose.
+  suppressWarnings(SeuratObject::Misc(object, slot = "scmamba") <- kept)
+  object
+}
+
+`%||%` <- function(x, y) if (is.null(x)) y else x

@@ -1,0 +1,45 @@
+#!/usr/bin/env bash
+# Run a command inside the Seurat 5 root, with this checkout and its Python at the same paths as outside.
+#   scripts/in_seurat5.sh Rscript -e 'packageVersion("Seurat")'
+# All mounts live in a mount namespace of their own and vanish with the command.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+[ -e "$SEURAT5/.scmamba-complete" ] || die "the Seurat 5 root is missing; run scripts/seurat5.sh first."
+
+# What the virtual environment's interpreter needs from outside: its prefix, or Debian's files one by one.
+python_paths() {
+  "$VENV/bin/python" - <<'PY'
+import glob, os, sys
+prefix = os.path.realpath(sys.base_prefix)
+if prefix != "/usr":
+    print(prefix)
+else:
+    version = "python%d.%d" % sys.version_info[:2]
+    print(os.path.realpath(sys.executable))
+    print("/usr/lib/" + version)
+    for path in glob.glob("/usr/lib/*/lib%s*.so*" % version):
+        print(path)
+PY
+}
+
+export SEURAT5 ROOT
+PYTHON_PATHS="$(python_paths)"
+export PYTHON_PATHS
+exec unshare --mount --propagation private bash -euo pipefail -c '
+  bind() {
+    if [ -d "$1" ]; then mkdir -p "$SEURAT5$1"; else mkdir -p "$(dirname "$SEURAT5$1")"; [ -e "$SEURAT5$1" ] || : >"$SEURAT5$1"; fi
+    mount --bind "$1" "$SEURAT5$1"
+  }
+  mount -t proc proc "$SEURAT5/proc" 2>/dev/null || mount --rbind /proc "$SEURAT5/proc"
+  mount --rbind /dev "$SEURAT5/dev"
+  mount -t tmpfs tmpfs "$SEURAT5/tmp"
+  bind "$ROOT"
+  # Beside the checkout, where the tests look for real data sets.
+  if [ -d "$ROOT/../shared" ]; then bind "$(cd "$ROOT/../shared" && pwd)"; fi
+  while read -r path; do bind "$path"; done <<<"$PYTHON_PATHS"
+  exec chroot "$SEURAT5" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
+    R_LIBS="$ROOT/.cache/rlib-seurat5" RETICULATE_PYTHON="$ROOT/.venv/bin/python" RETICULATE_USE_MANAGED_VENV=false \
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" SCMAMBA_ROOT="$ROOT" \
+    bash -c "cd \"\$SCMAMBA_ROOT\" && exec \"\$@\"" bash "$@"
+' bash "$@"

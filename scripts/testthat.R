@@ -1,0 +1,19 @@
+# Run the installed package's test suite; the last line says how it went, for people and for the CI.
+testthat::set_max_fails(Inf)
+reporter <- testthat::ListReporter$new()
+testthat::test_dir(
+  "tests/testthat", package = "scMamba", load_package = "installed", stop_on_failure = FALSE,
+  reporter = testthat::MultiReporter$new(list(testthat::CheckReporter$new(), reporter))
+)
+results <- as.data.frame(reporter$get_results())
+failed <- sum(results$failed) + sum(results$error)
+skipped <- sum(results$skipped)
+seurat <- tryCatch(as.character(packageVersion("Seurat")), error = function(e) "missing")
+cat(sprintf(
+  "R %s, Seurat %s, SeuratObject %s, reticulate %s\n", getRversion(), seurat,
+  packageVersion("SeuratObject"), packageVersion("reticulate")
+))
+cat(sprintf(
+  "testthat: %d passed, %d failed, %d skipped\n", sum(results$passed), failed, skipped
+))
+quit(status = failed > 0 || sum(results$passed) == 0)
