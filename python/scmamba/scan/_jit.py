@@ -1,0 +1,54 @@
+"""Load the numba kernels with their machine code cached in a folder of the user's.
+
+Compiling takes seconds, loading from the cache a fraction of one. The package's own folder may be read-only, so the
+cache goes to ``$XDG_CACHE_HOME/scmamba`` (``~/.cache/scmamba``), or to a temporary folder where that cannot be
+written. ``NUMBA_CACHE_DIR`` wins when it is set.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import tempfile
+import threading
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+_lock = threading.Lock()
+
+
+def cache_folder() -> Path:
+    """A writable folder for compiled kernels."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    for folder in (Path(home) / "scmamba" / "numba", Path(tempfile.gettempdir()) / f"scmamba-numba-{_user()}"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if os.access(folder, os.W_OK):
+                return folder
+        except OSError:
+            continue
+    return Path(tempfile.mkdtemp(prefix="scmamba-numba-"))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # no name for this user id, as in many containers
+        return str(os.getuid()) if hasattr(os, "getuid") else "user"
+
+
+@cache
+def kernels() -> ModuleType:
+    """The compiled kernels; the first call compiles or loads them."""
+    import numba
+
+    with _lock:
+        before = numba.config.CACHE_DIR
+        if not before:
+            numba.config.CACHE_DIR = str(cache_folder())
+        try:
+            from . import _kernels
+        finally:
+            numba.config.CACHE_DIR = before
+    return _kernels
