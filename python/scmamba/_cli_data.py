@@ -1,0 +1,43 @@
+"""Commands about data files: ``scmamba cohort`` and ``scmamba convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._errors import ScMambaError
+
+
+def _stop(error: Exception) -> None:
+    typer.secho(f"Error: {error}", fg="red", err=True)
+    raise typer.Exit(1)
+
+
+def cohort(
+    output: Annotated[Path, typer.Argument(help="The .h5ad file to write.")],
+    cells: Annotated[int, typer.Option(help="Number of cells.")] = 2000,
+    donors: Annotated[int, typer.Option(help="Number of donors.")] = 8,
+    genes: Annotated[int | None, typer.Option(help="Keep this many genes; all 10,000 if not given.")] = None,
+    disease_fraction: Annotated[float, typer.Option(help="Share of donors with AD.")] = 0.5,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cohort.")] = 0,
+) -> None:
+    """Write a SIMULATED human brain cohort (8 types, donors, a disease): raw counts and truth."""
+    from ._files import atomic_path
+    from .datasets import brain_cohort
+
+    try:
+        data = brain_cohort(
+            cells, n_donors=donors, n_genes=genes or None, disease_fraction=disease_fraction, seed=seed
+        )
+        with atomic_path(output) as path:
+            data.write_h5ad(path, compression="gzip")
+    except ScMambaError as error:
+        _stop(error)
+    typer.echo(f"{output}: {data.n_obs:,} simulated cells x {data.n_vars:,} genes, {donors} donors")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to ``app``."""
+    app.command()(cohort)
