@@ -13,6 +13,8 @@ T = TypeVar("T")
 # A host (R through reticulate, the server) may take over the display: it sets this to a function of
 # (description, done, total) and no bar is drawn here.
 listener: Callable[[str, int, int], None] | None = None
+# The same for the sentences a task says on its way.
+speaker: Callable[[str], None] | None = None
 
 
 @contextmanager
@@ -74,3 +76,9 @@ def track(items: Iterable[T], description: str, total: int, verbose: bool = True
         for item in items:
             yield item
             advance(1)
+
+
+def say(text: str, verbose: bool) -> None:
+    """One line for people, on stderr so that output can be piped."""
+    if verbose:
+        print(f"scMamba: {text}", file=sys.stderr, flush=True)

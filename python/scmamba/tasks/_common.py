@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from .. import __version__
+from .. import __version__, _progress
 from .._errors import DataError
+from .._progress import say
 from ..data.preprocess import MIN_TOTAL, Cells
 from ..model import Model
 
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
 
 #: Everything scMamba adds to an object is called so.
 KEY = "scmamba"
-
-
-def say(text: str, verbose: bool) -> None:
-    """One line for people, on stderr so that output can be piped."""
-    if verbose:
-        print(f"scMamba: {text}", file=sys.stderr, flush=True)
 
 
 def positions(model: Model, cells: Cells) -> tuple[np.ndarray, torch.Tensor | None]:
