@@ -1,3 +1,50 @@
-"""scMamba: a pre-trained bidirectional Mamba for single-nucleus RNA-seq of the brain."""
+"""scMamba: a pre-trained bidirectional Mamba for single-nucleus RNA-seq of the brain.
+
+The public verbs; each is imported when first used, so that ``import scmamba`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+#: Public name -> module that holds it.
+_HOMES = {
+    "impute": "tasks.impute",
+    "impute_file": "tasks.impute",
+    "embed": "tasks.embed",
+    "load_model": "model.checkpoint",
+    "save_checkpoint": "model.checkpoint",
+    "models": "model.checkpoint",
+    "Model": "model.checkpoint",
+    "ModelConfig": "model.config",
+    "pretrain": "training.recipes",
+    "finetune": "training.recipes",
+    "info": "_info",
+}
+_ROOMS = ("data", "datasets", "deg", "evaluation", "genes", "interop", "model", "plots", "scan", "tasks", "training")
+
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from ._info import info
+    from .model.checkpoint import Model, load_model, models, save_checkpoint
+    from .model.config import ModelConfig
+    from .tasks.embed import embed
+    from .tasks.impute import impute, impute_file
+    from .training.recipes import finetune, pretrain
+
+
+def __getattr__(name: str) -> Any:
+    # Rooms first: `scmamba.model` is the package even after something imported a name from it.
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module 'scmamba' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

@@ -20,6 +20,8 @@ from .config import ModelConfig
 
 #: Special tokens before the first gene in the published vocabulary file.
 _SPECIAL_TOKENS = 1005
+#: Row of the [CLS] token among them.
+_CLS_ROW = 101
 _TABLE = "backbone.gene_id_embedding.weight"
 
 
@@ -49,8 +51,12 @@ def read_published(
         Truncated file, another layout, a vocabulary that does not fit the table.
     """
     weights = _clean(_state_dict(Path(path)))
-    genes, rows = _vocabulary_rows(vocabulary, weights[_TABLE].shape[0])
-    weights[_TABLE] = weights[_TABLE][rows].clone()
+    table = weights[_TABLE]
+    genes, rows, cls_row = _vocabulary_rows(vocabulary, table.shape[0])
+    weights[_TABLE] = table[rows].clone()
+    if "backbone.cls_token" in weights and cls_row is not None:
+        # The published code embeds [CLS] like a gene: its row of the table is added to the learned token.
+        weights["backbone.cls_token"] = weights["backbone.cls_token"] + table[cls_row]
     config = _infer_config(weights, len(genes), Path(path).stem)
     return config, weights, genes, _labels(labels, config.n_classes)
 
@@ -94,13 +100,14 @@ def _clean(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _vocabulary_rows(source: str | PathLike[str] | Vocabulary | None, table: int) -> tuple[Vocabulary, Tensor]:
-    """The genes and the rows of the embedding table that hold them."""
+def _vocabulary_rows(source: str | PathLike[str] | Vocabulary | None, table: int) -> tuple[Vocabulary, Tensor, int | None]:
+    """The genes, the rows of the embedding table that hold them, and the row of [CLS] if there is one."""
     if source is None or isinstance(source, Vocabulary):
         genes = source or Vocabulary.published()
         # A table of just the genes, or the published order behind the special tokens (padded to a multiple of 8).
         offset = 0 if table == len(genes) else _SPECIAL_TOKENS
         rows = torch.arange(offset, offset + len(genes))
+        cls_row = _CLS_ROW if offset else None
     else:
         file = Path(source)
         if not file.is_file():
@@ -109,12 +116,13 @@ def _vocabulary_rows(source: str | PathLike[str] | Vocabulary | None, table: int
         named = [(i, token) for i, token in enumerate(lines) if not (token.startswith("[") and token.endswith("]"))]
         genes = Vocabulary.from_ids([token for _, token in named])
         rows = torch.tensor([i for i, _ in named], dtype=torch.long)
+        cls_row = lines.index("[CLS]") if "[CLS]" in lines else None
     if len(rows) == 0 or int(rows.max()) >= table:
         raise CheckpointError(
             f"The embedding table has {table} rows, and the vocabulary needs {int(rows.max()) + 1 if len(rows) else 1}. Pass the vocab.txt "
             "the model was trained with (vocabulary=...)."
         )
-    return genes, rows
+    return genes, rows, cls_row
 
 
 def _infer_config(weights: dict[str, Tensor], n_genes: int, name: str) -> ModelConfig:

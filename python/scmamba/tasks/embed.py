@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from .._progress import progress
+from .._progress import progress, say
 from ..data import read_cells
 from ..data.preprocess import MIN_TOTAL
 from ..model import Model, load_model
-from ._common import KEY, check_free, dense_input, low_depth_warning, note, positions, say
+from ._common import KEY, check_free, dense_input, low_depth_warning, note, positions
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -16,12 +16,12 @@ import torch
 from scipy import sparse
 
 from .._errors import DataError, ScMambaError
-from .._progress import progress
+from .._progress import progress, say
 from ..data import interleaved_groups, read_cells
 from ..data.preprocess import MIN_TOTAL, SCALE, Cells
 from ..genes import MIN_COVERAGE
 from ..model import Model, load_model
-from ._common import KEY, available_memory, check_free, dense_input, low_depth_warning, note, positions, say
+from ._common import KEY, available_memory, check_free, dense_input, low_depth_warning, note, positions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -111,7 +111,8 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
     ScMambaError
         As :func:`impute`; the input is not an h5ad file; the target exists and ``overwrite`` is not set; the disk is full.
     """
-    from ._stream import open_backed, write_with_layer
+    from ..data.files import open_backed
+    from ._stream import write_with_layer
 
     source, target = Path(source), Path(target)
     if target.exists() and not overwrite:

@@ -1,0 +1,161 @@
+"""Recipes: masked-expression pre-training and imputation fine-tuning (paper, Methods; spec "Pre-training", "Fine-tuning")."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._errors import ScMambaError
+from ..genes import Vocabulary
+from ..model import Model, ModelConfig, ScMamba, load_model
+from .loop import LoopConfig, Step, fit
+from .sequences import SequenceConfig, Source, draw_batch, read_sources
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Hidden shares of the two recipes (paper, Methods).
+PRETRAIN = SequenceConfig(mask_nonzero=0.15, mask_zero=0.0)
+IMPUTE = SequenceConfig(mask_nonzero=0.4, mask_zero=0.04)
+
+
+def reconstruction_loss(network: ScMamba, source: Source, rows: np.ndarray, sequence: SequenceConfig, rng: np.random.Generator) -> Tensor:
+    """Weighted mean squared error at the hidden positions of some cells (paper, Methods)."""
+    batch = draw_batch(source, rows, sequence, rng)
+    device = next(network.parameters()).device
+    genes = None if _is_everything(batch.genes, network) else batch.genes.to(device)
+    x, mask = batch.x.to(device), batch.mask.to(device)
+    error = (network.reconstruct(x, mask, genes) - x) ** 2
+    weight = batch.weight.to(device) * mask
+    return (error * weight).sum() / weight.sum().clamp(min=1e-6)
+
+
+def _is_everything(genes: Tensor, network: ScMamba) -> bool:
+    return genes.ndim == 1 and len(genes) == network.config.n_genes
+
+
+def reconstruction_step(sources: Sequence[Source], sequence: SequenceConfig, config: LoopConfig) -> Step:
+    """A step that draws a source by its number of cells, then cells of it."""
+    sizes = np.array([len(s) for s in sources], dtype=np.float64)
+
+    def step(network: nn.Module, k: int, rng: np.random.Generator) -> Tensor:
+        source = sources[rng.choice(len(sources), p=sizes / sizes.sum())]
+        rows = rng.choice(len(source), min(config.batch_size, len(source)), replace=False)
+        return reconstruction_loss(network, source, rows, sequence, rng)  # type: ignore[arg-type]
+
+    return step
+
+
+def validation(sources: Sequence[Source], sequence: SequenceConfig, cells: int = 64, seed: int = 12345):  # noqa: ANN201
+    """A function of the network: loss at the same hidden positions of the same held-out cells every time."""
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        losses = []
+        with torch.no_grad():
+            for source in sources:
+                rng = np.random.default_rng(seed)
+                rows = rng.choice(len(source), min(cells, len(source)), replace=False)
+                parts = np.array_split(rows, max(1, len(rows) // 8))
+                losses += [float(reconstruction_loss(network, source, part, sequence, rng)) for part in parts]  # type: ignore[arg-type]
+        return {"validation_loss": float(np.mean(losses))}
+
+    return validate
+
+
+def pretrain(
+    data: Sequence[str | PathLike[str] | AnnData],
+    *,
+    config: ModelConfig | None = None,
+    vocabulary: Vocabulary | None = None,
+    loop: LoopConfig | None = None,
+    sequence: SequenceConfig = PRETRAIN,
+    held_out: Sequence[str | PathLike[str] | AnnData] = (),
+    folder: str | PathLike[str] | None = None,
+    name: str = "pretrained",
+    seed: int = 0,
+    force: bool = False,
+    verbose: bool = True,
+) -> Model:
+    """Pre-train a network from nothing by masked-expression modelling.
+
+    Parameters
+    ----------
+    data, held_out
+        h5ad files or AnnData objects of raw counts, for training and for the validation loss (other donors).
+    config
+        Sizes; default the published ones. ``vocabulary`` defaults to the published genes.
+    folder
+        Keeps the state, so that a stopped run goes on where it was.
+
+    Returns
+    -------
+    The trained model (see :func:`scmamba.model.save_checkpoint`).
+
+    Raises
+    ------
+    ScMambaError
+        Data that cannot be read or do not fit the vocabulary.
+    """
+    vocabulary = vocabulary or Vocabulary.published()
+    config = config or ModelConfig(n_genes=len(vocabulary))
+    loop = replace(loop or LoopConfig(), seed=seed)
+    sources = read_sources(data, vocabulary, force=force)
+    others = read_sources(held_out, vocabulary, force=force)
+    torch.manual_seed(seed)
+    model = Model(ScMamba(replace(config, n_genes=len(vocabulary), name=name)), vocabulary)
+    if torch.cuda.is_available():
+        model.network.cuda()
+    validate = validation(others, sequence) if others else None
+    fit(model.network, reconstruction_step(sources, sequence, loop), loop, folder=folder, description="Pre-training", verbose=verbose, validate=validate)
+    return model
+
+
+def finetune(
+    data: Sequence[str | PathLike[str] | AnnData],
+    *,
+    model: str | PathLike[str] | Model | None = None,
+    task: str = "impute",
+    loop: LoopConfig | None = None,
+    sequence: SequenceConfig = IMPUTE,
+    held_out: Sequence[str | PathLike[str] | AnnData] = (),
+    min_total: float = 200,
+    folder: str | PathLike[str] | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    verbose: bool = True,
+) -> Model:
+    """Fine-tune a pre-trained model for imputation; the whole network trains, the mask token is kept.
+
+    ``min_total`` 4000 is the paper's choice of training cells; brain nuclei of other studies rarely reach it, so the default is that of
+    pre-training. Other parameters as in :func:`pretrain`.
+
+    Raises
+    ------
+    ScMambaError
+        Unknown task; data or model that do not fit.
+    """
+    if task != "impute":
+        raise ScMambaError(f"The task '{task}' is not known; this version fine-tunes for 'impute'.")
+    loop = replace(loop or LoopConfig(lr=1e-4), seed=seed)
+    opened = clone(load_model(model), name)
+    sources = read_sources(data, opened.genes, min_total=min_total, force=force)
+    others = read_sources(held_out, opened.genes, force=force)
+    validate = validation(others, sequence) if others else None
+    fit(opened.network, reconstruction_step(sources, sequence, loop), loop, folder=folder, description="Fine-tuning", verbose=verbose, validate=validate)
+    return opened
+
+
+def clone(model: Model, name: str | None = None) -> Model:
+    """A copy whose weights can be trained while the original stays as it is."""
+    network = ScMamba(replace(model.config, name=name or model.config.name)).to(model.device)
+    network.load_state_dict(model.network.state_dict())
+    network.to(next(model.network.parameters()).dtype)
+    network.backend = model.network.backend
+    return Model(network, model.genes, model.labels, model.card)
