@@ -1,0 +1,131 @@
+"""The continuous part: least squares on the cells that express the gene (spec of MAST, section B2)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit, prange
+
+from .prior import Prior
+
+
+class ContinuousFit(NamedTuple):
+    """Per gene, arrays of length genes unless said; NaN for aliased coefficients and where nothing was fitted."""
+
+    n: np.ndarray  # cells expressing the gene
+    rank: np.ndarray
+    df: np.ndarray  # residual degrees of freedom
+    fitted: np.ndarray  # bool: df > 0
+    rss: np.ndarray
+    log_lik: np.ndarray  # 0 where not fitted
+    s2_ml: np.ndarray  # shrunken maximum-likelihood variance
+    coef: np.ndarray  # (genes, k)
+    cov: np.ndarray  # (genes, k, k)
+
+
+@njit(cache=True, parallel=True)
+def _least_squares(indptr, cells, values, design, tol):  # pragma: no cover (compiled)
+    genes, k = indptr.size - 1, design.shape[1]
+    coef = np.full((genes, k), np.nan)
+    cov = np.full((genes, k, k), np.nan)
+    rss = np.zeros(genes)
+    rank = np.zeros(genes, np.int64)
+    for g in prange(genes):
+        lo, hi = indptr[g], indptr[g + 1]
+        n = hi - lo
+        a = np.empty((k, n))
+        y = np.empty(n)
+        for i in range(n):
+            y[i] = values[lo + i]
+            for j in range(k):
+                a[j, i] = design[cells[lo + i], j]
+        kept = np.empty(k, np.int64)
+        norm = np.empty(k)
+        for j in range(k):
+            s = 0.0
+            for i in range(n):
+                s += a[j, i] * a[j, i]
+            norm[j] = np.sqrt(s) if s > 0 else 1.0
+        r = 0
+        for j in range(k):  # Householder; a column with nothing left below row r is aliased and skipped
+            s = 0.0
+            for i in range(r, n):
+                s += a[j, i] * a[j, i]
+            length = np.sqrt(s)
+            if r >= n or length < tol * norm[j] or length == 0.0:
+                continue
+            kept[r] = j
+            sign = -1.0 if a[j, r] < 0 else 1.0
+            head = a[j, r] + sign * length
+            scale = sign * length * head  # v'v / 2 for v = (head, rest)
+            for m in range(j + 1, k):
+                dot = head * a[m, r]
+                for i in range(r + 1, n):
+                    dot += a[j, i] * a[m, i]
+                dot /= scale
+                a[m, r] -= dot * head
+                for i in range(r + 1, n):
+                    a[m, i] -= dot * a[j, i]
+            dot = head * y[r]
+            for i in range(r + 1, n):
+                dot += a[j, i] * y[i]
+            dot /= scale
+            y[r] -= dot * head
+            for i in range(r + 1, n):
+                y[i] -= dot * a[j, i]
+            a[j, r] = -sign * length
+            r += 1
+        rank[g] = r
+        s = 0.0
+        for i in range(r, n):
+            s += y[i] * y[i]
+        rss[g] = s
+        inverse = np.zeros((r, r))  # of the triangle R, column by column
+        for c in range(r):
+            inverse[c, c] = 1.0 / a[kept[c], c]
+            for i in range(c - 1, -1, -1):
+                t = 0.0
+                for m in range(i + 1, c + 1):
+                    t += a[kept[m], i] * inverse[m, c]
+                inverse[i, c] = -t / a[kept[i], i]
+        for i in range(r):
+            t = 0.0
+            for m in range(i, r):
+                t += inverse[i, m] * y[m]
+            coef[g, kept[i]] = t
+            for j in range(r):
+                t = 0.0
+                for m in range(max(i, j), r):
+                    t += inverse[i, m] * inverse[j, m]
+                cov[g, kept[i], kept[j]] = t
+    return coef, cov, rss, rank
+
+
+def shrunken(n: np.ndarray, rss: np.ndarray, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
+    """ML variance with the prior's ``dof`` pseudo-values, and the log-likelihood (n, not n + dof, values)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        s2 = (rss + prior.variance * prior.dof) / (n + prior.dof)
+        return s2, -n / 2.0 * (np.log(2 * np.pi * s2) + 1.0)
+
+
+def fit_continuous(
+    indptr: np.ndarray, cells: np.ndarray, values: np.ndarray, design: np.ndarray, prior: Prior
+) -> ContinuousFit:
+    """Least squares for every gene over its expressing cells, with variances shrunken towards ``prior``.
+
+    ``indptr, cells, values`` are the columns (genes) of a CSC matrix that holds the values above zero only;
+    ``design`` is (cells, k). Columns without information among a gene's expressing cells are dropped (1e-11).
+    """
+    coef, cov, rss, rank = _least_squares(indptr, cells, values, np.ascontiguousarray(design), 1e-11)
+    n = np.diff(indptr).astype(np.int64)
+    df = np.maximum(n - rank, 0)
+    fitted = df > 0
+    s2_ml, log_lik = shrunken(n, rss, prior)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        s2 = (rss + prior.variance * prior.dof) / (df + prior.dof)
+    cov *= np.where(fitted, s2, np.nan)[:, None, None]
+    coef[~fitted] = np.nan
+    return ContinuousFit(
+        n, rank, df, fitted, rss, np.where(fitted, log_lik, 0.0), np.where(fitted, s2_ml, np.nan), coef, cov
+    )

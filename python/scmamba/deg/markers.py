@@ -1,0 +1,329 @@
+"""``find_markers``: the table of Seurat's FindMarkers, with MAST's or Wilcoxon's test (MAST spec, A)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from .._errors import DataError
+from .design import factor
+from .twogroup import HurdleTest, Sums, group_sums, hurdle_test, shared_prior
+from .values import Scale, layer_values
+from .wilcoxon import rank_sum_p
+from .zlm import zlm
+
+MIN_CELLS = 3
+
+
+class Rules(NamedTuple):
+    """Which genes are tested and how the fold change is taken."""
+
+    seurat: str = "5"
+    min_pct: float = 0.01
+    logfc_threshold: float = 0.1
+    only_pos: bool = False
+    min_diff_pct: float = -np.inf
+    fold_change: str = "expm1"  # or "log": Seurat 4.2-4.3 where no normalisation is recorded
+
+
+def rules_for(
+    seurat: str,
+    min_pct: float | None = None,
+    logfc_threshold: float | None = None,
+    only_pos: bool = False,
+    min_diff_pct: float = -np.inf,
+    fold_change: str = "expm1",
+) -> Rules:
+    """The defaults of the Seurat version, with what the caller set."""
+    if str(seurat) not in ("4", "5"):
+        raise DataError(f"seurat={seurat!r} is not known. Choose '5' (5.0 and later) or '4'.")
+    if fold_change not in ("expm1", "log"):
+        raise DataError(f"fold_change={fold_change!r} is not known. Choose 'expm1' or 'log'.")
+    least, change = (0.01, 0.1) if str(seurat) == "5" else (0.1, 0.25)
+    return Rules(
+        str(seurat),
+        least if min_pct is None else min_pct,
+        change if logfc_threshold is None else logfc_threshold,
+        only_pos,
+        min_diff_pct,
+        fold_change,
+    )
+
+
+def round3(fraction: np.ndarray) -> np.ndarray:
+    """R's ``round(x, 3)``: the closer of the two neighbours in double arithmetic, the even one on a tie."""
+    scaled = 1000.0 * fraction
+    low, high = np.floor(scaled) / 1000.0, np.ceil(scaled) / 1000.0
+    to_low, to_high = fraction - low, high - fraction
+    even_low = np.floor(scaled) % 2 == 0
+    return np.where((to_low < to_high) | ((to_low == to_high) & even_low), low, high)
+
+
+def fold_changes(
+    first: Sums, second: Sums, rules: Rules, log_means: tuple[np.ndarray, np.ndarray] | None
+) -> np.ndarray:
+    """log2 fold change, group 1 minus group 2, with Seurat's pseudocount of 1."""
+    if rules.fold_change == "log":
+        assert log_means is not None
+        return np.log2(log_means[0] + 1) - np.log2(log_means[1] + 1)
+    if rules.seurat == "5":
+        return np.log2((first.linear + 1) / first.n) - np.log2((second.linear + 1) / second.n)
+    return np.log2(first.linear / first.n + 1) - np.log2(second.linear / second.n + 1)
+
+
+class Screen(NamedTuple):
+    """Detection rates, fold changes and which genes pass the filters."""
+
+    pct1: np.ndarray
+    pct2: np.ndarray
+    change: np.ndarray
+    passed: np.ndarray
+
+
+def screen_genes(
+    first: Sums, second: Sums, rules: Rules, log_means: tuple[np.ndarray, np.ndarray] | None = None
+) -> Screen:
+    """Apply the filters before the test; the thresholds see the rounded detection rates."""
+    pct1, pct2 = round3(first.expressed / first.n), round3(second.expressed / second.n)
+    change = fold_changes(first, second, rules, log_means)
+    passed = np.maximum(pct1, pct2) >= rules.min_pct
+    if np.isfinite(rules.min_diff_pct):
+        passed &= np.abs(pct1 - pct2) >= rules.min_diff_pct
+    passed &= (change if rules.only_pos else np.abs(change)) >= rules.logfc_threshold
+    return Screen(pct1, pct2, change, np.flatnonzero(passed))
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """Adjusted p-values (false-discovery rate) in the order of ``p``."""
+    order = np.argsort(p, kind="stable")[::-1]
+    ranked = p[order] * p.size / np.arange(p.size, 0, -1)
+    out = np.empty_like(p)
+    out[order] = np.minimum(np.minimum.accumulate(ranked), 1.0)
+    return out
+
+
+def find_markers(
+    adata: Any,
+    groupby: str,
+    group1: str | Sequence[str],
+    group2: str | Sequence[str] | None = None,
+    *,
+    latent_vars: str | Sequence[str] | None = None,
+    test: Literal["MAST", "wilcox"] = "MAST",
+    seurat: Literal["5", "4"] = "5",
+    layer: str | None = None,
+    scale: Scale = "auto",
+    min_pct: float | None = None,
+    logfc_threshold: float | None = None,
+    only_pos: bool = False,
+    min_diff_pct: float = -np.inf,
+    fold_change: Literal["expm1", "log"] = "expm1",
+    genes: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Genes that differ between two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")`` finds them.
+
+    The cells of a donor are not independent, and this test treats them as if they were: for a comparison
+    between patients and controls use :func:`scmamba.deg.pseudobulk` beside it.
+
+    Parameters
+    ----------
+    adata
+        AnnData; X (or ``layer``) holds raw counts, normalised here to log1p of 10,000 per cell, or log
+        values.
+    groupby, group1, group2
+        Column of ``obs`` and its values; ``group2=None`` means all other cells.
+    latent_vars
+        Columns of ``obs`` added to MAST's model as they are.
+    seurat
+        Whose fold change, filters and order: ``"5"`` (min.pct 0.01, threshold 0.1) or ``"4"`` (0.1, 0.25).
+    fold_change
+        ``"log"`` repeats Seurat 4.2-4.3 on an object without a recorded normalisation.
+    genes
+        Test only these (the correction still counts all genes of the object).
+
+    Returns
+    -------
+    DataFrame indexed by gene with ``p_val, avg_log2FC, pct.1, pct.2, p_val_adj`` as in Seurat (Bonferroni
+    over all genes of the object, untested ones included) and ``p_val_bh`` (Benjamini-Hochberg over the tested
+    genes), in Seurat's order. Positive ``avg_log2FC``: higher in ``group1``.
+
+    Raises
+    ------
+    DataError
+        If a group is unknown or has fewer than three cells, or the values are neither counts nor logs.
+    """
+    rules = rules_for(seurat, min_pct, logfc_threshold, only_pos, min_diff_pct, fold_change)
+    if test not in ("MAST", "wilcox"):
+        raise DataError(f"test={test!r} is not known. Choose 'MAST' or 'wilcox'.")
+    group = two_groups(adata.obs, groupby, group1, group2)
+    latent = [latent_vars] if isinstance(latent_vars, str) else list(latent_vars or [])
+    if test == "wilcox" and latent:
+        raise DataError(
+            "The Wilcoxon test takes no latent variables. Use test='MAST', or leave latent_vars out."
+        )
+    values = layer_values(adata, layer, scale).matrix
+    return markers_of(values, pd.Index(adata.var_names), group, rules, test, adata.obs, latent, genes)
+
+
+def markers_of(
+    values: sp.csr_matrix,
+    names: pd.Index,
+    group: np.ndarray,
+    rules: Rules,
+    test: str = "MAST",
+    obs: pd.DataFrame | None = None,
+    latent: Sequence[str] = (),
+    genes: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """:func:`find_markers` on log values; ``group`` (cells,) is 0, 1, or -1 for cells left out."""
+    negative = values.nnz > 0 and values.data.min() < 0
+    positive = _only_positive(values) if negative else values
+    (first, second), centre = group_sums(positive, group, 2)
+    log_means = _log_means(values, group) if rules.fold_change == "log" else None
+    if negative:
+        first, second = _with_all_linear(values, group, first, second)
+    screen = screen_genes(first, second, rules, log_means)
+    passed = screen.passed
+    if genes is not None:
+        passed = passed[names[passed].isin(set(genes))]
+    if passed.size == 0:
+        return _empty_table()
+    if test == "wilcox":
+        p = rank_sum_p(values[group == 0][:, passed], values[group == 1][:, passed])
+    elif latent or negative or np.isnan(values.data).any():
+        p = _model_p(values, group, passed, obs, latent)
+    else:
+        few = first.take(passed), second.take(passed)
+        prior = shared_prior(few[0].plus(few[1]), centre[passed])
+        p = hurdle_test(few[0], few[1], prior, centre[passed]).p
+    return _table(p, screen, passed, names, rules)
+
+
+def tested(first: Sums, second: Sums, centre: np.ndarray, rules: Rules) -> tuple[Screen, HurdleTest]:
+    """Screen and test from sums alone; the test's arrays follow ``screen.passed``."""
+    screen = screen_genes(first, second, rules)
+    a, b = first.take(screen.passed), second.take(screen.passed)
+    prior = shared_prior(a.plus(b), centre[screen.passed])
+    return screen, hurdle_test(a, b, prior, centre[screen.passed])
+
+
+def two_groups(
+    obs: pd.DataFrame, groupby: str, group1: str | Sequence[str], group2: str | Sequence[str] | None
+) -> np.ndarray:
+    """(cells,) 0 for group 1, 1 for group 2, -1 for the rest; checked before any work."""
+    if groupby not in obs:
+        raise DataError(
+            f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}."
+        )
+    column = obs[groupby].astype(str).to_numpy()
+    present = sorted(set(column[obs[groupby].notna().to_numpy()]))
+    member = []
+    for asked in (group1, group2):
+        if asked is None:
+            member.append(obs[groupby].notna().to_numpy() & ~member[0])
+            continue
+        wanted = (
+            [str(asked)]
+            if isinstance(asked, (str, int, float, bool, np.generic))
+            else [str(x) for x in asked]
+        )
+        unknown = [w for w in wanted if w not in present]
+        if unknown:
+            raise DataError(f"{groupby!r} has no cells of {unknown[0]!r}. It has: {', '.join(present[:20])}.")
+        member.append(np.isin(column, wanted))
+    if (member[0] & member[1]).any():
+        raise DataError("The two groups share cells. Choose groups that do not overlap.")
+    for number, cells in enumerate(member, start=1):
+        if cells.sum() < MIN_CELLS:
+            raise DataError(
+                f"Group {number} has {int(cells.sum())} cell{'' if cells.sum() == 1 else 's'}; the test "
+                f"needs at least {MIN_CELLS} in each group."
+            )
+    return np.where(member[0], 0, np.where(member[1], 1, -1))
+
+
+def _model_p(
+    values: sp.csr_matrix,
+    group: np.ndarray,
+    passed: np.ndarray,
+    obs: pd.DataFrame | None,
+    latent: Sequence[str],
+) -> np.ndarray:
+    """MAST's hurdle p with covariates: group 1 is the reference level, latent variables follow it.
+
+    Cells are put in Seurat's order, group 1 before group 2; the levels of a latent factor are R's over these
+    cells.
+    """
+    order = np.concatenate([np.flatnonzero(group == 0), np.flatnonzero(group == 1)])
+    data = pd.DataFrame({"condition": np.where(group[order] == 0, "Group1", "Group2")})
+    terms = ["condition"]
+    for i, name in enumerate(latent):
+        if obs is None or name not in obs:
+            known = "" if obs is None else f" It has: {', '.join(map(str, obs.columns[:20]))}."
+            raise DataError(f"There is no column {name!r} in obs to use as a latent variable.{known}")
+        column = obs[name].iloc[order].reset_index(drop=True)
+        missing = int(column.isna().sum())
+        if missing:
+            raise DataError(
+                f"The latent variable {name!r} is missing for {missing:,} of {len(column):,} cells. The "
+                "model needs a value for every cell: fill them in, or leave those cells out."
+            )
+        whole = pd.api.types.is_numeric_dtype(column) and column.dtype != bool
+        data[f"latent{i}"] = column.astype(np.float64) if whole else factor(column)
+        if not whole and data[f"latent{i}"].nunique() < 2:
+            raise DataError(
+                f"The latent variable {name!r} has the same value in every cell of the two groups. Leave it "
+                "out."
+            )
+        terms.append(f"latent{i}")
+    fit = zlm(values[order][:, passed], "~ " + " + ".join(terms), data, scale="log")
+    return fit.lrt("conditionGroup2")["p_H"].to_numpy()
+
+
+def _table(p: np.ndarray, screen: Screen, passed: np.ndarray, names: pd.Index, rules: Rules) -> pd.DataFrame:
+    """Seurat's columns and order, and the false-discovery rate beside its Bonferroni column."""
+    table = pd.DataFrame(
+        {
+            "p_val": p,
+            "avg_log2FC": screen.change[passed],
+            "pct.1": screen.pct1[passed],
+            "pct.2": screen.pct2[passed],
+            "p_val_adj": np.minimum(1.0, p * len(names)),
+            "p_val_bh": benjamini_hochberg(p),
+        },
+        index=pd.Index(names[passed], name="gene"),
+    )
+    if rules.only_pos:
+        table = table[table["avg_log2FC"] > 0]
+    second = -(table["pct.1"] - table["pct.2"]).abs() if rules.seurat == "5" else np.zeros(len(table))
+    return table.iloc[np.lexsort((second, table["p_val"]))]
+
+
+def _empty_table() -> pd.DataFrame:
+    columns = ["p_val", "avg_log2FC", "pct.1", "pct.2", "p_val_adj", "p_val_bh"]
+    return pd.DataFrame({c: np.zeros(0) for c in columns}, index=pd.Index([], name="gene", dtype=object))
+
+
+def _only_positive(values: sp.csr_matrix) -> sp.csr_matrix:
+    out = values.copy()
+    out.data[~(out.data > 0)] = 0
+    out.eliminate_zeros()
+    return out
+
+
+def _log_means(values: sp.csr_matrix, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    parts = [np.asarray(values[group == k].mean(axis=0)).ravel() for k in (0, 1)]
+    return parts[0], parts[1]
+
+
+def _with_all_linear(
+    values: sp.csr_matrix, group: np.ndarray, first: Sums, second: Sums
+) -> tuple[Sums, Sums]:
+    """Seurat's means run over all values, negative ones too."""
+    linear = sp.csr_matrix((np.expm1(values.data), values.indices, values.indptr), shape=values.shape)
+    sums = [np.asarray(linear[group == k].sum(axis=0)).ravel() for k in (0, 1)]
+    return first._replace(linear=sums[0]), second._replace(linear=sums[1])
