@@ -80,5 +80,9 @@ def track(items: Iterable[T], description: str, total: int, verbose: bool = True
 
 def say(text: str, verbose: bool) -> None:
     """One line for people, on stderr so that output can be piped."""
-    if verbose:
+    if not verbose:
+        return
+    if speaker is not None:
+        speaker(text)
+    else:
         print(f"scMamba: {text}", file=sys.stderr, flush=True)
