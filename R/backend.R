@@ -18,7 +18,7 @@
     list(
       matrix = .from_slots(slots, dim(matrix), dimnames(matrix)),
       cells = .result_columns(result),
-      provenance = .provenance(result)
+      provenance = .provenance(result, "impute")
     )
   },
   embed = function(matrix, options, verbose) {
@@ -33,7 +33,7 @@
     list(
       embedding = embedding,
       cells = .result_columns(result),
-      provenance = .provenance(result)
+      provenance = .provenance(result, "embed")
     )
   }
 )
@@ -72,15 +72,8 @@
   if (!any(keep)) NULL else columns[, keep, drop = FALSE]
 }
 
-# How the result was made: uns["scmamba"] plus what only R knows.
-.provenance <- function(result) {
-  uns <- tryCatch(
-    reticulate::py_to_r(reticulate::py_get_item(result$uns, "scmamba")),
-    error = function(e) list()
-  )
-  c(uns, list(r = list(
-    scMamba = as.character(packageVersion("scMamba")),
-    reticulate = as.character(packageVersion("reticulate")),
-    SeuratObject = as.character(packageVersion("SeuratObject"))
-  )))
+# How the result was made: the verb's entry in uns["scmamba"], and what only R knows.
+.provenance <- function(result, verb) {
+  uns <- reticulate::py_to_r(reticulate::py_get_item(result$uns, "scmamba"))
+  c(as.list(uns[[verb]]), list(r = .r_versions()))
 }

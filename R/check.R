@@ -46,6 +46,14 @@
   }
 }
 
+.check_adapt <- function(adapt) {
+  if (is.logical(adapt)) .check_flag(adapt, "adapt") else .check_integer(adapt, "adapt", 1L)
+}
+
+.check_device <- function(device) {
+  if (is.null(device)) NULL else .check_name(device, "device")
+}
+
 # A name or path for Python; a model object that Python made is passed on.
 .check_model <- function(model) {
   if (is.null(model) || inherits(model, "python.builtin.object")) {

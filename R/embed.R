@@ -30,7 +30,7 @@ ScMambaEmbed <- function(object, ...) {
 #' @export
 ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
                                 reduction.name = "scmamba", reduction.key = "scmamba_",
-                                model = NULL, batch.size = NULL, seed = 0, force = FALSE,
+                                model = NULL, batch.size = NULL, device = NULL, force = FALSE,
                                 overwrite = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
@@ -38,7 +38,7 @@ ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = N
   .check_name(reduction.name, "reduction.name")
   .check_free(reduction.name, SeuratObject::Reductions(object), "a reduction",
     "reduction.name", overwrite)
-  options <- .embed_options(model, batch.size, seed, force)
+  options <- .embed_options(model, batch.size, device, force)
   matrix <- .get_layer(object, assay, layer, verbose)
   result <- .backend()$embed(matrix, options, verbose)
   colnames(result$embedding) <- paste0(reduction.key, seq_len(ncol(result$embedding)))
@@ -56,13 +56,13 @@ ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = N
 #' @export
 ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts",
                                               reduction.name = "scmamba", model = NULL,
-                                              batch.size = NULL, seed = 0, force = FALSE,
+                                              batch.size = NULL, device = NULL, force = FALSE,
                                               overwrite = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
   .check_name(reduction.name, "reduction.name")
   .check_free(reduction.name, SingleCellExperiment::reducedDimNames(object),
     "a reduction", "reduction.name", overwrite)
-  options <- .embed_options(model, batch.size, seed, force)
+  options <- .embed_options(model, batch.size, device, force)
   matrix <- .get_sce(object, assay)
   result <- .backend()$embed(matrix, options, verbose)
   embedding <- result$embedding
@@ -74,10 +74,10 @@ ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts",
 
 #' @rdname ScMambaEmbed
 #' @export
-ScMambaEmbed.dgCMatrix <- function(object, model = NULL, batch.size = NULL, seed = 0,
+ScMambaEmbed.dgCMatrix <- function(object, model = NULL, batch.size = NULL, device = NULL,
                                    force = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
-  options <- .embed_options(model, batch.size, seed, force)
+  options <- .embed_options(model, batch.size, device, force)
   result <- .backend()$embed(.check_matrix(object), options, verbose)
   embedding <- result$embedding
   colnames(embedding) <- paste0("scmamba_", seq_len(ncol(embedding)))
@@ -91,11 +91,11 @@ ScMambaEmbed.default <- function(object, ...) {
   ScMambaEmbed.dgCMatrix(.to_matrix(object), ...)
 }
 
-.embed_options <- function(model, batch.size, seed, force) {
+.embed_options <- function(model, batch.size, device, force) {
   list(
     model = .check_model(model),
     batch_size = if (is.null(batch.size)) NULL else .check_integer(batch.size, "batch.size", 1L),
-    seed = .check_integer(seed, "seed", lowest = 0L),
+    device = .check_device(device),
     force = .check_flag(force, "force")
   )
 }

@@ -25,12 +25,17 @@
 #' @param assay.name Name of the new assay.
 #' @param model `NULL` for the model that comes with scMamba, or the path of a
 #'   checkpoint directory.
-#' @param adapt Fine-tune the model on these data first?
+#' @param adapt Fine-tune a copy of the model on these data first? It is used only
+#'   if it predicts hidden values of cells kept out of the fine-tuning better. A
+#'   number sets the steps of training.
 #' @param passes Number of random parts in which the zeros are predicted.
-#' @param min.value Predictions at or below this value stay zero. Raising it
-#'   keeps the result sparse and small.
+#' @param min.value Predictions below this value stay zero. With 0 most entries of
+#'   the result hold a value; 0.1 keeps it much smaller.
+#' @param to.counts Give expected counts (in the layer `counts` of the new assay)
+#'   instead of log-normalised values (in `data`)? Needs counts to start from.
 #' @param batch.size Cells per batch; `NULL` chooses one from the memory there
 #'   is.
+#' @param device `"cpu"`, `"cuda"` or `"mps"`; `NULL` takes the fastest there is.
 #' @param seed Seed of everything random; the same seed gives the same result.
 #'   R's own random numbers are not touched.
 #' @param force Go on when few genes match the model's vocabulary?
@@ -64,7 +69,7 @@ ScMambaImpute <- function(object, ...) {
 #' @export
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
                                  assay.name = "scmamba", model = NULL, adapt = TRUE,
-                                 passes = 10, min.value = 0, batch.size = NULL, seed = 0,
+                                 passes = 10, min.value = 0, to.counts = FALSE, batch.size = NULL, device = NULL, seed = 0,
                                  force = FALSE, overwrite = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
@@ -72,10 +77,10 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   .check_name(assay.name, "assay.name")
   .check_free(assay.name, SeuratObject::Assays(object), "an assay", "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
-  options <- .impute_options(model, adapt, passes, min.value, batch.size, seed, force)
+  options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .get_layer(object, assay, layer, verbose)
   result <- .backend()$impute(matrix, options, verbose)
-  new <- .make_assay(result$matrix, like = object[[assay]])
+  new <- .make_assay(result$matrix, like = object[[assay]], to.counts)
   if (!"imputed_" %in% SeuratObject::Key(object)) {
     SeuratObject::Key(new) <- "imputed_"
   }
@@ -92,7 +97,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
 #' @export
 ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.name = "scmamba",
                                                model = NULL, adapt = TRUE, passes = 10,
-                                               min.value = 0, batch.size = NULL, seed = 0,
+                                               min.value = 0, to.counts = FALSE, batch.size = NULL, device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
                                                verbose = TRUE, ...) {
   .no_extra(...)
@@ -100,7 +105,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
   .check_free(assay.name, SummarizedExperiment::assayNames(object), "an assay",
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
-  options <- .impute_options(model, adapt, passes, min.value, batch.size, seed, force)
+  options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .get_sce(object, assay)
   result <- .backend()$impute(matrix, options, verbose)
   SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
@@ -112,10 +117,10 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.dgCMatrix <- function(object, model = NULL, adapt = TRUE, passes = 10,
-                                    min.value = 0, batch.size = NULL, seed = 0,
+                                    min.value = 0, to.counts = FALSE, batch.size = NULL, device = NULL, seed = 0,
                                     force = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
-  options <- .impute_options(model, adapt, passes, min.value, batch.size, seed, force)
+  options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .check_matrix(object)
   result <- .backend()$impute(matrix, options, verbose)
   if (verbose) .say_imputed(matrix, result$matrix)
@@ -128,13 +133,15 @@ ScMambaImpute.default <- function(object, ...) {
   ScMambaImpute.dgCMatrix(.to_matrix(object), ...)
 }
 
-.impute_options <- function(model, adapt, passes, min.value, batch.size, seed, force) {
+.impute_options <- function(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force) {
   list(
     model = .check_model(model),
-    adapt = .check_flag(adapt, "adapt"),
+    adapt = .check_adapt(adapt),
     passes = .check_integer(passes, "passes", lowest = 1L),
     min_value = .check_number(min.value, "min.value"),
     batch_size = if (is.null(batch.size)) NULL else .check_integer(batch.size, "batch.size", 1L),
+    to_counts = .check_flag(to.counts, "to.counts"),
+    device = .check_device(device),
     seed = .check_integer(seed, "seed", lowest = 0L),
     force = .check_flag(force, "force")
   )

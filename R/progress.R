@@ -26,17 +26,24 @@
   list(listener = listener, finish = finish)
 }
 
-# Evaluate a call into Python with progress shown (or not) and Python's errors
-# made readable.
+# Evaluate a call into Python with its progress and sentences shown by cli (or not
+# at all) and its errors made readable.
 .call_python <- function(expr, verbose) {
   modules <- .python()
   if (verbose) {
     progress <- .progress_listener()
     reticulate::py_set_attr(modules$progress, "listener", progress$listener)
+    reticulate::py_set_attr(modules$progress, "speaker", .speaker)
     on.exit({
       reticulate::py_set_attr(modules$progress, "listener", NULL)
+      reticulate::py_set_attr(modules$progress, "speaker", NULL)
       progress$finish()
     })
   }
   .translate_errors(expr)
+}
+
+.speaker <- function(text) {
+  cli::cli_inform(c(i = .verbatim(text)))
+  NULL
 }

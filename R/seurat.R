@@ -125,12 +125,13 @@
 }
 
 # An assay of the same kind as the one it was made from.
-.make_assay <- function(data, like) {
-  if (.seurat5() && inherits(like, "StdAssay")) {
-    SeuratObject::CreateAssay5Object(data = data)
+.make_assay <- function(data, like, counts) {
+  create <- if (.seurat5() && inherits(like, "StdAssay")) {
+    SeuratObject::CreateAssay5Object
   } else {
-    SeuratObject::CreateAssayObject(data = data)
+    SeuratObject::CreateAssayObject
   }
+  if (counts) create(counts = data) else create(data = data)
 }
 
 # Provenance and per-cell results; the user's own metadata columns stay.

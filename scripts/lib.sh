@@ -56,7 +56,9 @@ need_apt() {
   is_root || die "these Debian packages are missing and only root may install them; please run:
   sudo apt-get update && sudo apt-get install --no-install-recommends -y ${missing[*]}
 and then the same make command again."
-  say "installing ${#missing[@]} Debian packages (the first time this takes two to four minutes)"
+  local much=""
+  [ "${#missing[@]}" -lt 5 ] || much=" (R and Seurat; one to four minutes)"
+  say "installing ${#missing[@]} Debian packages$much"
   quietly apt-get -q -o DPkg::Lock::Timeout=600 update || warn "apt-get update failed; trying with the lists there are"
   DEBIAN_FRONTEND=noninteractive quietly apt-get -q -y -o DPkg::Lock::Timeout=600 -o Dpkg::Use-Pty=0 \
     -o Acquire::Retries=3 install --no-install-recommends "${missing[@]}" ||

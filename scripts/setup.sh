@@ -16,6 +16,8 @@ APT_TEST=(r-cran-testthat r-cran-roxygen2 r-cran-knitr r-cran-rmarkdown r-bioc-b
 system_packages() {
   local packages=("${APT_R[@]}")
   [ "$WHAT" != test ] || packages+=("${APT_TEST[@]}")
+  # Asked for here as well, to spare a second round of apt when only Debian's bare python3 is there.
+  [ -x "$VENV/bin/python" ] || find_python >/dev/null || packages+=(python3-venv)
   need_apt "${packages[@]}"
   have Rscript || die "R (4.1 or newer) with Seurat was not found; install R from CRAN, then in R:
   install.packages(c('Seurat', 'reticulate', 'cli', 'patchwork', 'withr', 'testthat', 'rmarkdown', 'lintr'))"
@@ -131,7 +133,7 @@ and run the same make command again."
 
 r_package() {
   local name
-  name="rpkg-$(fingerprint DESCRIPTION NAMESPACE $(find R man inst -type f | sort))"
+  name="rpkg-$(fingerprint DESCRIPTION NAMESPACE $(find R man inst -type f 2>/dev/null | sort))"
   stamped "$name" && [ -d "$RLIB/scMamba" ] && return 0
   say "installing the R package scMamba into .cache/rlib"
   R_LIBS="$RLIB" quietly R CMD INSTALL --no-test-load --no-docs -l "$RLIB" . ||

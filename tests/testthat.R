@@ -1,0 +1,4 @@
+library(testthat)
+library(scMamba)
+
+test_check("scMamba")

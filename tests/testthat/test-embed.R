@@ -1,0 +1,35 @@
+test_that("the reduction holds what the Python package computes, in order", {
+  skip_without_python()
+  set.seed(3)
+  counts <- counts_of(pbmc())[, sample(80)]
+  seu <- embed_tiny(SeuratObject::CreateSeuratObject(counts))
+  direct <- reticulate::py_to_r(
+    reticulate::py_get_item(python_alone(counts, "embed")$obsm, "X_scmamba")
+  )
+  ours <- SeuratObject::Embeddings(seu, "scmamba")
+  expect_identical(rownames(ours), colnames(counts))
+  expect_identical(colnames(ours), paste0("scmamba_", 1:16))
+  expect_equal(unname(ours), direct, tolerance = 1e-12)
+  expect_identical(SeuratObject::DefaultAssay(seu[["scmamba"]]), "RNA")
+})
+
+test_that("an existing reduction is kept unless overwrite is asked for", {
+  skip_without_python()
+  seu <- pbmc()
+  expect_error(embed_tiny(seu, reduction.name = "pca"), "already has a reduction",
+    class = "scmamba_exists")
+  seu <- embed_tiny(seu)
+  expect_error(embed_tiny(seu), class = "scmamba_exists")
+  expect_identical(SeuratObject::Embeddings(embed_tiny(seu, overwrite = TRUE), "scmamba"),
+    SeuratObject::Embeddings(seu, "scmamba"))
+  expect_true("pca" %in% SeuratObject::Reductions(seu))
+})
+
+test_that("the reduction feeds neighbours, clusters and UMAP", {
+  skip_without_python()
+  skip_if_not_installed("Seurat")
+  seu <- embed_tiny(pbmc())
+  seu <- Seurat::FindNeighbors(seu, reduction = "scmamba", dims = 1:10, verbose = FALSE)
+  expect_true("RNA_snn" %in% SeuratObject::Graphs(seu))
+  expect_s3_class(Seurat::DimPlot(seu, reduction = "scmamba"), "ggplot")
+})

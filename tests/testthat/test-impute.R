@@ -1,0 +1,146 @@
+test_that("a Seurat object comes back with an assay more and nothing else changed", {
+  skip_without_python()
+  before <- pbmc()
+  after <- impute_tiny(before)
+  expect_setequal(SeuratObject::Assays(after), c("RNA", "scmamba"))
+  expect_identical(SeuratObject::DefaultAssay(after), "RNA")
+  expect_identical(after[["RNA"]], before[["RNA"]])
+  expect_identical(SeuratObject::Idents(after), SeuratObject::Idents(before))
+  expect_identical(after@reductions, before@reductions)
+  expect_identical(after[[]][, names(before[[]])], before[[]])
+  expect_true(all(startsWith(setdiff(names(after[[]]), names(before[[]])), "scmamba_")))
+  expect_identical(dimnames(data_of(after)), dimnames(counts_of(before)))
+  expect_s4_class(data_of(after), "dgCMatrix")
+  expect_true(validObject(data_of(after)))
+})
+
+test_that("observed values are exactly log1p of counts per 10,000; only zeros are filled", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  imputed <- data_of(impute_tiny(pbmc()))
+  observed <- as.matrix(counts) > 0
+  normal <- log1p(sweep(as.matrix(counts), 2, Matrix::colSums(counts) / 1e4, "/"))
+  expect_equal(as.matrix(imputed)[observed], normal[observed], tolerance = 1e-6)
+  expect_true(all(imputed@x >= 0))
+  expect_gt(Matrix::nnzero(imputed), Matrix::nnzero(counts))
+})
+
+test_that("values, order and names agree with the Python package called directly", {
+  skip_without_python()
+  # Shuffled, so that an order by name or by position would show.
+  set.seed(7)
+  shuffled <- pbmc()
+  counts <- counts_of(shuffled)[sample(230), sample(80)]
+  alone <- python_alone(counts, "impute", adapt = FALSE, passes = 2L)
+  direct <- reticulate::py_to_r(
+    reticulate::py_get_item(alone$layers, "scmamba")$toarray()
+  )
+  ours <- impute_tiny(SeuratObject::CreateSeuratObject(counts))
+  expect_identical(rownames(data_of(ours)), rownames(counts))
+  expect_identical(colnames(data_of(ours)), colnames(counts))
+  expect_equal(unname(as.matrix(data_of(ours))), t(direct), tolerance = 1e-12)
+})
+
+test_that("the same seed gives the same result and R's random numbers are not touched", {
+  skip_without_python()
+  set.seed(1)
+  expected <- runif(1)
+  set.seed(1)
+  one <- impute_tiny(pbmc(), adapt = 3, seed = 5)
+  expect_identical(runif(1), expected)
+  two <- impute_tiny(pbmc(), adapt = 3, seed = 5)
+  expect_identical(data_of(one), data_of(two))
+})
+
+test_that("metadata of every kind stays", {
+  skip_without_python()
+  seu <- pbmc()
+  n <- ncol(seu)
+  seu$an_ordered <- factor(rep(c("low", "high"), n / 2), levels = c("low", "high", "unused"),
+    ordered = TRUE)
+  seu$a_factor_with_na <- factor(c(NA, rep(c("\u00e9", "b"), length.out = n - 1)))
+  seu$a_string_with_na <- c(NA, rep("x", n - 1))
+  seu$an_integer_with_na <- c(NA, seq_len(n - 1))
+  seu$a_flag_with_na <- c(NA, rep(TRUE, n - 1))
+  seu$a_date <- as.Date("2024-01-01") + seq_len(n)
+  after <- embed_tiny(impute_tiny(seu))
+  expect_identical(after[[]][, names(seu[[]])], seu[[]])
+  expect_identical(levels(after$an_ordered), c("low", "high", "unused"))
+})
+
+test_that("an existing assay is kept unless overwrite is asked for", {
+  skip_without_python()
+  seu <- impute_tiny(pbmc())
+  expect_error(impute_tiny(seu), "already has an assay", class = "scmamba_exists")
+  expect_error(impute_tiny(seu, assay.name = "RNA"), class = "scmamba_exists")
+  expect_error(impute_tiny(pbmc(), assay.name = "RNA", overwrite = TRUE),
+    "a name of its own", class = "scmamba_exists")
+  again <- impute_tiny(seu, overwrite = TRUE, min.value = 0.5)
+  expect_false(identical(data_of(again), data_of(seu)))
+  expect_setequal(SeuratObject::Assays(again), c("RNA", "scmamba"))
+  other <- impute_tiny(seu, assay.name = "second")
+  expect_identical(other[["scmamba"]], seu[["scmamba"]])
+  expect_identical(data_of(other, "second"), data_of(seu))
+})
+
+test_that("log-normalised data can be read instead of counts", {
+  skip_without_python()
+  seu <- pbmc()
+  from_data <- impute_tiny(seu, layer = "data")
+  by_slot <- impute_tiny(seu, slot = "data")
+  expect_identical(data_of(from_data), data_of(by_slot))
+  observed <- as.matrix(counts_of(seu)) > 0
+  expect_equal(as.matrix(data_of(from_data))[observed],
+    as.matrix(data_of(seu, "RNA"))[observed], tolerance = 1e-6)
+  expect_error(impute_tiny(seu, layer = "scale.data"), "scal|negative")
+  expect_error(impute_tiny(seu, layer = "nothing"), "nothing")
+})
+
+test_that("expected counts go to the layer counts", {
+  skip_without_python()
+  after <- impute_tiny(pbmc(), to.counts = TRUE)
+  imputed <- data_of(after, layer = "counts")
+  observed <- as.matrix(counts_of(pbmc())) > 0
+  expect_equal(as.matrix(imputed)[observed], as.matrix(counts_of(pbmc()))[observed])
+})
+
+test_that("the record says what was done, and Command() shows the call", {
+  skip_without_python()
+  after <- impute_tiny(pbmc(), seed = 3)
+  after <- embed_tiny(after)
+  record <- SeuratObject::Misc(after, "scmamba")
+  expect_setequal(names(record), c("impute", "embed"))
+  expect_identical(as.integer(record$impute$seed), 3L)
+  expect_identical(record$impute$passes, 2L)
+  expect_identical(record$impute$model, "tiny")
+  expect_identical(record$impute$r[["scMamba"]], as.character(packageVersion("scMamba")))
+  commands <- SeuratObject::Command(after)
+  expect_true(all(c("ScMambaImpute.RNA", "ScMambaEmbed.RNA") %in% commands))
+  expect_identical(SeuratObject::Command(after, "ScMambaImpute.RNA", "seed"), 3)
+})
+
+test_that("Seurat's own functions work on the result at once", {
+  skip_without_python()
+  skip_if_not_installed("Seurat")
+  seu <- embed_tiny(impute_tiny(pbmc()))
+  values <- SeuratObject::FetchData(seu, c("imputed_CD3E", "scmamba_1"))
+  expect_identical(values[[1]], unname(data_of(seu)["CD3E", ]))
+  expect_identical(values[[2]],
+    unname(SeuratObject::Embeddings(seu, "scmamba")[, "scmamba_1"]))
+  some <- subset(seu, cells = colnames(seu)[1:10])
+  expect_identical(data_of(some), data_of(seu)[, 1:10])
+})
+
+test_that("gene names that Seurat rewrote from _ to - are matched, and kept", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  hla <- grep("^HLA-", rownames(counts))
+  rownames(counts)[hla] <- gsub("-", "_", rownames(counts)[hla])
+  expect_gt(length(hla), 5)
+  from_matrix <- impute_tiny(counts)
+  expect_identical(dimnames(from_matrix), dimnames(counts))
+  expect_warning(seu <- SeuratObject::CreateSeuratObject(counts), "_")
+  after <- impute_tiny(seu)
+  expect_identical(rownames(after[["scmamba"]]), rownames(counts_of(pbmc())))
+  expect_equal(unname(as.matrix(data_of(after))), unname(as.matrix(from_matrix)))
+})

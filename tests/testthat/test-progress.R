@@ -1,0 +1,31 @@
+test_that("Python's progress and sentences are shown by cli, and switched off", {
+  skip_without_python()
+  expect_message(impute_tiny(pbmc(), verbose = TRUE), "genes matched")
+  expect_message(embed_tiny(pbmc(), verbose = TRUE), "16 dimensions")
+  expect_silent(impute_tiny(pbmc(), verbose = FALSE))
+  progress <- reticulate::import("scmamba._progress")
+  expect_null(progress$listener)
+  expect_null(progress$speaker)
+})
+
+test_that("the listener follows several bars and braces in their names", {
+  shown <- scMamba:::.progress_listener()
+  expect_null(shown$listener("one {x}", 1L, 2L))
+  expect_null(shown$listener("one {x}", 2L, 2L))
+  expect_null(shown$listener("two", 1L, 5L))
+  expect_null(shown$finish())
+  expect_null(shown$finish())
+})
+
+test_that("an interrupt leaves the object as it was", {
+  skip_without_python()
+  seu <- pbmc()
+  before <- seu
+  progress <- reticulate::import("scmamba._progress", convert = FALSE)
+  builtins <- reticulate::import_builtins(convert = FALSE)
+  expect_error(
+    scMamba:::.translate_errors(reticulate::py_run_string("raise KeyboardInterrupt()")),
+    "nothing was changed|nterrupt"
+  )
+  expect_identical(seu, before)
+})
