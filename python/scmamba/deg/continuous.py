@@ -11,7 +11,7 @@ from .prior import Prior
 
 
 class ContinuousFit(NamedTuple):
-    """Per gene, arrays of length genes unless said; NaN for aliased coefficients and where nothing was fitted."""
+    """Per gene, arrays of length genes unless said; NaN for aliased coefficients and unfitted genes."""
 
     n: np.ndarray  # cells expressing the gene
     rank: np.ndarray

@@ -46,7 +46,7 @@ def prior_scales(design: np.ndarray) -> np.ndarray:
 
 
 def penalty(design: np.ndarray) -> np.ndarray:
-    """(k, k) P'P of the prior rows: the identity, its first row replaced by the column means, over the sds."""
+    """(k, k) P'P of the prior rows: the identity, first row replaced by the column means, over the sds."""
     rows = np.eye(design.shape[1])
     rows[0] = design.mean(axis=0)
     rows /= prior_scales(design)[:, None]

@@ -124,7 +124,7 @@ def find_markers(
     fold_change: Literal["expm1", "log"] = "expm1",
     genes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Genes that differ between two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")`` finds them.
+    """Genes that differ between two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")``.
 
     The cells of a donor are not independent, and this test treats them as if they were: for a comparison
     between patients and controls use :func:`scmamba.deg.pseudobulk` beside it.
@@ -221,7 +221,7 @@ def two_groups(
         )
     column = obs[groupby].astype(str).to_numpy()
     present = sorted(set(column[obs[groupby].notna().to_numpy()]))
-    member = []
+    member: list[np.ndarray] = []
     for asked in (group1, group2):
         if asked is None:
             member.append(obs[groupby].notna().to_numpy() & ~member[0])

@@ -33,8 +33,9 @@ def resolve_layer(adata: Any, layer: str | None) -> tuple[Any, str]:
     if layer is None or layer in ("X", "counts", "raw"):
         return adata.X, "X"
     raise DataError(
-        f"There is no layer {layer!r}. The object has X and the layers {', '.join(adata.layers) or '(none)'}. "
-        "The imputed values of scMamba are layers['scmamba'], written by scmamba.impute()."
+        f"There is no layer {layer!r}. The object has X and the layers "
+        f"{', '.join(adata.layers) or '(none)'}. The imputed values of scMamba are layers['scmamba'], "
+        "written by scmamba.impute()."
     )
 
 
@@ -79,7 +80,7 @@ def recognise(data: np.ndarray, source: str) -> str:
 
 
 def normalise(counts: sp.csr_matrix, totals: np.ndarray | None = None) -> sp.csr_matrix:
-    """log1p(10,000 x count / the cell's total), float64; pass ``totals`` (cells,) of all genes if some are gone."""
+    """log1p(10,000 x count / the cell's total), float64; ``totals`` (cells,) if genes were taken out."""
     if totals is None:
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
     out = sp.csr_matrix((counts.data.astype(np.float64), counts.indices, counts.indptr), shape=counts.shape)

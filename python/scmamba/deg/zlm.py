@@ -126,7 +126,7 @@ def _columns(csr: sp.csr_matrix) -> _Genes:
 
 
 def _prior_of(csr: sp.csr_matrix) -> Prior:
-    """The shared prior from every gene's non-zero values (negative ones too), in two passes for exact zeros."""
+    """The prior from every gene's non-zero values (negative ones too), in two passes for exact zeros."""
     gene, genes = csr.indices, csr.shape[1]
     n = np.bincount(gene, minlength=genes).astype(np.float64)
     mean = np.bincount(gene, csr.data, genes) / np.maximum(n, 1)

@@ -1,0 +1,270 @@
+"""One robustness task: sums over the cells of its runs, tests, and what they share with the full data."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from .._errors import DataError
+from .markers import MIN_CELLS, Rules, benjamini_hochberg, tested
+from .pseudobulk import PRIOR_COUNT, moderated_t
+from .subsample import Task, cell_subsample, null_cells
+from .twogroup import Sums, combine_sums, subset_sums
+
+DIRECTIONS = ("up", "down")
+
+
+class Criteria(NamedTuple):
+    """When a gene counts as differentially expressed."""
+
+    rules: Rules
+    alpha: float
+    min_log2fc: float
+    adjust: str
+    min_degs: int
+    n_features: int
+
+
+class Block(NamedTuple):
+    """One cell type in one layer: log values genes-major, and each cell's group, stratum and donor sample."""
+
+    values: sp.csc_matrix
+    centre: np.ndarray
+    group: np.ndarray  # (cells,) 0 or 1
+    strata: np.ndarray  # (cells,) number of the donor x group; 0 and 1 without donors
+    sample: np.ndarray  # (cells,) position in ``samples``, -1 if the donor has too few cells
+    samples: tuple[tuple[int, str], ...]  # (group, donor) with enough cells, group 0 first
+
+
+class Ranking(NamedTuple):
+    """Genes of one direction by evidence, strongest first; the first ``n_called`` are significant."""
+
+    genes: np.ndarray
+    n_called: int
+
+
+class Outcome(NamedTuple):
+    """One test, and beside it the per-donor test of the same cells where there are donors (else -1)."""
+
+    n_tested: int
+    n_nominal: int  # genes with p < 0.05
+    up: Ranking
+    down: Ranking
+    note: str = ""
+    bulk_tested: int = -1
+    bulk_nominal: int = -1
+    bulk_up: int = -1
+    bulk_down: int = -1
+
+
+def make_block(
+    values: sp.csc_matrix,
+    obs: pd.DataFrame,
+    groupby: str,
+    pair: tuple[str, str],
+    donor: str | None,
+    min_cells: int,
+) -> Block:
+    """Cells of one cell type with their labels as numbers."""
+    group = (obs[groupby].astype(str).to_numpy() == pair[1]).astype(np.int64)
+    n = np.diff(values.indptr)
+    centre = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel() / np.maximum(n, 1)
+    if donor is None:
+        return Block(values, centre, group, group, np.full(group.size, -1), ())
+    keys = list(zip(group.tolist(), obs[donor].astype(str), strict=True))
+    every = sorted(set(keys))
+    strata = np.array([every.index(k) for k in keys])
+    enough = np.bincount(strata, minlength=len(every)) >= min_cells
+    samples = tuple(k for k, good in zip(every, enough, strict=True) if good)
+    position = np.where(enough, np.cumsum(enough) - 1, -1)
+    return Block(values, centre, group, strata, position[strata], samples)
+
+
+def full_test(block: Block, criteria: Criteria) -> Outcome:
+    """The test on all cells, and the per-donor test beside it."""
+    member = np.column_stack([block.group == 0, block.group == 1]).astype(np.uint8)
+    first, second = subset_sums(block.values, block.centre, member)
+    outcome = _test(first, second, block.centre, criteria)
+    if len(block.samples) < 2:
+        return outcome
+    parts = _sample_sums(block)
+    label = np.array([g for g, _ in block.samples])
+    names = [d for _, d in block.samples]
+    return _with_bulk(outcome, parts, label, names, criteria)
+
+
+def run_task(
+    task: Task, block: Block, full: Outcome, reference: Outcome, matched: dict[str, int], criteria: Criteria
+) -> pd.DataFrame:
+    """All runs of a task.
+
+    ``reference`` is the full test of the first layer, ``matched`` the number of DEGs every layer has.
+    """
+    rows: list[dict[str, Any]] = []
+    parts = [] if task.weights is None else _sample_sums(block)
+    for i, (first, second, label) in enumerate(_pairs(task, block, parts)):
+        outcome = _test(first, second, block.centre, criteria)
+        head = {
+            "kind": task.kind, "cell_type": task.cell_type, "layer": task.layer, "ratio": task.ratio,
+            "run": task.first + i, "seed": task.seeds[i], "donors": label,
+            "n_cells1": first.n, "n_cells2": second.n, "n_tested": outcome.n_tested, "note": outcome.note,
+        }  # fmt: skip
+        if task.kind.startswith("null"):
+            if task.kind == "null_donors":
+                outcome = _null_bulk(outcome, task, i, block, parts, criteria)
+            rows.append(head | {"direction": "both"} | _null_columns(outcome))
+        else:
+            for way in DIRECTIONS:
+                columns = _overlap_columns(way, outcome, full, reference, matched[way], criteria)
+                rows.append(head | {"direction": way} | columns)
+    return pd.DataFrame(rows)
+
+
+def _pairs(task: Task, block: Block, parts: list[Sums]) -> list[tuple[Sums, Sums, str]]:
+    """The two groups' sums of every run, from one pass over the matrix."""
+    if task.weights is None:
+        if task.kind == "cells":
+            members = [cell_subsample(block.group, task.ratio, s) for s in task.seeds]
+        else:
+            members = [null_cells(block.strata, s) for s in task.seeds]
+        sums = subset_sums(block.values, block.centre, np.concatenate(members, axis=1))
+        return [(sums[2 * i], sums[2 * i + 1], "") for i in range(len(task.seeds))]
+    group = np.array([g for g, _ in block.samples])
+    names = np.array([d for _, d in block.samples])
+    first, second = _sides(task, group)
+    one, two = combine_sums(parts, first), combine_sums(parts, second)
+    labels = [
+        f"{'+'.join(names[a > 0])} v {'+'.join(names[b > 0])}" for a, b in zip(first, second, strict=True)
+    ]
+    return list(zip(one, two, labels, strict=True))
+
+
+def _sides(task: Task, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(runs, samples) 0/1 for either side of every donor run."""
+    assert task.weights is not None
+    if task.kind == "donors":
+        return task.weights * (group == 0), task.weights * (group == 1)
+    first = np.zeros((len(task.weights), group.size), dtype=np.uint8)
+    first[:, group == 1] = task.weights
+    second = (1 - first) * (group == 1).astype(np.uint8)
+    return first, second
+
+
+def _sample_sums(block: Block) -> list[Sums]:
+    """Sums of every donor x group sample."""
+    member = np.zeros((block.group.size, len(block.samples)), dtype=np.uint8)
+    inside = np.flatnonzero(block.sample >= 0)
+    member[inside, block.sample[inside]] = 1
+    return subset_sums(block.values, block.centre, member)
+
+
+def _test(first: Sums, second: Sums, centre: np.ndarray, criteria: Criteria) -> Outcome:
+    """Filter, test, adjust, rank. Too few cells or no varying gene: an outcome that says so."""
+    nothing = Ranking(np.zeros(0, np.int64), 0)
+    if min(first.n, second.n) < MIN_CELLS:
+        return Outcome(0, 0, nothing, nothing, f"{first.n} and {second.n} cells: fewer than {MIN_CELLS}")
+    try:
+        screen, test = tested(first, second, centre, criteria.rules)
+    except DataError as error:
+        return Outcome(0, 0, nothing, nothing, str(error))
+    if criteria.adjust == "bh":
+        significant = benjamini_hochberg(test.p) < criteria.alpha
+    else:
+        significant = test.p * criteria.n_features < criteria.alpha
+    change = screen.change[screen.passed]
+    return Outcome(
+        int(screen.passed.size),
+        int((test.p < 0.05).sum()),
+        _rank(screen.passed, test.log_p, significant, change, criteria.min_log2fc),
+        _rank(screen.passed, test.log_p, significant, -change, criteria.min_log2fc),
+    )
+
+
+def _rank(
+    genes: np.ndarray, log_p: np.ndarray, significant: np.ndarray, change: np.ndarray, threshold: float
+) -> Ranking:
+    """Genes changed in this direction, by p, then by fold change."""
+    mine = np.flatnonzero(change > threshold)
+    order = mine[np.lexsort((-change[mine], log_p[mine]))]
+    return Ranking(genes[order], int(significant[mine].sum()))
+
+
+def _overlap_columns(
+    way: str, outcome: Outcome, full: Outcome, reference: Outcome, k: int, criteria: Criteria
+) -> dict[str, Any]:
+    """Shares of genes in common with the full data; NaN where there is too little to compare."""
+    mine: Ranking = getattr(outcome, way)
+    whole: Ranking = getattr(full, way)
+    truth: Ranking = getattr(reference, way)
+    called = mine.genes[: mine.n_called]
+    common = int(np.isin(called, whole.genes[: whole.n_called]).sum())
+    common_ref = int(np.isin(called, truth.genes[: truth.n_called]).sum())
+    top = int(np.isin(mine.genes[:k], whole.genes[:k]).sum())
+    ran = outcome.note == ""
+    enough = ran and whole.n_called >= criteria.min_degs
+    return {
+        "n_full": whole.n_called,
+        "n_called": mine.n_called,
+        "n_common": common,
+        "overlap": common / whole.n_called if enough else np.nan,
+        "precision": common / mine.n_called if enough and mine.n_called else np.nan,
+        "precision_reference": common_ref / mine.n_called
+        if ran and truth.n_called >= criteria.min_degs and mine.n_called
+        else np.nan,
+        "n_matched": k,
+        "overlap_matched": top / k if ran and k >= criteria.min_degs else np.nan,
+    }
+
+
+def _null_columns(outcome: Outcome) -> dict[str, Any]:
+    """Everything called here is false."""
+    ran = outcome.note == ""
+    bulk = outcome.bulk_tested > 0
+    return {
+        "n_nominal": outcome.n_nominal,
+        "n_called": outcome.up.n_called + outcome.down.n_called,
+        "rate_nominal": outcome.n_nominal / outcome.n_tested if ran and outcome.n_tested else np.nan,
+        "pseudobulk_rate": outcome.bulk_nominal / outcome.bulk_tested if bulk else np.nan,
+        "pseudobulk_called": outcome.bulk_up + outcome.bulk_down if bulk else np.nan,
+    }
+
+
+def _null_bulk(
+    outcome: Outcome, task: Task, run: int, block: Block, parts: list[Sums], criteria: Criteria
+) -> Outcome:
+    """The per-donor test of one split of the second group's donors."""
+    group = np.array([g for g, _ in block.samples])
+    keep = np.flatnonzero(group == 1)
+    first, _ = _sides(task, group)
+    label = 1 - first[run][keep].astype(np.int64)
+    names = [block.samples[i][1] for i in keep]
+    return _with_bulk(outcome, [parts[i] for i in keep], label, names, criteria)
+
+
+def _with_bulk(
+    outcome: Outcome, parts: list[Sums], label: np.ndarray, names: list[str], criteria: Criteria
+) -> Outcome:
+    """Moderated t-tests on the donors' log2 means (label 0 v 1), within donors if all have both labels."""
+    if min((label == 0).sum(), (label == 1).sum()) < 2:
+        return outcome
+    means = np.stack([p.linear / p.n for p in parts])
+    kept = np.flatnonzero((means > 0).sum(axis=0) > 1)
+    columns = [np.ones(label.size), (label == 0).astype(float)]
+    distinct = sorted(set(names))
+    if len(names) == 2 * len(distinct):
+        columns += [np.array([n == d for n in names], dtype=float) for d in distinct[1:]]
+    design = np.column_stack(columns)
+    if kept.size == 0 or design.shape[0] <= design.shape[1]:
+        return outcome
+    table = moderated_t(np.log2(means[:, kept] * 100 + PRIOR_COUNT).T, design, 1)
+    called = (table["p_val_adj"] < criteria.alpha).to_numpy()
+    change = table["log2FC"].to_numpy()
+    return outcome._replace(
+        bulk_tested=int(kept.size),
+        bulk_nominal=int((table["p_val"] < 0.05).sum()),
+        bulk_up=int((called & (change > criteria.min_log2fc)).sum()),
+        bulk_down=int((called & (change < -criteria.min_log2fc)).sum()),
+    )
