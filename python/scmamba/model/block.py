@@ -63,16 +63,18 @@ class Mixer(nn.Module):
         setattr(self, "A_b_log" if suffix else "A_log", nn.Parameter(a_log))
         setattr(self, "D" + suffix, nn.Parameter(torch.ones(inner)))
 
-    def forward(self, x: Tensor, backend: str | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
+    def forward(self, x: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); where ``keep`` (B, L, 1) is 0 there is padding, which no other position sees."""
         u, z = self.in_proj(x).chunk(2, dim=-1)
-        directions = [self._direction(u, suffix, backend) for suffix in self.suffixes]
+        directions = [self._direction(u, suffix, backend, keep) for suffix in self.suffixes]
         return self.out_proj(selective_scan(directions, z, backend=backend))
 
-    def _direction(self, u: Tensor, suffix: str, backend: str | None) -> Direction:
+    def _direction(self, u: Tensor, suffix: str, backend: str | None, keep: Tensor | None) -> Direction:
         conv, x_proj, dt_proj = (getattr(self, n + suffix) for n in ("conv1d", "x_proj", "dt_proj"))
         a_log = getattr(self, "A_b_log" if suffix else "A_log")
-        u = causal_conv1d(u, conv.weight.squeeze(1), conv.bias, reverse=bool(suffix), backend=backend)
+        # Padding must look like the end of the sequence: zeros into the convolution, and zeros into the state.
+        u = causal_conv1d(u if keep is None else u * keep, conv.weight.squeeze(1), conv.bias, reverse=bool(suffix), backend=backend)
+        u = u if keep is None else u * keep
         dt, b, c = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         a = -torch.exp(a_log.double() if a_log.dtype == torch.float64 else a_log.float())
         return Direction(u, F.linear(dt, dt_proj.weight), a, b, c, getattr(self, "D" + suffix), dt_proj.bias, bool(suffix))
@@ -86,8 +88,10 @@ class Block(nn.Module):
         self.mixer = Mixer(config)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
 
-    def forward(self, hidden: Tensor, residual: Tensor | None, backend: str | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, residual: Tensor | None, backend: str | None = None, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Both (B, L, D); the residual stays in float32 (or float64) whatever precision the mixer runs in."""
         wide = hidden if hidden.dtype == torch.float64 else hidden.float()
         residual = wide if residual is None else residual + wide
-        return self.mixer(self.norm(residual), backend), residual
+        return self.mixer(self.norm(residual), backend, keep), residual

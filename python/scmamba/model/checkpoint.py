@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from importlib import resources
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from .._errors import CheckpointError, DataError
 from .._files import atomic_path
 from ..genes import Vocabulary
 from .config import ModelConfig
-from .network import ScMamba
+from .network import ScMamba, pack
 from .published import read_published
 
 #: The model every verb uses when none is named.
@@ -111,24 +112,48 @@ class Model:
             mask = torch.as_tensor(mask).bool()
             if mask.shape != x.shape:
                 raise DataError(f"The mask has shape {tuple(mask.shape)}, the input {tuple(x.shape)}; they must be equal.")
-        size = batch_size or self.batch_size(x.shape[1])
-        arguments: dict = {} if genes is None else {"genes": genes.to(self.device)}
         was_training = self.network.training
         self.network.eval()
         answers = []
         try:
             with torch.inference_mode():
-                for start in range(0, len(x), size):
-                    if mask is not None:
-                        arguments["mask"] = mask[start : start + size].to(self.device)
-                    batch = x[start : start + size].to(self.device, dtype)
-                    answers.append(getattr(self.network, verb)(batch, **arguments).cpu())
-                if not answers:  # no cells: the right number of columns all the same
-                    width = {"reconstruct": x.shape[1], "cell_embedding": self.config.d_model, "classify": self.config.n_classes}[verb]
-                    answers = [torch.empty(0, width, dtype=dtype)]
+                for start, stop in self._batches(x, mask, batch_size):
+                    part = None if mask is None else mask[start:stop].to(self.device)
+                    answers.append(self._answer(verb, x[start:stop].to(self.device, dtype), part, genes).cpu())
         finally:
             self.network.train(was_training)
+        if not answers:  # no cells: the right number of columns all the same
+            width = {"reconstruct": x.shape[1], "cell_embedding": self.config.d_model, "classify": self.config.n_classes}[verb]
+            return torch.empty(0, width, dtype=dtype)
         return torch.cat(answers)
+
+    def _batches(self, x: Tensor, mask: Tensor | None, batch_size: int | None) -> Iterator[tuple[int, int]]:
+        """Consecutive ranges of cells whose sequences fit the memory budget together."""
+        lengths = np.full(len(x), x.shape[1])
+        if self.config.reads == "expressed":
+            lengths = (x != 0 if mask is None else (x != 0) | mask).sum(dim=1).cpu().numpy()
+        start = 0
+        while start < len(x):
+            size = min(batch_size or 256, self.batch_size(max(1, int(lengths[start : start + 64].max()))))
+            yield start, min(start + size, len(x))
+            start += size
+
+    def _answer(self, verb: str, x: Tensor, mask: Tensor | None, genes: Tensor | None) -> Tensor:
+        """One batch through the network, on its device."""
+        run = getattr(self.network, verb)
+        hidden = {"mask": mask} if verb == "reconstruct" else {}
+        genes = None if genes is None else genes.to(self.device)
+        if self.config.reads == "all":
+            return run(x, genes=genes, **hidden)
+        values, packed_mask, packed_genes, keep, columns = pack(x, mask, genes)
+        if verb != "reconstruct":
+            return run(values, genes=packed_genes, keep=keep)
+        answer = run(values, packed_mask, packed_genes, keep)
+        # Visible zeros were not read: they stay what they are.
+        row = torch.arange(len(x), device=x.device)[:, None].expand_as(columns)
+        result = torch.zeros_like(x)
+        result[row[keep], columns[keep]] = answer[keep]
+        return result
 
 
 def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None = None) -> Path:

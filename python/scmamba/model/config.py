@@ -29,9 +29,10 @@ class ModelConfig:
         Outputs of the classification head, 0 for none.
     reconstructs
         Whether there is a reconstruction head.
-    absent_genes
-        What stands at genes the data did not measure: ``"zero"`` as in the published code, ``"drop"`` to leave those positions
-        out (a model trained on subsets of genes).
+    reads
+        ``"all"``: a cell is every gene of the vocabulary, undetected and unmeasured ones as zeros, as in the published code.
+        ``"expressed"``: a cell is the genes it expresses plus those hidden by a mask, in the same order; a tenth of the length, hence
+        of the cost, and nothing stands for genes that were not measured.
     """
 
     n_genes: int
@@ -45,15 +46,15 @@ class ModelConfig:
     n_classes: int = 0
     reconstructs: bool = True
     norm_eps: float = 1e-5
-    absent_genes: str = "zero"
+    reads: str = "all"
     name: str = ""
     about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.dt_rank == 0:
             object.__setattr__(self, "dt_rank", math.ceil(self.d_model / 16))
-        if self.absent_genes not in ("zero", "drop"):
-            raise CheckpointError(f"absent_genes is '{self.absent_genes}'; it must be 'zero' or 'drop'.")
+        if self.reads not in ("all", "expressed"):
+            raise CheckpointError(f"reads is '{self.reads}'; it must be 'all' or 'expressed'.")
         for name in ("n_genes", "d_model", "n_layer", "d_state", "d_conv", "d_inner", "dt_rank"):
             if int(getattr(self, name)) < 1:
                 raise CheckpointError(f"{name} is {getattr(self, name)}; it must be at least 1.")

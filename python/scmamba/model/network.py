@@ -35,17 +35,22 @@ class Backbone(nn.Module):
         weight = self.gene_id_embedding.weight
         return expression + (weight if genes is None else nn.functional.embedding(genes, weight))
 
-    def run(self, hidden: Tensor, backend: str | None = None) -> Tensor:
-        """(B, L, D) embeddings -> (B, L, D) normalised output of the last layer."""
+    def run(self, hidden: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
+        """(B, L, D) embeddings -> (B, L, D) normalised output of the last layer; ``keep`` (B, L) False = padding."""
         residual = None
+        there = None if keep is None else keep.unsqueeze(-1).to(hidden.dtype)
         for layer in self.layers:
-            hidden, residual = layer(hidden, residual, backend)
+            hidden, residual = layer(hidden, residual, backend, there)
         residual = hidden if residual is None else residual + hidden
         return self.norm_f(residual)
 
 
 class ScMamba(nn.Module):
-    """The network. Inputs are log1p(CP10k) of the genes in the model's order, (B, L) or a subset of them with ``genes``."""
+    """The network.
+
+    Inputs are log1p(CP10k) of genes in the model's order: ``x`` (B, l), ``mask`` (B, l) True where the value is hidden, ``genes``
+    which positions of the vocabulary they are, (l,) or (B, l), ``None`` for all; ``keep`` (B, l) False where a row is padded.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -58,29 +63,60 @@ class ScMamba(nn.Module):
             # The published head: three [CLS] vectors side by side, one linear map, no bias.
             self.cls_head = nn.Linear(3 * config.d_model, config.n_classes, bias=False)
 
-    def hidden(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None) -> Tensor:
-        """(B, L) -> (B, L, D), the normalised output at every gene."""
-        return self.backbone.run(self.backbone.embed(x, mask, genes), self.backend)
+    def hidden(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """(B, l) -> (B, l, D), the normalised output at every gene."""
+        return self.backbone.run(self.backbone.embed(x, mask, genes), self.backend, keep)
 
-    def reconstruct(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None) -> Tensor:
-        """(B, L) -> (B, L): predicted log1p(CP10k) at every position; meant for positions hidden by ``mask``."""
-        return self.regressor(self.hidden(x, mask, genes)).squeeze(-1)
+    def reconstruct(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """(B, l) -> (B, l): predicted log1p(CP10k) at every position; meant for positions hidden by ``mask``."""
+        return self.regressor(self.hidden(x, mask, genes, keep)).squeeze(-1)
 
-    def cell_embedding(self, x: Tensor, genes: Tensor | None = None) -> Tensor:
-        """(B, L) -> (B, D): mean over genes of the normalised output."""
-        return self.hidden(x, None, genes).mean(dim=1)
+    def cell_embedding(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """(B, l) -> (B, D): mean over genes of the normalised output."""
+        out = self.hidden(x, None, genes, keep)
+        if keep is None:
+            return out.mean(dim=1)
+        there = keep.unsqueeze(-1).to(out.dtype)
+        return (out * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
 
-    def classify(self, x: Tensor, genes: Tensor | None = None) -> Tensor:
-        """(B, L) -> (B, C) logits from [CLS] at the beginning, after L // 2 genes and at the end."""
+    def classify(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+        """(B, l) -> (B, C) logits from [CLS] at the beginning, after half of the cell's genes and at its end."""
         embedded = self.backbone.embed(x, None, genes)
-        batch, length, _ = embedded.shape
+        batch, length, width = embedded.shape
+        count = torch.full((batch, 1), length, device=x.device) if keep is None else keep.sum(dim=1, keepdim=True)
         token = self.backbone.cls_token.to(embedded.dtype).expand(batch, 1, -1)
-        middle = length // 2
-        sequence = torch.cat([token, embedded[:, :middle], token, embedded[:, middle:], token], dim=1)
-        out = self.backbone.run(sequence, self.backend)
-        return self.cls_head(out[:, [0, middle + 1, length + 2]].flatten(1))
+        # Position t of the new sequence comes from gene t-1, t-2 or the token, which stands behind the last gene.
+        t, middle = torch.arange(length + 3, device=x.device), count // 2
+        source = torch.where(t <= middle, t - 1, t - 2)
+        is_token = (t == 0) | (t == middle + 1) | (t >= count + 2)
+        source = torch.where(is_token, length, source)
+        sequence = torch.cat([embedded, token], dim=1).gather(1, source.unsqueeze(-1).expand(-1, -1, width))
+        out = self.backbone.run(sequence, self.backend, None if keep is None else t <= count + 2)
+        tokens = torch.cat([torch.zeros_like(count), middle + 1, count + 2], dim=1)
+        return self.cls_head(out.gather(1, tokens.unsqueeze(-1).expand(-1, -1, width)).flatten(1))
 
     def without_decay(self) -> set[str]:
         """Names of parameters no weight decay acts on: A_log, D, norms, biases, tokens (code; spec "Initialisation")."""
         free = ("A_log", "A_b_log", ".D", ".D_b", "norm.weight", "norm_f.weight", ".bias", "_token")
         return {name for name, _ in self.named_parameters() if name.endswith(free)}
+
+
+def pack(x: Tensor, mask: Tensor | None, genes: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Cut cells down to what a model of ``reads="expressed"`` reads: non-zero values and hidden positions.
+
+    ``x``, ``mask`` (B, L); ``genes`` (L,) or ``None``.
+
+    Returns
+    -------
+    (B, l) values, mask, genes, keep (False = padding) and the column of ``x`` each position came from; l is the longest row.
+    """
+    read = x != 0 if mask is None else (x != 0) | mask
+    length = max(1, int(read.sum(dim=1).max())) if len(x) else 1
+    row, column = read.nonzero(as_tuple=True)
+    place = (read.cumsum(dim=1) - 1)[row, column]
+    columns = torch.zeros(len(x), length, dtype=torch.long, device=x.device)
+    keep = torch.zeros(len(x), length, dtype=torch.bool, device=x.device)
+    columns[row, place], keep[row, place] = column, True
+    hidden = torch.zeros_like(keep) if mask is None else mask.gather(1, columns) & keep
+    values = x.gather(1, columns) * keep
+    return values, hidden, columns if genes is None else genes[columns], keep, columns

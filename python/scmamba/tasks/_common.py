@@ -29,7 +29,7 @@ def positions(model: Model, cells: Cells) -> tuple[np.ndarray, torch.Tensor | No
     (k,) indices into the network's input columns where the measured genes of ``cells`` go, and the positions of the whole
     input in the vocabulary: ``None`` for every gene in order (absent ones are zero), or the measured ones only.
     """
-    if model.config.absent_genes == "drop" and len(cells.genes) < len(model.genes):
+    if model.config.reads == "expressed" and len(cells.genes) < len(model.genes):
         return np.arange(len(cells.genes)), torch.as_tensor(cells.genes)
     return cells.genes, None
 

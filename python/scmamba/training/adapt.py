@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from ..data.preprocess import Cells
 from ..model import Model
 from .loop import LoopConfig, fit
 from .recipes import IMPUTE, clone, reconstruction_step, validation
-from .sequences import SequenceConfig, Source
+from .sequences import Source
 
 #: With fewer cells there is too little to learn from and too little to judge by.
 MIN_CELLS = 100
@@ -21,9 +22,7 @@ MIN_CELLS = 100
 STEPS = 300
 #: Cells used at most; more would not be seen in that many steps.
 _MAX_CELLS = 5000
-_SHORT = SequenceConfig(
-    genes_per_step=2048, zeros=400, mask_nonzero=IMPUTE.mask_nonzero, mask_zero=IMPUTE.mask_zero
-)
+_SHORT = replace(IMPUTE, genes_per_step=2048, zeros=(100, 800))
 
 
 def adapt(model: Model, cells: Cells, *, steps: int | None = None, seed: int = 0, verbose: bool = True) -> tuple[Model, dict[str, Any]]:

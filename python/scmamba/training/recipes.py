@@ -15,7 +15,7 @@ from .._errors import ScMambaError
 from ..genes import Vocabulary
 from ..model import Model, ModelConfig, ScMamba, load_model
 from .loop import LoopConfig, Step, fit
-from .sequences import SequenceConfig, Source, draw_batch, read_sources
+from .sequences import SequenceConfig, Source, draw_batch, draw_rows, read_sources
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,17 +27,23 @@ IMPUTE = SequenceConfig(mask_nonzero=0.4, mask_zero=0.04)
 
 def reconstruction_loss(network: ScMamba, source: Source, rows: np.ndarray, sequence: SequenceConfig, rng: np.random.Generator) -> Tensor:
     """Weighted mean squared error at the hidden positions of some cells (paper, Methods)."""
-    batch = draw_batch(source, rows, sequence, rng)
+    batch = draw_batch(source, rows, sequence, network.config.reads, rng)
     device = next(network.parameters()).device
-    genes = None if _is_everything(batch.genes, network) else batch.genes.to(device)
-    x, mask = batch.x.to(device), batch.mask.to(device)
-    error = (network.reconstruct(x, mask, genes) - x) ** 2
+    x, mask, genes = batch.x.to(device), batch.mask.to(device), batch.genes.to(device)
+    keep = None if batch.keep is None else batch.keep.to(device)
+    if keep is None and len(genes) < network.config.n_genes:
+        x, mask, genes = _every_gene(x, genes, network.config.n_genes), _every_gene(mask, genes, network.config.n_genes), None
+        batch.weight = torch.ones(x.shape)
+    error = (network.reconstruct(x, mask, genes, keep) - x) ** 2
     weight = batch.weight.to(device) * mask
     return (error * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
-def _is_everything(genes: Tensor, network: ScMamba) -> bool:
-    return genes.ndim == 1 and len(genes) == network.config.n_genes
+def _every_gene(values: Tensor, genes: Tensor, n_genes: int) -> Tensor:
+    """(B, m) at some genes -> (B, L), zero elsewhere: a published model reads unmeasured genes as zeros."""
+    whole = torch.zeros(len(values), n_genes, dtype=values.dtype, device=values.device)
+    whole[:, genes] = values
+    return whole
 
 
 def reconstruction_step(sources: Sequence[Source], sequence: SequenceConfig, config: LoopConfig) -> Step:
@@ -46,7 +52,7 @@ def reconstruction_step(sources: Sequence[Source], sequence: SequenceConfig, con
 
     def step(network: nn.Module, k: int, rng: np.random.Generator) -> Tensor:
         source = sources[rng.choice(len(sources), p=sizes / sizes.sum())]
-        rows = rng.choice(len(source), min(config.batch_size, len(source)), replace=False)
+        rows = draw_rows(source, config.batch_size, rng)
         return reconstruction_loss(network, source, rows, sequence, rng)  # type: ignore[arg-type]
 
     return step
@@ -60,7 +66,8 @@ def validation(sources: Sequence[Source], sequence: SequenceConfig, cells: int =
         with torch.no_grad():
             for source in sources:
                 rng = np.random.default_rng(seed)
-                rows = rng.choice(len(source), min(cells, len(source)), replace=False)
+                rows = np.sort(rng.choice(len(source), min(cells, len(source)), replace=False))
+                rows = source.by_length[rows]
                 parts = np.array_split(rows, max(1, len(rows) // 8))
                 losses += [float(reconstruction_loss(network, source, part, sequence, rng)) for part in parts]  # type: ignore[arg-type]
         return {"validation_loss": float(np.mean(losses))}

@@ -1,13 +1,14 @@
 """Training batches: which cells, which of their genes, what is hidden.
 
-The cost of a step is linear in the number of positions, and the network knows genes, not positions: it can be trained on each
-cell's expressed genes plus a sample of its zeros (canonical order kept) and finished on whole cells.
+The cost of a step is linear in the number of positions, and the network knows genes, not positions: a model may read whole cells, as
+published, or each cell's expressed genes plus hidden ones, a tenth of the length (canonical order kept).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,11 @@ class Source:
     def __len__(self) -> int:
         return self.values.shape[0]
 
+    @cached_property
+    def by_length(self) -> np.ndarray:
+        """(n,) cells ordered by their number of expressed genes."""
+        return np.argsort(np.diff(self.values.indptr), kind="stable")
+
     def take(self, keep: np.ndarray) -> Source:
         """The cells at ``keep`` (mask or indices)."""
         return replace(self, values=self.values[keep], groups=self.groups[keep], totals=self.totals[keep])
@@ -59,33 +65,31 @@ class SequenceConfig:
 
     Attributes
     ----------
-    genes_per_step
-        0: every measured gene. Otherwise the cell's expressed genes plus sampled zeros, at most this many positions.
-    zeros
-        Sampled zeros per cell when ``genes_per_step`` is set.
     mask_nonzero, mask_zero
-        Chance that a non-zero value, and a zero of the whole cell, is hidden and predicted. In short sequences the sampled zeros
-        stand for all zeros: hidden ones are weighted so that the loss keeps the proportion the two chances state.
-    mask_zero_max
-        If larger than ``mask_zero``, each batch draws its zero chance log-uniformly between the two, so that inference may hide any
-        share of the zeros at once.
+        Chance that a non-zero value, and a zero of the whole cell, is hidden and predicted (paper, Methods).
+    genes_per_step
+        At most this many expressed genes of a cell, a random subset if it has more; 0 for no limit. Only for models that read
+        expressed genes.
+    zeros
+        Hidden zeros per sequence, drawn between these two numbers, so that inference may hide few or many at once. They stand for
+        all hidden zeros of the cell: their loss is weighted so that the proportion stated by the two chances holds.
     """
 
-    genes_per_step: int = 0
-    zeros: int = 300
     mask_nonzero: float = 0.15
     mask_zero: float = 0.0
-    mask_zero_max: float = 0.0
+    genes_per_step: int = 0
+    zeros: tuple[int, int] = (100, 2000)
 
 
 @dataclass
 class Batch:
-    """(B, l) values, hidden positions and their loss weights; (B, l) or (l,) the genes they are."""
+    """(B, l) values, hidden positions, loss weights, genes and what is not padding (``None``: whole cells, all genes as they are)."""
 
     x: Tensor
     mask: Tensor
     weight: Tensor
     genes: Tensor
+    keep: Tensor | None = None
 
 
 def read_sources(
@@ -117,7 +121,8 @@ def read_sources(
         blocks, totals = zip(*(cells.to_model(cells.linear(rows)) for rows in cells.blocks(2000)))
         has_donor = donor is not None and donor in adata.obs
         groups = adata.obs[donor].astype(str).to_numpy() if has_donor else np.full(len(cells), "")
-        source = Source(name, sparse.vstack(blocks, format="csr"), cells.genes, groups, np.concatenate(totals))
+        values = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+        source = Source(name, values, cells.genes, groups, np.concatenate(totals))
         keep = source.totals >= min_total
         if has_donor and min_cells_per_donor:
             names, counts = np.unique(groups[keep], return_counts=True)
@@ -128,46 +133,68 @@ def read_sources(
     return sources
 
 
-def draw_batch(source: Source, rows: np.ndarray, config: SequenceConfig, rng: np.random.Generator) -> Batch:
-    """Make a batch of the cells ``rows`` of one source."""
+def draw_rows(source: Source, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw cells of similar length, so that little of a batch is padding: a random subset of a window of the ranking by length."""
+    size = min(size, len(source))
+    window = min(len(source), 4 * size)
+    start = rng.integers(-window // 2, len(source) - window // 2)
+    start = int(np.clip(start, 0, len(source) - window))
+    return source.by_length[start + rng.choice(window, size, replace=False)]
+
+
+def draw_batch(source: Source, rows: np.ndarray, config: SequenceConfig, reads: str, rng: np.random.Generator) -> Batch:
+    """Make a batch of the cells ``rows`` of one source, as a model of ``reads`` sees them."""
+    if reads == "all":
+        return _whole_cells(source, rows, config, rng)
+    return _pad([_expressed_genes(source, row, config, rng) for row in rows], source.genes)
+
+
+def _whole_cells(source: Source, rows: np.ndarray, config: SequenceConfig, rng: np.random.Generator) -> Batch:
     x = source.values[rows].toarray()
-    total_zeros = (x == 0).sum(axis=1)
-    genes = source.genes
-    if config.genes_per_step and config.genes_per_step < x.shape[1]:
-        chosen = _choose_positions(x, config, rng)
-        x, genes = np.take_along_axis(x, chosen, axis=1), source.genes[chosen]
-    mask, weight = _hide(x, total_zeros, config, rng)
-    return Batch(torch.from_numpy(x), torch.from_numpy(mask), torch.from_numpy(weight), torch.from_numpy(np.asarray(genes, dtype=np.int64)))
+    chance = np.where(x != 0, np.float32(config.mask_nonzero), np.float32(config.mask_zero))
+    mask = torch.from_numpy(rng.random(x.shape, dtype=np.float32) < chance)
+    return Batch(torch.from_numpy(x), mask, torch.ones(mask.shape), torch.from_numpy(source.genes))
 
 
-def _choose_positions(x: np.ndarray, config: SequenceConfig, rng: np.random.Generator) -> np.ndarray:
-    """(B, l) sorted positions: expressed genes first, zeros to fill; all rows equally long, so nothing is padded."""
-    expressed = (x != 0).sum(axis=1)
-    length = int(min(config.genes_per_step, expressed.max() + config.zeros, x.shape[1]))
-    chosen = np.empty((len(x), length), dtype=np.int64)
-    for row, values in enumerate(x):
-        on, off = np.flatnonzero(values), np.flatnonzero(values == 0)
-        keep = min(len(on), length - min(config.zeros, length // 2, len(off)))
-        keep = max(keep, length - len(off))
-        picked = rng.choice(on, keep, replace=False) if keep < len(on) else on
-        chosen[row] = np.sort(np.concatenate([picked, rng.choice(off, length - keep, replace=False)]))
-    return chosen
+def _expressed_genes(
+    source: Source, row: int, config: SequenceConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One cell's columns, values, hidden positions and weights: its non-zeros and a sample of its zeros, all of those hidden."""
+    span = slice(source.values.indptr[row], source.values.indptr[row + 1])
+    on, values = source.values.indices[span], source.values.data[span]
+    total_zeros = len(source.genes) - len(on)
+    if config.genes_per_step and len(on) > config.genes_per_step:
+        chosen = np.sort(rng.choice(len(on), config.genes_per_step, replace=False))
+        values, shown = values[chosen], on[chosen]
+    else:
+        shown = on
+    n_zeros = min(int(rng.integers(*config.zeros, endpoint=True)), total_zeros) if config.mask_zero > 0 else 0
+    off = _zero_columns(on, len(source.genes), n_zeros, rng)
+    columns = np.concatenate([shown, off])
+    order = np.argsort(columns)
+    hidden = np.concatenate([rng.random(len(shown)) < config.mask_nonzero, np.ones(len(off), dtype=bool)])
+    # The sampled zeros carry the weight of all zeros that would be hidden, scaled as the non-zeros were cut.
+    zero_weight = config.mask_zero * total_zeros * (len(shown) / max(len(on), 1)) / max(len(off), 1)
+    weight = np.concatenate([np.ones(len(shown)), np.full(len(off), zero_weight)])
+    x = np.concatenate([values, np.zeros(len(off), dtype=np.float32)])
+    return columns[order], x[order], hidden[order], weight[order]
 
 
-def _hide(x: np.ndarray, total_zeros: np.ndarray, config: SequenceConfig, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Hidden positions, and loss weights that keep the stated proportion of zeros to non-zeros."""
-    zero_chance = config.mask_zero
-    if config.mask_zero_max > config.mask_zero > 0:
-        zero_chance = float(np.exp(rng.uniform(np.log(config.mask_zero), np.log(config.mask_zero_max))))
-    is_zero = x == 0
-    zeros = np.maximum(is_zero.sum(axis=1), 1)
-    # Short sequences hold few zeros: hide enough of them to learn from, weigh them as the share they stand for.
-    chance = np.full(len(x), zero_chance)
-    if config.mask_zero > 0:
-        chance = np.maximum(chance, np.minimum(1.0, config.mask_zero * total_zeros / zeros)).clip(max=1.0)
-    limit = np.where(is_zero, chance[:, None], config.mask_nonzero)
-    mask = rng.random(x.shape, dtype=np.float32) < limit
-    hidden_zeros = np.maximum((mask & is_zero).sum(axis=1), 1)
-    zero_weight = config.mask_zero * total_zeros / hidden_zeros
-    weight = np.where(is_zero, zero_weight[:, None], 1.0).astype(np.float32)
-    return mask, weight
+def _zero_columns(on: np.ndarray, n_genes: int, number: int, rng: np.random.Generator) -> np.ndarray:
+    """``number`` distinct columns that are not in ``on`` (sorted)."""
+    if number == 0:
+        return np.empty(0, dtype=np.int64)
+    ranks = rng.choice(n_genes - len(on), number, replace=False)
+    # The r-th column not in `on` is r plus how many of `on` come before it.
+    return ranks + np.searchsorted(on - np.arange(len(on)), ranks, side="right")
+
+
+def _pad(cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], genes: np.ndarray) -> Batch:
+    length = max(1, max(len(columns) for columns, *_ in cells))
+    shape = (len(cells), length)
+    x, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    mask, keep, positions = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.int64)
+    for i, (columns, values, hidden, weights) in enumerate(cells):
+        n = len(columns)
+        positions[i, :n], x[i, :n], mask[i, :n], weight[i, :n], keep[i, :n] = genes[columns], values, hidden, weights, True
+    return Batch(*(torch.from_numpy(a) for a in (x, mask, weight, positions, keep)))
