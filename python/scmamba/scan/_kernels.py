@@ -4,41 +4,55 @@ A job is a row of 64-bit integers (addresses, byte strides, sizes; see ``Field``
 channels, (vectors, N, 16), stays in the first-level cache for the whole sequence; nothing of size
 L x E x N ever exists. Rows of one job group (the two directions of one block) run one after the other on
 the same thread, so the sum over directions and the gate need no second pass and no lock.
+
+No signatures: a kernel compiles at its first call, so inference never waits for the backward pass.
 """
 
-from __future__ import annotations
+# mypy: ignore-errors
 
+from __future__ import annotations
 
 from enum import IntEnum
 
 import numba as nb
-from numba import types
 
 from ._vector import (
-    bload,
-    fstore,
+    LANES,
+    WIDE,
+    gated_one,
+    gated_wide,
+    gradients_add,
+    gradients_begin,
     iload,
     prefetch,
+    silu_one,
+    silu_wide,
+    slope_one,
+    slope_wide,
+    step_any,
+    step_any_keep,
+    step_fast,
+    step_fast_keep,
+    steps_one,
+    steps_only_one,
+    steps_only_wide,
+    steps_wide,
+    sum_one,
+    sum_sixteen,
+    ungated_one,
+    ungated_wide,
     vadd,
-    vconst_ln2,
-    vec,
-    vexp2,
-    vexp2_product,
     vfma,
+    vln2,
     vload,
     vmul,
-    vsigmoid,
-    vsoftplus,
     vstore,
-    vsub,
-    vsum,
     vzero,
     within,
 )
 
-TILE = 32  # time steps between two kept states; the backward pass recomputes this many at a time
+TILE = 32
 AHEAD = 12  # rows to prefetch ahead
-
 
 
 class Field(IntEnum):
@@ -91,39 +105,38 @@ LENGTH, STATES, VECTORS, REVERSE, FIRST, LAST = (8 * int(f) for f in list(Field)
 DOUT, DU, DDELTA, DB, DC, DZ, DA, DD, DBIAS, S_DOUT, S_DX, S_DBC = (8 * int(f) for f in list(Field)[24:])
 ROW = 8 * FIELDS
 
-_i64 = types.int64
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 def scratch_bytes(states: int, vectors: int) -> int:
-    """Room one thread needs for either kernel."""
-    column = 64 * states
-    return column * (vectors + (2 * TILE + 1) + 2 * TILE + 1) + 3 * 64 * TILE + 4096
+    """Room one thread needs for either kernel: see the layout at the top of ``backward_job``."""
+    return 64 * (states * (vectors + 4 * TILE + 2) + 4 * TILE * vectors + 2)
 
 
-@nb.njit(vec(_i64, _i64, _i64, _i64, vec, vec, vec, _i64), inline="always", **_options)
-def _steps(h, a, b, c, dt, dtu, y, states):
-    """All states of one vector of channels, one time step; returns y + C h."""
-    for n in range(states):
-        decay = vexp2_product(dt, vload(a + 64 * n))
-        state = vfma(decay, vload(h + 64 * n), vmul(dtu, bload(b + 4 * n)))
-        vstore(h + 64 * n, state)
-        y = vfma(state, bload(c + 4 * n), y)
-    return y
+@nb.njit(inline="always", **_options)
+def _steps(delta, stride, bias, dt, vectors, t, direction):
+    """dt of one row of the block; asks for the row two tiles on."""
+    x = delta + t * stride
+    whole = vectors - vectors % WIDE
+    for v in range(0, whole, WIDE):
+        steps_only_wide(x + 64 * v, bias + 64 * v, dt + 64 * v)
+    for v in range(whole, vectors):
+        steps_only_one(x + 64 * v, bias + 64 * v, dt + 64 * v)
+    for v in range(vectors):
+        prefetch(x + direction * TILE * stride + 64 * v)
 
 
-@nb.njit(vec(_i64, _i64, _i64, _i64, vec, vec, vec, _i64), inline="always", **_options)
-def _steps_any(h, a, b, c, dt, dtu, y, states):
-    """``_steps`` for any exponent: underflow to 0, NaN stays NaN."""
-    for n in range(states):
-        decay = vexp2(vmul(dt, vload(a + 64 * n)))
-        state = vfma(decay, vload(h + 64 * n), vmul(dtu, bload(b + 4 * n)))
-        vstore(h + 64 * n, state)
-        y = vfma(state, bload(c + 4 * n), y)
-    return y
+@nb.njit(inline="always", **_options)
+def _gate(y, z, out, vectors):
+    """One row of the block times silu(z)."""
+    whole = vectors - vectors % WIDE
+    for v in range(0, whole, WIDE):
+        gated_wide(y + 64 * v, z + 64 * v, out + 64 * v)
+    for v in range(whole, vectors):
+        gated_one(y + 64 * v, z + 64 * v, out + 64 * v)
 
 
-@nb.njit(types.void(_i64, _i64), **_options)
+@nb.njit(**_options)
 def forward_job(job, scratch):
     """Scan one block of channels of one cell in one direction."""
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
@@ -133,57 +146,81 @@ def forward_job(job, scratch):
     s_u, s_delta, s_b, s_c = iload(job + S_U), iload(job + S_DELTA), iload(job + S_B), iload(job + S_C)
     s_z, s_y, s_kept = iload(job + S_Z), iload(job + S_Y), iload(job + S_KEPT)
     reverse, first, gate = iload(job + REVERSE), iload(job + FIRST), iload(job + LAST) * z0
-    column = 64 * states
-    ahead = -AHEAD if reverse else AHEAD
+    sign = -1 if reverse else 1
+    column, row = 64 * states, 64 * vectors
+    h0 = scratch
+    dt0 = h0 + vectors * column
     for i in range(vectors * states):
-        vstore(scratch + 64 * i, vzero())
-    for step in range(length):
-        t = length - 1 - step if reverse else step
-        if kept != 0 and step % TILE == 0:
+        vstore(h0 + 64 * i, vzero())
+    for start in range(0, length, TILE):
+        count = min(TILE, length - start)
+        origin = length - 1 - start if reverse else start
+        if kept != 0:
             for i in range(vectors * states):
-                vstore(kept + 64 * i, vload(scratch + 64 * i))
+                vstore(kept + 64 * i, vload(h0 + 64 * i))
             kept += s_kept
-        b, c = b0 + t * s_b, c0 + t * s_c
+        for i in range(count):
+            _steps(delta0, s_delta, bias0, dt0 + i * row, vectors, origin + sign * i, sign)
         for v in range(vectors):
             o = 64 * v
-            prefetch(delta0 + (t + ahead) * s_delta + o)
-            prefetch(u0 + (t + ahead) * s_u + o)
-            prefetch(y0 + (t + ahead) * s_y + o)
-            dt = vsoftplus(vadd(vload(delta0 + t * s_delta + o), vload(bias0 + o)))
-            u = vload(u0 + t * s_u + o)
-            y = vmul(vload(d0 + o), u)
-            if not first:
-                y = vadd(y, vload(y0 + t * s_y + o))
-            h, a = scratch + v * column, a0 + v * column
-            if within(dt, vload(limit0 + o)):
-                y = _steps(h, a, b, c, dt, vmul(dt, u), y, states)
-            else:
-                y = _steps_any(h, a, b, c, dt, vmul(dt, u), y, states)
-            if gate != 0:
-                prefetch(z0 + (t + ahead) * s_z + o)
-                z = vload(z0 + t * s_z + o)
-                y = vmul(y, vmul(z, vsigmoid(z)))
-            vstore(y0 + t * s_y + o, y)
+            skip, limit = vload(d0 + o), vload(limit0 + o)
+            h, a = h0 + v * column, a0 + v * column
+            for i in range(count):
+                t = origin + sign * i
+                prefetch(u0 + (t + sign * TILE) * s_u + o)
+                dt, u = vload(dt0 + i * row + o), vload(u0 + t * s_u + o)
+                y = vmul(skip, u)
+                if not first:
+                    prefetch(y0 + (t + sign * TILE) * s_y + o)
+                    y = vadd(y, vload(y0 + t * s_y + o))
+                if within(dt, limit):
+                    ch = step_fast(h, h, 0, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
+                else:
+                    ch = step_any(h, h, 0, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
+                vstore(y0 + t * s_y + o, vadd(y, ch))
+        if gate != 0:
+            for i in range(count):
+                t = origin + sign * i
+                _gate(y0 + t * s_y, z0 + t * s_z, y0 + t * s_y, vectors)
+                for v in range(vectors):
+                    prefetch(z0 + (t + sign * TILE) * s_z + 64 * v)
 
 
-@nb.njit(vec(_i64, _i64, _i64, _i64, _i64, vec, vec, vec, vec, _i64), inline="always", **_options)
-def _recompute(h, decays, a, b, c, dt, limit, dtu, y, states):
-    """One step of the states again, keeping the decays and the states; returns y + C h."""
-    column = 64 * states
-    fast = within(dt, limit)
-    for n in range(states):
-        if fast:
-            decay = vexp2_product(dt, vload(a + 64 * n))
-        else:
-            decay = vexp2(vmul(dt, vload(a + 64 * n)))
-        vstore(decays + 64 * n, decay)
-        state = vfma(decay, vload(h + 64 * n), vmul(dtu, bload(b + 4 * n)))
-        vstore(h + column + 64 * n, state)
-        y = vfma(state, bload(c + 4 * n), y)
-    return y
+@nb.njit(inline="always", **_options)
+def _lane_sums(shares, out, states):
+    """Sums of the lanes of ``states`` vectors."""
+    whole = states - states % LANES
+    for n in range(0, whole, LANES):
+        sum_sixteen(shares + 64 * n, out + 4 * n)
+    for n in range(whole, states):
+        sum_one(shares + 64 * n, out + 4 * n)
 
 
-@nb.njit(types.void(_i64, _i64), **_options)
+@nb.njit(inline="always", **_options)
+def _steps_and_slopes(delta, stride, bias, dt, slope, vectors):
+    """dt of one row of the block, and its slope."""
+    whole = vectors - vectors % WIDE
+    for v in range(0, whole, WIDE):
+        steps_wide(delta + 64 * v, bias + 64 * v, dt + 64 * v, slope + 64 * v)
+    for v in range(whole, vectors):
+        steps_one(delta + 64 * v, bias + 64 * v, dt + 64 * v, slope + 64 * v)
+
+
+@nb.njit(inline="always", **_options)
+def _ungate(dout, z, dy, dgate, vectors):
+    """One row: the gradient before the gate, and dout times the slope of the gate."""
+    whole = vectors - vectors % WIDE
+    if z != 0:
+        for v in range(0, whole, WIDE):
+            ungated_wide(dout + 64 * v, z + 64 * v, dy + 64 * v, dgate + 64 * v)
+        for v in range(whole, vectors):
+            ungated_one(dout + 64 * v, z + 64 * v, dy + 64 * v, dgate + 64 * v)
+    else:
+        for v in range(vectors):
+            vstore(dy + 64 * v, vload(dout + 64 * v))
+
+
+@nb.njit(**_options)
 def backward_job(job, scratch):
     """Gradients of one block of channels of one cell in one direction, tile by tile from the end."""
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
@@ -197,17 +234,20 @@ def backward_job(job, scratch):
     db0, dc0 = iload(job + DB), iload(job + DC)
     da0, dd0, dbias0 = iload(job + DA), iload(job + DD), iload(job + DBIAS)
     reverse, first = iload(job + REVERSE), iload(job + FIRST)
+    sign = -1 if reverse else 1
 
-    column = 64 * states
-    g0 = scratch
-    h0 = g0 + vectors * column
-    decay0 = h0 + (TILE + 1) * column
-    dbl0 = decay0 + TILE * column
-    dcl0 = dbl0 + TILE * column
-    dal = dcl0 + TILE * column
-    dt0 = dal + column
-    slope0 = dt0 + TILE * 64
-    dy0 = slope0 + TILE * 64
+    column, row = 64 * states, 64 * vectors
+    g0 = scratch  # (vectors, states) gradient of the state, carried from tile to tile
+    h0 = g0 + vectors * column  # (TILE + 1, states) states of one vector of channels in the tile
+    decay0 = h0 + (TILE + 1) * column  # (TILE, states)
+    db_lanes = decay0 + TILE * column  # (TILE, states) the lanes' shares of dB, summed over the vectors
+    dc_lanes = db_lanes + TILE * column
+    da_tile = dc_lanes + TILE * column  # (states) the tile's share of dA: short sums lose fewer digits
+    dt0 = da_tile + column  # (TILE, vectors) each
+    slope0 = dt0 + TILE * row
+    dy0 = slope0 + TILE * row
+    dgate0 = dy0 + TILE * row
+    sums = dgate0 + TILE * row  # d(dt u), d(dt) through the decays
     for i in range(vectors * states):
         vstore(g0 + 64 * i, vzero())
         vstore(da0 + 64 * i, vzero())
@@ -218,71 +258,59 @@ def backward_job(job, scratch):
     for tile in range((length + TILE - 1) // TILE - 1, -1, -1):
         start = tile * TILE
         count = min(TILE, length - start)
+        origin = length - 1 - start if reverse else start
+        for i in range(count):
+            t = origin + sign * i
+            _steps_and_slopes(delta0 + t * s_delta, 0, bias0, dt0 + i * row, slope0 + i * row, vectors)
+            z = z0 + t * s_z if z0 != 0 else 0
+            _ungate(dout0 + t * s_dout, z, dy0 + i * row, dgate0 + i * row, vectors)
+            before = t - sign * TILE
+            for v in range(vectors):
+                prefetch(delta0 + before * s_delta + 64 * v)
+                prefetch(dout0 + before * s_dout + 64 * v)
+                prefetch(u0 + before * s_u + 64 * v)
+                prefetch(z0 + before * s_z + 64 * v)
         for v in range(vectors):
             o = 64 * v
             a, g = a0 + v * column, g0 + v * column
-            bias, skip, limit = vload(bias0 + o), vload(d0 + o), vload(limit0 + o)
+            skip, limit = vload(d0 + o), vload(limit0 + o)
             kept = kept0 + tile * s_kept + v * column
             for n in range(states):
                 vstore(h0 + 64 * n, vload(kept + 64 * n))
-                vstore(dal + 64 * n, vzero())
+                vstore(da_tile + 64 * n, vzero())
             for i in range(count):
-                t = length - 1 - start - i if reverse else start + i
-                x = vadd(vload(delta0 + t * s_delta + o), bias)
-                dt = vsoftplus(x)
-                u = vload(u0 + t * s_u + o)
-                dout = vload(dout0 + t * s_dout + o)
-                vstore(dt0 + 64 * i, dt)
-                vstore(slope0 + 64 * i, vsigmoid(x))
-                y = _recompute(
-                    h0 + i * column,
-                    decay0 + i * column,
-                    a,
-                    b0 + t * s_b,
-                    c0 + t * s_c,
-                    dt,
-                    limit,
-                    vmul(dt, u),
-                    vmul(skip, u),
-                    states,
-                )
+                t = origin + sign * i
+                dt, u = vload(dt0 + i * row + o), vload(u0 + t * s_u + o)
+                h, decay = h0 + i * column, decay0 + i * column
+                b, c = b0 + t * s_b, c0 + t * s_c
+                if within(dt, limit):
+                    ch = step_fast_keep(h + column, h, decay, a, b, c, dt, vmul(dt, u), states)
+                else:
+                    ch = step_any_keep(h + column, h, decay, a, b, c, dt, vmul(dt, u), states)
                 if z0 != 0:
-                    z = vload(z0 + t * s_z + o)
-                    s = vsigmoid(z)
-                    gate = vmul(z, s)
-                    # d silu = s (1 + z (1 - s)) = s + gate (1 - s) = s + gate - gate s
-                    dz = vmul(vmul(dout, y), vadd(s, vsub(gate, vmul(gate, s))))
+                    dz = vmul(vfma(skip, u, ch), vload(dgate0 + i * row + o))
                     if not first:
                         dz = vadd(dz, vload(dz0 + t * s_dx + o))
                     vstore(dz0 + t * s_dx + o, dz)
-                    dout = vmul(dout, gate)
-                vstore(dy0 + 64 * i, dout)
             dd, dbias = vzero(), vzero()
             for i in range(count - 1, -1, -1):
-                t = length - 1 - start - i if reverse else start + i
-                dt, dy, u = vload(dt0 + 64 * i), vload(dy0 + 64 * i), vload(u0 + t * s_u + o)
-                dtu = vmul(dt, u)
-                b, c = b0 + t * s_b, c0 + t * s_c
+                t = origin + sign * i
+                dt, dy, u = vload(dt0 + i * row + o), vload(dy0 + i * row + o), vload(u0 + t * s_u + o)
                 h, decay = h0 + i * column, decay0 + i * column
-                dbl, dcl = dbl0 + i * column, dcl0 + i * column
-                ddtu, ddt = vzero(), vzero()
-                for n in range(states):
-                    e = 64 * n
-                    grad = vfma(dy, bload(c + 4 * n), vload(g + e))
-                    if v == 0:
-                        vstore(dcl + e, vmul(dy, vload(h + column + e)))
-                        vstore(dbl + e, vmul(grad, dtu))
-                    else:
-                        vstore(dcl + e, vfma(dy, vload(h + column + e), vload(dcl + e)))
-                        vstore(dbl + e, vfma(grad, dtu, vload(dbl + e)))
-                    ddtu = vfma(grad, bload(b + 4 * n), ddtu)
-                    carried = vmul(grad, vload(decay + e))
-                    vstore(g + e, carried)
-                    q = vmul(carried, vload(h + e))
-                    ddt = vfma(q, vload(a + e), ddt)
-                    vstore(dal + e, vfma(q, dt, vload(dal + e)))
-                ddt = vfma(ddtu, u, vmul(ddt, vconst_ln2()))
-                ddelta = vmul(ddt, vload(slope0 + 64 * i))
+                db, dc = db_lanes + i * column, dc_lanes + i * column
+                b, c = b0 + t * s_b, c0 + t * s_c
+                dtu = vmul(dt, u)
+                if v == 0:
+                    gradients_begin(
+                        h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states
+                    )
+                else:
+                    gradients_add(
+                        h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states
+                    )
+                ddtu = vload(sums)
+                ddt = vfma(ddtu, u, vmul(vload(sums + 64), vln2()))
+                ddelta = vmul(ddt, vload(slope0 + i * row + o))
                 vstore(du0 + t * s_dx + o, vfma(ddtu, dt, vmul(dy, skip)))
                 vstore(ddelta0 + t * s_dx + o, ddelta)
                 dd = vfma(dy, u, dd)
@@ -291,35 +319,34 @@ def backward_job(job, scratch):
             vstore(dbias0 + o, vadd(vload(dbias0 + o), dbias))
             da = da0 + v * column
             for n in range(states):
-                vstore(da + 64 * n, vadd(vload(da + 64 * n), vload(dal + 64 * n)))
+                vstore(da + 64 * n, vadd(vload(da + 64 * n), vload(da_tile + 64 * n)))
         for i in range(count):
-            t = length - 1 - start - i if reverse else start + i
-            for n in range(states):
-                fstore(db0 + t * s_dbc + 4 * n, vsum(vload(dbl0 + i * column + 64 * n)))
-                fstore(dc0 + t * s_dbc + 4 * n, vsum(vload(dcl0 + i * column + 64 * n)))
+            t = origin + sign * i
+            _lane_sums(db_lanes + i * column, db0 + t * s_dbc, states)
+            _lane_sums(dc_lanes + i * column, dc0 + t * s_dbc, states)
 
 
-@nb.njit(types.void(_i64, _i64, _i64), **_options)
+@nb.njit(**_options)
 def forward(jobs, count, scratch):
     """Run ``count`` jobs that follow one another in memory."""
     for i in range(count):
         forward_job(jobs + i * ROW, scratch)
 
 
-@nb.njit(types.void(_i64, _i64, _i64), **_options)
+@nb.njit(**_options)
 def backward(jobs, count, scratch):
     """Run ``count`` gradient jobs that follow one another in memory."""
     for i in range(count):
         backward_job(jobs + i * ROW, scratch)
 
 
-# --- depthwise causal convolution + SiLU -------------------------------------------------------------------------
+# --- depthwise causal convolution + SiLU ------------------------------------------------------------
 
 CONV_ROWS = 512  # rows of one unit of work
 CONV_TILE = 64  # rows of the backward pass's window
 
 
-@nb.njit(vec(_i64, _i64, _i64, _i64, _i64, _i64, _i64, _i64, vec), inline="always", **_options)
+@nb.njit(inline="always", **_options)
 def _convolved(x, stride, t, length, sign, weight, row, width, total):
     """``bias + sum_k w[W-1-k] x[t - sign k]`` for one vector of channels; ``total`` comes in as the bias."""
     inside = min(width, t + 1 if sign > 0 else length - t)
@@ -328,7 +355,17 @@ def _convolved(x, stride, t, length, sign, weight, row, width, total):
     return total
 
 
-@nb.njit(types.void(*[_i64] * 13), **_options)
+@nb.njit(inline="always", **_options)
+def _silu(y, vectors):
+    """SiLU of one row, in place."""
+    whole = vectors - vectors % WIDE
+    for v in range(0, whole, WIDE):
+        silu_wide(y + 64 * v, y + 64 * v)
+    for v in range(whole, vectors):
+        silu_one(y + 64 * v, y + 64 * v)
+
+
+@nb.njit(**_options)
 def conv_forward(x, s_x, y, s_y, weight, bias, width, vectors, length, start, stop, sign, silu):
     """Rows ``start`` to ``stop`` of one cell; ``weight`` is (width, channels)."""
     row = 64 * vectors
@@ -336,16 +373,42 @@ def conv_forward(x, s_x, y, s_y, weight, bias, width, vectors, length, start, st
         for v in range(vectors):
             o = 64 * v
             total = _convolved(x + o, s_x, t, length, sign, weight + o, row, width, vload(bias + o))
-            if silu:
-                total = vmul(total, vsigmoid(total))
             vstore(y + t * s_y + o, total)
+        if silu:
+            _silu(y + t * s_y, vectors)
 
 
-@nb.njit(types.void(*[_i64] * 17), **_options)
+@nb.njit(inline="always", **_options)
+def _slope(dy, z, vectors):
+    """z becomes dy times the slope of silu at z, for one row of the block."""
+    if vectors == WIDE:
+        slope_wide(dy, z, z)
+    else:
+        for v in range(vectors):
+            slope_one(dy + 64 * v, z + 64 * v, z + 64 * v)
+
+
+@nb.njit(**_options)
 def conv_backward(
-    x, s_x, dy, s_dy, dx, s_dx, weight, bias, dweight, width, vectors, length, start, stop, sign, silu, scratch
+    x,
+    s_x,
+    dy,
+    s_dy,
+    dx,
+    s_dx,
+    weight,
+    bias,
+    dweight,
+    width,
+    vectors,
+    length,
+    start,
+    stop,
+    sign,
+    silu,
+    scratch,
 ):
-    """Gradients of rows ``start`` to ``stop``: dx rows, and this unit's share of dweight (width + 1, channels)."""
+    """Gradients of rows ``start`` to ``stop``: dx, and this unit's share of dweight (width + 1, channels)."""
     row = 64 * vectors
     for v in range(vectors * (width + 1)):
         vstore(dweight + 64 * v, vzero())
@@ -354,32 +417,41 @@ def conv_backward(
         # gradient before the activation for the tile and for the width - 1 rows that read from it
         first = low if sign > 0 else max(0, low - width + 1)
         last = min(length, high + width - 1) if sign > 0 else high
-        for v in range(vectors):
-            o = 64 * v
+        for begin in range(0, vectors, WIDE):
+            block = min(WIDE, vectors - begin)
+            line = 64 * WIDE
             for t in range(first, last):
-                g = vload(dy + t * s_dy + o)
+                g = scratch + line * (t - first)
+                for v in range(block):
+                    o = 64 * (begin + v)
+                    if silu:
+                        total = _convolved(
+                            x + o, s_x, t, length, sign, weight + o, row, width, vload(bias + o)
+                        )
+                        vstore(g + 64 * v, total)
+                    else:
+                        vstore(g + 64 * v, vload(dy + t * s_dy + o))
                 if silu:
-                    total = _convolved(x + o, s_x, t, length, sign, weight + o, row, width, vload(bias + o))
-                    s = vsigmoid(total)
-                    value = vmul(total, s)
-                    g = vmul(g, vadd(s, vsub(value, vmul(value, s))))
-                vstore(scratch + 64 * (t - first), g)
-            dbias = vload(dweight + width * row + o)
-            for t in range(low, high):
-                g = vload(scratch + 64 * (t - first))
-                dbias = vadd(dbias, g)
-                total = vzero()
-                inside = min(width, length - t if sign > 0 else t + 1)
-                for k in range(inside):
-                    w = vload(weight + (width - 1 - k) * row + o)
-                    total = vfma(w, vload(scratch + 64 * (t + sign * k - first)), total)
-                vstore(dx + t * s_dx + o, total)
-            vstore(dweight + width * row + o, dbias)
-            for k in range(width):
-                share = vload(dweight + (width - 1 - k) * row + o)
+                    _slope(dy + t * s_dy + 64 * begin, g, block)
+            for v in range(block):
+                o, g = 64 * (begin + v), scratch + 64 * v
+                dbias = vload(dweight + width * row + o)
                 for t in range(low, high):
-                    source = t - sign * k
-                    if 0 <= source < length:
-                        g = vload(scratch + 64 * (t - first))
-                        share = vfma(g, vload(x + source * s_x + o), share)
-                vstore(dweight + (width - 1 - k) * row + o, share)
+                    dbias = vadd(dbias, vload(g + line * (t - first)))
+                    total = vzero()
+                    for k in range(min(width, length - t if sign > 0 else t + 1)):
+                        w = vload(weight + (width - 1 - k) * row + o)
+                        total = vfma(w, vload(g + line * (t + sign * k - first)), total)
+                    vstore(dx + t * s_dx + o, total)
+                vstore(dweight + width * row + o, dbias)
+                for k in range(width):
+                    share = vload(dweight + (width - 1 - k) * row + o)
+                    shift = sign * k
+                    for t in range(max(low, shift), min(high, length + shift)):
+                        share = vfma(vload(g + line * (t - first)), vload(x + (t - shift) * s_x + o), share)
+                    vstore(dweight + (width - 1 - k) * row + o, share)
+
+
+def conv_scratch_bytes(width: int) -> int:
+    """Room one thread needs for ``conv_backward``."""
+    return 64 * WIDE * (CONV_TILE + width)

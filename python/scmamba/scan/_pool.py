@@ -1,7 +1,7 @@
 """Threads for the numba kernels: as many as torch uses, the caller's own among them, safe under fork.
 
-numba's own thread layers are not used: one aborts in a forked child, one is not thread-safe, and the first parallel
-call resets torch's number of threads. The kernels release the interpreter lock, so plain threads do.
+numba's own thread layers are not used: one aborts in a forked child, one is not thread-safe, and the first
+parallel call resets torch's number of threads. The kernels release the interpreter lock, so plain threads do.
 """
 
 from __future__ import annotations

@@ -4,27 +4,37 @@ Auto-vectorisation of the scan is fragile (changing the order of two loops costs
 the kernels in ``_kernels.py`` are written with explicit vectors. LLVM lowers the sixteen lanes to
 whatever the processor has: one AVX-512 register, two AVX registers, four NEON registers.
 Memory is addressed by plain 64-bit addresses: numba's array indexing adds a wrap-around test to every
-access.
+access. Operations with long chains of dependent instructions work on several vectors at a time, because
+one chain alone leaves the multipliers idle.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 LANES = 16
 BYTES = 4 * LANES
+WIDE = 4  # vectors per call of the elementwise functions
+
+# States per call of the scan's inner step: registers decide (32 of sixteen lanes with AVX-512).
+INTERLEAVED = 4 if binding.get_host_cpu_features().get("avx512f") else 2
 
 _F32 = ir.FloatType()
 _I32 = ir.IntType(32)
+_I64 = ir.IntType(64)
 _VEC = ir.VectorType(_F32, LANES)
-_IVEC = ir.VectorType(_I32, LANES)
 _MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves the rounded integer in the low mantissa bits
+
+Value = Any  # an llvmlite value; the library has no types
+Builder = Any  # an llvmlite IRBuilder
 
 
 class Float16Lanes(types.Type):
@@ -43,112 +53,144 @@ class _Model(models.PrimitiveModel):
         super().__init__(dmm, fe_type, _VEC)
 
 
-def _f32(x: float) -> float:
-    """Round to float32 first: LLVM rejects float constants that are not exact."""
-    return float(np.float32(x))
+# --- building blocks: LLVM instructions on vectors of any width ------------------------------------
 
 
-def _const(x: float) -> ir.Constant:
-    return ir.Constant(_VEC, [ir.Constant(_F32, _f32(x))] * LANES)
+def _const(x: float, like: Value) -> ir.Constant:
+    """``x`` in every lane of a vector like ``like``; rounded first, LLVM rejects inexact constants."""
+    return ir.Constant(like.type, [ir.Constant(_F32, float(np.float32(x)))] * like.type.count)
 
 
-def _iconst(x: int) -> ir.Constant:
-    return ir.Constant(_IVEC, [ir.Constant(_I32, x)] * LANES)
+def _ints(like: Value) -> ir.VectorType:
+    return ir.VectorType(_I32, like.type.count)
 
 
-def _call(builder: ir.IRBuilder, name: str, ret: ir.Type, args: list[ir.Value]) -> ir.Value:
-    """Call an LLVM intrinsic by its full name."""
-    fnty = ir.FunctionType(ret, [a.type for a in args])
-    return builder.call(builder.module.declare_intrinsic(name, (), fnty), args)
+def _call(builder: Builder, name: str, args: list[Value]) -> Value:
+    """Call an elementwise LLVM intrinsic; the type is that of its arguments."""
+    ty = args[0].type
+    function = ir.FunctionType(ty, [ty] * len(args))
+    return builder.call(builder.module.declare_intrinsic(f"llvm.{name}.v{ty.count}f32", (), function), args)
 
 
-def _fma(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+def _fma(builder: Builder, a: Value, b: Value, c: Value) -> Value:
     """``a * b + c``; fused where the processor can, two operations (never a library call) where not."""
-    return _call(builder, f"llvm.fmuladd.v{LANES}f32", _VEC, [a, b, c])
+    return _call(builder, "fmuladd", [a, b, c])
 
 
-def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
-    one = builder.insert_element(ir.Constant(_VEC, ir.Undefined), scalar, _I32(0))
-    return builder.shuffle_vector(one, ir.Constant(_VEC, ir.Undefined), ir.Constant(_IVEC, [0] * LANES))
+def _splat(builder: Builder, scalar: Value) -> Value:
+    undefined = ir.Constant(_VEC, ir.Undefined)
+    one = builder.insert_element(undefined, scalar, _I32(0))
+    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
 
 
-def _horner(builder: ir.IRBuilder, r: ir.Value, coefficients: list[float]) -> ir.Value:
-    """Evaluate a polynomial, highest power first."""
-    p = _const(coefficients[0])
-    for c in coefficients[1:]:
-        p = _fma(builder, p, r, _const(c))
-    return p
+def _shuffle(builder: Builder, a: Value, b: Value, order: list[int]) -> Value:
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(order)), order))
 
 
-def _chebyshev_fit(f: Any, low: float, high: float, degree: int) -> list[float]:
+def _pointer(builder: Builder, address: Value, pointee: ir.Type, offset: int = 0) -> Value:
+    if offset:
+        address = builder.add(address, ir.Constant(_I64, offset))
+    return builder.inttoptr(address, ir.PointerType(pointee))
+
+
+def _load(builder: Builder, address: Value, vectors: int = 1, offset: int = 0) -> Value:
+    ty = ir.VectorType(_F32, LANES * vectors)
+    return builder.load(_pointer(builder, address, ty, offset), align=4)
+
+
+def _store(builder: Builder, address: Value, value: Value, offset: int = 0) -> None:
+    builder.store(value, _pointer(builder, address, value.type, offset), align=4)
+
+
+def _broadcast(builder: Builder, address: Value, offset: int = 0) -> Value:
+    return _splat(builder, builder.load(_pointer(builder, address, _F32, offset), align=4))
+
+
+# --- functions ----------------------------------------------------------------------------------
+
+
+def _fit(f: Callable[[np.ndarray], np.ndarray], low: float, high: float, degree: int) -> list[float]:
     """Near-minimax polynomial of ``f`` on [low, high], highest power first (computed in float64)."""
     fit = np.polynomial.Chebyshev.interpolate(f, degree, domain=[low, high])
     return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef[::-1]]
 
 
-def _exp2_coefficients() -> list[float]:
-    """2**r = 1 + r q(r) on [-1/2, 1/2]: exact at 0, so long memories (2**r near 1) do not drift."""
-
-    def q(r: np.ndarray) -> np.ndarray:
-        safe = np.where(r == 0, 1.0, r)
-        return np.where(r == 0, math.log(2), np.expm1(safe * math.log(2)) / safe)
-
-    return [*_chebyshev_fit(q, -0.5, 0.5, 4), 1.0]
+def _slope_at_zero(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """f(x) / x, without the hole at 0 (f is smooth and f(0) = 0)."""
+    return lambda x: f(np.where(np.abs(x) < 1e-9, 1e-9, x)) / np.where(np.abs(x) < 1e-9, 1e-9, x)
 
 
-def _atanh_coefficients() -> list[float]:
-    """atanh(s) / s as a polynomial in s**2 on [0, 1/9], for log1p(w) = 2 atanh(w / (2 + w))."""
-
-    def g(x: np.ndarray) -> np.ndarray:
-        s = np.sqrt(np.maximum(x, 1e-30))
-        return np.arctanh(s) / s
-
-    return _chebyshev_fit(g, 0.0, 1.0 / 9.0, 6)
+# 2**r = 1 + r q(r): exact at 0, so long memories (decays near 1) do not drift
+_EXP2 = [*_fit(_slope_at_zero(lambda r: np.expm1(r * math.log(2))), -0.5, 0.5, 4), 1.0]
+# log1p(w) = w q(w): full relative accuracy for small w
+_LOG1P = _fit(_slope_at_zero(np.log1p), 0.0, 1.0, 10)
+_RECIPROCAL = _fit(lambda w: 1 / (1 + w), 0.0, 1.0, 4)  # 1 / (1 + w), before one Newton step
 
 
-_EXP2 = _exp2_coefficients()
-_ATANH = _atanh_coefficients()
+def _horner(builder: Builder, x: Value, coefficients: list[float]) -> Value:
+    """Evaluate a polynomial, highest power first."""
+    p: Value = _const(coefficients[0], x)
+    for c in coefficients[1:]:
+        p = _fma(builder, p, x, _const(c, x))
+    return p
 
 
-def _exp2_of_product(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
-    """2**(a b) for -125 <= a b <= 127; ten operations, relative error below 2e-7."""
-    magic = _const(_MAGIC)
-    t = _fma(builder, a, b, magic)
-    n = builder.fsub(t, magic)
-    r = _fma(builder, a, b, builder.fneg(n))
-    p = _horner(builder, r, _EXP2)
-    bits = builder.add(builder.bitcast(p, _IVEC), builder.shl(builder.bitcast(t, _IVEC), _iconst(23)))
-    return builder.bitcast(bits, _VEC)
+def _exp2_many(builder: Builder, a: Value, bs: list[Value]) -> list[Value]:
+    """2**(a b) for several ``bs``, stage by stage, valid where -125 <= a b <= 127.
+
+    Ten operations each, relative error below 2e-7. One exponential is a chain of dependent operations;
+    written one after another, the chains fill the processor's scheduler before the next one can start.
+    """
+    magic = _const(_MAGIC, a)
+    ts = [_fma(builder, a, b, magic) for b in bs]
+    ns = [builder.fneg(builder.fsub(t, magic)) for t in ts]
+    rs = [_fma(builder, a, b, n) for b, n in zip(bs, ns)]
+    ps: list[Value] = [_const(_EXP2[0], a)] * len(bs)
+    for c in _EXP2[1:]:
+        ps = [_fma(builder, p, r, _const(c, a)) for p, r in zip(ps, rs)]
+    ints = _ints(a)
+    places = ir.Constant(ints, [ir.Constant(_I32, 23)] * a.type.count)
+    shifts = [builder.shl(builder.bitcast(t, ints), places) for t in ts]
+    return [builder.bitcast(builder.add(builder.bitcast(p, ints), s), a.type) for p, s in zip(ps, shifts)]
 
 
-def _exp2_any(builder: ir.IRBuilder, x: ir.Value) -> ir.Value:
+def _exp2(builder: Builder, x: Value) -> Value:
     """2**x for every x: 0 below the normal range, inf above it, NaN for NaN."""
-    low, high, one = _const(-126.0), _const(127.0), _const(1.0)
-    small = builder.fcmp_ordered("<", x, low)
-    large = builder.fcmp_ordered(">", x, high)
+    small = builder.fcmp_ordered("<", x, _const(-126.0, x))
+    large = builder.fcmp_ordered(">", x, _const(127.0, x))
     nan = builder.fcmp_unordered("uno", x, x)
-    inside = builder.select(builder.or_(builder.or_(small, large), nan), _const(0.0), x)
-    y = _exp2_of_product(builder, inside, one)
-    y = builder.select(small, _const(0.0), y)
-    y = builder.select(large, ir.Constant(_VEC, [ir.Constant(_F32, float("inf"))] * LANES), y)
-    return builder.select(nan, x, y)
+    inside = builder.select(builder.or_(builder.or_(small, large), nan), _const(0.0, x), x)
+    y = _exp2_many(builder, inside, [_const(1.0, x)])[0]
+    y = builder.select(small, _const(0.0, x), y)
+    infinity = ir.Constant(x.type, [ir.Constant(_F32, float("inf"))] * x.type.count)
+    return builder.select(nan, x, builder.select(large, infinity, y))
 
 
-def _softplus(builder: ir.IRBuilder, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """Softplus and its slope, the logistic function, sharing one exponential."""
-    one = _const(1.0)
-    negative = builder.fcmp_ordered("<", x, _const(0.0))
-    magnitude = _call(builder, f"llvm.fabs.v{LANES}f32", _VEC, [x])
-    w = _exp2_any(builder, builder.fmul(magnitude, _const(-1.0 / math.log(2))))
-    s = builder.fdiv(w, builder.fadd(w, _const(2.0)))
-    log1p = builder.fmul(builder.fadd(s, s), _horner(builder, builder.fmul(s, s), _ATANH))
-    positive_part = builder.select(negative, _const(0.0), x)
-    slope = builder.fdiv(builder.select(negative, w, one), builder.fadd(one, w))
-    return builder.fadd(positive_part, log1p), slope
+def _exp_of_minus_magnitude(builder: Builder, x: Value) -> Value:
+    """exp(-|x|), never below 2**-126."""
+    y = builder.fmul(_call(builder, "fabs", [x]), _const(-1.0 / math.log(2), x))
+    low = _const(-126.0, x)
+    y = builder.select(builder.fcmp_ordered("<", y, low), low, y)
+    return _exp2_many(builder, y, [_const(1.0, x)])[0]
 
 
-def _pointer(builder: ir.IRBuilder, address: ir.Value, pointee: ir.Type) -> ir.Value:
-    return builder.inttoptr(address, ir.PointerType(pointee))
+def _logistic(builder: Builder, x: Value, w: Value) -> Value:
+    """1 / (1 + exp(-x)), given w = exp(-|x|): no division, they are slow on wide vectors."""
+    one = _const(1.0, x)
+    r = _horner(builder, w, _RECIPROCAL)
+    miss = builder.fsub(one, _fma(builder, w, r, r))  # 1 - (1 + w) r
+    r = _fma(builder, r, miss, r)
+    return builder.fmul(builder.select(builder.fcmp_ordered("<", x, _const(0.0, x)), w, one), r)
+
+
+def _softplus(builder: Builder, x: Value, w: Value) -> Value:
+    """log(1 + exp(x)), given w = exp(-|x|)."""
+    zero = _const(0.0, x)
+    positive = builder.select(builder.fcmp_ordered("<", x, zero), zero, x)  # this order keeps NaN
+    return _fma(builder, w, _horner(builder, w, _LOG1P), positive)
+
+
+# --- values in kernels --------------------------------------------------------------------------
 
 
 def _binary(name: str) -> Any:
@@ -164,10 +206,23 @@ def _binary(name: str) -> Any:
     return operation
 
 
-vadd = _binary("fadd")
-vsub = _binary("fsub")
-vmul = _binary("fmul")
-vdiv = _binary("fdiv")
+vadd: Any = _binary("fadd")
+vmul: Any = _binary("fmul")
+
+
+def _constant(x: float) -> Any:
+    @intrinsic
+    def constant(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            return ir.Constant(_VEC, [ir.Constant(_F32, float(np.float32(x)))] * LANES)
+
+        return vec(), codegen
+
+    return constant
+
+
+vzero: Any = _constant(0.0)
+vln2: Any = _constant(math.log(2))
 
 
 @intrinsic
@@ -175,7 +230,7 @@ def vload(typingctx: Any, address: Any) -> Any:
     """Load sixteen float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _VEC), align=4)
+        return _load(builder, args[0])
 
     return vec(types.int64), codegen
 
@@ -185,57 +240,10 @@ def vstore(typingctx: Any, address: Any, value: Any) -> Any:
     """Store sixteen float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _VEC), align=4)
+        _store(builder, *args)
         return context.get_dummy_value()
 
     return types.void(types.int64, vec), codegen
-
-
-@intrinsic
-def bload(typingctx: Any, address: Any) -> Any:
-    """Load one float32 into all lanes."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, builder.load(_pointer(builder, args[0], _F32), align=4))
-
-    return vec(types.int64), codegen
-
-
-@intrinsic
-def fstore(typingctx: Any, address: Any, value: Any) -> Any:
-    """Store one float32."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _F32), align=4)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.float32), codegen
-
-
-@intrinsic
-def vsum(typingctx: Any, value: Any) -> Any:
-    """Sum of the lanes, as a tree (fixed order: the same numbers every time)."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        total, width = args[0], LANES
-        while width > 1:
-            width //= 2
-            order = [i + width if i < width else 0 for i in range(LANES)]
-            upper = builder.shuffle_vector(total, ir.Constant(_VEC, ir.Undefined), ir.Constant(_IVEC, order))
-            total = builder.fadd(total, upper)
-        return builder.extract_element(total, _I32(0))
-
-    return types.float32(vec), codegen
-
-
-@intrinsic
-def vzero(typingctx: Any) -> Any:
-    """Sixteen zeros."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _const(0.0)
-
-    return vec(), codegen
 
 
 @intrinsic
@@ -249,43 +257,13 @@ def vfma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 @intrinsic
-def vexp2_product(typingctx: Any, a: Any, b: Any) -> Any:
-    """2**(a b), valid only where -125 <= a b <= 127 (see ``within``)."""
+def iload(typingctx: Any, address: Any) -> Any:
+    """Load one 64-bit integer."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _exp2_of_product(builder, *args)
+        return builder.load(_pointer(builder, args[0], _I64), align=8)
 
-    return vec(vec, vec), codegen
-
-
-@intrinsic
-def vexp2(typingctx: Any, x: Any) -> Any:
-    """2**x for every x."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _exp2_any(builder, args[0])
-
-    return vec(vec), codegen
-
-
-@intrinsic
-def vsoftplus(typingctx: Any, x: Any) -> Any:
-    """log(1 + exp(x)), with full relative accuracy for very negative x."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _softplus(builder, args[0])[0]
-
-    return vec(vec), codegen
-
-
-@intrinsic
-def vsigmoid(typingctx: Any, x: Any) -> Any:
-    """1 / (1 + exp(-x))."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _softplus(builder, args[0])[1]
-
-    return vec(vec), codegen
+    return types.int64(types.int64), codegen
 
 
 @intrinsic
@@ -293,8 +271,8 @@ def within(typingctx: Any, x: Any, limit: Any) -> Any:
     """True when ``x <= limit`` in every lane (false as soon as one is NaN)."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        lanes = builder.fcmp_ordered("<=", *args)
-        return builder.icmp_unsigned("==", builder.bitcast(lanes, ir.IntType(LANES)), ir.IntType(LANES)(0xFFFF))
+        lanes, mask = builder.fcmp_ordered("<=", *args), ir.IntType(LANES)
+        return builder.icmp_unsigned("==", builder.bitcast(lanes, mask), mask(2**LANES - 1))
 
     return types.boolean(vec, vec), codegen
 
@@ -313,21 +291,260 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     return types.void(types.int64), codegen
 
 
-@intrinsic
-def iload(typingctx: Any, address: Any) -> Any:
-    """Load one 64-bit integer."""
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], ir.IntType(64)), align=8)
-
-    return types.int64(types.int64), codegen
+# --- elementwise work on several vectors, memory to memory ------------------------------------------
 
 
-@intrinsic
-def vconst_ln2(typingctx: Any) -> Any:
-    """log(2) in every lane."""
+def _memory(arguments: int, body: Callable[..., None]) -> Any:
+    """An intrinsic that takes two, three or four addresses and returns nothing."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _const(math.log(2))
+    def typed() -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            body(builder, *args)
+            return context.get_dummy_value()
 
-    return vec(), codegen
+        return types.void(*[types.int64] * arguments), codegen
+
+    # numba counts the arguments by their names, so *args will not do
+    typers: dict[int, Callable[..., Any]] = {
+        2: lambda typingctx, a, b: typed(),
+        3: lambda typingctx, a, b, c: typed(),
+        4: lambda typingctx, a, b, c, d: typed(),
+    }
+    return intrinsic(typers[arguments])
+
+
+def _steps_of(vectors: int) -> Callable[..., None]:
+    def body(builder: Builder, delta: Value, bias: Value, dt: Value, slope: Value) -> None:
+        x = builder.fadd(_load(builder, delta, vectors), _load(builder, bias, vectors))
+        w = _exp_of_minus_magnitude(builder, x)
+        _store(builder, dt, _softplus(builder, x, w))
+        _store(builder, slope, _logistic(builder, x, w))
+
+    return body
+
+
+def _steps_only_of(vectors: int) -> Callable[..., None]:
+    def body(builder: Builder, delta: Value, bias: Value, dt: Value) -> None:
+        x = builder.fadd(_load(builder, delta, vectors), _load(builder, bias, vectors))
+        _store(builder, dt, _softplus(builder, x, _exp_of_minus_magnitude(builder, x)))
+
+    return body
+
+
+def _silu(builder: Builder, z: Value) -> tuple[Value, Value]:
+    """SiLU and its slope."""
+    s = _logistic(builder, z, _exp_of_minus_magnitude(builder, z))
+    gate = builder.fmul(z, s)
+    # s (1 + z (1 - s)) = s + gate - gate s
+    return gate, _fma(builder, builder.fneg(gate), s, builder.fadd(s, gate))
+
+
+def _gated_of(vectors: int) -> Callable[..., None]:
+    def body(builder: Builder, y: Value, z: Value, out: Value) -> None:
+        gate, _ = _silu(builder, _load(builder, z, vectors))
+        _store(builder, out, builder.fmul(_load(builder, y, vectors), gate))
+
+    return body
+
+
+def _ungated_of(vectors: int) -> Callable[..., None]:
+    def body(builder: Builder, dout: Value, z: Value, dy: Value, dgate: Value) -> None:
+        gate, slope = _silu(builder, _load(builder, z, vectors))
+        out = _load(builder, dout, vectors)
+        _store(builder, dy, builder.fmul(out, gate))
+        _store(builder, dgate, builder.fmul(out, slope))
+
+    return body
+
+
+def _silu_of(vectors: int) -> Callable[..., None]:
+    def body(builder: Builder, z: Value, out: Value) -> None:
+        _store(builder, out, _silu(builder, _load(builder, z, vectors))[0])
+
+    return body
+
+
+def _slope_of(vectors: int) -> Callable[..., None]:
+    def body(builder: Builder, dout: Value, z: Value, out: Value) -> None:
+        _, slope = _silu(builder, _load(builder, z, vectors))
+        _store(builder, out, builder.fmul(_load(builder, dout, vectors), slope))
+
+    return body
+
+
+# dt = softplus(delta + bias) and its slope
+steps_wide, steps_one = _memory(4, _steps_of(WIDE)), _memory(4, _steps_of(1))
+# the same without the slope
+steps_only_wide, steps_only_one = _memory(3, _steps_only_of(WIDE)), _memory(3, _steps_only_of(1))
+# out = y silu(z)
+gated_wide, gated_one = _memory(3, _gated_of(WIDE)), _memory(3, _gated_of(1))
+# dy = dout silu(z), and dout times the slope of silu
+ungated_wide, ungated_one = _memory(4, _ungated_of(WIDE)), _memory(4, _ungated_of(1))
+
+# out = silu(z)
+silu_wide, silu_one = _memory(2, _silu_of(WIDE)), _memory(2, _silu_of(1))
+# out = dout times the slope of silu at z
+slope_wide, slope_one = _memory(3, _slope_of(WIDE)), _memory(3, _slope_of(1))
+
+
+# --- all states of one step, several at a time --------------------------------------------------------
+
+Addresses = dict[str, Value]
+# group(addresses of the group's first state, how many states) -> per state, what it adds to each sum
+Group = Callable[[Addresses, int], list[list[tuple[Value, Value]]]]
+
+
+def _over_states(
+    builder: Builder, states: Value, addresses: Addresses, sums: int, group: Group
+) -> list[Value]:
+    """Run ``group`` over all states, ``INTERLEAVED`` at a time and the rest one by one; returns the sums.
+
+    State n is at 64 n in the arrays of vectors and at 4 n in "b" and "c". Every place in the group has its
+    own accumulator: one chain of additions over all states would take longer than the rest of the step.
+    """
+    zero = ir.Constant(_VEC, [0.0] * LANES)
+    totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(INTERLEAVED)] for _ in range(sums)]
+    whole = builder.sub(states, builder.srem(states, ir.Constant(_I64, INTERLEAVED)))
+    for start, stop, count in ((ir.Constant(_I64, 0), whole, INTERLEAVED), (whole, states, 1)):
+        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_I64, count), inc=True) as (n, _):
+            rows, scalars = (builder.mul(n, ir.Constant(_I64, size)) for size in (BYTES, 4))
+            here = {name: builder.add(x, scalars if name in "bc" else rows) for name, x in addresses.items()}
+            for i, products in enumerate(group(here, count)):
+                for total, (x, y) in zip(totals, products):
+                    builder.store(_fma(builder, x, y, builder.load(total[i])), total[i])
+    return [_tree_sum(builder, [builder.load(x) for x in total]) for total in totals]
+
+
+def _tree_sum(builder: Builder, terms: list[Value]) -> Value:
+    while len(terms) > 1:
+        terms = [builder.fadd(a, b) for a, b in zip(terms[::2], terms[1::2])]
+    return terms[0]
+
+
+def _step(any_value: bool, keep: bool) -> Any:
+    """All states of one vector of channels, one step; returns C h. With ``keep``, stores the decays too."""
+
+    @intrinsic
+    def step(
+        ctx: Any, new: Any, old: Any, decays: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any
+    ) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            addresses = dict(zip(("new", "old", "decays", "a", "b", "c"), args))
+            dt, dtu, states = args[6:]
+
+            def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
+                each = range(count)
+                rates = [_load(builder, at["a"], 1, BYTES * i) for i in each]
+                if any_value:
+                    factors = [_exp2(builder, builder.fmul(dt, r)) for r in rates]
+                else:
+                    factors = _exp2_many(builder, dt, rates)
+                inputs = [builder.fmul(dtu, _broadcast(builder, at["b"], 4 * i)) for i in each]
+                before = [_load(builder, at["old"], 1, BYTES * i) for i in each]
+                values = [_fma(builder, f, h, x) for f, h, x in zip(factors, before, inputs)]
+                for i in each:
+                    if keep:
+                        _store(builder, at["decays"], factors[i], BYTES * i)
+                    _store(builder, at["new"], values[i], BYTES * i)
+                return [[(values[i], _broadcast(builder, at["c"], 4 * i))] for i in each]
+
+            return _over_states(builder, states, addresses, 1, group)[0]
+
+        return vec(*[types.int64] * 6, vec, vec, types.int64), codegen
+
+    return step
+
+
+step_fast, step_any = _step(False, False), _step(True, False)
+step_fast_keep, step_any_keep = _step(False, True), _step(True, True)
+
+
+def _gradients(add: bool) -> Any:
+    """All states of one vector of channels, one step backwards.
+
+    Addresses: states before and after the step, decays, rates, the carried gradient g, the lanes' shares of
+    dB, dC (``add`` to them or begin them) and dA; B and C of the step. Updates g and the shares; stores to
+    ``sums`` the two sums over the states: d(dt u), and the part of d(dt) that comes through the decays.
+    """
+
+    @intrinsic
+    def gradients(
+        ctx: Any, before: Any, after: Any, decay: Any, rate: Any, g: Any, db: Any, dc: Any, da: Any, b: Any,
+        c: Any, dy: Any, dt: Any, dtu: Any, sums: Any, states: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            names = ("before", "after", "decay", "rate", "g", "db", "dc", "da", "b", "c")
+            dy, dt, dtu, sums, states = args[10:]
+
+            def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
+                each = range(count)
+
+                def get(name: str, i: int) -> Value:
+                    return _load(builder, at[name], 1, BYTES * i)
+
+                grads = [_fma(builder, dy, _broadcast(builder, at["c"], 4 * i), get("g", i)) for i in each]
+                carried = [builder.fmul(grads[i], get("decay", i)) for i in each]
+                through = [builder.fmul(carried[i], get("before", i)) for i in each]
+                for i in each:
+                    h = get("after", i)
+                    share_c = _fma(builder, dy, h, get("dc", i)) if add else builder.fmul(dy, h)
+                    share_b = (
+                        _fma(builder, grads[i], dtu, get("db", i)) if add else builder.fmul(grads[i], dtu)
+                    )
+                    share_a = _fma(builder, through[i], dt, get("da", i))
+                    for name, x in (("dc", share_c), ("db", share_b), ("g", carried[i]), ("da", share_a)):
+                        _store(builder, at[name], x, BYTES * i)
+                return [
+                    [(grads[i], _broadcast(builder, at["b"], 4 * i)), (through[i], get("rate", i))]
+                    for i in each
+                ]
+
+            totals = _over_states(builder, states, dict(zip(names, args)), 2, group)
+            for i, total in enumerate(totals):
+                _store(builder, sums, total, BYTES * i)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 10, vec, vec, vec, types.int64, types.int64), codegen
+
+    return gradients
+
+
+gradients_begin, gradients_add = _gradients(False), _gradients(True)
+
+
+# --- sums over the lanes ------------------------------------------------------------------------
+
+
+def _lane_sums(builder: Builder, vectors: list[Value]) -> Value:
+    """Lane i of the result is the sum of the lanes of ``vectors[i]``, for sixteen vectors.
+
+    Each round folds neighbours: the low half of a result is a folded in two, the high half b. 30 shuffles
+    where sixteen separate sums take 64; the order of additions is fixed.
+    """
+    size = LANES
+    while len(vectors) > 1:
+        starts = [lane for lane in range(2 * LANES) if lane % size < size // 2]
+        ends = [lane + size // 2 for lane in starts]
+        vectors = [
+            builder.fadd(_shuffle(builder, a, b, starts), _shuffle(builder, a, b, ends))
+            for a, b in zip(vectors[::2], vectors[1::2])
+        ]
+        size //= 2
+    return vectors[0]
+
+
+def _sum_sixteen(builder: Builder, shares: Value, out: Value) -> None:
+    _store(builder, out, _lane_sums(builder, [_load(builder, shares, 1, BYTES * i) for i in range(LANES)]))
+
+
+def _sum_one(builder: Builder, shares: Value, out: Value) -> None:
+    """One sum, in the same order of additions as ``_sum_sixteen``."""
+    total, width = _load(builder, shares), LANES
+    while width > 1:
+        width //= 2
+        upper = _shuffle(builder, total, total, [(i + width) % LANES for i in range(LANES)])
+        total = builder.fadd(total, upper)
+    builder.store(builder.extract_element(total, _I32(0)), _pointer(builder, out, _F32), align=4)
+
+
+sum_sixteen, sum_one = _memory(2, _sum_sixteen), _memory(2, _sum_one)

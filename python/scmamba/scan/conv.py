@@ -26,8 +26,9 @@ def causal_conv1d(
     """Depthwise causal convolution along the positions, then SiLU.
 
     ``x`` (B, L, E) channel-last, ``weight`` (E, W), ``bias`` (E,). Position t reads t-W+1 .. t with
-    ``weight[:, W-1]`` at t itself; ``reverse`` reads t .. t+W-1 (what flipping, convolving and flipping back gives).
-    Returns (B, L, E) in the type of ``x``. ``backend`` None or a scan backend's name; only ``cpu`` has its own kernel.
+    ``weight[:, W-1]`` at t itself; ``reverse`` reads t .. t+W-1 (what flipping, convolving and flipping back
+    gives). Returns (B, L, E) in the type of ``x``. ``backend`` None or a scan backend's name; only ``cpu`` has
+    a kernel of its own.
     """
     from .registry import choose_backend
 
@@ -102,7 +103,9 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        return (*_backward(*ctx.saved_tensors, *ctx.options, dy), None, None)
+        x, taps, bias = ctx.saved_tensors
+        reverse, silu = ctx.options
+        return (*_backward(x, taps, bias, reverse, silu, dy), None, None)
 
 
 def _backward(
@@ -117,7 +120,7 @@ def _backward(
     width, channels = taps.shape
     dx = x.new_empty(x.shape)
     shares = x.new_empty(len(units), width + 1, channels)
-    room = 64 * (k.CONV_TILE + width) + 64
+    room = k.conv_scratch_bytes(width) + 64
     scratch = torch.empty(_pool.workers(len(units)), room, dtype=torch.uint8)
     fixed = (taps.data_ptr(), bias.data_ptr())
     sizes = (width, channels // LANES, x.shape[1])

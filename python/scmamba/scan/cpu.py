@@ -1,7 +1,7 @@
 """The fused scan on the processor: numba kernels, forward and backward, under torch's autograd.
 
-Memory beyond inputs and outputs: forward, the state of one block of channels per thread; for gradients, the states
-before every 32nd step of each direction (B, L/32, E, N) and the gradients themselves.
+Memory beyond inputs and outputs: forward, the state of one block of channels per thread; for gradients, the
+states before every 32nd step of each direction (B, L/32, E, N) and the gradients themselves.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class _Jobs:
 
     def run(self, kernel: Any, states: int) -> None:
         units = self.batch * self.blocks
-        room = self.k.scratch_bytes(states, BLOCK)
+        room = self.k.scratch_bytes(states, BLOCK) + 64
         scratch = torch.empty(_pool.workers(units), room, dtype=torch.uint8)
         table, row = self.table.ctypes.data, self.k.ROW * self.directions
 
@@ -201,5 +201,5 @@ def _backward(
 def _summed(share: dict[str, Tensor], channels: int) -> list[Tensor]:
     """One direction's gradients in the order of ``Direction``, shares of cells and blocks added."""
     dA = share["DA"].sum(0).transpose(1, 2).reshape(channels, -1)
-    dB, dC = (share[name].squeeze(1) if share[name].shape[1] == 1 else share[name].sum(1) for name in ("DB", "DC"))
+    dB, dC = (share[name].sum(1) for name in ("DB", "DC"))
     return [share["DU"], share["DDELTA"], dA, dB, dC, share["DD"].sum(0), share["DBIAS"].sum(0)]

@@ -17,10 +17,10 @@ def selective_scan(
     """Sum over ``directions`` of the Mamba-1 selective scan, times ``silu(z)`` once.
 
     For each direction, with ``dt = softplus(delta + delta_bias)`` and time running backwards if ``reverse``:
-    ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]``, ``y[t] = C[t] h[t] + D u[t]`` (Gu and Dao 2023, algorithm 2).
-    ``z`` is (B, L, E) or None (no gate). Returns (B, L, E) in the type of ``u``. The state is float32 (float64 for
-    float64 inputs) whatever the type of the inputs. Differentiable in every tensor. Raises ``BackendError`` when the
-    shapes disagree or the backend asked for cannot be used.
+    ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]``, ``y[t] = C[t] h[t] + D u[t]`` (Gu and Dao 2023,
+    algorithm 2). ``z`` is (B, L, E) or None (no gate). Returns (B, L, E) in the type of ``u``. The state is
+    float32 (float64 for float64 inputs) whatever the type of the inputs. Differentiable in every tensor.
+    Raises ``BackendError`` when the shapes disagree or the backend asked for cannot be used.
     """
     directions = [d if isinstance(d, Direction) else Direction(*d) for d in directions]
     _check(directions, z)

@@ -21,9 +21,9 @@ log = logging.getLogger("scmamba.scan")
 class Direction(NamedTuple):
     """One direction's inputs of the selective scan, channel-last.
 
-    Shapes: ``u`` and ``delta`` (B, L, E); ``A`` (E, N); ``B`` and ``C`` (B, L, N); ``D`` and ``delta_bias`` (E,).
-    ``u`` is after convolution and SiLU; ``delta`` before bias and softplus; ``A`` is negative and float32.
-    ``reverse`` scans from the last position to the first; nothing is flipped.
+    Shapes: ``u`` and ``delta`` (B, L, E); ``A`` (E, N); ``B`` and ``C`` (B, L, N); ``D`` and ``delta_bias``
+    (E,). ``u`` is after convolution and SiLU; ``delta`` before bias and softplus; ``A`` is negative and
+    float32. ``reverse`` scans from the last position to the first; nothing is flipped.
     """
 
     u: Tensor
@@ -74,7 +74,7 @@ def _get(name: str) -> Backend:
 
 
 def choose_backend(tensor: Tensor, requested: str | None = None) -> str:
-    """Name of the backend for ``tensor``: the argument, else ``SCMAMBA_SCAN``, else the first that supports it.
+    """Name of the backend for ``tensor``: the argument, else ``SCMAMBA_SCAN``, else the first that takes it.
 
     Raises ``BackendError`` when a backend was asked for by name and cannot run here or on this tensor.
     """
@@ -86,7 +86,8 @@ def choose_backend(tensor: Tensor, requested: str | None = None) -> str:
             where = "asked for" if requested else f"set by {ENVIRONMENT}"
             usable = [b.name for b in _backends.values() if not (b.missing() or b.refuses(tensor))]
             raise BackendError(
-                f"The scan backend {name!r} ({where}) cannot be used: {why}. Usable here: {', '.join(usable)}."
+                f"The scan backend {name!r} ({where}) cannot be used: {why}. "
+                f"Usable here: {', '.join(usable)}."
             )
         return _log(name, tensor)
     for backend in _backends.values():
