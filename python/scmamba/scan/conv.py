@@ -27,7 +27,7 @@ def causal_conv1d(
 
     ``x`` (B, L, E) channel-last, ``weight`` (E, W), ``bias`` (E,). Position t reads t-W+1 .. t with
     ``weight[:, W-1]`` at t itself; ``reverse`` reads t .. t+W-1 (what flipping, convolving and flipping back
-    gives). Returns (B, L, E) in the type of ``x``. ``backend`` None or a scan backend's name; only ``cpu`` has
+    gives). Returns (B, L, E) in the type of ``x``. ``backend`` None or a scan backend; only ``cpu`` has
     a kernel of its own.
     """
     from .registry import choose_backend

@@ -32,11 +32,10 @@ def selective_scan(
 
 
 def _empty(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
-    """No cell or no position: nothing to scan, but still a node of the graph."""
-    out = directions[0].u * 1
-    for d in directions:
-        out = out + d.delta.to(out.dtype) * 0
-    return out if z is None else out * z.to(out.dtype)
+    """No cell or no position: nothing to scan, but every tensor still gets its gradient of zeros."""
+    u = directions[0].u
+    nothing = sum(t.sum().to(u.dtype) for d in directions for t in d[:-1])  # type: ignore[union-attr,misc]
+    return u * (nothing if z is None else nothing + z.sum().to(u.dtype))
 
 
 def _check(directions: Sequence[Direction], z: Tensor | None) -> None:
