@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit, prange
 
 from .prior import Prior
+from .threads import threads_for
 
 
 class ContinuousFit(NamedTuple):
@@ -117,7 +118,8 @@ def fit_continuous(
     ``indptr, cells, values`` are the columns (genes) of a CSC matrix that holds the values above zero only;
     ``design`` is (cells, k). Columns without information among a gene's expressing cells are dropped (1e-11).
     """
-    coef, cov, rss, rank = _least_squares(indptr, cells, values, np.ascontiguousarray(design), 1e-11)
+    with threads_for(values.size * design.shape[1] ** 2):
+        coef, cov, rss, rank = _least_squares(indptr, cells, values, np.ascontiguousarray(design), 1e-11)
     n = np.diff(indptr).astype(np.int64)
     df = np.maximum(n - rank, 0)
     fitted = df > 0

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
+from .threads import threads_for
+
 EPS = float(np.finfo(np.float64).eps)
 MAX_ITERATIONS = 25
 TOLERANCE = 1e-8
@@ -331,27 +333,99 @@ def _finished(raw: tuple[np.ndarray, ...], back: np.ndarray) -> DiscreteFit:
     return DiscreteFit(converged, iterations, deviance, np.where(converged, -deviance / 2, 0.0), beta, cov)
 
 
-def count_deviance(
-    expressed: np.ndarray, sizes: np.ndarray, rows: np.ndarray, prior: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Deviance and convergence (genes,) from the number of expressing cells per distinct row of the design.
+@njit(cache=True)
+def _table_deviance(k1, k2, n1, n2, e1, e2):  # pragma: no cover (compiled)
+    out = 0.0
+    if k1 > 0:
+        out += 2.0 * k1 * np.log1p(1.0 / e1)
+    if n1 > k1:
+        out += 2.0 * (n1 - k1) * np.log1p(e1)
+    if k2 > 0:
+        out += 2.0 * k2 * np.log1p(1.0 / e2)
+    if n2 > k2:
+        out += 2.0 * (n2 - k2) * np.log1p(e2)
+    return out
 
-    Parameters
-    ----------
-    expressed
-        (genes, u) cells expressing the gene among those with the u-th row.
-    sizes
-        (u,) cells with that row.
-    rows
-        (u, k) the rows.
-    prior
-        (k, k) P'P of the Gaussian priors (:func:`penalty`), or None for the plain GLM.
+
+@njit(cache=True)
+def _clamped_exp(eta):  # pragma: no cover (compiled)
+    return EPS if eta < -30 else 1.0 / EPS if eta > 30 else np.exp(eta)
+
+
+@njit(cache=True)
+def _fit_table(k1, k2, n1, n2, bayes, maxit):  # pragma: no cover (compiled)
+    """~ group on one 2 x 2 table, in the basis of the groups' log odds: deviance, or -1 if not converged."""
+    n = n1 + n2
+    p11 = p22 = p12 = 0.0
+    if bayes:
+        a, b = n1 / n / 10.0, n2 / n / 10.0
+        p11, p22, p12 = a * a + 0.16, b * b + 0.16, a * b - 0.16
+    z = np.log(3.0) + 0.25 / 0.1875
+    w1, w2 = 0.1875 * n1, 0.1875 * n2
+    g1, g2 = 0.1875 * z * (2.0 * k1 - n1), 0.1875 * z * (2.0 * k2 - n2)
+    b1 = b2 = 0.0
+    dev = -2.0 * n * np.log(0.75)
+    for iteration in range(1, maxit + 1):
+        a11, a22 = w1 + p11, w2 + p22
+        det = a11 * a22 - p12 * p12
+        b1 += (a22 * g1 - p12 * g2) / det
+        b2 += (a11 * g2 - p12 * g1) / det
+        e1, e2 = _clamped_exp(b1), _clamped_exp(b2)
+        old, dev = dev, _table_deviance(k1, k2, n1, n2, e1, e2)
+        if _done(iteration, dev, old, bayes):
+            return dev
+        i1, i2 = 1.0 / (1.0 + e1), 1.0 / (1.0 + e2)
+        w1, w2 = n1 * e1 * i1 * i1, n2 * e2 * i2 * i2
+        g1 = (k1 - (n1 - k1) * e1) * i1 - p11 * b1 - p12 * b2
+        g2 = (k2 - (n2 - k2) * e2) * i2 - p12 * b1 - p22 * b2
+    return -1.0
+
+
+@njit(cache=True)
+def _fit_margin(k, n, bayes, maxit):  # pragma: no cover (compiled)
+    """~ 1 on the margin of the table: deviance, or -1 if not converged."""
+    pen = 0.01 if bayes else 0.0
+    z = np.log(3.0) + 0.25 / 0.1875
+    w, g, b = 0.1875 * n, 0.1875 * z * (2.0 * k - n), 0.0
+    dev = -2.0 * n * np.log(0.75)
+    for iteration in range(1, maxit + 1):
+        b += g / (w + pen)
+        e = _clamped_exp(b)
+        old, dev = dev, _table_deviance(k, 0.0, n, 0.0, e, 1.0)
+        if _done(iteration, dev, old, bayes):
+            return dev
+        inverse = 1.0 / (1.0 + e)
+        w = n * e * inverse * inverse
+        g = (k - (n - k) * e) * inverse - pen * b
+    return -1.0
+
+
+@njit(cache=True, parallel=True)
+def _table_tests(k1, k2, n1, n2, bayes, maxit):  # pragma: no cover (compiled)
+    lam = np.zeros(k1.size)
+    ok = np.zeros(k1.size, np.bool_)
+    for i in prange(k1.size):
+        if k1[i] + k2[i] == 0:
+            continue
+        full = _fit_table(k1[i], k2[i], n1[i], n2[i], bayes, maxit)
+        null = _fit_margin(k1[i] + k2[i], n1[i] + n2[i], bayes, maxit)
+        if full >= 0 and null >= 0:
+            lam[i] = null - full
+            ok[i] = True
+    return lam, ok
+
+
+def table_tests(
+    first: np.ndarray, second: np.ndarray, n1: np.ndarray, n2: np.ndarray, *, bayes: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Likelihood-ratio statistics of 2 x 2 tables expressed/not by group, and where they can be tested.
+
+    ``first``, ``second``: cells of each group that express the gene; ``n1``, ``n2``: cells of each group; all
+    of the same length. The same fits as :func:`fit_discrete` on ``~ group``, one table at a time.
     """
-    k = rows.shape[1]
-    pen = np.zeros((k, k)) if prior is None else np.ascontiguousarray(prior)
-    counts = np.ascontiguousarray(expressed, dtype=np.float64)
-    raw = _fit_grouped(counts, sizes.astype(np.float64), rows, pen, prior is not None, MAX_ITERATIONS)
-    return raw[2], raw[4]
+    k1, k2, m1, m2 = (np.ascontiguousarray(x, dtype=np.float64) for x in (first, second, n1, n2))
+    with threads_for(k1.size * 500):
+        return _table_tests(k1, k2, m1, m2, bayes, MAX_ITERATIONS)
 
 
 def fit_discrete(indptr: np.ndarray, cells: np.ndarray, design: np.ndarray, *, bayes: bool) -> DiscreteFit:
@@ -364,14 +438,17 @@ def fit_discrete(indptr: np.ndarray, cells: np.ndarray, design: np.ndarray, *, b
         back = np.linalg.inv(np.linalg.qr(design, mode="r") / np.sqrt(n))
     prior = penalty(design) if bayes else np.zeros((k, k))
     pen = np.ascontiguousarray(back.T @ prior @ back)
+    genes = indptr.size - 1
     if len(distinct) * 8 <= n or n < 64:
-        expressed = _count_members(indptr, cells, member.reshape(-1), len(distinct))
         rows = np.ascontiguousarray(distinct @ back)
-        return _finished(
-            _fit_grouped(expressed, sizes.astype(np.float64), rows, pen, bayes, MAX_ITERATIONS), back
-        )
+        with threads_for(cells.size + genes * len(distinct) * 300):
+            expressed = _count_members(indptr, cells, member.reshape(-1), len(distinct))
+            raw = _fit_grouped(expressed, sizes.astype(np.float64), rows, pen, bayes, MAX_ITERATIONS)
+        return _finished(raw, back)
     basis = np.ascontiguousarray((design @ back).T)
-    return _finished(_fit_cells(indptr, cells, basis, pen, bayes, MAX_ITERATIONS), back)
+    with threads_for(genes * n * 10.0):
+        raw = _fit_cells(indptr, cells, basis, pen, bayes, MAX_ITERATIONS)
+    return _finished(raw, back)
 
 
 @njit(cache=True, parallel=True)

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from .._errors import DataError
 from .design import factor
-from .twogroup import HurdleTest, Sums, group_sums, hurdle_test, shared_prior
+from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior
 from .values import Scale, layer_values
 from .wilcoxon import rank_sum_p
 from .zlm import zlm
@@ -203,12 +203,27 @@ def markers_of(
     return _table(p, screen, passed, names, rules)
 
 
-def tested(first: Sums, second: Sums, centre: np.ndarray, rules: Rules) -> tuple[Screen, HurdleTest]:
-    """Screen and test from sums alone; the test's arrays follow ``screen.passed``."""
-    screen = screen_genes(first, second, rules)
-    a, b = first.take(screen.passed), second.take(screen.passed)
-    prior = shared_prior(a.plus(b), centre[screen.passed])
-    return screen, hurdle_test(a, b, prior, centre[screen.passed])
+class Tested(NamedTuple):
+    """Screen and test of a pair of groups; the test follows ``screen.passed``. ``note``: why none."""
+
+    screen: Screen
+    test: HurdleTest | None
+    note: str
+
+
+def pair_tests(pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, rules: Rules) -> list[Tested]:
+    """Screen and test many pairs of groups from their sums alone; all discrete fits in one sweep."""
+    screens = [screen_genes(a, b, rules) for a, b in pairs]
+    few = [(a.take(s.passed), b.take(s.passed)) for (a, b), s in zip(pairs, screens, strict=True)]
+    out = []
+    for (a, b), screen, discrete in zip(few, screens, discrete_tests(few), strict=True):
+        around = centre[screen.passed]
+        try:
+            test = hurdle_test(a, b, shared_prior(a.plus(b), around), around, discrete)
+            out.append(Tested(screen, test, ""))
+        except DataError as error:
+            out.append(Tested(screen, None, str(error)))
+    return out
 
 
 def two_groups(

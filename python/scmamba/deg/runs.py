@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._errors import DataError
-from .markers import MIN_CELLS, Rules, benjamini_hochberg, tested
+from .markers import MIN_CELLS, Rules, Screen, benjamini_hochberg, pair_tests
 from .pseudobulk import PRIOR_COUNT, moderated_t
 from .subsample import Task, cell_subsample, null_cells
-from .twogroup import Sums, combine_sums, subset_sums
+from .twogroup import HurdleTest, Sums, combine_sums, subset_sums
 
 DIRECTIONS = ("up", "down")
 
@@ -87,7 +87,7 @@ def full_test(block: Block, criteria: Criteria) -> Outcome:
     """The test on all cells, and the per-donor test beside it."""
     member = np.column_stack([block.group == 0, block.group == 1]).astype(np.uint8)
     first, second = subset_sums(block.values, block.centre, member)
-    outcome = _test(first, second, block.centre, criteria)
+    outcome = _tests([(first, second)], block.centre, criteria)[0]
     if len(block.samples) < 2:
         return outcome
     parts = _sample_sums(block)
@@ -105,8 +105,9 @@ def run_task(
     """
     rows: list[dict[str, Any]] = []
     parts = [] if task.weights is None else _sample_sums(block)
-    for i, (first, second, label) in enumerate(_pairs(task, block, parts)):
-        outcome = _test(first, second, block.centre, criteria)
+    pairs = _pairs(task, block, parts)
+    outcomes = _tests([p[:2] for p in pairs], block.centre, criteria)
+    for i, ((first, second, label), outcome) in enumerate(zip(pairs, outcomes, strict=True)):
         head = {
             "kind": task.kind, "cell_type": task.cell_type, "layer": task.layer, "ratio": task.ratio,
             "run": task.first + i, "seed": task.seeds[i], "donors": label,
@@ -161,15 +162,25 @@ def _sample_sums(block: Block) -> list[Sums]:
     return subset_sums(block.values, block.centre, member)
 
 
-def _test(first: Sums, second: Sums, centre: np.ndarray, criteria: Criteria) -> Outcome:
-    """Filter, test, adjust, rank. Too few cells or no varying gene: an outcome that says so."""
+def _tests(pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, criteria: Criteria) -> list[Outcome]:
+    """Filter, test, adjust, rank every pair. Too few cells or no varying gene: an outcome that says so."""
+    large = [p for p in pairs if min(p[0].n, p[1].n) >= MIN_CELLS]
+    done = iter(pair_tests(large, centre, criteria.rules))
     nothing = Ranking(np.zeros(0, np.int64), 0)
-    if min(first.n, second.n) < MIN_CELLS:
-        return Outcome(0, 0, nothing, nothing, f"{first.n} and {second.n} cells: fewer than {MIN_CELLS}")
-    try:
-        screen, test = tested(first, second, centre, criteria.rules)
-    except DataError as error:
-        return Outcome(0, 0, nothing, nothing, str(error))
+    out = []
+    for first, second in pairs:
+        if min(first.n, second.n) < MIN_CELLS:
+            note = f"{first.n} and {second.n} cells: fewer than {MIN_CELLS}"
+            out.append(Outcome(0, 0, nothing, nothing, note))
+            continue
+        screen, test, note = next(done)
+        out.append(
+            Outcome(0, 0, nothing, nothing, note) if test is None else _outcome(screen, test, criteria)
+        )
+    return out
+
+
+def _outcome(screen: Screen, test: HurdleTest, criteria: Criteria) -> Outcome:
     if criteria.adjust == "bh":
         significant = benjamini_hochberg(test.p) < criteria.alpha
     else:

@@ -8,15 +8,17 @@ the differences of large sums exact enough (see :func:`noise_floor`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from numba import get_num_threads, njit, prange
+from numba import njit, prange
 from scipy.special import log_ndtr
 
-from .discrete import count_deviance
+from .discrete import table_tests
 from .prior import Prior, estimate_prior
+from .threads import threads_for
 from .values import TARGET
 from .zlm import chi2_p
 
@@ -126,10 +128,11 @@ def group_sums(
     """
     centre = centres(matrix, totals)
     empty = np.zeros(0) if totals is None else np.asarray(totals, dtype=np.float64)
-    threads = get_num_threads()
-    parts = _row_sums(
-        matrix.indptr, matrix.indices, matrix.data, empty, group.astype(np.int64), n_groups, centre, threads
-    )
+    labels = group.astype(np.int64)
+    with threads_for(matrix.nnz * 15.0) as threads:
+        parts = _row_sums(
+            matrix.indptr, matrix.indices, matrix.data, empty, labels, n_groups, centre, threads
+        )
     whole = parts.sum(axis=0)
     sizes = np.bincount(group[group >= 0], minlength=n_groups)
     return [Sums(int(sizes[k]), *whole[k]) for k in range(n_groups)], centre
@@ -137,7 +140,8 @@ def group_sums(
 
 def subset_sums(matrix: sp.csc_matrix, centre: np.ndarray, member: np.ndarray) -> list[Sums]:
     """Sums over many subsets of cells: ``member`` (cells, subsets) of 0/1; log values >= 0 in CSC."""
-    out = _column_sums(matrix.indptr, matrix.indices, matrix.data, centre, np.ascontiguousarray(member))
+    with threads_for(matrix.nnz * (10.0 + member.shape[1])):
+        out = _column_sums(matrix.indptr, matrix.indices, matrix.data, centre, np.ascontiguousarray(member))
     sizes = member.sum(axis=0, dtype=np.int64)
     out = np.ascontiguousarray(out.transpose(2, 0, 1))
     return [Sums(int(sizes[s]), *out[s]) for s in range(member.shape[1])]
@@ -171,50 +175,50 @@ def shared_prior(pooled: Sums, centre: np.ndarray) -> Prior:
     return estimate_prior(pooled.expressed, squares, np.zeros_like(squares))
 
 
+def discrete_tests(pairs: Sequence[tuple[Sums, Sums]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Statistic and testability of the discrete part for many pairs of groups, in one parallel sweep."""
+    sizes = [a.expressed.size for a, _ in pairs]
+    if not sizes:
+        return []
+    lam, ok = table_tests(
+        np.concatenate([a.expressed for a, _ in pairs]),
+        np.concatenate([b.expressed for _, b in pairs]),
+        np.repeat([a.n for a, _ in pairs], sizes),
+        np.repeat([b.n for _, b in pairs], sizes),
+    )
+    cuts = np.cumsum(sizes)[:-1]
+    return list(zip(np.split(lam, cuts), np.split(ok, cuts), strict=True))
+
+
 def hurdle_test(
-    first: Sums, second: Sums, prior: Prior, centre: np.ndarray, *, bayes: bool = True
+    first: Sums,
+    second: Sums,
+    prior: Prior,
+    centre: np.ndarray,
+    discrete: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> HurdleTest:
     """The hurdle likelihood-ratio test of ``~ group`` for every gene (first group = reference level).
 
-    The same numbers as ``zlm(...).lrt(group)``, from sums alone (spec of MAST, B2-B4).
+    The same numbers as ``zlm(...).lrt(group)``, from sums alone (spec of MAST, B2-B4). ``discrete`` is the
+    pair's entry of :func:`discrete_tests` where it was computed before.
     """
     pooled = first.plus(second)
-    k1, k2, n = first.expressed, second.expressed, pooled.expressed
-    both = (k1 > 0) & (k2 > 0)
-    rank = np.where(both, 2, np.minimum(n, 1))
-    testable = (n - rank > 1) & (n > 2)
+    n = pooled.expressed
+    both = (first.expressed > 0) & (second.expressed > 0)
+    testable = both & (n > 3)  # residual degrees of freedom above 1 in both models
     floor = noise_floor(pooled, centre)
     rss0 = _around_mean(pooled)
     rss0 = np.where(rss0 > floor, rss0, 0.0)
-    rss1 = np.where(both, _around_mean(first) + _around_mean(second), rss0)
+    rss1 = _around_mean(first) + _around_mean(second)
     rss1 = np.minimum(np.where(rss1 > floor, rss1, 0.0), rss0)
     extra = prior.variance * prior.dof
     with np.errstate(divide="ignore", invalid="ignore"):
         lam_c = n * np.log((rss0 + extra) / (rss1 + extra))
-    lam_c = np.where(testable & both & (rss0 + extra > 0), lam_c, 0.0)
-    lam_d, test_d = _discrete_statistic(first, second, bayes)
-    df = (testable & both).astype(np.int64) + test_d
+    lam_c = np.where(testable & (rss0 + extra > 0), lam_c, 0.0)
+    lam_d, test_d = discrete if discrete is not None else discrete_tests([(first, second)])[0]
+    df = testable.astype(np.int64) + test_d
     statistic = lam_c + lam_d
-    p = chi2_p(statistic, df)
-    return HurdleTest(statistic, df, p, log_tail(statistic, df), lam_c, lam_d)
-
-
-def _discrete_statistic(first: Sums, second: Sums, bayes: bool) -> tuple[np.ndarray, np.ndarray]:
-    """LRT of the 2 x 2 table expressed/not by group; the null fit only depends on the table's margin."""
-    n1, n2 = first.n, second.n
-    n = n1 + n2
-    # In the basis of the two groups' own log odds: centred intercept and slope are these rows of the prior.
-    rows = np.array([[n1 / n, n2 / n], [-1.0, 1.0]]) / np.array([[10.0], [2.5]])
-    full, ok1 = count_deviance(
-        np.column_stack([first.expressed, second.expressed]), np.array([n1, n2]), np.eye(2),
-        rows.T @ rows if bayes else None,
-    )  # fmt: skip
-    margin, where = np.unique((first.expressed + second.expressed).astype(np.int64), return_inverse=True)
-    null, ok0 = count_deviance(
-        margin[:, None], np.array([n]), np.eye(1), np.array([[0.01]]) if bayes else None
-    )
-    tested = ok1 & ok0[where]
-    return np.where(tested, null[where] - full, 0.0), tested
+    return HurdleTest(statistic, df, chi2_p(statistic, df), log_tail(statistic, df), lam_c, lam_d)
 
 
 def log_tail(statistic: np.ndarray, df: np.ndarray) -> np.ndarray:

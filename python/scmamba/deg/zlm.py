@@ -32,7 +32,7 @@ class _Genes:
 
 
 def zlm(
-    data_or_matrix: Any,
+    adata_or_matrix: Any,
     formula: str,
     data: pd.DataFrame | None = None,
     *,
@@ -47,7 +47,7 @@ def zlm(
 
     Parameters
     ----------
-    data_or_matrix
+    adata_or_matrix
         AnnData, or a (cells, genes) matrix, sparse or dense. The X or ``layer`` of an AnnData may hold raw
         counts (normalised to log1p CP10k first) or log values; a plain matrix is taken as log values unless
         ``scale`` says ``"counts"`` or ``"auto"``.
@@ -73,7 +73,7 @@ def zlm(
     """
     if method not in ("bayesglm", "glm"):
         raise DataError(f"method={method!r} is not known. Choose 'bayesglm' (MAST's default) or 'glm'.")
-    csr, names, table = _inputs(data_or_matrix, data, layer, scale, genes)
+    csr, names, table = _inputs(adata_or_matrix, data, layer, scale, genes)
     design = build_design(formula, table)
     held, shared = _columns(csr), NO_PRIOR
     if prior is not None:
