@@ -56,7 +56,7 @@
   part <- function(name) reticulate::py_to_r(reticulate::py_get_item(slots, name))
   dim <- as.integer(unlist(part("dim")))
   if (!identical(dim, expected)) {
-    cli::cli_abort("The Python side returned {dim[1]} genes x {dim[2]} cells for
+    .abort("The Python side returned {dim[1]} genes x {dim[2]} cells for
       {expected[1]} x {expected[2]}; please report this.")
   }
   new("dgCMatrix",

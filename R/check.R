@@ -5,20 +5,20 @@
   if (...length() > 0) {
     names <- ...names() %||% rep("", ...length())
     names[is.na(names) | !nzchar(names)] <- "(without a name)"
-    cli::cli_abort("Unknown argument{?s}: {.arg {names}}.", call = NULL)
+    .abort("Unknown argument{?s}: {.arg {names}}.")
   }
 }
 
 .check_flag <- function(value, name) {
   if (!is.logical(value) || length(value) != 1 || is.na(value)) {
-    cli::cli_abort("{.arg {name}} must be TRUE or FALSE.", call = NULL)
+    .abort("{.arg {name}} must be TRUE or FALSE.")
   }
   value
 }
 
 .check_number <- function(value, name) {
   if (!is.numeric(value) || length(value) != 1 || !is.finite(value)) {
-    cli::cli_abort("{.arg {name}} must be one number.", call = NULL)
+    .abort("{.arg {name}} must be one number.")
   }
   as.double(value)
 }
@@ -26,23 +26,22 @@
 .check_integer <- function(value, name, lowest) {
   value <- .check_number(value, name)
   if (value != round(value) || value < lowest || value > .Machine$integer.max) {
-    cli::cli_abort("{.arg {name}} must be a whole number from {lowest} on, not {value}.",
-      call = NULL)
+    .abort("{.arg {name}} must be a whole number from {lowest} on, not {value}.")
   }
   as.integer(value)
 }
 
 .check_name <- function(value, name) {
   if (!is.character(value) || length(value) != 1 || is.na(value) || !nzchar(value)) {
-    cli::cli_abort("{.arg {name}} must be one name.", call = NULL)
+    .abort("{.arg {name}} must be one name.")
   }
   value
 }
 
 .check_not_itself <- function(name, source, argument) {
   if (identical(name, source)) {
-    cli::cli_abort("{.arg {argument}} is the assay that is read, {.val {name}}; the
-      result needs a name of its own.", call = NULL, class = "scmamba_exists")
+    .abort("{.arg {argument}} is the assay that is read, {.val {name}}; the
+      result needs a name of its own.", class = "scmamba_exists")
   }
 }
 
@@ -70,12 +69,11 @@
 
 .check_matrix <- function(matrix) {
   if (any(dim(matrix) == 0)) {
-    cli::cli_abort("The matrix is empty: {nrow(matrix)} genes x {ncol(matrix)} cells.",
-      call = NULL)
+    .abort("The matrix is empty: {nrow(matrix)} genes x {ncol(matrix)} cells.")
   }
   if (is.null(rownames(matrix))) {
-    cli::cli_abort("The matrix has no row names; scMamba needs the genes' names to match
-      them with the model.", call = NULL)
+    .abort("The matrix has no row names; scMamba needs the genes' names to match
+      them with the model.")
   }
   matrix
 }
@@ -85,8 +83,8 @@
   if (is(object, "Matrix") || (is.matrix(object) && is.numeric(object))) {
     return(.as_dgc(object, what = "matrix"))
   }
-  cli::cli_abort(c(
+  .abort(c(
     "scMamba cannot read an object of class {.cls {class(object)}}.",
     i = "It takes a Seurat object, a SingleCellExperiment or a genes x cells matrix."
-  ), call = NULL)
+  ))
 }

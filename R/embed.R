@@ -4,12 +4,13 @@
 #' `RunUMAP()`, `FindNeighbors()` and `DimPlot()` take at once.
 #'
 #' @inheritParams ScMambaImpute
-#' @param reduction.name Name of the new reduction.
+#' @param reduction.name Name of the new reduction. A Seurat object keeps assays and
+#'   reductions under one set of names, and `scmamba` is the imputed assay's.
 #' @param reduction.key Prefix of its dimensions: `scmamba_1`, `scmamba_2`, ...
 #' @param overwrite Replace a reduction that has this name already?
 #'
 #' @return The same object with more in it.
-#'   * Seurat: the reduction `scmamba`, the record of how it was made in
+#'   * Seurat: the reduction `scmamba_embedding`, the record of how it was made in
 #'     `Misc(object, "scmamba")`, and an entry in `Command(object)`.
 #'   * SingleCellExperiment: `reducedDim(object, "scmamba")`, and the record in
 #'     `metadata(object)$scmamba`.
@@ -19,7 +20,7 @@
 #' @examples
 #' if (scmamba_available()) {
 #'   seu <- ScMambaEmbed(SeuratObject::pbmc_small, force = TRUE)
-#'   seu[["scmamba"]]
+#'   seu[["scmamba_embedding"]]
 #' }
 #' @export
 ScMambaEmbed <- function(object, ...) {
@@ -29,14 +30,14 @@ ScMambaEmbed <- function(object, ...) {
 #' @rdname ScMambaEmbed
 #' @export
 ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
-                                reduction.name = "scmamba", reduction.key = "scmamba_",
+                                reduction.name = "scmamba_embedding", reduction.key = "scmamba_",
                                 model = NULL, batch.size = NULL, device = NULL, force = FALSE,
                                 overwrite = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
   layer <- .layer_argument(layer, slot)
   .check_name(reduction.name, "reduction.name")
-  .check_free(reduction.name, SeuratObject::Reductions(object), "a reduction",
+  .check_free_seurat(object, reduction.name, SeuratObject::Reductions(object), "a reduction",
     "reduction.name", overwrite)
   options <- .embed_options(model, batch.size, device, force)
   matrix <- .get_layer(object, assay, layer, verbose)
@@ -101,8 +102,8 @@ ScMambaEmbed.default <- function(object, ...) {
 }
 
 .say_embedded <- function(embedding, name = NULL) {
-  where <- if (is.null(name)) "" else ", in the reduction {.val {name}}"
+  where <- if (is.null(name)) "" else ": the reduction {.val {name}}"
   cli::cli_inform(c(v = paste0(
-    "Embedded {nrow(embedding)} cells in {ncol(embedding)} dimensions", where, "."
+    "Embedded {nrow(embedding)} cells in {ncol(embedding)} dimensions", where
   )))
 }

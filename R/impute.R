@@ -75,7 +75,8 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   assay <- .check_assay(object, assay)
   layer <- .layer_argument(layer, slot)
   .check_name(assay.name, "assay.name")
-  .check_free(assay.name, SeuratObject::Assays(object), "an assay", "assay.name", overwrite)
+  .check_free_seurat(object, assay.name, SeuratObject::Assays(object), "an assay",
+    "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .get_layer(object, assay, layer, verbose)
@@ -89,7 +90,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   object[[assay.name]] <- new
   object <- .annotate_seurat(object, "impute", result)
   model <- .describe_model(model)
-  if (verbose) .say_imputed(matrix, result$matrix, assay.name)
+  if (verbose) .say_imputed(matrix, assay.name)
   SeuratObject::LogSeuratCommand(object)
 }
 
@@ -110,7 +111,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
   result <- .backend()$impute(matrix, options, verbose)
   SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
     .unnamed_as(result$matrix, object)
-  if (verbose) .say_imputed(matrix, result$matrix, assay.name)
+  if (verbose) .say_imputed(matrix, assay.name)
   .annotate_sce(object, "impute", result)
 }
 
@@ -123,7 +124,7 @@ ScMambaImpute.dgCMatrix <- function(object, model = NULL, adapt = TRUE, passes =
   options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .check_matrix(object)
   result <- .backend()$impute(matrix, options, verbose)
-  if (verbose) .say_imputed(matrix, result$matrix)
+  if (verbose) .say_imputed(matrix)
   structure(result$matrix, scmamba = result$provenance)
 }
 
@@ -147,12 +148,7 @@ ScMambaImpute.default <- function(object, ...) {
   )
 }
 
-.say_imputed <- function(before, after, name = NULL) {
-  cells <- as.double(nrow(before)) * ncol(before)
-  zeros <- round(100 * (1 - c(Matrix::nnzero(before), Matrix::nnzero(after)) / cells), 1)
-  where <- if (is.null(name)) "" else ", in the assay {.val {name}}"
-  cli::cli_inform(c(v = paste0(
-    "Imputed {nrow(before)} genes x {ncol(before)} cells",
-    where, ": {zeros[1]}% zeros before, {zeros[2]}% after."
-  )))
+.say_imputed <- function(matrix, name = NULL) {
+  where <- if (is.null(name)) "" else ": the assay {.val {name}}"
+  cli::cli_inform(c(v = paste0("Imputed {nrow(matrix)} genes x {ncol(matrix)} cells", where)))
 }

@@ -49,11 +49,11 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
 .starter <- function() {
   python <- reticulate::virtualenv_starter(version = ">=3.10")
   if (is.null(python)) {
-    cli::cli_abort(c(
+    .abort(c(
       "No Python 3.10 or newer was found to make the environment with.",
       i = "Install one (for example {.code reticulate::install_python(\"3.11\")}) and name it:
            {.code install_scmamba(python = \"/path/to/python\")}."
-    ), call = NULL, class = "scmamba_python_error")
+    ), class = "scmamba_python_error")
   }
   python
 }
@@ -75,12 +75,12 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   source <- source %||% getOption("scmamba.source") %||% .env_or_null("SCMAMBA_SOURCE") %||%
     .checkout_here()
   if (is.null(source)) {
-    cli::cli_abort(c(
+    .abort(c(
       "Where should the Python package {.pkg scmamba} come from?",
       i = "From a checkout: {.code install_scmamba(\"path/to/scMamba\")}",
       i = "from git: {.code install_scmamba(\"git+https://...\")}",
       i = "from the Package Index: {.code install_scmamba(\"scmamba\")}"
-    ), call = NULL)
+    ))
   }
   .check_name(source, "source")
   if (file.exists(path.expand(source))) {
@@ -93,15 +93,15 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
     return(paste0("git+", source))
   }
   if (grepl("[/\\\\]", source)) {
-    cli::cli_abort("There is no folder or file {.file {source}}.", call = NULL)
+    .abort("There is no folder or file {.file {source}}.")
   }
   source
 }
 
 .pip_path <- function(path) {
   if (dir.exists(path) && !.is_checkout(path)) {
-    cli::cli_abort("The folder {.file {path}} is no checkout of scMamba: it has no
-      {.file pyproject.toml} that names the package.", call = NULL)
+    .abort("The folder {.file {path}} is no checkout of scMamba: it has no
+      {.file pyproject.toml} that names the package.")
   }
   normalizePath(path)
 }

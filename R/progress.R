@@ -32,11 +32,11 @@
   modules <- .python()
   if (verbose) {
     progress <- .progress_listener()
-    reticulate::py_set_attr(modules$progress, "listener", progress$listener)
-    reticulate::py_set_attr(modules$progress, "speaker", .speaker)
+    .hook(modules, "listener", progress$listener)
+    .hook(modules, "speaker", .speaker)
     on.exit({
-      reticulate::py_set_attr(modules$progress, "listener", NULL)
-      reticulate::py_set_attr(modules$progress, "speaker", NULL)
+      .hook(modules, "listener", NULL)
+      .hook(modules, "speaker", NULL)
       progress$finish()
     })
   }
@@ -46,4 +46,9 @@
 .speaker <- function(text) {
   cli::cli_inform(c(i = .verbatim(text)))
   NULL
+}
+
+# Called from Python, our functions are to see R values, not Python objects.
+.hook <- function(modules, name, value) {
+  reticulate::py_set_attr(modules$progress, name, reticulate::r_to_py(value, convert = TRUE))
 }

@@ -27,12 +27,12 @@ scmamba_available <- function() {
 # with words nobody can act on.
 .check_reticulate <- function(version = packageVersion("reticulate")) {
   if (version < "1.39") {
-    cli::cli_abort(c(
+    .abort(c(
       "scMamba needs the R package {.pkg reticulate} 1.39 or newer;
        found {version}.",
       i = "Type {.code install.packages(\"reticulate\")}, restart R and try
            again."
-    ), call = NULL, class = "scmamba_python_error")
+    ), class = "scmamba_python_error")
   }
   invisible(TRUE)
 }
@@ -53,7 +53,14 @@ scmamba_available <- function() {
     Sys.setenv(RETICULATE_USE_MANAGED_VENV = "false")
     on.exit(Sys.unsetenv("RETICULATE_USE_MANAGED_VENV"))
   }
-  reticulate::py_discover_config("scmamba", use_environment = .envname)
+  # It tries one Python after the other and prints what was wrong with each.
+  quiet <- file(nullfile(), open = "w")
+  old <- options(try.outFile = quiet)
+  on.exit({
+    options(old)
+    close(quiet)
+  }, add = TRUE)
+  suppressWarnings(reticulate::py_discover_config("scmamba", use_environment = .envname))
 }
 
 # The Python to use: its configuration as reticulate describes it, or one
@@ -66,13 +73,11 @@ scmamba_available <- function() {
     return(config)
   }
   .use_option()
-  config <- tryCatch(suppressWarnings(.discover()), error = identity)
-  if (is.null(config) || inherits(config, "error")) {
-    why <- if (is.null(config)) NULL else conditionMessage(config)
-    cli::cli_abort(c(
-      "No Python was found that R can use.", x = "{why}", .fix_hint()
-    )[c(TRUE, !is.null(why), TRUE, TRUE)],
-    call = NULL, class = "scmamba_python_error")
+  config <- tryCatch(.discover(), error = identity)
+  if (!inherits(config, "py_config")) {
+    why <- if (inherits(config, "error")) c(x = .verbatim(conditionMessage(config)))
+    .abort(c("No Python was found that R can use.", why, .fix_hint()),
+      class = "scmamba_python_error")
   }
   .check_version(config)
   .check_module(config, running = FALSE)
@@ -91,10 +96,10 @@ scmamba_available <- function() {
     python <- c(below[file.exists(below)], python)[[1]]
   }
   if (!file.exists(python)) {
-    cli::cli_abort(c(
+    .abort(c(
       "The Python named by {.code options(scmamba.python)} does not exist:
        {.file {python}}.", .fix_hint()
-    ), call = NULL, class = "scmamba_python_error")
+    ), class = "scmamba_python_error")
   }
   Sys.setenv(RETICULATE_PYTHON = python)
 }
@@ -102,10 +107,10 @@ scmamba_available <- function() {
 .check_version <- function(config) {
   version <- as.character(config$version)
   if (numeric_version(sub("[^0-9.].*$", "", version)) < "3.10") {
-    cli::cli_abort(c(
+    .abort(c(
       "scMamba needs Python 3.10 or newer; {.file {config$python}} is
        {version}.", .fix_hint()
-    ), call = NULL, class = "scmamba_python_error")
+    ), class = "scmamba_python_error")
   }
 }
 
@@ -123,10 +128,10 @@ scmamba_available <- function() {
     hint <- c(i = "This Python was started earlier in this session (by you or
       another package). Restart R, then load scMamba first.", hint)
   }
-  cli::cli_abort(c(
+  .abort(c(
     "The Python that R uses has no package {.pkg scmamba}:
      {.file {config$python}}.", hint
-  ), call = NULL, class = "scmamba_python_error")
+  ), class = "scmamba_python_error")
 }
 
 # reticulate looks for the module by file name, which misses editable

@@ -3,8 +3,7 @@
 .get_sce <- function(object, assay) {
   known <- SummarizedExperiment::assayNames(object)
   if (!is.character(assay) || length(assay) != 1 || !assay %in% known) {
-    cli::cli_abort("This object has no assay {.val {assay}}; it has {.val {known}}.",
-      call = NULL)
+    .abort("This object has no assay {.val {assay}}; it has {.val {known}}.")
   }
   data <- SummarizedExperiment::assay(object, assay, withDimnames = TRUE)
   .check_matrix(.as_dgc(data, what = "assay {.val {assay}}", assay = assay))

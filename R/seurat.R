@@ -6,8 +6,8 @@
 .layer_argument <- function(layer, slot) {
   value <- if (is.null(slot)) layer else slot
   if (!is.character(value) || length(value) != 1 || is.na(value) || !nzchar(value)) {
-    cli::cli_abort("{.arg layer} must be one name, such as {.val counts} or
-      {.val data}.", call = NULL)
+    .abort("{.arg layer} must be one name, such as {.val counts} or
+      {.val data}.")
   }
   value
 }
@@ -21,11 +21,11 @@
     .get_layer5(object[[assay]], assay, layer, verbose)
   }
   if (is.null(data) || any(dim(data) == 0)) {
-    cli::cli_abort(c(
+    .abort(c(
       "The layer {.val {layer}} of assay {.val {assay}} is empty.",
       i = "It has: {.val {.filled_layers(object, assay)}}. Name one of them,
            for example {.code layer = \"data\"}, or another {.arg assay}."
-    ), call = NULL)
+    ))
   }
   .as_dgc(data, what = "layer {.val {layer}} of assay {.val {assay}}",
     layer = layer, assay = assay)
@@ -33,8 +33,8 @@
 
 .get_slot <- function(object, assay, layer) {
   if (!layer %in% c("counts", "data", "scale.data")) {
-    cli::cli_abort("Seurat 4 has the layers (slots) {.val counts}, {.val data}
-      and {.val scale.data}, not {.val {layer}}.", call = NULL)
+    .abort("Seurat 4 has the layers (slots) {.val counts}, {.val data}
+      and {.val scale.data}, not {.val {layer}}.")
   }
   SeuratObject::GetAssayData(object, slot = layer, assay = assay)
 }
@@ -95,20 +95,20 @@
       return(data)
     }
   }
-  cli::cli_abort(c(
+  .abort(c(
     paste0("The ", what, " is a {.cls {class}}, which scMamba cannot read in
       place."),
     i = "Load it into memory as a sparse matrix first:
          {.code as(x, \"dgCMatrix\")}."
-  ), call = NULL, .envir = vars)
+  ), .envir = vars)
 }
 
 .check_assay <- function(object, assay) {
   assay <- assay %||% SeuratObject::DefaultAssay(object)
   known <- SeuratObject::Assays(object)
   if (!is.character(assay) || length(assay) != 1 || !assay %in% known) {
-    cli::cli_abort("This object has no assay {.val {assay}}; it has
-      {.val {known}}.", call = NULL)
+    .abort("This object has no assay {.val {assay}}; it has
+      {.val {known}}.")
   }
   assay
 }
@@ -116,11 +116,21 @@
 # Nothing of the user's is replaced unless asked; said before any long work.
 .check_free <- function(name, taken, what, argument, overwrite) {
   if (name %in% taken && !isTRUE(overwrite)) {
-    cli::cli_abort(c(
+    .abort(c(
       "This object already has {what} {.val {name}}.",
       i = "Choose another name with {.arg {argument}}, or replace it with
            {.code overwrite = TRUE}."
-    ), call = NULL, class = "scmamba_exists")
+    ), class = "scmamba_exists")
+  }
+}
+
+# Seurat keeps assays, reductions and graphs under one set of names, and would
+# only say so when the work is done.
+.check_free_seurat <- function(object, name, own, what, argument, overwrite) {
+  .check_free(name, own, what, argument, overwrite)
+  if (name %in% setdiff(names(object), own)) {
+    .abort("{.arg {argument}}: the name {.val {name}} is in use in this object for
+      something else. Choose another.", class = "scmamba_exists")
   }
 }
 

@@ -6,11 +6,11 @@ test_that("the reduction holds what the Python package computes, in order", {
   direct <- reticulate::py_to_r(
     reticulate::py_get_item(python_alone(counts, "embed")$obsm, "X_scmamba")
   )
-  ours <- SeuratObject::Embeddings(seu, "scmamba")
+  ours <- SeuratObject::Embeddings(seu, "scmamba_embedding")
   expect_identical(rownames(ours), colnames(counts))
   expect_identical(colnames(ours), paste0("scmamba_", 1:16))
   expect_equal(unname(ours), direct, tolerance = 1e-12)
-  expect_identical(SeuratObject::DefaultAssay(seu[["scmamba"]]), "RNA")
+  expect_identical(SeuratObject::DefaultAssay(seu[["scmamba_embedding"]]), "RNA")
 })
 
 test_that("an existing reduction is kept unless overwrite is asked for", {
@@ -20,8 +20,11 @@ test_that("an existing reduction is kept unless overwrite is asked for", {
     class = "scmamba_exists")
   seu <- embed_tiny(seu)
   expect_error(embed_tiny(seu), class = "scmamba_exists")
-  expect_identical(SeuratObject::Embeddings(embed_tiny(seu, overwrite = TRUE), "scmamba"),
-    SeuratObject::Embeddings(seu, "scmamba"))
+  # One set of names for assays and reductions.
+  expect_error(embed_tiny(seu, reduction.name = "RNA"), "in use", class = "scmamba_exists")
+  expect_error(impute_tiny(seu, assay.name = "pca"), "in use", class = "scmamba_exists")
+  expect_identical(SeuratObject::Embeddings(embed_tiny(seu, overwrite = TRUE), "scmamba_embedding"),
+    SeuratObject::Embeddings(seu, "scmamba_embedding"))
   expect_true("pca" %in% SeuratObject::Reductions(seu))
 })
 
@@ -29,7 +32,7 @@ test_that("the reduction feeds neighbours, clusters and UMAP", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   seu <- embed_tiny(pbmc())
-  seu <- Seurat::FindNeighbors(seu, reduction = "scmamba", dims = 1:10, verbose = FALSE)
+  seu <- Seurat::FindNeighbors(seu, reduction = "scmamba_embedding", dims = 1:10, verbose = FALSE)
   expect_true("RNA_snn" %in% SeuratObject::Graphs(seu))
-  expect_s3_class(Seurat::DimPlot(seu, reduction = "scmamba"), "ggplot")
+  expect_s3_class(Seurat::DimPlot(seu, reduction = "scmamba_embedding"), "ggplot")
 })

@@ -92,7 +92,7 @@ test_that("log-normalised data can be read instead of counts", {
   observed <- as.matrix(counts_of(seu)) > 0
   expect_equal(as.matrix(data_of(from_data))[observed],
     as.matrix(data_of(seu, "RNA"))[observed], tolerance = 1e-6)
-  expect_error(impute_tiny(seu, layer = "scale.data"), "scal|negative")
+  expect_error(impute_tiny(seu, layer = "scale.data", force = TRUE), "scaled")
   expect_error(impute_tiny(seu, layer = "nothing"), "nothing")
 })
 
@@ -126,7 +126,7 @@ test_that("Seurat's own functions work on the result at once", {
   values <- SeuratObject::FetchData(seu, c("imputed_CD3E", "scmamba_1"))
   expect_identical(values[[1]], unname(data_of(seu)["CD3E", ]))
   expect_identical(values[[2]],
-    unname(SeuratObject::Embeddings(seu, "scmamba")[, "scmamba_1"]))
+    unname(SeuratObject::Embeddings(seu, "scmamba_embedding")[, "scmamba_1"]))
   some <- subset(seu, cells = colnames(seu)[1:10])
   expect_identical(data_of(some), data_of(seu)[, 1:10])
 })

@@ -19,13 +19,20 @@ test_that("the listener follows several bars and braces in their names", {
 
 test_that("an interrupt leaves the object as it was", {
   skip_without_python()
+  tiny_model()
   seu <- pbmc()
   before <- seu
-  progress <- reticulate::import("scmamba._progress", convert = FALSE)
-  builtins <- reticulate::import_builtins(convert = FALSE)
-  expect_error(
-    scMamba:::.translate_errors(reticulate::py_run_string("raise KeyboardInterrupt()")),
-    "nothing was changed|nterrupt"
-  )
+  reticulate::py_run_string(paste(
+    "import scmamba as _scmamba",
+    "_scmamba_impute = _scmamba.impute",
+    "def _interrupted(*a, **k): raise KeyboardInterrupt()",
+    "_scmamba.impute = _interrupted", sep = "\n"
+  ))
+  on.exit(reticulate::py_run_string("_scmamba.impute = _scmamba_impute"))
+  caught <- tryCatch({
+    seu <- impute_tiny(seu, verbose = TRUE)
+  }, interrupt = function(e) "back at the prompt")
+  expect_identical(caught, "back at the prompt")
   expect_identical(seu, before)
+  expect_null(reticulate::import("scmamba._progress")$listener)
 })

@@ -24,10 +24,12 @@ test_that("loading the package starts no Python", {
 
 test_that("a Python without scmamba is named with what to type", {
   skip_on_os("windows")
-  bare <- Sys.which("python3")
-  skip_if(!nzchar(bare), "python3")
+  skip_without_python()
+  scMamba:::.python()
+  # The interpreter our environment was made from.
+  bare <- reticulate::import("sys")[["_base_executable"]]
   out <- in_new_session(
-    c("options(scmamba.python = Sys.which('python3'))", "cat(scmamba_available())", show_error),
+    c(sprintf("options(scmamba.python = '%s')", bare), "cat(scmamba_available())", show_error),
     no_python
   )
   text <- paste(out, collapse = " ")

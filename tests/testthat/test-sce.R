@@ -16,7 +16,7 @@ test_that("a SingleCellExperiment comes back with an assay and a reduction", {
   expect_identical(after$group, before$group)
   expect_identical(SummarizedExperiment::assay(after, "scmamba"), data_of(impute_tiny(pbmc())))
   embedding <- SingleCellExperiment::reducedDim(after, "scmamba")
-  expect_identical(embedding, SeuratObject::Embeddings(embed_tiny(pbmc()), "scmamba"))
+  expect_identical(embedding, SeuratObject::Embeddings(embed_tiny(pbmc()), "scmamba_embedding"))
   expect_setequal(names(S4Vectors::metadata(after)$scmamba), c("impute", "embed"))
   expect_error(impute_tiny(after), class = "scmamba_exists")
   expect_error(embed_tiny(after), class = "scmamba_exists")

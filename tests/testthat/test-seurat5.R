@@ -31,8 +31,8 @@ test_that("all split layers are used, said so, and stay split", {
   expect_identical(after[["RNA"]], split[["RNA"]])
   expect_identical(data_of(after)[, colnames(seu)], whole)
   expect_identical(colnames(data_of(after)), colnames(seu))
-  embedded <- SeuratObject::Embeddings(embed_tiny(split), "scmamba")
-  expect_equal(embedded, SeuratObject::Embeddings(embed_tiny(seu), "scmamba"))
+  embedded <- SeuratObject::Embeddings(embed_tiny(split), "scmamba_embedding")
+  expect_equal(embedded, SeuratObject::Embeddings(embed_tiny(seu), "scmamba_embedding"))
 })
 
 test_that("layers with different genes are joined with zeros", {
