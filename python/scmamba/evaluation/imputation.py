@@ -441,7 +441,8 @@ def _counts(
     if deep.sum() < 50:
         raise DataError(
             f"{int(deep.sum())} of {len(totals)} cells have at least {min_total:g} counts "
-            f"(median {np.median(totals):.0f}); at least 50 are needed. Lower min_total, and compare tables only at the same min_total."
+            f"(median {np.median(totals):.0f}); at least 50 are needed. Lower min_total, "
+            "and compare tables only at the same min_total."
         )
     genes = np.bincount(matrix[deep].indices, minlength=matrix.shape[1]) >= min_cells
     kept = adata[deep][:, genes]
