@@ -8,7 +8,7 @@ export PYTHON
 # R puts its own folders there; Python's subprocesses must not load libraries from them.
 unexport LD_LIBRARY_PATH
 
-.PHONY: help setup demo test pytest testthat testthat5 check lint docs clean distclean
+.PHONY: help setup demo test pytest testthat testthat5 check lint docs brain-mini clean distclean
 
 help:
 	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
@@ -17,6 +17,7 @@ help:
 	@echo 'make pytest     Python tests            make testthat   R tests on this Seurat'
 	@echo 'make testthat5  R tests on Seurat 5     make check      R CMD build and R CMD check'
 	@echo 'make lint       ruff, mypy, lintr       make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
+	@echo 'make brain-mini train the shipped model again (needs the real data sets; half an hour on 2 cores)'
 	@echo 'make clean      remove what the commands above wrote, keep the installed packages'
 	@echo 'make distclean  remove the installed packages as well'
 	@echo 'PYTHON=/path/to/python3 chooses the Python for the virtual environment'
@@ -40,9 +41,13 @@ docs:
 	@scripts/setup.sh test
 	@scripts/docs.sh
 
+brain-mini:
+	@scripts/setup.sh demo
+	@$(PY) scripts/train_brain_mini.py
+
 clean:
 	rm -rf demo-output build dist *.Rcheck scMamba_*.tar.gz .pytest_cache .mypy_cache .ruff_cache .cache/check
 	find python tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .cache
+	rm -rf .venv .cache/rlib .cache/rlib-seurat5 .cache/stamps

@@ -36,3 +36,14 @@ test_that("the reduction feeds neighbours, clusters and UMAP", {
   expect_true("RNA_snn" %in% SeuratObject::Graphs(seu))
   expect_s3_class(Seurat::DimPlot(seu, reduction = "scmamba_embedding"), "ggplot")
 })
+
+test_that("the simulated cohort is the Python package's, as a Seurat object", {
+  skip_without_python()
+  cohort <- ScMambaCohort(n.cells = 40, n.donors = 2, n.genes = 300, seed = 4)
+  datasets <- reticulate::import("scmamba.datasets")
+  direct <- datasets$brain_cohort(40L, n_donors = 2L, n_genes = 300L, seed = 4L)
+  expect_identical(dim(cohort), c(300L, 40L))
+  expect_equal(sum(counts_of(cohort)), sum(direct$X))
+  expect_identical(as.character(cohort$cell_type), as.character(direct$obs$cell_type))
+  expect_error(ScMambaCohort(n.cells = 0), "n.cells")
+})

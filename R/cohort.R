@@ -1,0 +1,36 @@
+#' A simulated brain cohort to try things on
+#'
+#' Makes the simulated cohort that comes with scMamba
+#' (`scmamba.datasets.brain_cohort()` in Python) as a Seurat object: raw counts
+#' of eight brain cell types from several donors, half of them with a disease
+#' effect. It is simulated: good for trying and teaching, not for biology.
+#'
+#' @param n.cells,n.donors Number of cells and donors.
+#' @param n.genes Keep this many of the most expressed genes; `NULL` keeps all.
+#' @param seed The same seed gives the same cohort.
+#'
+#' @return A Seurat object with the metadata columns `cell_type`, `donor`,
+#'   `disease` and others.
+#' @examples
+#' if (scmamba_available()) {
+#'   ScMambaCohort(n.cells = 50, n.donors = 2, n.genes = 500)
+#' }
+#' @export
+ScMambaCohort <- function(n.cells = 500, n.donors = 8, n.genes = NULL, seed = 0) {
+  options <- list(
+    n_cells = .check_integer(n.cells, "n.cells", 1L),
+    n_donors = .check_integer(n.donors, "n.donors", 1L),
+    n_genes = if (is.null(n.genes)) NULL else .check_integer(n.genes, "n.genes", 1L),
+    seed = .check_integer(seed, "seed", 0L)
+  )
+  modules <- .python()
+  datasets <- .translate_errors(reticulate::import("scmamba.datasets", convert = FALSE))
+  adata <- .translate_errors(do.call(datasets$brain_cohort, options))
+  slots <- .translate_errors(modules$slots$layer_slots(adata))
+  names <- list(.index(adata$var_names), .index(adata$obs_names))
+  counts <- .from_slots(slots, lengths(names), names)
+  SeuratObject::CreateSeuratObject(counts, meta.data = reticulate::py_to_r(adata$obs),
+    project = "brain_cohort")
+}
+
+.index <- function(index) as.character(reticulate::py_to_r(index$tolist()))
