@@ -48,7 +48,7 @@ def make(batch, length, channels, states, reverse=(False, True), shift=-3.0, see
 
 def run(directions, z, backend, dtype=torch.float32):
     """Output and all gradients of a weighted sum of it, as float64."""
-    leaves = [[t.to(dtype).detach().clone().requires_grad_() for t in d[:-1]] for d in directions]
+    leaves = [[t.to(dtype).detach().clone().requires_grad_() for t in d.tensors] for d in directions]
     gate = None if z is None else z.to(dtype).detach().clone().requires_grad_()
     out = selective_scan(
         [Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend
@@ -97,7 +97,7 @@ def test_long_memory_does_not_drift(backend):
     """Decays next to 1 over thousands of steps: an exponential that is not exact at 0 would show here."""
     (direction,), _ = make(1, 4000, 16, 4, reverse=(False,), shift=0.0)
     slow = direction._replace(A=direction.A * 1e-3)
-    double = Direction(*(t.double() for t in slow[:-1]), False)
+    double = Direction(*(t.double() for t in slow.tensors), False)
     with torch.no_grad():
         truth = selective_scan([double], backend="reference")
         errors = [
@@ -110,7 +110,7 @@ def test_long_memory_does_not_drift(backend):
 def test_reference_is_a_linear_filter_when_nothing_selects():
     """With dt, B and C constant in time every state is a first-order filter: scipy's, not ours."""
     (d,), _ = make(1, 200, 3, 2, reverse=(False,), shift=0.0)
-    d = Direction(*(t.double() for t in d[:-1]), False)
+    d = Direction(*(t.double() for t in d.tensors), False)
     constant = d._replace(**{n: getattr(d, n)[:, :1].expand_as(getattr(d, n)) for n in ("delta", "B", "C")})
     found = selective_scan([constant], backend="reference")[0].numpy()
     dt = np.log1p(np.exp((d.delta[0, 0] + d.delta_bias).numpy()))
@@ -126,7 +126,7 @@ def test_reference_is_a_linear_filter_when_nothing_selects():
 
 def test_reference_gradients_are_torchs():
     directions, z = make(1, 5, 2, 2)
-    leaves = [t.double().requires_grad_() for d in directions for t in d[:-1]]
+    leaves = [t.double().requires_grad_() for d in directions for t in d.tensors]
 
     def scan(gate, *tensors):
         return selective_scan(
@@ -176,17 +176,37 @@ def test_awkward_memory(backend):
         directions[0]._replace(u=channel_first, delta=halves[..., :32]),
         directions[1]._replace(B=one_row, u=directions[1].u[:1].expand(2, -1, -1)),
     ]
-    plain = [Direction(*(t.contiguous() for t in d[:-1]), d.reverse) for d in awkward]
+    plain = [Direction(*(t.contiguous() for t in d.tensors), d.reverse) for d in awkward]
 
     def gradients(ds, gate, name, dtype):
-        ds = [Direction(*(t.to(dtype).detach().requires_grad_() for t in d[:-1]), d.reverse) for d in ds]
+        ds = [Direction(*(t.to(dtype).detach().requires_grad_() for t in d.tensors), d.reverse) for d in ds]
         out = selective_scan(ds, gate.to(dtype), backend=name)
         out.sum().backward()
-        return [out.detach().double()] + [t.grad.double() for d in ds for t in d[:-1]]
+        return [out.detach().double()] + [t.grad.double() for d in ds for t in d.tensors]
 
     found = gradients(awkward, halves[..., 32:], backend, torch.float32)
     truth = gradients(plain, z, "reference", torch.float64)
     for a, b in zip(found, truth):
+        assert ((a - b).abs().max() / b.abs().max()).item() <= 1e-5
+
+
+@pytest.mark.parametrize("backend", [*CPU_BACKENDS, "reference"])
+@pytest.mark.parametrize("channels", [37, 160])
+def test_thin_delta_is_projected(backend, channels):
+    """With ``delta_weight`` the scan is the scan of the product, in inference and in training."""
+    directions, z = make(2, 75, channels, 8)
+    thin = [
+        d._replace(delta=d.delta[..., :6], delta_weight=torch.randn(channels, 6, requires_grad=True))
+        for d in directions
+    ]
+    full = [Direction(*(t.double() for t in d.projected().tensors), d.reverse) for d in thin]
+    truth = selective_scan(full, z.double(), backend="reference")
+    with torch.no_grad():
+        found = selective_scan(thin, z, backend=backend)
+    assert ((found - truth).abs().max() / truth.abs().max()).item() <= 2e-6
+    weights = [d.delta_weight for d in thin]
+    expected = torch.autograd.grad(truth.sum(), weights)
+    for a, b in zip(torch.autograd.grad(selective_scan(thin, z, backend=backend).sum(), weights), expected):
         assert ((a - b).abs().max() / b.abs().max()).item() <= 1e-5
 
 
@@ -203,10 +223,12 @@ def test_empty(backend, shape):
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_half_precision_keeps_a_float32_state(backend, dtype):
     directions, z = make(1, 300, 32, 16)
-    half = [Direction(*(t.to(dtype) if t.dim() == 3 else t for t in d[:-1]), d.reverse) for d in directions]
+    half = [
+        Direction(*(t.to(dtype) if t.dim() == 3 else t for t in d.tensors), d.reverse) for d in directions
+    ]
     with torch.no_grad():
         found = selective_scan(half, z.to(dtype), backend=backend)
-        wide = [Direction(*(t.double() for t in d[:-1]), d.reverse) for d in half]
+        wide = [Direction(*(t.double() for t in d.tensors), d.reverse) for d in half]
         truth = selective_scan(wide, z.to(dtype).double(), backend="reference")
     assert found.dtype == dtype
     # only the last rounding is in half precision: half a unit in the last place
@@ -225,8 +247,8 @@ def test_threads_do_not_change_the_numbers(shape):
             assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(other[name], x) for name, x in results[0].items())
+    assert all(torch.equal(results[1][name], x) for name, x in results[0].items())
+    compare(results[2], results[0])  # more threads take narrower blocks: other sums, the same numbers
 
 
 def _in_child(connection):

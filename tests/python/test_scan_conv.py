@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from scmamba._errors import BackendError
-from scmamba.scan import causal_conv1d
+from scmamba.scan import add_rms_norm, causal_conv1d
 
 
 def expected(x, weight, bias, reverse, silu):
@@ -68,3 +68,24 @@ def test_wrong_shapes():
     x, weight, bias = leaves(1, 9, 16, 4, torch.float32)
     with pytest.raises(BackendError, match=r"weight \(E, W\)"):
         causal_conv1d(x, weight[:8], bias)
+
+
+@pytest.mark.parametrize("width", [16, 256, 20])
+@pytest.mark.parametrize("used", ["both", "normalised", "total"])
+def test_add_rms_norm_like_torch(width, used):
+    g = torch.Generator().manual_seed(3)
+    shapes = ((2, 300, width), (2, 300, width), (width,))
+    values = [torch.randn(*s, generator=g) for s in shapes]
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        hidden, residual, weight = (v.to(dtype).requires_grad_() for v in values)
+        if dtype == torch.float32:
+            out, total = add_rms_norm(hidden, residual, weight, 1e-5, backend="cpu")
+        else:
+            total = hidden + residual
+            out = F.rms_norm(total, (width,), weight, 1e-5)
+        loss = out.square().sum() * (used != "total") + (total**3).sum() * (used != "normalised")
+        grads = torch.autograd.grad(loss, (hidden, residual, weight))
+        results.append([t.detach().double() for t in (out, total, *grads)])
+    for found, truth in zip(*results):
+        assert ((found - truth).abs().max() / truth.abs().max().clamp_min(1e-30)).item() <= 5e-6

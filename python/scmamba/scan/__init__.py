@@ -11,7 +11,9 @@ import importlib.util
 
 import torch
 
+from . import _memory
 from .conv import causal_conv1d
+from .norm import add_rms_norm
 from .operator import selective_scan
 from .registry import (
     Backend,
@@ -23,7 +25,16 @@ from .registry import (
     register,
 )
 
-__all__ = ["Direction", "available_backends", "causal_conv1d", "choose_backend", "selective_scan"]
+__all__ = [
+    "Direction",
+    "add_rms_norm",
+    "available_backends",
+    "causal_conv1d",
+    "choose_backend",
+    "selective_scan",
+]
+
+_memory.large_pages()
 
 _HALF_OR_SINGLE = (torch.float32, torch.bfloat16, torch.float16)
 _ANY = (*_HALF_OR_SINGLE, torch.float64)
@@ -33,6 +44,6 @@ def _numba_missing() -> str:
     return "" if importlib.util.find_spec("numba") else "numba is not installed (pip install numba)"
 
 
-register(Backend("cpu", _numba_missing, floating(*_HALF_OR_SINGLE, device="cpu"), lazy("cpu")))
+register(Backend("cpu", _numba_missing, floating(*_HALF_OR_SINGLE, device="cpu"), lazy("cpu"), True))
 register(Backend("chunked", lambda: "", floating(*_ANY), lazy("chunked")))
 register(Backend("reference", lambda: "", floating(*_ANY), lazy("reference")))

@@ -15,18 +15,24 @@ from __future__ import annotations
 from enum import IntEnum
 
 import numba as nb
+import numpy as np
 
 from ._vector import (
     LANES,
+    ROWS,
     WIDE,
+    convolve_one,
+    convolve_silu_one,
+    convolve_silu_wide,
+    convolve_wide,
     gated_one,
     gated_wide,
     gradients_add,
     gradients_begin,
     iload,
     prefetch,
-    silu_one,
-    silu_wide,
+    project_many,
+    project_one,
     slope_one,
     slope_wide,
     step_any,
@@ -46,13 +52,14 @@ from ._vector import (
     vln2,
     vload,
     vmul,
+    vsplat,
     vstore,
+    vsum,
     vzero,
     within,
 )
 
-TILE = 32
-AHEAD = 12  # rows to prefetch ahead
+TILE = 32  # time steps between two kept states; the backward pass recomputes this many at a time
 
 
 class Field(IntEnum):
@@ -94,6 +101,8 @@ class Field(IntEnum):
     STRIDE_DOUT = 33
     STRIDE_DX = 34  # rows of du, ddelta and dz
     STRIDE_DBC = 35
+    WEIGHT = 36  # (vectors, RANK, 16): delta is (B, L, RANK) and is projected here; 0: delta is (B, L, E)
+    RANK = 37
 
 
 FIELDS = len(Field)
@@ -102,7 +111,8 @@ FIELDS = len(Field)
 U, DELTA, B_, C_, Z, Y, KEPT, A_, D_, BIAS, LIMIT = (8 * int(f) for f in list(Field)[:11])
 S_U, S_DELTA, S_B, S_C, S_Z, S_Y, S_KEPT = (8 * int(f) for f in list(Field)[11:18])
 LENGTH, STATES, VECTORS, REVERSE, FIRST, LAST = (8 * int(f) for f in list(Field)[18:24])
-DOUT, DU, DDELTA, DB, DC, DZ, DA, DD, DBIAS, S_DOUT, S_DX, S_DBC = (8 * int(f) for f in list(Field)[24:])
+DOUT, DU, DDELTA, DB, DC, DZ, DA, DD, DBIAS, S_DOUT, S_DX, S_DBC = (8 * int(f) for f in list(Field)[24:36])
+WEIGHT, RANK = 8 * Field.WEIGHT, 8 * Field.RANK
 ROW = 8 * FIELDS
 
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
@@ -114,16 +124,26 @@ def scratch_bytes(states: int, vectors: int) -> int:
 
 
 @nb.njit(inline="always", **_options)
-def _steps(delta, stride, bias, dt, vectors, t, direction):
-    """dt of one row of the block; asks for the row two tiles on."""
-    x = delta + t * stride
+def _steps(delta, bias, dt, vectors):
+    """dt of one row of the block."""
     whole = vectors - vectors % WIDE
     for v in range(0, whole, WIDE):
-        steps_only_wide(x + 64 * v, bias + 64 * v, dt + 64 * v)
+        steps_only_wide(delta + 64 * v, bias + 64 * v, dt + 64 * v)
     for v in range(whole, vectors):
-        steps_only_one(x + 64 * v, bias + 64 * v, dt + 64 * v)
+        steps_only_one(delta + 64 * v, bias + 64 * v, dt + 64 * v)
+
+
+@nb.njit(inline="always", **_options)
+def _project(x, stride, weight, rank, out, vectors, count):
+    """``count`` rows of the thin delta times the weights of the block."""
+    row = 64 * vectors
+    whole = count - count % ROWS
     for v in range(vectors):
-        prefetch(x + direction * TILE * stride + 64 * v)
+        w = weight + v * rank * 64
+        for i in range(0, whole, ROWS):
+            project_many(x + i * stride, stride, w, rank, out + i * row + 64 * v, row)
+        for i in range(whole, count):
+            project_one(x + i * stride, stride, w, rank, out + i * row + 64 * v, row)
 
 
 @nb.njit(inline="always", **_options)
@@ -146,6 +166,7 @@ def forward_job(job, scratch):
     s_u, s_delta, s_b, s_c = iload(job + S_U), iload(job + S_DELTA), iload(job + S_B), iload(job + S_C)
     s_z, s_y, s_kept = iload(job + S_Z), iload(job + S_Y), iload(job + S_KEPT)
     reverse, first, gate = iload(job + REVERSE), iload(job + FIRST), iload(job + LAST) * z0
+    weight, rank = iload(job + WEIGHT), iload(job + RANK)
     sign = -1 if reverse else 1
     column, row = 64 * states, 64 * vectors
     h0 = scratch
@@ -159,8 +180,16 @@ def forward_job(job, scratch):
             for i in range(vectors * states):
                 vstore(kept + 64 * i, vload(h0 + 64 * i))
             kept += s_kept
+        if weight != 0:
+            _project(delta0 + origin * s_delta, sign * s_delta, weight, rank, dt0, vectors, count)
         for i in range(count):
-            _steps(delta0, s_delta, bias0, dt0 + i * row, vectors, origin + sign * i, sign)
+            t = origin + sign * i
+            if weight != 0:
+                _steps(dt0 + i * row, bias0, dt0 + i * row, vectors)
+            else:
+                _steps(delta0 + t * s_delta, bias0, dt0 + i * row, vectors)
+                for v in range(vectors):
+                    prefetch(delta0 + (t + sign * TILE) * s_delta + 64 * v)
         for v in range(vectors):
             o = 64 * v
             skip, limit = vload(d0 + o), vload(limit0 + o)
@@ -343,39 +372,31 @@ def backward(jobs, count, scratch):
 # --- depthwise causal convolution + SiLU ------------------------------------------------------------
 
 CONV_ROWS = 512  # rows of one unit of work
+CONV_AHEAD = 8  # rows to prefetch ahead
 CONV_TILE = 64  # rows of the backward pass's window
-
-
-@nb.njit(inline="always", **_options)
-def _convolved(x, stride, t, length, sign, weight, row, width, total):
-    """``bias + sum_k w[W-1-k] x[t - sign k]`` for one vector of channels; ``total`` comes in as the bias."""
-    inside = min(width, t + 1 if sign > 0 else length - t)
-    for k in range(inside):
-        total = vfma(vload(weight + (width - 1 - k) * row), vload(x + (t - sign * k) * stride), total)
-    return total
-
-
-@nb.njit(inline="always", **_options)
-def _silu(y, vectors):
-    """SiLU of one row, in place."""
-    whole = vectors - vectors % WIDE
-    for v in range(0, whole, WIDE):
-        silu_wide(y + 64 * v, y + 64 * v)
-    for v in range(whole, vectors):
-        silu_one(y + 64 * v, y + 64 * v)
 
 
 @nb.njit(**_options)
 def conv_forward(x, s_x, y, s_y, weight, bias, width, vectors, length, start, stop, sign, silu):
-    """Rows ``start`` to ``stop`` of one cell; ``weight`` is (width, channels)."""
+    """Rows ``start`` to ``stop`` of one cell: ``bias + sum_k weight[W-1-k] x[t - sign k]``, weight (W, E)."""
     row = 64 * vectors
+    last = weight + (width - 1) * row
+    whole = vectors - vectors % WIDE
     for t in range(start, stop):
+        inside = min(width, t + 1 if sign > 0 else length - t)
+        here, there, back = x + t * s_x, y + t * s_y, sign * s_x
         for v in range(vectors):
-            o = 64 * v
-            total = _convolved(x + o, s_x, t, length, sign, weight + o, row, width, vload(bias + o))
-            vstore(y + t * s_y + o, total)
+            prefetch(here + CONV_AHEAD * s_x + 64 * v)
         if silu:
-            _silu(y + t * s_y, vectors)
+            for o in range(0, 64 * whole, 64 * WIDE):
+                convolve_silu_wide(here + o, back, last + o, row, inside, bias + o, there + o)
+            for o in range(64 * whole, 64 * vectors, 64):
+                convolve_silu_one(here + o, back, last + o, row, inside, bias + o, there + o)
+        else:
+            for o in range(0, 64 * whole, 64 * WIDE):
+                convolve_wide(here + o, back, last + o, row, inside, bias + o, there + o)
+            for o in range(64 * whole, 64 * vectors, 64):
+                convolve_one(here + o, back, last + o, row, inside, bias + o, there + o)
 
 
 @nb.njit(inline="always", **_options)
@@ -422,17 +443,19 @@ def conv_backward(
             line = 64 * WIDE
             for t in range(first, last):
                 g = scratch + line * (t - first)
-                for v in range(block):
-                    o = 64 * (begin + v)
-                    if silu:
-                        total = _convolved(
-                            x + o, s_x, t, length, sign, weight + o, row, width, vload(bias + o)
-                        )
-                        vstore(g + 64 * v, total)
-                    else:
-                        vstore(g + 64 * v, vload(dy + t * s_dy + o))
+                o = 64 * begin
                 if silu:
-                    _slope(dy + t * s_dy + 64 * begin, g, block)
+                    inside = min(width, t + 1 if sign > 0 else length - t)
+                    at, tap = x + t * s_x + o, weight + (width - 1) * row + o
+                    if block == WIDE:
+                        convolve_wide(at, sign * s_x, tap, row, inside, bias + o, g)
+                    else:
+                        for e in range(0, 64 * block, 64):
+                            convolve_one(at + e, sign * s_x, tap + e, row, inside, bias + o + e, g + e)
+                    _slope(dy + t * s_dy + o, g, block)
+                else:
+                    for v in range(block):
+                        vstore(g + 64 * v, vload(dy + t * s_dy + o + 64 * v))
             for v in range(block):
                 o, g = 64 * (begin + v), scratch + 64 * v
                 dbias = vload(dweight + width * row + o)
@@ -455,3 +478,48 @@ def conv_backward(
 def conv_scratch_bytes(width: int) -> int:
     """Room one thread needs for ``conv_backward``."""
     return 64 * WIDE * (CONV_TILE + width)
+
+
+# --- residual + RMSNorm ------------------------------------------------------------------------
+
+NORM_ROWS = 256  # rows of one unit of work
+
+
+@nb.njit(**_options)
+def norm_forward(hidden, residual, weight, total, out, vectors, eps, start, stop):
+    """``total = hidden + residual`` and ``out = total / rms(total) * weight``; rows are dense."""
+    row = 64 * vectors
+    for t in range(start, stop):
+        squares = vzero()
+        for o in range(t * row, (t + 1) * row, 64):
+            x = vadd(vload(hidden + o), vload(residual + o))
+            vstore(total + o, x)
+            squares = vfma(x, x, squares)
+        scale = vsplat(np.float32(1.0 / np.sqrt(np.float64(vsum(squares)) / (16 * vectors) + eps)))
+        for o in range(0, row, 64):
+            vstore(out + t * row + o, vmul(vmul(vload(total + t * row + o), scale), vload(weight + o)))
+
+
+@nb.njit(**_options)
+def norm_backward(dout, dtotal, total, weight, dx, dweight, vectors, eps, start, stop):
+    """Gradient of both addends, (dtotal 0: none) and this unit's share of dweight."""
+    row = 64 * vectors
+    for o in range(0, row, 64):
+        vstore(dweight + o, vzero())
+    for t in range(start, stop):
+        squares, along = vzero(), vzero()
+        for o in range(0, row, 64):
+            x = vload(total + t * row + o)
+            squares = vfma(x, x, squares)
+            along = vfma(vmul(vload(dout + t * row + o), vload(weight + o)), x, along)
+        mean = np.float64(vsum(squares)) / (16 * vectors) + eps
+        scale = 1.0 / np.sqrt(mean)
+        pull = vsplat(np.float32(-scale * np.float64(vsum(along)) / (16 * vectors) / mean))
+        scale_ = vsplat(np.float32(scale))
+        for o in range(0, row, 64):
+            x, g = vload(total + t * row + o), vmul(vload(dout + t * row + o), scale_)
+            d = vfma(x, pull, vmul(g, vload(weight + o)))
+            if dtotal != 0:
+                d = vadd(d, vload(dtotal + t * row + o))
+            vstore(dx + t * row + o, d)
+            vstore(dweight + o, vfma(g, x, vload(dweight + o)))

@@ -267,6 +267,26 @@ def iload(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def vsplat(typingctx: Any, scalar: Any) -> Any:
+    """One float32 in every lane."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _splat(builder, args[0])
+
+    return vec(types.float32), codegen
+
+
+@intrinsic
+def vsum(typingctx: Any, x: Any) -> Any:
+    """Sum of the lanes, added in a fixed order."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return _sum_of_lanes(builder, args[0])
+
+    return types.float32(vec), codegen
+
+
+@intrinsic
 def within(typingctx: Any, x: Any, limit: Any) -> Any:
     """True when ``x <= limit`` in every lane (false as soon as one is NaN)."""
 
@@ -357,13 +377,6 @@ def _ungated_of(vectors: int) -> Callable[..., None]:
     return body
 
 
-def _silu_of(vectors: int) -> Callable[..., None]:
-    def body(builder: Builder, z: Value, out: Value) -> None:
-        _store(builder, out, _silu(builder, _load(builder, z, vectors))[0])
-
-    return body
-
-
 def _slope_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, dout: Value, z: Value, out: Value) -> None:
         _, slope = _silu(builder, _load(builder, z, vectors))
@@ -381,10 +394,77 @@ gated_wide, gated_one = _memory(3, _gated_of(WIDE)), _memory(3, _gated_of(1))
 # dy = dout silu(z), and dout times the slope of silu
 ungated_wide, ungated_one = _memory(4, _ungated_of(WIDE)), _memory(4, _ungated_of(1))
 
-# out = silu(z)
-silu_wide, silu_one = _memory(2, _silu_of(WIDE)), _memory(2, _silu_of(1))
 # out = dout times the slope of silu at z
 slope_wide, slope_one = _memory(3, _slope_of(WIDE)), _memory(3, _slope_of(1))
+
+
+# --- small sums of products ---------------------------------------------------------------------------
+
+ROWS = 8  # rows per call of ``project_many``: every weight is loaded once for all of them
+
+
+def _accumulate(
+    builder: Builder, count: Value, zeros: list[Value], terms: Callable[[Value], list[Any]]
+) -> list[Value]:
+    """``zeros[i] + sum over n < count of a product``; ``terms(n)`` gives the two factors for every i."""
+    totals = [cgutils.alloca_once_value(builder, zero) for zero in zeros]
+    with cgutils.for_range(builder, count, intp=_I64) as loop:
+        for total, (x, y) in zip(totals, terms(loop.index)):
+            builder.store(_fma(builder, x, y, builder.load(total)), total)
+    return [builder.load(total) for total in totals]
+
+
+def _project_of(rows: int) -> Any:
+    """Rows of a thin matrix times (rank, 16) weights; strides are in bytes."""
+
+    @intrinsic
+    def project(ctx: Any, x: Any, stride: Any, weight: Any, rank: Any, out: Any, out_stride: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            x, stride, weight, rank, out, out_stride = args
+            at = [ir.Constant(_I64, i) for i in range(rows)]
+            starts = [builder.add(x, builder.mul(stride, i)) for i in at]
+
+            def terms(n: Value) -> list[Any]:
+                w = _load(builder, builder.add(weight, builder.mul(n, ir.Constant(_I64, BYTES))))
+                offset = builder.mul(n, ir.Constant(_I64, 4))
+                return [(_broadcast(builder, builder.add(start, offset)), w) for start in starts]
+
+            zero = ir.Constant(_VEC, [0.0] * LANES)
+            for i, total in zip(at, _accumulate(builder, rank, [zero] * rows, terms)):
+                _store(builder, builder.add(out, builder.mul(out_stride, i)), total)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 6), codegen
+
+    return project
+
+
+project_many, project_one = _project_of(ROWS), _project_of(1)
+
+
+def _convolve_of(vectors: int, silu: bool) -> Any:
+    """``bias + sum over k < taps of weight[-k] x[-k]``; every k is one row and one tap further back."""
+
+    @intrinsic
+    def convolve(ctx: Any, x: Any, back: Any, weight: Any, tap: Any, taps: Any, bias: Any, out: Any) -> Any:
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            x, back, weight, tap, taps, bias, out = args
+
+            def terms(k: Value) -> list[Any]:
+                row = _load(builder, builder.sub(x, builder.mul(k, back)), vectors)
+                return [(row, _load(builder, builder.sub(weight, builder.mul(k, tap)), vectors))]
+
+            total = _accumulate(builder, taps, [_load(builder, bias, vectors)], terms)[0]
+            _store(builder, out, _silu(builder, total)[0] if silu else total)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 7), codegen
+
+    return convolve
+
+
+convolve_wide, convolve_one = _convolve_of(WIDE, False), _convolve_of(1, False)
+convolve_silu_wide, convolve_silu_one = _convolve_of(WIDE, True), _convolve_of(1, True)
 
 
 # --- all states of one step, several at a time --------------------------------------------------------
@@ -533,18 +613,22 @@ def _lane_sums(builder: Builder, vectors: list[Value]) -> Value:
     return vectors[0]
 
 
+def _sum_of_lanes(builder: Builder, total: Value) -> Value:
+    """One sum, in the same order of additions as ``_lane_sums``."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        upper = _shuffle(builder, total, total, [(i + width) % LANES for i in range(LANES)])
+        total = builder.fadd(total, upper)
+    return builder.extract_element(total, _I32(0))
+
+
 def _sum_sixteen(builder: Builder, shares: Value, out: Value) -> None:
     _store(builder, out, _lane_sums(builder, [_load(builder, shares, 1, BYTES * i) for i in range(LANES)]))
 
 
 def _sum_one(builder: Builder, shares: Value, out: Value) -> None:
-    """One sum, in the same order of additions as ``_sum_sixteen``."""
-    total, width = _load(builder, shares), LANES
-    while width > 1:
-        width //= 2
-        upper = _shuffle(builder, total, total, [(i + width) % LANES for i in range(LANES)])
-        total = builder.fadd(total, upper)
-    builder.store(builder.extract_element(total, _I32(0)), _pointer(builder, out, _F32), align=4)
+    builder.store(_sum_of_lanes(builder, _load(builder, shares)), _pointer(builder, out, _F32), align=4)
 
 
 sum_sixteen, sum_one = _memory(2, _sum_sixteen), _memory(2, _sum_one)

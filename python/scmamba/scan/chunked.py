@@ -27,7 +27,7 @@ def _chunks(x: Tensor, count: int, size: int) -> Sequence[Tensor]:
 
 def _direction(d: Direction) -> Tensor:
     dtype = state_dtype(d.u.dtype)
-    u, delta, A, B, C, D, bias = (t.to(dtype) for t in d[:-1])  # type: ignore[union-attr]
+    u, delta, A, B, C, D, bias = (t.to(dtype) for t in d.tensors)
     if d.reverse:
         u, delta, B, C = (t.flip(1) for t in (u, delta, B, C))
     batch, length, channels = u.shape

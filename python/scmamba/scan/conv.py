@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._errors import BackendError
-from . import _pool
+from . import _memory, _pool
 
 LANES = 16
 
@@ -77,6 +77,8 @@ def _forward(x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool) -
     from ._jit import kernels
 
     k = kernels()
+    if 4 * x.numel() >= _memory.LARGE:
+        _memory.keep()
     out = x.new_empty(x.shape)
     units = _units(x, k.CONV_ROWS)
     width, channels = taps.shape

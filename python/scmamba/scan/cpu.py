@@ -15,45 +15,68 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _pool
+from . import _memory, _pool
 from ._jit import kernels
 from .registry import Direction
 
 LANES = 16
-BLOCK = 4  # vectors of sixteen channels per job; fixed, so that sums do not depend on the number of threads
+MOST, LEAST = 16, 4  # vectors of sixteen channels per job: wide rows stream better, narrow ones share better
 
 
 def scan(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
     """``selective_scan`` for float32 (and half-precision, computed in float32) tensors on the CPU."""
+    needed = (t for d in directions for t in (*d.tensors, d.delta_weight, z) if t is not None)
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in needed)
+    if training:  # the gradient of the projection is torch's business
+        directions = [d.projected() for d in directions]
     dtype, channels = directions[0].u.dtype, directions[0].u.shape[2]
     missing = -channels % LANES
-    tensors = [_prepared(t, missing, last) for d in directions for t, last in zip(d[:-1], _CHANNELS_LAST)]
-    gate = None if z is None else _prepared(z, missing, True)
+    tensors = [_prepared(t, missing, where) for d in directions for t, where in zip(d.tensors, _places(d))]
+    gate = None if z is None else _prepared(z, missing, "last")
     flags = tuple(bool(d.reverse) for d in directions)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, gate) if t is not None):
+    if training:
         out = _Scan.apply(flags, gate, *tensors)
     else:
-        out = _forward(flags, gate, tensors, keep=False)[0]
+        weights = [
+            None if (w := d.delta_weight) is None else _prepared(w, missing, "first") for d in directions
+        ]
+        out = _forward(flags, gate, tensors, keep=False, weights=weights)[0]
     return out[..., :channels].to(dtype) if missing else out.to(dtype)
 
 
-# where the channels are: last (u, delta, D, bias), first (A), nowhere (B, C)
-_CHANNELS_LAST = (True, True, False, None, None, True, True)
+def _places(d: Direction) -> tuple[str, ...]:
+    """Which dimension of each tensor of a direction is the channels."""
+    return ("last", "last" if d.delta_weight is None else "", "first", "", "", "last", "last")
 
 
-def _prepared(x: Tensor, missing: int, channels_last: bool | None) -> Tensor:
+def _prepared(x: Tensor, missing: int, where: str) -> Tensor:
     """float32, unit stride in the last dimension, channels padded to whole vectors with zeros."""
     x = x.float()
-    if missing and channels_last is not None:
-        x = F.pad(x, (0, missing) if channels_last else (0, 0, 0, missing))
+    if missing and where:
+        x = F.pad(x, (0, missing) if where == "last" else (0, 0, 0, missing))
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def _block(batch: int, vectors: int) -> int:
+    """Vectors of channels per job, so that every thread has one.
+
+    One thread and two give the same blocks: the shares of dB and dC are then added in the same order.
+    """
+    threads = max(2, torch.get_num_threads())
+    share = -(-batch * vectors // threads)
+    return min(MOST, max(LEAST, share - share % LEAST))
+
+
+def _by_vector(rows: Tensor) -> Tensor:
+    """(channels, K) -> (vectors, K, 16)."""
+    return rows.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous()
 
 
 def _packed(A: Tensor) -> tuple[Tensor, Tensor]:
     """A log2(e) as (vectors, N, 16), and per channel the largest dt that keeps every exponent above -125."""
     scaled = A.detach() * math.log2(math.e)
     limit = (125.0 / scaled.abs().amax(1)).clamp_(max=1e30)
-    return scaled.view(-1, LANES, A.shape[1]).transpose(1, 2).contiguous(), limit
+    return _by_vector(scaled), limit
 
 
 class _Jobs:
@@ -62,11 +85,12 @@ class _Jobs:
     def __init__(self, batch: int, channels: int, directions: int) -> None:
         self.k = kernels()
         self.vectors = channels // LANES
-        self.blocks = -(-self.vectors // BLOCK)
+        self.block = _block(batch, self.vectors)
+        self.blocks = -(-self.vectors // self.block)
         self.batch, self.directions = batch, directions
         self.table = np.zeros((batch, self.blocks, directions, self.k.FIELDS), np.int64)
-        sizes = np.full(self.blocks, BLOCK)
-        sizes[-1] = self.vectors - BLOCK * (self.blocks - 1)
+        sizes = np.full(self.blocks, self.block)
+        sizes[-1] = self.vectors - self.block * (self.blocks - 1)
         self.table[..., self.k.Field.VECTORS] = sizes[None, :, None]
         self.alive: list[Tensor] = []  # tensors whose addresses are in the table
 
@@ -76,7 +100,7 @@ class _Jobs:
     def address(self, direction: int, name: str, x: Tensor, per_batch: bool, per_vector: int) -> None:
         """``per_vector``: bytes from one vector of channels to the next (0: not split by channels)."""
         cells = np.arange(self.batch)[:, None] * (4 * x.stride(0) if per_batch else 0)
-        blocks = np.arange(self.blocks)[None, :] * (per_vector * BLOCK)
+        blocks = np.arange(self.blocks)[None, :] * (per_vector * self.block)
         self.table[:, :, direction, self.k.Field[name]] = x.data_ptr() + cells + blocks
         self.alive.append(x)
 
@@ -87,7 +111,7 @@ class _Jobs:
 
     def run(self, kernel: Any, states: int) -> None:
         units = self.batch * self.blocks
-        room = self.k.scratch_bytes(states, BLOCK) + 64
+        room = self.k.scratch_bytes(states, self.block) + 64
         scratch = torch.empty(_pool.workers(units), room, dtype=torch.uint8)
         table, row = self.table.ctypes.data, self.k.ROW * self.directions
 
@@ -98,8 +122,13 @@ class _Jobs:
         _pool.run(task, units)
 
 
-def _inputs(flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor]) -> _Jobs:
-    """The fields that forward and backward share."""
+Weights = Sequence["Tensor | None"]
+
+
+def _inputs(
+    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], weights: Weights = ()
+) -> _Jobs:
+    """The fields that forward and backward share; ``weights`` project a thin delta."""
     batch, length, channels = tensors[0].shape
     jobs = _Jobs(batch, channels, len(flags))
     for i, reverse in enumerate(flags):
@@ -107,7 +136,11 @@ def _inputs(flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor]) 
         states = A.shape[1]
         packed, limit = _packed(A)
         jobs.rows(i, "U", u, channels=True)
-        jobs.rows(i, "DELTA", delta, channels=True)
+        weight = weights[i] if weights else None
+        jobs.rows(i, "DELTA", delta, channels=weight is None)
+        if weight is not None:
+            jobs.number(i, "RANK", weight.shape[1])
+            jobs.address(i, "WEIGHT", _by_vector(weight), False, 64 * weight.shape[1])
         jobs.rows(i, "B", B, channels=False)
         jobs.rows(i, "C", C, channels=False)
         jobs.address(i, "A", packed, False, 64 * states)
@@ -129,12 +162,14 @@ def _kept_states(jobs: _Jobs, direction: int, kept: Tensor) -> None:
 
 
 def _forward(
-    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], keep: bool
+    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], keep: bool, weights: Weights = ()
 ) -> tuple[Tensor, list[Tensor]]:
     """The output, and the states before every tile when ``keep``."""
-    jobs = _inputs(flags, z, tensors)
+    jobs = _inputs(flags, z, tensors, weights)
     u = tensors[0]
     batch, length, channels = u.shape
+    if 4 * tensors[0].numel() >= _memory.LARGE:
+        _memory.keep()
     out = u.new_empty(u.shape)
     kept = []
     for i in range(len(flags)):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .._errors import BackendError
-from .registry import Direction, choose_backend, scan_function
+from .registry import Direction, choose_backend, scan_with
 
 
 def selective_scan(
@@ -28,13 +27,13 @@ def selective_scan(
     name = choose_backend(u, backend)
     if u.numel() == 0:
         return _empty(directions, z)
-    return scan_function(name)(directions, z)
+    return scan_with(name, directions, z)
 
 
 def _empty(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
     """No cell or no position: nothing to scan, but every tensor still gets its gradient of zeros."""
     u = directions[0].u
-    nothing = sum(t.sum().to(u.dtype) for d in directions for t in d[:-1])  # type: ignore[union-attr,misc]
+    nothing = sum(t.sum().to(u.dtype) for d in directions for t in d.tensors)  # type: ignore[misc]
     return u * (nothing if z is None else nothing + z.sum().to(u.dtype))
 
 
@@ -47,9 +46,10 @@ def _check(directions: Sequence[Direction], z: Tensor | None) -> None:
     batch, length, channels = shape
     for d in directions:
         states = d.A.shape[-1]
+        rank = channels if d.delta_weight is None else d.delta_weight.shape[1]
         wanted = {
             "u": (batch, length, channels),
-            "delta": (batch, length, channels),
+            "delta": (batch, length, rank),
             "A": (channels, states),
             "B": (batch, length, states),
             "C": (batch, length, states),
@@ -62,6 +62,6 @@ def _check(directions: Sequence[Direction], z: Tensor | None) -> None:
                 raise BackendError(f"{name} must have the shape {expected}; it has {found}.")
     if z is not None and z.shape != shape:
         raise BackendError(f"z must have the shape {tuple(shape)} of u; it has {tuple(z.shape)}.")
-    devices = {t.device for d in directions for t in d[:-1] if isinstance(t, torch.Tensor)}
+    devices = {t.device for d in directions for t in d.tensors}
     if len(devices) > 1:
         raise BackendError(f"All tensors must be on one device; found {sorted(map(str, devices))}.")

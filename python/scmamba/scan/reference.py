@@ -18,7 +18,7 @@ def state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _direction(d: Direction) -> Tensor:
     dtype = state_dtype(d.u.dtype)
-    u, delta, A, B, C, D, bias = (t.to(dtype) for t in d[:-1])  # type: ignore[union-attr]
+    u, delta, A, B, C, D, bias = (t.to(dtype) for t in d.tensors)
     dt = F.softplus(delta + bias)
     # unbind, not x[:, t]: the gradient of indexing is quadratic in the length
     columns = zip(dt.unbind(1), u.unbind(1), B.unbind(1), C.unbind(1))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .._errors import BackendError
@@ -24,6 +25,8 @@ class Direction(NamedTuple):
     Shapes: ``u`` and ``delta`` (B, L, E); ``A`` (E, N); ``B`` and ``C`` (B, L, N); ``D`` and ``delta_bias``
     (E,). ``u`` is after convolution and SiLU; ``delta`` before bias and softplus; ``A`` is negative and
     float32. ``reverse`` scans from the last position to the first; nothing is flipped.
+    With ``delta_weight`` (E, R), ``delta`` is (B, L, R) and stands for ``delta @ delta_weight.T``: a backend
+    that projects while it scans never writes the (B, L, E) product.
     """
 
     u: Tensor
@@ -34,6 +37,18 @@ class Direction(NamedTuple):
     D: Tensor
     delta_bias: Tensor
     reverse: bool = False
+    delta_weight: Tensor | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The seven tensors of the recurrence."""
+        return self[:7]  # type: ignore[return-value]
+
+    def projected(self) -> Direction:
+        """The same direction with ``delta`` of all channels."""
+        if self.delta_weight is None:
+            return self
+        return self._replace(delta=F.linear(self.delta, self.delta_weight), delta_weight=None)
 
 
 ScanFunction = Callable[[Sequence[Direction], "Tensor | None"], Tensor]
@@ -51,6 +66,7 @@ class Backend:
     missing: Callable[[], str]
     refuses: Callable[[Tensor], str]
     load: Callable[[], ScanFunction]
+    projects: bool = False  # takes ``delta_weight``
 
 
 _backends: dict[str, Backend] = {}
@@ -105,9 +121,12 @@ def _log(name: str, tensor: Tensor) -> str:
     return name
 
 
-def scan_function(name: str) -> ScanFunction:
-    """The scan of the backend called ``name``."""
-    return _get(name).load()
+def scan_with(name: str, directions: Sequence[Direction], z: Tensor | None) -> Tensor:
+    """Scan with the backend called ``name``."""
+    backend = _get(name)
+    if not backend.projects:
+        directions = [d.projected() for d in directions]
+    return backend.load()(directions, z)
 
 
 def lazy(module: str, attribute: str = "scan") -> Callable[[], ScanFunction]:
