@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anndata as ad
 import pytest
+import torch
+
+from scmamba.datasets import brain_cohort
+from scmamba.genes import Vocabulary
+from scmamba.model import Model, ModelConfig, ScMamba
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +21,24 @@ def shared() -> Path:
         if (candidate / "reference").is_dir():
             return candidate
     pytest.skip("the folder of reference numbers (../shared) is not here")
+
+
+def small_model(reads: str = "all", n_classes: int = 0, seed: int = 0, n_genes: int | None = None) -> Model:
+    """A network of the real architecture and vocabulary, tiny and untrained."""
+    vocabulary = Vocabulary.published()
+    if n_genes:
+        vocabulary = vocabulary.subset(range(n_genes))
+    torch.manual_seed(seed)
+    config = ModelConfig(n_genes=len(vocabulary), d_model=8, n_layer=1, d_state=4, n_classes=n_classes, reads=reads, name="small")
+    network = ScMamba(config)
+    with torch.no_grad():  # tokens start at zero; a test wants to see them act
+        network.backbone.mask_token.normal_()
+        network.backbone.cls_token.normal_()
+        network.regressor.bias.fill_(0.5)
+    return Model(network, vocabulary, [f"type {i}" for i in range(n_classes)] or None)
+
+
+@pytest.fixture(scope="session")
+def cohort() -> ad.AnnData:
+    """Forty simulated nuclei; tests copy it before they change it."""
+    return brain_cohort(40, n_donors=4, seed=1)

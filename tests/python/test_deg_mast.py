@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from scmamba.deg import find_markers, zlm
 from scmamba.deg.markers import markers_of, rules_for
 from scmamba.deg.twogroup import group_sums, hurdle_test
+from scmamba.deg.values import Source
 from scmamba.deg.zlm import ZlmFit
 
 TERMS = {"group": "groupB", "interaction": "groupB:age"}
@@ -182,7 +183,7 @@ def test_sums_give_the_same_test_as_the_model(shared):
 def test_latent_factor_equals_the_model_written_out(shared):
     values, cells, genes = _data(shared / "reference" / "mast" / "simD_covariates")
     group = np.where(cells["group"] == "B", 0, 1)
-    got = markers_of(values, genes, group, rules_for("5", 0, 0), "MAST", cells, ["batch"])
+    got = markers_of(Source(values, None), genes, group, rules_for("5", 0, 0), "MAST", cells, ["batch"])
     data = cells.assign(group=pd.Categorical(cells["group"], ["B", "A"]))
     truth = zlm(values, "~ group + batch", data, genes=genes).lrt("groupA")["p_H"]
     np.testing.assert_allclose(got["p_val"], truth.loc[got.index], rtol=1e-9)

@@ -14,9 +14,9 @@ from .._errors import DataError
 
 INTERCEPT = "(Intercept)"
 
-# Punctuation sorts before digits and digits before letters in the collation of an R session under a UTF-8
-# locale (ISO 14651); lower case before upper case only when everything else ties.
-_PUNCTUATION = "_-,;:!?/.`^~'\"()[]{}@$*\\&#%+<=>| "
+# R sorts levels by the Unicode collation: blanks and punctuation before digits, digits before letters, lower
+# case before upper case only when everything else ties.
+_PUNCTUATION = " _-,;:!?.'\"()[]{}@*/\\&#%`^+<=>|~$"
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def r_sort_key(text: str) -> tuple[object, ...]:
             return 0, chr(_PUNCTUATION.index(c))
         return (1, c) if c.isdigit() else (2, c.casefold())
 
-    return tuple(weight(c) for c in base), plain, tuple(c.isupper() for c in base)
+    return tuple(weight(c) for c in base), plain.casefold(), tuple(c.isupper() for c in base)
 
 
 def factor(values: pd.Series) -> pd.Series:

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from .._errors import DataError
 from .design import factor
 from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior
-from .values import Scale, layer_values
+from .values import Scale, Source, layer_source
 from .wilcoxon import rank_sum_p
 from .zlm import zlm
 
@@ -165,12 +165,12 @@ def find_markers(
         raise DataError(
             "The Wilcoxon test takes no latent variables. Use test='MAST', or leave latent_vars out."
         )
-    values = layer_values(adata, layer, scale).matrix
-    return markers_of(values, pd.Index(adata.var_names), group, rules, test, adata.obs, latent, genes)
+    source = layer_source(adata, layer, scale)
+    return markers_of(source, pd.Index(adata.var_names), group, rules, test, adata.obs, latent, genes)
 
 
 def markers_of(
-    values: sp.csr_matrix,
+    source: Source,
     names: pd.Index,
     group: np.ndarray,
     rules: Rules,
@@ -179,12 +179,14 @@ def markers_of(
     latent: Sequence[str] = (),
     genes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """:func:`find_markers` on log values; ``group`` (cells,) is 0, 1, or -1 for cells left out."""
-    negative = values.nnz > 0 and values.data.min() < 0
-    positive = _only_positive(values) if negative else values
-    (first, second), centre = group_sums(positive, group, 2)
-    log_means = _log_means(values, group) if rules.fold_change == "log" else None
-    if negative:
+    """:func:`find_markers` on a recognised matrix; ``group`` (cells,) is 0, 1, or -1 for cells left out."""
+    values = source.matrix
+    odd = values.nnz > 0 and not values.data.min() >= 0  # negative or missing values
+    (first, second), centre = group_sums(
+        _only_positive(values) if odd else values, group, 2, totals=source.totals
+    )
+    log_means = _log_means(source.logs(), group) if rules.fold_change == "log" else None
+    if odd:
         first, second = _with_all_linear(values, group, first, second)
     screen = screen_genes(first, second, rules, log_means)
     passed = screen.passed
@@ -193,9 +195,9 @@ def markers_of(
     if passed.size == 0:
         return _empty_table()
     if test == "wilcox":
-        p = rank_sum_p(values[group == 0][:, passed], values[group == 1][:, passed])
-    elif latent or negative or np.isnan(values.data).any():
-        p = _model_p(values, group, passed, obs, latent)
+        p = rank_sum_p(source.logs(group == 0, passed), source.logs(group == 1, passed))
+    elif latent or odd:
+        p = _model_p(source, group, passed, obs, latent)
     else:
         few = first.take(passed), second.take(passed)
         prior = shared_prior(few[0].plus(few[1]), centre[passed])
@@ -262,11 +264,7 @@ def two_groups(
 
 
 def _model_p(
-    values: sp.csr_matrix,
-    group: np.ndarray,
-    passed: np.ndarray,
-    obs: pd.DataFrame | None,
-    latent: Sequence[str],
+    source: Source, group: np.ndarray, passed: np.ndarray, obs: pd.DataFrame | None, latent: Sequence[str]
 ) -> np.ndarray:
     """MAST's hurdle p with covariates: group 1 is the reference level, latent variables follow it.
 
@@ -295,7 +293,7 @@ def _model_p(
                 "out."
             )
         terms.append(f"latent{i}")
-    fit = zlm(values[order][:, passed], "~ " + " + ".join(terms), data, scale="log")
+    fit = zlm(source.logs(order, passed), "~ " + " + ".join(terms), data, scale="log")
     return fit.lrt("conditionGroup2")["p_H"].to_numpy()
 
 

@@ -18,14 +18,6 @@ _LARGEST_LOG = 20.0
 _log = logging.getLogger(__name__)
 
 
-class Values(NamedTuple):
-    """``matrix`` (cells, genes) CSR float64 on the log scale; ``scale`` says what the input was taken for."""
-
-    matrix: sp.csr_matrix
-    scale: str
-    source: str
-
-
 def resolve_layer(adata: Any, layer: str | None) -> tuple[Any, str]:
     """The matrix behind a layer's name; None, ``"X"`` and a missing ``"counts"`` or ``"raw"`` mean X."""
     if layer in adata.layers:
@@ -58,25 +50,69 @@ def recognise(data: np.ndarray, source: str) -> str:
     DataError
         If the values are neither: infinite, or fractional and far too large for logarithms.
     """
-    finite = data[np.isfinite(data)]
-    if np.isinf(data).any():
-        raise DataError(f"{source} holds infinite values. Recompute the normalisation before testing.")
-    if finite.size == 0:
-        return "log"
-    whole = (
-        np.issubdtype(finite.dtype, np.integer)
-        or bool(np.all(finite[:100_000] % 1 == 0))
-        and bool(np.all(finite % 1 == 0))
-    )
-    if whole and finite.min() >= 0:
+    if np.issubdtype(data.dtype, np.integer) or data.dtype == bool:
+        return "counts" if data.size and data.min() >= 0 else "log"
+    whole, largest, smallest = data.size > 0, -np.inf, np.inf
+    for start in range(0, data.size, 1 << 22):  # in pieces: a copy of all values may not fit
+        part = data[start : start + (1 << 22)]
+        if np.isinf(part).any():
+            raise DataError(f"{source} holds infinite values. Recompute the normalisation before testing.")
+        part = part[~np.isnan(part)]
+        if part.size:
+            whole = whole and bool(np.all(part % 1 == 0))
+            largest, smallest = max(largest, float(part.max())), min(smallest, float(part.min()))
+    if whole and smallest >= 0:
         return "counts"
-    if finite.max() > _LARGEST_LOG:
+    if largest > _LARGEST_LOG:
         raise DataError(
-            f"The values of {source} go up to {finite.max():,.0f} and are not whole numbers: neither counts "
-            "nor logarithms. Pass raw counts or log1p of counts per 10,000; if these values are what you "
-            "want tested, say scale='log'."
+            f"The values of {source} go up to {largest:,.0f} and are not whole numbers: neither counts nor "
+            "logarithms. Pass raw counts or log1p of counts per 10,000; if these values are what you want "
+            "tested, say scale='log'."
         )
     return "log"
+
+
+class Source(NamedTuple):
+    """A (cells, genes) CSR matrix and the ``totals`` (cells,) to normalise it by; None: log values."""
+
+    matrix: sp.csr_matrix
+    totals: np.ndarray | None
+
+    def logs(self, cells: Any = slice(None), genes: Any = slice(None)) -> sp.csr_matrix:
+        """Log values, float64, of some cells and genes; counts are normalised by the totals of all genes."""
+        part = self.matrix[cells][:, genes] if not _is_all(genes) else self.matrix[cells]
+        return part.astype(np.float64) if self.totals is None else normalise(part, self.totals[cells])
+
+
+def _is_all(index: Any) -> bool:
+    return isinstance(index, slice) and index == slice(None)
+
+
+def layer_source(adata: Any, layer: str | None = None, scale: Scale = "auto") -> Source:
+    """One layer of an AnnData (None: X), recognised but not yet normalised.
+
+    Raises
+    ------
+    DataError
+        If the values are neither counts nor logs, or negative where counts were promised.
+    """
+    matrix, where = resolve_layer(adata, layer)
+    if matrix is None:
+        raise DataError("This AnnData has no X. Name a layer that holds the values: layer='...'.")
+    return as_source(matrix, where, scale)
+
+
+def as_source(matrix: Any, where: str, scale: Scale = "auto") -> Source:
+    """Any matrix of counts or log values, recognised; ``where`` names it in messages."""
+    csr = as_csr(matrix)
+    kind = recognise(csr.data, where) if scale == "auto" else scale
+    if kind == "log":
+        _log.info("%s: taken as log values, used as they are", where)
+        return Source(csr, None)
+    if csr.nnz and csr.data.min() < 0:
+        raise DataError(f"{where} holds negative values ({csr.data.min():g}): these are not counts.")
+    _log.info("%s: raw counts, normalised to log1p of 10,000 per cell", where)
+    return Source(csr, np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel())
 
 
 def normalise(counts: sp.csr_matrix, totals: np.ndarray | None = None) -> sp.csr_matrix:
@@ -90,30 +126,3 @@ def normalise(counts: sp.csr_matrix, totals: np.ndarray | None = None) -> sp.csr
         out.data *= TARGET
     np.log1p(out.data, out=out.data)
     return out
-
-
-def log_values(matrix: Any, source: str = "the matrix", scale: Scale = "auto") -> Values:
-    """Cells x genes on the natural-log CP10k scale; counts are normalised, log values taken as they are.
-
-    Raises
-    ------
-    DataError
-        If the values are neither counts nor logs, or negative where counts were promised.
-    """
-    csr = as_csr(matrix)
-    kind = recognise(csr.data, source) if scale == "auto" else scale
-    if kind == "counts":
-        if csr.nnz and csr.data.min() < 0:
-            raise DataError(f"{source} holds negative values ({csr.data.min():g}): these are not counts.")
-        _log.info("%s: raw counts, normalised to log1p of 10,000 per cell", source)
-        return Values(normalise(csr), "counts", source)
-    _log.info("%s: taken as log values, used as they are", source)
-    return Values(csr.astype(np.float64), "log", source)
-
-
-def layer_values(adata: Any, layer: str | None = None, scale: Scale = "auto") -> Values:
-    """:func:`log_values` of one layer of an AnnData (``None``: X)."""
-    matrix, source = resolve_layer(adata, layer)
-    if matrix is None:
-        raise DataError("This AnnData has no X. Name a layer that holds the values: layer='...'.")
-    return log_values(matrix, source, scale)

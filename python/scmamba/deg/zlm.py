@@ -16,7 +16,7 @@ from .continuous import ContinuousFit, fit_continuous
 from .design import INTERCEPT, Design, build_design
 from .discrete import DiscreteFit, fit_discrete
 from .prior import NO_PRIOR, Prior, estimate_prior
-from .values import Scale, layer_values, log_values
+from .values import Scale, as_source, layer_source
 
 Z95 = 1.959963984540054
 
@@ -92,10 +92,10 @@ def _inputs(
 ) -> tuple[sp.csr_matrix, pd.Index, pd.DataFrame]:
     """Values, gene names and the cell table, checked for agreeing sizes."""
     if hasattr(source, "obs") and hasattr(source, "var_names"):
-        values, names = layer_values(source, layer, scale or "auto").matrix, pd.Index(source.var_names)
+        values, names = layer_source(source, layer, scale or "auto").logs(), pd.Index(source.var_names)
         data = source.obs if data is None else data
     else:
-        values = log_values(source, "the matrix", scale or "log").matrix
+        values = as_source(source, "the matrix", scale or "log").logs()
         names = pd.Index(genes) if genes is not None else pd.RangeIndex(values.shape[1]).map(str)
     if data is None:
         raise DataError("A matrix says nothing about its cells: pass data=, a table with one row per cell.")
