@@ -15,6 +15,7 @@ _HOMES = {
     "impute": "tasks.impute",
     "impute_file": "tasks.impute",
     "embed": "tasks.embed",
+    "embed_file": "tasks.embed",
     "load_model": "model.checkpoint",
     "save_checkpoint": "model.checkpoint",
     "models": "model.checkpoint",
@@ -26,13 +27,27 @@ _HOMES = {
 }
 _ROOMS = ("data", "datasets", "deg", "evaluation", "genes", "interop", "model", "plots", "scan", "tasks", "training")
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "__version__",
+    "embed",
+    "embed_file",
+    "finetune",
+    "impute",
+    "impute_file",
+    "info",
+    "load_model",
+    "models",
+    "pretrain",
+    "save_checkpoint",
+]
 
 if TYPE_CHECKING:
     from ._info import info
     from .model.checkpoint import Model, load_model, models, save_checkpoint
     from .model.config import ModelConfig
-    from .tasks.embed import embed
+    from .tasks.embed import embed, embed_file
     from .tasks.impute import impute, impute_file
     from .training.recipes import finetune, pretrain
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from ._errors import ScMambaError
 
 
-def _stop(error: Exception) -> None:
+def _stop(error: Exception) -> NoReturn:
     typer.secho(f"Error: {error}", fg="red", err=True)
     raise typer.Exit(1)
 
@@ -38,6 +38,28 @@ def cohort(
     typer.echo(f"{output}: {data.n_obs:,} simulated cells x {data.n_vars:,} genes, {donors} donors")
 
 
+def convert(
+    source: Annotated[Path, typer.Argument(help="An .rds (Seurat, SingleCellExperiment) or .h5ad file.")],
+    target: Annotated[Path, typer.Argument(help="The .h5ad or .rds file to write.")],
+    assay: Annotated[str, typer.Option(help="Seurat assay that becomes X, or that X becomes.")] = "",
+    to: Annotated[str, typer.Option(help="What to put in an .rds file: seurat or sce.")] = "seurat",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+    compress: Annotated[bool, typer.Option(help="Compress the target; slower and smaller.")] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what could not be carried over.")] = False,
+) -> None:
+    """Convert Seurat or SingleCellExperiment files (.rds) to AnnData (.h5ad), or back."""
+    from .interop._convert import convert_file
+
+    try:
+        sentence = convert_file(
+            source, target, assay=assay, to=to, overwrite=overwrite, compress=compress, verbose=not quiet
+        )
+    except ScMambaError as error:
+        _stop(error)
+    typer.echo(sentence)
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to ``app``."""
     app.command()(cohort)
+    app.command()(convert)

@@ -32,7 +32,7 @@ def progress(description: str, total: int, verbose: bool = True) -> Iterator[Cal
         yield tell
         return
     if not verbose or total == 0:
-        yield lambda n=1: None
+        yield _silent
         return
     if not sys.stderr.isatty():
         yield from _plain(description, total)
@@ -50,7 +50,15 @@ def progress(description: str, total: int, verbose: bool = True) -> Iterator[Cal
     )
     with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda n=1: bar.advance(task, n)
+
+        def advance(n: int = 1) -> None:
+            bar.advance(task, n)
+
+        yield advance
+
+
+def _silent(n: int = 1) -> None:
+    """Advance a bar nobody sees."""
 
 
 def _plain(description: str, total: int) -> Iterator[Callable[[int], None]]:

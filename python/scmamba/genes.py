@@ -219,8 +219,10 @@ class GeneMatch:
         """
         examples = ", ".join(str(n) for n in self.names[:4])
         if self.looks_like is not None:
-            advice = "map them first with scmamba.genes.mouse_to_human(adata)" if self.looks_like == "mouse" else (
-                "map them to human one-to-one orthologs first"
+            advice = (
+                "map them first with scmamba.genes.mouse_to_human(adata)"
+                if self.looks_like == "mouse"
+                else ("map them to human one-to-one orthologs first")
             )
             raise GeneError(
                 f"The gene names look like {self.looks_like} genes ({examples}, ...), and this model knows human genes. "

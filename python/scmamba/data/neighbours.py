@@ -25,9 +25,7 @@ def truncated_mean(mu: np.ndarray) -> np.ndarray:
     return mu / -np.expm1(-mu)
 
 
-def principal_components(
-    x: sparse.csr_matrix, n: int, *, seed: int = 0, passes: int = 4
-) -> tuple[np.ndarray, np.ndarray]:
+def principal_components(x: sparse.csr_matrix, n: int, *, seed: int = 0, passes: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Truncated SVD of a sparse matrix, not centred, by random projections (Halko, Martinsson and Tropp
     2011).
 

@@ -211,7 +211,7 @@ def describe_values(matrix: Any, *, force: bool = False, block: int = 2000) -> V
         raise DataError(
             f"The values look like logarithms, but expm1 of a cell sums to anything between {np.quantile(totals, 0.05):,.0f} and "
             f"{np.quantile(totals, 0.95):,.0f}; log1p of values normalised to one total per cell (10,000) is expected. Give raw counts (R: "
-            "layer = \"counts\"), or normalise all genes before selecting some. force=True takes them as they are."
+            'layer = "counts"), or normalise all genes before selecting some. force=True takes them as they are.'
         )
     return Values("log1p", scale, f"X holds log-normalised values (expm1 sums to about {scale:,.0f} per cell)")
 

@@ -3,13 +3,44 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from ..scan import Direction, causal_conv1d, selective_scan
+from ..scan import Direction, add_rms_norm, causal_conv1d, selective_scan
 from .config import ModelConfig
+
+
+@cache
+def _onednn_is_faster() -> bool:
+    """MKL uses half of an AMD processor's vector width, oneDNN all of it; ``SCMAMBA_LINEAR=torch`` says no.
+
+    A rule and not a measurement, so that the same machine gives the same digits every time.
+    """
+    if os.environ.get("SCMAMBA_LINEAR", "auto") == "torch" or not sys.platform.startswith("linux"):
+        return False
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    if os.environ.get("SCMAMBA_LINEAR") == "onednn":
+        return True
+    try:
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()[:4096]
+    except OSError:
+        return False
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T``, by oneDNN in inference where that is the faster library."""
+    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
+    if plain or weight.dtype != torch.float32 or torch.is_grad_enabled() or not _onednn_is_faster():
+        return F.linear(x, weight)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class RMSNorm(nn.Module):
@@ -65,9 +96,9 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D); where ``keep`` (B, L, 1) is 0 there is padding, which no other position sees."""
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = linear(x, self.in_proj.weight).chunk(2, dim=-1)
         directions = [self._direction(u, suffix, backend, keep) for suffix in self.suffixes]
-        return self.out_proj(selective_scan(directions, z, backend=backend))
+        return linear(selective_scan(directions, z, backend=backend), self.out_proj.weight)
 
     def _direction(self, u: Tensor, suffix: str, backend: str | None, keep: Tensor | None) -> Direction:
         conv, x_proj, dt_proj = (getattr(self, n + suffix) for n in ("conv1d", "x_proj", "dt_proj"))
@@ -75,9 +106,10 @@ class Mixer(nn.Module):
         # Padding must look like the end of the sequence: zeros into the convolution, and zeros into the state.
         u = causal_conv1d(u if keep is None else u * keep, conv.weight.squeeze(1), conv.bias, reverse=bool(suffix), backend=backend)
         u = u if keep is None else u * keep
-        dt, b, c = x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, b, c = linear(u, x_proj.weight).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
         a = -torch.exp(a_log.double() if a_log.dtype == torch.float64 else a_log.float())
-        return Direction(u, F.linear(dt, dt_proj.weight), a, b, c, getattr(self, "D" + suffix), dt_proj.bias, bool(suffix))
+        skip = getattr(self, "D" + suffix)
+        return Direction(u, dt, a, b, c, skip, dt_proj.bias, bool(suffix), delta_weight=dt_proj.weight)
 
 
 class Block(nn.Module):
@@ -87,11 +119,32 @@ class Block(nn.Module):
         super().__init__()
         self.mixer = Mixer(config)
         self.norm = RMSNorm(config.d_model, config.norm_eps)
+        self.checkpoint = False
 
     def forward(
         self, hidden: Tensor, residual: Tensor | None, backend: str | None = None, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Both (B, L, D); the residual stays in float32 (or float64) whatever precision the mixer runs in."""
-        wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-        residual = wide if residual is None else residual + wide
-        return self.mixer(self.norm(residual), backend, keep), residual
+        """Both (B, L, D); the residual stays in float32 (or float64) whatever precision the mixer runs in.
+
+        With ``checkpoint`` the backward pass computes the layer again instead of keeping what is inside it.
+        """
+        if self.checkpoint and torch.is_grad_enabled():
+            return checkpoint(self._forward, hidden, residual, backend, keep, use_reentrant=False)
+        return self._forward(hidden, residual, backend, keep)
+
+    def _forward(
+        self, hidden: Tensor, residual: Tensor | None, backend: str | None, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if residual is None:
+            residual = hidden if hidden.dtype == torch.float64 else hidden.float()
+            normed = self.norm(residual)
+        else:
+            normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.norm.eps, backend=backend)
+        return self.mixer(normed, backend, keep), residual
+
+
+def use_checkpointing(model: nn.Module, on: bool = True) -> None:
+    """Keep only the layers' inputs during training: about half the memory for a third more time."""
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.checkpoint = on

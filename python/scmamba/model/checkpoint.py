@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from collections.abc import Iterator
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 
@@ -102,7 +102,9 @@ class Model:
         """(L, D) the learned gene embeddings, rows in the order of ``genes``."""
         return self.network.backbone.gene_id_embedding.weight.detach().cpu()
 
-    def _run(self, verb: str, x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None, genes: Tensor | None, batch_size: int | None) -> Tensor:
+    def _run(
+        self, verb: str, x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None, genes: Tensor | None, batch_size: int | None
+    ) -> Tensor:
         dtype = self.network.backbone.norm_f.weight.dtype
         x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
         expected = self.config.n_genes if genes is None else len(genes)
@@ -220,7 +222,9 @@ def load_model(
         model = _read_directory(path, dtype)
     elif path.is_file():
         config, weights, genes, names = read_published(path, vocabulary, labels)
-        model = Model(_fill(config, weights, dtype, path.name), genes, names, card=f"Converted from {path.name}; nothing more is known of it.\n")
+        model = Model(
+            _fill(config, weights, dtype, path.name), genes, names, card=f"Converted from {path.name}; nothing more is known of it.\n"
+        )
     else:
         raise CheckpointError(
             f"There is no model '{name_or_path}': it is neither a path nor one of the models that ship with scmamba "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .. import __version__, _progress
+from .. import __version__
 from .._errors import DataError
 from .._progress import say
 from ..data.preprocess import MIN_TOTAL, Cells
@@ -43,12 +43,17 @@ def dense_input(model: Model, cells: Cells, rows: slice) -> tuple[np.ndarray, np
     return x, totals
 
 
-def low_depth_warning(totals: np.ndarray, verbose: bool) -> int:
-    """Count and report the cells below what any training cell had."""
-    low = int((totals < MIN_TOTAL).sum())
-    if low:
-        say(f"{low} cells have fewer than {MIN_TOTAL} counts; no model was trained on such cells (obs['{KEY}_low_depth'])", verbose)
-    return low
+def flag_low_depth(adata: AnnData, cells: Cells, totals: np.ndarray, verbose: bool) -> None:
+    """Write ``obs["scmamba_low_depth"]``: cells with fewer counts than any training cell had; needs counts."""
+    if cells.values.kind == "log1p":
+        return
+    low = totals < MIN_TOTAL
+    adata.obs[f"{KEY}_low_depth"] = low
+    if low.any():
+        say(
+            f"{int(low.sum())} cells have fewer than {MIN_TOTAL} counts; no model was trained on such cells (obs['{KEY}_low_depth'])",
+            verbose,
+        )
 
 
 def note(adata: AnnData, task: str, model: Model, cells: Cells, **settings: Any) -> None:

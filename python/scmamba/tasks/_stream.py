@@ -38,6 +38,14 @@ def write_with_layer(
             _write_annotations(file, adata, finish, stored)
 
 
+def write_with_annotations(source: Path, target: Path, adata: AnnData, finish: Callable[[AnnData], None]) -> None:
+    """Copy ``source`` to ``target`` with the ``obs``, ``uns`` and new ``obsm`` that ``finish(annotations)`` made."""
+    with atomic_path(target) as temporary:
+        _copy(source, temporary)
+        with h5py.File(temporary, "r+") as file:
+            _write_annotations(file, adata, lambda annotations, _: finish(annotations), 0)
+
+
 def _copy(source: Path, temporary: Path) -> None:
     """Group by group through HDF5, so that a file open for reading elsewhere is copied consistently."""
     with h5py.File(source, "r") as old, h5py.File(temporary, "w") as new:
@@ -78,6 +86,14 @@ def _write_annotations(file: h5py.File, adata: AnnData, finish: Callable[[AnnDat
     annotations = anndata.AnnData(obs=adata.obs.copy(), uns=dict(adata.uns))
     finish(annotations, stored)
     for key, value in (("obs", annotations.obs), ("uns", dict(annotations.uns))):
-        if key in file:
-            del file[key]
-        anndata.io.write_elem(file, key, value)
+        _replace(file, key, value)
+    for key, value in annotations.obsm.items():
+        _replace(file, f"obsm/{key}", value)
+
+
+def _replace(file: h5py.File, key: str, value: object) -> None:
+    import anndata
+
+    if key in file:
+        del file[key]
+    anndata.io.write_elem(file, key, value)

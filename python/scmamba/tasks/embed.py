@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from .._errors import ScMambaError
 from .._progress import progress, say
-from ..data import read_cells
-from ..data.preprocess import MIN_TOTAL
+from ..data import Cells, read_cells
+from ..data.files import open_backed
 from ..model import Model, load_model
-from ._common import KEY, check_free, dense_input, low_depth_warning, note, positions
+from ._common import KEY, check_free, dense_input, flag_low_depth, note, positions
+from ._stream import write_with_annotations
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,22 +47,68 @@ def embed(
     ScMambaError
         Data, genes or checkpoint that do not fit.
     """
+    opened, cells = _prepare(adata, model, layer, gene_column, device, backend, force, verbose)
+    result, totals = _run(opened, cells, batch_size, verbose)
+    adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
+    _write(adata, opened, cells, result, totals, verbose)
+    return adata
+
+
+def embed_file(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    model: str | PathLike[str] | Model | None = None,
+    layer: str | None = None,
+    gene_column: str | None = None,
+    batch_size: int | None = None,
+    device: str | None = None,
+    backend: str | None = None,
+    force: bool = False,
+    verbose: bool = True,
+) -> None:
+    """Embed the cells of an ``.h5ad`` file into a copy of it; the input is read row block by row block.
+
+    Raises
+    ------
+    ScMambaError
+        As :func:`embed`; the input is not an h5ad file; the target exists and ``overwrite`` is not set.
+    """
+    source, target = Path(source), Path(target)
+    if target.exists() and not overwrite:
+        raise ScMambaError(f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite).")
+    adata = open_backed(source)
+    opened, cells = _prepare(adata, model, layer, gene_column, device, backend, force, verbose)
+    result, totals = _run(opened, cells, batch_size, verbose)
+    write_with_annotations(source, target, adata, lambda copy: _write(copy, opened, cells, result, totals, verbose))
+
+
+def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, device: str | None, backend: str | None,
+             force: bool, verbose: bool) -> tuple[Model, Cells]:  # fmt: skip
     opened = load_model(model, device=device, backend=backend)
     cells = read_cells(adata, opened.genes, layer=layer, gene_column=gene_column, force=force)
     check_free(adata, "obsm", f"X_{KEY}", "embed")
     say(cells.values.sentence, verbose)
     say(cells.match.summary(), verbose)
-    _, genes = positions(opened, cells)
-    size = batch_size or max(8, min(128, opened.batch_size(len(cells.genes))))
-    result, totals = np.empty((len(cells), opened.config.d_model), dtype=np.float32), np.empty(len(cells))
+    return opened, cells
+
+
+def _run(model: Model, cells: Cells, batch_size: int | None, verbose: bool) -> tuple[np.ndarray, np.ndarray]:
+    """(n, D) embeddings and (n,) totals, block by block."""
+    _, genes = positions(model, cells)
+    size = batch_size or 128
+    result, totals = np.empty((len(cells), model.config.d_model), dtype=np.float32), np.empty(len(cells))
     with progress("Embedding cells", len(cells), verbose) as advance:
         for rows in cells.blocks(size):
-            x, totals[rows] = dense_input(opened, cells, rows)
-            result[rows] = opened.cell_embedding(torch.from_numpy(x), genes=genes, batch_size=size).float().numpy()
+            x, _ = dense_input(model, cells, rows)
+            totals[rows] = np.asarray(cells.linear(rows).sum(axis=1)).ravel()
+            result[rows] = model.cell_embedding(torch.from_numpy(x), genes=genes, batch_size=batch_size).float().numpy()
             advance(rows.stop - rows.start)
-    adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
+    return result, totals
+
+
+def _write(adata: AnnData, model: Model, cells: Cells, result: np.ndarray, totals: np.ndarray, verbose: bool) -> None:
     adata.obsm[f"X_{KEY}"] = result
-    adata.obs[f"{KEY}_low_depth"] = totals < MIN_TOTAL
-    low_depth_warning(totals, verbose)
-    note(adata, "embed", opened, cells)
-    return adata
+    flag_low_depth(adata, cells, totals, verbose)
+    note(adata, "embed", model, cells)

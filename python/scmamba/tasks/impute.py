@@ -18,10 +18,10 @@ from scipy import sparse
 from .._errors import DataError, ScMambaError
 from .._progress import progress, say
 from ..data import interleaved_groups, read_cells
-from ..data.preprocess import MIN_TOTAL, SCALE, Cells
+from ..data.preprocess import SCALE, Cells
 from ..genes import MIN_COVERAGE
 from ..model import Model, load_model
-from ._common import KEY, available_memory, check_free, dense_input, low_depth_warning, note, positions
+from ._common import KEY, available_memory, check_free, dense_input, flag_low_depth, note, positions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,7 +81,9 @@ def impute(
     ScMambaError
         Data, genes or checkpoint that do not fit; a result larger than the memory (use :func:`impute_file`).
     """
-    plan = _prepare(adata, model, layer, gene_column, adapt, passes, min_value, to_counts, batch_size, device, backend, seed, force, verbose)
+    plan = _prepare(
+        adata, model, layer, gene_column, adapt, passes, min_value, to_counts, batch_size, device, backend, seed, force, verbose
+    )
     check_free(adata, "layers", KEY, "impute")
     blocks, totals = [], []
     for block, block_totals in plan.run():
@@ -92,8 +94,7 @@ def impute(
     result = sparse.vstack(blocks, format="csr")
     adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
     adata.layers[KEY] = result
-    adata.obs[f"{KEY}_low_depth"] = np.concatenate(totals) < MIN_TOTAL
-    low_depth_warning(np.concatenate(totals), verbose)
+    flag_low_depth(adata, plan.cells, np.concatenate(totals), verbose)
     density = result.nnz / max(np.prod(result.shape), 1)
     note(adata, "impute", plan.model, plan.cells, density=float(density), **plan.settings)
     say(f"layers['{KEY}'] holds values for {100 * density:.0f}% of all entries (before: {100 * plan.density_before:.0f}%)", verbose)
@@ -133,8 +134,7 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
             yield block
 
     def finish(result: AnnData, stored: int) -> None:
-        result.obs[f"{KEY}_low_depth"] = np.concatenate(totals) < MIN_TOTAL
-        low_depth_warning(np.concatenate(totals), plan.verbose)
+        flag_low_depth(result, plan.cells, np.concatenate(totals), plan.verbose)
         note(result, "impute", plan.model, plan.cells, density=stored / max(adata.n_obs * adata.n_vars, 1), **plan.settings)
 
     write_with_layer(source, target, adata, KEY, blocks(), finish)
@@ -143,7 +143,9 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
 class _Plan:
     """Everything decided before the first cell is imputed."""
 
-    def __init__(self, model: Model, cells: Cells, passes: int, min_value: float, to_counts: bool, batch_size: int | None, verbose: bool) -> None:
+    def __init__(
+        self, model: Model, cells: Cells, passes: int, min_value: float, to_counts: bool, batch_size: int | None, verbose: bool
+    ) -> None:
         self.model, self.cells, self.verbose = model, cells, verbose
         self.passes, self.min_value, self.to_counts, self.batch_size = passes, min_value, to_counts, batch_size
         self.settings: dict[str, Any] = {}
@@ -156,19 +158,18 @@ class _Plan:
 
     def run(self) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
         """Yield (r, n_vars) imputed blocks and the (r,) totals of their cells, in order."""
-        length = len(positions(self.model, self.cells)[0])
-        size = self.batch_size or max(8, min(128, self.model.batch_size(length)))
+        size = self.batch_size or 64
         with progress("Imputing cells", len(self.cells), self.verbose) as advance:
             for rows in self.cells.blocks(size):
-                yield self._block(rows, size)
+                yield self._block(rows)
                 advance(rows.stop - rows.start)
 
-    def _block(self, rows: slice, size: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    def _block(self, rows: slice) -> tuple[sparse.csr_matrix, np.ndarray]:
         linear = self.cells.linear(rows)
         self._observed += linear.nnz
         x, totals = dense_input(self.model, self.cells, rows)
         where, genes = positions(self.model, self.cells)
-        predicted = predict_zeros(self.model, x, genes, self.passes, size)[:, where]
+        predicted = predict_zeros(self.model, x, genes, self.passes, self.batch_size)[:, where]
         block = self._on_scale_of_data(linear, predicted, totals)
         return block, np.asarray(linear.sum(axis=1)).ravel()
 
@@ -213,7 +214,7 @@ class _Plan:
             )
 
 
-def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passes: int, batch_size: int) -> np.ndarray:
+def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passes: int, batch_size: int | None = None) -> np.ndarray:
     """The published inference: hide one interleaved group of zeros per pass, keep its predictions, negatives become 0.
 
     ``x`` (r, l) log1p CP10k. Returns (r, l): predictions where ``x`` is zero, 0 where it is not.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._errors import CheckpointError
 from .._files import atomic_path
 from .._progress import progress
+from ..model import ScMamba
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class LoopConfig:
 
 #: Draws the loss of step ``k`` with a generator that depends on the seed and ``k`` alone, so that resuming needs no state of it.
 Step = Callable[[nn.Module, int, np.random.Generator], Tensor]
+#: Measures a network; its numbers go into the log.
+Validate = Callable[[nn.Module], dict[str, float]]
 
 
 def learning_rate(step: int, config: LoopConfig) -> float:
@@ -50,7 +53,7 @@ def learning_rate(step: int, config: LoopConfig) -> float:
 
 def make_optimizer(network: nn.Module, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW without weight decay on A_log, D, norms, biases and tokens."""
-    free = network.without_decay() if hasattr(network, "without_decay") else set()
+    free: set[str] = network.without_decay() if isinstance(network, ScMamba) else set()
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in named if name not in free], "weight_decay": config.weight_decay},
@@ -67,7 +70,7 @@ def fit(
     folder: str | os.PathLike[str] | None = None,
     description: str = "Training",
     verbose: bool = True,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    validate: Validate | None = None,
 ) -> list[dict[str, float]]:
     """Train ``network`` in place.
 
@@ -122,7 +125,9 @@ def _one_step(network: nn.Module, optimizer: torch.optim.Optimizer, step: Step, 
     return {"step": k, "loss": float(loss.detach()), "lr": lr}
 
 
-def _save(network: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, folder: Path, done: int, log: list[dict[str, float]]) -> None:
+def _save(
+    network: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, folder: Path, done: int, log: list[dict[str, float]]
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "done": done, "config": asdict(config), "log": log}
     with atomic_path(folder / "state.pt") as temporary:
@@ -134,7 +139,9 @@ def _save(network: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConf
         writer.writerows(log)
 
 
-def _resume(network: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, folder: Path | None) -> tuple[int, list[dict[str, float]]]:
+def _resume(
+    network: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, folder: Path | None
+) -> tuple[int, list[dict[str, float]]]:
     if folder is None or not (folder / "state.pt").is_file():
         return 0, []
     state: dict[str, Any] = torch.load(folder / "state.pt", weights_only=True)

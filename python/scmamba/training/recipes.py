@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._errors import ScMambaError
 from ..genes import Vocabulary
 from ..model import Model, ModelConfig, ScMamba, load_model
-from .loop import LoopConfig, Step, fit
+from .loop import LoopConfig, Step, Validate, fit
 from .sequences import SequenceConfig, Source, draw_batch, draw_rows, read_sources
 
 if TYPE_CHECKING:
@@ -29,18 +29,24 @@ def reconstruction_loss(network: ScMamba, source: Source, rows: np.ndarray, sequ
     """Weighted mean squared error at the hidden positions of some cells (paper, Methods)."""
     batch = draw_batch(source, rows, sequence, network.config.reads, rng)
     device = next(network.parameters()).device
-    x, mask, genes = batch.x.to(device), batch.mask.to(device), batch.genes.to(device)
+    x, mask = batch.x.to(device), batch.mask.to(device)
+    genes: Tensor | None = batch.genes.to(device)
     keep = None if batch.keep is None else batch.keep.to(device)
-    if keep is None and len(genes) < network.config.n_genes:
-        x, mask, genes = _every_gene(x, genes, network.config.n_genes), _every_gene(mask, genes, network.config.n_genes), None
-        batch.weight = torch.ones(x.shape)
+    if keep is None:
+        # A published model reads every gene of its vocabulary; those that were not measured are zeros.
+        x, mask, weight = (_every_gene(v, batch.genes, network.config.n_genes) for v in (x, mask, batch.weight.to(device)))
+        genes = None
+    else:
+        weight = batch.weight.to(device)
     error = (network.reconstruct(x, mask, genes, keep) - x) ** 2
-    weight = batch.weight.to(device) * mask
+    weight = weight * mask
     return (error * weight).sum() / weight.sum().clamp(min=1e-6)
 
 
 def _every_gene(values: Tensor, genes: Tensor, n_genes: int) -> Tensor:
-    """(B, m) at some genes -> (B, L), zero elsewhere: a published model reads unmeasured genes as zeros."""
+    """(B, m) at some genes -> (B, L), zero elsewhere."""
+    if len(genes) == n_genes:
+        return values
     whole = torch.zeros(len(values), n_genes, dtype=values.dtype, device=values.device)
     whole[:, genes] = values
     return whole
@@ -58,7 +64,7 @@ def reconstruction_step(sources: Sequence[Source], sequence: SequenceConfig, con
     return step
 
 
-def validation(sources: Sequence[Source], sequence: SequenceConfig, cells: int = 64, seed: int = 12345):  # noqa: ANN201
+def validation(sources: Sequence[Source], sequence: SequenceConfig, cells: int = 64, seed: int = 12345):
     """A function of the network: loss at the same hidden positions of the same held-out cells every time."""
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -119,7 +125,15 @@ def pretrain(
     if torch.cuda.is_available():
         model.network.cuda()
     validate = validation(others, sequence) if others else None
-    fit(model.network, reconstruction_step(sources, sequence, loop), loop, folder=folder, description="Pre-training", verbose=verbose, validate=validate)
+    fit(
+        model.network,
+        reconstruction_step(sources, sequence, loop),
+        loop,
+        folder=folder,
+        description="Pre-training",
+        verbose=verbose,
+        validate=validate,
+    )
     return model
 
 
@@ -155,7 +169,15 @@ def finetune(
     sources = read_sources(data, opened.genes, min_total=min_total, force=force)
     others = read_sources(held_out, opened.genes, force=force)
     validate = validation(others, sequence) if others else None
-    fit(opened.network, reconstruction_step(sources, sequence, loop), loop, folder=folder, description="Fine-tuning", verbose=verbose, validate=validate)
+    fit(
+        opened.network,
+        reconstruction_step(sources, sequence, loop),
+        loop,
+        folder=folder,
+        description="Fine-tuning",
+        verbose=verbose,
+        validate=validate,
+    )
     return opened
 
 

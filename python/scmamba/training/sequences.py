@@ -128,7 +128,9 @@ def read_sources(
             names, counts = np.unique(groups[keep], return_counts=True)
             keep &= np.isin(groups, names[counts >= min_cells_per_donor])
         if not keep.any():
-            raise DataError(f"No cell of {name} has {min_total:.0f} counts (and a donor of {min_cells_per_donor} cells); nothing to train on.")
+            raise DataError(
+                f"No cell of {name} has {min_total:.0f} counts (and a donor of {min_cells_per_donor} cells); nothing to train on."
+            )
         sources.append(source.take(keep))
     return sources
 
@@ -137,8 +139,9 @@ def draw_rows(source: Source, size: int, rng: np.random.Generator) -> np.ndarray
     """Draw cells of similar length, so that little of a batch is padding: a random subset of a window of the ranking by length."""
     size = min(size, len(source))
     window = min(len(source), 4 * size)
-    start = rng.integers(-window // 2, len(source) - window // 2)
-    start = int(np.clip(start, 0, len(source) - window))
+    # Starts beyond either end are moved to it, so that the shortest and longest cells are drawn as often as others.
+    drawn = int(rng.integers(-window // 2, len(source) - window // 2, endpoint=True))
+    start = min(max(drawn, 0), len(source) - window)
     return source.by_length[start + rng.choice(window, size, replace=False)]
 
 
