@@ -53,7 +53,7 @@ def run(directions, z, backend, dtype=torch.float32):
     out = selective_scan(
         [Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend
     )
-    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9))
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out.device)
     out.backward(weights.to(out.dtype))
     found = {"out": out.detach()} if gate is None else {"out": out.detach(), "dz": gate.grad}
     for i, x in enumerate(leaves):

@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+from functools import cache
 
 import torch
 
-from . import _memory
+from . import _mamba_ssm, _memory
 from .conv import causal_conv1d
 from .norm import add_rms_norm
 from .operator import selective_scan
@@ -44,6 +46,34 @@ def _numba_missing() -> str:
     return "" if importlib.util.find_spec("numba") else "numba is not installed (pip install numba)"
 
 
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _triton_missing() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton; it comes with torch for CUDA)"
+    if _interpreted():
+        return ""
+    return _triton_checked() if torch.cuda.is_available() else "there is no NVIDIA GPU that torch can use"
+
+
+@cache
+def _triton_checked() -> str:
+    """Compile the kernels and compare a small problem with plain torch, once per process."""
+    from ._triton import self_check
+
+    return self_check()
+
+
+def _triton_refuses(tensor: torch.Tensor) -> str:
+    return floating(*_HALF_OR_SINGLE, device="cpu" if _interpreted() else "cuda")(tensor)
+
+
 register(Backend("cpu", _numba_missing, floating(*_HALF_OR_SINGLE, device="cpu"), lazy("cpu"), True))
+register(Backend("triton", _triton_missing, _triton_refuses, lazy("_triton")))
+register(
+    Backend("mamba_ssm", _mamba_ssm.missing, floating(*_HALF_OR_SINGLE, device="cuda"), lazy("_mamba_ssm"))
+)
 register(Backend("chunked", lambda: "", floating(*_ANY), lazy("chunked")))
 register(Backend("reference", lambda: "", floating(*_ANY), lazy("reference")))

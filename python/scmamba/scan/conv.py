@@ -39,6 +39,11 @@ def causal_conv1d(
         )
     if choose_backend(x, backend) == "cpu" and x.numel():
         return _fused(x, weight, bias, reverse, silu)
+    if x.device.type == "cuda" and backend not in ("chunked", "reference"):
+        from ._mamba_ssm import convolve
+
+        if (out := convolve(x, weight, bias, reverse, silu)) is not None:
+            return out
     return _torch(x, weight, bias, reverse, silu)
 
 

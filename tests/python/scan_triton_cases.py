@@ -1,0 +1,55 @@
+"""The Triton backend in Triton's interpreter; run by test_scan_triton.py in a process of its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_scan import compare, make, run
+
+from scmamba.scan import available_backends, choose_backend, selective_scan
+
+CASES = [
+    pytest.param((2, 1, 16, 1), (False, True), True, -3.0, id="one step, one state"),
+    pytest.param((2, 21, 37, 8), (False, True), True, -3.0, id="odd width, two chunks"),
+    pytest.param((1, 35, 70, 16), (True,), False, -3.0, id="reversed, no gate, three chunks"),
+    pytest.param((1, 19, 16, 5), (False,), True, 8.0, id="odd number of states, large dt"),
+    pytest.param((1, 9, 20, 64), (False, True), True, -3.0, id="64 states"),
+    pytest.param((1, 6, 200, 2), (True, False), True, 60.0, id="width 200, very large dt"),
+]
+
+
+@pytest.mark.parametrize("shape, reverse, gated, shift", [c.values for c in CASES], ids=[c.id for c in CASES])
+def test_like_the_reference(shape, reverse, gated, shift):
+    directions, z = make(*shape, reverse=reverse, shift=shift)
+    z = z if gated else None
+    compare(run(directions, z, "triton"), run(directions, z, "reference", torch.float64))
+
+
+def test_available_in_the_interpreter():
+    assert available_backends()["triton"] == "available"
+    assert choose_backend(torch.zeros(1)) == "cpu"
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "B", "z"])
+def test_nan(name):
+    directions, z = make(2, 20, 37, 4)
+    if name == "z":
+        z[1, 9, 5] = torch.nan
+    else:
+        poisoned = getattr(directions[0], name).clone()
+        poisoned[1, 9, 2] = torch.nan
+        directions[0] = directions[0]._replace(**{name: poisoned})
+    with torch.no_grad():
+        found = selective_scan(directions, z, backend="triton")
+        truth = selective_scan(directions, z, backend="reference")
+    assert torch.equal(found.isnan(), truth.isnan())
+
+
+def test_half_precision():
+    directions, z = make(1, 30, 32, 16)
+    half = [d._replace(**{n: getattr(d, n).bfloat16() for n in ("u", "delta", "B", "C")}) for d in directions]
+    with torch.no_grad():
+        found = selective_scan(half, z.bfloat16(), backend="triton")
+        truth = selective_scan(half, z.bfloat16(), backend="reference")
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), truth.float(), rtol=2e-2, atol=2e-2)

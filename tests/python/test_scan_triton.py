@@ -1,0 +1,157 @@
+"""Triton without a GPU: right numbers in the interpreter, real machine code for three generations of chips."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from test_scan import compare, make, run
+
+from scmamba.scan import Direction, _mamba_ssm, available_backends, selective_scan
+
+HERE = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
+
+
+@needs_triton
+def test_numbers_in_the_interpreter():
+    """A process of its own: Triton decides at import whether it interprets."""
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        str(HERE / "scan_triton_cases.py"),
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout or "100%" in done.stdout
+
+
+FORWARD = ("end_states", "carry", "outputs", "end_gradients")
+
+
+def compiled(name: str, capability: int):
+    """The PTX and machine code of one kernel, for both directions, a gate and 16 states."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from scmamba.scan import _triton as kernels
+
+    kernel = getattr(kernels, name)
+    narrow = name == "gradients"
+    constants = {
+        "BOTH": True,
+        "REVERSE": True,
+        "REVERSE0": False,
+        "REVERSE1": True,
+        "GATE": True,
+        "KEEP": True,
+    }
+    constants |= {"NP": 16, "BD": kernels.NARROW if narrow else kernels.BLOCK}
+    constants |= {"CHUNK": kernels.CHUNK, "STEPS": kernels.STEPS}
+    integers = {"one", "L", "E", "N", "chunks", "slot_cell", "slot_first"}
+    signature, fixed = {}, {}
+    for i, argument in enumerate(kernel.arg_names):
+        if argument in constants:
+            signature[argument], fixed[(i,)] = "constexpr", constants[argument]
+        elif argument in integers or "_cell" in argument or "_row" in argument:
+            signature[argument] = "i32"
+        else:
+            signature[argument] = "*fp32"
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a] == "*fp32"
+    }
+    return triton.compile(
+        ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": 1 if narrow else kernels.WARPS},
+    ).asm
+
+
+@needs_triton
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("name", [*FORWARD, "gradients"])
+def test_machine_code(name, capability):
+    code = compiled(name, capability)
+    assert len(code["cubin"]) > 1000
+    if name in FORWARD:  # the sum over the states must stay inside a thread
+        assert "shfl" not in code["ptx"]
+        # one barrier between the two directions, none inside the loops
+        assert code["ptx"].count("bar.sync") == (name == "outputs")
+
+
+@needs_triton
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_self_check_reports_a_failure_instead_of_raising():
+    from scmamba.scan._triton import self_check
+
+    assert "self-check failed" in self_check()
+
+
+def test_without_a_gpu_the_reasons_are_given():
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    states = available_backends()
+    assert "GPU" in states["mamba_ssm"]
+    assert "GPU" in states["triton"] or "not installed" in states["triton"]
+
+
+def test_mamba_ssm_gets_what_its_kernel_wants(monkeypatch):
+    """A stand-in with the kernel's documented interface and its demands on strides and types."""
+
+    def kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
+        assert delta_softplus and z is None
+        for t in (u, delta, B, C):
+            assert t.stride(-1) == 1 and t.dtype == u.dtype
+        assert A.dtype == D.dtype == delta_bias.dtype == torch.float32
+        dt = F.softplus(delta.float() + delta_bias[:, None])
+        h, out = torch.zeros(*u.shape[:2], A.shape[1]), []
+        for t in range(u.shape[2]):
+            h = torch.exp(dt[:, :, t, None] * A) * h + (dt * u)[:, :, t, None] * B[:, None, :, t]
+            out.append((h * C[:, None, :, t]).sum(-1))
+        return (torch.stack(out, -1) + D[:, None] * u).to(u.dtype)
+
+    monkeypatch.setattr(_mamba_ssm, "_kernel", lambda: kernel)
+    directions, z = make(2, 23, 20, 4)
+    truth = run(directions, z, "reference", torch.float64)
+    leaves = [[t.clone().requires_grad_() for t in d.tensors] for d in directions]
+    gate = z.clone().requires_grad_()
+    out = _mamba_ssm.scan([Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate)
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(9)))
+    found = {"out": out.detach(), "dz": gate.grad}
+    for i, x in enumerate(leaves):
+        found |= {f"d{n}[{i}]": t.grad for n, t in zip(Direction._fields, x)}
+    compare({name: x.double() for name, x in found.items()}, truth)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("backend", ["triton", "mamba_ssm"])
+def test_on_the_gpu(backend):
+    state = available_backends()[backend]
+    if state != "available":
+        pytest.skip(state)
+    directions, z = make(2, 1000, 200, 16)
+    there = [Direction(*(t.cuda() for t in d.tensors), d.reverse) for d in directions]
+    found = {name: x.cpu() for name, x in run(there, z.cuda(), backend).items()}
+    tight = backend == "triton"
+    compare(found, run(directions, z, "chunked", torch.float64), *((2e-6, 2e-5) if tight else (1e-3, 2e-3)))
+    with torch.no_grad():
+        assert selective_scan(there, backend=backend).shape == z.shape
