@@ -28,9 +28,7 @@ def cohort(
     from .datasets import brain_cohort
 
     try:
-        data = brain_cohort(
-            cells, n_donors=donors, n_genes=genes or None, disease_fraction=disease_fraction, seed=seed
-        )
+        data = brain_cohort(cells, n_donors=donors, n_genes=genes or None, disease_fraction=disease_fraction, seed=seed)
         with atomic_path(output) as path:
             data.write_h5ad(path, compression="gzip")
     except ScMambaError as error:
@@ -51,9 +49,7 @@ def convert(
     from .interop._convert import convert_file
 
     try:
-        sentence = convert_file(
-            source, target, assay=assay, to=to, overwrite=overwrite, compress=compress, verbose=not quiet
-        )
+        sentence = convert_file(source, target, assay=assay, to=to, overwrite=overwrite, compress=compress, verbose=not quiet)
     except ScMambaError as error:
         _stop(error)
     typer.echo(sentence)

@@ -1,0 +1,316 @@
+"""R vectors, factors, data frames and matrices to numpy and pandas and back, keeping what converters lose.
+
+NA in logicals, integers and strings, order and unused levels of factors, dates, names as they are (no
+``check.names``). Numbers cross as memory, not element by element.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .._errors import DataError
+
+_NA_INTEGER = -(2**31)
+_NA_REAL = np.array([0x7FF00000000007A2], dtype=np.uint64).view(np.float64)  # R's NA among the NaNs
+#: Types that AnnData files have no type for: what a column was in R is kept in ``uns`` under this name.
+DATE, DATETIME, STRING = "Date", "POSIXct", "character"
+
+
+class Unknown(Exception):
+    """An R value Python has no type for."""
+
+
+def attribute(value: Any, name: str) -> Any:
+    """An R attribute as Python values, or None."""
+    from rpy2.rinterface import NULL
+
+    found = value.do_slot(name) if name in value.list_attrs() else NULL
+    return None if found is NULL else found
+
+
+def strings(value: Any) -> list[str | None]:
+    """A character vector, NA as None."""
+    from rpy2.rinterface import NA_Character
+
+    return [None if item is NA_Character else str(item) for item in value]
+
+
+def named(value: Any) -> dict[str, Any]:
+    """A named R list as a dict of R values."""
+    names = attribute(value, "names")
+    return dict(zip(strings(names), value)) if names is not None else {}  # type: ignore[arg-type]
+
+
+def column(value: Any) -> tuple[Any, str | None]:
+    """One R column as something a DataFrame holds, and what it was in R if AnnData has no such type.
+
+    Returns
+    -------
+    bool, Int32 and boolean (with NA) arrays, float64, categoricals, object arrays of str; dates and times as
+    ISO strings, strings with NA as categoricals, each with its R class.
+    """
+    from rpy2 import rinterface as ri
+
+    kind = set(strings(attribute(value, "class"))) if attribute(value, "class") is not None else set()
+    if "factor" in kind:
+        levels = strings(attribute(value, "levels"))
+        codes = memory(value, np.int32)
+        codes = np.where(codes == _NA_INTEGER, 0, codes) - 1
+        if None in levels:  # addNA(): a level that is missing; pandas knows missing values, not levels
+            codes = np.where(codes == levels.index(None), -1, codes - (codes > levels.index(None)))
+            levels = [level for level in levels if level is not None]
+        return pd.Categorical.from_codes(codes, categories=pd.Index(levels, dtype=object), ordered="ordered" in kind), None
+    if "Date" in kind:
+        return _dates(memory(value, np.float64) if isinstance(value, ri.FloatSexpVector) else np.asarray(value, float), "D"), DATE
+    if "POSIXct" in kind:
+        return _dates(np.asarray(memory(value, np.float64)), "s"), DATETIME
+    if isinstance(value, ri.BoolSexpVector):
+        raw = memory(value, np.int32)
+        if (raw == _NA_INTEGER).any():
+            return pd.arrays.BooleanArray(raw == 1, raw == _NA_INTEGER), None
+        return raw == 1, None
+    if isinstance(value, ri.IntSexpVector):
+        raw = memory(value, np.int32)
+        if (raw == _NA_INTEGER).any():
+            return pd.arrays.IntegerArray(np.where(raw == _NA_INTEGER, 0, raw).astype(np.int32), raw == _NA_INTEGER), None
+        return raw, None
+    if isinstance(value, ri.FloatSexpVector):
+        return memory(value, np.float64), None
+    if isinstance(value, ri.StrSexpVector):
+        text = strings(value)
+        if None in text:
+            return pd.Categorical(text, categories=list(dict.fromkeys(t for t in text if t is not None))), STRING
+        return np.array(text, dtype=object), STRING  # h5ad files turn such columns into categories
+    raise Unknown(type(value).__name__)
+
+
+def _dates(number: np.ndarray, unit: str) -> pd.Categorical:
+    """Days or seconds since 1970 as a categorical of ISO strings, missing where NA."""
+    bad = ~np.isfinite(number)
+    number = np.where(bad, 0, number)
+    if unit == "D":
+        time = np.floor(number).astype(np.int64).astype("datetime64[D]")
+    else:  # nanoseconds, whole and fractional seconds apart: enough to get the same double back
+        whole = np.floor(number)
+        time = whole.astype(np.int64).astype("datetime64[s]") + np.round((number - whole) * 1e9).astype("timedelta64[ns]")
+    return pd.Categorical(np.where(bad, None, np.datetime_as_string(time).astype(object)))
+
+
+def memory(value: Any, dtype: Any) -> np.ndarray:
+    """A flat copy of a vector's (or matrix's) memory: the R object may be collected afterwards."""
+    return np.asarray(value.memoryview()).ravel(order="K").astype(dtype) if len(value) else np.empty(0, dtype)
+
+
+def matrix(value: Any) -> sparse.csr_matrix | np.ndarray:
+    """A genes x cells dgCMatrix as a cells x genes CSR (same memory layout), a numeric matrix transposed.
+
+    Whole numbers come as int32, as AnnData files of counts have them; everything else stays float64.
+    """
+    if "Dim" in value.list_attrs():
+        rows, columns = (int(n) for n in value.do_slot("Dim"))
+        x = np.asarray(value.do_slot("x").memoryview()) if len(value.do_slot("x")) else np.empty(0)
+        whole = np.rint(x)
+        data = x.astype(np.int32) if len(x) == 0 or (np.array_equal(x, whole) and abs(whole).max() < 2**31) else x.copy()
+        out = sparse.csr_matrix((data, memory(value.do_slot("i"), np.int32), memory(value.do_slot("p"), np.int32)), shape=(columns, rows))
+        out.has_sorted_indices = True
+        return out
+    rows, columns = (int(n) for n in attribute(value, "dim"))
+    return memory(value, np.float64).reshape(columns, rows)
+
+
+def tree(value: Any) -> Any:
+    """Nested R lists of plain vectors as dicts and arrays that AnnData's ``uns`` can hold.
+
+    Raises
+    ------
+    Unknown
+        Functions, environments, S4 objects.
+    """
+    from rpy2 import rinterface as ri
+
+    if isinstance(value, ri.ListSexpVector):
+        names = attribute(value, "names")
+        kind = strings(attribute(value, "class")) if attribute(value, "class") is not None else []
+        if "data.frame" in kind:
+            rows = attribute(value, "row.names")
+            first: Any = value[0] if len(value) else []
+            index = [str(i) for i in (strings(rows) if isinstance(rows, ri.StrSexpVector) else range(1, len(first) + 1))]
+            return pd.DataFrame({n: column(c)[0] for n, c in named(value).items()}, index=index)
+        keys = strings(names) if names is not None else [str(i) for i in range(len(value))]
+        return {str(k): tree(v) for k, v in zip(keys, value)}
+    if value.__class__.__name__ == "NULLType":
+        raise Unknown("NULL")
+    if attribute(value, "dim") is not None and isinstance(value, (ri.FloatSexpVector, ri.IntSexpVector)):
+        shape = [int(n) for n in attribute(value, "dim")]
+        return np.asarray(memory(value, np.asarray(value.memoryview()).dtype)).reshape(shape, order="F")
+    found, _ = column(value)
+    if len(found) == 1 and not pd.isna(found[0]):
+        item = found[0]
+        return item.item() if hasattr(item, "item") else item
+    if isinstance(found, pd.Categorical):
+        return np.array(found.astype(object).fillna("NA") if found.isna().any() else found, dtype=object).astype(str)
+    return np.asarray(found, dtype=float) if isinstance(found, (pd.arrays.IntegerArray, pd.arrays.BooleanArray)) else found
+
+
+def _integers(values: np.ndarray) -> Any:
+    """An R integer vector from memory."""
+    from rpy2.rinterface import IntSexpVector
+
+    return IntSexpVector.from_memoryview(np.ascontiguousarray(values, dtype=np.int32).data)
+
+
+def _floats(values: np.ndarray) -> Any:
+    """An R double vector from memory."""
+    from rpy2.rinterface import FloatSexpVector
+
+    return FloatSexpVector.from_memoryview(np.ascontiguousarray(values, dtype=np.float64).data)
+
+
+def to_strings(values: Any) -> Any:
+    """A character vector; missing values become NA."""
+    from rpy2.rinterface import NA_Character, StrSexpVector
+
+    return StrSexpVector([NA_Character if v is None or v is pd.NA or v != v else str(v) for v in values])
+
+
+def to_column(values: Any, was: str | None = None) -> Any:
+    """One column of a DataFrame (or any 1-d array) as an R vector or factor; ``was`` restores dates and
+    strings.
+
+    Raises
+    ------
+    Unknown
+        Objects R has no vector for.
+    """
+    from rpy2.rinterface import BoolSexpVector
+
+    series = values if isinstance(values, pd.Series) else pd.Series(values)
+    if was in (DATE, DATETIME):
+        return _to_dates(series, was)
+    if was == STRING:
+        return to_strings(series.astype(object))
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return _to_factor(series.cat)
+    if isinstance(series.dtype, pd.DatetimeTZDtype) or series.dtype.kind == "M":
+        return _to_dates(series, DATETIME)
+    if pd.api.types.is_bool_dtype(series.dtype):
+        raw = np.where(series.isna(), _NA_INTEGER, series.fillna(False).astype(bool)).astype(np.int32)
+        return _logical(BoolSexpVector, raw)
+    if pd.api.types.is_integer_dtype(series.dtype):
+        filled = series.fillna(0).to_numpy(dtype=np.int64)
+        if len(filled) == 0 or np.abs(filled).max() < 2**31:
+            return _integers(np.where(series.isna(), _NA_INTEGER, filled).astype(np.int32))
+        return _floats(np.where(series.isna(), _NA_REAL, filled.astype(float)))
+    if pd.api.types.is_float_dtype(series.dtype):
+        return _floats(np.ascontiguousarray(series.to_numpy(dtype=np.float64, na_value=np.nan)))
+    present = series[series.notna()]
+    if present.map(lambda v: isinstance(v, (bool, np.bool_))).all() and len(present):
+        return to_column(series.astype("boolean"))
+    if present.map(lambda v: isinstance(v, str)).all():
+        return to_strings(series)
+    raise Unknown(f"{type(present.iloc[0]).__name__} among {series.dtype}")
+
+
+def _logical(kind: Any, raw: np.ndarray) -> Any:
+    from rpy2.rinterface import NA_Logical
+
+    return kind([NA_Logical if v == _NA_INTEGER else bool(v) for v in raw])
+
+
+def _to_factor(cat: Any) -> Any:
+    codes = cat.codes.to_numpy().astype(np.int32)
+    out = _integers(np.where(codes < 0, _NA_INTEGER, codes + 1).astype(np.int32))
+    levels = to_strings([str(c) for c in cat.categories])
+    return _classed(out, {"levels": levels}, ["ordered", "factor"] if cat.ordered else ["factor"])
+
+
+def _classed(value: Any, attributes: dict[str, Any], kind: list[str]) -> Any:
+    from ._r import call
+
+    return call("classed", value, to_list(attributes), to_strings(kind))
+
+
+def _to_dates(series: pd.Series, was: str) -> Any:
+    time = pd.to_datetime(series.astype(object), utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+    since = np.where(np.isnat(time), np.datetime64(0, "ns"), time).astype(np.int64)
+    number = since // 10**9 + since % 10**9 / 1e9
+    number = np.where(np.isnat(time), _NA_REAL, number / 86400 if was == DATE else number)
+    out = _floats(number)
+    if was == DATE:
+        return _classed(out, {}, ["Date"])
+    return _classed(out, {"tzone": to_strings(["UTC"])}, ["POSIXct", "POSIXt"])
+
+
+def to_list(items: dict[str, Any]) -> Any:
+    """A named R list of R values; None becomes NULL."""
+    from rpy2.rinterface import NULL, ListSexpVector
+
+    out = ListSexpVector([NULL if v is None else v for v in items.values()])
+    out.do_slot_assign("names", to_strings(list(items)))
+    return out
+
+
+def to_matrix(values: Any) -> Any:
+    """A cells x genes matrix as a genes x cells dgCMatrix (sparse) or numeric matrix (dense), without names.
+
+    Raises
+    ------
+    DataError
+        More values than a dgCMatrix can index.
+    """
+    from rpy2.rinterface import IntSexpVector
+
+    from ._r import r, run
+
+    if not sparse.issparse(values):
+        dense = np.ascontiguousarray(values, dtype=np.float64)
+        out = _floats(dense.ravel())
+        out.do_slot_assign("dim", IntSexpVector(list(dense.shape[::-1])))
+        return out
+    rows = values.tocsr()
+    if rows.nnz >= 2**31:
+        raise DataError(f"The matrix holds {rows.nnz:,} values; an R sparse matrix holds at most {2**31 - 1:,}. Write it in parts.")
+    if not rows.has_sorted_indices:
+        rows = rows.sorted_indices()
+    x = np.ascontiguousarray(rows.data, dtype=np.float64)
+    slots = {
+        "x": _floats(x),
+        "i": _integers(np.ascontiguousarray(rows.indices, dtype=np.int32)),
+        "p": _integers(np.ascontiguousarray(rows.indptr, dtype=np.int32)),
+        "Dim": IntSexpVector([rows.shape[1], rows.shape[0]]),
+    }
+    return run(r("new", "methods"), to_strings(["dgCMatrix"]), **slots)
+
+
+def to_dense(values: np.ndarray) -> Any:
+    """A 2-d array as an R matrix of the same orientation."""
+    return to_matrix(np.asarray(values, dtype=np.float64).T)
+
+
+def to_tree(value: Any) -> Any:
+    """Dicts, DataFrames, arrays and scalars of ``uns`` as R values.
+
+    Raises
+    ------
+    Unknown
+        Anything else.
+    """
+    if isinstance(value, dict):
+        return to_list({str(k): to_tree(v) for k, v in value.items()})
+    if isinstance(value, pd.DataFrame):
+        out = to_list({str(n): to_column(value[n]) for n in value.columns})
+        return _classed(out, {"row.names": to_strings(value.index.astype(str))}, ["data.frame"])
+    if sparse.issparse(value):
+        return to_matrix(value.T)
+    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "fiub":
+        return to_dense(value)
+    if isinstance(value, (str, bool, int, float, np.generic)):
+        return to_column(np.array([value], dtype=object if isinstance(value, str) else None))
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1):
+        flat = np.asarray(value)
+        return to_column(flat.astype(object) if flat.dtype.kind in "UO" else flat)
+    raise Unknown(type(value).__name__)

@@ -1,0 +1,350 @@
+"""Seurat and SingleCellExperiment round trips; R's own ``identical`` is the judge. Run through
+test_interop.py.
+"""
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import rpy2.robjects as ro
+from scipy import sparse
+
+import scmamba.interop as bridge
+from scmamba._errors import DataError, ScMambaError
+from scmamba.interop import _r
+from scmamba.interop._convert import convert_file
+
+_r.bridge()
+_r.need("SeuratObject")
+
+
+def in_r(code, **values):
+    for name, value in values.items():
+        ro.globalenv[name] = value
+    return ro.r(code)
+
+
+def truth(code, **values):
+    return bool(in_r(code, **values)[0])
+
+
+def through_file(adata, tmp_path):
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    return anndata.read_h5ad(tmp_path / "x.h5ad")
+
+
+@pytest.fixture(scope="module")
+def seurat():
+    return in_r("SeuratObject::pbmc_small")
+
+
+# slot of pbmc_small -> R expression that must be the same before (x) and after (y) Seurat -> h5ad -> Seurat
+KEPT = {
+    "counts": "SeuratObject::GetAssayData(o, slot = 'counts')",
+    "data": "SeuratObject::GetAssayData(o, slot = 'data')",
+    "scale.data": "SeuratObject::GetAssayData(o, slot = 'scale.data')",
+    "variable features, in order": "SeuratObject::VariableFeatures(o)",
+    "feature metadata": "o[['RNA']][[]]",
+    "assay key": "SeuratObject::Key(o[['RNA']])",
+    "cell metadata": "o@meta.data",
+    "idents": "SeuratObject::Idents(o)",
+    "project": "o@project.name",
+    "pca embeddings": "o[['pca']]@cell.embeddings",
+    "pca loadings": "o[['pca']]@feature.loadings",
+    "pca projected loadings": "o[['pca']]@feature.loadings.projected",
+    "pca stdev": "o[['pca']]@stdev",
+    "pca key and assay": "list(o[['pca']]@key, o[['pca']]@assay.used, o[['pca']]@global)",
+    "tsne embeddings": "o[['tsne']]@cell.embeddings",
+    "tsne key and assay": "list(o[['tsne']]@key, o[['tsne']]@assay.used, o[['tsne']]@global)",
+    "graph": "o[['RNA_snn']]",
+    "default assay": "SeuratObject::DefaultAssay(o)",
+}
+LOST = {"commands": "the log of 10 commands", "jackstraw": "JackStraw results of reduction 'pca'"}
+
+
+@pytest.mark.parametrize("way", ["live", "file"])
+def test_seurat_slot_by_slot(seurat, tmp_path, capfd, way):
+    adata = bridge.from_seurat(seurat)
+    said = capfd.readouterr().err
+    back = bridge.to_seurat(through_file(adata, tmp_path) if way == "file" else adata)
+    different = [slot for slot, code in KEPT.items() if not truth(f"f <- function(o) {code}; identical(f(x), f(y))", x=seurat, y=back)]
+    assert not different
+    assert all(sentence in said for sentence in LOST.values())
+    assert capfd.readouterr().err == ""  # and nothing more is lost on the way back
+
+
+def test_anndata_side_of_a_seurat_object(seurat):
+    adata = bridge.from_seurat(seurat, verbose=False)
+    assert adata.X.dtype == np.int32 and sparse.issparse(adata.X)
+    counts = np.array(in_r("as.matrix(SeuratObject::GetAssayData(x, slot = 'counts'))", x=seurat))
+    np.testing.assert_array_equal(adata.X.toarray(), counts.T)
+    data = np.array(in_r("as.matrix(SeuratObject::GetAssayData(x, slot = 'data'))", x=seurat))
+    np.testing.assert_array_equal(adata.layers["data"].toarray(), data.T)
+    graph = np.array(in_r("as.matrix(x[['RNA_snn']])", x=seurat))
+    np.testing.assert_array_equal(adata.obsp["RNA_snn"].toarray(), graph)
+    np.testing.assert_array_equal(adata.obsm["X_tsne"], np.array(in_r("x[['tsne']]@cell.embeddings", x=seurat)))
+    assert adata.var["highly_variable"].sum() == 20 and adata.obsm["scale.data"].shape == (80, 20)
+    assert adata.obs["groups"].tolist() == list(in_r("x$groups", x=seurat))
+
+
+METADATA = """
+n <- ncol(SeuratObject::pbmc_small); x <- SeuratObject::pbmc_small
+x@meta.data$logical <- rep(c(TRUE, FALSE), length.out = n)
+x@meta.data$logical_na <- rep(c(TRUE, NA, FALSE, TRUE), length.out = n)
+x@meta.data$integer_na <- rep(c(1L, NA), length.out = n)
+x@meta.data$double_na <- rep(c(1.5, NA, NaN, Inf), length.out = n)
+x@meta.data$text_na <- rep(c("a", NA, "\\u00e9\\u4e2d", "NA"), length.out = n)
+x@meta.data$text <- paste0("cell ", seq_len(n))
+x@meta.data$ordered <- factor(rep(c("low", "high", NA, "low"), length.out = n), levels = c("low", "mid",
+"high"),
+                              ordered = TRUE)
+x@meta.data$unused <- factor(rep("b", n), levels = c("c", "b", "a"))
+x@meta.data$date <- as.Date("2020-02-29") + c(NA, seq_len(n - 1))
+x@meta.data$time <- as.POSIXct("2020-02-29 12:34:56.25", tz = "UTC") + c(NA, seq_len(n - 1))
+x@meta.data[["a name / of-its own"]] <- seq_len(n)
+x@meta.data[["row_names"]] <- rep("r", n)
+x@meta.data[["1x"]] <- 2^40 + seq_len(n)
+x
+"""
+
+
+@pytest.mark.parametrize("way", ["live", "file"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # '/' in a key of an h5ad file
+def test_metadata_of_every_type(tmp_path, way):
+    x = in_r(METADATA)
+    adata = bridge.from_seurat(x, verbose=False)
+    if way == "file":
+        adata.obs = adata.obs.rename(columns={"a name / of-its own": "a name of-its own"})
+        adata = through_file(adata, tmp_path)
+        adata.obs = adata.obs.rename(columns={"a name of-its own": "a name / of-its own"})
+    back = bridge.to_seurat(adata, verbose=False)
+    in_r("a <- x@meta.data; b <- y@meta.data", x=x, y=back)
+    names = list(in_r("names(a)"))
+    assert names == list(in_r("names(b)"))
+    assert [n for n in names if not truth(f"identical(a[['{n}']], b[['{n}']])")] == []
+    assert adata.obs["ordered"].cat.ordered and list(adata.obs["ordered"].cat.categories) == ["low", "mid", "high"]
+
+
+def test_columns_without_a_type_are_named(capfd):
+    x = in_r("x <- SeuratObject::pbmc_small; x@meta.data$nested <- lapply(seq_len(ncol(x)), function(i) 1:i); x")
+    adata = bridge.from_seurat(x)
+    assert "cell metadata column 'nested' (list)" in capfd.readouterr().err and "nested" not in adata.obs
+    adata.obs["objects"] = [{}] * adata.n_obs
+    adata.uns["odd"] = {1, 2}
+    bridge.to_seurat(adata)
+    said = capfd.readouterr().err
+    assert "cell metadata column 'objects' (dict" in said and "uns 'odd' (holds a set)" in said
+
+
+def test_level_na_of_a_factor():
+    x = in_r("x <- SeuratObject::pbmc_small; x$f <- addNA(factor(rep(c('u', NA, 'w'), length.out = 80))); x")
+    values = bridge.from_seurat(x, verbose=False).obs["f"]
+    assert list(values.cat.categories) == ["u", "w"]
+    assert values.isna().tolist() == [i % 3 == 1 for i in range(80)]
+    assert values.dropna().tolist() == [("u", None, "w")[i % 3] for i in range(80) if i % 3 != 1]
+
+
+TWO = """
+x <- SeuratObject::pbmc_small
+m <- matrix(rpois(5 * 80, 3), 5, dimnames = list(paste0("AB-", 1:5), colnames(x)))
+x[["ADT"]] <- SeuratObject::CreateAssayObject(counts = methods::as(m, "dgCMatrix"))
+x[["ADT"]] <- SeuratObject::AddMetaData(x[["ADT"]], c("i", "j", "k", "l", "m"), "isotype")
+SeuratObject::VariableFeatures(x[["ADT"]]) <- c("AB-3", "AB-1")
+d <- SeuratObject::GetAssayData(x, slot = "data")
+d@x <- d@x + 0.5
+x[["scmamba"]] <- SeuratObject::CreateAssayObject(data = d)
+SeuratObject::DefaultAssay(x) <- "ADT"
+x
+"""
+
+
+def test_several_assays(tmp_path):
+    x = in_r(TWO)
+    adata = bridge.from_seurat(x, assay="RNA", verbose=False)
+    assert set(adata.layers) == {"data", "scmamba"}
+    assert adata.obsm["ADT_counts"].shape == (80, 5)
+    back = bridge.to_seurat(through_file(adata, tmp_path), verbose=False)
+    in_r("f <- function(o, a, s) SeuratObject::GetAssayData(o[[a]], slot = s)", x=x, y=back)
+    assert truth("identical(names(y@assays), c('RNA', 'ADT', 'scmamba')) && SeuratObject::DefaultAssay(y) == 'ADT'")
+    for assay, slot in (("ADT", "counts"), ("ADT", "data"), ("scmamba", "data"), ("RNA", "scale.data")):
+        assert truth(f"identical(f(x, '{assay}', '{slot}'), f(y, '{assay}', '{slot}'))"), (assay, slot)
+    assert truth("identical(x[['ADT']][[]], y[['ADT']][[]]) && identical(x[['ADT']]@var.features, y[['ADT']]@var.features)")
+    other = bridge.from_seurat(x, verbose=False)
+    assert other.shape == (80, 5) and other.obsm["RNA_scale.data"].shape == (80, 20)
+    with pytest.raises(DataError, match="no assay 'SCT'"):
+        bridge.from_seurat(x, assay="SCT")
+
+
+def fresh():
+    rng = np.random.default_rng(0)
+    counts = sparse.random(30, 40, 0.3, random_state=0, format="csr")
+    counts.data = rng.integers(1, 9, counts.nnz).astype(float)
+    adata = anndata.AnnData(counts, obs=pd.DataFrame(index=[f"c{i}" for i in range(30)]))
+    adata.var_names = [f"GENE_{i}" for i in range(40)]
+    adata.obsm["X_pca"], adata.obsm["X_umap"] = rng.normal(size=(30, 4)), rng.normal(size=(30, 2))
+    adata.varm["PCs"] = rng.normal(size=(40, 4))
+    adata.obsp["connectivities"] = sparse.random(30, 30, 0.1, random_state=1, format="csr")
+    adata.layers["scmamba"] = sparse.csr_matrix(np.log1p(counts.toarray()) + 0.1)
+    adata.var["highly_variable"] = np.arange(40) % 2 == 0
+    adata.uns["scmamba"] = {"impute": {"passes": 10, "model": "brain-mini"}}
+    return adata
+
+
+def test_an_anndata_that_never_was_seurat(capfd):
+    adata = fresh()
+    made = bridge.to_seurat(adata)
+    assert "'_' in 40 gene names" in capfd.readouterr().err
+    in_r("", y=made)
+    assert truth("identical(names(y@assays), c('RNA', 'scmamba')) && rownames(y)[2] == 'GENE-1'")
+    assert truth("all(c('orig.ident', 'nCount_RNA', 'nFeature_RNA') %in% names(y@meta.data))")
+    np.testing.assert_array_equal(np.array(in_r("y$nCount_RNA")), np.asarray(adata.X.sum(axis=1)).ravel())
+    np.testing.assert_array_equal(np.array(in_r("as.matrix(y[['scmamba']]@data)")).T, adata.layers["scmamba"].toarray())
+    np.testing.assert_array_equal(np.array(in_r("y[['pca']]@feature.loadings")), adata.varm["PCs"])
+    np.testing.assert_array_equal(np.array(in_r("as.matrix(y@graphs$connectivities)")), adata.obsp["connectivities"].toarray())
+    assert in_r("SeuratObject::Misc(y, 'scmamba')$impute$passes")[0] == 10
+    assert truth("length(SeuratObject::VariableFeatures(y)) == 20")
+    # Seurat's own functions take it
+    assert truth("library(Seurat); z <- NormalizeData(y, verbose = FALSE); inherits(subset(z, cells = colnames(z)[1:5]), 'Seurat')")
+    back = bridge.from_seurat(made, verbose=False)
+    assert list(back.var_names) == list(adata.var_names) and (back.X != adata.X).nnz == 0
+    np.testing.assert_array_equal(back.layers["scmamba"].toarray(), adata.layers["scmamba"].toarray())
+    assert back.uns["scmamba"] == adata.uns["scmamba"]
+
+
+def test_log_values_become_data():
+    adata = fresh()
+    adata.X = sparse.csr_matrix(np.log1p(adata.X.toarray()))
+    made = bridge.to_seurat(adata, verbose=False)
+    assert truth("prod(dim(y[['RNA']]@counts)) == 0", y=made)
+    np.testing.assert_array_equal(np.array(in_r("as.matrix(y[['RNA']]@data)")).T, adata.X.toarray())
+
+
+def test_repeated_names(capfd):
+    adata = fresh()
+    adata.var_names = ["A"] * 2 + [f"g{i}" for i in range(38)]
+    back = bridge.from_seurat(bridge.to_seurat(adata))
+    assert "1 repeated gene names" in capfd.readouterr().err
+    assert list(back.var_names) == list(adata.var_names)
+    adata.obs_names = ["c"] * 30
+    with pytest.raises(DataError, match="obs_names_make_unique"):
+        bridge.to_seurat(adata)
+
+
+def test_a_part_of_what_came(seurat):
+    adata = bridge.from_seurat(seurat, verbose=False)
+    part = adata[10:40, 5:60].copy()
+    made = bridge.to_seurat(part, verbose=False)
+    assert truth("ncol(y) == 30 && nrow(y) == 55 && methods::validObject(y)", y=made)
+    assert truth("identical(y[['pca']]@cell.embeddings, x[['pca']]@cell.embeddings[11:40, ])", x=seurat)
+    assert truth("all(rownames(y[['RNA']]@scale.data) %in% rownames(y))")
+
+
+def test_dense_and_empty():
+    adata = fresh()
+    adata.X = adata.X.toarray()
+    made = bridge.to_seurat(adata, verbose=False)
+    np.testing.assert_array_equal(np.array(in_r("as.matrix(y[['RNA']]@counts)", y=made)).T, adata.X)
+    with pytest.raises(DataError, match="empty"):
+        bridge.to_seurat(adata[:0])
+
+
+SCE = """
+suppressPackageStartupMessages(library(SingleCellExperiment))
+set.seed(1)
+m <- matrix(rpois(600, 1), 20, dimnames = list(paste0("g_", 1:20), paste0("c", 1:30)))
+m <- methods::as(m, "dgCMatrix")
+l <- m
+l@x <- log1p(l@x)
+x <- SingleCellExperiment(list(counts = m, logcounts = l, dense = as.matrix(l) / 2), mainExpName = "RNA")
+x$batch <- factor(rep(c("b", "a"), 15), levels = c("b", "z", "a"))
+x$ok <- rep(c(TRUE, NA, FALSE), 10)
+x$day <- as.Date("2021-01-01") + 1:30
+x$note <- rep(c("p", NA), 15)
+rowData(x)$long <- paste("gene", 1:20)
+p <- matrix(rnorm(90), 30, dimnames = list(colnames(x), paste0("PC", 1:3)))
+attr(p, "rotation") <- matrix(rnorm(30), 10, dimnames = list(rownames(x)[10:1], colnames(p)))
+reducedDim(x, "PCA") <- p
+reducedDim(x, "My map") <- unname(p[, 1:2])
+altExp(x, "spikes") <- SingleCellExperiment(list(counts = m[1:4, ]))
+colPair(x, "near") <- methods::as(Matrix::rsparsematrix(30, 30, 0.1), "dgCMatrix")
+metadata(x) <- list(who = "us", table = data.frame(a = 1:2, b = c("x", "y")), f = function() 1)
+x
+"""
+
+
+def test_single_cell_experiment(tmp_path, capfd):
+    if not truth("isTRUE(requireNamespace('SingleCellExperiment', quietly = TRUE))"):
+        pytest.skip("no SingleCellExperiment in R")
+    x = in_r(SCE)
+    adata = bridge.from_sce(x)
+    assert "metadata 'f'" in capfd.readouterr().err
+    back = bridge.to_sce(through_file(adata, tmp_path))
+    in_r("", x=x, y=back)
+    kept = {
+        "assays": "as.list(assays(o))",
+        "colData": "lapply(as.list(colData(o)), identity)",
+        "rowData": "as.list(rowData(o))",
+        "names": "dimnames(o)",
+        "reducedDims": "lapply(as.list(reducedDims(o)), function(m) matrix(m, nrow(m)))",
+        "reducedDim names": "list(reducedDimNames(o), lapply(as.list(reducedDims(o)), colnames))",
+        "rotation": "{r <- attr(reducedDim(o, 'PCA'), 'rotation'); r[sort(rownames(r)), ]}",
+        "altExp": "assay(altExp(o, 'spikes'), 'counts')",
+        "colPair": "methods::as(colPair(o, 'near', asSparse = TRUE), 'matrix')",
+        "main": "mainExpName(o)",
+        "metadata": "metadata(o)$who",
+        "table": "lapply(metadata(o)$table, as.character)",
+    }
+    assert [k for k, code in kept.items() if not truth(f"f <- function(o) {code}; identical(f(x), f(y))")] == []
+
+
+def test_second_opinion_of_anndata2ri():
+    anndata2ri = pytest.importorskip("anndata2ri")
+    made = bridge.to_sce(fresh(), verbose=False)
+    in_r("", y=made)
+    with (ro.default_converter + anndata2ri.converter).context():
+        theirs = ro.globalenv["y"]
+    ours = fresh()
+    assert list(theirs.obs_names) == list(ours.obs_names) and list(theirs.var_names) == list(ours.var_names)
+    np.testing.assert_array_equal(sparse.csr_matrix(theirs.X).toarray(), ours.X.toarray())
+    np.testing.assert_array_equal(sparse.csr_matrix(theirs.layers["scmamba"]).toarray(), ours.layers["scmamba"].toarray())
+
+
+def test_files_that_are_not_what_they_say(tmp_path, seurat):
+    good, bad = tmp_path / "good.rds", tmp_path / "bad.rds"
+    bridge.write_seurat(bridge.from_seurat(seurat, verbose=False), good, verbose=False)
+    assert bridge.read_seurat(good, verbose=False).shape == (80, 230)
+    bad.write_bytes(good.read_bytes()[:2000])
+    for path, said in ((bad, "not an .rds file"), (tmp_path / "none.rds", "no file")):
+        with pytest.raises(DataError, match=said):
+            bridge.read_seurat(path)
+    bad.write_text("hello")
+    with pytest.raises(DataError, match="not an .rds file"):
+        bridge.read_seurat(bad)
+    in_r(f"saveRDS(list(1), '{bad}')")
+    with pytest.raises(DataError, match="not a Seurat object"):
+        bridge.read_seurat(bad)
+    with pytest.raises(ScMambaError, match="does not exist"):
+        bridge.write_seurat(fresh(), tmp_path / "no" / "x.rds", verbose=False)
+
+
+def test_convert_files(tmp_path, seurat):
+    first, there, back = tmp_path / "a.rds", tmp_path / "b.h5ad", tmp_path / "c.rds"
+    in_r(f"saveRDS(x, '{first}')", x=seurat)
+    assert "80 cells x 230 genes" in convert_file(first, there, verbose=False)
+    convert_file(there, back, verbose=False)
+    assert truth(f"y <- readRDS('{back}'); identical(x@meta.data, y@meta.data) && identical(x@assays$RNA@counts, y@assays$RNA@counts)")
+    convert_file(there, tmp_path / "d.rds", to="sce", verbose=False)
+    assert convert_file(tmp_path / "d.rds", tmp_path / "e.h5ad", verbose=False)
+    assert anndata.read_h5ad(tmp_path / "e.h5ad").shape == (80, 230)
+    before = back.read_bytes()
+    for arguments, said in (
+        ((first, there), "exists already"),
+        ((first, tmp_path / "x.loom"), "must end in"),
+        ((tmp_path / "none.h5ad", tmp_path / "x.rds"), "no file"),
+    ):
+        with pytest.raises(DataError, match=said):
+            convert_file(*arguments)
+    there.write_text("not an h5ad file")
+    with pytest.raises(DataError, match="cannot be read"):
+        convert_file(there, back, overwrite=True)
+    assert back.read_bytes() == before and not (tmp_path / "x.rds").exists()
