@@ -242,6 +242,12 @@ def test_variance_shrinkage_finds_the_prior_it_was_given():
     observed = true * rng.chisquare(df, true.size) / df
     found_df, found_s = squeeze(observed, df)
     assert found_df == pytest.approx(d0, rel=0.1) and found_s == pytest.approx(s0, rel=0.03)
+    # and along a trend: the variance falls with the level
+    level = rng.uniform(2, 12, true.size)
+    fall = np.exp(-0.4 * level)
+    trend_df, trend_s = squeeze(observed * fall, df, level)
+    assert trend_df == pytest.approx(d0, rel=0.1)
+    np.testing.assert_allclose(trend_s / (s0 * fall), 1, atol=0.1)
     design = np.column_stack([np.ones(8), np.repeat([0.0, 1.0], 4)])
     levels = rng.normal(size=(20_000, 8)) * np.sqrt(true)[:, None]
     p = moderated_t(levels, design, 1)["p_val"]

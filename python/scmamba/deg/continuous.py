@@ -110,9 +110,7 @@ def shrunken(n: np.ndarray, rss: np.ndarray, prior: Prior) -> tuple[np.ndarray, 
         return s2, -n / 2.0 * (np.log(2 * np.pi * s2) + 1.0)
 
 
-def fit_continuous(
-    indptr: np.ndarray, cells: np.ndarray, values: np.ndarray, design: np.ndarray, prior: Prior
-) -> ContinuousFit:
+def fit_continuous(indptr: np.ndarray, cells: np.ndarray, values: np.ndarray, design: np.ndarray, prior: Prior) -> ContinuousFit:
     """Least squares for every gene over its expressing cells, with variances shrunken towards ``prior``.
 
     ``indptr, cells, values`` are the columns (genes) of a CSC matrix that holds the values above zero only;
@@ -128,6 +126,4 @@ def fit_continuous(
         s2 = (rss + prior.variance * prior.dof) / (df + prior.dof)
     cov *= np.where(fitted, s2, np.nan)[:, None, None]
     coef[~fitted] = np.nan
-    return ContinuousFit(
-        n, rank, df, fitted, rss, np.where(fitted, log_lik, 0.0), np.where(fitted, s2_ml, np.nan), coef, cov
-    )
+    return ContinuousFit(n, rank, df, fitted, rss, np.where(fitted, log_lik, 0.0), np.where(fitted, s2_ml, np.nan), coef, cov)

@@ -79,9 +79,7 @@ def factor(values: pd.Series) -> pd.Series:
     if isinstance(values.dtype, pd.CategoricalDtype):
         return pd.Series(values.array.remove_unused_categories(), index=values.index, name=values.name)
     text = values.map({True: "TRUE", False: "FALSE"}) if values.dtype == bool else values.astype(str)
-    return pd.Series(
-        pd.Categorical(text, sorted(set(text), key=r_sort_key)), index=values.index, name=values.name
-    )
+    return pd.Series(pd.Categorical(text, sorted(set(text), key=r_sort_key)), index=values.index, name=values.name)
 
 
 def build_design(formula: str, data: pd.DataFrame) -> Design:
@@ -108,14 +106,8 @@ def build_design(formula: str, data: pd.DataFrame) -> Design:
         raise DataError(f"The design of {formula!r} cannot be built: {error}") from error
     names = [_r_name(c) for c in built.columns]
     if not names or names[0] != INTERCEPT:
-        raise DataError(
-            f"The formula {formula!r} has no intercept. The method needs one: remove '0 +' or '- 1'."
-        )
-    terms = {
-        str(term): tuple(names[i] for i in indices)
-        for term, indices in built.model_spec.term_indices.items()
-        if str(term) != "1"
-    }
+        raise DataError(f"The formula {formula!r} has no intercept. The method needs one: remove '0 +' or '- 1'.")
+    terms = {str(term): tuple(names[i] for i in indices) for term, indices in built.model_spec.term_indices.items() if str(term) != "1"}
     return drop_aliased(np.ascontiguousarray(built.to_numpy(dtype=np.float64)), names, terms)
 
 
@@ -154,9 +146,7 @@ def _r_name(column: str) -> str:
     return INTERCEPT if column == "Intercept" else re.sub(r"\[T\.(.*?)\]", r"\1", column)
 
 
-def drop_aliased(
-    matrix: np.ndarray, names: Sequence[str], terms: Mapping[str, tuple[str, ...]], tol: float = 1e-7
-) -> Design:
+def drop_aliased(matrix: np.ndarray, names: Sequence[str], terms: Mapping[str, tuple[str, ...]], tol: float = 1e-7) -> Design:
     """Drop every column of which less than ``tol`` of its length lies outside the span of those before it.
 
     This is the limited pivoting of R's default QR: of two collinear columns the later goes.
@@ -174,6 +164,4 @@ def drop_aliased(
         else:
             kept.append(j)
             basis.append(rest / length)
-    return Design(
-        np.ascontiguousarray(matrix[:, kept]), tuple(names[j] for j in kept), dict(terms), tuple(gone)
-    )
+    return Design(np.ascontiguousarray(matrix[:, kept]), tuple(names[j] for j in kept), dict(terms), tuple(gone))

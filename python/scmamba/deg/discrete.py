@@ -40,9 +40,7 @@ def prior_scales(design: np.ndarray) -> np.ndarray:
     for j in range(1, design.shape[1]):
         column = design[:, j]
         distinct = np.unique(column)
-        scale = (
-            1.0 if distinct.size == 1 else np.ptp(column) if distinct.size == 2 else 2 * column.std(ddof=1)
-        )
+        scale = 1.0 if distinct.size == 1 else np.ptp(column) if distinct.size == 2 else 2 * column.std(ddof=1)
         sd[j] = max(2.5 / max(scale, 1e-300), 1e-12)
     return sd
 

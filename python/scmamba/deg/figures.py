@@ -62,9 +62,7 @@ def overlap_heatmap(result: RobustnessResult, *, ratio: float = 0.5, measure: st
     tests = tests[(tests["kind"] == "cells") & np.isclose(tests["ratio"], ratio)]
     layers, names = list(result.settings["layers"]), list(result.settings["cell_types"])
     width = 1.9 + 1.0 * len(layers) * 2 + 1.2
-    figure, axes = plt.subplots(
-        1, 2, figsize=(width, 1.4 + 0.42 * len(names)), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(1, 2, figsize=(width, 1.4 + 0.42 * len(names)), squeeze=False, layout="constrained")
     image = None
     for axis, way in zip(axes[0], _WAYS, strict=True):
         means = runs[runs["direction"] == way].groupby(["cell_type", "layer"])[measure].mean().unstack()
@@ -74,21 +72,13 @@ def overlap_heatmap(result: RobustnessResult, *, ratio: float = 0.5, measure: st
             for j, layer in enumerate(layers):
                 mine = (tests["cell_type"] == name) & (tests["layer"] == layer) & (tests["direction"] == way)
                 mark = tests[mine]["p_val"]
-                text = (
-                    "-"
-                    if np.isnan(grid[i, j])
-                    else f"{grid[i, j]:.2f}{stars(mark.iloc[0]) if len(mark) else ''}"
-                )
+                text = "-" if np.isnan(grid[i, j]) else f"{grid[i, j]:.2f}{stars(mark.iloc[0]) if len(mark) else ''}"
                 dark = not np.isnan(grid[i, j]) and grid[i, j] > 0.55
-                axis.text(
-                    j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black"
-                )
+                axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
         axis.set_xticks(range(len(layers)), layers)
         axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [""] * len(names))
         axis.set_title(_WAYS[way], fontsize=9)
-    figure.colorbar(
-        image, ax=axes[0].tolist(), label=f"overlap of DEGs at {ratio:.0%} of the cells", shrink=0.9
-    )
+    figure.colorbar(image, ax=axes[0].tolist(), label=f"overlap of DEGs at {ratio:.0%} of the cells", shrink=0.9)
     return figure
 
 
@@ -102,9 +92,7 @@ def ratio_bars(result: RobustnessResult, *, cell_type: str, measure: str = "over
     for axis, way in zip(axes, _WAYS, strict=True):
         part = runs[runs["direction"] == way]
         for j, layer in enumerate(layers):
-            values = (
-                part[part["layer"] == layer].groupby("ratio")[measure].agg(["mean", "std"]).reindex(ratios)
-            )
+            values = part[part["layer"] == layer].groupby("ratio")[measure].agg(["mean", "std"]).reindex(ratios)
             at = np.arange(len(ratios)) + (j - (len(layers) - 1) / 2) * 0.8 / len(layers)
             axis.bar(at, values["mean"], 0.8 / len(layers), yerr=values["std"], capsize=2, label=layer,
                      color=COLOURS[j % len(COLOURS)])  # fmt: skip
@@ -131,10 +119,7 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
     for axis, way in zip(axes, _WAYS, strict=True):
         part = runs[runs["direction"] == way]
         for j, layer in enumerate(layers):
-            data = [
-                part[(part["layer"] == layer) & (part["cell_type"] == n)][measure].dropna().to_numpy()
-                for n in names
-            ]
+            data = [part[(part["layer"] == layer) & (part["cell_type"] == n)][measure].dropna().to_numpy() for n in names]
             at = np.arange(len(names)) + (j - (len(layers) - 1) / 2) * 0.8 / len(layers)
             boxes = axis.boxplot(data, positions=at, widths=0.7 / len(layers), patch_artist=True,
                                  medianprops={"color": "black"}, flierprops={"markersize": 2})  # fmt: skip

@@ -30,9 +30,7 @@ class Prior(NamedTuple):
 NO_PRIOR = Prior(1.0, 0.0)
 
 
-def estimate_prior(
-    n_expressed: np.ndarray, squares: np.ndarray, scale: np.ndarray, *, relative: float = 1e-26
-) -> Prior:
+def estimate_prior(n_expressed: np.ndarray, squares: np.ndarray, scale: np.ndarray, *, relative: float = 1e-26) -> Prior:
     """Maximise the marginal likelihood of the genes' sums of squares over the prior's shape and rate.
 
     Parameters

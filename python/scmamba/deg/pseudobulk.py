@@ -103,10 +103,7 @@ def _samples(
     for name in covariates:
         varied = chosen[name].nunique()
         if (varied > 1).any():
-            raise DataError(
-                f"{name!r} varies within donor {varied[varied > 1].index[0][1]}: it is no covariate of "
-                "donors."
-            )
+            raise DataError(f"{name!r} varies within donor {varied[varied > 1].index[0][1]}: it is no covariate of donors.")
         table[name] = chosen[name].first().to_numpy()
     table = table[table["cells"] >= min_cells].reset_index(drop=True)
     counts = [int((table["group"] == k).sum()) for k in (0, 1)]
@@ -132,9 +129,7 @@ def _sample_levels(
         kept = np.flatnonzero((sums.sum(axis=0) >= min_total) & ((sums > 0).sum(axis=0) > 1))
         prior = PRIOR_COUNT * library / library.mean()
         return np.log2((sums[:, kept] + prior[:, None]) / (library + 2 * prior)[:, None] * 1e6).T, kept
-    linear = sp.csr_matrix(
-        (np.expm1(values.data.astype(np.float64)), values.indices, values.indptr), values.shape
-    )
+    linear = sp.csr_matrix((np.expm1(values.data.astype(np.float64)), values.indices, values.indptr), values.shape)
     means = (member @ linear).toarray() / samples["cells"].to_numpy()[:, None]
     kept = np.flatnonzero((means > 0).sum(axis=0) > 1)
     return np.log2(means[:, kept] * 100.0 + PRIOR_COUNT).T, kept
@@ -153,26 +148,23 @@ def _sample_design(samples: pd.DataFrame, covariates: Sequence[str], paired: boo
     design = build_design("~ " + " + ".join(terms), frame)
     if design.matrix.shape[0] - design.matrix.shape[1] < 1:
         raise DataError(
-            f"{len(samples)} samples leave no degrees of freedom for {design.matrix.shape[1]} coefficients. "
-            "Use fewer covariates."
+            f"{len(samples)} samples leave no degrees of freedom for {design.matrix.shape[1]} coefficients. Use fewer covariates."
         )
     return design
 
 
-def moderated_t(
-    levels: np.ndarray, design: np.ndarray, column: int, *, moderate: bool = True
-) -> pd.DataFrame:
+def moderated_t(levels: np.ndarray, design: np.ndarray, column: int, *, moderate: bool = True) -> pd.DataFrame:
     """Linear model per gene (``levels`` genes x samples) and the moderated t of one coefficient."""
     inverse = np.linalg.inv(design.T @ design)
     coef = levels @ design @ inverse
     residual = levels - coef @ design.T
     df = design.shape[0] - design.shape[1]
     variance = (residual**2).sum(axis=1) / df
-    prior_df, prior_variance = squeeze(variance, df) if moderate else (0.0, 0.0)
+    prior_df, prior = squeeze(variance, df, levels.mean(axis=1)) if moderate else (0.0, np.zeros_like(variance))
     if np.isinf(prior_df):
-        posterior, total = np.full_like(variance, prior_variance), np.inf
+        posterior, total = prior, np.inf
     else:
-        posterior = (prior_df * prior_variance + df * variance) / (prior_df + df)
+        posterior = (prior_df * prior + df * variance) / (prior_df + df)
         total = min(prior_df + df, df * len(variance))
     with np.errstate(divide="ignore", invalid="ignore"):
         t = coef[:, column] / np.sqrt(posterior * inverse[column, column])
@@ -190,19 +182,42 @@ def moderated_t(
     )
 
 
-def squeeze(variance: np.ndarray, df: int) -> tuple[float, float]:
-    """Prior degrees of freedom and variance of the scaled-F model of variances (Smyth 2004, section 6.2)."""
-    known = variance[variance > 0]
-    if known.size < 3:
-        return 0.0, 0.0
+def squeeze(variance: np.ndarray, df: int, level: np.ndarray | None = None) -> tuple[float, np.ndarray]:
+    """Prior degrees of freedom and variances (genes,) of the scaled-F model of variances (Smyth 2004, 6.2).
+
+    With ``level`` (genes,), the mean log expression, the prior variance follows it along a natural spline: counts
+    make little-expressed genes noisier, and one common variance would call them too often.
+    """
+    usable = variance > 0
+    if usable.sum() < 3:
+        return 0.0, np.zeros_like(variance)
     # Variances that are practically zero would dominate the log scale.
-    logs = np.log(np.maximum(known, 1e-5 * np.median(known)))
-    centred = logs - digamma(df / 2) + np.log(df / 2)
-    spread = centred.var(ddof=1) - polygamma(1, df / 2)
+    known = np.maximum(variance[usable], 1e-5 * np.median(variance[usable]))
+    centred = np.log(known) - digamma(df / 2) + np.log(df / 2)
+    basis = np.ones((variance.size, 1)) if level is None or usable.sum() < 50 else _spline(level, level[usable])
+    coef, _, rank, _ = np.linalg.lstsq(basis[usable], centred, rcond=None)
+    trend = basis @ coef
+    left = centred - trend[usable]
+    spread = (left**2).sum() / max(known.size - rank, 1) - polygamma(1, df / 2)
     if spread <= 0:
-        return np.inf, float(np.exp(centred.mean()))
+        return np.inf, np.exp(trend)
     half = _inverse_trigamma(float(spread))
-    return 2 * half, float(np.exp(centred.mean() + digamma(half) - np.log(half)))
+    return 2 * half, np.exp(trend + digamma(half) - np.log(half))
+
+
+def _spline(x: np.ndarray, reference: np.ndarray, knots: int = 5) -> np.ndarray:
+    """Natural cubic spline basis (n, knots): constant, linear, and curvature between quantiles of ``reference``."""
+    at = np.unique(np.quantile(reference, np.linspace(0.05, 0.95, knots)))
+    columns = [np.ones_like(x), x]
+    if at.size >= 3:
+
+        def cubic(k: int) -> np.ndarray:
+            rise = np.maximum(x - at[k], 0) ** 3 - np.maximum(x - at[-1], 0) ** 3
+            return rise / (at[-1] - at[k])
+
+        last = cubic(at.size - 2)
+        columns += [(cubic(k) - last) / (at[-1] - at[0]) for k in range(at.size - 2)]
+    return np.column_stack(columns)
 
 
 def _inverse_trigamma(value: float) -> float:

@@ -54,9 +54,7 @@ class RobustnessResult:
     warnings: Sequence[str] = field(default_factory=tuple)
 
     @classmethod
-    def build(
-        cls, rows: pd.DataFrame, full: pd.DataFrame, settings: Mapping[str, Any], notes: Sequence[str]
-    ) -> RobustnessResult:
+    def build(cls, rows: pd.DataFrame, full: pd.DataFrame, settings: Mapping[str, Any], notes: Sequence[str]) -> RobustnessResult:
         """Split the runs from the nulls, look for inflation, and say it aloud."""
         null = rows["kind"].str.startswith("null").to_numpy(dtype=bool)
         real, empty = rows[~null].dropna(axis=1, how="all"), rows[null].dropna(axis=1, how="all")
@@ -146,9 +144,7 @@ class RobustnessResult:
         real = self.runs.melt(keys, [m for m in (*MEASURES, "n_called") if m in self.runs], "measure")
         if self.nulls.empty:
             return real
-        names = [
-            m for m in ("rate_nominal", "n_called", "pseudobulk_rate", "pseudobulk_called") if m in self.nulls
-        ]
+        names = [m for m in ("rate_nominal", "n_called", "pseudobulk_rate", "pseudobulk_called") if m in self.nulls]
         return pd.concat([real, self.nulls.melt(keys, names, "measure")], ignore_index=True)
 
     def save(self, folder: str | Path) -> Path:
@@ -178,7 +174,7 @@ class RobustnessResult:
         if not (path / "settings.json").exists():
             raise DataError(f"{path} holds no robustness result: settings.json is missing.")
         card = json.loads((path / "settings.json").read_text())
-        runs, nulls, full = (_read(path / f"{name}.csv") for name in ("runs", "nulls", "full"))
+        runs, nulls, full = (_read(path, name) for name in ("runs", "nulls", "full"))
         return cls(runs, nulls, full, card["settings"], tuple(card["notes"]), tuple(card["warnings"]))
 
     def figures(self) -> dict[str, Any]:
@@ -194,14 +190,14 @@ class RobustnessResult:
             f"RobustnessResult: {s['group1']} v {s['group2']}, {len(s['cell_types'])} cell type(s), "
             f"layers {', '.join(s['layers'])}; {len(self.runs):,} runs, {len(self.nulls):,} null runs"
         )
-        return "\n".join(
-            [head, *(f"  note: {n}" for n in self.notes), *(f"  WARNING: {w}" for w in self.warnings)]
-        )
+        return "\n".join([head, *(f"  note: {n}" for n in self.notes), *(f"  WARNING: {w}" for w in self.warnings)])
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(folder: Path, name: str) -> pd.DataFrame:
+    """One table of a saved result, packed or not."""
+    packed = folder / f"{name}.csv.gz"
     try:
-        return pd.read_csv(path, float_precision="round_trip")
+        return pd.read_csv(packed if packed.exists() else folder / f"{name}.csv", float_precision="round_trip")
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
 

@@ -30,9 +30,7 @@ from .values import as_csr, normalise, recognise, resolve_layer
 
 RATIOS = (0.10, 0.20, 0.35, 0.50, 0.75, 0.90)
 RUNS_PER_TASK = 25
-_CONTROL = re.compile(
-    r"(control|controls|ctrl|ctl|con|normal|healthy|nc|hc|wt|wildtype|unstimulated|vehicle)", re.I
-)
+_CONTROL = re.compile(r"(control|controls|ctrl|ctl|con|normal|healthy|nc|hc|wt|wildtype|unstimulated|vehicle)", re.I)
 _log = logging.getLogger(__name__)
 
 
@@ -128,15 +126,10 @@ def robustness(
     with progress("DEG robustness", len(plan), verbose) as advance:
         for name, cells in plan.items():
             blocks = {
-                layer: make_block(
-                    source.values(layer, cells), adata.obs.iloc[cells], groupby, pair, donor, min_cells
-                )
-                for layer in layers
+                layer: make_block(source.values(layer, cells), adata.obs.iloc[cells], groupby, pair, donor, min_cells) for layer in layers
             }
             outcomes = {layer: full_test(block, criteria) for layer, block in blocks.items()}
-            full += [
-                row for layer in layers for row in _full_rows(name, layer, blocks[layer], outcomes[layer])
-            ]
+            full += [row for layer in layers for row in _full_rows(name, layer, blocks[layer], outcomes[layer])]
             tasks = list(_tasks(name, blocks[layers[0]], settings))
             notes += _short_of_donors(name, blocks[layers[0]], settings)
             rows += _execute(tasks, blocks, outcomes, criteria, n_jobs, store)
@@ -184,9 +177,7 @@ class _Layers:
 def _groups(obs: pd.DataFrame, groupby: str, group1: str | None, group2: str | None) -> tuple[str, str]:
     """The two values compared; found by name if the column has just two."""
     if groupby not in obs:
-        raise DataError(
-            f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}."
-        )
+        raise DataError(f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}.")
     present = sorted(obs[groupby].dropna().astype(str).unique())
     for asked in (group1, group2):
         if asked is not None and str(asked) not in present:
@@ -196,10 +187,7 @@ def _groups(obs: pd.DataFrame, groupby: str, group1: str | None, group2: str | N
             raise DataError(f"Both groups are {group1!r}. Choose two different values of {groupby!r}.")
         return str(group1), str(group2)
     if len(present) != 2:
-        raise DataError(
-            f"{groupby!r} has {len(present)} values ({', '.join(present[:10])}). Say which two to compare: "
-            "group1 and group2."
-        )
+        raise DataError(f"{groupby!r} has {len(present)} values ({', '.join(present[:10])}). Say which two to compare: group1 and group2.")
     if group1 is not None:
         return str(group1), next(p for p in present if p != str(group1))
     if group2 is not None:
@@ -224,17 +212,13 @@ def _cells_of_types(
     """Cells (positions) of each cell type in the two groups, and a note for each type with too few."""
     for name in (donor, cell_type):
         if name is not None and name not in obs:
-            raise DataError(
-                f"There is no column {name!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}."
-            )
+            raise DataError(f"There is no column {name!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}.")
     group = obs[groupby].astype(str).to_numpy()
     compared = np.isin(group, pair) & obs[groupby].notna().to_numpy()
     if donor is not None:
         missing = int((obs[donor].isna().to_numpy() & compared).sum())
         if missing:
-            raise DataError(
-                f"{donor!r} is missing for {missing:,} cells. Name their donors, or leave them out."
-            )
+            raise DataError(f"{donor!r} is missing for {missing:,} cells. Name their donors, or leave them out.")
     if cell_type is None:
         kinds = np.full(len(obs), "all cells")
     else:
@@ -249,9 +233,7 @@ def _cells_of_types(
         cells = np.flatnonzero(compared & (kinds == name))
         sizes = [int((group[cells] == g).sum()) for g in pair]
         if min(sizes) < MIN_CELLS:
-            notes.append(
-                f"{name}: left out, {sizes[0]} {pair[0]} and {sizes[1]} {pair[1]} cells are too few."
-            )
+            notes.append(f"{name}: left out, {sizes[0]} {pair[0]} and {sizes[1]} {pair[1]} cells are too few.")
         else:
             plan[name] = cells
     if not plan:
@@ -304,9 +286,7 @@ def _short_of_donors(name: str, block: Block, settings: dict[str, Any]) -> list[
                 f"cells, {settings['donors']} was asked for."
             )
     if settings["null_permutations"] and have[1] < 4:
-        notes.append(
-            f"{name}: no null of split donors; {settings['group2']} has {have[1]} donors, 4 are needed."
-        )
+        notes.append(f"{name}: no null of split donors; {settings['group2']} has {have[1]} donors, 4 are needed.")
     return notes
 
 
@@ -346,8 +326,7 @@ def _execute(
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
         results = joblib.Parallel(n_jobs=n_jobs)(
-            joblib.delayed(run_task)(t, blocks[t.layer], outcomes[t.layer], reference, matched, criteria)
-            for t in part
+            joblib.delayed(run_task)(t, blocks[t.layer], outcomes[t.layer], reference, matched, criteria) for t in part
         )
         for task, table in zip(part, results, strict=True):
             store.save(task, table)

@@ -15,6 +15,7 @@ from .subsample import Task, cell_subsample, null_cells
 from .twogroup import HurdleTest, Sums, combine_sums, subset_sums
 
 DIRECTIONS = ("up", "down")
+BULK_CELLS = 10  # genes expressed by fewer cells tell nothing about donors
 
 
 class Criteria(NamedTuple):
@@ -96,9 +97,7 @@ def full_test(block: Block, criteria: Criteria) -> Outcome:
     return _with_bulk(outcome, parts, label, names, criteria)
 
 
-def run_task(
-    task: Task, block: Block, full: Outcome, reference: Outcome, matched: dict[str, int], criteria: Criteria
-) -> pd.DataFrame:
+def run_task(task: Task, block: Block, full: Outcome, reference: Outcome, matched: dict[str, int], criteria: Criteria) -> pd.DataFrame:
     """All runs of a task.
 
     ``reference`` is the full test of the first layer, ``matched`` the number of DEGs every layer has.
@@ -137,9 +136,7 @@ def _pairs(task: Task, block: Block, parts: list[Sums]) -> list[tuple[Sums, Sums
     names = np.array([d for _, d in block.samples])
     first, second = _sides(task, group)
     one, two = combine_sums(parts, first), combine_sums(parts, second)
-    labels = [
-        f"{'+'.join(names[a > 0])} v {'+'.join(names[b > 0])}" for a, b in zip(first, second, strict=True)
-    ]
+    labels = [f"{'+'.join(names[a > 0])} v {'+'.join(names[b > 0])}" for a, b in zip(first, second, strict=True)]
     return list(zip(one, two, labels, strict=True))
 
 
@@ -174,9 +171,7 @@ def _tests(pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, criteria: Cri
             out.append(Outcome(0, 0, nothing, nothing, note))
             continue
         screen, test, note = next(done)
-        out.append(
-            Outcome(0, 0, nothing, nothing, note) if test is None else _outcome(screen, test, criteria)
-        )
+        out.append(Outcome(0, 0, nothing, nothing, note) if test is None else _outcome(screen, test, criteria))
     return out
 
 
@@ -194,18 +189,14 @@ def _outcome(screen: Screen, test: HurdleTest, criteria: Criteria) -> Outcome:
     )
 
 
-def _rank(
-    genes: np.ndarray, log_p: np.ndarray, significant: np.ndarray, change: np.ndarray, threshold: float
-) -> Ranking:
+def _rank(genes: np.ndarray, log_p: np.ndarray, significant: np.ndarray, change: np.ndarray, threshold: float) -> Ranking:
     """Genes changed in this direction, by p, then by fold change."""
     mine = np.flatnonzero(change > threshold)
     order = mine[np.lexsort((-change[mine], log_p[mine]))]
     return Ranking(genes[order], int(significant[mine].sum()))
 
 
-def _overlap_columns(
-    way: str, outcome: Outcome, full: Outcome, reference: Outcome, k: int, criteria: Criteria
-) -> dict[str, Any]:
+def _overlap_columns(way: str, outcome: Outcome, full: Outcome, reference: Outcome, k: int, criteria: Criteria) -> dict[str, Any]:
     """Shares of genes in common with the full data; NaN where there is too little to compare."""
     mine: Ranking = getattr(outcome, way)
     whole: Ranking = getattr(full, way)
@@ -222,9 +213,7 @@ def _overlap_columns(
         "n_common": common,
         "overlap": common / whole.n_called if enough else np.nan,
         "precision": common / mine.n_called if enough and mine.n_called else np.nan,
-        "precision_reference": common_ref / mine.n_called
-        if ran and truth.n_called >= criteria.min_degs and mine.n_called
-        else np.nan,
+        "precision_reference": common_ref / mine.n_called if ran and truth.n_called >= criteria.min_degs and mine.n_called else np.nan,
         "n_matched": k,
         "overlap_matched": top / k if ran and k >= criteria.min_degs else np.nan,
     }
@@ -243,9 +232,7 @@ def _null_columns(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _null_bulk(
-    outcome: Outcome, task: Task, run: int, block: Block, parts: list[Sums], criteria: Criteria
-) -> Outcome:
+def _null_bulk(outcome: Outcome, task: Task, run: int, block: Block, parts: list[Sums], criteria: Criteria) -> Outcome:
     """The per-donor test of one split of the second group's donors."""
     group = np.array([g for g, _ in block.samples])
     keep = np.flatnonzero(group == 1)
@@ -255,14 +242,13 @@ def _null_bulk(
     return _with_bulk(outcome, [parts[i] for i in keep], label, names, criteria)
 
 
-def _with_bulk(
-    outcome: Outcome, parts: list[Sums], label: np.ndarray, names: list[str], criteria: Criteria
-) -> Outcome:
+def _with_bulk(outcome: Outcome, parts: list[Sums], label: np.ndarray, names: list[str], criteria: Criteria) -> Outcome:
     """Moderated t-tests on the donors' log2 means (label 0 v 1), within donors if all have both labels."""
     if min((label == 0).sum(), (label == 1).sum()) < 2:
         return outcome
     means = np.stack([p.linear / p.n for p in parts])
-    kept = np.flatnonzero((means > 0).sum(axis=0) > 1)
+    cells = np.sum([p.expressed for p in parts], axis=0)
+    kept = np.flatnonzero(((means > 0).sum(axis=0) > 1) & (cells >= BULK_CELLS))
     columns = [np.ones(label.size), (label == 0).astype(float)]
     distinct = sorted(set(names))
     if len(names) == 2 * len(distinct):

@@ -60,9 +60,7 @@ class TaskStore:
         """The task's runs if they were stored."""
         if self.folder is None or not self._path(task).exists():
             return None
-        return pd.read_csv(
-            self._path(task), float_precision="round_trip", keep_default_na=False, na_values=["NaN"]
-        )
+        return pd.read_csv(self._path(task), float_precision="round_trip", keep_default_na=False, na_values=["NaN"])
 
     def save(self, task: Task, table: pd.DataFrame) -> None:
         """Store the task's runs, whole or not at all."""

@@ -81,9 +81,7 @@ def donor_combinations(n1: int, n2: int, take: tuple[int, int], most: int, seed:
     if every == 0:
         return np.zeros((0, n1 + n2), dtype=np.uint8)
     if every <= most:
-        pairs = itertools.product(
-            itertools.combinations(range(n1), take[0]), itertools.combinations(range(n1, n1 + n2), take[1])
-        )
+        pairs = itertools.product(itertools.combinations(range(n1), take[0]), itertools.combinations(range(n1, n1 + n2), take[1]))
         chosen = [a + b for a, b in pairs]
     else:
         rng = np.random.default_rng(seed)

@@ -130,9 +130,7 @@ def group_sums(
     empty = np.zeros(0) if totals is None else np.asarray(totals, dtype=np.float64)
     labels = group.astype(np.int64)
     with threads_for(matrix.nnz * 15.0) as threads:
-        parts = _row_sums(
-            matrix.indptr, matrix.indices, matrix.data, empty, labels, n_groups, centre, threads
-        )
+        parts = _row_sums(matrix.indptr, matrix.indices, matrix.data, empty, labels, n_groups, centre, threads)
     whole = parts.sum(axis=0)
     sizes = np.bincount(group[group >= 0], minlength=n_groups)
     return [Sums(int(sizes[k]), *whole[k]) for k in range(n_groups)], centre
