@@ -69,7 +69,8 @@ ScMambaImpute <- function(object, ...) {
 #' @export
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
                                  assay.name = "scmamba", model = NULL, adapt = TRUE,
-                                 passes = 10, min.value = 0, to.counts = FALSE, batch.size = NULL, device = NULL, seed = 0,
+                                 passes = 10, min.value = 0, to.counts = FALSE, batch.size = NULL,
+                                 device = NULL, seed = 0,
                                  force = FALSE, overwrite = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
@@ -98,7 +99,8 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
 #' @export
 ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.name = "scmamba",
                                                model = NULL, adapt = TRUE, passes = 10,
-                                               min.value = 0, to.counts = FALSE, batch.size = NULL, device = NULL, seed = 0,
+                                               min.value = 0, to.counts = FALSE, batch.size = NULL,
+                                               device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
                                                verbose = TRUE, ...) {
   .no_extra(...)
@@ -118,7 +120,8 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.dgCMatrix <- function(object, model = NULL, adapt = TRUE, passes = 10,
-                                    min.value = 0, to.counts = FALSE, batch.size = NULL, device = NULL, seed = 0,
+                                    min.value = 0, to.counts = FALSE, batch.size = NULL,
+                                    device = NULL, seed = 0,
                                     force = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
