@@ -88,7 +88,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   }
   # Replaced as a whole, so that nothing of an older result stays behind.
   if (assay.name %in% SeuratObject::Assays(object)) object[[assay.name]] <- NULL
-  object[[assay.name]] <- new
+  object <- .add_assay(object, assay.name, new)
   object <- .annotate_seurat(object, "impute", result)
   model <- .describe_model(model)
   if (verbose) .say_imputed(matrix, assay.name)

@@ -21,9 +21,10 @@
     .get_layer5(object[[assay]], assay, layer, verbose)
   }
   if (is.null(data) || any(dim(data) == 0)) {
+    filled <- .filled_layers(object, assay)
     .abort(c(
       "The layer {.val {layer}} of assay {.val {assay}} is empty.",
-      i = "It has: {.val {.filled_layers(object, assay)}}. Name one of them,
+      i = "It has: {.val {filled}}. Name one of them,
            for example {.code layer = \"data\"}, or another {.arg assay}."
     ))
   }
@@ -142,6 +143,20 @@
     SeuratObject::CreateAssayObject
   }
   if (counts) create(counts = data) else create(data = data)
+}
+
+# Seurat 5 looks for counts in a new assay to add them up, and warns when it has none:
+# ours holds none on purpose.
+.add_assay <- function(object, name, assay) {
+  withCallingHandlers(
+    object[[name]] <- assay,
+    warning = function(w) {
+      if (grepl("isn't present in the assay", conditionMessage(w), fixed = TRUE)) {
+        invokeRestart("muffleWarning")
+      }
+    }
+  )
+  object
 }
 
 # Provenance and per-cell results; the user's own metadata columns stay.
