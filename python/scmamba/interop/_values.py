@@ -113,13 +113,23 @@ def matrix(value: Any) -> sparse.csr_matrix | np.ndarray:
     if "Dim" in value.list_attrs():
         rows, columns = (int(n) for n in value.do_slot("Dim"))
         x = np.asarray(value.do_slot("x").memoryview()) if len(value.do_slot("x")) else np.empty(0)
-        whole = np.rint(x)
-        data = x.astype(np.int32) if len(x) == 0 or (np.array_equal(x, whole) and abs(whole).max() < 2**31) else x.copy()
+        data = x.astype(np.int32) if whole(x) else x.copy()
         out = sparse.csr_matrix((data, memory(value.do_slot("i"), np.int32), memory(value.do_slot("p"), np.int32)), shape=(columns, rows))
         out.has_sorted_indices = True
         return out
     rows, columns = (int(n) for n in attribute(value, "dim"))
     return memory(value, np.float64).reshape(columns, rows)
+
+
+def whole(x: np.ndarray) -> bool:
+    """Whether all values are whole numbers that fit 32 bits; a part at a time, so no large temporary is made."""
+    if x.dtype.kind in "bu" or (x.dtype.kind == "i" and x.dtype.itemsize <= 4):
+        return True
+    for start in range(0, len(x), 1 << 20):
+        part = x[start : start + (1 << 20)]
+        if not (np.array_equal(part, np.rint(part)) and np.abs(part).max() < 2**31):
+            return False
+    return True
 
 
 def tree(value: Any) -> Any:
@@ -164,10 +174,16 @@ def _integers(values: np.ndarray) -> Any:
 
 
 def _floats(values: np.ndarray) -> Any:
-    """An R double vector from memory."""
+    """An R double vector, filled in place: no second copy of a large matrix is ever held."""
     from rpy2.rinterface import FloatSexpVector
 
-    return FloatSexpVector.from_memoryview(np.ascontiguousarray(values, dtype=np.float64).data)
+    from ._r import r, run
+
+    if len(values) == 0:
+        return FloatSexpVector([])
+    out = run(r("numeric"), to_column(np.array([len(values)])))
+    np.asarray(out.memoryview())[:] = values
+    return out
 
 
 def to_strings(values: Any) -> Any:
@@ -276,9 +292,8 @@ def to_matrix(values: Any) -> Any:
         raise DataError(f"The matrix holds {rows.nnz:,} values; an R sparse matrix holds at most {2**31 - 1:,}. Write it in parts.")
     if not rows.has_sorted_indices:
         rows = rows.sorted_indices()
-    x = np.ascontiguousarray(rows.data, dtype=np.float64)
     slots = {
-        "x": _floats(x),
+        "x": _floats(rows.data),
         "i": _integers(np.ascontiguousarray(rows.indices, dtype=np.int32)),
         "p": _integers(np.ascontiguousarray(rows.indptr, dtype=np.int32)),
         "Dim": IntSexpVector([rows.shape[1], rows.shape[0]]),

@@ -395,10 +395,10 @@ class _Maker:
             return {"counts": "layers/counts"} | ({} if adata.X is None else {"data": "X"})
         if adata.X is None:
             return {}
-        data = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X)
-        whole = bool(len(data.ravel()) == 0 or (data.min() >= 0 and (data == np.rint(data)).all()))
-        place = {"counts" if whole else "data": "X"}
-        return place | ({"data": "layers/data"} if whole and "data" in adata.layers else {})
+        data = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X).ravel()
+        counts = bool(len(data) == 0 or (data.min() >= 0 and v.whole(data)))
+        place = {"counts" if counts else "data": "X"}
+        return place | ({"data": "layers/data"} if counts and "data" in adata.layers else {})
 
     def _find(self, where: str, info: dict[str, Any], layer: str) -> tuple[Any, Any]:
         """A matrix by its place, and its own feature names where it does not have those of ``var``."""
@@ -478,7 +478,11 @@ class _Maker:
         obs.insert(0, "orig.ident", pd.Categorical(["scMamba"] * len(obs))) if "orig.ident" not in obs else None
         counts = self.adata.layers.get("counts", self.adata.X)
         if "counts" in self._guess():
-            for name, value in ((f"nCount_{self.main}", counts.sum(axis=1)), (f"nFeature_{self.main}", (counts > 0).sum(axis=1))):
+            found = counts.getnnz(axis=1) if sparse.issparse(counts) and counts.data.all() else (counts > 0).sum(axis=1)
+            for name, value in (
+                (f"nCount_{self.main}", counts.sum(axis=1)),
+                (f"nFeature_{self.main}", found),
+            ):
                 if name not in obs:
                     obs[name] = np.asarray(value).ravel()
         return obs
