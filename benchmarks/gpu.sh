@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Everything to know about scMamba on an NVIDIA GPU, in minutes: correctness, then speed.
+#
+#   benchmarks/gpu.sh              # in an environment with torch for CUDA and scmamba[test] installed
+#   benchmarks/gpu.sh --build      # first try to build mamba-ssm and causal-conv1d (needs nvcc, many minutes)
+#
+# Leaves benchmarks/results/gpu.json and gpu.md.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+unset TRITON_INTERPRET
+
+if [ "${1:-}" = "--build" ]; then
+  MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE \
+    pip install --no-build-isolation causal-conv1d mamba-ssm || echo "mamba-ssm could not be built here" >&2
+fi
+
+python - <<'PY'
+import sys
+import torch
+from scmamba.scan import available_backends
+
+if not torch.cuda.is_available():
+    sys.exit("torch sees no NVIDIA GPU here: " + torch.__version__)
+print(torch.cuda.get_device_name(), "torch", torch.__version__)
+for name, state in available_backends().items():
+    print(f"  {name}: {state}")
+PY
+
+python -m pytest -q tests/python/test_scan_triton.py
+python benchmarks/gpu.py "${@:2}"

@@ -1,0 +1,81 @@
+"""What the speed benchmarks share: interleaved timing, peak memory in a process of its own, the machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def interleaved(functions: dict[str, Callable[[], object]], rounds: dict[str, int]) -> dict[str, float]:
+    """Best seconds of each function; rounds alternate, so that a busy moment of the machine hits all alike."""
+    best = dict.fromkeys(functions, float("inf"))
+    for function in functions.values():
+        function()  # compile, allocate, warm up
+    for turn in range(max(rounds.values())):
+        for name, function in functions.items():
+            if turn < rounds[name]:
+                start = time.perf_counter()
+                function()
+                best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def peak_memory(script: str, *arguments: str) -> float:
+    """MB by which ``script arguments`` grew at its peak; it prints what ``grown`` returns."""
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True, timeout=600)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def grown(function: Callable[[], object]) -> float:
+    """MB by which the process's peak exceeds what it held before ``function`` (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far; rusage would remember the parent's
+    before = _status("VmRSS")
+    function()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    """A line of /proc/self/status, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the software and how busy the machine was."""
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    wide = [flag for flag in ("avx2", "avx512f", "amx_tile") if f" {flag} " in info]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "vector_units": wide,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load_average_1_min": os.getloadavg()[0],
+    }
+
+
+def save(name: str, result: dict[str, Any]) -> None:
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def write_table(name: str, table: str) -> None:
+    """Replace the part of docs/scan.md between the markers of ``name``."""
+    page = DOCS / "scan.md"
+    text = page.read_text()
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, rest = text.split(begin)
+    page.write_text(before + begin + "\n" + table.strip() + "\n" + end + rest.split(end)[1])
