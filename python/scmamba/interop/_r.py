@@ -131,12 +131,16 @@ def read_rds(path: str | os.PathLike[str]) -> Any:
     if not os.path.isfile(path):
         raise DataError(f"There is no file {path}.")
     bridge()
-    need("methods")
-    for package in ("SeuratObject", "SingleCellExperiment"):
-        run(r("requireNamespace"), _string(package), quietly=_logical(True))
     try:
-        return run(r("readRDS"), _string(path))
+        value = run(r("readRDS"), _string(path))
+        # The package that defines the object's class, and only that one: loading both takes seconds.
+        package = run(r("attr"), run(r("class"), value), _string("package"))
+        if package.__class__.__name__ != "NULLType":
+            need(str(package[0]))
+        return value
     except ScMambaError as error:
+        if error.__cause__ is None:  # a package is missing, and the message says which
+            raise
         raise DataError(f"{path} is not an .rds file that this R can read ({error.__cause__}).".replace("\n", " ")) from error
 
 
