@@ -1,4 +1,4 @@
-"""Triton without a GPU: right numbers in the interpreter, real machine code for three generations of chips."""
+"""Triton without a GPU: right numbers in the interpreter, machine code for three generations of chips."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from test_scan import compare, make, run
 from scmamba.scan import Direction, _mamba_ssm, available_backends, selective_scan
 
 HERE = Path(__file__).parent
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="triton is not installed"
-)
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 
 
 @needs_triton
@@ -75,9 +73,7 @@ def compiled(name: str, capability: int):
             signature[argument] = "i32"
         else:
             signature[argument] = "*fp32"
-    aligned = {
-        (i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a] == "*fp32"
-    }
+    aligned = {(i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a] == "*fp32"}
     return triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned),
         target=GPUTarget("cuda", capability, 32),

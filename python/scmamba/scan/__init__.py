@@ -72,8 +72,6 @@ def _triton_refuses(tensor: torch.Tensor) -> str:
 
 register(Backend("cpu", _numba_missing, floating(*_HALF_OR_SINGLE, device="cpu"), lazy("cpu"), True))
 register(Backend("triton", _triton_missing, _triton_refuses, lazy("_triton")))
-register(
-    Backend("mamba_ssm", _mamba_ssm.missing, floating(*_HALF_OR_SINGLE, device="cuda"), lazy("_mamba_ssm"))
-)
+register(Backend("mamba_ssm", _mamba_ssm.missing, floating(*_HALF_OR_SINGLE, device="cuda"), lazy("_mamba_ssm")))
 register(Backend("chunked", lambda: "", floating(*_ANY), lazy("chunked")))
 register(Backend("reference", lambda: "", floating(*_ANY), lazy("reference")))

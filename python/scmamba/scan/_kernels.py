@@ -330,13 +330,9 @@ def backward_job(job, scratch):
                 b, c = b0 + t * s_b, c0 + t * s_c
                 dtu = vmul(dt, u)
                 if v == 0:
-                    gradients_begin(
-                        h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states
-                    )
+                    gradients_begin(h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states)
                 else:
-                    gradients_add(
-                        h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states
-                    )
+                    gradients_add(h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states)
                 ddtu = vload(sums)
                 ddt = vfma(ddtu, u, vmul(vload(sums + 64), vln2()))
                 ddelta = vmul(ddt, vload(slope0 + i * row + o))

@@ -88,9 +88,7 @@ def _end_state(u, delta, A, B, bias, b_cell, b_row, ends, totals, slot, cell, ch
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
         x = tl.load(u + at, mask=e < E, other=0.0).to(tl.float32)
-        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(
-            B, cell * b_cell + t * b_row, n, N, True, BD
-        )
+        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, True, BD)
         total += dt
     tl.store(ends + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], h, mask=(e < E)[None, :])
     tl.store(totals + slot.to(tl.int64) * E + e, total, mask=e < E)
@@ -103,9 +101,7 @@ def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering,
     """A chunk's outputs from the state that enters it; add to what the first direction wrote, then gate."""
     n = tl.arange(0, NP) * one
     rate, shift, skip = _rates(A, e, n, E, N), _vector(bias, e, E), _vector(D, e, E)
-    h = tl.load(
-        entering + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], mask=(e < E)[None, :], other=0.0
-    )
+    h = tl.load(entering + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], mask=(e < E)[None, :], other=0.0)
     start = chunk * CHUNK
     count = tl.minimum(CHUNK, L - start)
     for i in range(count):
@@ -113,9 +109,7 @@ def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering,
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
         x = tl.load(u + at, mask=e < E, other=0.0).to(tl.float32)
-        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(
-            B, cell * b_cell + t * b_row, n, N, True, BD
-        )
+        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, True, BD)
         out = tl.sum(h * _states(C, cell * c_cell + t * c_row, n, N, True, BD), axis=0) + skip * x
         if ADD:
             out += tl.load(kept + at, mask=e < E, other=0.0)
@@ -153,7 +147,8 @@ def end_states(u0, u1, delta0, delta1, A0, A1, B0, B1, bias0, bias1, b_cell0, b_
 
 @triton.jit(do_not_specialize=["one"])
 def carry(A0, A1, ends, totals, E, N, chunks, one,
-          BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+          BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr,
+          NP: tl.constexpr, BD: tl.constexpr):  # fmt: skip
     """What enters each chunk, in the place of what left it; grid (channel blocks, cells x directions)."""
     e = (tl.program_id(0) * BD + tl.arange(0, BD)) * one
     which, n = tl.program_id(1), tl.arange(0, NP) * one
@@ -178,8 +173,9 @@ def carry(A0, A1, ends, totals, E, N, chunks, one,
 
 
 @triton.jit(do_not_specialize=["one"])
-def outputs(u0, u1, delta0, delta1, A0, A1, B0, B1, C0, C1, D0, D1, bias0, bias1, b_cell0,
-            b_cell1, b_row0, b_row1, c_cell0, c_cell1, c_row0, c_row1, entering, z, z_cell, z_row, y, kept, L, E, N, chunks, one,
+def outputs(u0, u1, delta0, delta1, A0, A1, B0, B1, C0, C1, D0, D1, bias0, bias1,
+            b_cell0, b_cell1, b_row0, b_row1, c_cell0, c_cell1, c_row0, c_row1, entering,
+            z, z_cell, z_row, y, kept, L, E, N, chunks, one,
             BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr, GATE: tl.constexpr,
             KEEP: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """Grid (channel blocks, chunks, cells): both directions of a chunk in one program."""
@@ -218,9 +214,7 @@ def end_gradients(delta, A, C, bias, dy, c_cell, c_row, leaving, L, E, N, chunks
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
         d = tl.load(dy + at, mask=e < E, other=0.0)
-        g = tl.exp2(dt[None, :] * rate) * (
-            g + d[None, :] * _states(C, cell * c_cell + t * c_row, n, N, True, BD)
-        )
+        g = tl.exp2(dt[None, :] * rate) * (g + d[None, :] * _states(C, cell * c_cell + t * c_row, n, N, True, BD))
     slot = cell * chunks + chunk
     tl.store(leaving + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], g, mask=(e < E)[None, :])
 
@@ -363,10 +357,7 @@ def self_check() -> str:
 
         for function in (scan, plain):
             leaves = [[t.cuda().requires_grad_() for t in one] for one in values]
-            directions = [
-                Direction(u, delta - 3, -torch.exp(A), *rest, bool(i))
-                for i, (u, delta, A, *rest) in enumerate(leaves)
-            ]
+            directions = [Direction(u, delta - 3, -torch.exp(A), *rest, bool(i)) for i, (u, delta, A, *rest) in enumerate(leaves)]
             out = function(directions, leaves[0][0].detach())
             out.square().sum().backward()
             found.append([out.detach(), *(t.grad for one in leaves for t in one)])
@@ -391,9 +382,7 @@ def _forward(flags: tuple[bool, ...], z: Tensor | None, tensors: Sequence[Tensor
     out = torch.empty_like(u)
     kept = torch.empty(u.shape, dtype=torch.float32, device=u.device) if both or keep else out
     directions = {"BOTH": both, "REVERSE0": flags[0], "REVERSE1": flags[-1]}
-    pairs = [
-        x for pair in zip(first, last) for x in pair
-    ]  # u0 u1 delta0 delta1 A0 A1 B0 B1 C0 C1 D0 D1 bias0 bias1
+    pairs = [x for pair in zip(first, last) for x in pair]  # u0 u1 delta0 delta1 A0 A1 B0 B1 C0 C1 D0 D1 bias0 bias1
     bs = [x.stride(i) for i in (0, 1) for x in (first[3], last[3])]
     cs = [x.stride(i) for i in (0, 1) for x in (first[4], last[4])]
     grid = (s.blocks, s.chunks, s.batch * s.directions)
@@ -401,9 +390,7 @@ def _forward(flags: tuple[bool, ...], z: Tensor | None, tensors: Sequence[Tensor
         *pairs[:8], *pairs[12:], *bs, ends, totals, s.length, s.channels, s.states, s.chunks, 1,
         **directions, **s.tile, CHUNK=s.chunk,
     )  # fmt: skip
-    carry[(s.blocks, s.batch * s.directions)](
-        *pairs[4:6], ends, totals, s.channels, s.states, s.chunks, 1, **directions, **s.tile
-    )
+    carry[(s.blocks, s.batch * s.directions)](*pairs[4:6], ends, totals, s.channels, s.states, s.chunks, 1, **directions, **s.tile)
     gate = u if z is None else z
     outputs[(s.blocks, s.chunks, s.batch)](
         *pairs, *bs, *cs, ends, gate, gate.stride(0), gate.stride(1), out, kept,
@@ -449,9 +436,7 @@ def _backward(ctx, i: int, tensors: Sequence[Tensor], dy: Tensor) -> list[Tensor
     sizes = (s.length, s.channels, s.states, s.chunks)
     cs = (C.stride(0), C.stride(1))
     grid = (s.blocks, s.chunks, s.batch)
-    end_gradients[grid](
-        delta, A, C, bias, dy, *cs, arriving, *sizes, 1, REVERSE=reverse, **s.tile, CHUNK=s.chunk
-    )
+    end_gradients[grid](delta, A, C, bias, dy, *cs, arriving, *sizes, 1, REVERSE=reverse, **s.tile, CHUNK=s.chunk)
     carry[(s.blocks, s.batch)](
         A, A, arriving, ctx.totals[:, i].contiguous(), s.channels, s.states, s.chunks, 1,
         BOTH=False, REVERSE0=not reverse, REVERSE1=False, **s.tile,

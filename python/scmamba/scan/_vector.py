@@ -403,9 +403,7 @@ slope_wide, slope_one = _memory(3, _slope_of(WIDE)), _memory(3, _slope_of(1))
 ROWS = 8  # rows per call of ``project_many``: every weight is loaded once for all of them
 
 
-def _accumulate(
-    builder: Builder, count: Value, zeros: list[Value], terms: Callable[[Value], list[Any]]
-) -> list[Value]:
+def _accumulate(builder: Builder, count: Value, zeros: list[Value], terms: Callable[[Value], list[Any]]) -> list[Value]:
     """``zeros[i] + sum over n < count of a product``; ``terms(n)`` gives the two factors for every i."""
     totals = [cgutils.alloca_once_value(builder, zero) for zero in zeros]
     with cgutils.for_range(builder, count, intp=_I64) as loop:
@@ -474,9 +472,7 @@ Addresses = dict[str, Value]
 Group = Callable[[Addresses, int], list[list[tuple[Value, Value]]]]
 
 
-def _over_states(
-    builder: Builder, states: Value, addresses: Addresses, sums: int, group: Group
-) -> list[Value]:
+def _over_states(builder: Builder, states: Value, addresses: Addresses, sums: int, group: Group) -> list[Value]:
     """Run ``group`` over all states, ``INTERLEAVED`` at a time and the rest one by one; returns the sums.
 
     State n is at 64 n in the arrays of vectors and at 4 n in "b" and "c". Every place in the group has its
@@ -505,9 +501,7 @@ def _step(any_value: bool, keep: bool) -> Any:
     """All states of one vector of channels, one step; returns C h. With ``keep``, stores the decays too."""
 
     @intrinsic
-    def step(
-        ctx: Any, new: Any, old: Any, decays: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any
-    ) -> Any:
+    def step(ctx: Any, new: Any, old: Any, decays: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             addresses = dict(zip(("new", "old", "decays", "a", "b", "c"), args))
             dt, dtu, states = args[6:]
@@ -568,16 +562,11 @@ def _gradients(add: bool) -> Any:
                 for i in each:
                     h = get("after", i)
                     share_c = _fma(builder, dy, h, get("dc", i)) if add else builder.fmul(dy, h)
-                    share_b = (
-                        _fma(builder, grads[i], dtu, get("db", i)) if add else builder.fmul(grads[i], dtu)
-                    )
+                    share_b = _fma(builder, grads[i], dtu, get("db", i)) if add else builder.fmul(grads[i], dtu)
                     share_a = _fma(builder, through[i], dt, get("da", i))
                     for name, x in (("dc", share_c), ("db", share_b), ("g", carried[i]), ("da", share_a)):
                         _store(builder, at[name], x, BYTES * i)
-                return [
-                    [(grads[i], _broadcast(builder, at["b"], 4 * i)), (through[i], get("rate", i))]
-                    for i in each
-                ]
+                return [[(grads[i], _broadcast(builder, at["b"], 4 * i)), (through[i], get("rate", i))] for i in each]
 
             totals = _over_states(builder, states, dict(zip(names, args)), 2, group)
             for i, total in enumerate(totals):
@@ -606,8 +595,7 @@ def _lane_sums(builder: Builder, vectors: list[Value]) -> Value:
         starts = [lane for lane in range(2 * LANES) if lane % size < size // 2]
         ends = [lane + size // 2 for lane in starts]
         vectors = [
-            builder.fadd(_shuffle(builder, a, b, starts), _shuffle(builder, a, b, ends))
-            for a, b in zip(vectors[::2], vectors[1::2])
+            builder.fadd(_shuffle(builder, a, b, starts), _shuffle(builder, a, b, ends)) for a, b in zip(vectors[::2], vectors[1::2])
         ]
         size //= 2
     return vectors[0]

@@ -115,9 +115,7 @@ class _Conv(torch.autograd.Function):
         return (*_backward(x, taps, bias, reverse, silu, dy), None, None)
 
 
-def _backward(
-    x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool, dy: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of the taps (W, E) and of the bias."""
     from ._jit import kernels
 

@@ -37,9 +37,7 @@ def scan(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
     if training:
         out = _Scan.apply(flags, gate, *tensors)
     else:
-        weights = [
-            None if (w := d.delta_weight) is None else _prepared(w, missing, "first") for d in directions
-        ]
+        weights = [None if (w := d.delta_weight) is None else _prepared(w, missing, "first") for d in directions]
         out = _forward(flags, gate, tensors, keep=False, weights=weights)[0]
     return out[..., :channels].to(dtype) if missing else out.to(dtype)
 
@@ -125,9 +123,7 @@ class _Jobs:
 Weights = Sequence["Tensor | None"]
 
 
-def _inputs(
-    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], weights: Weights = ()
-) -> _Jobs:
+def _inputs(flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], weights: Weights = ()) -> _Jobs:
     """The fields that forward and backward share; ``weights`` project a thin delta."""
     batch, length, channels = tensors[0].shape
     jobs = _Jobs(batch, channels, len(flags))

@@ -13,9 +13,7 @@ from . import _memory, _pool
 LANES = 16
 
 
-def add_rms_norm(
-    hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """``total = hidden + residual`` and ``total / rms(total) * weight``; returns (normalised, total).
 
     All (..., D), ``weight`` (D,). ``hidden`` may be half-precision; ``total`` and the result have the type of
@@ -54,9 +52,7 @@ def _forward(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tu
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         out, total = _forward(hidden, residual, weight, eps)
         ctx.save_for_backward(total, weight)
         ctx.eps = eps
@@ -70,9 +66,7 @@ class _AddNorm(torch.autograd.Function):
         return dx, dx, dweight, None
 
 
-def _backward(
-    total: Tensor, weight: Tensor, eps: float, dout: Tensor | None, dtotal: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _backward(total: Tensor, weight: Tensor, eps: float, dout: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradient of either addend, and of the weight."""
     from ._jit import kernels
 

@@ -10,9 +10,7 @@ from .._errors import BackendError
 from .registry import Direction, choose_backend, scan_with
 
 
-def selective_scan(
-    directions: Sequence[Direction], z: Tensor | None = None, *, backend: str | None = None
-) -> Tensor:
+def selective_scan(directions: Sequence[Direction], z: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """Sum over ``directions`` of the Mamba-1 selective scan, times ``silu(z)`` once.
 
     For each direction, with ``dt = softplus(delta + delta_bias)`` and time running backwards if ``reverse``:

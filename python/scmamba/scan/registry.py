@@ -101,10 +101,7 @@ def choose_backend(tensor: Tensor, requested: str | None = None) -> str:
         if why:
             where = "asked for" if requested else f"set by {ENVIRONMENT}"
             usable = [b.name for b in _backends.values() if not (b.missing() or b.refuses(tensor))]
-            raise BackendError(
-                f"The scan backend {name!r} ({where}) cannot be used: {why}. "
-                f"Usable here: {', '.join(usable)}."
-            )
+            raise BackendError(f"The scan backend {name!r} ({where}) cannot be used: {why}. Usable here: {', '.join(usable)}.")
         return _log(name, tensor)
     for backend in _backends.values():
         if not (backend.missing() or backend.refuses(tensor)):
