@@ -171,6 +171,7 @@ def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None
         folder.mkdir()
         weights = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
         save_file(weights, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0o644)  # its writer makes it private; a lab shares its models
         model.config.write(folder / "config.json")
         model.genes.write(folder / "genes.tsv")
         if model.labels is not None:

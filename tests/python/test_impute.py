@@ -1,0 +1,232 @@
+"""Imputation and embedding: the published rule, what is kept, what is refused, and that nothing is left half-written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+import torch
+from conftest import small_model
+from scipy import sparse
+
+import scmamba
+from scmamba._errors import CheckpointError, DataError, GeneError, ScMambaError
+from scmamba.tasks import _stream
+
+QUIET = dict(verbose=False, adapt=False)
+
+
+def published_rule(model, x, passes):
+    """The ten passes written out cell by cell: every k-th zero hidden, its prediction kept, negatives to 0."""
+    result = x.copy()
+    for row in range(len(x)):
+        zeros = np.flatnonzero(x[row] == 0)
+        for k in range(passes):
+            mask = np.zeros((1, x.shape[1]), dtype=bool)
+            mask[0, zeros[k::passes]] = True
+            with torch.no_grad():
+                answer = model.network.reconstruct(torch.from_numpy(x[row : row + 1]), torch.from_numpy(mask))[0].numpy()
+            result[row, mask[0]] = np.maximum(answer[mask[0]], 0)
+    return result
+
+
+def test_the_published_rule_on_published_weights(shared):
+    official = shared / "reference" / "official"
+    counts = np.load(official / "expected.npz")["counts"]
+    model = scmamba.load_model(official / "pretrain.ckpt")
+    data = ad.AnnData(sparse.csr_matrix(counts))
+    data.var_names = list(model.genes)
+    result = scmamba.impute(data, model=model, passes=2, **QUIET).layers["scmamba"].toarray()
+    x = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True)).astype(np.float32)
+    np.testing.assert_allclose(result, published_rule(model, x, 2), atol=1e-4)
+
+
+@pytest.mark.parametrize("reads", ["all", "expressed"])
+def test_observed_values_stay_and_everything_else_comes_back(cohort, reads):
+    data = cohort[:4].copy()
+    data.obs["note"] = pd.Categorical(["a", None, "b", "a"], categories=["b", "a", "unused"], ordered=True)
+    data.layers["mine"] = data.X * 2
+    data.obsm["X_pca"] = np.arange(8.0).reshape(4, 2)
+    before = data.copy()
+    result = scmamba.impute(data, model=small_model(reads), passes=2, **QUIET)
+    assert result is data
+    assert (data.X != before.X).nnz == 0 and (data.layers["mine"] != before.layers["mine"]).nnz == 0
+    pd.testing.assert_frame_equal(data.obs[before.obs.columns], before.obs)
+    np.testing.assert_array_equal(data.obsm["X_pca"], before.obsm["X_pca"])
+    layer = data.layers["scmamba"]
+    assert layer.format == "csr" and layer.dtype == np.float32 and layer.data.min() > 0
+    expected = before.copy()
+    expected.X = expected.X.astype(np.float64)
+    sc.pp.normalize_total(expected, target_sum=1e4)
+    sc.pp.log1p(expected)
+    observed = before.X.toarray() > 0
+    np.testing.assert_allclose(layer.toarray()[observed], expected.X.toarray()[observed], rtol=1e-6)
+    assert (layer.toarray()[~observed] > 0).mean() > 0.1
+    assert data.uns["scmamba"]["impute"]["passes"] == 2
+
+
+def test_predictions_are_moved_onto_the_scale_of_the_data(cohort):
+    """A gene the model does not know takes half of every cell: CP10k over all genes is half of CP10k over the model's."""
+    known = cohort[:3].copy()
+    known = known[:, scmamba.genes.match_adata(known).matched].copy()
+    total = np.asarray(known.X.sum(axis=1)).ravel()
+    other = ad.AnnData(sparse.csr_matrix(total[:, None]), obs=known.obs)
+    other.var_names = ["not-a-gene"]
+    both = ad.concat([known, other], axis="var", merge="first")
+    model = small_model()
+    alone = scmamba.impute(known, model=model, passes=1, **QUIET).layers["scmamba"].toarray()
+    halved = scmamba.impute(both, model=model, passes=1, **QUIET).layers["scmamba"].toarray()
+    np.testing.assert_allclose(np.expm1(halved[:, :-1]), np.expm1(alone) / 2, rtol=2e-5)
+    np.testing.assert_allclose(np.expm1(halved[:, -1]), 5000, rtol=1e-5)
+
+
+def test_counts_come_back_as_the_paper_says(cohort):
+    data = cohort[:4, scmamba.genes.match_adata(cohort).matched].copy()
+    model = small_model()
+    logs = scmamba.impute(data.copy(), model=model, passes=1, **QUIET).layers["scmamba"].toarray()
+    counts = scmamba.impute(data.copy(), model=model, passes=1, to_counts=True, **QUIET).layers["scmamba"].toarray()
+    total = np.asarray(data.X.sum(axis=1))
+    np.testing.assert_allclose(counts, np.expm1(logs.astype(np.float64)) / 1e4 * total, rtol=1e-4)
+    observed = data.X.toarray() > 0
+    np.testing.assert_array_equal(counts[observed], data.X.toarray()[observed])
+
+
+def test_small_values_can_stay_zero(cohort):
+    data = cohort[:3].copy()
+    full = scmamba.impute(data.copy(), model=small_model(), passes=1, **QUIET).layers["scmamba"].toarray()
+    cut = scmamba.impute(data.copy(), model=small_model(), passes=1, min_value=0.4, **QUIET).layers["scmamba"].toarray()
+    filled = data.X.toarray() == 0
+    np.testing.assert_array_equal(cut[filled], np.where(full[filled] >= 0.4, full[filled], 0))
+    np.testing.assert_array_equal(cut[~filled], full[~filled])
+
+
+def test_log_values_keep_their_own_scale(cohort):
+    data = cohort[:3].copy()
+    counts = scmamba.impute(data.copy(), model=small_model(), passes=1, **QUIET).layers["scmamba"].toarray()
+    data.X = data.X.astype(np.float64)
+    sc.pp.normalize_total(data, target_sum=1e4)
+    sc.pp.log1p(data)
+    logs = scmamba.impute(data, model=small_model(), passes=1, **QUIET).layers["scmamba"].toarray()
+    np.testing.assert_allclose(logs, counts, atol=2e-4)
+    with pytest.raises(DataError, match="totals are lost"):
+        scmamba.impute(data, model=small_model(), to_counts=True, **QUIET)
+
+
+def test_one_cell_and_a_cell_without_counts(cohort):
+    one = scmamba.impute(cohort[:1].copy(), model=small_model("expressed"), passes=2, **QUIET)
+    assert one.layers["scmamba"].nnz > cohort[:1].X.nnz
+    empty = cohort[:2].copy()
+    empty.X = sparse.vstack([empty.X[:1], empty.X[1:] * 0]).tocsr()
+    result = scmamba.impute(empty, model=small_model("expressed"), passes=2, **QUIET)
+    assert result.layers["scmamba"][1].nnz == 0 and result.obs["scmamba_low_depth"].tolist()[1]
+
+
+def test_what_is_refused_leaves_the_object_as_it_was(cohort):
+    data = cohort[:4].copy()
+    data.layers["scmamba"] = data.X.copy()
+    with pytest.raises(DataError, match="nothing is overwritten"):
+        scmamba.impute(data, model=small_model(), **QUIET)
+    assert (data.layers["scmamba"] != data.X).nnz == 0 and "scmamba" not in data.uns
+    few = cohort[:4, :500].copy()
+    with pytest.raises(GeneError, match="force=True"):
+        scmamba.impute(few, model=small_model(), **QUIET)
+    assert "scmamba" in scmamba.impute(few, model=small_model(), force=True, passes=1, **QUIET).layers
+    with pytest.raises(ScMambaError, match="passes is 0"):
+        scmamba.impute(cohort[:2].copy(), model=small_model(), passes=0, **QUIET)
+    with pytest.raises(CheckpointError):
+        scmamba.impute(cohort[:2].copy(), model="no-such-model", **QUIET)
+
+
+def test_adaptation_is_judged_on_held_out_cells_and_repeats(cohort):
+    data = ad.concat([cohort] * 3, index_unique="-")
+    results = [scmamba.impute(data.copy(), model=small_model("expressed"), adapt=6, passes=1, seed=5, verbose=False) for _ in range(2)]
+    report = results[0].uns["scmamba"]["impute"]["adapt"]
+    assert report["used"] == (report["loss_after"] < report["loss_before"]) and report["steps"] == 6
+    assert (results[0].layers["scmamba"] != results[1].layers["scmamba"]).nnz == 0
+    few = scmamba.impute(cohort[:5].copy(), model=small_model("expressed"), passes=1, verbose=False)
+    assert few.uns["scmamba"]["impute"]["adapt"]["used"] is False
+
+
+@pytest.mark.parametrize("reads", ["all", "expressed"])
+def test_embedding_is_that_of_the_network(cohort, reads):
+    model = small_model(reads, seed=2)
+    data = scmamba.embed(cohort[:5].copy(), model=model, verbose=False)
+    cells = scmamba.data.read_cells(cohort[:5].copy(), model.genes)
+    x = np.zeros((5, 19306), dtype=np.float32)
+    x[:, cells.genes] = cells.to_model(cells.linear(slice(0, 5)))[0].toarray()
+    np.testing.assert_allclose(data.obsm["X_scmamba"], model.cell_embedding(x), atol=1e-5)
+
+
+def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
+    cohort.write_h5ad(tmp_path / "in.h5ad")
+    model = small_model("expressed")
+    scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=model, passes=2, batch_size=7, **QUIET)
+    from_file = ad.read_h5ad(tmp_path / "out.h5ad")
+    direct = scmamba.impute(cohort.copy(), model=model, passes=2, **QUIET)
+    assert abs(from_file.layers["scmamba"] - direct.layers["scmamba"]).max() < 1e-5
+    assert (from_file.X != cohort.X).nnz == 0
+    pd.testing.assert_frame_equal(from_file.obs, direct.obs, check_dtype=False)
+    pd.testing.assert_frame_equal(from_file.var, cohort.var)
+    assert from_file.uns["scmamba"]["impute"]["passes"] == 2
+    scmamba.embed_file(tmp_path / "out.h5ad", tmp_path / "both.h5ad", model=model, verbose=False)
+    both = ad.read_h5ad(tmp_path / "both.h5ad")
+    assert {"impute", "embed"} <= set(both.uns["scmamba"]) and both.obsm["X_scmamba"].shape == (cohort.n_obs, 8)
+    with pytest.raises(ScMambaError, match="exists already"):
+        scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=model, **QUIET)
+
+
+def test_files_that_are_none_are_answered(tmp_path):
+    (tmp_path / "a.h5ad").write_text("text")
+    (tmp_path / "a.rds").write_bytes(b"\x1f\x8b\x08rds")
+    for name, sentence in (("a.h5ad", r"not an h5ad"), ("a.rds", "scmamba convert"), ("missing.h5ad", "There is no file")):
+        with pytest.raises(DataError, match=sentence):
+            scmamba.impute_file(tmp_path / name, tmp_path / "out.h5ad", **QUIET)
+    assert not (tmp_path / "out.h5ad").exists()
+
+
+def test_a_truncated_file_is_answered(cohort, tmp_path):
+    cohort.write_h5ad(tmp_path / "whole.h5ad")
+    whole = (tmp_path / "whole.h5ad").read_bytes()
+    (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="truncated"):
+        scmamba.impute_file(tmp_path / "cut.h5ad", tmp_path / "out.h5ad", **QUIET)
+
+
+def test_a_full_disk_leaves_nothing(cohort, tmp_path):
+    """/dev/full answers every write as a full disk does."""
+    cohort[:4].write_h5ad(tmp_path / "in.h5ad")
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+
+    def full_disk(source, temporary):
+        with open("/dev/full", "wb", buffering=0) as file:
+            file.write(b"x")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_stream, "_copy", full_disk)
+        with pytest.raises(ScMambaError, match="is full"):
+            scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=small_model(), passes=1, **QUIET)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad"]
+
+
+def test_an_interrupt_leaves_nothing(tmp_path):
+    """A real Ctrl-C to the real command while it imputes."""
+    scmamba.datasets.brain_cohort(1500, seed=0).write_h5ad(tmp_path / "in.h5ad")
+    scmamba.save_checkpoint(small_model(), tmp_path / "model")
+    command = [sys.executable, "-m", "scmamba", "impute", "in.h5ad", "-o", "out.h5ad", "--model", "model", "--no-adapt"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not list(tmp_path.glob(".out.h5ad.*/out.h5ad")):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0 and "Traceback" not in errors
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "model"]
