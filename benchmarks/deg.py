@@ -154,8 +154,9 @@ def part_large() -> list[dict[str, Any]]:
     base = simulate(12_500, 19_306, 0.08)
     for times in (2, 4, 8):  # the same cells again and again: what counts here is how many there are
         cells = times * base.n_obs
-        adata = ad.AnnData(sp.vstack([base.X] * times, format="csr"), obs=pd.concat([base.obs] * times), var=base.var)
-        adata.obs_names_make_unique()
+        obs = pd.concat([base.obs] * times, ignore_index=True)
+        obs.index = obs.index.astype(str)
+        adata = ad.AnnData(sp.vstack([base.X] * times, format="csr"), obs=obs, var=base.var)
         held = (adata.X.data.nbytes + adata.X.indices.nbytes) / 2**30
         wall, cpu = timed(lambda a=adata: find_markers(a, "group", "B", "A"), 1)
         name = f"find_markers Seurat 5, {cells:,} x 19,306, counts"
@@ -248,7 +249,8 @@ def main() -> None:
     if args.inside:
         rows = PARTS[args.inside]()
         for row in rows:
-            row.setdefault("peak_gb", peak_gb())
+            if "cpu_seconds" in row:
+                row.setdefault("peak_gb", peak_gb())
         print(json.dumps(rows))
         return
     rows = []

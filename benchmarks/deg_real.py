@@ -102,6 +102,11 @@ def report(name: str, args: argparse.Namespace) -> None:
     adata = read(name, args.data)
     cell_types = args.cell_types or sorted(adata.obs["cell_type"].astype(str).unique())
     adata = adata[adata.obs["cell_type"].isin(cell_types)].copy()
+    if args.max_cells:
+        rng = np.random.default_rng(0)
+        kinds = adata.obs["cell_type"].astype(str).to_numpy()
+        kept = [rng.permutation(np.flatnonzero(kinds == t))[: args.max_cells] for t in cell_types]
+        adata = adata[np.sort(np.concatenate(kept))].copy()
     started = time.perf_counter()
     adata = fill(adata, args.layer, args.adapt)
     filled = time.perf_counter() - started
@@ -122,7 +127,8 @@ def report(name: str, args: argparse.Namespace) -> None:
         (target / big).unlink()
     told = (
         f"# {name}: {SETS[name]['group1']} v {SETS[name]['group2']}, counts v {args.layer}\n\n"
-        f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs['donor'].nunique()} donors; "
+        f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs['donor'].nunique()} donors"
+        f"{f' (a random {args.max_cells} cells of each type)' if args.max_cells else ''}; "
         f"{args.permutations} subsamples per ratio, at most {args.combinations} donor combinations (3v3), "
         f"{args.nulls} null runs. Layer {args.layer}"
         f"{' (adapted to these cells)' if args.layer == 'scmamba' and args.adapt else ''}: {filled:.0f} s; "
@@ -147,6 +153,7 @@ def main() -> None:
     parser.add_argument("--nulls", type=int, default=20)
     parser.add_argument("--combinations", type=int, default=200)
     parser.add_argument("--cell-types", nargs="*")
+    parser.add_argument("--max-cells", type=int, help="At random at most so many cells of each type.")
     parser.add_argument("--resume", type=Path, help="Keep finished work here; removed at the end.")
     parser.add_argument("--machine", default="2 cores, CPU only")
     parser.add_argument("--out", type=Path, default=HERE / "results")
