@@ -16,6 +16,10 @@ from scmamba.interop._convert import convert_file
 
 _r.bridge()
 _r.need("SeuratObject")
+# The layer of an assay, old or new.
+ro.r("""layer <- function(assay, name) {
+  if (inherits(assay, "StdAssay")) SeuratObject::LayerData(assay, layer = name) else methods::slot(assay, name)
+}""")
 
 
 def in_r(code, **values):
@@ -40,9 +44,9 @@ def seurat():
 
 # slot of pbmc_small -> R expression that must be the same before (x) and after (y) Seurat -> h5ad -> Seurat
 KEPT = {
-    "counts": "SeuratObject::GetAssayData(o, slot = 'counts')",
-    "data": "SeuratObject::GetAssayData(o, slot = 'data')",
-    "scale.data": "SeuratObject::GetAssayData(o, slot = 'scale.data')",
+    "counts": "layer(o[['RNA']], 'counts')",
+    "data": "layer(o[['RNA']], 'data')",
+    "scale.data": "layer(o[['RNA']], 'scale.data')",
     "variable features, in order": "SeuratObject::VariableFeatures(o)",
     "feature metadata": "o[['RNA']][[]]",
     "assay key": "SeuratObject::Key(o[['RNA']])",
@@ -76,9 +80,9 @@ def test_seurat_slot_by_slot(seurat, tmp_path, capfd, way):
 def test_anndata_side_of_a_seurat_object(seurat):
     adata = bridge.from_seurat(seurat, verbose=False)
     assert adata.X.dtype == np.int32 and sparse.issparse(adata.X)
-    counts = np.array(in_r("as.matrix(SeuratObject::GetAssayData(x, slot = 'counts'))", x=seurat))
+    counts = np.array(in_r("as.matrix(layer(x[['RNA']], 'counts'))", x=seurat))
     np.testing.assert_array_equal(adata.X.toarray(), counts.T)
-    data = np.array(in_r("as.matrix(SeuratObject::GetAssayData(x, slot = 'data'))", x=seurat))
+    data = np.array(in_r("as.matrix(layer(x[['RNA']], 'data'))", x=seurat))
     np.testing.assert_array_equal(adata.layers["data"].toarray(), data.T)
     graph = np.array(in_r("as.matrix(x[['RNA_snn']])", x=seurat))
     np.testing.assert_array_equal(adata.obsp["RNA_snn"].toarray(), graph)
@@ -150,7 +154,7 @@ m <- matrix(rpois(5 * 80, 3), 5, dimnames = list(paste0("AB-", 1:5), colnames(x)
 x[["ADT"]] <- SeuratObject::CreateAssayObject(counts = methods::as(m, "dgCMatrix"))
 x[["ADT"]] <- SeuratObject::AddMetaData(x[["ADT"]], c("i", "j", "k", "l", "m"), "isotype")
 SeuratObject::VariableFeatures(x[["ADT"]]) <- c("AB-3", "AB-1")
-d <- SeuratObject::GetAssayData(x, slot = "data")
+d <- layer(x[["RNA"]], "data")
 d@x <- d@x + 0.5
 x[["scmamba"]] <- SeuratObject::CreateAssayObject(data = d)
 SeuratObject::DefaultAssay(x) <- "ADT"
@@ -164,7 +168,7 @@ def test_several_assays(tmp_path):
     assert set(adata.layers) == {"data", "scmamba"}
     assert adata.obsm["ADT_counts"].shape == (80, 5)
     back = bridge.to_seurat(through_file(adata, tmp_path), verbose=False)
-    in_r("f <- function(o, a, s) SeuratObject::GetAssayData(o[[a]], slot = s)", x=x, y=back)
+    in_r("f <- function(o, a, s) layer(o[[a]], s)", x=x, y=back)
     assert truth("identical(names(y@assays), c('RNA', 'ADT', 'scmamba')) && SeuratObject::DefaultAssay(y) == 'ADT'")
     for assay, slot in (("ADT", "counts"), ("ADT", "data"), ("scmamba", "data"), ("RNA", "scale.data")):
         assert truth(f"identical(f(x, '{assay}', '{slot}'), f(y, '{assay}', '{slot}'))"), (assay, slot)
@@ -198,7 +202,7 @@ def test_an_anndata_that_never_was_seurat(capfd):
     assert truth("identical(names(y@assays), c('RNA', 'scmamba')) && rownames(y)[2] == 'GENE-1'")
     assert truth("all(c('orig.ident', 'nCount_RNA', 'nFeature_RNA') %in% names(y@meta.data))")
     np.testing.assert_array_equal(np.array(in_r("y$nCount_RNA")), np.asarray(adata.X.sum(axis=1)).ravel())
-    np.testing.assert_array_equal(np.array(in_r("as.matrix(y[['scmamba']]@data)")).T, adata.layers["scmamba"].toarray())
+    np.testing.assert_array_equal(np.array(in_r("as.matrix(layer(y[['scmamba']], 'data'))")).T, adata.layers["scmamba"].toarray())
     np.testing.assert_array_equal(np.array(in_r("y[['pca']]@feature.loadings")), adata.varm["PCs"])
     np.testing.assert_array_equal(np.array(in_r("as.matrix(y@graphs$connectivities)")), adata.obsp["connectivities"].toarray())
     assert in_r("SeuratObject::Misc(y, 'scmamba')$impute$passes")[0] == 10
@@ -215,8 +219,9 @@ def test_log_values_become_data():
     adata = fresh()
     adata.X = sparse.csr_matrix(np.log1p(adata.X.toarray()))
     made = bridge.to_seurat(adata, verbose=False)
-    assert truth("prod(dim(y[['RNA']]@counts)) == 0", y=made)
-    np.testing.assert_array_equal(np.array(in_r("as.matrix(y[['RNA']]@data)")).T, adata.X.toarray())
+    in_r("a <- y[['RNA']]", y=made)
+    assert truth("if (inherits(a, 'StdAssay')) !'counts' %in% SeuratObject::Layers(a) else prod(dim(a@counts)) == 0")
+    np.testing.assert_array_equal(np.array(in_r("as.matrix(layer(y[['RNA']], 'data'))")).T, adata.X.toarray())
 
 
 def test_repeated_names(capfd):
@@ -236,14 +241,14 @@ def test_a_part_of_what_came(seurat):
     made = bridge.to_seurat(part, verbose=False)
     assert truth("ncol(y) == 30 && nrow(y) == 55 && methods::validObject(y)", y=made)
     assert truth("identical(y[['pca']]@cell.embeddings, x[['pca']]@cell.embeddings[11:40, ])", x=seurat)
-    assert truth("all(rownames(y[['RNA']]@scale.data) %in% rownames(y))")
+    assert truth("all(rownames(layer(y[['RNA']], 'scale.data')) %in% rownames(y))")
 
 
 def test_dense_and_empty():
     adata = fresh()
     adata.X = adata.X.toarray()
     made = bridge.to_seurat(adata, verbose=False)
-    np.testing.assert_array_equal(np.array(in_r("as.matrix(y[['RNA']]@counts)", y=made)).T, adata.X)
+    np.testing.assert_array_equal(np.array(in_r("as.matrix(layer(y[['RNA']], 'counts'))", y=made)).T, adata.X)
     with pytest.raises(DataError, match="empty"):
         bridge.to_seurat(adata[:0])
 
@@ -332,7 +337,9 @@ def test_convert_files(tmp_path, seurat):
     in_r(f"saveRDS(x, '{first}')", x=seurat)
     assert "80 cells x 230 genes" in convert_file(first, there, verbose=False)
     convert_file(there, back, verbose=False)
-    assert truth(f"y <- readRDS('{back}'); identical(x@meta.data, y@meta.data) && identical(x@assays$RNA@counts, y@assays$RNA@counts)")
+    in_r(f"y <- readRDS('{back}')")
+    assert truth("identical(x@meta.data, y@meta.data)")
+    assert truth("identical(layer(x[['RNA']], 'counts'), layer(y[['RNA']], 'counts'))")
     convert_file(there, tmp_path / "d.rds", to="sce", verbose=False)
     assert convert_file(tmp_path / "d.rds", tmp_path / "e.h5ad", verbose=False)
     assert anndata.read_h5ad(tmp_path / "e.h5ad").shape == (80, 230)
@@ -348,3 +355,28 @@ def test_convert_files(tmp_path, seurat):
     with pytest.raises(DataError, match="cannot be read"):
         convert_file(there, back, overwrite=True)
     assert back.read_bytes() == before and not (tmp_path / "x.rds").exists()
+
+
+SPLIT = """
+x <- SeuratObject::pbmc_small
+a <- SeuratObject::CreateAssay5Object(counts = layer(x[["RNA"]], "counts"))
+x[["V5"]] <- a
+SeuratObject::DefaultAssay(x) <- "V5"
+x$half <- rep(c("one", "two"), 40)
+x[["V5"]] <- split(x[["V5"]], f = x$half)
+x
+"""
+
+
+def test_split_layers_of_seurat_5(tmp_path, capfd):
+    if not truth("utils::packageVersion('SeuratObject') >= '5.0.0'"):
+        pytest.skip("SeuratObject 5 is not installed in this R")
+    x = in_r(SPLIT)
+    adata = bridge.from_seurat(x)
+    assert "the split of assay 'V5' into layers counts.one, counts.two (joined)" in capfd.readouterr().err
+    counts = np.array(in_r("as.matrix(SeuratObject::LayerData(SeuratObject::JoinLayers(x[['V5']]), layer = 'counts'))"))
+    np.testing.assert_array_equal(adata.X.toarray(), counts.T)
+    back = bridge.to_seurat(through_file(adata, tmp_path), verbose=False)
+    assert truth("inherits(y[['V5']], 'Assay5') && inherits(y[['RNA']], 'Assay')", x=x, y=back)
+    assert truth("j <- SeuratObject::JoinLayers(x[['V5']]); identical(layer(j, 'counts'), layer(y[['V5']], 'counts'))")
+    assert truth("identical(x@meta.data, y@meta.data)")

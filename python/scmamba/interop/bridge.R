@@ -136,7 +136,7 @@ local({
       data <- if (is.null(layers$data)) counts else layers$data
       made <- methods::new("Assay", counts = if (is.null(counts)) empty else counts, data = data,
                            scale.data = if (is.null(layers$scale.data)) empty else layers$scale.data,
-                           meta.features = meta, var.features = character())
+                           meta.features = meta, var.features = character(), key = a$key)
     }
     if (length(a$variable)) SeuratObject::VariableFeatures(made) <- a$variable
     SeuratObject::Key(made) <- a$key
