@@ -16,8 +16,13 @@ say <- function(text) cli::cli_text(text, .envir = parent.frame())
 # The usual Seurat steps, on any assay; the UMAP goes to a reduction of its own.
 usual_umap <- function(object, assay, name, dims, neighbours) {
   DefaultAssay(object) <- assay
-  if (assay == "RNA") object <- NormalizeData(object, verbose = FALSE)
-  object <- FindVariableFeatures(object, verbose = FALSE)
+  if (assay == "RNA") {
+    object <- NormalizeData(object, verbose = FALSE)
+    object <- FindVariableFeatures(object, verbose = FALSE)
+  } else {
+    # The same genes as before, so that the pictures differ by the imputation alone.
+    VariableFeatures(object) <- VariableFeatures(object, assay = "RNA")
+  }
   object <- ScaleData(object, verbose = FALSE)
   object <- RunPCA(object, npcs = max(dims), reduction.name = paste0("pca_", name),
     reduction.key = paste0("PC", name, "_"), verbose = FALSE)
@@ -69,9 +74,11 @@ print(small)
 small <- three_umaps(small, "RNA_snn_res.1", dims = 1:10, neighbours = 15)
 
 title("2. A simulated brain cohort: 8 cell types, 4 donors, half with a disease effect")
-cohort <- ScMambaCohort(n.cells = 400, n.donors = 4, n.genes = 4000, seed = 1)
+cohort <- ScMambaCohort(n.cells = 300, n.donors = 4, n.genes = 2000, seed = 1)
 print(cohort)
-imputed <- ScMambaImpute(cohort)
+say("Adaptation to the data is cut to 30 steps of training, to keep the demo short; leave {.arg adapt} out
+  for your own data.")
+imputed <- ScMambaImpute(cohort, adapt = 30)
 imputed <- ScMambaEmbed(imputed)
 check_untouched(cohort, imputed)
 print(Command(imputed))

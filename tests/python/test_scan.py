@@ -50,9 +50,7 @@ def run(directions, z, backend, dtype=torch.float32):
     """Output and all gradients of a weighted sum of it, as float64."""
     leaves = [[t.to(dtype).detach().clone().requires_grad_() for t in d.tensors] for d in directions]
     gate = None if z is None else z.to(dtype).detach().clone().requires_grad_()
-    out = selective_scan(
-        [Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend
-    )
+    out = selective_scan([Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out.device)
     out.backward(weights.to(out.dtype))
     found = {"out": out.detach()} if gate is None else {"out": out.detach(), "dz": gate.grad}
@@ -195,10 +193,7 @@ def test_awkward_memory(backend):
 def test_thin_delta_is_projected(backend, channels):
     """With ``delta_weight`` the scan is the scan of the product, in inference and in training."""
     directions, z = make(2, 75, channels, 8)
-    thin = [
-        d._replace(delta=d.delta[..., :6], delta_weight=torch.randn(channels, 6, requires_grad=True))
-        for d in directions
-    ]
+    thin = [d._replace(delta=d.delta[..., :6], delta_weight=torch.randn(channels, 6, requires_grad=True)) for d in directions]
     full = [Direction(*(t.double() for t in d.projected().tensors), d.reverse) for d in thin]
     truth = selective_scan(full, z.double(), backend="reference")
     with torch.no_grad():
@@ -223,9 +218,7 @@ def test_empty(backend, shape):
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_half_precision_keeps_a_float32_state(backend, dtype):
     directions, z = make(1, 300, 32, 16)
-    half = [
-        Direction(*(t.to(dtype) if t.dim() == 3 else t for t in d.tensors), d.reverse) for d in directions
-    ]
+    half = [Direction(*(t.to(dtype) if t.dim() == 3 else t for t in d.tensors), d.reverse) for d in directions]
     with torch.no_grad():
         found = selective_scan(half, z.to(dtype), backend=backend)
         wide = [Direction(*(t.double() for t in d.tensors), d.reverse) for d in half]

@@ -28,9 +28,7 @@ def leaves(batch, length, channels, width, dtype):
 @pytest.mark.parametrize("backend", ["cpu", "chunked"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize(
-    "shape", [(2, 1, 16, 4), (1, 1100, 37, 4), (2, 70, 200, 3), (1, 3, 16, 5), (1, 130, 16, 1)]
-)
+@pytest.mark.parametrize("shape", [(2, 1, 16, 4), (1, 1100, 37, 4), (2, 70, 200, 3), (1, 3, 16, 5), (1, 130, 16, 1)])
 def test_like_torch(backend, reverse, silu, shape):
     results = []
     for function, dtype in ((causal_conv1d, torch.float32), (expected, torch.float64)):
