@@ -6,7 +6,7 @@
 #' are, and the result is a new assay beside your own.
 #'
 #' Each cell is normalised to 10,000 counts and `log1p`; the result is on that
-#' scale. The zeros are visited in `passes` random parts, each predicted from
+#' scale. The zeros are visited in `passes` interleaved parts, each predicted from
 #' what was observed. With `adapt = TRUE` the model is first fine-tuned for a
 #' short time on your own data, without labels.
 #'
@@ -28,7 +28,7 @@
 #' @param adapt Fine-tune a copy of the model on these data first? It is used only
 #'   if it predicts hidden values of cells kept out of the fine-tuning better. A
 #'   number sets the steps of training.
-#' @param passes Number of random parts in which the zeros are predicted.
+#' @param passes Number of interleaved parts in which the zeros are predicted.
 #' @param min.value Predictions below this value stay zero. With 0 most entries of
 #'   the result hold a value; 0.1 keeps it much smaller.
 #' @param to.counts Give expected counts (in the layer `counts` of the new assay)

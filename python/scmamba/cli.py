@@ -209,7 +209,8 @@ def _check_new(output: Path, overwrite: bool) -> None:
 def _card(name: str, how: str, data: list[Path], steps: int, seed: int) -> str:
     files = "\n".join(f"- {path.name}" for path in data)
     return (
-        f"# {name}\n\n{how}, {steps} steps, seed {seed}. Files it was trained on:\n{files}\n\nNobody has measured its accuracy yet; it knows only "
+        f"# {name}\n\n{how}, {steps} steps, seed {seed}. Files it was trained on:\n{files}\n\n"
+        "Nobody has measured its accuracy yet; it knows only "
         "the cells in these files. Add donors, licence, held-out results and limits before you share it.\n"
     )
 

@@ -1,4 +1,4 @@
-"""Which values are hidden from the model: at random in training, in interleaved groups at inference (spec, "Pre-training", "Fine-tuning")."""
+"""Which values are hidden from the model: at random in training, in interleaved groups at inference (spec)."""
 
 from __future__ import annotations
 

@@ -68,8 +68,8 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or unsafe file
         raise CheckpointError(
-            f"{path.name} cannot be read as a checkpoint ({type(error).__name__}). It may be truncated (compare its size or checksum with the "
-            "source), or hold more than weights; only plain tensors are opened, for safety."
+            f"{path.name} cannot be read as a checkpoint ({type(error).__name__}). It may be truncated (compare its size or checksum "
+            "with the source), or hold more than weights; only plain tensors are opened, for safety."
         ) from error
     stored = stored.get("state_dict", stored) if isinstance(stored, dict) else stored
     if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):

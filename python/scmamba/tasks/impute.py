@@ -209,8 +209,8 @@ class _Plan:
         needed = 2 * (block.data.nbytes + block.indices.nbytes) / block.shape[0] * len(self.cells)
         if needed > 0.8 * available_memory():
             raise DataError(
-                f"The imputed matrix needs about {needed / 1e9:.0f} GB while it is made, and {available_memory() / 1e9:.0f} GB are free. Impute "
-                "file to file with 'scmamba impute in.h5ad -o out.h5ad', set min_value=0.1 to keep fewer values, or impute fewer cells."
+                f"The imputed matrix needs about {needed / 1e9:.0f} GB while it is made, and {available_memory() / 1e9:.0f} GB are free. "
+                "Impute file to file with 'scmamba impute in.h5ad -o out.h5ad', set min_value=0.1 to keep fewer values, or impute fewer cells."
             )
 
 
@@ -233,7 +233,8 @@ def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passe
 
 
 def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, adapt: bool | int, passes: int, min_value: float,
-             to_counts: bool, batch_size: int | None, device: str | None, backend: str | None, seed: int, force: bool, verbose: bool) -> _Plan:  # fmt: skip
+             to_counts: bool, batch_size: int | None, device: str | None, backend: str | None, seed: int, force: bool,
+             verbose: bool) -> _Plan:  # fmt: skip
     """Check everything that can be checked before long work, and adapt the model if asked."""
     if int(passes) < 1:
         raise ScMambaError(f"passes is {passes}; it must be at least 1.")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._errors import ScMambaError
 from ..genes import Vocabulary
 from ..model import Model, ModelConfig, ScMamba, load_model
-from .loop import LoopConfig, Step, Validate, fit
+from .loop import LoopConfig, Step, fit
 from .sequences import SequenceConfig, Source, draw_batch, draw_rows, read_sources
 
 if TYPE_CHECKING:
