@@ -210,7 +210,8 @@ class _Plan:
         if needed > 0.8 * available_memory():
             raise DataError(
                 f"The imputed matrix needs about {needed / 1e9:.0f} GB while it is made, and {available_memory() / 1e9:.0f} GB are free. "
-                "Impute file to file with 'scmamba impute in.h5ad -o out.h5ad', set min_value=0.1 to keep fewer values, or impute fewer cells."
+                "Impute file to file with 'scmamba impute in.h5ad -o out.h5ad', set min_value=0.1 to keep fewer values, "
+                "or impute fewer cells."
             )
 
 
