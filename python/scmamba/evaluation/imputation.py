@@ -179,7 +179,7 @@ def _scvi(hidden: Hidden) -> np.ndarray:
 #: beside it.
 PREDICTORS: dict[str, tuple[Callable[[Hidden], np.ndarray], str | None, str]] = {
     "magic": (_magic, "magic", "MAGIC (defaults)"),
-    "scvi": (_scvi, "scvi", "scVI (defaults), its rates x depth, zero-truncated Poisson mean"),
+    "scvi": (_scvi, "scvi", "scVI (at most 200 epochs, early stopping), its rates x depth, zero-truncated Poisson mean"),
     "one": (_one, None, "every masked count is one"),
     "gene_mean": (_gene_mean, None, "the gene's mean over non-zeros"),
     "neighbour_mean": (_neighbour_mean, None, "mean over neighbours that express the gene"),
