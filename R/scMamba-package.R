@@ -14,6 +14,7 @@
 #' Nothing is started before the first call that needs Python.
 #'
 #' @keywords internal
+#' @importClassesFrom Matrix dgCMatrix
 #' @importFrom methods as is new
 #' @importFrom utils packageVersion
 "_PACKAGE"

@@ -2,6 +2,9 @@
 
 .seurat5 <- function() packageVersion("SeuratObject") >= "5.0.0"
 
+# What only SeuratObject 5 exports, looked up when it is used.
+.so5 <- function(name) getExportedValue("SeuratObject", name)
+
 # Both words are in use: `layer` since Seurat 5, `slot` before.
 .layer_argument <- function(layer, slot) {
   value <- if (is.null(slot)) layer else slot
@@ -43,10 +46,10 @@
 .get_layer5 <- function(assay_object, assay, layer, verbose) {
   if (!inherits(assay_object, "StdAssay")) {
     # A version 3 assay: its layers are the three slots.
-    if (!layer %in% SeuratObject::Layers(assay_object)) {
+    if (!layer %in% .so5("Layers")(assay_object)) {
       return(NULL)
     }
-    return(SeuratObject::LayerData(assay_object, layer = layer))
+    return(.so5("LayerData")(assay_object, layer = layer))
   }
   parts <- .split_parts(assay_object, layer)
   if (length(parts) == 0) {
@@ -57,16 +60,16 @@
       cli::cli_inform("Assay {.val {assay}} has {length(parts)} split layers
         ({.val {parts}}); they are joined for the computation. Yours stay split.")
     }
-    assay_object <- SeuratObject::JoinLayers(assay_object, layers = layer, new = layer)
+    assay_object <- .so5("JoinLayers")(assay_object, layers = layer, new = layer)
   }
-  data <- SeuratObject::LayerData(assay_object, layer = layer)
+  data <- .so5("LayerData")(assay_object, layer = layer)
   # Layers may list their cells and genes in an order of their own.
-  data[SeuratObject::Features(assay_object, layer = layer),
+  data[.so5("Features")(assay_object, layer = layer),
     intersect(colnames(assay_object), colnames(data)), drop = FALSE]
 }
 
 .split_parts <- function(assay_object, layer) {
-  layers <- SeuratObject::Layers(assay_object)
+  layers <- .so5("Layers")(assay_object)
   if (layer %in% layers) {
     return(layer)
   }
@@ -75,7 +78,7 @@
 
 .filled_layers <- function(object, assay) {
   if (.seurat5()) {
-    return(SeuratObject::Layers(object[[assay]]))
+    return(.so5("Layers")(object[[assay]]))
   }
   slots <- c("counts", "data", "scale.data")
   filled <- vapply(slots, function(name) {
@@ -138,7 +141,7 @@
 # An assay of the same kind as the one it was made from.
 .make_assay <- function(data, like, counts) {
   create <- if (.seurat5() && inherits(like, "StdAssay")) {
-    SeuratObject::CreateAssay5Object
+    .so5("CreateAssay5Object")
   } else {
     SeuratObject::CreateAssayObject
   }
