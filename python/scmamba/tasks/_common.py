@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from .. import __version__
 from .._errors import DataError
@@ -34,10 +35,10 @@ def positions(model: Model, cells: Cells) -> tuple[np.ndarray, torch.Tensor | No
     return cells.genes, None
 
 
-def dense_input(model: Model, cells: Cells, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-    """(r, l) float32 input of the network for some cells, and (r,) their totals over the model's genes."""
+def dense_input(model: Model, cells: Cells, linear: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """(r, l) float32 input of the network for a block of :meth:`Cells.linear`, and (r,) their totals over the model's genes."""
     where, genes = positions(model, cells)
-    sparse_input, totals = cells.to_model(cells.linear(rows))
+    sparse_input, totals = cells.to_model(linear)
     x = np.zeros((sparse_input.shape[0], len(model.genes) if genes is None else len(genes)), dtype=np.float32)
     x[:, where] = sparse_input.toarray()
     return x, totals

@@ -101,8 +101,9 @@ def _run(model: Model, cells: Cells, batch_size: int | None, verbose: bool) -> t
     result, totals = np.empty((len(cells), model.config.d_model), dtype=np.float32), np.empty(len(cells))
     with progress("Embedding cells", len(cells), verbose) as advance:
         for rows in cells.blocks(size):
-            x, _ = dense_input(model, cells, rows)
-            totals[rows] = np.asarray(cells.linear(rows).sum(axis=1)).ravel()
+            linear = cells.linear(rows)
+            x, _ = dense_input(model, cells, linear)
+            totals[rows] = np.asarray(linear.sum(axis=1)).ravel()
             result[rows] = model.cell_embedding(torch.from_numpy(x), genes=genes, batch_size=batch_size).float().numpy()
             advance(rows.stop - rows.start)
     return result, totals

@@ -167,7 +167,7 @@ class _Plan:
     def _block(self, rows: slice) -> tuple[sparse.csr_matrix, np.ndarray]:
         linear = self.cells.linear(rows)
         self._observed += linear.nnz
-        x, totals = dense_input(self.model, self.cells, rows)
+        x, totals = dense_input(self.model, self.cells, linear)
         where, genes = positions(self.model, self.cells)
         predicted = predict_zeros(self.model, x, genes, self.passes, self.batch_size)[:, where]
         block = self._on_scale_of_data(linear, predicted, totals)
