@@ -18,8 +18,13 @@ speaker: Callable[[str], None] | None = None
 
 
 @contextmanager
-def progress(description: str, total: int, verbose: bool = True) -> Iterator[Callable[[int], None]]:
-    """Yield ``advance(n)``; draw a bar with rate and time left on stderr while the block runs."""
+def progress(
+    description: str, total: int, verbose: bool = True, *, unit: str = "", each: float = 1
+) -> Iterator[Callable[[int], None]]:
+    """Yield ``advance(n)``; draw a bar with time left on stderr while the block runs, and the rate if it has a ``unit``.
+
+    One step of the bar stands for ``each`` units.
+    """
     if listener is not None:
         done = 0
 
@@ -35,7 +40,7 @@ def progress(description: str, total: int, verbose: bool = True) -> Iterator[Cal
         yield _silent
         return
     if not sys.stderr.isatty():
-        yield from _plain(description, total)
+        yield from _plain(description, total, unit, each)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -47,12 +52,14 @@ def progress(description: str, total: int, verbose: bool = True) -> Iterator[Cal
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[rate]}"),
     )
     with Progress(*columns, console=Console(stderr=True), transient=False) as bar:
-        task = bar.add_task(description, total=total)
+        task = bar.add_task(description, total=total, rate="")
 
         def advance(n: int = 1) -> None:
-            bar.advance(task, n)
+            speed = bar.tasks[task].speed
+            bar.update(task, advance=n, rate=f"{speed * each:,.0f} {unit}/s" if unit and speed else "")
 
         yield advance
 
@@ -61,9 +68,12 @@ def _silent(n: int = 1) -> None:
     """Advance a bar nobody sees."""
 
 
-def _plain(description: str, total: int) -> Iterator[Callable[[int], None]]:
+def _plain(description: str, total: int, unit: str = "", each: float = 1) -> Iterator[Callable[[int], None]]:
     """Log files get a line every ten seconds and one at the end instead of control characters."""
     done, started, last = 0, time.monotonic(), time.monotonic()
+
+    def rate() -> str:
+        return f", {done * each / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if unit else ""
 
     def advance(n: int = 1) -> None:
         nonlocal done, last
@@ -72,10 +82,10 @@ def _plain(description: str, total: int) -> Iterator[Callable[[int], None]]:
         if now - last > 10 and done < total:
             last = now
             left = (now - started) / max(done, 1) * (total - done)
-            print(f"{description}: {done}/{total}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{description}: {done}/{total}, about {left:.0f} s left{rate()}", file=sys.stderr, flush=True)
 
     yield advance
-    print(f"{description}: {done}/{total} in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+    print(f"{description}: {done}/{total} in {time.monotonic() - started:.0f} s{rate()}", file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[T], description: str, total: int, verbose: bool = True) -> Iterator[T]:
