@@ -1,0 +1,532 @@
+"""Many files of cells as one collection: one vocabulary, one set of column names, read shuffled in constant memory.
+
+Each file keeps its own genes; they are mapped to the vocabulary while rows are read. Nothing is copied or concatenated, so fifteen
+files of an atlas are used as they lie.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from .._errors import DataError
+from .._files import atomic_path
+from .._progress import progress, say
+from ..genes import MIN_COVERAGE, GeneMatch, Vocabulary, match_genes
+from .preprocess import MIN_TOTAL, Values, describe_values, log1p_cp10k
+from .reading import Order, Shelf, span_of
+from .stores import MemoryStore, Store, cache_folder, fingerprint, open_store
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Where the four things every study names differently are usually found.
+USUAL_COLUMNS: dict[str, tuple[str, ...]] = {
+    "donor": ("donor", "donor_id", "individual", "patient", "patient_id", "subject", "sample"),
+    "study": ("study", "dataset", "project"),
+    "disease": ("disease", "diagnosis", "condition"),
+    "label": ("label", "cell_type", "celltype", "cluster"),
+}
+#: Labels of droplets that are not one known cell (paper: left out of pre-training).
+NOT_CELLS = ("doublet", "doublets", "unidentified", "unknown", "unassigned", "ambiguous", "mixed", "low quality")
+#: Training cells of imputation have more counts than this (paper, Methods).
+IMPUTE_TOTAL = 4000
+#: Donors with fewer cells are left out (paper, Methods).
+MIN_DONOR_CELLS = 200
+_SAMPLE_BLOCKS = 8
+
+
+@dataclass
+class Block:
+    """Some cells.
+
+    Attributes
+    ----------
+    values
+        (r, L) float32 CSR of log1p(CP10k) over the whole vocabulary.
+    totals
+        (r,) counts over the vocabulary's genes.
+    cells, files
+        (r,) numbers of the cells in the collection's files taken together, and of their files.
+    """
+
+    values: sparse.csr_matrix
+    totals: np.ndarray
+    cells: np.ndarray
+    files: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def take(self, rows: np.ndarray) -> Block:
+        """The cells at ``rows``."""
+        return Block(self.values[rows], self.totals[rows], self.cells[rows], self.files[rows])
+
+
+class Member:
+    """One file of a collection, its genes matched."""
+
+    def __init__(self, store: Store, match: GeneMatch, values: Values) -> None:
+        self.store, self.match, self.values = store, match, values
+        self.slot = match.positions.astype(np.int32)
+        self.genes = np.unique(match.positions[match.matched])
+
+    def __len__(self) -> int:
+        return self.store.shape[0]
+
+    def linear(self, start: int, stop: int) -> sparse.csr_matrix:
+        """(r, L) float64 CSR: counts of consecutive rows over the vocabulary."""
+        from ._gather import gather_rows
+
+        rows, width = self.store.read(start, stop), len(self.match.vocabulary)
+        data = rows.data if self.values.kind == "counts" else np.expm1(rows.data.astype(np.float64))
+        return sparse.csr_matrix(gather_rows(data, rows.indices, rows.indptr, self.slot, width), shape=(stop - start, width))
+
+
+class Collection:
+    """Cells of many files, as a model reads them.
+
+    Parameters
+    ----------
+    sources
+        Files (see :func:`scmamba.data.stores.open_store`) or AnnData objects of raw counts.
+    vocabulary
+        Genes in the model's order; default the published 19,306.
+    donor, study, disease, label
+        The column of ``obs`` that holds each, or several names tried in turn; default the usual ones. Without a study column a file is a
+        study. Cells without a donor count as one donor of their file.
+    layer
+        Matrix to read; default ``X``.
+    cache
+        Folder for converted files and for what was learnt from looking through a file once (totals, detected genes).
+    force
+        Accept few genes (see :meth:`scmamba.genes.GeneMatch.check`).
+
+    Attributes
+    ----------
+    cells
+        (n,) increasing numbers of the cells in the files taken together; filters and splits make them fewer.
+
+    Raises
+    ------
+    DataError, GeneError
+        Files, values or genes that cannot be used; checked before anything is read through.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str | os.PathLike[str] | AnnData],
+        *,
+        vocabulary: Vocabulary | None = None,
+        donor: str | Sequence[str] | None = None,
+        study: str | Sequence[str] | None = None,
+        disease: str | Sequence[str] | None = None,
+        label: str | Sequence[str] | None = None,
+        layer: str | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        force: bool = False,
+        min_coverage: float = MIN_COVERAGE,
+        verbose: bool = True,
+    ) -> None:
+        if isinstance(sources, (str, os.PathLike)) or not len(sources):
+            raise DataError("A collection is made of a list of at least one file.")
+        self.vocabulary = vocabulary or Vocabulary.published()
+        folder = Path(cache) if cache is not None else cache_folder()
+        self.members: list[Member] = []
+        for source in sources:
+            store = open_store(source, layer=layer, cache=folder, verbose=verbose)
+            match = _match(store, self.vocabulary)
+            try:
+                match.check(force=force, min_coverage=min_coverage)
+                self.members.append(Member(store, match, _look(store, force)))
+            except ValueError as error:
+                raise type(error)(f"{store.name}: {error}") from error
+        self.offsets = np.concatenate([[0], np.cumsum([len(m) for m in self.members])]).astype(np.int64)
+        self.cells = np.arange(self.offsets[-1], dtype=np.int64)
+        asked = {"donor": donor, "study": study, "disease": disease, "label": label}
+        self._columns = pd.DataFrame({name: _column(self.members, name, wanted) for name, wanted in asked.items()})
+        self._cache, self._verbose = folder, verbose
+        self._known: list[_Facts] | None = None
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __repr__(self) -> str:
+        donors, files = len(self.donors()), len(self.members)
+        return f"Collection of {len(self):,} cells, {donors:,} donors, {files} files, {len(self.vocabulary):,} genes"
+
+    # ------------------------------------------------------------------------------------------------ what is in it
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the files."""
+        return [m.store.name for m in self.members]
+
+    def file_of(self, cells: np.ndarray) -> np.ndarray:
+        """Numbers of the files that hold these cells."""
+        return np.searchsorted(self.offsets, cells, side="right") - 1
+
+    @property
+    def obs(self) -> pd.DataFrame:
+        """(n rows) ``file study donor disease label total genes``; total and genes (detected) are over the vocabulary."""
+        files = pd.Categorical.from_codes(self.file_of(self.cells), categories=pd.Index(_distinct(self.files)))
+        frame = self._columns.iloc[self.cells].reset_index(drop=True)
+        frame.insert(0, "file", files)
+        return frame.assign(total=self.totals, genes=self.lengths)
+
+    def column(self, name: str) -> pd.Categorical:
+        """(n,) one of ``donor study disease label``."""
+        return self._columns[name].iloc[self.cells].array  # type: ignore[return-value]
+
+    def donors(self) -> np.ndarray:
+        """Distinct donors, as ``study/donor``: two studies may use one name."""
+        return np.unique(self.donor_keys().categories.to_numpy())
+
+    def donor_keys(self) -> pd.Categorical:
+        """(n,) ``study/donor`` of each cell."""
+        study, donor = self.column("study"), self.column("donor")
+        code = study.codes.astype(np.int64) * len(donor.categories) + donor.codes
+        present, inverse = np.unique(code, return_inverse=True)
+        names = [f"{study.categories[c // len(donor.categories)]}/{donor.categories[c % len(donor.categories)]}" for c in present]
+        return pd.Categorical.from_codes(inverse, categories=pd.Index(names))
+
+    @property
+    def totals(self) -> np.ndarray:
+        """(n,) counts over the vocabulary's genes."""
+        return np.concatenate([f.totals for f in self._facts()])[self.cells]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(n,) detected genes of the vocabulary."""
+        return np.concatenate([f.lengths for f in self._facts()])[self.cells]
+
+    def detected(self) -> np.ndarray:
+        """(L,) cells of all files in which each gene was seen; not affected by filters."""
+        return np.sum([f.detected for f in self._facts()], axis=0)
+
+    def _facts(self) -> list[_Facts]:
+        """What looking through every file once tells; kept in the cache folder."""
+        if self._known is None:
+            digest = str(hash_of(self.vocabulary))
+            total = sum(len(m) for m in self.members)
+            known = [_read_facts(self._facts_path(m, digest), len(m)) for m in self.members]
+            missing = sum(len(m) for m, f in zip(self.members, known) if f is None)
+            with progress("Looking through the files", missing, self._verbose and total > 20_000, unit="cells") as advance:
+                for i, member in enumerate(self.members):
+                    if known[i] is None:
+                        known[i] = _look_through(member, advance)
+                        _write_facts(self._facts_path(member, digest), known[i])  # type: ignore[arg-type]
+            self._known = known  # type: ignore[assignment]
+        return self._known  # type: ignore[return-value]
+
+    def _facts_path(self, member: Member, digest: str) -> Path | None:
+        path: Path | None = getattr(member.store, "path", None)
+        layer: str | None = getattr(member.store, "layer", None)
+        return None if path is None else self._cache / f"{member.store.name}-{fingerprint(path, digest, layer or '')}.npz"
+
+    # ---------------------------------------------------------------------------------------------------- fewer cells
+
+    def take(self, keep: np.ndarray) -> Collection:
+        """The cells at ``keep`` (mask over, or positions in, this collection), in the order of the files."""
+        import copy
+
+        other = copy.copy(self)
+        other.cells = np.sort(self.cells[keep])
+        return other
+
+    def filter(
+        self,
+        *,
+        min_total: float = MIN_TOTAL,
+        min_donor_cells: int = MIN_DONOR_CELLS,
+        exclude: Sequence[str] = NOT_CELLS,
+        above: float | None = None,
+    ) -> Collection:
+        """The paper's filters: cells with fewer than ``min_total`` counts, droplets whose label is one of ``exclude`` (any case), then
+        donors with fewer than ``min_donor_cells`` cells left.
+
+        ``above`` keeps cells with more counts than that (imputation: 4,000; see :data:`IMPUTE_TOTAL`), after all other filters.
+
+        Raises
+        ------
+        DataError
+            No cell is left; says what each filter took.
+        """
+        totals = self.totals
+        keep = totals >= min_total
+        taken = {f"fewer than {min_total:,.0f} counts": int((~keep).sum())}
+        labels = self.column("label")
+        unwanted = labels.categories.str.strip().str.lower().isin([e.lower() for e in exclude])
+        bad = keep & np.append(unwanted, False)[labels.codes]
+        taken["doublets and unidentified"] = int(bad.sum())
+        keep &= ~bad
+        if min_donor_cells > 1 and (self.column("donor") != "").any():
+            codes = self.donor_keys().codes
+            few = keep & (np.bincount(codes[keep], minlength=codes.max() + 1)[codes] < min_donor_cells)
+            taken[f"donors with fewer than {min_donor_cells} cells"] = int(few.sum())
+            keep &= ~few
+        if above is not None:
+            shallow = keep & (totals <= above)
+            taken[f"at most {above:,.0f} counts"] = int(shallow.sum())
+            keep &= ~shallow
+        words = "; ".join(f"{what}: {number:,}" for what, number in taken.items() if number)
+        if not keep.any():
+            raise DataError(f"No cell is left of {len(self):,} ({words}); nothing to train on.")
+        say(f"{int(keep.sum()):,} of {len(self):,} cells are used" + (f" (left out: {words})" if words else ""), self._verbose)
+        return self.take(keep)
+
+    def select(self, table: pd.DataFrame | str | os.PathLike[str], part: str) -> Collection:
+        """The cells of donors that a table of :meth:`split` puts in ``part`` (``train``, ``validation``, ``test``).
+
+        Raises
+        ------
+        DataError
+            The table does not know a donor, or puts none in ``part``.
+        """
+        frame = read_splits(table) if isinstance(table, (str, os.PathLike)) else table
+        where = dict(zip(frame["study"] + "/" + frame["donor"], frame["split"]))
+        keys = self.donor_keys()
+        unknown = [name for name in keys.categories if name not in where]
+        if unknown:
+            raise DataError(f"The table of splits does not name the donors {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}.")
+        chosen = np.array([where[name] == part for name in keys.categories])
+        keep = chosen[keys.codes]
+        if not keep.any():
+            raise DataError(f"The table of splits puts no donor of this collection in '{part}'; it has {sorted(set(where.values()))}.")
+        return self.take(keep)
+
+    def split(self, *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> pd.DataFrame:
+        """Divide donors, never cells: a table ``study donor disease cells split``.
+
+        Donors of each study and disease are divided alike; every part that is asked for gets at least one donor. Save it with
+        :func:`write_splits` and give it to :meth:`select`.
+
+        Raises
+        ------
+        DataError
+            Too few donors.
+        """
+        keys = self.donor_keys()
+        first = np.unique(keys.codes, return_index=True)[1]
+        table = pd.DataFrame({
+            "study": np.asarray(self.column("study"))[first].astype(str),
+            "donor": np.asarray(self.column("donor"))[first].astype(str),
+            "disease": np.asarray(self.column("disease"))[first].astype(str),
+            "cells": np.bincount(keys.codes),
+        })  # fmt: skip
+        shares = {"validation": validation, "test": test}
+        parts = [name for name, share in shares.items() if share > 0]
+        if len(table) < 1 + len(parts):
+            raise DataError(
+                f"There are {len(table)} donors; {1 + len(parts)} parts cannot be made of them. Name the donor column (donor=...)."
+            )
+        rng = np.random.default_rng(seed)
+        # A random order that goes round the studies and diseases: any stretch of it holds all of them in proportion.
+        table["rank"] = table.groupby(["study", "disease"])["cells"].transform(lambda c: (rng.permutation(len(c)) + rng.random()) / len(c))
+        order = np.argsort(table["rank"].to_numpy(), kind="stable")
+        table["split"] = "train"
+        start = 0
+        for name in parts:
+            number = max(1, min(round(shares[name] * len(table)), len(table) - start - (len(parts) - parts.index(name))))
+            table.loc[order[start : start + number], "split"] = name
+            start += number
+        return table.drop(columns="rank")
+
+    # ---------------------------------------------------------------------------------------------------- reading
+
+    def read(self, cells: np.ndarray) -> Block:
+        """Any cells, given by number (see ``cells``), in the order given; neighbouring rows are read together."""
+        cells = np.asarray(cells, dtype=np.int64)
+        wanted, back = np.unique(cells, return_inverse=True)
+        files = self.file_of(wanted)
+        values, totals = [], []
+        for f in np.unique(files):
+            rows = wanted[files == f] - self.offsets[f]
+            for start, stop, at in _runs(rows):
+                counts = self.members[f].linear(start, stop)
+                if len(at) < stop - start:
+                    counts = counts[at]
+                total = np.asarray(counts.sum(axis=1)).ravel()
+                values.append(log1p_cp10k(counts, total))
+                totals.append(total)
+        block = Block(_stack(values, len(self.vocabulary)), np.concatenate(totals) if totals else np.empty(0), wanted, files)
+        return block if np.array_equal(wanted, cells) else block.take(back)
+
+    def order(self, *, seed: int = 0, block: int = 64, span: int | None = None, group: int = 0) -> Order:
+        """The order in which epochs visit the cells (see :class:`scmamba.data.reading.Order`).
+
+        ``group`` puts cells of similar length together in batches of that many.
+        """
+        span = span or span_of(len(self), float(self.lengths.mean()))
+        return Order(len(self), block=block, span=span, seed=seed, group=group, lengths=self.lengths if group else None)
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        worker: int = 0,
+        workers: int = 1,
+        block: int = 64,
+        span: int | None = None,
+    ) -> Iterator[Block]:
+        """One epoch of shuffled batches: every cell once (but for a remainder of less than 64 cells), in constant memory.
+
+        Contiguous blocks of ``block`` cells are read at random offsets, about ``span`` cells are kept at a time and shuffled. The order
+        depends on ``seed`` and ``epoch`` alone; processes (``rank`` of ``world``) and their workers divide it among themselves.
+        """
+        order = self.order(seed=seed, block=block, span=span)
+        shelf = Shelf(self, order, shard=rank * workers + worker, shards=world * workers)
+        yield from shelf.epoch(epoch, batch_size)
+
+
+def hash_of(vocabulary: Vocabulary) -> str:
+    """A digest of the genes and their order."""
+    import hashlib
+
+    return hashlib.sha256("\n".join(vocabulary.ensembl_ids).encode()).hexdigest()[:16]
+
+
+def write_splits(table: pd.DataFrame, path: str | os.PathLike[str]) -> None:
+    """Save a table of :meth:`Collection.split` as TSV."""
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, lineterminator="\n")
+
+
+def read_splits(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read what :func:`write_splits` saved.
+
+    Raises
+    ------
+    DataError
+        No such file, or columns missing.
+    """
+    if not Path(path).is_file():
+        raise DataError(f"There is no table of splits {path}.")
+    table = pd.read_csv(path, sep="\t", dtype={"study": str, "donor": str, "split": str}, keep_default_na=False)
+    if missing := {"study", "donor", "split"} - set(table):
+        raise DataError(f"{path} has no column {', '.join(sorted(missing))}; a table of splits has study, donor and split.")
+    return table
+
+
+# ------------------------------------------------------------------------------------------------------------ one file
+
+
+@dataclass
+class _Facts:
+    totals: np.ndarray
+    lengths: np.ndarray
+    detected: np.ndarray
+
+
+def _look_through(member: Member, advance) -> _Facts:
+    """Totals and detected genes of every cell, and in how many cells each gene is seen."""
+    n = len(member)
+    facts = _Facts(np.zeros(n), np.zeros(n, np.int32), np.zeros(len(member.match.vocabulary), np.int64))
+    for start, stop in member.store.blocks():
+        counts = member.linear(start, stop)
+        if len(counts.data) and (not np.isfinite(counts.data).all() or counts.data.min() < 0):
+            raise DataError(f"{member.store.name} holds negative or missing values in rows {start} to {stop}. Raw counts are expected.")
+        facts.totals[start:stop] = np.asarray(counts.sum(axis=1)).ravel()
+        facts.lengths[start:stop] = np.diff(counts.indptr)
+        facts.detected += np.bincount(counts.indices, minlength=len(facts.detected))
+        advance(stop - start)
+    return facts
+
+
+def _read_facts(path: Path | None, n: int) -> _Facts | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        with np.load(path) as stored:
+            facts = _Facts(stored["totals"], stored["lengths"], stored["detected"])
+    except Exception:  # a damaged cache is made anew
+        return None
+    return facts if len(facts.totals) == n else None
+
+
+def _write_facts(path: Path | None, facts: _Facts) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, totals=facts.totals, lengths=facts.lengths, detected=facts.detected)
+
+
+class _Sample:
+    """A few stretches of a file as one matrix: enough to tell counts from logarithms."""
+
+    def __init__(self, store: Store) -> None:
+        n = store.shape[0]
+        size = max(1, min(64, n // _SAMPLE_BLOCKS))
+        starts = np.unique(np.linspace(0, n - size, _SAMPLE_BLOCKS).astype(int))
+        self.rows = sparse.vstack([store.read(s, min(s + size, n)) for s in starts], format="csr")
+        self.shape = self.rows.shape
+
+    def __getitem__(self, rows: slice) -> sparse.csr_matrix:
+        return self.rows[rows]
+
+
+def _look(store: Store, force: bool) -> Values:
+    if 0 in store.shape:
+        raise DataError(f"it is empty: {store.shape[0]} cells x {store.shape[1]} genes.")
+    return describe_values(_Sample(store), force=force)
+
+
+def _match(store: Store, vocabulary: Vocabulary) -> GeneMatch:
+    """By whichever names of the file match best, as :func:`scmamba.genes.match_adata` does."""
+    from ..genes import NAME_COLUMNS
+
+    best = match_genes(store.var.index.astype(str).tolist(), vocabulary)
+    for column in NAME_COLUMNS:
+        if column in store.var:
+            other = match_genes(store.var[column].astype(str).tolist(), vocabulary, source=f"var['{column}']")
+            if len(other.matched) > len(best.matched):
+                best = other
+    return best
+
+
+def _column(members: Sequence[Member], name: str, wanted: str | Sequence[str] | Mapping[str, str] | None) -> pd.Categorical:
+    """One column over all files; '' where a file has none (its own name, for the study)."""
+    names = USUAL_COLUMNS[name] if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    codes: list[np.ndarray] = []
+    categories: dict[str, int] = {}
+    found_any = False
+    for member in members:
+        text = next((column for column in map(member.store.column, names) if column is not None), None)
+        found_any = found_any or text is not None
+        if text is None:
+            text = np.full(len(member), member.store.name if name == "study" else "", dtype=object)
+        values, inverse = np.unique(text, return_inverse=True)
+        lookup = np.array([categories.setdefault(str(v), len(categories)) for v in values])
+        codes.append(lookup[inverse].astype(np.int32))
+    if wanted is not None and not found_any:
+        raise DataError(f"No file has a column {' or '.join(names)} in obs (asked for as {name}).")
+    return pd.Categorical.from_codes(np.concatenate(codes), categories=pd.Index(list(categories)))
+
+
+def _runs(rows: np.ndarray, gap: int = 32) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Cut increasing rows into stretches worth one reading each: first, end, and which rows of the stretch are wanted."""
+    for piece in np.split(rows, np.flatnonzero(np.diff(rows) > gap) + 1):
+        yield int(piece[0]), int(piece[-1]) + 1, piece - piece[0]
+
+
+def _stack(blocks: list[sparse.csr_matrix], width: int) -> sparse.csr_matrix:
+    return sparse.csr_matrix(sparse.vstack(blocks, format="csr")) if blocks else sparse.csr_matrix((0, width), dtype=np.float32)
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Names made unique: two files may have the same stem."""
+    return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
+
+
+__all__ = ["Block", "Collection", "IMPUTE_TOTAL", "MIN_DONOR_CELLS", "NOT_CELLS", "MemoryStore", "read_splits", "write_splits"]
