@@ -211,6 +211,10 @@ class Collection:
         """(L,) cells of all files in which each gene was seen; not affected by filters."""
         return np.sum([f.detected for f in self._facts()], axis=0)
 
+    def gene_sums(self) -> np.ndarray:
+        """(files, L) counts of each gene; not affected by filters."""
+        return np.stack([f.sums for f in self._facts()])
+
     def _facts(self) -> list[_Facts]:
         """What looking through every file once tells; kept in the cache folder."""
         if self._known is None:
@@ -424,22 +428,26 @@ def read_splits(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 @dataclass
 class _Facts:
+    """Per cell the total and the detected genes; per gene the cells it is seen in and the sum of its counts."""
+
     totals: np.ndarray
     lengths: np.ndarray
     detected: np.ndarray
+    sums: np.ndarray
 
 
 def _look_through(member: Member, advance) -> _Facts:
     """Totals and detected genes of every cell, and in how many cells each gene is seen."""
-    n = len(member)
-    facts = _Facts(np.zeros(n), np.zeros(n, np.int32), np.zeros(len(member.match.vocabulary), np.int64))
+    n, genes = len(member), len(member.match.vocabulary)
+    facts = _Facts(np.zeros(n), np.zeros(n, np.int32), np.zeros(genes, np.int64), np.zeros(genes))
     for start, stop in member.store.blocks():
         counts = member.linear(start, stop)
         if len(counts.data) and (not np.isfinite(counts.data).all() or counts.data.min() < 0):
             raise DataError(f"{member.store.name} holds negative or missing values in rows {start} to {stop}. Raw counts are expected.")
         facts.totals[start:stop] = np.asarray(counts.sum(axis=1)).ravel()
         facts.lengths[start:stop] = np.diff(counts.indptr)
-        facts.detected += np.bincount(counts.indices, minlength=len(facts.detected))
+        facts.detected += np.bincount(counts.indices, minlength=genes)
+        facts.sums += np.bincount(counts.indices, weights=counts.data, minlength=genes)
         advance(stop - start)
     return facts
 
@@ -449,7 +457,7 @@ def _read_facts(path: Path | None, n: int) -> _Facts | None:
         return None
     try:
         with np.load(path) as stored:
-            facts = _Facts(stored["totals"], stored["lengths"], stored["detected"])
+            facts = _Facts(*(stored[name] for name in ("totals", "lengths", "detected", "sums")))
     except Exception:  # a damaged cache is made anew
         return None
     return facts if len(facts.totals) == n else None
@@ -459,7 +467,7 @@ def _write_facts(path: Path | None, facts: _Facts) -> None:
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, totals=facts.totals, lengths=facts.lengths, detected=facts.detected)
+            np.savez_compressed(file, **facts.__dict__)
 
 
 class _Sample:

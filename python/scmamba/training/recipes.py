@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from .._errors import ScMambaError
 from ..genes import Vocabulary
 from ..model import Model, ModelConfig, ScMamba, load_model
+from .feeds import SourceFeed, reconstruction
 from .loop import LoopConfig, Step, fit
-from .sequences import SequenceConfig, Source, draw_batch, draw_rows, read_sources
+from .sequences import SequenceConfig, Source, draw_batch, read_sources
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -54,14 +55,7 @@ def _every_gene(values: Tensor, genes: Tensor, n_genes: int) -> Tensor:
 
 def reconstruction_step(sources: Sequence[Source], sequence: SequenceConfig, config: LoopConfig) -> Step:
     """A step that draws a source by its number of cells, then cells of it."""
-    sizes = np.array([len(s) for s in sources], dtype=np.float64)
-
-    def step(network: nn.Module, k: int, rng: np.random.Generator) -> Tensor:
-        source = sources[rng.choice(len(sources), p=sizes / sizes.sum())]
-        rows = draw_rows(source, config.batch_size, rng)
-        return reconstruction_loss(network, source, rows, sequence, rng)  # type: ignore[arg-type]
-
-    return step
+    return reconstruction(SourceFeed(sources), sequence, config)
 
 
 def validation(sources: Sequence[Source], sequence: SequenceConfig, cells: int = 64, seed: int = 12345):

@@ -149,7 +149,7 @@ def draw_batch(source: Source, rows: np.ndarray, config: SequenceConfig, reads: 
     """Make a batch of the cells ``rows`` of one source, as a model of ``reads`` sees them."""
     if reads == "all":
         return _whole_cells(source, rows, config, rng)
-    return _pad([_expressed_genes(source, row, config, rng) for row in rows], source.genes)
+    return pad([_expressed_genes(source, row, config, rng) for row in rows], source.genes)
 
 
 def _whole_cells(source: Source, rows: np.ndarray, config: SequenceConfig, rng: np.random.Generator) -> Batch:
@@ -192,7 +192,8 @@ def _zero_columns(on: np.ndarray, n_genes: int, number: int, rng: np.random.Gene
     return ranks + np.searchsorted(on - np.arange(len(on)), ranks, side="right")
 
 
-def _pad(cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], genes: np.ndarray) -> Batch:
+def pad(cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], genes: np.ndarray) -> Batch:
+    """Cells of any lengths as one batch; columns become genes."""
     length = max(1, max(len(columns) for columns, *_ in cells))
     shape = (len(cells), length)
     x, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)

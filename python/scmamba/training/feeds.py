@@ -1,0 +1,167 @@
+"""Where the cells of a step come from: sources in memory, or a collection on disk. Either way a step is a function of its number.
+
+Which cells make up step k follows from the seed and k; what is hidden from a cell from the seed, k and the cell. So a batch can be read
+by one process or by eight, at once or in pieces, and a run that was killed goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from .._errors import DataError
+from ..data.collection import Block, Collection
+from ..data.reading import Shelf
+from .engine import Loss, Share, SharedStep
+from .loop import LoopConfig
+from .sequences import Batch, SequenceConfig, Source, _expressed_genes, draw_rows, pad
+
+
+@dataclass
+class Part:
+    """Cells of one source: its number, the rows, and for each row what identifies the cell for good."""
+
+    source: Source
+    number: int
+    rows: np.ndarray
+    keys: list[tuple[int, ...]]
+
+
+class Feed(Protocol):
+    """Something that hands out the cells of a step."""
+
+    def __len__(self) -> int:
+        """Cells there are."""
+
+    def draw(self, k: int, size: int, rng: np.random.Generator, share: Share) -> list[Part]:
+        """This share's cells of step ``k``, of ``size`` cells in all. ``rng`` is the same for all shares."""
+
+
+class SourceFeed:
+    """Sources in memory: a step draws a source by its number of cells, then cells of similar length."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        if not sources:
+            raise DataError("There is nothing to train on: no file was given.")
+        self.sources = list(sources)
+        sizes = np.array([len(s) for s in sources], dtype=np.float64)
+        self._chance = sizes / sizes.sum()
+
+    def __len__(self) -> int:
+        return sum(len(s) for s in self.sources)
+
+    def draw(self, k: int, size: int, rng: np.random.Generator, share: Share) -> list[Part]:
+        """This share's rows of one source."""
+        number = int(rng.choice(len(self.sources), p=self._chance))
+        rows = draw_rows(self.sources[number], size, rng)
+        rows = rows[share.of(len(rows))]
+        return [Part(self.sources[number], number, rows, [(number, int(row)) for row in rows])] if len(rows) else []
+
+
+class CollectionFeed:
+    """A collection on disk, every cell once an epoch.
+
+    Parameters
+    ----------
+    similar
+        Batches of cells of similar length: little padding for models that read expressed genes.
+    """
+
+    def __init__(self, collection: Collection, *, seed: int, similar: bool) -> None:
+        self.collection, self.seed, self.similar = collection, seed, similar
+        self._shelf: tuple[tuple[int, int, int], Shelf] | None = None
+        self._local: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.collection)
+
+    def draw(self, k: int, size: int, rng: np.random.Generator, share: Share) -> list[Part]:
+        """This share's cells, by file."""
+        mine = share.of(size)
+        return list(self.parts(self._open(size, share).at(k * size + mine))) if len(mine) else []
+
+    def parts(self, block: Block) -> Iterator[Part]:
+        """A block of cells as sources, one a file."""
+        for f in np.unique(block.files):
+            piece = block.take(np.flatnonzero(block.files == f))
+            yield Part(self._source(int(f), piece), int(f), np.arange(len(piece)), [(int(c),) for c in piece.cells])
+
+    def _open(self, size: int, share: Share) -> Shelf:
+        wanted = (size, share.rank, share.world)
+        if self._shelf is None or self._shelf[0] != wanted:
+            order = self.collection.order(seed=self.seed, group=size if self.similar else 0)
+            self._shelf = wanted, Shelf(self.collection, order, shard=share.rank, shards=share.world)
+        return self._shelf[1]
+
+    def _source(self, f: int, block: Block) -> Source:
+        member = self.collection.members[f]
+        if f not in self._local:
+            self._local[f] = np.full(len(self.collection.vocabulary), -1, dtype=np.int32)
+            self._local[f][member.genes] = np.arange(len(member.genes), dtype=np.int32)
+        values = block.values
+        ours = sparse.csr_matrix((values.data, self._local[f][values.indices], values.indptr), shape=(len(block), len(member.genes)))
+        return Source(member.store.name, ours, member.genes, np.full(len(block), ""), block.totals)
+
+
+def sample_sources(collection: Collection, cells: int = 64, seed: int = 12345) -> list[Source]:
+    """At most ``cells`` random cells of each file, in memory: what a validation loss is measured on."""
+    rng, feed = np.random.default_rng(seed), CollectionFeed(collection, seed=0, similar=False)
+    files = collection.file_of(collection.cells)
+    found = []
+    for f in np.unique(files):
+        own = collection.cells[files == f]
+        found += list(feed.parts(collection.read(np.sort(rng.choice(own, min(cells, len(own)), replace=False)))))
+    return [part.source for part in found]
+
+
+def draw_parts(parts: Sequence[Part], config: SequenceConfig, reads: str, n_genes: int, seed: Sequence[int]) -> Batch:
+    """One batch of the cells of several sources; positions in it are those of the vocabulary.
+
+    What is hidden from a cell depends on ``seed`` and the cell's key alone.
+    """
+    cells = [(part.source, row, np.random.default_rng([*seed, *key])) for part in parts for row, key in zip(part.rows, part.keys)]
+    if reads != "all":
+        entries = []
+        for source, row, rng in cells:
+            columns, *rest = _expressed_genes(source, row, config, rng)
+            entries.append((source.genes[columns], *rest))
+        return pad(entries, np.arange(n_genes))
+    x, mask = np.zeros((len(cells), n_genes), np.float32), np.zeros((len(cells), n_genes), bool)
+    for i, (source, row, rng) in enumerate(cells):
+        span = slice(source.values.indptr[row], source.values.indptr[row + 1])
+        x[i, source.genes[source.values.indices[span]]] = source.values.data[span]
+        # Genes the study did not measure are read as zeros, as published, and nothing is learnt about them.
+        chance = np.where(x[i, source.genes] != 0, np.float32(config.mask_nonzero), np.float32(config.mask_zero))
+        mask[i, source.genes] = rng.random(len(source.genes), dtype=np.float32) < chance
+    return Batch(torch.from_numpy(x), torch.from_numpy(mask), torch.ones(mask.shape), torch.arange(n_genes))
+
+
+def batch_loss(network: nn.Module, batch: Batch) -> Loss:
+    """Weighted squared errors at the hidden positions (paper, Methods)."""
+    device = next(network.parameters()).device
+    x, mask, weight = (v.to(device) for v in (batch.x, batch.mask, batch.weight))
+    genes: Tensor | None = None if batch.keep is None else batch.genes.to(device)
+    keep = None if batch.keep is None else batch.keep.to(device)
+    error = (network.reconstruct(x, mask, genes, keep) - x) ** 2  # type: ignore[operator]
+    weight = weight * mask
+    return Loss((error * weight).sum(), weight.sum())
+
+
+def reconstruction(feed: Feed, sequence: SequenceConfig, config: LoopConfig) -> SharedStep:
+    """The step of pre-training and of imputation: predict what is hidden (paper, Methods)."""
+
+    def draw(network: nn.Module, k: int, rng: np.random.Generator, share: Share) -> Loss:
+        parts = feed.draw(k, config.batch_size * share.whole, rng, share)
+        if not parts:  # fewer cells than processes: this one has nothing to add, and must still take part
+            nothing = sum((p.sum() * 0 for p in network.parameters() if p.requires_grad), torch.zeros(()))
+            return Loss(nothing, torch.zeros_like(nothing))
+        settings = network.config  # type: ignore[union-attr]
+        return batch_loss(network, draw_parts(parts, sequence, settings.reads, settings.n_genes, [config.seed, k]))  # type: ignore[union-attr,arg-type]
+
+    return SharedStep(draw)
