@@ -6,9 +6,10 @@
 #' are, and the result is a new assay beside your own.
 #'
 #' Each cell is normalised to 10,000 counts and `log1p`; the result is on that
-#' scale. The zeros are visited in `passes` interleaved parts, each predicted from
-#' what was observed. With `adapt = TRUE` the model is first fine-tuned for a
-#' short time on your own data, without labels.
+#' scale. By default the network reads each cell once and says how frequent every
+#' gene is in it; what similar cells of your data show is weighed in, by weights
+#' learnt on counts hidden for the purpose. With `adapt = TRUE` the model is first
+#' fine-tuned for a short time on your own data, without labels.
 #'
 #' @section Imputed values and statistics:
 #' Imputed values are predictions: good for plots, embeddings and clustering.
@@ -28,9 +29,15 @@
 #' @param adapt Fine-tune a copy of the model on these data first? It is used only
 #'   if it predicts hidden values of cells kept out of the fine-tuning better. A
 #'   number sets the steps of training.
-#' @param passes Number of interleaved parts in which the zeros are predicted.
-#' @param min.value Predictions below this value stay zero. With 0 most entries of
-#'   the result hold a value; 0.1 keeps it much smaller.
+#' @param method `"rates"`, the default where the model has a rate head (as
+#'   `brain-mini` does): expected frequencies given the whole cell and its
+#'   neighbours, the depth of the cell taken out, for all genes. `"published"`:
+#'   the paper's masked prediction of log values.
+#' @param passes For `"published"`: number of interleaved parts in which the
+#'   zeros are predicted.
+#' @param min.value Predictions below this value stay zero: 0.2 by default (0 with
+#'   `method = "published"` or `to.counts = TRUE`). With 0 nearly all entries of the
+#'   result hold a value.
 #' @param to.counts Give expected counts (in the layer `counts` of the new assay)
 #'   instead of log-normalised values (in `data`)? Needs counts to start from.
 #' @param batch.size Cells per batch; `NULL` chooses one from the memory there
@@ -68,8 +75,8 @@ ScMambaImpute <- function(object, ...) {
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
-                                 assay.name = "scmamba", model = NULL, adapt = TRUE,
-                                 passes = 10, min.value = 0, to.counts = FALSE, batch.size = NULL,
+                                 assay.name = "scmamba", model = NULL, method = NULL, adapt = TRUE,
+                                 passes = 10, min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                  device = NULL, seed = 0,
                                  force = FALSE, overwrite = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
@@ -79,7 +86,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   .check_free_seurat(object, assay.name, SeuratObject::Assays(object), "an assay",
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
-  options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .get_layer(object, assay, layer, verbose)
   result <- .backend()$impute(matrix, options, verbose)
   new <- .make_assay(result$matrix, like = object[[assay]], to.counts)
@@ -98,8 +105,8 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.name = "scmamba",
-                                               model = NULL, adapt = TRUE, passes = 10,
-                                               min.value = 0, to.counts = FALSE, batch.size = NULL,
+                                               model = NULL, method = NULL, adapt = TRUE, passes = 10,
+                                               min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                                device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
                                                verbose = TRUE, ...) {
@@ -108,7 +115,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
   .check_free(assay.name, SummarizedExperiment::assayNames(object), "an assay",
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
-  options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .get_sce(object, assay)
   result <- .backend()$impute(matrix, options, verbose)
   SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
@@ -119,12 +126,12 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
 
 #' @rdname ScMambaImpute
 #' @export
-ScMambaImpute.dgCMatrix <- function(object, model = NULL, adapt = TRUE, passes = 10,
-                                    min.value = 0, to.counts = FALSE, batch.size = NULL,
+ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, adapt = TRUE, passes = 10,
+                                    min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                     device = NULL, seed = 0,
                                     force = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
-  options <- .impute_options(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .check_matrix(object)
   result <- .backend()$impute(matrix, options, verbose)
   if (verbose) .say_imputed(matrix)
@@ -137,12 +144,13 @@ ScMambaImpute.default <- function(object, ...) {
   ScMambaImpute.dgCMatrix(.to_matrix(object), ...)
 }
 
-.impute_options <- function(model, adapt, passes, min.value, to.counts, batch.size, device, seed, force) {
+.impute_options <- function(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force) {
   list(
     model = .check_model(model),
+    method = if (is.null(method)) NULL else match.arg(method, c("rates", "published")),
     adapt = .check_adapt(adapt),
     passes = .check_integer(passes, "passes", lowest = 1L),
-    min_value = .check_number(min.value, "min.value"),
+    min_value = if (is.null(min.value)) NULL else .check_number(min.value, "min.value"),
     batch_size = if (is.null(batch.size)) NULL else .check_integer(batch.size, "batch.size", 1L),
     to_counts = .check_flag(to.counts, "to.counts"),
     device = .check_device(device),

@@ -25,22 +25,44 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Donors of the Velmeshev set no step of the training sees: two with autism, two controls.
 HELD_OUT = ("4341", "5403", "5864", "5958")
 
-CONFIG = ModelConfig(n_genes=19306, d_model=64, n_layer=2, reads="expressed")
-PRETRAIN_LOOP = LoopConfig(steps=3000, batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
+CONFIG = ModelConfig(n_genes=19306, d_model=64, n_layer=2, reads="expressed", rates=True)
+PRETRAIN_LOOP = LoopConfig(steps=2000, batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 PRETRAIN_SEQUENCE = replace(PRETRAIN, mask_nonzero=0.3, genes_per_step=1536)
-IMPUTE_LOOP = LoopConfig(steps=2000, batch_size=16, lr=1e-3, warmup=0.03, save_every=250)
+IMPUTE_LOOP = LoopConfig(steps=3600, batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 IMPUTE_SEQUENCE = replace(IMPUTE, genes_per_step=1536, zeros=(100, 1600))
 
 
-def read(data: Path) -> tuple[list[ad.AnnData], list[ad.AnnData]]:
+#: Mouse sets read through one-to-one orthologs: cell types of which no human nuclei with all genes are at hand.
+MOUSE = ("zeisel2018_mouse_pseudocases_27998genes", "trem2_mouse_wt_ko_7274genes")
+
+
+def read(data: Path, mouse: bool = True) -> tuple[list[ad.AnnData], list[ad.AnnData]]:
     """Training and held-out cells."""
     file = data / "velmeshev2019_pfc_3types.h5ad"
     if not file.is_file():
         raise ScMambaError(f"There is no {file}. Training the shipped model needs the folder of real data: --data FOLDER.")
-    nuclei, cortex = ad.read_h5ad(file), ad.read_h5ad(data / "camp2015_human_fetal_neocortex.h5ad")
-    nuclei.uns["name"], cortex.uns["name"] = "velmeshev2019", "camp2015"
+    nuclei = ad.read_h5ad(file)
+    nuclei.uns["name"] = "velmeshev2019"
     held = nuclei.obs["donor"].astype(str).isin(HELD_OUT).to_numpy()
-    return [nuclei[~held].copy(), cortex], [nuclei[held].copy()]
+    others = [named(data, "camp2015_human_fetal_neocortex"), named(data, "pbmc3k_10x")]
+    if mouse:
+        others += [through_orthologs(named(data, name)) for name in MOUSE]
+    return [nuclei[~held].copy(), *others], [nuclei[held].copy()]
+
+
+def named(data: Path, name: str) -> ad.AnnData:
+    """One file, its name noted."""
+    cells = ad.read_h5ad(data / f"{name}.h5ad")
+    cells.uns["name"] = name.split("_")[0]
+    return cells
+
+
+def through_orthologs(mouse: ad.AnnData) -> ad.AnnData:
+    """Mouse cells as human ones: genes with exactly one partner in the other species, under its identifier."""
+    single = mouse.var["ortholog_one2one"].astype(str).isin(["True", "1"]).to_numpy() & (mouse.var["human_ensembl_id"].astype(str) != "").to_numpy()
+    human = mouse[:, single].copy()
+    human.var_names = human.var["human_ensembl_id"].astype(str)
+    return human[:, ~human.var_names.duplicated()].copy()
 
 
 def main() -> None:

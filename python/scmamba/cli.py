@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -50,9 +50,10 @@ def impute(
     model: ModelOption = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
+    method: Annotated[Literal["rates", "published"] | None, typer.Option(help="Frequencies with neighbours, or the paper's masks.")] = None,
     adapt: Annotated[bool, typer.Option(help="Adapt a copy of the model to these cells first, if that helps.")] = True,
-    passes: Annotated[int, typer.Option(min=1, help="Groups the zeros are divided into.")] = 10,
-    min_value: Annotated[float, typer.Option(min=0, help="Smaller predictions (log1p CP10k) stay zero.")] = 0.0,
+    passes: Annotated[int, typer.Option(min=1, help="Groups the zeros are divided into (published method).")] = 10,
+    min_value: Annotated[float | None, typer.Option(min=0, help="Smaller predictions (log1p CP10k) stay zero; 0.2 if not given.")] = None,
     to_counts: Annotated[bool, typer.Option("--to-counts", help="Write expected counts instead of log1p CP10k.")] = False,
     batch_size: BatchSize = None,
     device: Device = None,
@@ -65,8 +66,8 @@ def impute(
     """Fill the zeros of an .h5ad file with what the model expects (layers/scmamba of a copy)."""
     from .tasks import impute_file
 
-    impute_file(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, adapt=adapt, passes=passes,
-                min_value=min_value, to_counts=to_counts, batch_size=batch_size, device=device, backend=backend, seed=seed,
+    impute_file(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, method=method, adapt=adapt,
+                passes=passes, min_value=min_value, to_counts=to_counts, batch_size=batch_size, device=device, backend=backend, seed=seed,
                 force=force, verbose=not quiet)  # fmt: skip
     typer.echo(f"{output}: layers['scmamba']")
 

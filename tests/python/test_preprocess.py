@@ -9,7 +9,7 @@ import scanpy as sc
 from scipy import sparse
 
 from scmamba._errors import DataError
-from scmamba.data import describe_values, interleaved_groups, mask_values, read_cells
+from scmamba.data import describe_values, interleaved_groups, interleaved_values, read_cells
 from scmamba.genes import Vocabulary
 
 PUBLISHED = Vocabulary.published()
@@ -131,10 +131,10 @@ def test_interleaved_groups_number_hidden_positions_in_turn():
     assert interleaved_groups(hidden, 3).tolist() == [[0, -1, 1, 2, 0], [-1, -1, -1, 0, -1]]
 
 
-def test_masks_have_the_stated_rates():
-    import torch
-
-    x = (torch.rand(200, 500, generator=torch.Generator().manual_seed(1)) < 0.1).float()
-    mask = mask_values(x, 0.4, 0.04, torch.Generator().manual_seed(0))
-    assert abs(mask[x != 0].float().mean() - 0.4) < 0.02
-    assert abs(mask[x == 0].float().mean() - 0.04) < 0.005
+def test_hidden_values_are_one_in_so_many_and_nothing_is_lost():
+    counts = sparse.random(40, 300, density=0.2, format="csr", random_state=0)
+    visible, hidden = interleaved_values(counts, 5, seed=3)
+    assert abs(visible + hidden - counts).max() == 0
+    assert visible.multiply(hidden).nnz == 0
+    here, there = np.diff(hidden.indptr), np.diff(counts.indptr)
+    assert ((here == there // 5) | (here == -(-there // 5))).all()

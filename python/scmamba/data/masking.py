@@ -3,26 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
-
-
-def mask_values(x: Tensor, nonzero: float, zero: float, generator: torch.Generator | None = None) -> Tensor:
-    """Draw a random mask: each non-zero value with probability ``nonzero``, each zero with ``zero``.
-
-    Pre-training hides 15% of the non-zeros and no zeros; imputation fine-tuning 40% and 4% (paper, Methods).
-
-    Parameters
-    ----------
-    x
-        (B, L) log1p(CP10k).
-
-    Returns
-    -------
-    (B, L) bool, True = hidden.
-    """
-    chance = torch.where(x != 0, torch.as_tensor(nonzero, dtype=torch.float32), torch.as_tensor(zero, dtype=torch.float32))
-    return torch.rand(x.shape, generator=generator) < chance.to("cpu")
+from scipy import sparse
 
 
 def interleaved_groups(hidden: np.ndarray, groups: int) -> np.ndarray:
@@ -32,3 +13,22 @@ def interleaved_groups(hidden: np.ndarray, groups: int) -> np.ndarray:
     """
     rank = np.cumsum(hidden, axis=1, dtype=np.int64) - 1
     return np.where(hidden, rank % groups, -1)
+
+
+def interleaved_values(counts: sparse.csr_matrix, groups: int, seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+    """Hide one stored value in ``groups``, interleaved along each row from a start drawn per row.
+
+    ``counts`` (n, m) CSR. Returns the visible and the hidden values, two matrices of the same shape.
+    """
+    counts = sparse.csr_matrix(counts, copy=True)
+    counts.eliminate_zeros()
+    counts.sort_indices()
+    rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
+    start = np.random.default_rng(seed).integers(0, groups, counts.shape[0])
+    hide = (np.arange(counts.nnz) - counts.indptr[rows] + start[rows]) % groups == 0
+
+    def part(keep: np.ndarray) -> sparse.csr_matrix:
+        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows[keep], minlength=counts.shape[0]))])
+        return sparse.csr_matrix((counts.data[keep], counts.indices[keep], indptr), shape=counts.shape)
+
+    return part(~hide), part(hide)

@@ -8,6 +8,7 @@ zero-truncated Poisson.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,6 +174,62 @@ def neighbour_rate_prediction(
     seen = np.asarray(pool.sum(axis=1)).ravel()
     gene_rate = np.asarray(pool.sum(axis=0)).ravel() / max(seen.sum(), 1.0)
     return NeighbourRates(gene_rate, nearest_cells(query, scores, k), totals, float(shrink), pool, seen)
+
+
+class NeighbourPool:
+    """Cells to find neighbours among, and what the neighbours of any cell show: many reaches at once, a block of cells at a time.
+
+    Parameters
+    ----------
+    counts, totals
+        (n, m) visible counts of the pool, and the (n,) depths its log values are scaled by.
+    components
+        Leading components of log1p(CP10k) that distances are measured in.
+    """
+
+    def __init__(self, counts: sparse.csr_matrix, totals: np.ndarray, *, components: int = 50, seed: int = 0) -> None:
+        self.counts = sparse.csr_matrix(counts, dtype=np.float32)
+        self.seen = np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
+        values = _log_values(sparse.csr_matrix(counts, dtype=np.float64), totals)
+        self.mean_value = np.asarray(values.mean(axis=0)).ravel()
+        self.scores, self.basis = principal_components(values, components, seed=seed)
+
+    def project(self, counts: sparse.csr_matrix, totals: np.ndarray) -> np.ndarray:
+        """(r, d) the components of other cells, or of members."""
+        return _log_values(sparse.csr_matrix(counts, dtype=np.float64), totals) @ self.basis
+
+    def nearest(self, scores: np.ndarray, k: int, own: np.ndarray | None = None) -> np.ndarray:
+        """(r, k) members nearest to ``scores``, nearest first; ``own`` (r,) the member each cell is itself (-1: none), left out."""
+        k = min(k, len(self.scores) - 1)
+        found = nearest_cells(scores, self.scores, k + 1)
+        if own is None:
+            return found[:, :k]
+        itself = found == np.asarray(own)[:, None]
+        itself[~itself.any(axis=1), -1] = True  # others lose their farthest, so that all have k
+        return found[~itself].reshape(len(found), k)
+
+    def rates(self, nearest: np.ndarray, pools: Sequence[tuple[int, float]], average: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield, for each (k, shrink) in increasing k, (r, m) rates of the first k neighbours with ``shrink`` counts' worth of the
+        ``average`` (m,) rate mixed in.
+        """
+        counts = np.zeros((len(nearest), self.counts.shape[1]), dtype=np.float32)
+        done = 0
+        for k, shrink in pools:
+            chosen = nearest[:, done:k]
+            done = min(k, nearest.shape[1])
+            if chosen.size:
+                weight = sparse.csr_matrix(
+                    (np.ones(chosen.size, dtype=np.float32), chosen.ravel(), np.arange(len(chosen) + 1) * chosen.shape[1]),
+                    shape=(len(chosen), self.counts.shape[0]),
+                )
+                counts += (weight @ self.counts).toarray()
+            total = self.seen[nearest[:, :done]].sum(axis=1)
+            yield (counts + (shrink * average).astype(np.float32)) / (total + shrink).astype(np.float32)[:, None]
+
+    def rebuild(self, scores: np.ndarray, rank: int) -> np.ndarray:
+        """(r, m) log1p(CP10k) rebuilt from the leading ``rank`` components."""
+        rank = min(rank, scores.shape[1])
+        return scores[:, :rank].astype(np.float32) @ self.basis[:, :rank].T.astype(np.float32)
 
 
 def _log_values(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:

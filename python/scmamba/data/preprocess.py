@@ -70,6 +70,18 @@ class Cells:
             block.data = np.expm1(block.data)
         return block
 
+    def counts(self, rows: slice | np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """(r, n_vars) counts and (r,) depths. Where only logs were given, a cell's smallest value is taken as a count of one."""
+        block = self.linear(rows)
+        if self.values.kind != "counts" and block.nnz:
+            block.eliminate_zeros()
+            size = np.diff(block.indptr)
+            full = size > 0
+            one = np.ones(block.shape[0])
+            one[full] = np.minimum.reduceat(block.data, block.indptr[:-1][full])
+            block.data /= np.repeat(one, size)
+        return block, np.asarray(block.sum(axis=1)).ravel()
+
     def to_model(self, linear: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Map a block of :meth:`linear` to the model's genes.
 
@@ -78,13 +90,13 @@ class Cells:
         (r, m) float32 CSR of log1p(CP10k) over the measured genes of the model, in its order (see ``genes``), and
         (r,) float64 the cells' totals over those genes.
         """
-        ours = (linear @ self._gather).tocsr()
+        ours = (linear @ self.gather).tocsr()
         ours.sort_indices()
         totals = np.asarray(ours.sum(axis=1)).ravel()
         return log1p_cp10k(ours, totals), totals
 
     @property
-    def _gather(self) -> sparse.csr_matrix:
+    def gather(self) -> sparse.csr_matrix:
         """(n_vars, m) 0/1: sums the rows of one gene, drops what the model does not know."""
         known = self.match.matched
         slot = np.full(len(self.match.vocabulary), -1)

@@ -217,8 +217,10 @@ def nonzero_imputation(
         never saw.
     model
         A scMamba model (name, checkpoint folder or open model), or several as ``{row name: model}``. Its row
-        holds
-        ``reconstruct``'s answer with the group masked. Values of genes it does not know are filled by
+        holds what :func:`scmamba.impute` would answer: for a model with a rate head the network adapted to what is
+        visible and combined with the neighbours, with two rows more for the adapted network alone and for the masked
+        predictions of the model as it is; for other models ``reconstruct``'s answer with the group masked. Values
+        of genes it does not know are filled by
         ``gene_rate`` so that all rows score the same values; column ``covered`` says what share it predicted
         itself.
     predictors
@@ -486,11 +488,19 @@ def _open(model: Any, kept: AnnData, layer: str | None, batch_size: int | None) 
     if model is None:
         return {}
     several = dict(model) if isinstance(model, Mapping) else {"scmamba": model}
-    return {name: _ModelRow(value, kept, layer, batch_size) for name, value in several.items()}
+    rows: dict[str, _ModelRow] = {}
+    for name, value in several.items():
+        row = _ModelRow(value, kept, layer, batch_size)
+        if row.model.config.rates:
+            rows[name] = combined = _CombinedRow(row)
+            rows[f"{name} (network alone)"] = _NetworkRow(combined)
+            name = f"{name} (masked, not adapted)"
+        rows[name] = row
+    return rows
 
 
 class _ModelRow:
-    """A scMamba model as a predictor: its own genes, order and totals, moved back to the table's scale."""
+    """A scMamba model's masked predictions: its own genes, order and totals, moved back to the table's scale."""
 
     def __init__(self, model: Any, kept: AnnData, layer: str | None, batch_size: int | None) -> None:
         from ..data.preprocess import read_cells
@@ -537,3 +547,73 @@ class _ModelRow:
             moved = np.log1p(1e4 / hidden.totals[cell + start] * np.maximum(expected, 0))
             out[lo:hi] = np.where(slot >= 0, moved, out[lo:hi])
         return out
+
+
+class _CombinedRow(_ModelRow):
+    """What :func:`scmamba.impute` does by default: the network adapted to the visible counts, combined with the neighbours."""
+
+    def __init__(self, row: _ModelRow) -> None:
+        from ..training.combine import GeneMap
+
+        self.model, self.cells, self.slot, self.batch_size = row.model, row.cells, row.slot, row.batch_size
+        self.map = GeneMap.of(row.cells)
+        self._learnt: tuple[Hidden, Any] | None = None
+
+    def covered(self, counts: sparse.csr_matrix) -> float:
+        """Neighbours speak for genes the network does not know."""
+        return 1.0
+
+    def learn(self, hidden: Hidden) -> Any:
+        """The combination learnt on what is visible, kept for the other row that asks for it."""
+        from ..training.combine import learn_combination
+
+        if self._learnt is None or self._learnt[0] is not hidden:
+            counts, totals = hidden.visible, hidden.totals
+            if hidden.reference is not None and hidden.reference_totals is not None:
+                counts = sparse.vstack([counts, hidden.reference], format="csr")
+                totals = np.concatenate([totals, hidden.reference_totals])
+            self._learnt = hidden, learn_combination(self.model, counts, totals, self.map, seed=hidden.seed, verbose=False)
+        return self._learnt[1]
+
+    def predict(
+        self, hidden: Hidden, counts: sparse.csr_matrix, masked: np.ndarray, fallback: np.ndarray
+    ) -> np.ndarray:
+        """(n,) log1p(CP10k) at the hidden places: the value expected of a count that is known not to be zero."""
+        learnt = self.learn(hidden)
+
+        def value(rows: slice) -> np.ndarray:
+            own = np.arange(rows.start, rows.stop)
+            return learnt.expect(hidden.visible[rows], hidden.totals[rows], own).value
+
+        return _by_block(hidden, value)
+
+
+class _NetworkRow(_ModelRow):
+    """The adapted network without the neighbours; genes it does not know are filled by depth and gene average."""
+
+    def __init__(self, combined: _CombinedRow) -> None:
+        self.combined, self.slot = combined, combined.slot
+
+    def predict(
+        self, hidden: Hidden, counts: sparse.csr_matrix, masked: np.ndarray, fallback: np.ndarray
+    ) -> np.ndarray:
+        """(n,) log1p(CP10k) at the hidden places."""
+        from ..training.combine import value_if_counted
+
+        sources = self.combined.learn(hidden).sources
+
+        def value(rows: slice) -> np.ndarray:
+            log_rate = sources.network(hidden.visible[rows], hidden.totals[rows]) + sources.base
+            return value_if_counted(log_rate, hidden.totals[rows][:, None])
+
+        return np.where(self.slot[hidden.columns] >= 0, _by_block(hidden, value), fallback)
+
+
+def _by_block(hidden: Hidden, function: Callable[[slice], np.ndarray], size: int = 64) -> np.ndarray:
+    """Entries at the hidden places of dense blocks of rows."""
+    out = np.empty(len(hidden.rows))
+    for start in range(0, hidden.visible.shape[0], size):
+        rows = slice(start, min(start + size, hidden.visible.shape[0]))
+        lo, hi = np.searchsorted(hidden.rows, [rows.start, rows.stop])
+        out[lo:hi] = function(rows)[hidden.rows[lo:hi] - rows.start, hidden.columns[lo:hi]]
+    return out

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 
 from .._errors import CheckpointError, DataError
@@ -97,6 +98,41 @@ class Model:
         if not self.config.n_classes:
             raise CheckpointError(f"The model '{self.config.name}' has no classification head; fine-tune one on labelled cells first.")
         return self._run("classify", x, None, genes, batch_size)
+
+    def log_ratio(self, values: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
+        """How much more, or less, frequent each gene is in a cell than on average, up to a constant per cell.
+
+        Parameters
+        ----------
+        values
+            (B, m) log1p(CP10k) of the measured genes.
+        genes
+            (m,) their positions in the vocabulary.
+
+        Returns
+        -------
+        (B, m) float32, natural logs.
+        """
+        if not self.config.rates:
+            raise CheckpointError(f"The model '{self.config.name}' has no rate head; use its masked predictions (method='published').")
+        decoded = torch.as_tensor(genes, device=self.device)
+        dtype = self.network.backbone.norm_f.weight.dtype
+        answer = np.empty(values.shape, dtype=np.float32)
+        was_training = self.network.training
+        self.network.eval()
+        try:
+            with torch.inference_mode():
+                for start in range(0, values.shape[0], 32):
+                    x = torch.from_numpy(values[start : start + 32].toarray()).to(self.device, dtype)
+                    shown, _, which, keep, _ = pack(x, None, decoded)
+                    answer[start : start + 32] = self.network.log_ratio(shown, which, keep, decoded).float().cpu().numpy()
+        finally:
+            self.network.train(was_training)
+        return answer
+
+    def gene_log_rate(self, genes: np.ndarray) -> np.ndarray:
+        """(m,) log average frequency of genes in the training data, given as positions in the vocabulary."""
+        return self.network.gene_log_rate.detach().cpu().double().numpy()[genes]
 
     def gene_embedding(self) -> Tensor:
         """(L, D) the learned gene embeddings, rows in the order of ``genes``."""

@@ -29,6 +29,8 @@ class ModelConfig:
         Outputs of the classification head, 0 for none.
     reconstructs
         Whether there is a reconstruction head.
+    rates
+        Whether there is a rate head: the cell's embedding says how often each gene is counted in it, all genes at once.
     reads
         ``"all"``: a cell is every gene of the vocabulary, undetected and unmeasured ones as zeros, as in the published code.
         ``"expressed"``: a cell is the genes it expresses plus those hidden by a mask, in the same order; a tenth of the length, hence
@@ -45,6 +47,7 @@ class ModelConfig:
     bidirectional: bool = True
     n_classes: int = 0
     reconstructs: bool = True
+    rates: bool = False
     norm_eps: float = 1e-5
     reads: str = "all"
     name: str = ""

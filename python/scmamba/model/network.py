@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -52,6 +54,8 @@ class ScMamba(nn.Module):
     which positions of the vocabulary they are, (l,) or (B, l), ``None`` for all; ``keep`` (B, l) False where a row is padded.
     """
 
+    gene_log_rate: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -59,6 +63,11 @@ class ScMamba(nn.Module):
         self.backbone = Backbone(config)
         if config.reconstructs:
             self.regressor = nn.Linear(config.d_model, 1)
+        if config.rates:
+            # Tied to the gene embedding: a gene's vector says both what it tells and when it is expressed.
+            self.rate_head = nn.Linear(config.d_model, config.d_model, bias=False)
+            nn.init.normal_(self.rate_head.weight, std=config.d_model**-0.5)
+            self.register_buffer("gene_log_rate", torch.full((config.n_genes,), -math.log(config.n_genes)))
         if config.n_classes:
             # The published head: three [CLS] vectors side by side, one linear map, no bias.
             self.cls_head = nn.Linear(3 * config.d_model, config.n_classes, bias=False)
@@ -78,6 +87,13 @@ class ScMamba(nn.Module):
             return out.mean(dim=1)
         there = keep.unsqueeze(-1).to(out.dtype)
         return (out * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
+
+    def log_ratio(self, x: Tensor, genes: Tensor | None, keep: Tensor | None, decoded: Tensor) -> Tensor:
+        """(B, l) -> (B, m): log of the factor by which each ``decoded`` gene (m positions of the vocabulary) is more, or less, frequent in
+        the cell than on average, up to a constant per cell.
+        """
+        cell = self.rate_head(self.cell_embedding(x, genes, keep))
+        return cell @ nn.functional.embedding(decoded, self.backbone.gene_id_embedding.weight).T
 
     def classify(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """(B, l) -> (B, C) logits from [CLS] at the beginning, after half of the cell's genes and at its end."""

@@ -2,14 +2,17 @@
 
 The zeros of a cell are divided into interleaved groups; each pass hides one group and keeps the model's predictions for it.
 Observed values are never changed, negative predictions become 0.
+
+A model with a rate head can do better than that: it reads a cell once, says how frequent every gene is in it, and is combined with what
+the cell's neighbours show (:mod:`scmamba.training.combine`). Such models do so unless the published method is asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ from ..data import interleaved_groups, read_cells
 from ..data.preprocess import SCALE, Cells
 from ..genes import MIN_COVERAGE
 from ..model import Model, load_model
+from ..training.combine import MAX_POOL, Combination, GeneMap, given_zero, learn_combination
 from ._common import KEY, available_memory, check_free, dense_input, flag_low_depth, note, positions
 
 if TYPE_CHECKING:
@@ -33,9 +37,10 @@ def impute(
     model: str | PathLike[str] | Model | None = None,
     layer: str | None = None,
     gene_column: str | None = None,
+    method: Literal["rates", "published"] | None = None,
     adapt: bool | int = True,
     passes: int = 10,
-    min_value: float = 0.0,
+    min_value: float | None = None,
     to_counts: bool = False,
     batch_size: int | None = None,
     device: str | None = None,
@@ -55,14 +60,18 @@ def impute(
         Name, checkpoint or open model; default ``brain-mini``.
     layer
         Which matrix to read; default ``X``.
+    method
+        ``"rates"`` (default where the model has a rate head, as ``brain-mini`` does): expected frequencies given the whole cell and its
+        neighbours, the cell's depth taken out, all genes of the data. ``"published"``: the paper's masked prediction of log values, genes
+        of the model only.
     adapt
-        First adapt a copy of the model to these cells (self-supervised, some minutes on a CPU). The adapted copy is used only if
+        First adapt a copy of the model to these cells (self-supervised, about a minute on a CPU). The adapted copy is used only if
         it predicts hidden values of cells left out of the adaptation better. An integer sets the number of steps.
     passes
-        Groups the zeros are divided into; 10 as published. Time is proportional to it.
+        For ``"published"``: groups the zeros are divided into; 10 as in the paper. Time is proportional to it.
     min_value
-        Predictions below it (log1p CP10k) stay 0. The default keeps every positive prediction, as published, and the result
-        then holds a value for most genes of most cells.
+        Predictions below it (log1p CP10k) stay 0. Default 0.2 with ``"rates"``, two counts in 100,000; 0 with ``"published"``, where
+        the result then holds a value for most genes of most cells.
     to_counts
         Write expected counts (expm1(x) / 1e4 * the cell's total) instead of log1p(CP10k).
     seed
@@ -82,7 +91,7 @@ def impute(
         Data, genes or checkpoint that do not fit; a result larger than the memory (use :func:`impute_file`).
     """
     plan = _prepare(
-        adata, model, layer, gene_column, adapt, passes, min_value, to_counts, batch_size, device, backend, seed, force, verbose
+        adata, model, layer, gene_column, method, adapt, passes, min_value, to_counts, batch_size, device, backend, seed, force, verbose
     )
     check_free(adata, "layers", KEY, "impute")
     blocks, totals = [], []
@@ -119,8 +128,9 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
     if target.exists() and not overwrite:
         raise ScMambaError(f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite).")
     adata = open_backed(source)
-    defaults: dict[str, Any] = dict(model=None, layer=None, gene_column=None, adapt=True, passes=10, min_value=0.0, to_counts=False,
-                                    batch_size=None, device=None, backend=None, seed=0, force=False, verbose=True)  # fmt: skip
+    defaults: dict[str, Any] = dict(model=None, layer=None, gene_column=None, method=None, adapt=True, passes=10, min_value=None,
+                                    to_counts=False, batch_size=None, device=None, backend=None, seed=0, force=False,
+                                    verbose=True)  # fmt: skip
     if unknown := set(options) - set(defaults):
         raise TypeError(f"impute_file() has no option {', '.join(sorted(unknown))}")
     chosen = {**defaults, **options}
@@ -143,11 +153,9 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
 class _Plan:
     """Everything decided before the first cell is imputed."""
 
-    def __init__(
-        self, model: Model, cells: Cells, passes: int, min_value: float, to_counts: bool, batch_size: int | None, verbose: bool
-    ) -> None:
-        self.model, self.cells, self.verbose = model, cells, verbose
-        self.passes, self.min_value, self.to_counts, self.batch_size = passes, min_value, to_counts, batch_size
+    def __init__(self, model: Model, cells: Cells, answer: Answer, min_value: float, to_counts: bool, size: int, verbose: bool) -> None:
+        self.model, self.cells, self.answer, self.verbose = model, cells, answer, verbose
+        self.min_value, self.to_counts, self.size = min_value, to_counts, size
         self.settings: dict[str, Any] = {}
         self._observed = 0
 
@@ -158,37 +166,25 @@ class _Plan:
 
     def run(self) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
         """Yield (r, n_vars) imputed blocks and the (r,) totals of their cells, in order."""
-        size = self.batch_size or 64
         with progress("Imputing cells", len(self.cells), self.verbose) as advance:
-            for rows in self.cells.blocks(size):
-                yield self._block(rows)
+            for rows in self.cells.blocks(self.size):
+                linear = self.cells.linear(rows)
+                self._observed += linear.nnz
+                yield self._on_scale_of_data(linear, self.answer(rows, linear)), np.asarray(linear.sum(axis=1)).ravel()
                 advance(rows.stop - rows.start)
 
-    def _block(self, rows: slice) -> tuple[sparse.csr_matrix, np.ndarray]:
-        linear = self.cells.linear(rows)
-        self._observed += linear.nnz
-        x, totals = dense_input(self.model, self.cells, linear)
-        where, genes = positions(self.model, self.cells)
-        predicted = predict_zeros(self.model, x, genes, self.passes, self.batch_size)[:, where]
-        block = self._on_scale_of_data(linear, predicted, totals)
-        return block, np.asarray(linear.sum(axis=1)).ravel()
-
-    def _on_scale_of_data(self, linear: sparse.csr_matrix, predicted: np.ndarray, totals: np.ndarray) -> sparse.csr_matrix:
-        """Put predictions (log1p CP10k over the model's genes) beside the observed values of all genes.
-
-        The user's normalisation divides by the total over all genes of the data, the model's over its own genes; the factor between
-        them moves predictions onto the user's scale, so that observed entries stay exactly what NormalizeData gives.
+    def _on_scale_of_data(self, linear: sparse.csr_matrix, expected: sparse.csr_matrix) -> sparse.csr_matrix:
+        """Put expected values beside the observed ones, both on the user's scale, so that observed entries stay exactly what
+        NormalizeData gives. ``expected`` (r, n_vars) in the units of ``linear``, nothing where something was observed.
         """
         factor, observed = self._scales(linear)
-        expected = np.expm1(predicted.astype(np.float64)) * (totals / SCALE * factor)[:, None]
+        expected.data *= np.repeat(factor, np.diff(expected.indptr))
         if not self.to_counts:
-            expected = np.log1p(expected)
+            expected.data = np.log1p(expected.data)
         if self.min_value > 0:
-            expected[expected < self.min_value] = 0
-        # Entries of a gene's further rows and of genes the model does not know keep what was observed.
-        filled = sparse.csr_matrix(expected.astype(np.float32))
-        placed = sparse.csr_matrix((filled.data, self.cells.columns[filled.indices], filled.indptr), shape=observed.shape)
-        result = (observed + placed).tocsr()
+            expected.data[expected.data < self.min_value] = 0
+            expected.eliminate_zeros()
+        result = (observed + expected.astype(np.float32)).tocsr()
         result.sort_indices()
         return result
 
@@ -215,6 +211,40 @@ class _Plan:
             )
 
 
+#: Answers a block: its rows and (r, n_vars) linear values -> what is expected in its zeros, in the same units.
+Answer = Callable[[slice, sparse.csr_matrix], sparse.csr_matrix]
+
+
+def masked_answer(model: Model, cells: Cells, passes: int, batch_size: int | None) -> Answer:
+    """The published inference on the genes the model knows; a gene's further rows keep what was observed."""
+    where, genes = positions(model, cells)
+
+    def answer(rows: slice, linear: sparse.csr_matrix) -> sparse.csr_matrix:
+        x, totals = dense_input(model, cells, linear)
+        predicted = predict_zeros(model, x, genes, passes, batch_size)[:, where]
+        # The user's normalisation divides by the total over all genes of the data, the model's over its own genes.
+        filled = sparse.csr_matrix(np.expm1(predicted.astype(np.float64)) * (totals / SCALE)[:, None])
+        return sparse.csr_matrix((filled.data, cells.columns[filled.indices], filled.indptr), shape=linear.shape)
+
+    return answer
+
+
+def rates_answer(combination: Combination, cells: Cells, members: np.ndarray) -> Answer:
+    """Frequencies expected by the network and the neighbours together, given that nothing was found; ``members`` are the pool's rows."""
+    own = np.full(len(cells), -1)
+    own[members] = np.arange(len(members))
+
+    def answer(rows: slice, linear: sparse.csr_matrix) -> sparse.csr_matrix:
+        counts, totals = cells.counts(rows)
+        rate = given_zero(combination.expect(counts, totals, own[rows]).rate, totals)
+        rate *= np.asarray(linear.sum(axis=1)).ravel()[:, None]
+        at = linear.nonzero()
+        rate[at] = 0
+        return sparse.csr_matrix(rate, dtype=np.float64)
+
+    return answer
+
+
 def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passes: int, batch_size: int | None = None) -> np.ndarray:
     """The published inference: hide one interleaved group of zeros per pass, keep its predictions, negatives become 0.
 
@@ -233,28 +263,57 @@ def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passe
     return np.maximum(predicted, 0, out=predicted)
 
 
-def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, adapt: bool | int, passes: int, min_value: float,
-             to_counts: bool, batch_size: int | None, device: str | None, backend: str | None, seed: int, force: bool,
-             verbose: bool) -> _Plan:  # fmt: skip
+def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, method: str | None, adapt: bool | int, passes: int,
+             min_value: float | None, to_counts: bool, batch_size: int | None, device: str | None, backend: str | None, seed: int,
+             force: bool, verbose: bool) -> _Plan:  # fmt: skip
     """Check everything that can be checked before long work, and adapt the model if asked."""
     if int(passes) < 1:
         raise ScMambaError(f"passes is {passes}; it must be at least 1.")
-    if min_value < 0:
+    if min_value is not None and min_value < 0:
         raise ScMambaError(f"min_value is {min_value}; it must be 0 or more.")
     opened = load_model(model, device=device, backend=backend)
-    if not opened.config.reconstructs:
-        raise ScMambaError(f"The model '{opened.config.name}' classifies cells; imputation needs one with a reconstruction head.")
+    method = _method(method, opened)
     cells = read_cells(adata, opened.genes, layer=layer, gene_column=gene_column, force=force, min_coverage=MIN_COVERAGE)
     if to_counts and cells.values.kind == "log1p":
         raise DataError("Counts cannot be given back: the data are log-normalised and the cells' totals are lost. Give raw counts.")
     say(cells.values.sentence, verbose)
     say(cells.match.summary(), verbose)
-    plan = _Plan(opened, cells, int(passes), float(min_value), to_counts, batch_size, verbose)
-    plan.settings = {"passes": int(passes), "min_value": float(min_value), "to_counts": bool(to_counts), "seed": int(seed),
-                     "scale": "expected counts" if to_counts else "log1p(CP10k)"}  # fmt: skip
-    if adapt:
-        from ..training.adapt import adapt as run
+    least = float(min_value) if min_value is not None else 0.2 if method == "rates" and not to_counts else 0.0
+    settings: dict[str, Any] = {"method": method, "min_value": least, "to_counts": bool(to_counts), "seed": int(seed),
+                                "scale": "expected counts" if to_counts else "log1p(CP10k)"}  # fmt: skip
+    if method == "rates":
+        members = _members(cells, seed)
+        counts, totals = cells.counts(members)
+        full = totals > 0
+        combination = learn_combination(opened, counts[full], totals[full], GeneMap.of(cells), adapt=adapt, seed=seed, verbose=verbose)
+        opened, answer = combination.sources.model, rates_answer(combination, cells, members[full])
+        settings |= combination.report
+    else:
+        settings["passes"] = int(passes)
+        if adapt:
+            from ..training.adapt import adapt as run
 
-        plan.model, report = run(opened, cells, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose)
-        plan.settings["adapt"] = report
+            opened, report = run(opened, cells, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose)
+            settings["adapt"] = report
+        answer = masked_answer(opened, cells, int(passes), batch_size)
+    plan = _Plan(opened, cells, answer, least, to_counts, batch_size or 64, verbose)
+    plan.settings = settings
     return plan
+
+
+def _method(method: str | None, model: Model) -> str:
+    chosen = method or ("rates" if model.config.rates else "published")
+    if chosen not in ("rates", "published"):
+        raise ScMambaError(f"method is '{method}'; it must be 'rates' or 'published'.")
+    if chosen == "rates" and not model.config.rates:
+        raise ScMambaError(f"The model '{model.config.name}' has no rate head; use method='published', or another model.")
+    if chosen == "published" and not model.config.reconstructs:
+        raise ScMambaError(f"The model '{model.config.name}' classifies cells; imputation needs one with a reconstruction head.")
+    return chosen
+
+
+def _members(cells: Cells, seed: int) -> np.ndarray:
+    """Rows whose cells are learnt from and looked among for neighbours: all of them, or a random sample of large data."""
+    if len(cells) <= MAX_POOL:
+        return np.arange(len(cells))
+    return np.sort(np.random.default_rng(seed).choice(len(cells), MAX_POOL, replace=False))

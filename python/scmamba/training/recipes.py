@@ -15,7 +15,8 @@ from .._errors import ScMambaError
 from ..genes import Vocabulary
 from ..model import Model, ModelConfig, ScMamba, load_model
 from .feeds import SourceFeed, reconstruction
-from .loop import LoopConfig, Step, fit
+from .loop import LoopConfig, Step, Validate, fit
+from .rates import RateConfig, rate_step, rate_validation, remember_rates
 from .sequences import SequenceConfig, Source, draw_batch, read_sources
 
 if TYPE_CHECKING:
@@ -163,9 +164,15 @@ def finetune(
     sources = read_sources(data, opened.genes, min_total=min_total, force=force)
     others = read_sources(held_out, opened.genes, force=force)
     validate = validation(others, sequence) if others else None
+    step = reconstruction_step(sources, sequence, loop)
+    if opened.config.rates:
+        remember_rates(opened.network, sources)
+        rates = rate_step(sources, RateConfig(), loop)
+        step = in_turn(rates, rates, rates, step)  # a masked step costs three times as much and serves one method only
+        validate = both(rate_validation(others, RateConfig()), validation(others, sequence)) if others else None
     fit(
         opened.network,
-        reconstruction_step(sources, sequence, loop),
+        step,
         loop,
         folder=folder,
         description="Fine-tuning",
@@ -173,6 +180,24 @@ def finetune(
         validate=validate,
     )
     return opened
+
+
+def in_turn(*steps: Step) -> Step:
+    """Several objectives, one a step, round and round."""
+
+    def step(network: nn.Module, k: int, rng: np.random.Generator) -> Tensor:
+        return steps[k % len(steps)](network, k, rng)
+
+    return step
+
+
+def both(rates: Validate, values: Validate) -> Validate:
+    """The validation of the rate head and of the masked predictions side by side."""
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        return {"validation_loss": rates(network)["validation_loss"], "validation_squared_error": values(network)["validation_loss"]}
+
+    return validate
 
 
 def clone(model: Model, name: str | None = None) -> Model:

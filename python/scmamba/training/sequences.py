@@ -193,7 +193,7 @@ def _zero_columns(on: np.ndarray, n_genes: int, number: int, rng: np.random.Gene
 
 
 def pad(cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], genes: np.ndarray) -> Batch:
-    """Cells of any lengths as one batch; columns become genes."""
+    """Cells as (columns, values, hidden, weights) -> a batch as long as the longest; ``genes`` (m,) says which gene a column is."""
     length = max(1, max(len(columns) for columns, *_ in cells))
     shape = (len(cells), length)
     x, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
