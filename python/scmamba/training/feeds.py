@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from os import PathLike
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -17,10 +18,15 @@ from torch import Tensor, nn
 
 from .._errors import DataError
 from ..data.collection import Block, Collection
+from ..data.preprocess import SCALE
 from ..data.reading import Shelf
+from ..genes import Vocabulary
 from .engine import Loss, Share, SharedStep
 from .loop import LoopConfig
-from .sequences import Batch, SequenceConfig, Source, _expressed_genes, draw_rows, pad
+from .sequences import Batch, SequenceConfig, Source, _expressed_genes, draw_rows, pad, read_sources
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @dataclass
@@ -42,6 +48,9 @@ class Feed(Protocol):
     def draw(self, k: int, size: int, rng: np.random.Generator, share: Share) -> list[Part]:
         """This share's cells of step ``k``, of ``size`` cells in all. ``rng`` is the same for all shares."""
 
+    def averages(self) -> list[Source]:
+        """For each source one whose counts, summed over its cells, are those of all its cells."""
+
 
 class SourceFeed:
     """Sources in memory: a step draws a source by its number of cells, then cells of similar length."""
@@ -62,6 +71,10 @@ class SourceFeed:
         rows = draw_rows(self.sources[number], size, rng)
         rows = rows[share.of(len(rows))]
         return [Part(self.sources[number], number, rows, [(number, int(row)) for row in rows])] if len(rows) else []
+
+    def averages(self) -> list[Source]:
+        """The sources themselves."""
+        return self.sources
 
 
 class CollectionFeed:
@@ -85,6 +98,15 @@ class CollectionFeed:
         """This share's cells, by file."""
         mine = share.of(size)
         return list(self.parts(self._open(size, share).at(k * size + mine))) if len(mine) else []
+
+    def averages(self) -> list[Source]:
+        """Each file as one cell that has all its counts."""
+        sources = []
+        for member, sums in zip(self.collection.members, self.collection.gene_sums()):
+            total, ours = sums.sum(), sums[member.genes]
+            values = sparse.csr_matrix(np.log1p(SCALE * ours / max(total, 1.0))[None, :].astype(np.float32))
+            sources.append(Source(member.store.name, values, member.genes, np.full(1, ""), np.array([total])))
+        return sources
 
     def parts(self, block: Block) -> Iterator[Part]:
         """A block of cells as sources, one a file."""
@@ -153,15 +175,55 @@ def batch_loss(network: nn.Module, batch: Batch) -> Loss:
     return Loss((error * weight).sum(), weight.sum())
 
 
+def together(losses: Sequence[Loss], network: nn.Module) -> Loss:
+    """One loss of several; of none (fewer cells than processes) one that adds nothing and still takes part in the exchange of gradients."""
+    if not losses:
+        zero = torch.stack([p.sum() * 0 for p in network.parameters() if p.requires_grad]).sum()
+        return Loss(zero, torch.zeros_like(zero))
+    return losses[0] if len(losses) == 1 else Loss(*(torch.stack(parts).sum() for parts in zip(*losses)))
+
+
 def reconstruction(feed: Feed, sequence: SequenceConfig, config: LoopConfig) -> SharedStep:
     """The step of pre-training and of imputation: predict what is hidden (paper, Methods)."""
 
     def draw(network: nn.Module, k: int, rng: np.random.Generator, share: Share) -> Loss:
         parts = feed.draw(k, config.batch_size * share.whole, rng, share)
-        if not parts:  # fewer cells than processes: this one has nothing to add, and must still take part
-            nothing = sum((p.sum() * 0 for p in network.parameters() if p.requires_grad), torch.zeros(()))
-            return Loss(nothing, torch.zeros_like(nothing))
+        if not parts:
+            return together([], network)
         settings = network.config  # type: ignore[union-attr]
         return batch_loss(network, draw_parts(parts, sequence, settings.reads, settings.n_genes, [config.seed, k]))  # type: ignore[union-attr,arg-type]
 
     return SharedStep(draw)
+
+
+def open_feed(
+    data: Collection | Sequence[str | PathLike[str] | AnnData],
+    vocabulary: Vocabulary,
+    *,
+    seed: int,
+    reads: str,
+    min_total: float = 200,
+    force: bool = False,
+) -> Feed:
+    """A collection as it is (filter and split it before), or a list of files read into memory.
+
+    Raises
+    ------
+    DataError
+        A collection of other genes; files that cannot be read, or have no cell of ``min_total`` counts.
+    """
+    if not isinstance(data, Collection):
+        return SourceFeed(read_sources(data, vocabulary, min_total=min_total, force=force))
+    if data.vocabulary.ensembl_ids != vocabulary.ensembl_ids:
+        raise DataError(
+            f"The collection was opened with another vocabulary ({len(data.vocabulary):,} genes) than the model has "
+            f"({len(vocabulary):,}). Open it with Collection(..., vocabulary=model.genes)."
+        )
+    return CollectionFeed(data, seed=seed, similar=reads == "expressed")
+
+
+def open_held_out(
+    data: Collection | Sequence[str | PathLike[str] | AnnData], vocabulary: Vocabulary, *, force: bool = False
+) -> list[Source]:
+    """Cells for the validation loss: files whole, of a collection a sample."""
+    return sample_sources(data) if isinstance(data, Collection) else read_sources(data, vocabulary, force=force)

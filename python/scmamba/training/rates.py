@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from ..data.preprocess import SCALE
 from ..model import ScMamba
-from .loop import LoopConfig, Step, Validate
-from .sequences import Source, draw_rows, pad
+from .engine import Loss, Share, SharedStep
+from .feeds import Feed, SourceFeed, together
+from .loop import LoopConfig, Validate
+from .sequences import Source, pad
 
 #: Counts' worth of a prior mixed into gene frequencies: a gene never counted is rare, not impossible.
 _PRIOR = 50_000.0
@@ -80,9 +82,17 @@ def rate_loss(
     network: ScMamba, source: Source, base: Tensor, rows: np.ndarray, config: RateConfig, rng: np.random.Generator
 ) -> Tensor:
     """Negative binomial deviance (up to a constant) of the hidden counts and zeros of some cells, per hidden count."""
+    loss = rate_sums(network, source, base, rows, config, [rng] * len(rows))
+    return loss.total / loss.weight.clamp(min=1.0)
+
+
+def rate_sums(
+    network: ScMamba, source: Source, base: Tensor, rows: np.ndarray, config: RateConfig, generators: Sequence[np.random.Generator]
+) -> Loss:
+    """The deviance of some cells and their hidden counts; what is hidden from a cell is drawn by its own generator."""
     device = next(network.parameters()).device
     shown, cells, columns, counts, share, depth = [], [], [], [], [], []
-    for i, row in enumerate(rows):
+    for i, (row, rng) in enumerate(zip(rows, generators)):
         span = slice(source.values.indptr[row], source.values.indptr[row + 1])
         on, values = source.values.indices[span], source.values.data[span]
         p = rng.uniform(*config.hidden)
@@ -107,7 +117,7 @@ def rate_loss(
     return _deviance(log_mu, np.concatenate(cells), np.concatenate(columns), np.concatenate(counts), np.array(share), config.spread)
 
 
-def _deviance(log_mu: Tensor, cells: np.ndarray, columns: np.ndarray, counts: np.ndarray, share: np.ndarray, spread: float) -> Tensor:
+def _deviance(log_mu: Tensor, cells: np.ndarray, columns: np.ndarray, counts: np.ndarray, share: np.ndarray, spread: float) -> Loss:
     """``counts`` -1 where the gene was visible; a zero is hidden with the chance ``share`` of its cell, so it counts by that share."""
     device = log_mu.device
     at = torch.from_numpy(cells).to(device), torch.from_numpy(columns.astype(np.int64)).to(device)
@@ -118,20 +128,22 @@ def _deviance(log_mu: Tensor, cells: np.ndarray, columns: np.ndarray, counts: np
     hidden, here, expected = y >= 0, log_mu[at], absent[at]
     # -log NB = (y + 1/spread) log(1 + spread mu) - y log mu, constants left out
     loss = loss + torch.where(hidden, (y + 1 / spread) * spread * expected - y * here, torch.zeros_like(y)).sum()
-    return loss / y.clamp(min=0).sum().clamp(min=1.0)
+    return Loss(loss, y.clamp(min=0).sum())
 
 
-def rate_step(sources: Sequence[Source], config: RateConfig, loop: LoopConfig, bases: Sequence[Tensor] | None = None) -> Step:
-    """A step that draws a source by its number of cells, then cells of it; ``bases`` (m,) log average rates, default the source's."""
-    sizes = np.array([len(s) for s in sources], dtype=np.float64)
-    bases = list(bases) if bases is not None else [torch.from_numpy(source_log_rate(s)).float() for s in sources]
+def rate_step(data: Feed | Sequence[Source], config: RateConfig, loop: LoopConfig, bases: Sequence[Tensor] | None = None) -> SharedStep:
+    """A step on the cells of a feed, or of sources; ``bases`` (m,) log average rates of each source, default its own."""
+    feed: Feed = SourceFeed(data) if isinstance(data, Sequence) else data
+    known = list(bases) if bases is not None else [torch.from_numpy(source_log_rate(s)).float() for s in feed.averages()]
 
-    def step(network: nn.Module, k: int, rng: np.random.Generator) -> Tensor:
-        i = int(rng.choice(len(sources), p=sizes / sizes.sum()))
-        rows = draw_rows(sources[i], loop.batch_size, rng)
-        return rate_loss(network, sources[i], bases[i], rows, config, rng)  # type: ignore[arg-type]
+    def draw(network: nn.Module, k: int, rng: np.random.Generator, share: Share) -> Loss:
+        losses = []
+        for part in feed.draw(k, loop.batch_size * share.whole, rng, share):
+            own = [np.random.default_rng([loop.seed, k, *key]) for key in part.keys]
+            losses.append(rate_sums(network, part.source, known[part.number], part.rows, config, own))  # type: ignore[arg-type]
+        return together(losses, network)
 
-    return step
+    return SharedStep(draw)
 
 
 def rate_validation(

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import ScMambaError
+from ..data.collection import Collection
 from ..genes import Vocabulary
 from ..model import Model, ModelConfig, ScMamba, load_model
-from .feeds import SourceFeed, reconstruction
+from .engine import Loss, Share, SharedStep, several_processes, training_device
+from .feeds import SourceFeed, open_feed, open_held_out, reconstruction
 from .loop import LoopConfig, Step, Validate, fit
 from .rates import RateConfig, rate_step, rate_validation, remember_rates
-from .sequences import SequenceConfig, Source, draw_batch, read_sources
+from .sequences import SequenceConfig, Source, draw_batch
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,13 +79,13 @@ def validation(sources: Sequence[Source], sequence: SequenceConfig, cells: int =
 
 
 def pretrain(
-    data: Sequence[str | PathLike[str] | AnnData],
+    data: Collection | Sequence[str | PathLike[str] | AnnData],
     *,
     config: ModelConfig | None = None,
     vocabulary: Vocabulary | None = None,
     loop: LoopConfig | None = None,
     sequence: SequenceConfig = PRETRAIN,
-    held_out: Sequence[str | PathLike[str] | AnnData] = (),
+    held_out: Collection | Sequence[str | PathLike[str] | AnnData] = (),
     folder: str | PathLike[str] | None = None,
     name: str = "pretrained",
     seed: int = 0,
@@ -95,7 +97,8 @@ def pretrain(
     Parameters
     ----------
     data, held_out
-        h5ad files or AnnData objects of raw counts, for training and for the validation loss (other donors).
+        A :class:`~scmamba.data.collection.Collection`, filtered and split as it is to be used; or h5ad files or AnnData objects of raw
+        counts, read into memory. For training and for the validation loss (other donors).
     config
         Sizes; default the published ones. ``vocabulary`` defaults to the published genes.
     folder
@@ -113,16 +116,15 @@ def pretrain(
     vocabulary = vocabulary or Vocabulary.published()
     config = config or ModelConfig(n_genes=len(vocabulary))
     loop = replace(loop or LoopConfig(), seed=seed)
-    sources = read_sources(data, vocabulary, force=force)
-    others = read_sources(held_out, vocabulary, force=force)
+    feed = open_feed(data, vocabulary, seed=seed, reads=config.reads, force=force)
+    others = open_held_out(held_out, vocabulary, force=force)
     torch.manual_seed(seed)
     model = Model(ScMamba(replace(config, n_genes=len(vocabulary), name=name)), vocabulary)
-    if torch.cuda.is_available():
-        model.network.cuda()
+    model.network.to(training_device())
     validate = validation(others, sequence) if others else None
     fit(
         model.network,
-        reconstruction_step(sources, sequence, loop),
+        reconstruction(feed, sequence, loop),
         loop,
         folder=folder,
         description="Pre-training",
@@ -133,13 +135,13 @@ def pretrain(
 
 
 def finetune(
-    data: Sequence[str | PathLike[str] | AnnData],
+    data: Collection | Sequence[str | PathLike[str] | AnnData],
     *,
     model: str | PathLike[str] | Model | None = None,
     task: str = "impute",
     loop: LoopConfig | None = None,
     sequence: SequenceConfig = IMPUTE,
-    held_out: Sequence[str | PathLike[str] | AnnData] = (),
+    held_out: Collection | Sequence[str | PathLike[str] | AnnData] = (),
     min_total: float = 200,
     folder: str | PathLike[str] | None = None,
     name: str | None = None,
@@ -160,14 +162,14 @@ def finetune(
     if task != "impute":
         raise ScMambaError(f"The task '{task}' is not known; this version fine-tunes for 'impute'.")
     loop = replace(loop or LoopConfig(lr=1e-4), seed=seed)
-    opened = clone(load_model(model), name)
-    sources = read_sources(data, opened.genes, min_total=min_total, force=force)
-    others = read_sources(held_out, opened.genes, force=force)
+    opened = clone(load_model(model, device=training_device() if several_processes() else None), name)
+    feed = open_feed(data, opened.genes, seed=seed, reads=opened.config.reads, min_total=min_total, force=force)
+    others = open_held_out(held_out, opened.genes, force=force)
     validate = validation(others, sequence) if others else None
-    step = reconstruction_step(sources, sequence, loop)
+    step: Step = reconstruction(feed, sequence, loop)
     if opened.config.rates:
-        remember_rates(opened.network, sources)
-        rates = rate_step(sources, RateConfig(), loop)
+        remember_rates(opened.network, feed.averages())
+        rates = rate_step(feed, RateConfig(), loop)
         step = in_turn(rates, rates, rates, step)  # a masked step costs three times as much and serves one method only
         validate = both(rate_validation(others, RateConfig()), validation(others, sequence)) if others else None
     fit(
@@ -185,10 +187,14 @@ def finetune(
 def in_turn(*steps: Step) -> Step:
     """Several objectives, one a step, round and round."""
 
-    def step(network: nn.Module, k: int, rng: np.random.Generator) -> Tensor:
-        return steps[k % len(steps)](network, k, rng)
+    def draw(network: nn.Module, k: int, rng: np.random.Generator, share: Share) -> Loss:
+        step = steps[k % len(steps)]
+        if isinstance(step, SharedStep):
+            return step.draw(network, k, rng, share)
+        loss = step(network, k, rng)
+        return Loss(loss, torch.ones_like(loss))
 
-    return step
+    return SharedStep(draw)
 
 
 def both(rates: Validate, values: Validate) -> Validate:
