@@ -94,69 +94,6 @@ def embed(
     typer.echo(f"{output}: obsm['X_scmamba']")
 
 
-@app.command()
-def pretrain(
-    data: Annotated[list[Path], typer.Argument(help=".h5ad files of raw counts.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint folder to write.")],
-    steps: Annotated[int, typer.Option(min=1)] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    d_model: Annotated[int, typer.Option(min=1)] = 256,
-    layers: Annotated[int, typer.Option(min=1)] = 6,
-    reads: Annotated[str, typer.Option(help="all: whole cells, as published; expressed: a tenth of the cost.")] = "all",
-    held_out: Annotated[list[Path] | None, typer.Option(help=".h5ad file of other donors, for the validation loss.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder for the state; a stopped run goes on from there.")] = None,
-    seed: Seed = 0,
-    force: Force = False,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Pre-train a model from nothing by masked-expression modelling (15% of the non-zero values)."""
-    from .genes import Vocabulary
-    from .model import ModelConfig, save_checkpoint
-    from .training import LoopConfig
-    from .training import pretrain as run
-
-    _check_new(output, overwrite)
-    vocabulary = Vocabulary.published()
-    config = ModelConfig(n_genes=len(vocabulary), d_model=d_model, n_layer=layers, reads=reads)
-    loop = LoopConfig(steps=steps, batch_size=batch_size, lr=lr)
-    model = run(data, config=config, vocabulary=vocabulary, loop=loop, held_out=held_out or (), folder=work, name=output.name,
-                seed=seed, force=force, verbose=not quiet)  # fmt: skip
-    save_checkpoint(model, output, card=_card(output.name, "Pre-trained (masked-expression modelling)", data, steps, seed))
-    typer.echo(f"{output}: {sum(p.numel() for p in model.network.parameters()):,} parameters")
-
-
-@app.command()
-def finetune(
-    data: Annotated[list[Path], typer.Argument(help=".h5ad files of raw counts.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint folder to write.")],
-    model: ModelOption = None,
-    task: Annotated[str, typer.Option(help="impute")] = "impute",
-    steps: Annotated[int, typer.Option(min=1)] = 1000,
-    batch_size: Annotated[int, typer.Option(min=1)] = 8,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-4,
-    min_total: Annotated[float, typer.Option(help="Least counts of a training cell (paper: 4000).")] = 200,
-    held_out: Annotated[list[Path] | None, typer.Option(help=".h5ad file of other donors, for the validation loss.")] = None,
-    work: Annotated[Path | None, typer.Option(help="Folder for the state; a stopped run goes on from there.")] = None,
-    seed: Seed = 0,
-    force: Force = False,
-    overwrite: Overwrite = False,
-    quiet: Quiet = False,
-) -> None:
-    """Fine-tune a pre-trained model for imputation (40% of the non-zeros, 4% of the zeros hidden)."""
-    from .model import save_checkpoint
-    from .training import LoopConfig
-    from .training import finetune as run
-
-    _check_new(output, overwrite)
-    loop = LoopConfig(steps=steps, batch_size=batch_size, lr=lr)
-    tuned = run(data, model=model, task=task, loop=loop, held_out=held_out or (), min_total=min_total, folder=work, name=output.name,
-                seed=seed, force=force, verbose=not quiet)  # fmt: skip
-    save_checkpoint(tuned, output, card=_card(output.name, f"Fine-tuned from {model or 'brain-mini'} for {task}", data, steps, seed))
-    typer.echo(f"{output}: ready for scmamba impute --model {output}")
-
-
 @app.command("convert-checkpoint")
 def convert_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file in the published layout.")],
@@ -207,19 +144,10 @@ def _check_new(output: Path, overwrite: bool) -> None:
         raise ScMambaError(f"{output} exists already. Choose another name, or pass --overwrite.")
 
 
-def _card(name: str, how: str, data: list[Path], steps: int, seed: int) -> str:
-    files = "\n".join(f"- {path.name}" for path in data)
-    return (
-        f"# {name}\n\n{how}, {steps} steps, seed {seed}. Files it was trained on:\n{files}\n\n"
-        "Nobody has measured its accuracy yet; it knows only "
-        "the cells in these files. Add donors, licence, held-out results and limits before you share it.\n"
-    )
-
-
 def _register() -> None:
-    from . import _cli_data, _cli_deg
+    from . import _cli_data, _cli_deg, _cli_train
 
-    for module in (_cli_data, _cli_deg):
+    for module in (_cli_train, _cli_data, _cli_deg):
         module.register(app)
 
 

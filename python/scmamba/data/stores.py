@@ -29,8 +29,8 @@ class Store:
 
     Attributes
     ----------
-    name
-        Stem of the file.
+    name, source
+        Stem of the file, and its name as it was given.
     shape
         Cells, genes.
     var
@@ -38,6 +38,7 @@ class Store:
     """
 
     name: str
+    source: str
     shape: tuple[int, int]
     var: pd.DataFrame
 
@@ -64,6 +65,7 @@ class MemoryStore(Store):
 
     def __init__(self, adata: AnnData, layer: str | None, name: str) -> None:
         self.adata, self.layer, self.name = adata, layer, name
+        self.source = name
         if layer is not None and layer not in adata.layers:
             raise DataError(f"{name} has no layer '{layer}'; its layers are {list(adata.layers) or 'none'}.")
         self.shape, self.var = adata.shape, adata.var
@@ -82,7 +84,7 @@ class _FileStore(Store):
     """What h5ad, zarr and 10x files have in common: a matrix opened when first read, again in every process."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name = path, path.name.split(".")[0]
+        self.path, self.name, self.source = path, path.name.split(".")[0], path.name
         self._opened: tuple[int, Any] | None = None
 
     def _open(self) -> Any:
@@ -267,7 +269,7 @@ def open_store(
         with atomic_path(target) as temporary:
             _convert(path, kind, layer, temporary)
     store = AnnDataStore(target)
-    store.name = path.name.split(".")[0]
+    store.name, store.source = path.name.split(".")[0], path.name
     return store
 
 

@@ -235,10 +235,15 @@ def _processes() -> tuple[int, int]:
     return 1, 1
 
 
+def number_of_processes() -> int:
+    """How many torchrun or Slurm started."""
+    local, nodes = _processes()
+    return local * nodes
+
+
 def several_processes() -> bool:
     """Whether torchrun or Slurm started more than one."""
-    local, nodes = _processes()
-    return local * nodes > 1
+    return number_of_processes() > 1
 
 
 def is_first_process() -> bool:
