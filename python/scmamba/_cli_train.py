@@ -194,20 +194,23 @@ class _Plan:
         cache: Path | None, force: bool,
     ) -> tuple[Collection, Collection | list[Any]]:  # fmt: skip
         """Training cells and cells for the validation loss."""
-        from .data.collection import Collection, write_splits
+        from .data.collection import Collection, read_splits, write_splits
 
         if splits is not None and held_out:
             raise ScMambaError("Give either --held-out files or a table of --splits, not both.")
         cells = self._filter(Collection(data, vocabulary=genes, cache=cache, force=force, verbose=self.verbose, **columns))
         if splits is not None:
-            if not splits.is_file():
-                table = cells.split(seed=self.settings.seed)
-                if self.first:
-                    write_splits(table, splits)
-                    parts = ", ".join(f"{number} {part}" for part, number in table["split"].value_counts().items())
-                    say(f"donors divided into {parts}: {splits}", self.verbose)
-                return cells.select(table, "train"), cells.select(table, "validation")
-            return cells.select(splits, "train"), cells.select(splits, "validation")
+            table = read_splits(splits) if splits.is_file() else cells.split(seed=self.settings.seed)
+            if self.first and not splits.is_file():
+                write_splits(table, splits)
+                parts = ", ".join(f"{number} {part}" for part, number in table["split"].value_counts().items())
+                say(f"donors divided into {parts}: {splits}", self.verbose)
+            train = cells.select(table, "train")
+            try:
+                return train, cells.select(table, "validation")
+            except DataError as error:
+                say(f"{error} There will be no validation loss.", self.verbose)
+                return train, []
         if held_out:
             others = Collection(held_out, vocabulary=genes, cache=cache, force=force, verbose=self.verbose, **columns)
             return cells, others.filter(min_total=self.settings.min_total, min_donor_cells=0)
@@ -252,6 +255,7 @@ def _card(name: str, how: str, recipe: str, settings: Settings, cells: Collectio
     lines = [
         f"- {member.store.source}: {(files == f).sum():,} cells, {len(np.unique(donors[files == f]))} donors"
         for f, member in enumerate(cells.members)
+        if (files == f).any()
     ]
     return (
         f"# {name}\n\n{how}, recipe {recipe}. Cells it was trained on:\n" + "\n".join(lines) + "\n\n"

@@ -309,8 +309,8 @@ class Collection:
     def split(self, *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> pd.DataFrame:
         """Divide donors, never cells: a table ``study donor disease cells split``.
 
-        Donors of each study and disease are divided alike; every part that is asked for gets at least one donor. Save it with
-        :func:`write_splits` and give it to :meth:`select`.
+        Donors of each study and disease are divided alike; every part that is asked for gets at least one donor. Cells of unknown donors
+        are for training. Save the table with :func:`write_splits` and give it to :meth:`select`.
 
         Raises
         ------
@@ -327,18 +327,20 @@ class Collection:
         })  # fmt: skip
         shares = {"validation": validation, "test": test}
         parts = [name for name, share in shares.items() if share > 0]
-        if len(table) < 1 + len(parts):
+        known = table["donor"] != ""
+        if known.sum() < 1 + len(parts):
             raise DataError(
-                f"There are {len(table)} donors; {1 + len(parts)} parts cannot be made of them. Name the donor column (donor=...)."
+                f"There are {known.sum()} named donors; {1 + len(parts)} parts cannot be made of them. Name the donor column (donor=...)."
             )
         rng = np.random.default_rng(seed)
         # A random order that goes round the studies and diseases: any stretch of it holds all of them in proportion.
         table["rank"] = table.groupby(["study", "disease"])["cells"].transform(lambda c: (rng.permutation(len(c)) + rng.random()) / len(c))
         order = np.argsort(table["rank"].to_numpy(), kind="stable")
+        order = order[known.to_numpy()[order]]
         table["split"] = "train"
         start = 0
-        for name in parts:
-            number = max(1, min(round(shares[name] * len(table)), len(table) - start - (len(parts) - parts.index(name))))
+        for i, name in enumerate(parts):
+            number = max(1, min(round(shares[name] * len(order)), len(order) - start - (len(parts) - i)))
             table.loc[order[start : start + number], "split"] = name
             start += number
         return table.drop(columns="rank")

@@ -91,7 +91,7 @@ def picture(rows: list[Row], path: Path) -> None:
     axes.plot(steps[window - 1 :], smooth, color="tab:blue", lw=1.4, label=f"training, mean of {window}")
     for name in dict.fromkeys(name for r in rows for name in r if name.startswith("validation")):
         measured = [(r["step"], r[name]) for r in rows if name in r]
-        axes.plot(*zip(*measured), marker="o", ms=3, lw=1.2, label=name.replace("_", " "))
+        axes.plot(*zip(*measured), marker="o", ms=3, lw=1.2, color=f"C{1 + len(axes.lines) - 2}", label=name.replace("_", " "))
     axes.set(xlabel="step", ylabel="loss")
     finite = losses[np.isfinite(losses)]
     if len(finite):
