@@ -35,19 +35,60 @@
       cells = .result_columns(result),
       provenance = .provenance(result, "embed")
     )
+  },
+  markers = function(matrix, cells, options, verbose) {
+    adata <- .to_adata(matrix, cells)
+    table <- .call_python(do.call(.deg()$find_markers, c(list(adata), options)), verbose)
+    .plain_frame(table)
+  },
+  robustness = function(matrix, imputed, cells, options, verbose) {
+    adata <- .to_adata(matrix, cells)
+    if (!is.null(imputed)) {
+      layer <- .to_adata(imputed)$X
+      reticulate::py_set_item(adata$layers, "scmamba", layer)
+    }
+    result <- .call_python(
+      do.call(.deg()$robustness, c(list(adata), options, verbose = verbose)), verbose
+    )
+    table <- function(frame) .plain_frame(frame$reset_index(drop = TRUE))
+    lines <- function(tuple) as.character(reticulate::py_to_r(tuple))
+    structure(list(
+      summary = table(result$summary()), tests = table(result$tests()),
+      false_positives = table(result$false_positives()), runs = table(result$runs),
+      full = table(result$full), notes = lines(result$notes), warnings = lines(result$warnings)
+    ), class = "scmamba_robustness")
   }
 )
 
+# A data frame without the pointer into Python that reticulate leaves on it: it can be saved and compared.
+.plain_frame <- function(table) {
+  frame <- reticulate::py_to_r(table)
+  attr(frame, "pandas.index") <- NULL
+  frame
+}
+
+.deg <- function() {
+  .python()
+  .translate_errors(reticulate::import("scmamba.deg", convert = FALSE))
+}
+
 # The slots, not the matrix: numpy sees R's own memory, nothing is converted.
-.to_adata <- function(matrix) {
+.to_adata <- function(matrix, obs = NULL) {
   modules <- .python()
+  if (!is.null(obs)) {
+    # Unused levels would be groups without a cell.
+    obs[] <- lapply(obs, function(column) if (is.factor(column)) droplevels(column) else column)
+    rownames(obs) <- NULL
+    obs <- reticulate::r_to_py(obs)
+  }
   .translate_errors(modules$slots$adata_from_slots(
     x = reticulate::np_array(matrix@x),
     i = reticulate::np_array(matrix@i, dtype = "int32"),
     p = reticulate::np_array(matrix@p, dtype = "int32"),
     dim = as.list(dim(matrix)),
     genes = as.list(rownames(matrix)),
-    cells = as.list(colnames(matrix) %||% as.character(seq_len(ncol(matrix))))
+    cells = as.list(colnames(matrix) %||% as.character(seq_len(ncol(matrix)))),
+    obs = obs
   ))
 }
 

@@ -1,0 +1,98 @@
+#' The models at hand
+#'
+#' @return A data frame: `name`, `genes`, `width` and `layers` of the network, `folder`, and the first lines of
+#'   the model card in `about`. Every verb takes a name, or the folder of a model of
+#'   your own ([ScMambaFineTune()]), as `model`.
+#' @examples
+#' if (scmamba_available()) ScMambaModels()
+#' @export
+ScMambaModels <- function() {
+  scmamba <- .python()$scmamba
+  folders <- reticulate::py_to_r(.translate_errors(scmamba$models()))
+  rows <- lapply(names(folders), function(name) {
+    model <- .translate_errors(scmamba$load_model(name, device = "cpu"))
+    card <- strsplit(reticulate::py_to_r(model$card), "\n", fixed = TRUE)[[1]]
+    text <- card[nzchar(card) & !startsWith(card, "#")]
+    config <- model$config
+    data.frame(
+      name = name, genes = reticulate::py_to_r(config$n_genes), width = reticulate::py_to_r(config$d_model),
+      layers = reticulate::py_to_r(config$n_layer), folder = as.character(folders[[name]]),
+      about = paste(utils::head(text, 2), collapse = " "), stringsAsFactors = FALSE
+    )
+  })
+  do.call(rbind, rows)
+}
+
+#' Fine-tune a model on your own cells
+#'
+#' Trains a copy of a model for imputation on the counts of an object, without
+#' labels, and keeps it in a folder that every verb takes as `model`. For one
+#' object [ScMambaImpute()] does this by itself; a model of your own pays where many
+#' objects of one tissue are to be treated alike.
+#'
+#' @inheritParams ScMambaImpute
+#' @param folder Where the new model is written; must not exist.
+#' @param steps Training steps of 16 cells.
+#' @param name Name noted in the model.
+#'
+#' @return The folder, invisibly.
+#' @examples
+#' if (scmamba_available()) {
+#'   folder <- file.path(tempdir(), "my-model")
+#'   seu <- ScMambaCohort(n.cells = 60, n.donors = 2, n.genes = 400)
+#'   ScMambaFineTune(seu, folder, steps = 2, force = TRUE, verbose = FALSE)
+#' }
+#' @export
+ScMambaFineTune <- function(object, ...) {
+  UseMethod("ScMambaFineTune")
+}
+
+#' @rdname ScMambaFineTune
+#' @export
+ScMambaFineTune.Seurat <- function(object, folder, assay = NULL, layer = "counts", slot = NULL,
+                                   model = NULL, steps = 1000, name = basename(folder), seed = 0,
+                                   force = FALSE, verbose = TRUE, ...) {
+  .no_extra(...)
+  assay <- .check_assay(object, assay)
+  matrix <- .get_layer(object, assay, .layer_argument(layer, slot), verbose)
+  .fine_tune(matrix, folder, model, steps, name, seed, force, verbose)
+}
+
+#' @rdname ScMambaFineTune
+#' @export
+ScMambaFineTune.SingleCellExperiment <- function(object, folder, assay = "counts", model = NULL, steps = 1000,
+                                                 name = basename(folder), seed = 0, force = FALSE,
+                                                 verbose = TRUE, ...) {
+  .no_extra(...)
+  .fine_tune(.get_sce(object, assay), folder, model, steps, name, seed, force, verbose)
+}
+
+#' @rdname ScMambaFineTune
+#' @export
+ScMambaFineTune.default <- function(object, folder, model = NULL, steps = 1000, name = basename(folder),
+                                    seed = 0, force = FALSE, verbose = TRUE, ...) {
+  .no_extra(...)
+  .fine_tune(.check_matrix(.to_matrix(object)), folder, model, steps, name, seed, force, verbose)
+}
+
+.fine_tune <- function(matrix, folder, model, steps, name, seed, force, verbose) {
+  .check_name(folder, "folder")
+  folder <- path.expand(folder)
+  if (file.exists(folder)) {
+    .abort("{.arg folder}: {.file {folder}} exists already; name a new one.", class = "scmamba_exists")
+  }
+  steps <- .check_integer(steps, "steps", 1L)
+  scmamba <- .python()$scmamba
+  training <- .translate_errors(reticulate::import("scmamba.training", convert = FALSE))
+  loop <- training$LoopConfig(steps = steps, lr = 1e-3, warmup = 0.05)
+  tuned <- .call_python(scmamba$finetune(
+    list(.to_adata(matrix)), model = .check_model(model), task = "impute", loop = loop,
+    name = .check_name(name, "name"), seed = .check_integer(seed, "seed", 0L),
+    force = .check_flag(force, "force"), min_total = 1, verbose = verbose
+  ), verbose)
+  card <- paste0("Fine-tuned for imputation on ", ncol(matrix), " cells of the user, ", steps, " steps, from ",
+    .describe_model(model) %||% "the default model", ". Not evaluated on other data.\n")
+  .translate_errors(scmamba$save_checkpoint(tuned, folder, card = card))
+  if (verbose) cli::cli_inform(c(v = "The model is in {.file {folder}}: pass it as {.arg model}."))
+  invisible(folder)
+}

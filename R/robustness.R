@@ -1,0 +1,164 @@
+#' How robust are the DEGs of a comparison, and how true?
+#'
+#' Repeats a comparison on random subsamples of the cells and on combinations of
+#' donors, with the measured and with the imputed values, and says how many of the
+#' genes come back; then the same where nothing differs, which says how many come
+#' back for no reason. More overlap is not more truth: read both.
+#'
+#' @param object A Seurat object with counts and, for the comparison, the assay
+#'   [ScMambaImpute()] adds; or a SingleCellExperiment.
+#' @param group.by Column of the metadata with the two groups, such as disease.
+#' @param ident.1,ident.2 Its two values, disease first. May be left out where the
+#'   column has two and one is called control, normal, ctrl ...
+#' @param donor,cell.type Columns with the donors and the cell types. Without
+#'   `donor` there are no donor runs; without `cell.type` all cells are one type.
+#' @param assay,imputed.assay Assay with the counts, and assay with the imputed
+#'   values (`NULL`: counts only).
+#' @param ratios Shares of each group's cells that are drawn.
+#' @param permutations Draws per share.
+#' @param donors Donors per group of the combinations, such as `"3v3"`; `NULL` for
+#'   none.
+#' @param null.permutations Runs where nothing differs; 0 leaves out the question of
+#'   false positives.
+#' @param max.combinations Donor combinations at most.
+#' @param min.degs Overlaps are missing where the full data have fewer DEGs.
+#' @param seed Same seed, same result.
+#' @param workers Processes; default one per core.
+#' @param resume Folder that keeps finished parts: an interrupted call goes on there.
+#' @param verbose Messages and progress?
+#' @param ... Not used; anything here is an error.
+#'
+#' @return An object of class `scmamba_robustness`: a list with the data frames
+#'   `summary`, `tests` (paired comparisons of the layers), `false_positives`, `runs`
+#'   (every draw and its seed) and `full`, and the sentences `notes` and `warnings`.
+#' @seealso [ScMambaPlotRobustness()], [ScMambaFindMarkers()]
+#' @examples
+#' if (scmamba_available()) {
+#'   seu <- ScMambaCohort(n.cells = 200, n.donors = 4, n.genes = 300)
+#'   ScMambaRobustness(seu, group.by = "disease", donor = "donor", imputed.assay = NULL,
+#'     ratios = 0.5, permutations = 3, donors = NULL, null.permutations = 2, workers = 1)
+#' }
+#' @export
+ScMambaRobustness <- function(object, ...) {
+  UseMethod("ScMambaRobustness")
+}
+
+#' @rdname ScMambaRobustness
+#' @export
+ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 = NULL, donor = NULL,
+                                     cell.type = NULL, assay = NULL, imputed.assay = "scmamba",
+                                     ratios = c(0.1, 0.2, 0.35, 0.5, 0.75, 0.9), permutations = 100,
+                                     donors = "3v3", null.permutations = 20, max.combinations = 200, min.degs = 10,
+                                     seed = 0, workers = NULL, resume = NULL, verbose = TRUE, ...) {
+  .no_extra(...)
+  # Imputed values are the default assay of many a session: counts are what is meant here.
+  assay <- .check_assay(object, assay %||% setdiff(SeuratObject::Assays(object), imputed.assay)[1])
+  counts <- .get_layer(object, assay, "counts", verbose)
+  imputed <- if (!is.null(imputed.assay)) {
+    if (!imputed.assay %in% SeuratObject::Assays(object)) {
+      .abort(c("There is no assay {.val {imputed.assay}}.",
+        i = "Run {.code ScMambaImpute()} first, or set {.code imputed.assay = NULL} to look at the counts alone."))
+    }
+    .get_layer(object, imputed.assay, "data", verbose)
+  }
+  options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
+    max.combinations, min.degs, seed, workers, resume)
+  .robustness(counts, imputed, object[[]], group.by, donor, cell.type, options, verbose)
+}
+
+#' @rdname ScMambaRobustness
+#' @export
+ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = NULL, ident.2 = NULL,
+                                                   donor = NULL, cell.type = NULL, assay = "counts",
+                                                   imputed.assay = "scmamba",
+                                                   ratios = c(0.1, 0.2, 0.35, 0.5, 0.75, 0.9),
+                                                   permutations = 100, donors = "3v3",
+                                                   null.permutations = 20, max.combinations = 200,
+                                                   min.degs = 10,
+                                                   seed = 0, workers = NULL, resume = NULL,
+                                                   verbose = TRUE, ...) {
+  .no_extra(...)
+  imputed <- if (is.null(imputed.assay)) NULL else .get_sce(object, imputed.assay)
+  options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
+    max.combinations, min.degs, seed, workers, resume)
+  frame <- as.data.frame(SummarizedExperiment::colData(object))
+  .robustness(.get_sce(object, assay), imputed, frame, group.by, donor, cell.type, options, verbose)
+}
+
+.robustness <- function(counts, imputed, frame, group.by, donor, cell.type, options, verbose) {
+  if (!is.null(imputed) && !identical(dim(imputed), dim(counts))) {
+    .abort("The imputed assay has {nrow(imputed)} genes x {ncol(imputed)} cells and the counts
+      {nrow(counts)} x {ncol(counts)}; impute the same object again.")
+  }
+  columns <- c(groupby = group.by, donor = donor, cell_type = cell.type)
+  cells <- .columns_for(frame, unname(columns), "group.by, donor or cell.type")
+  cells[] <- lapply(cells, as.character)
+  options <- c(as.list(columns), options,
+    list(layers = if (is.null(imputed)) list("counts") else list("counts", "scmamba")))
+  .reticulate_backend$robustness(counts, imputed, cells, options, verbose)
+}
+
+.robustness_options <- function(ident.1, ident.2, ratios, permutations, donors, null.permutations,
+                                max.combinations, min.degs, seed, workers, resume) {
+  list(
+    group1 = if (is.null(ident.1)) NULL else as.character(ident.1),
+    group2 = if (is.null(ident.2)) NULL else as.character(ident.2),
+    ratios = as.list(as.double(ratios)),
+    permutations = .check_integer(permutations, "permutations", 1L),
+    donors = donors,
+    null_permutations = .check_integer(null.permutations, "null.permutations", 0L),
+    max_combinations = .check_integer(max.combinations, "max.combinations", 1L),
+    min_degs = .check_integer(min.degs, "min.degs", 1L),
+    seed = .check_integer(seed, "seed", 0L),
+    n_jobs = if (is.null(workers)) NULL else .check_integer(workers, "workers", 1L),
+    resume = if (is.null(resume)) NULL else path.expand(.check_name(resume, "resume"))
+  )
+}
+
+#' @export
+print.scmamba_robustness <- function(x, ...) {
+  cli::cli_text("Robustness of DEGs, {nrow(x$runs)} runs")
+  for (line in x$warnings) cli::cli_inform(c("!" = .verbatim(line)))
+  for (line in x$notes) cli::cli_inform(c(i = .verbatim(line)))
+  print(utils::head(x$summary, 20))
+  invisible(x)
+}
+
+#' The robustness figure
+#'
+#' @param result What [ScMambaRobustness()] gave.
+#' @param measure `"overlap"`, the share of the full data's DEGs that come back, or
+#'   another measure named in `result$runs`.
+#' @return A ggplot.
+#' @examples
+#' if (scmamba_available() && requireNamespace("ggplot2", quietly = TRUE)) {
+#'   seu <- ScMambaCohort(n.cells = 400, n.donors = 4, n.genes = 300)
+#'   result <- ScMambaRobustness(seu, group.by = "disease", imputed.assay = NULL,
+#'     ratios = c(0.5, 0.9), min.degs = 1, permutations = 3, donors = NULL, null.permutations = 2, workers = 1)
+#'   ScMambaPlotRobustness(result)
+#' }
+#' @export
+ScMambaPlotRobustness <- function(result, measure = "overlap") {
+  if (!inherits(result, "scmamba_robustness")) {
+    .abort("{.arg result} must be what {.code ScMambaRobustness()} gave.")
+  }
+  if (!requireNamespace("ggplot2", quietly = TRUE)) {
+    .abort("The figure needs the R package {.pkg ggplot2}: {.code install.packages(\"ggplot2\")}.")
+  }
+  runs <- result$runs
+  .check_known(measure, names(runs)[vapply(runs, is.numeric, logical(1))], "measures", "measure")
+  runs <- runs[!is.na(runs[[measure]]) & !is.na(runs$ratio), , drop = FALSE]
+  if (nrow(runs) == 0) {
+    .abort("No run has a value of {.val {measure}}: the full data have too few DEGs (see {.code result$full}
+      and {.arg min.degs}).")
+  }
+  .data <- ggplot2::.data
+  frame <- data.frame(
+    share = factor(paste0(100 * runs$ratio, "%"), paste0(100 * sort(unique(runs$ratio)), "%")),
+    value = runs[[measure]], layer = runs$layer, cell_type = runs$cell_type
+  )
+  ggplot2::ggplot(frame, ggplot2::aes(.data$share, .data$value, fill = .data$layer)) +
+    ggplot2::geom_boxplot(outlier.size = 0.5) +
+    ggplot2::facet_wrap(ggplot2::vars(.data$cell_type)) +
+    ggplot2::labs(x = "cells drawn", y = measure, fill = NULL)
+}
