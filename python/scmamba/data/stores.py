@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -319,9 +321,11 @@ def _convert(path: Path, kind: str, layer: str | None, target: Path) -> None:
     import anndata
 
     if kind == "rds":
-        from ..interop._convert import convert_file
-
-        convert_file(path, target, overwrite=True, compress=False, verbose=False)
+        # In a process of its own: R does not leave the one it was started in, nor its memory.
+        command = [sys.executable, "-m", "scmamba", "convert", str(path), str(target), "--overwrite", "--no-compress", "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise DataError(f"{path.name} cannot be read: {done.stderr.strip().removeprefix('Error: ')}")
         converted = anndata.read_h5ad(target)
     elif kind == "mtx":
         converted = _read_mtx(path)
