@@ -7,17 +7,36 @@ import json
 import time
 from dataclasses import replace
 
+import numpy as np
 import torch
 from conftest import small_model
 
 from scmamba.data.collection import Collection
 from scmamba.training import LoopConfig, fit
-from scmamba.training.engine import SharedStep, is_first_process
-from scmamba.training.feeds import CollectionFeed, SourceFeed, reconstruction, sample_sources
-from scmamba.training.recipes import IMPUTE, PRETRAIN, validation
+from scmamba.training.engine import Loss, Share, SharedStep, is_first_process
+from scmamba.training.feeds import CollectionFeed, reconstruction, sample_sources
+from scmamba.training.loop import Validate
+from scmamba.training.recipes import PRETRAIN, validation
 
 
-def main() -> None:
+def prepare(given: argparse.Namespace) -> tuple[torch.nn.Module, SharedStep, LoopConfig, Validate]:
+    """Network, step, settings and validation of the run the arguments describe."""
+    torch.set_num_threads(1)
+    config = LoopConfig(steps=given.steps, batch_size=given.batch, accumulate=given.accumulate, lr=1e-2, save_every=2, seed=5)
+    cells = Collection(given.data, cache=given.cache, verbose=False)
+    sequence = replace(PRETRAIN, genes_per_step=200)
+    step = reconstruction(CollectionFeed(cells, seed=5, similar=True), sequence, config)
+
+    def slow(network: torch.nn.Module, k: int, rng: np.random.Generator, share: Share) -> Loss:
+        time.sleep(given.pause)
+        print(f"step {k}", flush=True)
+        return step.draw(network, k, rng, share)
+
+    judge = validation(sample_sources(cells, 4), sequence)
+    return small_model("expressed").network, SharedStep(slow) if given.pause else step, config, judge
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", nargs="+")
     parser.add_argument("--cache", required=True)
@@ -25,28 +44,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=1)
-    parser.add_argument("--reads", default="expressed")
-    parser.add_argument("--in-memory", action="store_true")
     parser.add_argument("--pause", type=float, default=0.0, help="Seconds a step takes at least.")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    config = LoopConfig(steps=given.steps, batch_size=given.batch, accumulate=given.accumulate, lr=1e-2, save_every=2, seed=5)
-    cells = Collection(given.data, cache=given.cache, verbose=False)
-    sequence = replace(PRETRAIN, genes_per_step=200) if given.reads == "expressed" else IMPUTE
-    feed = SourceFeed(sample_sources(cells, 30)) if given.in_memory else CollectionFeed(cells, seed=5, similar=given.reads == "expressed")
-    step = reconstruction(feed, sequence, config)
-
-    def slow(network, k, rng, share):
-        time.sleep(given.pause)
-        print(f"step {k}", flush=True)
-        return step.draw(network, k, rng, share)
-
-    judge = validation(sample_sources(cells, 4), sequence)
-    network = small_model(given.reads).network
-    rows = fit(network, SharedStep(slow) if given.pause else step, config, folder=given.folder, verbose=False, validate=judge)
-    if is_first_process():
-        print(json.dumps(rows))
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
-    main()
+    asked = arguments()
+    network, step, config, judge = prepare(asked)
+    rows = fit(network, step, config, folder=asked.folder, verbose=False, validate=judge)
+    if is_first_process():
+        print(json.dumps(rows))

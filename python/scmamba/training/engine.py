@@ -10,7 +10,6 @@ import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -34,8 +33,7 @@ class Loss(NamedTuple):
         return self.total / self.weight.clamp(min=1e-6)
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """Which cells of a step's batch one process reads at once: every ``world``-th, in ``parts`` consecutive pieces."""
 
     rank: int = 0
