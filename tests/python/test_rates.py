@@ -1,0 +1,160 @@
+"""The depth-aware objective and its combination with neighbours, against closed forms and brute force."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+import scanpy as sc
+import torch
+from conftest import small_model
+from scipy import integrate, sparse, stats
+
+import scmamba
+from scmamba._errors import ScMambaError
+from scmamba.data import read_cells
+from scmamba.data.neighbours import NeighbourPool
+from scmamba.datasets import brain_cohort
+from scmamba.genes import Vocabulary
+from scmamba.model import Model, ModelConfig, ScMamba
+from scmamba.training.combine import SPREAD, GeneMap, given_zero, learn_combination, value_if_counted
+from scmamba.training.rates import RateConfig, gene_log_rate, rate_loss, source_log_rate
+from scmamba.training.sequences import read_sources
+
+
+def rates_model(seed: int = 0) -> Model:
+    torch.manual_seed(seed)
+    vocabulary = Vocabulary.published()
+    config = ModelConfig(n_genes=len(vocabulary), d_model=8, n_layer=1, d_state=4, reads="expressed", rates=True, name="rates")
+    return Model(ScMamba(config), vocabulary)
+
+
+@pytest.fixture(scope="module")
+def nuclei() -> ad.AnnData:
+    return brain_cohort(150, n_donors=3, seed=2)
+
+
+def test_the_loss_is_the_negative_binomial_likelihood(nuclei):
+    model = rates_model()
+    source = read_sources([nuclei], model.genes, min_total=1)[0]
+    with torch.no_grad():
+        model.network.rate_head.weight.zero_()  # the network then says: as on average
+    base = torch.from_numpy(source_log_rate(source))
+    config = RateConfig(hidden=(1.0, 1.0), spread=0.3)
+    rows = np.arange(4)
+    loss = rate_loss(model.network, source, base, rows, config, np.random.default_rng(0)).item()
+    counts = np.expm1(source.values[rows].toarray()) * source.totals[rows, None] / 1e4
+    mu = np.exp(base.numpy())[None, :] * source.totals[rows, None]
+    size = 1 / config.spread
+    exact = -stats.nbinom.logpmf(np.round(counts), size, size / (size + mu))
+    # The constants the loss leaves out: log of the binomial coefficient, and y log(spread).
+    y = np.round(counts)
+    constant = -np.log(stats.nbinom.pmf(y, size, 0.5)) + (size + y) * np.log(0.5) - y * np.log(config.spread)
+    assert loss == pytest.approx((exact - constant).sum() / counts.sum(), rel=1e-4)
+
+
+def test_a_hidden_gene_does_not_reach_the_network(nuclei):
+    model = rates_model()
+    source = read_sources([nuclei], model.genes, min_total=1)[0]
+    base = torch.from_numpy(source_log_rate(source)).float()
+    seen = []
+    original = model.network.log_ratio
+    model.network.log_ratio = lambda x, genes, keep, decoded: (seen.append((x, genes, keep)), original(x, genes, keep, decoded))[1]
+    rate_loss(model.network, source, base, np.arange(8), RateConfig(hidden=(0.5, 0.5)), np.random.default_rng(1))
+    _, _, keep = seen[0]
+    expressed = np.diff(source.values.indptr)[:8]
+    assert (keep.sum(dim=1).numpy() < 0.7 * expressed).all() and (keep.sum(dim=1).numpy() > 0.3 * expressed).all()
+
+
+def test_gene_averages_are_shares_and_a_prior_fills_what_was_never_seen():
+    counts = np.array([90.0, 10.0, 0.0])
+    plain = np.exp(gene_log_rate(counts))
+    assert plain.sum() == pytest.approx(1) and plain[0] == pytest.approx(0.9, rel=1e-2) and plain[2] > 0
+    prior = np.log([0.2, 0.3, 0.5])
+    assert np.exp(gene_log_rate(counts * 0, prior)) == pytest.approx([0.2, 0.3, 0.5])
+    assert np.exp(gene_log_rate(counts * 1e9, prior)) == pytest.approx([0.9, 0.1, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("mu", [0.08, 15.0])
+def test_a_zero_is_evidence_by_bayes_rule(mu):
+    """Posterior mean of a gamma prior (mean 1, variance SPREAD) after a Poisson count of zero, by quadrature."""
+    prior = stats.gamma(1 / SPREAD, scale=SPREAD)
+    weight = integrate.quad(lambda t: prior.pdf(t) * np.exp(-t * mu), 0, 20)[0]
+    mean = integrate.quad(lambda t: t * prior.pdf(t) * np.exp(-t * mu), 0, 20)[0] / weight
+    assert given_zero(np.array([[mu / 5000]]), np.array([5000.0]))[0, 0] == pytest.approx(mu / 5000 * mean, rel=1e-6)
+
+
+def test_a_value_known_to_be_counted_is_the_truncated_poisson_mean():
+    mu = 1.7
+    k = np.arange(1, 200)
+    mean = (k * stats.poisson.pmf(k, mu)).sum() / (1 - np.exp(-mu))
+    assert value_if_counted(np.log(np.array([[mu / 1000]])), np.array([[1000.0]]))[0, 0] == pytest.approx(np.log1p(10 * mean), rel=1e-5)
+
+
+def test_pooled_rates_of_neighbours_by_hand():
+    rng = np.random.default_rng(0)
+    counts = sparse.csr_matrix(rng.poisson(0.4, (30, 50)).astype(float))
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    pool = NeighbourPool(counts, totals, components=5)
+    nearest = pool.nearest(pool.scores, 6, own=np.arange(30))
+    distance = ((pool.scores[:, None] - pool.scores[None]) ** 2).sum(-1)
+    np.fill_diagonal(distance, np.inf)
+    assert (np.sort(nearest, axis=1) == np.sort(np.argsort(distance, axis=1)[:, :6], axis=1)).all()
+    average = np.full(50, 0.02)
+    for (k, shrink), rate in zip([(2, 10.0), (6, 100.0)], pool.rates(nearest, [(2, 10.0), (6, 100.0)], average)):
+        for cell in (0, 17):
+            members = nearest[cell, :k]
+            expected = (counts[members].sum(axis=0).A1 + shrink * average) / (totals[members].sum() + shrink)
+            assert rate[cell] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
+    model = rates_model()
+    cells = read_cells(nuclei, model.genes)
+    counts, totals = cells.counts(np.arange(len(cells)))
+    first, second = (learn_combination(model, counts, totals, GeneMap.of(cells), adapt=2, seed=4, verbose=False) for _ in range(2))
+    assert first.report["combined"] < first.report["gene_average"]
+    rows = slice(0, 10)
+    a, b = (c.expect(counts[rows], totals[rows], np.arange(10)) for c in (first, second))
+    np.testing.assert_array_equal(a.rate, b.rate)
+    assert np.isfinite(a.rate).all() and (a.rate > 0).all() and (a.rate <= 1).all()
+
+
+def test_imputation_keeps_what_was_counted_and_fills_all_genes(nuclei):
+    data = nuclei.copy()
+    before = data.X.copy()
+    scmamba.impute(data, model=rates_model(), adapt=2, verbose=False, min_value=0)
+    layer = data.layers["scmamba"]
+    assert abs(data.X - before).nnz == 0
+    assert data.uns["scmamba"]["impute"]["method"] == "rates"
+    expected = nuclei.copy()
+    sc.pp.normalize_total(expected, target_sum=1e4)
+    sc.pp.log1p(expected)
+    at = before.nonzero()
+    np.testing.assert_allclose(np.asarray(layer[at]).ravel(), np.asarray(expected.X[at]).ravel(), rtol=1e-5)
+    assert layer.nnz > 0.99 * np.prod(layer.shape)
+
+
+def test_logs_give_what_their_counts_gave(nuclei):
+    """The smallest value of a cell is a count of one, so nothing is lost by having normalised before."""
+    counts = nuclei.copy()
+    logs = nuclei.copy()
+    sc.pp.normalize_total(logs, target_sum=1e4)
+    sc.pp.log1p(logs)
+    a = scmamba.impute(counts, model=rates_model(), adapt=False, verbose=False).layers["scmamba"].toarray()
+    b = scmamba.impute(logs, model=rates_model(), adapt=False, verbose=False).layers["scmamba"].toarray()
+    np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_few_cells_are_answered_by_the_network_alone(nuclei, capsys):
+    few = nuclei[:5].copy()
+    scmamba.impute(few, model=rates_model(), verbose=True)
+    assert "too few" in "".join(capsys.readouterr())
+    assert few.layers["scmamba"].nnz > few.X.nnz
+
+
+def test_a_method_the_model_lacks_is_refused(nuclei):
+    with pytest.raises(ScMambaError, match="no rate head"):
+        scmamba.impute(nuclei.copy(), model=small_model("expressed"), method="rates", verbose=False)
+    with pytest.raises(ScMambaError, match="'rates' or 'published'"):
+        scmamba.impute(nuclei.copy(), model=rates_model(), method="magic", verbose=False)
