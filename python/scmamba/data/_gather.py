@@ -8,9 +8,11 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def gather_rows(
-    data: np.ndarray, columns: np.ndarray, starts: np.ndarray, slot: np.ndarray, width: int
+    data: np.ndarray, columns: np.ndarray, starts: np.ndarray, slot: np.ndarray, width: int, in_order: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of a CSR matrix with column j moved to ``slot[j]`` (-1: dropped), columns of one slot summed, zeros dropped, sorted.
+
+    ``in_order``: the columns of every row, and the slots they go to, increase already, so that there is nothing to sum or to sort.
 
     Returns data (float64), columns (int32) and row starts (int32) of the new matrix of ``width`` columns.
     """
@@ -20,6 +22,13 @@ def gather_rows(
     sums, seen = np.zeros(width), np.zeros(width, np.bool_)
     end = 0
     for i in range(n):
+        if in_order:
+            for k in range(starts[i], starts[i + 1]):
+                if slot[columns[k]] >= 0 and data[k] != 0:
+                    out[end], out_columns[end] = data[k], slot[columns[k]]
+                    end += 1
+            out_starts[i + 1] = end
+            continue
         low, high = width, -1
         for k in range(starts[i], starts[i + 1]):
             j = slot[columns[k]]

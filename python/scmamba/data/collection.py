@@ -77,6 +77,7 @@ class Member:
         self.store, self.match, self.values = store, match, values
         self.slot = match.positions.astype(np.int32)
         self.genes = np.unique(match.positions[match.matched])
+        self._in_order = bool((np.diff(match.positions[match.matched]) > 0).all())
 
     def __len__(self) -> int:
         return self.store.shape[0]
@@ -87,7 +88,8 @@ class Member:
 
         rows, width = self.store.read(start, stop), len(self.match.vocabulary)
         data = rows.data if self.values.kind == "counts" else np.expm1(rows.data.astype(np.float64))
-        return sparse.csr_matrix(gather_rows(data, rows.indices, rows.indptr, self.slot, width), shape=(stop - start, width))
+        in_order = self._in_order and bool(rows.has_sorted_indices)
+        return sparse.csr_matrix(gather_rows(data, rows.indices, rows.indptr, self.slot, width, in_order), shape=(stop - start, width))
 
 
 class Collection:
@@ -349,8 +351,12 @@ class Collection:
 
     def read(self, cells: np.ndarray) -> Block:
         """Any cells, given by number (see ``cells``), in the order given; neighbouring rows are read together."""
-        cells = np.asarray(cells, dtype=np.int64)
-        wanted, back = np.unique(cells, return_inverse=True)
+        wanted, back = np.unique(np.asarray(cells, dtype=np.int64), return_inverse=True)
+        block = self.read_sorted(wanted)
+        return block if np.array_equal(wanted, cells) else block.take(back)
+
+    def read_sorted(self, wanted: np.ndarray) -> Block:
+        """Cells given by increasing numbers."""
         files = self.file_of(wanted)
         values, totals = [], []
         for f in np.unique(files):
@@ -362,8 +368,7 @@ class Collection:
                 total = np.asarray(counts.sum(axis=1)).ravel()
                 values.append(log1p_cp10k(counts, total))
                 totals.append(total)
-        block = Block(_stack(values, len(self.vocabulary)), np.concatenate(totals) if totals else np.empty(0), wanted, files)
-        return block if np.array_equal(wanted, cells) else block.take(back)
+        return Block(_stack(values, len(self.vocabulary)), np.concatenate(totals) if totals else np.empty(0), wanted, files)
 
     def order(self, *, seed: int = 0, block: int = 64, span: int | None = None, group: int = 0) -> Order:
         """The order in which epochs visit the cells (see :class:`scmamba.data.reading.Order`).

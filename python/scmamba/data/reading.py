@@ -101,6 +101,10 @@ class Order:
         return np.concatenate([groups[i] for i in turns])
 
 
+#: Cells in the order of the files, and where each position of the load finds its own.
+Load = tuple["Block", np.ndarray]
+
+
 class Shelf:
     """Hands out the cells of an order to one of several readers; the next load is read while the present one is used.
 
@@ -112,7 +116,7 @@ class Shelf:
 
     def __init__(self, collection: Collection, order: Order, *, shard: int = 0, shards: int = 1) -> None:
         self.collection, self.order, self.shard, self.shards = collection, order, shard, shards
-        self._loads: OrderedDict[tuple[int, int], Block | Future[Block]] = OrderedDict()
+        self._loads: OrderedDict[tuple[int, int], Load | Future[Load]] = OrderedDict()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="scmamba-reading")
 
     def __len__(self) -> int:
@@ -126,7 +130,8 @@ class Shelf:
         for epoch, load in dict.fromkeys(zip(epochs.tolist(), loads.tolist())):
             mine = (epochs == epoch) & (loads == load)
             first = self._first(epoch, load)
-            pieces.append(self._load(epoch, load).take((within[mine] - first) // self.shards))
+            block, place = self._load(epoch, load)
+            pieces.append(block.take(place[(within[mine] - first) // self.shards]))
         return pieces[0] if len(pieces) == 1 else _join(pieces)
 
     def epoch(self, number: int, batch_size: int) -> Iterator[Block]:
@@ -141,25 +146,30 @@ class Shelf:
         start = load * self.order.span
         return start + (self.shard - (epoch * len(self.order) + start)) % self.shards
 
-    def _load(self, epoch: int, load: int) -> Block:
+    def _load(self, epoch: int, load: int) -> Load:
         key = (epoch, load)
         following = (epoch, load + 1) if load + 1 < self.order.loads else (epoch + 1, 0)
         if key not in self._loads:
             self._loads[key] = self._reader.submit(self._read, *key)
         found = self._loads[key]
-        block = found.result() if isinstance(found, Future) else found
-        self._loads[key] = block
+        ready = found.result() if isinstance(found, Future) else found
+        self._loads[key] = ready
         if following not in self._loads:
             # At most this load, the one before it (a batch may straddle both) and the next are in memory.
             for old in [k for k in self._loads if k != key][:-1]:
                 del self._loads[old]
             self._loads[following] = self._reader.submit(self._read, *following)
-        return block
+        return ready
 
-    def _read(self, epoch: int, load: int) -> Block:
+    def _read(self, epoch: int, load: int) -> Load:
         end = min((load + 1) * self.order.span, len(self.order))
         positions = np.arange(self._first(epoch, load), end, self.shards)
-        return self.collection.read(self.collection.cells[self.order.epoch(epoch)[positions]])
+        cells = self.collection.cells[self.order.epoch(epoch)[positions]]
+        # Kept as the files have them: putting a whole load in order would copy it once more than handing out batches does.
+        by_file = np.argsort(cells)
+        place = np.empty(len(cells), dtype=np.int64)
+        place[by_file] = np.arange(len(cells))
+        return self.collection.read_sorted(cells[by_file]), place
 
 
 def _join(blocks: list[Block]) -> Block:
