@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anndata as ad
@@ -16,7 +18,7 @@ import pytest
 from scipy import io, sparse
 
 from scmamba._errors import DataError, GeneError
-from scmamba.data import read_cells
+from scmamba.data import read_cells, stores
 from scmamba.data.collection import Collection, read_splits, write_splits
 from scmamba.data.reading import LANES, Order, span_of
 from scmamba.data.vocabulary import build_vocabulary, read_gtf
@@ -137,6 +139,22 @@ def test_converted_files_and_what_was_learnt_are_kept_until_the_file_changes(cel
     fewer.X = sparse.csc_matrix(fewer.X)
     fewer.write_h5ad(path)
     assert len(Collection([path], cache=tmp_path / "cache", force=True, verbose=False)) == 100
+
+
+def test_of_several_processes_one_converts_and_the_others_wait(cells, tmp_path, monkeypatch):
+    path, conversions = write(cells, "csc.h5ad", tmp_path), []
+    convert = stores._convert
+
+    def slow(*arguments):
+        conversions.append(arguments)
+        time.sleep(0.1)
+        convert(*arguments)
+
+    monkeypatch.setattr(stores, "_convert", slow)
+    with ThreadPoolExecutor(3) as pool:
+        opened = list(pool.map(lambda _: stores.open_store(path, cache=tmp_path / "cache", verbose=False).shape, range(3)))
+    assert opened == [cells.shape] * 3 and len(conversions) == 1
+    assert len(list((tmp_path / "cache").iterdir())) == 1, "no lock is left"
 
 
 def test_layers_logarithms_and_refusals(cells, tmp_path):

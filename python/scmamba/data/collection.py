@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from .._progress import progress, say
 from ..genes import MIN_COVERAGE, GeneMatch, Vocabulary, match_genes
 from .preprocess import MIN_TOTAL, Values, describe_values, log1p_cp10k
 from .reading import Order, Shelf, span_of
-from .stores import MemoryStore, Store, cache_folder, fingerprint, open_store
+from .stores import MemoryStore, Store, cache_folder, fingerprint, only_one, open_store
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -226,9 +227,13 @@ class Collection:
             missing = sum(len(m) for m, f in zip(self.members, known) if f is None)
             with progress("Looking through the files", missing, self._verbose and total > 20_000, unit="cells") as advance:
                 for i, member in enumerate(self.members):
-                    if known[i] is None:
-                        known[i] = _look_through(member, advance)
-                        _write_facts(self._facts_path(member, digest), known[i])  # type: ignore[arg-type]
+                    path = self._facts_path(member, digest)
+                    with nullcontext() if path is None or known[i] is not None else only_one(path):
+                        found = known[i] or _read_facts(path, len(member))
+                        if found is None:
+                            found = _look_through(member, advance)
+                            _write_facts(path, found)
+                        known[i] = found
             self._known = known  # type: ignore[assignment]
         return self._known  # type: ignore[return-value]
 
@@ -472,7 +477,6 @@ def _read_facts(path: Path | None, n: int) -> _Facts | None:
 
 def _write_facts(path: Path | None, facts: _Facts) -> None:
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **facts.__dict__)
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -265,11 +266,11 @@ def open_store(
     except _ColumnsFirst:
         kind = "csc"
     target = (cache or cache_folder()) / f"{path.name.split('.')[0]}-{fingerprint(path, layer or '')}.h5ad"
-    if not target.is_file():
-        say(f"converting {path.name} once, to {target}", verbose)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as temporary:
-            _convert(path, kind, layer, temporary)
+    with only_one(target):
+        if not target.is_file():
+            say(f"converting {path.name} once, to {target}", verbose)
+            with atomic_path(target) as temporary:
+                _convert(path, kind, layer, temporary)
     store = AnnDataStore(target)
     store.name, store.source = path.name.split(".")[0], path.name
     return store
@@ -279,6 +280,27 @@ def cache_folder() -> Path:
     """``SCMAMBA_CACHE``, or ``scmamba`` in the user's cache folder."""
     base = os.environ.get("SCMAMBA_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scmamba"
+
+
+@contextmanager
+def only_one(target: Path) -> Iterator[None]:
+    """Of several processes that want to make ``target`` at once all but one wait, and find it made; none waits for one that died."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_file():
+        yield
+        return
+    try:
+        import fcntl
+    except ImportError:  # Windows: each makes its own, the last one stays
+        yield
+        return
+    lock = target.parent / f".{target.name}.lock"
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def fingerprint(path: Path, *more: str) -> str:
