@@ -64,7 +64,7 @@
 #'   seu <- SeuratObject::pbmc_small
 #'   # 230 genes are far fewer than the model knows, hence `force`; no
 #'   # adaptation, to be quick.
-#'   seu <- ScMambaImpute(seu, adapt = FALSE, passes = 2, force = TRUE)
+#'   seu <- ScMambaImpute(seu, adapt = FALSE, force = TRUE)
 #'   seu[["scmamba"]]
 #' }
 #' @export
