@@ -21,6 +21,7 @@ _HOMES = {
     "impute_file": "tasks.impute",
     "embed": "tasks.embed",
     "embed_file": "tasks.embed",
+    "detect_doublets": "tasks.doublets",
     "load_model": "model.checkpoint",
     "save_checkpoint": "model.checkpoint",
     "models": "model.checkpoint",
@@ -36,6 +37,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "__version__",
+    "detect_doublets",
     "embed",
     "embed_file",
     "finetune",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
     from ._info import info
     from .model.checkpoint import Model, load_model, models, save_checkpoint
     from .model.config import ModelConfig
+    from .tasks.doublets import detect_doublets
     from .tasks.embed import embed, embed_file
     from .tasks.impute import impute, impute_file
     from .training.recipes import finetune, pretrain

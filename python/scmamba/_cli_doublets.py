@@ -1,0 +1,49 @@
+"""Commands about libraries as they come: ``scmamba doublets``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from ._errors import ScMambaError
+
+
+def doublets(
+    data: Annotated[Path, typer.Argument(help="An .h5ad file of raw counts, cells x genes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")],
+    sample: Annotated[str | None, typer.Option(help="Column of obs that names the library or donor; one sample if not given.")] = None,
+    method: Annotated[Literal["fast", "network", "both"], typer.Option(help="fast: a minute on a CPU; network: the paper's.")] = "fast",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Pre-trained model to fine-tune; default brain-mini.")] = None,
+    expected_rate: Annotated[float | None, typer.Option(help="Share of doublets; by cell numbers if not given.")] = None,
+    identification_rate: Annotated[float | None, typer.Option(help="Call exactly this share of each sample.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Column of obs with cell types, to name the likely parents.")] = None,
+    layer: Annotated[str | None, typer.Option(help="Layer to read; X if not given.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Also write the scores, calls and parents as .csv.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
+) -> None:
+    """Find doublets in an .h5ad file (obs/scmamba_doublet, _score and _parents of a copy)."""
+    from ._files import atomic_path
+    from .data.files import open_backed
+    from .tasks.doublets import detect_doublets
+
+    for path in (output, table):
+        if path is not None and path.exists() and not overwrite:
+            raise ScMambaError(f"{path} exists already. Choose another name, or pass --overwrite.")
+    adata = open_backed(data).to_memory()
+    detect_doublets(adata, sample=sample, method=method, model=model, expected_rate=expected_rate, identification_rate=identification_rate,
+                    labels=labels, layer=layer, seed=seed, verbose=not quiet)  # fmt: skip
+    with atomic_path(output) as path:
+        adata.write_h5ad(path, compression="gzip")
+    if table is not None:
+        with atomic_path(table) as path:
+            adata.obs.filter(like="scmamba_doublet").to_csv(path)
+    typer.echo(f"{output}: {int(adata.obs['scmamba_doublet'].sum())} of {adata.n_obs} droplets called doublets")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to ``app``."""
+    app.command()(doublets)

@@ -1,0 +1,169 @@
+"""Doublets: the simulation against sums by hand, the statistics against other people's, and data at the edge of what can be asked."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, silhouette_score
+
+import scmamba
+from scmamba._errors import DataError, ScMambaError
+from scmamba.data.doublets import simulate_doublets
+from scmamba.datasets import brain_cohort
+from scmamba.tasks import _doublet_features as features
+from scmamba.tasks.doublets import logistic
+
+QUIET = dict(verbose=False)
+
+
+@pytest.fixture(scope="module")
+def droplets() -> ad.AnnData:
+    """Four hundred simulated nuclei of two donors, 40 more droplets that hold two of different kinds."""
+    cells = brain_cohort(480, n_donors=2, n_genes=3000, donor_effect=0.2, seed=3)
+    rng = np.random.default_rng(0)
+    donor = cells.obs["donor"].to_numpy()
+    pairs = []
+    rows = rng.permutation(cells.n_obs)
+    free = list(rows)
+    while len(pairs) < 40:
+        a = free.pop()
+        b = next(r for r in free if donor[r] == donor[a] and cells.obs.cell_type.iloc[r] != cells.obs.cell_type.iloc[a])
+        free.remove(b)
+        pairs.append((a, b))
+    a, b = np.array(pairs).T
+    x = sparse.csr_matrix(cells.X)
+    counts = sparse.vstack([x[np.sort(free)], x[a] + x[b]], format="csr")
+    obs = pd.DataFrame({
+        "donor": np.r_[donor[np.sort(free)], donor[a]].astype(str),
+        "kind": np.r_[cells.obs.cell_type.to_numpy()[np.sort(free)], cells.obs.cell_type.to_numpy()[a]].astype(str),
+        "truth": np.r_[np.zeros(len(free), bool), np.ones(40, bool)],
+    })  # fmt: skip
+    obs.index = [f"d{i}" for i in range(len(obs))]
+    return ad.AnnData(counts, obs=obs, var=cells.var)
+
+
+def test_simulated_doublets_are_sums_of_their_parents():
+    rng = np.random.default_rng(0)
+    counts = sparse.csr_matrix(rng.poisson(1.0, (60, 30)))
+    sample, cluster = np.repeat([0, 1], 30), np.tile([0, 1, 2], 20)
+    for recipe in ("sum", "mean", "mixed"):
+        made = simulate_doublets(counts, sample, 200, cluster=cluster, recipe=recipe, seed=1)
+        first, second = made.parents.T
+        assert len(made) == 200 and (sample[first] == sample[second]).all() and (made.sample == sample[first]).all()
+        assert (cluster[first] != cluster[second]).all()
+        both = (counts[first] + counts[second]).toarray()
+        share = made.counts.toarray() / np.where(both, both, 1)
+        if recipe == "mixed":
+            assert share.max() <= 1 and 0.65 < made.counts.sum() / both.sum() < 0.85
+        else:
+            np.testing.assert_array_equal(made.counts.toarray(), both * (0.5 if recipe == "mean" else 1))
+    again = simulate_doublets(counts, sample, 200, cluster=cluster, seed=1)
+    assert (again.parents == simulate_doublets(counts, sample, 200, cluster=cluster, seed=1).parents).all()
+
+
+def test_lone_cells_and_left_out_cells_have_no_doublets():
+    counts = sparse.csr_matrix(np.ones((5, 4)))
+    assert len(simulate_doublets(counts, np.arange(5), 20)) == 0
+    made = simulate_doublets(counts, np.zeros(5, int), 50, weight=np.array([1, 1, 1, 0, 0.0]))
+    assert made.parents.max() == 2 and len(made) == 50
+    with pytest.raises(ScMambaError, match="recipe"):
+        simulate_doublets(counts, np.zeros(5, int), 5, recipe="product")
+
+
+def test_logistic_and_silhouette_agree_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((300, 4))
+    y = rng.random(300) < 1 / (1 + np.exp(-x[:, 0] + 0.5))
+    other = LogisticRegression(C=1 / 5, tol=1e-10, max_iter=1000).fit(x, y)
+    np.testing.assert_allclose(logistic(x, y), np.r_[other.intercept_, other.coef_[0]], atol=1e-4)
+    code = (x[:, 0] > 0) + 2 * (x[:, 1] > 0.3)
+    distance = np.linalg.norm(x[:, None] - x[None], axis=2)
+    assert features.silhouette(distance, code) == pytest.approx(silhouette_score(x, code), abs=1e-10)
+
+
+def test_doublets_are_found_named_and_repeatable(droplets):
+    before = droplets.copy()
+    result = scmamba.detect_doublets(droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET)
+    assert list(droplets.obs.columns) == list(before.obs.columns) and "scmamba" not in droplets.uns
+    score, truth = result.obs["scmamba_doublet_score"], droplets.obs["truth"]
+    assert score.between(0, 1).all() and average_precision_score(truth, score) > 0.7
+    called = result.obs["scmamba_doublet"]
+    assert (called & truth).sum() >= 0.6 * called.sum()
+    parents = result.obs["scmamba_doublet_parents"].astype(str)
+    assert (parents[~called] == "").all() and parents[called].str.contains(" \\+ ").all()
+    own = [kind in names for kind, names in zip(droplets.obs["kind"][called & truth], parents[called & truth])]
+    assert np.mean(own) > 0.7  # one of the named parents is the true first one
+    again = scmamba.detect_doublets(droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET)
+    pd.testing.assert_frame_equal(result.obs, again.obs)
+    other = scmamba.detect_doublets(droplets, sample="donor", expected_rate=0.09, seed=5, copy=True, **QUIET).obs["scmamba_doublet"]
+    assert (other & called).sum() / (other | called).sum() > 0.5
+
+
+def test_rates_are_kept_per_sample(droplets):
+    fixed = scmamba.detect_doublets(droplets, sample="donor", identification_rate=0.2, copy=True, **QUIET)
+    for _, part in fixed.obs.groupby("donor"):
+        assert part["scmamba_doublet"].sum() == round(0.2 * len(part))
+    names = droplets.obs["donor"].unique()
+    rates = {names[0]: 0.1, names[1]: 0.0}
+    given = scmamba.detect_doublets(droplets, sample="donor", expected_rate=rates, copy=True, **QUIET)
+    assert given.obs.groupby("donor")["scmamba_doublet"].sum()[names[1]] == 0
+    assert list(given.uns["scmamba"]["doublets"]["samples"]["rate"]) == [0.1, 0.0]
+    with pytest.raises(ScMambaError, match="no entry"):
+        scmamba.detect_doublets(droplets, sample="donor", expected_rate={"x": 0.1}, **QUIET)
+    with pytest.raises(ScMambaError, match="8% is 0.08"):
+        scmamba.detect_doublets(droplets, expected_rate=8, **QUIET)
+
+
+def test_the_result_is_written_and_read(droplets, tmp_path):
+    result = scmamba.detect_doublets(droplets[:150].copy(), sample="donor", **QUIET)
+    result.write_h5ad(tmp_path / "a.h5ad")
+    back = ad.read_h5ad(tmp_path / "a.h5ad")
+    np.testing.assert_array_equal(back.obs["scmamba_doublet"], result.obs["scmamba_doublet"])
+    assert back.uns["scmamba"]["doublets"]["samples"]["cells"].sum() == 150
+
+
+def test_edges_work_or_say_why(droplets):
+    small = droplets[:80].copy()
+    small.obs["donor"] = pd.Categorical(["one"] * 78 + [None, "alone"])  # NA, and a donor of one cell
+    small.X = sparse.diags((np.arange(80) != 3).astype(float)) @ small.X
+    result = scmamba.detect_doublets(small, sample="donor", **QUIET)
+    assert np.isnan(result.obs["scmamba_doublet_score"].iloc[3]) and not result.obs["scmamba_doublet"].iloc[3]
+    assert result.obs["scmamba_doublet_score"].notna().sum() == 79
+    with pytest.raises(DataError, match="at least 30"):
+        scmamba.detect_doublets(droplets[:20].copy(), **QUIET)
+    logs = droplets[:50].copy()
+    logs.X = features.log_values(logs.X, 1e4)
+    with pytest.raises(DataError, match="raw counts"):
+        scmamba.detect_doublets(logs, **QUIET)
+    with pytest.raises(DataError, match="no column"):
+        scmamba.detect_doublets(droplets, sample="library", **QUIET)
+    with pytest.raises(DataError, match="No sample has two"):
+        alone = droplets[:40].copy()
+        alone.obs["own"] = alone.obs_names
+        scmamba.detect_doublets(alone, sample="own", **QUIET)
+
+
+def test_a_hundred_samples_of_twenty_cells_one_kind_three_hundred_genes():
+    cells = brain_cohort(2000, n_donors=4, n_genes=300, cell_types=["Microglia"], seed=2)
+    cells.obs["library"] = np.repeat([f"s{i}" for i in range(100)], 20)
+    result = scmamba.detect_doublets(cells, sample="library", rounds=1, identification_rate=0.1, **QUIET)
+    assert (result.obs.groupby("library")["scmamba_doublet"].sum() == 2).all()
+
+
+def test_command_line(droplets, tmp_path):
+    from typer.testing import CliRunner
+
+    from scmamba.cli import app
+
+    droplets[:120].copy().write_h5ad(tmp_path / "in.h5ad")
+    call = ["doublets", str(tmp_path / "in.h5ad"), "-o", str(tmp_path / "out.h5ad"), "--sample", "donor", "--expected-rate", "0.1", "-q",
+            "--table", str(tmp_path / "t.csv")]  # fmt: skip
+    done = CliRunner().invoke(app, call)
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(tmp_path / "t.csv", index_col=0, keep_default_na=False)
+    assert table["scmamba_doublet"].sum() == ad.read_h5ad(tmp_path / "out.h5ad").obs["scmamba_doublet"].sum() > 0
+    assert CliRunner().invoke(app, call).exit_code == 1
