@@ -115,7 +115,7 @@ def finetune(
     data: Data,
     output: Output,
     model: ModelOption = None,
-    task: Annotated[Literal["impute"], typer.Option(help="What the model is to do.")] = "impute",
+    task: Annotated[Literal["impute", "annotate", "doublets"], typer.Option(help="What the model is to do.")] = "impute",
     recipe: Recipe = "paper",
     config: Config = None,
     epochs: Epochs = None,
@@ -129,6 +129,8 @@ def finetune(
     min_total: MinTotal = None,
     above: Annotated[float | None, typer.Option(min=0, help="Train on cells with more counts than this; 0: no such limit.")] = None,
     min_donor_cells: MinDonorCells = None,
+    balance: Annotated[float | None, typer.Option(min=0, max=1, help="Classes: 0 every cell counts alike, 1 every class.")] = None,
+    freeze: Annotated[bool | None, typer.Option("--freeze", help="Classes: train the head only.")] = None,
     save_every: SaveEvery = None,
     held_out: HeldOut = None,
     splits: Splits = None,
@@ -144,32 +146,34 @@ def finetune(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a model for imputation (40% of the non-zeros, 4% of the zeros hidden; cells of more than 4,000 counts)."""
+    """Fine-tune a model: impute (hidden values), annotate (the cells' labels) or doublets (simulated within donors)."""
     from .model import load_model
-    from .training import finetune as run
     from .training.engine import several_processes, training_device
 
     given = dict(epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, ema=ema, precision=precision,
-                 genes_per_step=genes_per_step, min_total=min_total, above=above, min_donor_cells=min_donor_cells,
-                 save_every=save_every, seed=seed)  # fmt: skip
+                 genes_per_step=genes_per_step, min_total=min_total, above=above, min_donor_cells=min_donor_cells, balance=balance,
+                 freeze=freeze or None, save_every=save_every, seed=seed)  # fmt: skip
     columns = dict(donor=donor, study=study, disease=disease, label=label, layer=layer)
     plan = _Plan(task, recipe, config, given, output, overwrite, quiet)
     start = load_model(model, device=training_device() if several_processes() else None)
     cells, others = plan.open(data, held_out, splits, start.genes, columns, cache, force)
-    tuned = run(
-        cells,
-        model=start,
-        task=task,
-        loop=plan.loop(cells),
-        sequence=plan.settings.sequence(),
-        held_out=others,
-        folder=work,
-        name=output.name,
-        seed=plan.settings.seed,
-        force=force,
-        verbose=plan.verbose,
-    )
-    plan.finish(tuned, f"Fine-tuned from {model or 'brain-mini'} for {task}", cells, f"scmamba {task} --model {output}")
+    tuned = _tune(task, start, plan, cells, others, work, force)
+    use = f"scmamba impute --model {output}" if task == "impute" else f"scmamba.load_model('{output}').classify"
+    plan.finish(tuned, f"Fine-tuned from {model or 'brain-mini'} for {task}", cells, use)
+
+
+def _tune(task: str, start: Model, plan: _Plan, cells: Collection, others: Any, work: Path | None, force: bool) -> Model:
+    from .training import finetune as run
+    from .training.classes import finetune_classes
+
+    settings, loop, name = plan.settings, plan.loop(cells), plan.output.name
+    if task == "impute":
+        return run(cells, model=start, task=task, loop=loop, sequence=settings.sequence(), held_out=others, folder=work, name=name,
+                   seed=settings.seed, force=force, verbose=plan.verbose)  # fmt: skip
+    recipe: Any = settings.doublet_recipe
+    return finetune_classes(task, cells, model=start, loop=loop, sequence=settings.sequence(), held_out=others or None,
+                            balance=settings.balance, freeze=settings.freeze, recipe=recipe, fraction=settings.doublet_fraction,
+                            folder=work, name=name, verbose=plan.verbose)  # fmt: skip
 
 
 class _Plan:

@@ -23,10 +23,18 @@ from scmamba.cli import app
 from scmamba.data.collection import Collection
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
-from scmamba.model import Model, ScMamba, load_model
+from scmamba.model import Model, ScMamba, load_model, save_checkpoint
 from scmamba.training import LoopConfig, finetune, fit, pretrain, read_sources
+from scmamba.training.classes import (
+    NOTHING_HIDDEN,
+    class_validation,
+    finetune_classes,
+    fresh_classifier,
+    label_cells,
+    label_doublets,
+)
 from scmamba.training.engine import Direct, Share, SharedStep, choose_engine
-from scmamba.training.feeds import CollectionFeed, SourceFeed, draw_parts, reconstruction
+from scmamba.training.feeds import CollectionFeed, Part, SourceFeed, draw_parts, reconstruction
 from scmamba.training.rates import source_log_rate
 from scmamba.training.recipes import IMPUTE, PRETRAIN
 from scmamba.training.settings import RECIPES, read_settings
@@ -260,3 +268,41 @@ def test_commands_repeat_bit_for_bit(files, tmp_path, monkeypatch):
     assert "study0.h5ad" in card and "d_model: 8" in card and "recipe small" in card
     assert "validation_loss" in (tmp_path / "work-a" / "log.csv").read_text()
     assert "exists already" in call(app, [*first, "-o", str(tmp_path / "a")]).output
+
+
+def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCMAMBA_CACHE", files[3])
+    cells = Collection(files[:2], cache=files[3], verbose=False)
+    model = small_model("expressed")
+    loop = LoopConfig(steps=60, batch_size=12, lr=2e-2, seed=1)
+    sequence = replace(NOTHING_HIDDEN, genes_per_step=200)
+    tuned = finetune_classes("annotate", cells, model=model, loop=loop, sequence=sequence, balance=0.5, verbose=False)
+    assert tuned.labels == sorted(set(cells.column("label"))) and tuned.config.n_classes == 8
+    judge = class_validation(label_cells(cells, seed=0, similar=False))
+    untrained = judge(fresh_classifier(model, tuned.labels).network)
+    assert judge(tuned.network)["validation_loss"] < 0.8 * untrained["validation_loss"]
+    head_only = finetune_classes("annotate", cells, model=model, loop=replace(loop, steps=2), freeze=True, verbose=False)
+    assert torch.equal(head_only.gene_embedding(), model.gene_embedding())
+    assert not torch.equal(tuned.gene_embedding(), model.gene_embedding())
+    with pytest.raises(DataError, match="1 different labels"):
+        finetune_classes("annotate", cells.take(cells.column("label").codes == 0), model=model, verbose=False)
+
+    pairs = label_doublets(cells, seed=0, fraction=0.1, recipe="mean", verbose=False)
+    assert pairs.names == ["singlet", "doublet"] and pairs.counts[0] == 150 and abs(pairs.counts[1] - 15) < 4
+    for number, source in enumerate(pairs.feed.averages()):
+        part = Part(source, number, np.arange(len(source)), [(number, i) for i in range(len(source))])
+        made = pairs.codes(part) == 1
+        assert abs(made.sum() - (9, 6)[number]) < 3
+        # The mean of two cells lies between them; no cell was taken for a doublet.
+        assert source.totals[~made].min() < source.totals[made].min() and source.totals[made].max() < source.totals[~made].max()
+    call = CliRunner().invoke
+    first = small_model("expressed")
+    save_checkpoint(first, tmp_path / "start")
+    for task in ("annotate", "doublets"):
+        for name in ("a", "b"):
+            words = ["finetune", *files[:2], "--task", task, "-m", str(tmp_path / "start"), "-o", str(tmp_path / f"{task}-{name}")]
+            done = call(app, [*words, "--recipe", "small", "--steps", "2", "--batch-size", "4", "--seed", "3", "-q"])
+            assert done.exit_code == 0, done.output
+        one, two = (load_model(tmp_path / f"{task}-{name}") for name in ("a", "b"))
+        assert one.labels == two.labels and len(one.labels or []) == {"annotate": 8, "doublets": 2}[task]
+        assert all(torch.equal(v, two.network.state_dict()[k]) for k, v in one.network.state_dict().items())

@@ -33,6 +33,10 @@ class Settings:
         The network of pre-training; fine-tuning takes the model's.
     mask_nonzero, mask_zero, genes_per_step
         What a sequence holds (see :class:`~scmamba.training.sequences.SequenceConfig`).
+    balance, freeze
+        Classifiers: 0 every cell counts alike, 1 every class; train head and [CLS] token only.
+    doublet_recipe, doublet_fraction
+        How doublets are simulated (see :func:`scmamba.data.doublets.simulate_doublets`), and how many per single cell.
     min_total, above, min_donor_cells
         Which cells: counts at least, counts more than (0: no such limit), cells of a donor at least.
     """
@@ -54,6 +58,10 @@ class Settings:
     mask_nonzero: float = 0.15
     mask_zero: float = 0.0
     genes_per_step: int = 0
+    balance: float = 0.0
+    freeze: bool = False
+    doublet_recipe: str = "mean"
+    doublet_fraction: float = 0.1
     min_total: float = 200
     above: float = 0
     min_donor_cells: int = MIN_DONOR_CELLS
@@ -94,11 +102,13 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "annotate": {
         "paper": {"epochs": 5.0, "lr": 1e-4},
-        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32"},
+        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32", "balance": 0.5},
     },
     "doublets": {
         "paper": {"epochs": 5.0, "lr": 1e-4},
-        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32"},
+        # Half counts give the mean of two cells away; real doublets hold most of what both cells had.
+        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32", "balance": 0.5,
+                  "doublet_recipe": "mixed", "doublet_fraction": 0.5},
     },
 }  # fmt: skip
 
@@ -146,14 +156,19 @@ def _read_yaml(file: str | os.PathLike[str] | None) -> dict[str, Any]:
 
 def _as(kind: type, name: str, value: Any) -> Any:
     # YAML reads 1e-4 as text, and precision: 16 as a number.
+    if kind is bool and isinstance(value, bool):
+        return value
     try:
-        if not isinstance(value, (bool, list, dict)):
+        if kind is not bool and not isinstance(value, (bool, list, dict)):
             converted = kind(value)
             if kind is not int or float(value) == converted:
                 return converted
     except (TypeError, ValueError):
         pass
-    raise ScMambaError(f"The setting {name} is {value!r}; {'a whole number' if kind is int else 'a number'} is expected.")
+    raise ScMambaError(f"The setting {name} is {value!r}; {_EXPECTED[kind]} is expected.")
+
+
+_EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "one word"}
 
 
 def _plain(value: Any) -> str:

@@ -1,0 +1,269 @@
+"""Fine-tuning classifiers from cells on disk or in memory: cell types, and doublets against single cells (paper, Methods).
+
+The whole network trains; classification head and [CLS] token are new. Cross-entropy, optionally weighted so that rare classes count more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor, nn
+
+from .._errors import DataError
+from .._progress import say
+from ..data.collection import Collection
+from ..data.doublets import Recipe, simulate_doublets
+from ..data.preprocess import SCALE, log1p_cp10k
+from ..model import Model, ScMamba, load_model
+from .engine import Loss, Share, SharedStep, several_processes, training_device
+from .feeds import CollectionFeed, Feed, Part, SourceFeed, draw_parts, together
+from .loop import LoopConfig, Validate, fit
+from .sequences import SequenceConfig, Source
+
+#: A classifier reads all a cell shows.
+NOTHING_HIDDEN = SequenceConfig(mask_nonzero=0.0, mask_zero=0.0)
+#: Doublets are simulated in memory, from at most so many cells.
+MAX_SINGLETS = 50_000
+
+
+@dataclass
+class Labelled:
+    """Cells with classes.
+
+    Attributes
+    ----------
+    feed
+        Where they come from.
+    codes
+        Classes of the cells of a part, as positions in ``names``.
+    counts
+        (classes,) cells of each class.
+    sample
+        Some cells as parts, for validation.
+    """
+
+    feed: Feed
+    codes: Callable[[Part], np.ndarray]
+    names: list[str]
+    counts: np.ndarray
+    sample: Callable[[int], list[Part]]
+
+
+def label_cells(cells: Collection, *, seed: int, similar: bool, names: Sequence[str] | None = None) -> Labelled:
+    """Classes from the label column of a collection; cells without a label, or with one that is not in ``names``, are left out.
+
+    Raises
+    ------
+    DataError
+        No labels, or fewer than two classes.
+    """
+    column = cells.column("label")
+    present = [str(n) for n, number in zip(column.categories, np.bincount(column.codes, minlength=len(column.categories))) if n and number]
+    known = sorted(present) if names is None else list(names)
+    if names is None and len(known) < 2:
+        raise DataError(
+            f"The cells have {len(known)} different labels; at least two classes are needed. Name the column of obs that holds them "
+            "(label=...)."
+        )
+    place = {name: i for i, name in enumerate(known)}
+    codes = np.array([place.get(str(name), -1) for name in column.categories])[column.codes]
+    if not (codes >= 0).any():
+        raise DataError(f"None of the cells has one of the labels {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}.")
+    kept = cells.take(codes >= 0)
+    code_of = np.full(int(cells.offsets[-1]), -1)
+    code_of[cells.cells] = codes
+    feed = CollectionFeed(kept, seed=seed, similar=similar)
+
+    def sample(number: int) -> list[Part]:
+        chosen = np.sort(np.random.default_rng(12345).choice(kept.cells, min(number, len(kept)), replace=False))
+        return list(feed.parts(kept.read(chosen)))
+
+    return Labelled(
+        feed, lambda part: code_of[[key[0] for key in part.keys]], known, np.bincount(codes[codes >= 0], minlength=len(known)), sample
+    )
+
+
+def label_doublets(
+    cells: Collection, *, seed: int, fraction: float = 0.1, recipe: Recipe = "mean", max_cells: int = MAX_SINGLETS, verbose: bool = True
+) -> Labelled:
+    """Single cells and doublets simulated from them, within donors: ``fraction`` of the single cells, as the ``recipe`` says.
+
+    The paper's are a tenth of the cells and the mean of two cells' counts (see :func:`scmamba.data.doublets.simulate_doublets`).
+    """
+    rng = np.random.default_rng([seed, 11])
+    chosen = cells if len(cells) <= max_cells else cells.take(rng.choice(len(cells), max_cells, replace=False))
+    if len(chosen) < len(cells):
+        say(f"doublets are simulated from {max_cells:,} of {len(cells):,} cells", verbose)
+    donors = chosen.donor_keys().codes
+    feed, sources, codes = CollectionFeed(chosen, seed=seed, similar=False), [], []
+    block, files = chosen.read_sorted(chosen.cells), chosen.file_of(chosen.cells)
+    for f in np.unique(files):
+        own = np.flatnonzero(files == f)
+        single = next(iter(feed.parts(block.take(own)))).source
+        made = simulate_doublets(_counts(single), donors[own], round(fraction * len(own)), recipe=recipe, seed=rng)
+        totals = np.asarray(made.counts.sum(axis=1)).ravel()
+        values = sparse.csr_matrix(sparse.vstack([single.values, log1p_cp10k(made.counts, totals)], format="csr"))
+        both = np.concatenate([single.totals, totals])
+        sources.append(Source(single.name, values, single.genes, np.full(len(both), ""), both))
+        codes.append((np.arange(len(both)) >= len(single)).astype(np.int64))
+    memory = SourceFeed(sources)
+
+    def sample(number: int) -> list[Part]:
+        draw = np.random.default_rng(12345)
+        parts = []
+        for i, source in enumerate(sources):
+            rows = np.sort(draw.choice(len(source), min(len(source), max(1, number // len(sources))), replace=False))
+            parts.append(Part(source, i, rows, [(i, int(row)) for row in rows]))
+        return parts
+
+    counts = np.bincount(np.concatenate(codes), minlength=2)
+    return Labelled(memory, lambda part: codes[part.number][part.rows], ["singlet", "doublet"], counts, sample)
+
+
+def _counts(source: Source) -> sparse.csr_matrix:
+    counts = source.values.astype(np.float64)
+    counts.data = np.rint(np.expm1(counts.data) * np.repeat(source.totals / SCALE, np.diff(counts.indptr)))
+    return counts
+
+
+def fresh_classifier(model: Model, names: Sequence[str], *, name: str | None = None, seed: int = 0) -> Model:
+    """The model's network with a new head for these classes and a new [CLS] token; its other heads are left behind."""
+    torch.manual_seed(seed)
+    config = replace(model.config, n_classes=len(names), reconstructs=False, rates=False, name=name or model.config.name)
+    network = ScMamba(config).to(model.device)
+    old, own = model.network.state_dict(), network.state_dict()
+    kept = {k: v for k, v in old.items() if k in own and k not in ("cls_head.weight", "backbone.cls_token")}
+    network.load_state_dict({**own, **kept})
+    network.backend = model.network.backend
+    return Model(network, model.genes, list(names))
+
+
+def classify_parts(network: nn.Module, parts: Sequence[Part], sequence: SequenceConfig, seed: Sequence[int]) -> Tensor:
+    """(B, classes) logits of the cells of some parts, in their order."""
+    settings: ScMamba = network  # type: ignore[assignment]
+    batch = draw_parts(parts, sequence, settings.config.reads, settings.config.n_genes, seed)
+    device = next(network.parameters()).device
+    if batch.keep is None:
+        return settings.classify(batch.x.to(device))
+    return settings.classify(batch.x.to(device), batch.genes.to(device), batch.keep.to(device))
+
+
+def classification(labelled: Labelled, sequence: SequenceConfig, config: LoopConfig, *, balance: float = 0.0) -> SharedStep:
+    """Cross-entropy; a class of n cells weighs n to the power of ``-balance``, the mean cell one."""
+    share_of = labelled.counts / labelled.counts.sum()
+    raw = np.where(labelled.counts > 0, np.maximum(labelled.counts, 1.0) ** -balance, 0.0)
+    weights = torch.from_numpy(raw / (raw * share_of).sum()).float()
+
+    def draw(network: nn.Module, k: int, rng: np.random.Generator, share: Share) -> Loss:
+        parts = labelled.feed.draw(k, config.batch_size * share.whole, rng, share)
+        if not parts:
+            return together([], network)
+        logits = classify_parts(network, parts, sequence, [config.seed, k]).float()
+        codes = torch.from_numpy(np.concatenate([labelled.codes(part) for part in parts])).to(logits.device)
+        weight = weights.to(logits.device)[codes]
+        errors = nn.functional.cross_entropy(logits, codes, reduction="none")
+        return Loss((errors * weight).sum(), weight.sum())
+
+    return SharedStep(draw)
+
+
+def class_validation(labelled: Labelled, cells: int = 512) -> Validate:
+    """A function of the network: cross-entropy, accuracy and macro F1 (over the classes present) on the same held-out cells every time."""
+    parts = labelled.sample(cells)
+    truth = np.concatenate([labelled.codes(part) for part in parts])
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            answers = [
+                classify_parts(network, [Part(p.source, p.number, p.rows[i : i + 16], p.keys[i : i + 16])], NOTHING_HIDDEN, [0])
+                for p in parts
+                for i in range(0, len(p.rows), 16)
+            ]
+        logits = torch.cat(answers).float().cpu()
+        found = logits.argmax(dim=1).numpy()
+        loss = nn.functional.cross_entropy(logits, torch.from_numpy(truth))
+        accuracy = float(np.mean(found == truth))
+        return {"validation_loss": float(loss), "validation_accuracy": accuracy, "validation_f1": macro_f1(truth, found)}
+
+    return validate
+
+
+def macro_f1(truth: np.ndarray, found: np.ndarray) -> float:
+    """Mean F1 over the classes that occur in ``truth`` (paper: the classes present in the test set)."""
+    scores = []
+    for c in np.unique(truth):
+        hit = np.sum((truth == c) & (found == c))
+        scores.append(2 * hit / (np.sum(truth == c) + np.sum(found == c)))
+    return float(np.mean(scores))
+
+
+def finetune_classes(
+    task: str,
+    cells: Collection,
+    *,
+    model: str | PathLike[str] | Model | None = None,
+    loop: LoopConfig | None = None,
+    sequence: SequenceConfig = NOTHING_HIDDEN,
+    held_out: Collection | None = None,
+    balance: float = 0.0,
+    freeze: bool = False,
+    recipe: Recipe = "mean",
+    fraction: float = 0.1,
+    folder: str | PathLike[str] | None = None,
+    name: str | None = None,
+    verbose: bool = True,
+) -> Model:
+    """Fine-tune a model to tell cell types (``annotate``: the collection's labels) or doublets (``doublets``: simulated ones).
+
+    Parameters
+    ----------
+    held_out
+        Cells of other donors, for the validation numbers.
+    balance
+        0: every cell counts alike; 1: every class does.
+    freeze
+        Train head and [CLS] token only.
+    recipe, fraction
+        How doublets are made, and how many per single cell.
+
+    Raises
+    ------
+    ScMambaError
+        Fewer than two classes; data or model that do not fit.
+    """
+    loop = loop or LoopConfig(lr=1e-4)
+    opened = load_model(model, device=training_device() if several_processes() else None)
+    similar = opened.config.reads == "expressed"
+    if task == "annotate":
+        labelled = label_cells(cells, seed=loop.seed, similar=similar)
+        others = None if held_out is None else label_cells(held_out, seed=0, similar=False, names=labelled.names)
+    else:
+        labelled = label_doublets(cells, seed=loop.seed, fraction=fraction, recipe=recipe, verbose=verbose)
+        others = None
+        if held_out is not None:
+            others = label_doublets(held_out, seed=0, fraction=fraction, recipe=recipe, max_cells=5000, verbose=False)
+    say(", ".join(f"{number:,} {label}" for label, number in zip(labelled.names, labelled.counts)), verbose)
+    tuned = fresh_classifier(opened, labelled.names, name=name, seed=loop.seed)
+    if freeze:
+        for parameter_name, parameter in tuned.network.named_parameters():
+            parameter.requires_grad_(parameter_name in ("cls_head.weight", "backbone.cls_token"))
+    sequence = replace(sequence, mask_nonzero=0.0, mask_zero=0.0)
+    fit(
+        tuned.network,
+        classification(labelled, sequence, loop, balance=balance),
+        loop,
+        folder=folder,
+        description="Fine-tuning",
+        verbose=verbose,
+        validate=class_validation(others) if others is not None else None,
+    )
+    tuned.network.requires_grad_(True)
+    return tuned
+
+
+__all__ = ["Labelled", "classification", "class_validation", "finetune_classes", "fresh_classifier", "label_cells", "label_doublets"]
