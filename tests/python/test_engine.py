@@ -295,6 +295,9 @@ def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, 
         assert abs(made.sum() - (9, 6)[number]) < 3
         # The mean of two cells lies between them; no cell was taken for a doublet.
         assert source.totals[~made].min() < source.totals[made].min() and source.totals[made].max() < source.totals[~made].max()
+    by_verb = finetune(files[:2], model=model, task="doublets", loop=replace(loop, steps=1), held_out=cells, verbose=False)
+    assert by_verb.labels == ["singlet", "doublet"]
+
     call = CliRunner().invoke
     first = small_model("expressed")
     save_checkpoint(first, tmp_path / "start")

@@ -149,18 +149,28 @@ def finetune(
     force: bool = False,
     verbose: bool = True,
 ) -> Model:
-    """Fine-tune a pre-trained model for imputation; the whole network trains, the mask token is kept.
+    """Fine-tune a pre-trained model; the whole network trains.
 
-    ``min_total`` 4000 is the paper's choice of training cells; brain nuclei of other studies rarely reach it, so the default is that of
-    pre-training. Other parameters as in :func:`pretrain`.
+    ``task`` is ``impute`` (the mask token is kept), ``annotate`` (the cells' labels) or ``doublets`` (simulated within donors; both in
+    :func:`scmamba.training.classes.finetune_classes`, which has more options). ``min_total`` 4000 is the paper's choice of training cells
+    for imputation; brain nuclei of other studies rarely reach it, so the default is that of pre-training. Other parameters as in :func:`pretrain`.
 
     Raises
     ------
     ScMambaError
         Unknown task; data or model that do not fit.
     """
+    if task not in ("impute", "annotate", "doublets"):
+        raise ScMambaError(f"The task '{task}' is not known; choose impute, annotate or doublets.")
     if task != "impute":
-        raise ScMambaError(f"The task '{task}' is not known; this version fine-tunes for 'impute'.")
+        from .classes import finetune_classes
+
+        start = load_model(model, device=training_device() if several_processes() else None)
+        cells, rest = (_as_collection(files, start.genes, min_total, force) for files in (data, held_out))
+        if cells is None:
+            raise ScMambaError("There is nothing to train on: no file was given.")
+        return finetune_classes(task, cells, model=start, loop=replace(loop or LoopConfig(lr=1e-4), seed=seed), sequence=sequence,
+                                held_out=rest, folder=folder, name=name, verbose=verbose)  # fmt: skip
     loop = replace(loop or LoopConfig(lr=1e-4), seed=seed)
     opened = clone(load_model(model, device=training_device() if several_processes() else None), name)
     feed = open_feed(data, opened.genes, seed=seed, reads=opened.config.reads, min_total=min_total, force=force)
@@ -182,6 +192,14 @@ def finetune(
         validate=validate,
     )
     return opened
+
+
+def _as_collection(
+    files: Collection | Sequence[str | PathLike[str] | AnnData], vocabulary: Vocabulary, min_total: float, force: bool
+) -> Collection | None:
+    if isinstance(files, Collection) or not len(files):
+        return files if isinstance(files, Collection) else None
+    return Collection(files, vocabulary=vocabulary, force=force, verbose=False).filter(min_total=min_total, min_donor_cells=0)
 
 
 def in_turn(*steps: Step) -> Step:
