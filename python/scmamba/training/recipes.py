@@ -153,7 +153,8 @@ def finetune(
 
     ``task`` is ``impute`` (the mask token is kept), ``annotate`` (the cells' labels) or ``doublets`` (simulated within donors; both in
     :func:`scmamba.training.classes.finetune_classes`, which has more options). ``min_total`` 4000 is the paper's choice of training cells
-    for imputation; brain nuclei of other studies rarely reach it, so the default is that of pre-training. Other parameters as in :func:`pretrain`.
+    for imputation; brain nuclei of other studies rarely reach it, so the default is that of pre-training. Other parameters
+    as in :func:`pretrain`.
 
     Raises
     ------
