@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "impute": "tasks.impute",
     "impute_file": "tasks.impute",
+    "annotate": "tasks.annotate",
     "embed": "tasks.embed",
     "embed_file": "tasks.embed",
     "detect_doublets": "tasks.doublets",
@@ -29,6 +30,8 @@ _HOMES = {
     "ModelConfig": "model.config",
     "pretrain": "training.recipes",
     "finetune": "training.recipes",
+    "prepare": "_prepare",
+    "PrepareConfig": "_prepare",
     "info": "_info",
 }
 _ROOMS = ("data", "datasets", "deg", "evaluation", "genes", "interop", "model", "plots", "scan", "tasks", "training")
@@ -36,7 +39,9 @@ _ROOMS = ("data", "datasets", "deg", "evaluation", "genes", "interop", "model", 
 __all__ = [
     "Model",
     "ModelConfig",
+    "PrepareConfig",
     "__version__",
+    "annotate",
     "detect_doublets",
     "embed",
     "embed_file",
@@ -46,14 +51,17 @@ __all__ = [
     "info",
     "load_model",
     "models",
+    "prepare",
     "pretrain",
     "save_checkpoint",
 ]
 
 if TYPE_CHECKING:
     from ._info import info
+    from ._prepare import PrepareConfig, prepare
     from .model.checkpoint import Model, load_model, models, save_checkpoint
     from .model.config import ModelConfig
+    from .tasks.annotate import annotate
     from .tasks.doublets import detect_doublets
     from .tasks.embed import embed, embed_file
     from .tasks.impute import impute, impute_file

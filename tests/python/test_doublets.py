@@ -167,3 +167,26 @@ def test_command_line(droplets, tmp_path):
     table = pd.read_csv(tmp_path / "t.csv", index_col=0, keep_default_na=False)
     assert table["scmamba_doublet"].sum() == ad.read_h5ad(tmp_path / "out.h5ad").obs["scmamba_doublet"].sum() > 0
     assert CliRunner().invoke(app, call).exit_code == 1
+
+
+def test_metrics_agree_with_scikit_learn():
+    from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
+
+    from scmamba.evaluation.doublets import doublet_scores, identification_curve, jaccard
+
+    rng = np.random.default_rng(0)
+    truth = rng.random(500) < 0.15
+    score = np.round(rng.normal(truth, 1), 1)  # with ties
+    found = doublet_scores(truth, score, score > 0.8)
+    assert found["AUPRC"] == pytest.approx(average_precision_score(truth, score))
+    assert found["AUROC"] == pytest.approx(roc_auc_score(truth, score))
+    for name, other in (("precision", precision_score), ("recall", recall_score), ("F1", f1_score)):
+        assert found[name] == pytest.approx(other(truth, score > 0.8))
+    assert found["TNR"] == pytest.approx(recall_score(~truth, score <= 0.8))
+    curve = identification_curve(truth, score)
+    assert list(curve["rate"]) == [0.1, 0.2, 0.3, 0.4] and curve["recall"].is_monotonic_increasing
+    assert curve["precision"].iloc[1] * 100 == pytest.approx(curve["recall"].iloc[1] * truth.sum())
+    assert jaccard([truth, truth, ~truth]).tolist() == [1, 0, 0]
+    assert np.isnan(doublet_scores(np.zeros(5, bool), np.arange(5.0))["AUPRC"])
+    with pytest.raises(DataError, match="scores came"):
+        doublet_scores(truth, score[:10])

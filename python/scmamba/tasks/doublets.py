@@ -24,6 +24,7 @@ from ..data.doublets import Recipe, simulate_doublets
 from ..data.preprocess import describe_values
 from ._common import KEY
 from ._doublet_features import Clusters, Coexpression, Mixtures, gather, log_values, median_total
+from ._doublet_network import network_odds
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -256,6 +257,13 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
         ratios += odds[:n] / rounds
         simulated.append(odds[n:])
         advance(1)
+    if method != "fast":
+        made = simulate_doublets(counts, codes, n, cluster=clusters.fine, recipe=recipe, seed=seed * 1000 + rounds)
+        doubtful = ratios > np.quantile(ratios, 1 - _SUSPECTED)
+        real, double = network_odds(adata, counts, made, doubtful, model=model, seed=seed, verbose=verbose)
+        ratios = real if method == "network" else (ratios + real) / 2
+        # The two kinds of odds belong to different simulated doublets; their quantiles are averaged instead.
+        simulated = [double] if method == "network" else [(_sorted_like(np.concatenate(simulated), len(double)) + np.sort(double)) / 2]
     result = _Result.empty(n)
     result.log_ratio, result.simulated = ratios, np.concatenate(simulated)
     result.cluster, result.pair = mixtures["fine"].cluster, mixtures["fine"].pair
@@ -264,6 +272,11 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
         share = np.bincount(clusters.coarse[here]) / here.sum()
         result.detectable[here] = 1 - (share**2).sum()
     return result
+
+
+def _sorted_like(values: np.ndarray, n: int) -> np.ndarray:
+    """``n`` quantiles of ``values``, increasing."""
+    return np.quantile(values, (np.arange(n) + 0.5) / n)
 
 
 def discriminate(features: np.ndarray, simulated: np.ndarray, *, seed: int = 0, refits: int = 3, folds: int = 5) -> np.ndarray:
@@ -328,11 +341,11 @@ def _apparent_rate(real: np.ndarray, simulated: np.ndarray) -> tuple[float, int]
     """At most this share of the droplets are doublets like the simulated ones, and the number of droplets that says so.
 
     Above any threshold there are at least as many droplets as doublets, so the ratio of the two shares bounds the rate; the smallest bound
-    over thresholds that keep 10 to 80% of the simulated ones (Blanchard, Lee and Scott 2010).
+    over thresholds that keep 30 to 80% of the simulated ones (Blanchard, Lee and Scott 2010).
     """
     if not len(real):
         return 0.0, 0
-    keep = np.linspace(0.1, 0.8, 15)
+    keep = np.linspace(0.3, 0.8, 11)
     above = np.array([(real > t).sum() for t in np.quantile(simulated, 1 - keep)])
     best = int(np.argmin((above + 1) / keep))  # one more than seen: a bound of nothing says nothing
     return float(above[best] / len(real) / keep[best]), int(above[best])

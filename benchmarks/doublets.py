@@ -1,0 +1,233 @@
+"""Doublet detectors side by side, on hashed cell lines whose doublets are known and on brain nuclei with doublets made by donor.
+
+    python benchmarks/doublets.py --data ../shared/data [--set stoeckius velmeshev pbmc3k] [--only NAME ...] [--seeds 3] [--report]
+
+Peers run where their packages are: Scrublet in this environment (scanpy), DoubletDetection and SOLO with the Python named by
+``--peers-python`` (default ``.cache/peers/doublets/bin/python``; left out where it is absent). Every score is kept in
+``.cache/doublets``, so the command may be run in pieces; ``--report`` makes the tables and docs/doublets.md from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE.parent / ".cache" / "doublets"
+HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors brain-mini never saw
+OURS = {
+    "scMamba fast": {},
+    "scMamba fast, sums": {"recipe": "sum"},
+    "scMamba fast, means (paper's doublets)": {"recipe": "mean"},
+    "scMamba network": {"method": "network"},
+    "scMamba network, sums": {"method": "network", "recipe": "sum"},
+    "scMamba network, means (paper's doublets)": {"method": "network", "recipe": "mean"},
+    "scMamba both": {"method": "both"},
+}
+PARTS = {"neighbours25": "neighbours", "coarse5": "two clusters, coarse", "fine5": "two clusters, fine", "together": "cxds equivalent",
+         "counts": "number of counts", "genes": "number of detected genes"}  # fmt: skip
+PEERS = ("Scrublet", "DoubletDetection", "SOLO", "bcds equivalent")
+ABSENT = {
+    "DoubletFinder": "R package, distributed on GitHub only; its neighbour share with one reach is the row 'neighbours'",
+    "scDblFinder": "Bioconductor; not in the Debian or Python registries at hand",
+    "scds (cxds, bcds, hybrid)": "Bioconductor; rows 'cxds/bcds/hybrid equivalent' are our own code after its paper",
+    "scHyena": "code and weights not published as a package",
+}
+
+
+# --- data ---------------------------------------------------------------------------------------------
+def load(name: str, data: Path, seed: int = 0) -> Any:
+    """AnnData of counts with obs ``truth`` and ``sample``; ``seed`` draws the doublets of the simulated sets."""
+    import anndata as ad
+
+    if name == "stoeckius":
+        adata = ad.read_h5ad(data / "stoeckius2018_celllines_hashing_2000genes.h5ad")
+        adata = adata[adata.obs["doublet_truth"] != "negative"].copy()
+        adata.obs["truth"] = (adata.obs["doublet_truth"] == "doublet").to_numpy()
+        adata.obs["sample"] = "all"
+        return adata
+    if name == "velmeshev":
+        adata = ad.read_h5ad(data / "velmeshev2019_pfc_3types.h5ad")
+        return with_doublets(adata[adata.obs["donor"].astype(str).isin(HELD_OUT)].copy(), "donor", seed)
+    adata = ad.read_h5ad(data / "pbmc3k_10x.h5ad")
+    adata.obs["one"] = "all"
+    return with_doublets(adata, "one", seed)
+
+
+def with_doublets(adata: Any, donor: str, seed: int, share: float = 0.1) -> Any:
+    """A tenth of the droplets of each donor become sums of two of its cells, which leave; any two, of one type or not."""
+    import anndata as ad
+    import pandas as pd
+    from scipy import sparse
+
+    rng = np.random.default_rng([seed, 77])
+    x = sparse.csr_matrix(adata.X)
+    used, pairs = np.zeros(adata.n_obs, dtype=bool), []
+    for _, rows in sorted(adata.obs.groupby(donor, observed=True).indices.items()):
+        order = rng.permutation(rows)
+        number = round(share * len(rows) / (1 + share))  # two cells leave and one droplet comes
+        pairs += [(order[2 * i], order[2 * i + 1]) for i in range(number)]
+    a, b = np.array(pairs).T
+    used[a] = used[b] = True
+    obs = pd.DataFrame({"sample": np.r_[adata.obs[donor].astype(str)[~used], adata.obs[donor].astype(str).to_numpy()[a]]})
+    obs["truth"] = np.r_[np.zeros((~used).sum(), bool), np.ones(len(a), bool)]
+    types = adata.obs["cell_type"].astype(str).to_numpy()
+    obs["homotypic"] = np.r_[np.zeros((~used).sum(), bool), types[a] == types[b]]
+    obs.index = [f"d{i}" for i in range(len(obs))]
+    order = rng.permutation(len(obs))
+    made = ad.AnnData(sparse.vstack([x[~used], x[a] + x[b]], format="csr"), obs=obs, var=adata.var[[]])
+    return made[order].copy()
+
+
+# --- detectors: (adata, seed) -> score per droplet, larger more like a doublet -------------------------
+def scrublet(adata: Any, seed: int) -> np.ndarray:
+    import scanpy as sc
+
+    several = adata.obs["sample"].nunique() > 1
+    copy = adata.copy()
+    sc.pp.scrublet(copy, batch_key="sample" if several else None, random_state=seed, verbose=False, threshold=0.25)
+    return copy.obs["doublet_score"].to_numpy()
+
+
+def doubletdetection(adata: Any, seed: int) -> np.ndarray:
+    import doubletdetection
+
+    settings = {"n_iters": 10, "clustering_algorithm": "leiden", "standard_scaling": True, "n_jobs": 1}
+    detector = doubletdetection.BoostClassifier(random_state=seed, **settings)
+    detector.fit(adata.X.tocsr().astype(float))
+    detector.predict(p_thresh=1e-16, voter_thresh=0.5)
+    return detector.doublet_score()
+
+
+def solo(adata: Any, seed: int) -> np.ndarray:
+    import scvi
+    import torch
+
+    torch.set_num_threads(1)
+    scvi.settings.seed = seed
+    adata = adata.copy()
+    adata.X = adata.X.astype(np.float32)
+    scvi.model.SCVI.setup_anndata(adata)
+    model = scvi.model.SCVI(adata)
+    model.train(max_epochs=100, accelerator="cpu", enable_progress_bar=False)
+    detector = scvi.external.SOLO.from_scvi_model(model)
+    detector.train(max_epochs=100, accelerator="cpu", enable_progress_bar=False)
+    return detector.predict()["doublet"].to_numpy()
+
+
+def bcds(adata: Any, seed: int) -> np.ndarray:
+    """Boosted trees on the 500 most variable log values, real against summed pairs (Bais and Kostka 2020)."""
+    from scipy import sparse
+    from sklearn.ensemble import HistGradientBoostingClassifier
+
+    from scmamba.data.doublets import simulate_doublets
+    from scmamba.tasks._doublet_features import log_values, variable_genes
+
+    counts = sparse.csr_matrix(adata.X, dtype=float)
+    n = counts.shape[0]
+    made = simulate_doublets(counts, np.zeros(n, dtype=int), n, recipe="sum", seed=seed)
+    values = log_values(sparse.vstack([counts, made.counts], format="csr"), 1e4)
+    values = values[:, variable_genes(values[:n], 500)].toarray()
+    kind = np.arange(len(values)) >= n
+    fitted = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=31, random_state=seed).fit(values, kind)
+    return fitted.predict_proba(values[:n])[:, 1]
+
+
+DETECTORS = {"Scrublet": scrublet, "DoubletDetection": doubletdetection, "SOLO": solo, "bcds equivalent": bcds}
+ELSEWHERE = ("DoubletDetection", "SOLO")
+
+
+def parts(adata: Any, seed: int) -> dict[str, np.ndarray]:
+    """Each kind of evidence of the fast detector alone."""
+    from scipy import sparse
+
+    from scmamba.data.doublets import simulate_doublets
+    from scmamba.tasks._doublet_features import Clusters, Coexpression, Mixtures, gather
+
+    counts = sparse.csr_matrix(adata.X, dtype=float)
+    codes = adata.obs["sample"].astype("category").cat.codes.to_numpy().astype(int)
+    clusters = Clusters.find(counts, seed=seed)
+    mixtures = {"coarse": Mixtures(counts, clusters.coarse, suspected=0.1, seed=seed),
+                "fine": Mixtures(counts, clusters.fine, suspected=0.1, seed=seed)}  # fmt: skip
+    made = simulate_doublets(counts, codes, len(codes), cluster=clusters.fine, seed=seed)
+    table = gather(counts, made.counts, mixtures, Coexpression(counts), seed=seed).table[: len(codes)]
+    return {name: table[column].to_numpy() for column, name in PARTS.items()}
+
+
+def ours(adata: Any, seed: int, options: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    import scmamba
+
+    several = adata.obs["sample"].nunique() > 1
+    rate = float(adata.obs["truth"].mean())  # calls at the true rate, so that calls of all detectors compare; scores do not use it
+    sample = "sample" if several else None
+    found = scmamba.detect_doublets(adata, sample=sample, expected_rate=rate, seed=seed, copy=True, verbose=False, **options)
+    return found.obs["scmamba_doublet_score"].to_numpy(), found.obs["scmamba_doublet"].to_numpy()
+
+
+# --- running ------------------------------------------------------------------------------------------
+def keep(set_name: str, detector: str, seed: int, score: np.ndarray, called: np.ndarray | None, seconds: float) -> None:
+    KEPT.mkdir(parents=True, exist_ok=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    about = json.dumps({"set": set_name, "detector": detector, "seed": seed, "seconds": seconds, "peak_mib": peak})
+    extra = {} if called is None else {"called": called}
+    np.savez(kept_path(set_name, detector, seed), score=score, about=about, **extra)
+    print(f"{set_name}: {detector}, seed {seed}: {seconds:.0f} s", flush=True)
+
+
+def kept_path(set_name: str, detector: str, seed: int) -> Path:
+    return KEPT / f"{set_name}__{''.join(c if c.isalnum() else '_' for c in detector)}__{seed}.npz"
+
+
+def run_one(set_name: str, detector: str, seed: int, data: Path) -> None:
+    adata = load(set_name, data)
+    started = time.perf_counter()
+    if detector == "parts":
+        for name, score in parts(adata, seed).items():
+            keep(set_name, name, seed, score, None, time.perf_counter() - started)
+        return
+    if detector in OURS:
+        score, called = ours(adata, seed, OURS[detector])
+        keep(set_name, detector, seed, score, called, time.perf_counter() - started)
+        return
+    keep(set_name, detector, seed, DETECTORS[detector](adata, seed), None, time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
+    parser.add_argument("--set", dest="sets", nargs="*", default=["stoeckius", "velmeshev", "pbmc3k"])
+    parser.add_argument("--only", nargs="*", default=["parts", *OURS, *PEERS])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".cache/peers/doublets/bin/python")
+    parser.add_argument("--one", nargs=3, metavar=("SET", "DETECTOR", "SEED"), help="internal: one run in this process")
+    parser.add_argument("--report", action="store_true", help="only make the tables and the page")
+    options = parser.parse_args()
+    if options.one:
+        run_one(options.one[0], options.one[1], int(options.one[2]), options.data)
+        return
+    for set_name in [] if options.report else options.sets:
+        for seed in range(options.seeds):
+            for detector in options.only:
+                python = options.peers_python if detector in ELSEWHERE else Path(sys.executable)
+                first = next(iter(PARTS.values())) if detector == "parts" else detector
+                if kept_path(set_name, first, seed).exists() or not python.exists():
+                    continue
+                # A process each, so that peak memory is the detector's own.
+                call = [str(python), __file__, "--data", str(options.data), "--one", set_name, detector, str(seed)]
+                done = subprocess.run(call, capture_output=True, text=True)
+                print(done.stdout.strip() or f"{set_name}: {detector} failed: {done.stderr.strip()[-300:]}", flush=True)
+    from doublets_report import report
+
+    report(options.data, load, KEPT, HERE, ABSENT)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Preparation: types come back on the simulated cohort, a stopped run goes on, and what cannot be prepared says why."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import scmamba
+from scmamba import _prepare
+from scmamba._errors import DataError, ScMambaError
+from scmamba._prepare import DOUBLET, MYELOID, NEURON_BOTH, NEURON_NEITHER, UNIDENTIFIED, PrepareConfig, name_clusters
+from scmamba.datasets import brain_cohort
+
+pytest.importorskip("harmonypy")
+pytest.importorskip("leidenalg")
+SMALL = PrepareConfig(min_cells_per_donor=100, genes=1000, neighbours=15)
+PANEL = {"Excitatory": "Excitatory neuron", "Inhibitory": "Inhibitory neuron"}  # the cohort's names for the panel's types
+
+
+@pytest.fixture(scope="module")
+def studies() -> list[ad.AnnData]:
+    """Two studies of the cohort with other genes, one of them with a donor of twenty cells, and a cell without a donor."""
+    cells = brain_cohort(620, n_donors=3, n_genes=4000, seed=4)
+    first, second = cells[cells.obs["donor"] != "D03"], cells[cells.obs["donor"] == "D03"]
+    first, second = first[:, :3900].copy(), second[:, 100:].copy()
+    second.obs["donor"] = second.obs["donor"].astype(str)
+    second.obs.iloc[:20, second.obs.columns.get_loc("donor")] = "small"
+    second.obs.iloc[20, second.obs.columns.get_loc("donor")] = np.nan
+    return [first, second]
+
+
+@pytest.fixture(scope="module")
+def prepared(studies, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepare")
+    with _quiet():
+        return scmamba.prepare(studies, folder=folder, config=SMALL, verbose=False), folder
+
+
+def _quiet():
+    import warnings
+
+    context = warnings.catch_warnings()
+    warnings.simplefilter("ignore")
+    return context
+
+
+def test_types_of_the_cohort_come_back(prepared, studies):
+    result, folder = prepared
+    truth = result.obs["cell_type"].astype(str).replace(PANEL)
+    assert (result.obs["scmamba_label"].astype(str) == truth).mean() > 0.9
+    assert set(result.obs["donor"]) == {"study1:D01", "study1:D02", "study2:D03"}
+    assert result.n_obs <= sum(s.n_obs for s in studies) - 21
+    genes = pd.Index(result.var_names)
+    assert genes.str.startswith("ENSG").all()
+    assert {"X_pca", "X_pca_harmony", "X_umap"} <= set(result.obsm)
+    cell = result.obs_names[result.obs["study"] == "study1"][5]
+    source = studies[0][cell.split(":", 1)[1]]
+    assert result[cell].X.sum() <= source.X.sum() and (result[cell].X.data == np.rint(result[cell].X.data)).all()
+    back = ad.read_h5ad(folder / "prepared.h5ad")
+    pd.testing.assert_series_equal(back.obs["scmamba_type"], result.obs["scmamba_type"])
+
+
+def test_a_stopped_run_goes_on_and_another_is_refused(prepared, studies, monkeypatch):
+    result, folder = prepared
+    (folder / "5_graph.npz").unlink()
+    before = (folder / "4_harmony.npz").stat().st_mtime_ns
+    monkeypatch.setattr(_prepare, "_scrublet", lambda *a: pytest.fail("made again"))
+    with _quiet():
+        again = scmamba.prepare(studies, folder=folder, config=SMALL, verbose=False)
+    assert (folder / "4_harmony.npz").stat().st_mtime_ns == before
+    pd.testing.assert_series_equal(again.obs["scmamba_type"], result.obs["scmamba_type"])
+    with pytest.raises(ScMambaError, match="config differ"):
+        scmamba.prepare(studies, folder=folder, config=PrepareConfig(), verbose=False)
+    with pytest.raises(ScMambaError, match="cells differ"):
+        scmamba.prepare(studies[:1], folder=folder, config=SMALL, verbose=False)
+
+
+def test_left_over_clusters_have_names_of_their_own():
+    scores = pd.DataFrame(
+        [
+            [1.0, 0.1, 0.0, 0.9, 0.0],  # excitatory
+            [0.9, 0.88, 0.0, 0.9, 0.0],  # both
+            [0.1, 0.1, 0.0, 0.8, 0.0],  # neither
+            [0.0, 0.0, 0.9, 0.0, 0.3],  # microglia
+            [0.0, 0.0, 0.3, 0.0, 1.2],  # another myeloid cell
+            [0.0, 0.1, 0.1, 0.0, 0.0],  # nothing
+            [1.0, 0.1, 0.0, 0.9, 0.0],  # doublets
+        ],
+        columns=["Excitatory neuron", "Inhibitory neuron", "Microglia", "_neuron", "_myeloid"],
+    )
+    doublet = pd.Series([0.0] * 6 + [0.2])
+    names = name_clusters(scores, doublet, PrepareConfig(), brain=True)
+    assert list(names) == ["Excitatory neuron", NEURON_BOTH, NEURON_NEITHER, "Microglia", MYELOID, UNIDENTIFIED, DOUBLET]
+
+
+def test_what_cannot_be_prepared_says_why(studies, tmp_path):
+    with pytest.raises(DataError, match="no column 'patient'"):
+        scmamba.prepare(studies, folder=tmp_path, donor="patient", verbose=False)
+    with pytest.raises(DataError, match="Lower min_total"):
+        scmamba.prepare(studies[0][:60].copy(), folder=tmp_path / "a", verbose=False)
+    logs = studies[0][:60].copy()
+    logs.X = logs.X.astype(float).log1p()
+    with pytest.raises(DataError, match="raw counts"):
+        scmamba.prepare(logs, folder=tmp_path / "b", verbose=False)
+    with pytest.raises(DataError, match="no study"):
+        scmamba.prepare([], folder=tmp_path / "c", verbose=False)
