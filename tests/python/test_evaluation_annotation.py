@@ -1,0 +1,64 @@
+"""The metrics of annotation against scikit-learn's and against counting by hand."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, precision_recall_fscore_support
+
+from scmamba._errors import DataError
+from scmamba.evaluation.annotation import annotation_scores, calibration_error, confusion, coverage_accuracy, per_class
+
+
+@pytest.fixture
+def calls() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    truth = rng.choice(["a", "b", "c"], 300, p=[0.7, 0.25, 0.05])
+    called = np.where(rng.random(300) < 0.6, truth, rng.choice(["a", "b", "c", "d", "Unassigned"], 300))
+    return truth, called
+
+
+def test_f1_is_scikit_learns(calls):
+    truth, called = calls
+    scores = annotation_scores(truth, called)
+    for average in ("macro", "micro", "weighted"):
+        expected = f1_score(truth, called, average=average, labels=np.unique(truth), zero_division=0)
+        assert scores[average] == pytest.approx(expected)
+    expected = precision_recall_fscore_support(truth, called, labels=np.unique(truth), zero_division=0)
+    np.testing.assert_allclose(per_class(truth, called).to_numpy().T, expected)
+
+
+def test_unassigned_cells_are_missed_and_cost_coverage():
+    scores = annotation_scores(["a", "a", "b", "b"], ["a", "Unassigned", "b", "a"])
+    assert scores["coverage"] == 0.75
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["macro"] == pytest.approx((2 * 1 / (2 + 2) + 2 * 1 / (2 + 1)) / 2)
+    assert np.isnan(annotation_scores(["a"], ["Unassigned"])["accuracy"])
+
+
+def test_classes_that_are_only_called_do_not_enter_the_mean():
+    assert annotation_scores(["a", "a"], ["a", "z"])["macro"] == pytest.approx(2 / 3)
+
+
+def test_confusion_counts_every_cell(calls):
+    table = confusion(*calls)
+    assert table.to_numpy().sum() == 300
+    assert list(table.index) == ["a", "b", "c"]
+    assert table.loc["a", "a"] == np.sum((calls[0] == "a") & (calls[1] == "a"))
+
+
+def test_the_surest_cells_come_first():
+    curve = coverage_accuracy(["a"] * 4, ["a", "a", "b", "b"], np.array([0.9, 0.8, 0.7, 0.6]), coverages=(0.5, 1.0))
+    assert curve["accuracy"].tolist() == [1.0, 0.5]
+    assert curve["threshold"].tolist() == [0.8, 0.6]
+
+
+def test_calibration_error_of_probabilities_that_are_right_and_wrong():
+    truth, called = ["a"] * 10, ["a"] * 8 + ["b"] * 2
+    assert calibration_error(truth, called, np.full(10, 0.8)) == pytest.approx(0)
+    assert calibration_error(truth, called, np.full(10, 0.95)) == pytest.approx(0.15)
+
+
+def test_lengths_must_fit():
+    with pytest.raises(DataError, match="1 calls came with 2 cells"):
+        per_class(["a", "b"], ["a"])
+    with pytest.raises(DataError, match="no cell"):
+        per_class([], [])
