@@ -86,7 +86,7 @@ def picture(rows: list[Row], path: Path) -> None:
     axes = figure.add_subplot()
     steps, losses = np.array([r["step"] for r in rows]), np.array([r["loss"] for r in rows])
     axes.plot(steps, losses, color="0.8", lw=0.6, label="training, each step")
-    window = max(1, len(rows) // 50)
+    window = max(min(5, len(rows)), len(rows) // 50)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
     axes.plot(steps[window - 1 :], smooth, color="tab:blue", lw=1.4, label=f"training, mean of {window}")
     for name in dict.fromkeys(name for r in rows for name in r if name.startswith("validation")):
