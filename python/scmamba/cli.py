@@ -145,9 +145,9 @@ def _check_new(output: Path, overwrite: bool) -> None:
 
 
 def _register() -> None:
-    from . import _cli_data, _cli_deg, _cli_doublets, _cli_train
+    from . import _cli_annotate, _cli_data, _cli_deg, _cli_doublets, _cli_train
 
-    for module in (_cli_train, _cli_data, _cli_deg, _cli_doublets):
+    for module in (_cli_train, _cli_data, _cli_deg, _cli_doublets, _cli_annotate):
         module.register(app)
 
 
