@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 #: What a cell is called whose type is not certain enough.
 UNASSIGNED = "Unassigned"
-#: Fewer cells than this share of a class's usual distances: the cell is like nothing in the reference.
+#: A cell further from, or more surprising than, all but this share of the cells of its class is like nothing in the reference.
 _STRANGE = 0.01
 #: Fine-tuning of the network on a reference, in steps of 16 cells.
 NETWORK_STEPS = 400

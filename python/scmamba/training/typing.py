@@ -114,7 +114,10 @@ class Typist:
     curve
         (points, 3) threshold, share of cells kept, share of those that are right, on donors left out.
     far
-        (n, 2) class and distance of reference cells to the reference of other donors: what distance is usual.
+        (n, 3) class of reference cells, their distance to cells of other donors and their :func:`surprise` by the profiles of other
+        donors: what is usual.
+    profiles
+        (k, m) :func:`log_profiles`.
     """
 
     names: list[str]
@@ -125,6 +128,7 @@ class Typist:
     scores: np.ndarray
     codes: np.ndarray
     far: np.ndarray
+    profiles: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
     def probabilities(self, x: sparse.csr_matrix, network: np.ndarray | None = None) -> np.ndarray:
@@ -141,22 +145,23 @@ class Typist:
         return float(fine[0, 0]) if len(fine) else 1.0
 
     def strangeness(self, x: sparse.csr_matrix, codes: np.ndarray) -> np.ndarray:
-        """(n,) share of reference cells of the class given that lie as far from other donors' cells: small for unknown types."""
-        here = unit(np.asarray(self.views[1].scores(x)))
-        distance = mean_distance(here, self.scores)
+        """(n,) share of reference cells of the class given that are as far from other donors' cells, or as surprising: small for unknown
+        types.
+        """
+        distance = mean_distance(unit(np.asarray(self.views[1].scores(x))), self.scores)
         out = np.ones(len(codes))
-        for c in np.unique(codes):
-            usual = np.sort(self.far[self.far[:, 0] == c, 1])
-            if len(usual) >= 10:
-                own = codes == c
-                out[own] = 1 - np.searchsorted(usual, distance[own]) / len(usual)
+        for column, found in ((1, distance), (2, surprise(x, self.profiles, codes))):
+            for c in np.unique(codes):
+                usual = np.sort(self.far[(self.far[:, 0] == c) & np.isfinite(self.far[:, column]), column])
+                if len(usual) >= 10:
+                    own = codes == c
+                    out[own] = np.minimum(out[own], 1 - np.searchsorted(usual, found[own]) / len(usual))
         return out
-
 
     def write(self, path: Path) -> None:
         """Keep everything in one .npz file of plain arrays."""
         arrays: dict[str, np.ndarray] = {"names": np.array(self.names, dtype=str), "curve": self.curve, "scores": self.scores,
-                                         "codes": self.codes, "far": self.far}  # fmt: skip
+                                         "codes": self.codes, "far": self.far, "profiles": self.profiles}  # fmt: skip
         for i, view in enumerate(self.views):
             for part in ("scale", "basis", "centre", "spread", "weight", "bias"):
                 value = getattr(view, part)
@@ -177,7 +182,7 @@ class Typist:
             views.append(View(**{**parts, "basis": parts["basis"] if parts["basis"].size else None}))
         names = [str(n) for n in kept["names"]]
         return cls(names, views, settings["temperature"], settings["network_share"], kept["curve"], kept["scores"], kept["codes"],
-                   kept["far"], settings["report"])  # fmt: skip
+                   kept["far"], kept["profiles"], settings["report"])  # fmt: skip
 
 
 def mix(linear: np.ndarray, network: np.ndarray, share: float) -> np.ndarray:
@@ -194,6 +199,24 @@ def mean_distance(query: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """(n,) mean distance to the nearest members of the pool."""
     nearest = nearest_cells(query, pool, NEAREST)
     return np.linalg.norm(query[:, None] - pool[nearest], axis=2).mean(axis=1)
+
+
+def log_profiles(x: sparse.csr_matrix, codes: np.ndarray, classes: int) -> np.ndarray:
+    """(k, m) log share of each gene in the mean cell of each class, with one average cell of all classes mixed in."""
+    linear = x.copy()
+    np.expm1(linear.data, out=linear.data)
+    overall = np.asarray(linear.mean(axis=0)).ravel() + 1e-3
+    chosen = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(classes, len(codes)))
+    sums = (chosen @ linear).toarray() + overall
+    return np.log(sums / sums.sum(axis=1, keepdims=True))
+
+
+def surprise(x: sparse.csr_matrix, profiles: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """(n,) nats per count of a cell when its genes are drawn by the profile of its class: large if it shows what the class never does."""
+    rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+    linear = np.expm1(x.data)
+    total = np.bincount(rows, linear, minlength=x.shape[0])
+    return -np.bincount(rows, linear * profiles[codes[rows], x.indices], minlength=x.shape[0]) / np.maximum(total, 1e-12)
 
 
 def folds(groups: np.ndarray, codes: np.ndarray, number: int, seed: int) -> np.ndarray:
@@ -263,7 +286,7 @@ def learn_types(
         raise DataError("No cell of the reference has a label.")
     fold = folds(groups, codes, 3, seed)
     held = np.empty((len(codes), len(names)))
-    distance = np.full(len(codes), np.inf)
+    distance, odd = np.full(len(codes), np.inf), np.full(len(codes), np.inf)
     for f in track(range(3), "Judging on donors left out", 3, verbose):
         out = fold == f
         if not out.any() or out.all():
@@ -273,6 +296,7 @@ def learn_types(
         held[out] = np.mean([view.log_probabilities(x[out]) for view in views], axis=0)
         here, there = (unit(np.asarray(views[1].scores(x[rows]))) for rows in (out, ~out))
         distance[out] = mean_distance(here, there)
+        odd[out] = surprise(x[out], log_profiles(x[~out], codes[~out], len(names)), codes[out])
     share = 0.0
     report: dict[str, Any] = {}
     judged = np.arange(len(codes))
@@ -288,8 +312,8 @@ def learn_types(
     say(f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out", verbose)
     views = [fit_view(x, codes, len(names), kind, seed) for kind in KINDS]
     scores = unit(np.asarray(views[1].scores(x)))
-    far = np.column_stack([codes, distance])
-    return Typist(list(names), views, temperature, share, coverage_curve(calibrated, codes[judged]), scores, codes, far, report)
+    far, curve = np.column_stack([codes, distance, odd]), coverage_curve(calibrated, codes[judged])
+    return Typist(list(names), views, temperature, share, curve, scores, codes, far, log_profiles(x, codes, len(names)), report)
 
 
 def choose_share(linear: np.ndarray, network: np.ndarray, codes: np.ndarray) -> tuple[float, dict[str, Any]]:
