@@ -20,6 +20,9 @@ _HOMES = {
     "impute": "tasks.impute",
     "impute_file": "tasks.impute",
     "annotate": "tasks.annotate",
+    "gene_embedding": "tasks.gene_map",
+    "gene_neighbours": "tasks.gene_map",
+    "marker_map": "tasks.gene_map",
     "embed": "tasks.embed",
     "embed_file": "tasks.embed",
     "detect_doublets": "tasks.doublets",
@@ -46,10 +49,13 @@ __all__ = [
     "embed",
     "embed_file",
     "finetune",
+    "gene_embedding",
+    "gene_neighbours",
     "impute",
     "impute_file",
     "info",
     "load_model",
+    "marker_map",
     "models",
     "prepare",
     "pretrain",
@@ -64,6 +70,7 @@ if TYPE_CHECKING:
     from .tasks.annotate import annotate
     from .tasks.doublets import detect_doublets
     from .tasks.embed import embed, embed_file
+    from .tasks.gene_map import gene_embedding, gene_neighbours, marker_map
     from .tasks.impute import impute, impute_file
     from .training.recipes import finetune, pretrain
 

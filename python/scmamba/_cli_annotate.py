@@ -87,6 +87,26 @@ def read_markers(path: Path) -> dict[str, list[str]]:
     return panel
 
 
+def genes(
+    names: Annotated[list[str], typer.Argument(help="Symbols or Ensembl IDs.")],
+    n: Annotated[int, typer.Option("-n", min=1, help="Neighbours of each.")] = 10,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or checkpoint folder; default brain-mini.")] = None,
+    picture: Annotated[Path | None, typer.Option("--map", help="Also draw the brain's marker genes (.png, .pdf).")] = None,
+) -> None:
+    """Show the genes whose learned embeddings are nearest to those of some genes."""
+    from ._files import atomic_path
+    from .tasks.gene_map import gene_neighbours, marker_map, plot_marker_map
+
+    typer.echo(gene_neighbours(names, model=model, n=n).round(3).to_string(index=False))
+    if picture is not None:
+        table = marker_map(model=model)
+        with atomic_path(picture) as path:
+            plot_marker_map(table).savefig(path, dpi=150, bbox_inches="tight")
+        own, chance = table["own_type"].mean(), table.attrs["expected"]
+        typer.echo(f"{picture}: the nearest other marker is of the same type for {own:.0%} of {len(table)} markers (chance {chance:.0%})")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to ``app``."""
     app.command()(annotate)
+    app.command()(genes)
