@@ -109,9 +109,10 @@ def by_seurat(reference, query, label, donor, seed, options):
         return np.array(Path(f"{folder}/calls.txt").read_text().splitlines())
 
 
-def by_scmamba(reference, query, label, donor, seed, options, network=True):
+def by_scmamba(reference, query, label, donor, seed, options, network=None):
     import scmamba
 
+    network = options.steps if network is None else network
     found = scmamba.annotate(query, reference=reference, labels=label, donor=donor, network=network, seed=seed,
                              cache=options.cache or False, verbose=options.verbose)  # fmt: skip
     return answers(found)
@@ -133,14 +134,14 @@ def by_network_alone(reference, query, label, donor, seed, options):
 
     with tempfile.TemporaryDirectory() as folder:
         scmamba.annotate(query[:2].copy(), reference=reference, labels=label, donor=donor, seed=seed, cache=options.cache or folder,
-                         force=True, verbose=options.verbose)  # fmt: skip
+                         network=options.steps, force=True, verbose=options.verbose)  # fmt: skip
         kept = sorted(Path(options.cache or folder).glob("*/network"), key=lambda path: path.stat().st_mtime)[-1]
         return answers(scmamba.annotate(query, model=kept, force=True, verbose=False))
 
 
 METHODS: dict[str, tuple[str, Callable, bool]] = {
     # name: label in the tables, function, whether the seed matters
-    "scmamba": ("**scMamba (`annotate`)**", by_scmamba, True),
+    "scmamba": ("**scMamba (`annotate(network=150)`)**", by_scmamba, True),
     "linear": ("its linear views alone (`network=False`)", by_linear_views, True),
     "network": ("its fine-tuned network alone", by_network_alone, True),
     "logistic": ("logistic regression, all genes", by_logistic_regression, False),
@@ -271,6 +272,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--celltypist", help="Python of an environment with celltypist and scikit-learn < 1.8")
     parser.add_argument("--cache", help="folder for what is learnt; 'network' then need not learn again what 'scmamba' has")
+    parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of 16 cells")
     parser.add_argument("--novel", action="store_true", help="types left out of the reference")
     parser.add_argument("--markers", action="store_true", help="annotation by the default panel")
     parser.add_argument("--report", action="store_true", help="only write the pages from the tables")
@@ -295,8 +297,8 @@ def run_all(options: argparse.Namespace) -> None:
             for seed in seeds:
                 command = [sys.executable, __file__, "--data", str(options.data), "--one", name, method, str(seed)]
                 command += ["--verbose"] * options.verbose
-                for option in ("celltypist", "cache"):
-                    command += [f"--{option}", getattr(options, option)] if getattr(options, option) else []
+                for option in ("celltypist", "cache", "steps"):
+                    command += [f"--{option}", str(getattr(options, option))] if getattr(options, option) else []
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if done.returncode:
                     print(f"{name} {method} {seed}: failed", file=sys.stderr)

@@ -24,6 +24,7 @@ from ..data import Cells, read_cells
 from ..data.files import open_backed
 from ..data.preprocess import log1p_cp10k
 from ..data.stores import cache_folder
+from ..genes import Vocabulary, annotation
 from ..model import Model, load_model, save_checkpoint
 from ..training.typing import Typist, learn_types, softmax
 from ._common import KEY, dense_input, positions
@@ -229,12 +230,14 @@ def _from_reference(adata: AnnData, known: AnnData, levels: list[str], model: An
     if len(rows) == 0:
         raise DataError(f"The column '{levels[-1]}' of the reference holds no label.")
     reads = dict(force=True, min_coverage=0.0)
-    theirs = read_cells(known, opened.genes, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
-    ours = read_cells(adata, opened.genes, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
+    # The linear views know no vocabulary: a model of the brain lacks genes that tell blood cells apart.
+    human = all_human_genes()
+    theirs = read_cells(known, human, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
+    ours = read_cells(adata, human, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
     shared = np.intersect1d(theirs.genes, ours.genes)
     if len(shared) < (50 if force else 300):
         raise DataError(
-            f"Reference and query share {len(shared)} of the model's genes (reference {len(theirs.genes)}, query {len(ours.genes)}); "
+            f"Reference and query share {len(shared)} genes (reference {len(theirs.genes)}, query {len(ours.genes)}); "
             "at least 300 are needed for types to be told apart. Check species and gene names, or pass force=True."
         )
     say(f"{len(shared):,} genes are in both; {len(rows):,} labelled reference cells", verbose)
@@ -245,11 +248,16 @@ def _from_reference(adata: AnnData, known: AnnData, levels: list[str], model: An
     has_donor = donor is not None and donor in known.obs
     groups = known.obs[donor].astype(str).to_numpy()[rows] if has_donor else np.full(len(rows), "")
     steps = 0 if network is False or len(np.unique(names)) < 2 else NETWORK_STEPS if network is True else int(network)
-    typist, classifier = _learnt(opened, x, shared, names, groups, steps, seed, cache, verbose)
+    place = {gene: i for i, gene in enumerate(opened.genes.ensembl_ids)}
+    inside = np.array([place.get(human[i], -1) for i in shared], dtype=np.int64)
+    if steps and (inside >= 0).sum() < 50:
+        say(f"the model '{opened.config.name}' reads {int((inside >= 0).sum())} of these genes; the network is left out", verbose)
+        steps = 0
+    typist, classifier = _learnt(opened, x, np.column_stack([shared, inside]), names, groups, steps, seed, cache, verbose)
     values = shared_values(ours, shared, np.arange(len(ours)))
     logits = None
     if classifier is not None and typist.network_share > 0:
-        logits = log_probabilities(classifier, values, shared)
+        logits = log_probabilities(classifier, values, inside)
     p = typist.probabilities(values, logits)
     best = p.argmax(axis=1)
     strange = typist.strangeness(values, best) < _STRANGE
@@ -309,6 +317,12 @@ def parent_codes(classes: dict[str, list[str]], levels: list[str], parents: dict
     return {fine: [classes[coarse].index(parents[fine].get(n, n)) for n in classes[fine]] for coarse, fine in zip(levels, levels[1:])}
 
 
+def all_human_genes() -> Vocabulary:
+    """Every gene of the annotation, in and out of the models' vocabularies."""
+    table = annotation().drop_duplicates("ensembl_id")
+    return Vocabulary(tuple(table["ensembl_id"]), tuple(table["symbol"]))
+
+
 def shared_values(cells: Cells, genes: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:
     """(r, g) log1p(CP10k) over the genes both sides measured: normalised over these, so that depth means the same on both sides."""
     where = np.searchsorted(cells.genes, genes)
@@ -323,7 +337,7 @@ def shared_values(cells: Cells, genes: np.ndarray, rows: np.ndarray) -> sparse.c
 
 def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int,
             cache: Any, verbose: bool) -> tuple[Typist, Model | None]:  # fmt: skip
-    """From the cache if this reference was learnt before, else learnt now and kept."""
+    """From the cache if this reference was learnt before, else learnt now and kept; ``genes`` (g, 2): which, and where in the model."""
     key = _fingerprint(model, x, genes, names, groups, steps, seed)
     folder = Path(cache) if isinstance(cache, (str, PathLike)) else cache_folder() / "references"
     path = folder / key
@@ -337,7 +351,7 @@ def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.nda
             shutil.rmtree(path, ignore_errors=True)
     classifier, shown = None, None
     if steps:
-        classifier, shown = _network_view(model, x, genes, names, groups, steps, seed, verbose)
+        classifier, shown = _network_view(model, x, genes[:, 1], names, groups, steps, seed, verbose)
     typist = learn_types(x, names, groups, network=shown, seed=seed, verbose=verbose)
     if cache is not False:
         folder.mkdir(parents=True, exist_ok=True)
@@ -372,7 +386,9 @@ def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: 
     classes, codes = np.unique(names, return_inverse=True)
     held = folds(groups, codes, 3, seed) == 0
     train = np.flatnonzero(~held & (np.diff(x.indptr) > 0))
-    source = Source("reference", sparse.csr_matrix(x[train], dtype=np.float32), genes, np.full(len(train), ""), np.full(len(train), 1e4))
+    seen, positions_seen = readable(x[train], genes)
+    nobody, totals = np.full(len(train), ""), np.full(len(train), 1e4)
+    source = Source("reference", sparse.csr_matrix(seen, dtype=np.float32), positions_seen, nobody, totals)
     own = codes[train]
     sizes = np.bincount(own, minlength=len(classes))
     labelled = Labelled(SourceFeed([source]), lambda part: own[part.rows], list(classes), sizes, lambda number: [])
@@ -385,10 +401,18 @@ def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: 
     return tuned, (rows, log_probabilities(tuned, x[rows], genes))
 
 
+def readable(x: sparse.csr_matrix, genes: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """The columns the network knows, in the order of its vocabulary, and their positions there."""
+    columns = np.flatnonzero(genes >= 0)
+    columns = columns[np.argsort(genes[columns], kind="stable")]
+    return sparse.csr_matrix(x[:, columns]), genes[columns]
+
+
 def log_probabilities(classifier: Model, x: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
-    """(n, classes) of the network, for (n, g) log1p(CP10k) of ``genes`` (positions in the vocabulary)."""
+    """(n, classes) of the network, for (n, g) log1p(CP10k) of ``genes`` (positions in its vocabulary, -1: not in it)."""
     import torch
 
+    x, genes = readable(x, genes)
     out = np.empty((x.shape[0], classifier.config.n_classes))
     which = torch.as_tensor(genes)
     for start in range(0, x.shape[0], 256):
@@ -432,7 +456,7 @@ def _from_model(adata: AnnData, model: Model, layer: str | None, gene_column: st
 def _from_markers(adata: AnnData, panel: dict[str, list[str]], layer: str | None, gene_column: str | None, error_rate: float, seed: int,
                   verbose: bool) -> Annotation:  # fmt: skip
     """Cells that clearly express one panel teach a classifier the rest; neighbours smooth what is left."""
-    from ..genes import Vocabulary, match_genes
+    from ..genes import match_genes
 
     vocabulary = Vocabulary.published()
     cells = read_cells(adata, vocabulary, layer=layer, gene_column=gene_column, force=True, min_coverage=0.0)
