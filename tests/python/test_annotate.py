@@ -206,3 +206,34 @@ def test_command_line(reference, query, tmp_path):
     (tmp_path / "panel.tsv").write_text("no tab here\n")
     result = CliRunner().invoke(app, [*command, "--overwrite", "--markers", str(tmp_path / "panel.tsv")])
     assert result.exit_code == 1 and "has no tab" in result.output
+
+
+def test_columns_the_network_knows_come_in_its_order():
+    from scipy import sparse
+
+    from scmamba.tasks.annotate import readable
+
+    x, genes = readable(sparse.csr_matrix(np.array([[1.0, 2, 3, 4]])), np.array([7, -1, 2, 5]))
+    assert x.toarray().tolist() == [[3.0, 4.0, 1.0]] and genes.tolist() == [2, 5, 7]
+
+
+def test_surprise_is_the_cross_entropy_per_count():
+    from scipy import sparse
+
+    from scmamba.training.typing import surprise
+
+    profiles = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
+    x = sparse.csr_matrix(np.log1p([[2.0, 1, 1], [2.0, 1, 1]]))
+    expected = [-(2 * np.log(0.5) + 2 * np.log(0.25)) / 4, -(3 * np.log(0.1) + np.log(0.8)) / 4]
+    np.testing.assert_allclose(surprise(x, profiles, np.array([0, 1])), expected)
+
+
+def test_rare_classes_are_helped_only_where_it_helps():
+    from scmamba.training.typing import choose_evening
+
+    prior = np.log([0.9, 0.1])
+    codes = np.array([0] * 9 + [1])
+    # The rare cell loses by less than half of the difference of the priors.
+    logits = np.vstack([np.tile([3.0, 0.0], (9, 1)), [[0.5, 0.0]]])
+    assert (logits - choose_evening(logits, codes, prior)).argmax(axis=1)[-1] == 1
+    assert not choose_evening(np.tile([3.0, 0.0], (10, 1)) * np.where(codes, -1, 1)[:, None], codes, prior).any()
