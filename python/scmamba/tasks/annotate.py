@@ -481,8 +481,9 @@ def _from_markers(adata: AnnData, panel: dict[str, list[str]], layer: str | None
     say(f"{int((seeds >= 0).sum())} of {len(seeds)} cells clearly express one panel", verbose)
     present = np.unique(seeds[seeds >= 0])
     if len(present) < 2 or len(x.indptr) < 60:
-        p = softmax(2 * score)
+        p = softmax(8 * score)
         curve = np.empty((0, 3))
+        strange = score.max(axis=1) < 0.1
     else:
         sure = np.flatnonzero(seeds >= 0)
         typist = learn_types(x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False)
@@ -490,29 +491,44 @@ def _from_markers(adata: AnnData, panel: dict[str, list[str]], layer: str | None
         p[:, [names.index(n) for n in typist.names]] = typist.probabilities(x)
         p = smooth_over_neighbours(p, x, seed)
         curve = typist.curve
+        strange = without_support(score, seeds, p.argmax(axis=1), x, seed)
     threshold = 0.5
     provenance = {"way": "markers", "types": names, "not_measured": missing, "clear_cells": int((seeds >= 0).sum()), "threshold": threshold,
                   "note": "probabilities are calibrated on cells that express one panel, not on known types"}  # fmt: skip
-    answer = Annotation(adata.obs_names, {"type": names}, {"type": p}, threshold, curve, np.diff(x.indptr) == 0, provenance)
+    answer = Annotation(adata.obs_names, {"type": names}, {"type": p}, threshold, curve, strange | (np.diff(x.indptr) == 0), provenance)
     _tell(answer, verbose)
     return answer
 
 
 def marker_scores(x: sparse.csr_matrix, columns: list[np.ndarray]) -> np.ndarray:
-    """(n, types) mean z-score of each panel's genes, then z-scored over cells."""
+    """(n, types) mean of each panel's genes, each as a share of what its strongest cells show.
+
+    Not centred: where most cells are of one type, being average means being of it.
+    """
     scores = []
     for own in columns:
         values = x[:, own].toarray()
-        z = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 0.1)
-        scores.append(np.minimum(z, 5.0).mean(axis=1))
+        full = np.maximum(np.quantile(values, 0.98, axis=0), 1.0)
+        scores.append(np.minimum(values / full, 1.5).mean(axis=1))
     return np.column_stack(scores)
 
 
-def clear_cells(score: np.ndarray, margin: float = 0.5) -> np.ndarray:
-    """(n,) the type whose panel a cell expresses above average and well above any other's; -1 where none stands out."""
+def clear_cells(score: np.ndarray, margin: float = 0.15) -> np.ndarray:
+    """(n,) the type whose panel a cell expresses, and well above any other's; -1 where none stands out."""
     order = np.sort(score, axis=1)
-    clear = (order[:, -1] > 0.5) & (order[:, -1] - order[:, -2] > margin)
+    clear = (order[:, -1] > 0.25) & (order[:, -1] - order[:, -2] > margin)
     return np.where(clear, score.argmax(axis=1), -1)
+
+
+def without_support(score: np.ndarray, seeds: np.ndarray, called: np.ndarray, x: sparse.csr_matrix, seed: int) -> np.ndarray:
+    """(n,) True: a cell and its neighbours express the panel of its call less than 0.4 times as much as the clear cells do."""
+    around = smooth_over_neighbours(score, x, seed)
+    out = np.zeros(len(called), dtype=bool)
+    for c in np.unique(called):
+        if (seeds == c).any():
+            own = called == c
+            out[own] = around[own, c] < 0.4 * np.median(around[seeds == c, c])
+    return out
 
 
 def smooth_over_neighbours(p: np.ndarray, x: sparse.csr_matrix, seed: int, k: int = 15) -> np.ndarray:
