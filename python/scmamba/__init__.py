@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 
 #: Public name -> module that holds it.
 _HOMES = {
+    "Client": "client",
     "impute": "tasks.impute",
     "impute_file": "tasks.impute",
     "annotate": "tasks.annotate",
@@ -40,6 +41,7 @@ _HOMES = {
 _ROOMS = ("data", "datasets", "deg", "evaluation", "genes", "interop", "model", "plots", "scan", "tasks", "training")
 
 __all__ = [
+    "Client",
     "Model",
     "ModelConfig",
     "PrepareConfig",
@@ -65,6 +67,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ._info import info
     from ._prepare import PrepareConfig, prepare
+    from .client import Client
     from .model.checkpoint import Model, load_model, models, save_checkpoint
     from .model.config import ModelConfig
     from .tasks.annotate import annotate

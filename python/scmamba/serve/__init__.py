@@ -1,0 +1,7 @@
+"""The server: jobs over HTTP for people without Python or a GPU (``python -m scmamba.serve``).
+
+Uploads go to disk, jobs into SQLite, workers are processes of their own. Nothing here knows any science: a job is a public verb, its
+file and its options.
+"""
+
+from __future__ import annotations

@@ -1,0 +1,313 @@
+"""The HTTP face: uploads in, jobs and their progress, results out. Paths follow the Open Inference protocol where it has one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+
+from .. import __version__
+from .jobs import FINAL, Queue
+from .settings import Settings
+from .supervisor import Supervisor
+from .tokens import Tokens
+from .worker import TASKS, check_options
+
+_log = logging.getLogger("scmamba.serve")
+_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+}
+_UNKNOWN = "There is no such job of yours; it may have been deleted."
+
+
+class Limiter:
+    """So many requests a minute for each key."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute, self.seen = per_minute, dict[str, deque[float]]()
+
+    def allow(self, key: str) -> bool:
+        """Count a request; False if there were too many."""
+        now, times = time.monotonic(), self.seen.setdefault(key, deque())
+        while times and times[0] < now - 60:
+            times.popleft()
+        if len(times) >= self.per_minute:
+            return False
+        times.append(now)
+        if len(self.seen) > 10_000:
+            self.seen = {k: t for k, t in self.seen.items() if t and t[-1] > now - 60}
+        return True
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application; workers start and stop with it."""
+    queue, tokens, limiter = Queue(settings.data), Tokens(settings.data), Limiter(settings.requests_per_minute)
+    supervisor = Supervisor(settings, queue)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        supervisor.start()
+        yield
+        supervisor.stop()
+
+    app = FastAPI(title="scMamba", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+
+    def user(request: Request) -> str:
+        """Who asks; refuses whoever may not."""
+        header = request.headers.get("authorization", "")
+        address = request.client.host if request.client else "unknown"
+        name = "local"
+        if header or settings.needs_token:
+            scheme, _, token = header.partition(" ")
+            if scheme.lower() != "bearer" or not token:
+                raise HTTPException(401, "This server needs a token: 'Authorization: Bearer ...'. Ask whoever runs it.")
+            found, why = tokens.user_of(token)
+            if found is None:
+                if not limiter.allow(f"refused {address}"):
+                    raise HTTPException(429, "Too many requests; wait a minute.")
+                raise HTTPException(401, f"No entry: {why}.")
+            name = found
+        if not limiter.allow(f"{name} {address}"):
+            raise HTTPException(429, "Too many requests; wait a minute.")
+        return name
+
+    @app.middleware("http")
+    async def headers(request: Request, call_next: Any) -> Any:
+        answer = await call_next(request)
+        for key, value in _HEADERS.items():
+            answer.headers.setdefault(key, value)
+        return answer
+
+    @app.get("/v2/health/live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready")
+    async def ready() -> JSONResponse:
+        fine = supervisor.alive() > 0
+        return JSONResponse({"ready": fine, "workers": supervisor.alive()}, 200 if fine else 503)
+
+    @app.get("/v2")
+    async def about() -> dict[str, Any]:
+        return {"name": "scmamba", "version": __version__, "extensions": ["jobs"]}
+
+    @app.get("/v2/models")
+    def models(who: str = Depends(user)) -> dict[str, Any]:
+        return {"models": _models(), "default": settings.model, "tasks": {t: sorted(o) for t, (_, o) in TASKS.items()}}
+
+    @app.get("/v2/models/{name}", responses={404: {}, 401: {}, 429: {}})
+    def model(name: str, who: str = Depends(user)) -> dict[str, Any]:
+        return {"name": _known(name), "tasks": list(TASKS), "card": _models_card(name)}
+
+    @app.post("/v2/models/{name}/{task}", status_code=202, responses={c: {} for c in (400, 401, 404, 411, 413, 422, 429, 507)})
+    async def submit(name: str, task: str, request: Request, options: str = "{}", who: str = Depends(user)) -> dict[str, Any]:
+        """Send a file as the body: .h5ad, 10x .h5 or scMamba's plain form; ``options`` is a JSON object of the verb's arguments."""
+        _known(name)
+        if task not in TASKS:
+            raise HTTPException(404, f"There is no task '{task}'; there are {', '.join(TASKS)}.")
+        wanted = _options(task, options)
+        if queue.unfinished(who) >= settings.jobs_per_user:
+            raise HTTPException(429, f"You have {settings.jobs_per_user} unfinished jobs; wait until some are done.")
+        path = await receive(request, settings)
+        try:
+            found = await look_at(path, settings)
+            job = queue.add(who, task, name, wanted, path)
+            folder = settings.data / "jobs" / job
+            folder.mkdir(parents=True, exist_ok=True)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        _log.info("accepted job=%s user=%s task=%s cells=%s genes=%s", job, who, task, found["cells"], found["genes"])
+        return {"id": job, "state": "queued", **found}
+
+    @app.get("/v2/jobs")
+    def jobs(who: str = Depends(user)) -> dict[str, Any]:
+        return {"jobs": [shown(j) for j in queue.of_user(who)]}
+
+    def own(job: str, who: str) -> dict[str, Any]:
+        found = queue.get(job, who) if _ID.fullmatch(job) else None
+        if found is None:
+            raise HTTPException(404, _UNKNOWN)
+        return found
+
+    @app.get("/v2/jobs/{job}", responses={404: {}, 401: {}, 429: {}})
+    def state(job: str, who: str = Depends(user)) -> dict[str, Any]:
+        return shown(own(job, who))
+
+    @app.get("/v2/jobs/{job}/events", responses={404: {}, 401: {}, 429: {}})
+    async def events(job: str, who: str = Depends(user)) -> StreamingResponse:
+        """Progress as server-sent events until the job ends."""
+        own(job, who)
+
+        async def stream() -> AsyncIterator[str]:
+            last = None
+            while True:
+                now = queue.get(job, who)
+                text = json.dumps(shown(now)) if now else json.dumps({"id": job, "state": "deleted"})
+                if text != last:
+                    yield f"data: {text}\n\n"
+                    last = text
+                if now is None or now["state"] in FINAL:
+                    return
+                await asyncio.sleep(0.3)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    @app.get("/v2/jobs/{job}/result", responses={c: {} for c in (404, 401, 409, 422, 429)})
+    def result(job: str, format: str = "h5ad", who: str = Depends(user)) -> FileResponse:
+        found = own(job, who)
+        if format not in ("h5ad", "scmb"):
+            raise HTTPException(422, "format is 'h5ad' (the whole object) or 'scmb' (what was added, in plain form).")
+        if found["state"] != "done":
+            raise HTTPException(409, f"The job is {found['state']}{': ' + found['message'] if found['message'] else ''}.")
+        path = settings.data / "jobs" / found["id"] / "result" / f"result.{format}"
+        if not path.is_file():
+            raise HTTPException(404, _UNKNOWN)
+        return FileResponse(path, media_type="application/octet-stream", filename=f"scmamba-{found['task']}.{format}")
+
+    @app.delete("/v2/jobs/{job}", responses={404: {}, 401: {}, 429: {}})
+    def cancel(job: str, who: str = Depends(user)) -> dict[str, str]:
+        """Cancel a job that has not ended; delete one that has, with its files."""
+        found = own(job, who)
+        if queue.cancel(job):
+            return {"id": job, "state": "cancelled"}
+        queue.remove(job)
+        discard(settings, found)
+        return {"id": job, "state": "deleted"}
+
+    @app.get("/metrics")
+    def metrics() -> PlainTextResponse:
+        lines = ["# TYPE scmamba_jobs gauge", *(f'scmamba_jobs{{state="{s}"}} {n}' for s, n in sorted(queue.counts().items())),
+                 "# TYPE scmamba_workers gauge", f"scmamba_workers {supervisor.alive()}",
+                 "# TYPE scmamba_worker_restarts_total counter", f"scmamba_worker_restarts_total {supervisor.restarts}"]  # fmt: skip
+        return PlainTextResponse("\n".join(lines) + "\n")
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def page() -> HTMLResponse:
+        return HTMLResponse(_file("page.html"))
+
+    @app.get("/page.js", include_in_schema=False)
+    def script() -> PlainTextResponse:
+        return PlainTextResponse(_file("page.js"), media_type="text/javascript")
+
+    @app.get("/page.css", include_in_schema=False)
+    def style() -> PlainTextResponse:
+        return PlainTextResponse(_file("page.css"), media_type="text/css")
+
+    def _known(name: str) -> str:
+        if name not in _models():
+            raise HTTPException(404, f"There is no model '{name[:60]}' here; there are {', '.join(_models())}.")
+        return name
+
+    return app
+
+
+def _options(task: str, text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(422, "options is not JSON; send an object such as {\"seed\": 0}.") from error
+    if problem := check_options(task, options):
+        raise HTTPException(422, problem + ".")
+    return {k: v for k, v in options.items() if v is not None}
+
+
+async def receive(request: Request, settings: Settings) -> Path:
+    """Stream the body to disk, never holding it; refuses what is too large before and while it comes."""
+    claimed = request.headers.get("content-length")
+    if claimed is not None and (not claimed.isdigit() or int(claimed) > settings.max_upload):
+        raise HTTPException(413, f"The upload is larger than this server's {settings.max_upload / 2**30:.1f} GiB.")
+    folder = settings.data / "uploads"
+    folder.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(folder).free < (int(claimed or 0) * 3 + (256 << 20)):
+        raise HTTPException(507, "This server's disk is full; tell whoever runs it.")
+    import secrets
+
+    path, size = folder / secrets.token_hex(16), 0
+    try:
+        with open(path, "wb") as file:
+            stream = request.stream().__aiter__()
+            while True:
+                try:
+                    chunk = await asyncio.wait_for(stream.__anext__(), timeout=60)
+                except StopAsyncIteration:
+                    break
+                size += len(chunk)
+                if size > settings.max_upload:
+                    raise HTTPException(413, f"The upload is larger than this server's {settings.max_upload / 2**30:.1f} GiB.")
+                file.write(chunk)
+    except TimeoutError as error:
+        path.unlink(missing_ok=True)
+        raise HTTPException(408, "Nothing came for a minute; send the file again.") from error
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if size == 0:
+        path.unlink(missing_ok=True)
+        raise HTTPException(400, "Nothing was sent; the file is the body of the request.")
+    return path
+
+
+async def look_at(path: Path, settings: Settings) -> dict[str, Any]:
+    """Look at the upload in a confined process."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scmamba.serve.check", str(path), str(settings.max_cells), str(settings.max_genes),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        out, _ = await asyncio.wait_for(process.communicate(), timeout=90)
+        found = json.loads(out)
+    except (TimeoutError, ValueError) as error:
+        if process.returncode is None:
+            process.kill()
+        raise HTTPException(422, "The upload could not be looked at within this server's limits; it is refused.") from error
+    if "error" in found:
+        raise HTTPException(422, found["error"])
+    return found
+
+
+def shown(job: dict[str, Any]) -> dict[str, Any]:
+    """What a user sees of a job."""
+    return {k: job[k] for k in ("id", "task", "model", "state", "done", "message", "attempts", "created", "started", "finished")}
+
+
+def discard(settings: Settings, job: dict[str, Any]) -> None:
+    """Remove a job's files."""
+    Path(job["upload"]).unlink(missing_ok=True)
+    shutil.rmtree(settings.data / "jobs" / job["id"], ignore_errors=True)
+
+
+def _models() -> list[str]:
+    from ..model import models
+
+    return list(models())
+
+
+def _models_card(name: str) -> str:
+    from ..model import models
+
+    card = models()[name] / "model_card.md"
+    return card.read_text() if card.is_file() else ""
+
+
+def _file(name: str) -> str:
+    return (resources.files("scmamba.serve") / name).read_text()
