@@ -38,19 +38,20 @@ ScMambaAnnotate <- function(object, ...) {
 ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, model = NULL, markers = NULL,
                                    donor = "donor", assay = NULL, layer = "counts", slot = NULL,
                                    network = TRUE, error.rate = 0.05, cache = TRUE, device = NULL,
-                                   seed = 0, force = FALSE, overwrite = FALSE, verbose = TRUE, ...) {
+                                   seed = 0, force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
   .check_free("scmamba_type", names(object[[]]), "a metadata column", "overwrite", overwrite)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
   matrix <- .get_layer(object, assay, .layer_argument(layer, slot), verbose)
   known <- .labelled_cells(reference, labels, donor, verbose)
-  result <- .reticulate_backend$annotate(matrix, known, options, verbose)
+  result <- .backend(backend)$annotate(matrix, known, options, verbose)
   rownames(result$cells) <- colnames(object)
   object <- .annotate_seurat(object, "annotate", list(matrix = matrix, cells = result$cells, provenance = result$provenance))
   # The command log keeps arguments, and these would be whole data sets.
   reference <- if (is.null(reference)) NULL else class(reference)[[1]]
   model <- .describe_model(model)
+  backend <- .describe_backend(backend)
   SeuratObject::LogSeuratCommand(object)
 }
 
@@ -60,12 +61,12 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
                                                  markers = NULL, donor = "donor", assay = "counts",
                                                  network = TRUE, error.rate = 0.05, cache = TRUE,
                                                  device = NULL, seed = 0, force = FALSE,
-                                                 overwrite = FALSE, verbose = TRUE, ...) {
+                                                 overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   .check_free("scmamba_type", names(SummarizedExperiment::colData(object)), "a column", "overwrite", overwrite)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
   known <- .labelled_cells(reference, labels, donor, verbose)
-  result <- .reticulate_backend$annotate(.get_sce(object, assay), known, options, verbose)
+  result <- .backend(backend)$annotate(.get_sce(object, assay), known, options, verbose)
   .annotate_sce(object, "annotate", result)
 }
 
@@ -73,12 +74,12 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
 #' @export
 ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, model = NULL, markers = NULL,
                                     donor = "donor", network = TRUE, error.rate = 0.05, cache = TRUE,
-                                    device = NULL, seed = 0, force = FALSE, verbose = TRUE, ...) {
+                                    device = NULL, seed = 0, force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
   known <- .labelled_cells(reference, labels, donor, verbose)
   matrix <- .check_matrix(.to_matrix(object))
-  result <- .reticulate_backend$annotate(matrix, known, options, verbose)
+  result <- .backend(backend)$annotate(matrix, known, options, verbose)
   rownames(result$cells) <- colnames(matrix)
   structure(result$cells, scmamba = result$provenance)
 }

@@ -5,7 +5,26 @@
 # `matrix` is a genes x cells dgCMatrix with dimnames; `options` is a named list
 # of the verb's arguments in Python's spelling.
 
-.backend <- function() .reticulate_backend
+# `backend` of a verb, or options(scmamba.backend=): "reticulate" (in this process), "server" (a process of its own on this
+# machine) or what ScMambaServer() gave.
+.backend <- function(backend = NULL) {
+  backend <- backend %||% getOption("scmamba.backend", "reticulate")
+  if (inherits(backend, "scmamba_server")) {
+    return(.server_backend(backend))
+  }
+  if (identical(backend, "reticulate")) {
+    return(.reticulate_backend)
+  }
+  if (identical(backend, "server")) {
+    return(.server_backend(.local_server()))
+  }
+  .abort("{.arg backend} must be \"reticulate\", \"server\" or what {.code ScMambaServer()} gave.")
+}
+
+# For the command log, which must not hold a token.
+.describe_backend <- function(backend) {
+  if (inherits(backend, "scmamba_server")) backend$url else backend
+}
 
 .reticulate_backend <- list(
   impute = function(matrix, options, verbose) {

@@ -32,17 +32,18 @@ ScMambaDoublets <- function(object, ...) {
 #' @export
 ScMambaDoublets.Seurat <- function(object, sample = NULL, method = "fast", model = NULL, expected.rate = NULL,
                                    identification.rate = NULL, labels = NULL, assay = NULL, layer = "counts",
-                                   slot = NULL, seed = 0, overwrite = FALSE, verbose = TRUE, ...) {
+                                   slot = NULL, seed = 0, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
   .check_free("scmamba_doublet", names(object[[]]), "a metadata column", "overwrite", overwrite)
   options <- .doublet_options(method, model, expected.rate, identification.rate, sample, labels, seed)
   cells <- .columns_for(object[[]], unique(c(sample, labels)), "sample or labels")
   matrix <- .get_layer(object, assay, .layer_argument(layer, slot), verbose)
-  result <- .reticulate_backend$doublets(matrix, cells, options, verbose)
+  result <- .backend(backend)$doublets(matrix, cells, options, verbose)
   rownames(result$cells) <- colnames(object)
   object <- .annotate_seurat(object, "doublets", list(matrix = matrix, cells = result$cells, provenance = result$provenance))
   model <- .describe_model(model)
+  backend <- .describe_backend(backend)
   SeuratObject::LogSeuratCommand(object)
 }
 
@@ -51,23 +52,23 @@ ScMambaDoublets.Seurat <- function(object, sample = NULL, method = "fast", model
 ScMambaDoublets.SingleCellExperiment <- function(object, sample = NULL, method = "fast", model = NULL,
                                                  expected.rate = NULL, identification.rate = NULL,
                                                  labels = NULL, assay = "counts", seed = 0,
-                                                 overwrite = FALSE, verbose = TRUE, ...) {
+                                                 overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   frame <- as.data.frame(SummarizedExperiment::colData(object))
   .check_free("scmamba_doublet", names(frame), "a column", "overwrite", overwrite)
   options <- .doublet_options(method, model, expected.rate, identification.rate, sample, labels, seed)
   cells <- .columns_for(frame, unique(c(sample, labels)), "sample or labels")
-  .annotate_sce(object, "doublets", .reticulate_backend$doublets(.get_sce(object, assay), cells, options, verbose))
+  .annotate_sce(object, "doublets", .backend(backend)$doublets(.get_sce(object, assay), cells, options, verbose))
 }
 
 #' @rdname ScMambaDoublets
 #' @export
 ScMambaDoublets.default <- function(object, method = "fast", model = NULL, expected.rate = NULL,
-                                    identification.rate = NULL, seed = 0, verbose = TRUE, ...) {
+                                    identification.rate = NULL, seed = 0, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .doublet_options(method, model, expected.rate, identification.rate, NULL, NULL, seed)
   matrix <- .check_matrix(.to_matrix(object))
-  result <- .reticulate_backend$doublets(matrix, NULL, options, verbose)
+  result <- .backend(backend)$doublets(matrix, NULL, options, verbose)
   rownames(result$cells) <- colnames(matrix)
   structure(result$cells, scmamba = result$provenance)
 }

@@ -32,7 +32,7 @@ ScMambaEmbed <- function(object, ...) {
 ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
                                 reduction.name = "scmamba_embedding", reduction.key = "scmamba_",
                                 model = NULL, batch.size = NULL, device = NULL, force = FALSE,
-                                overwrite = FALSE, verbose = TRUE, ...) {
+                                overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
   layer <- .layer_argument(layer, slot)
@@ -41,7 +41,7 @@ ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = N
     "reduction.name", overwrite)
   options <- .embed_options(model, batch.size, device, force)
   matrix <- .get_layer(object, assay, layer, verbose)
-  result <- .backend()$embed(matrix, options, verbose)
+  result <- .backend(backend)$embed(matrix, options, verbose)
   colnames(result$embedding) <- paste0(reduction.key, seq_len(ncol(result$embedding)))
   if (reduction.name %in% SeuratObject::Reductions(object)) object[[reduction.name]] <- NULL
   object[[reduction.name]] <- SeuratObject::CreateDimReducObject(
@@ -49,6 +49,7 @@ ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = N
   )
   object <- .annotate_seurat(object, "embed", result)
   model <- .describe_model(model)
+  backend <- .describe_backend(backend)
   if (verbose) .say_embedded(result$embedding, reduction.name)
   SeuratObject::LogSeuratCommand(object)
 }
@@ -58,14 +59,14 @@ ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = N
 ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts",
                                               reduction.name = "scmamba", model = NULL,
                                               batch.size = NULL, device = NULL, force = FALSE,
-                                              overwrite = FALSE, verbose = TRUE, ...) {
+                                              overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   .check_name(reduction.name, "reduction.name")
   .check_free(reduction.name, SingleCellExperiment::reducedDimNames(object),
     "a reduction", "reduction.name", overwrite)
   options <- .embed_options(model, batch.size, device, force)
   matrix <- .get_sce(object, assay)
-  result <- .backend()$embed(matrix, options, verbose)
+  result <- .backend(backend)$embed(matrix, options, verbose)
   embedding <- result$embedding
   dimnames(embedding) <- list(colnames(object), paste0("scmamba_", seq_len(ncol(embedding))))
   SingleCellExperiment::reducedDim(object, reduction.name) <- embedding
@@ -76,10 +77,10 @@ ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts",
 #' @rdname ScMambaEmbed
 #' @export
 ScMambaEmbed.dgCMatrix <- function(object, model = NULL, batch.size = NULL, device = NULL,
-                                   force = FALSE, verbose = TRUE, ...) {
+                                   force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .embed_options(model, batch.size, device, force)
-  result <- .backend()$embed(.check_matrix(object), options, verbose)
+  result <- .backend(backend)$embed(.check_matrix(object), options, verbose)
   embedding <- result$embedding
   colnames(embedding) <- paste0("scmamba_", seq_len(ncol(embedding)))
   if (verbose) .say_embedded(embedding)

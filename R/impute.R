@@ -47,6 +47,9 @@
 #'   R's own random numbers are not touched.
 #' @param force Go on when few genes match the model's vocabulary?
 #' @param overwrite Replace an assay that has this name already?
+#' @param backend `"reticulate"` (in this process), `"server"` (a process of its own on
+#'   this machine), or another machine named by [ScMambaServer()]. Default: the option
+#'   `scmamba.backend`, or `"reticulate"`.
 #' @param verbose Show messages and progress?
 #' @param ... Not used; a misspelt argument is an error.
 #'
@@ -78,7 +81,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
                                  assay.name = "scmamba", model = NULL, method = NULL, adapt = TRUE,
                                  passes = 10, min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                  device = NULL, seed = 0,
-                                 force = FALSE, overwrite = FALSE, verbose = TRUE, ...) {
+                                 force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
   layer <- .layer_argument(layer, slot)
@@ -88,7 +91,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .get_layer(object, assay, layer, verbose)
-  result <- .backend()$impute(matrix, options, verbose)
+  result <- .backend(backend)$impute(matrix, options, verbose)
   new <- .make_assay(result$matrix, like = object[[assay]], to.counts)
   if (!"imputed_" %in% SeuratObject::Key(object)) {
     SeuratObject::Key(new) <- "imputed_"
@@ -98,6 +101,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   object <- .add_assay(object, assay.name, new)
   object <- .annotate_seurat(object, "impute", result)
   model <- .describe_model(model)
+  backend <- .describe_backend(backend)
   if (verbose) .say_imputed(matrix, assay.name)
   SeuratObject::LogSeuratCommand(object)
 }
@@ -109,7 +113,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
                                                min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                                device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
-                                               verbose = TRUE, ...) {
+                                               backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   .check_name(assay.name, "assay.name")
   .check_free(assay.name, SummarizedExperiment::assayNames(object), "an assay",
@@ -117,7 +121,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .get_sce(object, assay)
-  result <- .backend()$impute(matrix, options, verbose)
+  result <- .backend(backend)$impute(matrix, options, verbose)
   SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
     .unnamed_as(result$matrix, object)
   if (verbose) .say_imputed(matrix, assay.name)
@@ -129,11 +133,11 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
 ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, adapt = TRUE, passes = 10,
                                     min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                     device = NULL, seed = 0,
-                                    force = FALSE, verbose = TRUE, ...) {
+                                    force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .check_matrix(object)
-  result <- .backend()$impute(matrix, options, verbose)
+  result <- .backend(backend)$impute(matrix, options, verbose)
   if (verbose) .say_imputed(matrix)
   structure(result$matrix, scmamba = result$provenance)
 }

@@ -1,0 +1,226 @@
+#' Let another machine do the work
+#'
+#' Names a server that runs scMamba (`python -m scmamba.serve`), to be given to the
+#' verbs as `backend`. Only counts and names leave your machine, no Python is needed
+#' on it, and the result is the same.
+#'
+#' @param url Its address, such as `"http://gpu-box:8642"`.
+#' @param token What whoever runs it gave you; by default the environment variable
+#'   `SCMAMBA_TOKEN`. It is never kept in an object or its command log.
+#'
+#' @return A server, for `ScMambaImpute(seu, backend = server)` and the other verbs;
+#'   or for `options(scmamba.backend = server)`, which all of them then use.
+#' @seealso [ScMambaImpute()], [ScMambaEmbed()], [ScMambaAnnotate()], [ScMambaDoublets()]
+#' @examples
+#' server <- ScMambaServer("http://localhost:8642")
+#' server
+#' @export
+ScMambaServer <- function(url, token = Sys.getenv("SCMAMBA_TOKEN", NA)) {
+  .check_name(url, "url")
+  if (!grepl("^https?://", url)) {
+    .abort("{.arg url} must begin with http:// or https://, not {.val {url}}.")
+  }
+  if (is.null(token) || is.na(token) || !nzchar(token)) token <- NULL
+  structure(list(url = sub("/+$", "", url), token = function() token), class = "scmamba_server")
+}
+
+#' @export
+print.scmamba_server <- function(x, ...) {
+  cat("scMamba server at ", x$url, if (is.null(x$token())) "" else " (with a token)", "\n", sep = "")
+  invisible(x)
+}
+
+# What the verbs call. The server knows only tasks that need no second data set.
+.server_backend <- function(server) {
+  task <- function(name, verb = name) {
+    function(matrix, options, verbose, cells = NULL) {
+      server_run(server, name, matrix, cells, options, verbose)
+    }
+  }
+  list(
+    impute = function(matrix, options, verbose) {
+      got <- task("impute")(matrix, options, verbose)
+      list(matrix = .from_arrays(got, matrix), cells = got$cells, provenance = got$provenance)
+    },
+    embed = function(matrix, options, verbose) {
+      got <- task("embed")(matrix, options, verbose)
+      embedding <- got$arrays$embedding
+      rownames(embedding) <- colnames(matrix)
+      list(embedding = embedding, cells = got$cells, provenance = got$provenance)
+    },
+    annotate = function(matrix, known, options, verbose) {
+      if (!is.null(known)) {
+        .abort("A server names types by markers only; a labelled reference needs
+          {.code backend = \"reticulate\"}.")
+      }
+      options <- options[c("markers", "error_rate", "seed", "force")]
+      got <- task("annotate")(matrix, options, verbose)
+      list(cells = got$cells, provenance = got$provenance)
+    },
+    doublets = function(matrix, cells, options, verbose) {
+      got <- task("doublets")(matrix, options, verbose, cells)
+      list(cells = got$cells, provenance = got$provenance)
+    }
+  )
+}
+
+# Send, wait, fetch, delete. An interrupt or error cancels the job there.
+server_run <- function(server, task, matrix, cells = NULL, options = list(), verbose = TRUE) {
+  model <- options$model %||% "brain-mini"
+  if (!is.character(model) || file.exists(model)) {
+    .abort("A server has models of its own; name one of them as {.arg model}.")
+  }
+  options <- options[!vapply(options, is.null, logical(1))]
+  options <- options[setdiff(names(options), c("model", "device"))]
+  upload <- tempfile(fileext = ".scmb")
+  on.exit(unlink(upload), add = TRUE)
+  .write_plain(upload, matrix, cells)
+  text <- if (length(options) == 0) "{}" else jsonlite::toJSON(options, auto_unbox = TRUE, digits = NA)
+  path <- sprintf("/v2/models/%s/%s?options=%s", curl::curl_escape(model), task, curl::curl_escape(text))
+  job <- .server_json(server, "POST", path, upload)$id
+  finished <- FALSE
+  on.exit(try(.server_json(server, "DELETE", paste0("/v2/jobs/", job)), silent = TRUE), add = TRUE)
+  .server_wait(server, job, verbose)
+  result <- tempfile(fileext = ".scmb")
+  on.exit(unlink(result), add = TRUE)
+  .server_request(server, "GET", sprintf("/v2/jobs/%s/result?format=scmb", job), to = result)
+  .read_plain(result, colnames(matrix))
+}
+
+.server_wait <- function(server, job, verbose) {
+  progress <- if (verbose) .progress_listener()
+  if (verbose) on.exit(progress$finish())
+  repeat {
+    now <- .server_json(server, "GET", paste0("/v2/jobs/", job))
+    if (now$state == "done") {
+      return(invisible(now))
+    }
+    if (now$state %in% c("failed", "cancelled")) {
+      # As it is: the server's sentence is meant for the user.
+      stop(errorCondition(now$message, class = "scmamba_error", call = NULL))
+    }
+    if (verbose && nzchar(now$message)) progress$listener(now$message, round(100 * now$done), 100)
+    Sys.sleep(0.3)
+  }
+}
+
+.server_json <- function(server, method, path, file = NULL) {
+  answer <- .server_request(server, method, path, file)
+  jsonlite::fromJSON(rawToChar(answer$content), simplifyVector = TRUE)
+}
+
+# One request; tried again when the line breaks or the server is busy.
+.server_request <- function(server, method, path, file = NULL, to = NULL, tries = 4) {
+  for (attempt in seq_len(tries)) {
+    answer <- tryCatch(.server_once(server, method, path, file, to), error = identity)
+    if (!inherits(answer, "error") && !answer$status_code %in% c(502, 503, 504)) break
+    if (attempt < tries) Sys.sleep(0.5 * 2^(attempt - 1))
+  }
+  if (inherits(answer, "error")) {
+    .abort(c("The server {server$url} cannot be reached.", x = .verbatim(conditionMessage(answer)),
+      i = "Does it run, and is the address right?"), class = "scmamba_server_error")
+  }
+  if (answer$status_code >= 400) {
+    body <- if (is.null(to)) rawToChar(answer$content) else paste(readLines(to, warn = FALSE), collapse = "")
+    detail <- tryCatch(jsonlite::fromJSON(body)$detail, error = function(e) body)
+    .abort(c("The server answered {answer$status_code}.", x = .verbatim(paste(detail, collapse = " "))),
+      class = "scmamba_server_error")
+  }
+  answer
+}
+
+.server_once <- function(server, method, path, file, to) {
+  handle <- curl::new_handle(customrequest = method, connecttimeout = 20)
+  token <- server$token()
+  headers <- if (is.null(token)) list() else list(Authorization = paste("Bearer", token))
+  if (!is.null(file)) {
+    connection <- base::file(file, "rb")
+    on.exit(close(connection))
+    curl::handle_setopt(handle, upload = TRUE, infilesize_large = file.size(file),
+      readfunction = function(n) readBin(connection, raw(), n))
+    headers <- c(headers, list(`Content-Type` = "application/octet-stream", Expect = ""))
+  }
+  if (length(headers) > 0) curl::handle_setheaders(handle, .list = headers)
+  url <- paste0(server$url, path)
+  if (is.null(to)) curl::curl_fetch_memory(url, handle) else curl::curl_fetch_disk(url, to, handle)
+}
+
+# scMamba's plain form (python/scmamba/serve/wire.py): a JSON header and raw arrays.
+.write_plain <- function(path, matrix, cells) {
+  names <- colnames(matrix) %||% as.character(seq_len(ncol(matrix)))
+  arrays <- list(
+    list(name = "p", kind = "int32", shape = I(length(matrix@p))),
+    list(name = "i", kind = "int32", shape = I(length(matrix@i))),
+    list(name = "x", kind = "float64", shape = I(length(matrix@x)))
+  )
+  header <- list(genes = I(rownames(matrix)), cells = I(names), arrays = arrays)
+  if (!is.null(cells)) {
+    cells[] <- lapply(cells, as.character)
+    header$obs <- lapply(as.list(cells), I)
+  }
+  text <- charToRaw(enc2utf8(as.character(jsonlite::toJSON(header, auto_unbox = TRUE, na = "null"))))
+  connection <- file(path, "wb")
+  on.exit(close(connection))
+  writeBin(charToRaw("SCMB1\n"), connection)
+  writeBin(c(length(text), 0L), connection, endian = "little")
+  writeBin(text, connection)
+  writeBin(matrix@p, connection, endian = "little")
+  writeBin(matrix@i, connection, endian = "little")
+  writeBin(as.double(matrix@x), connection, endian = "little")
+}
+
+.read_plain <- function(path, cells) {
+  connection <- file(path, "rb")
+  on.exit(close(connection))
+  stopifnot(identical(rawToChar(readBin(connection, raw(), 6)), "SCMB1\n"))
+  length <- readBin(connection, "integer", 2, endian = "little")[[1]]
+  header <- jsonlite::fromJSON(rawToChar(readBin(connection, raw(), length)), simplifyDataFrame = FALSE)
+  arrays <- list()
+  for (about in header$arrays) {
+    shape <- as.integer(unlist(about$shape))
+    what <- if (about$kind == "int32") "integer" else "double"
+    values <- readBin(connection, what, prod(shape), endian = "little")
+    arrays[[about$name]] <- if (length(shape) == 2) array(values, shape) else values
+  }
+  columns <- lapply(header$obs, function(column) if (is.list(column)) vapply(column, function(v) v %||% NA, column[[1]]) else column)
+  frame <- if (length(columns) == 0) NULL else as.data.frame(columns, stringsAsFactors = FALSE, check.names = FALSE)
+  if (!is.null(frame)) rownames(frame) <- cells
+  list(arrays = arrays, cells = frame, provenance = c(header$provenance, list(r = .r_versions())))
+}
+
+.from_arrays <- function(got, matrix) {
+  new("dgCMatrix", x = got$arrays$x, i = got$arrays$i, p = got$arrays$p, Dim = dim(matrix), Dimnames = dimnames(matrix))
+}
+
+# A server of one's own, started when first asked for and stopped with the session.
+.local_server <- function() {
+  if (!is.null(.state$server)) {
+    return(.state$server)
+  }
+  config <- .find_python()
+  data <- file.path(tempdir(), "scmamba-server")
+  dir.create(data, showWarnings = FALSE)
+  port <- sample(20000:60000, 1)
+  log <- file.path(data, "server.log")
+  pid <- file.path(data, "pid")
+  line <- sprintf("echo $$ > %s; exec %s -m scmamba.serve --data %s --port %d > %s 2>&1", shQuote(pid),
+    shQuote(config$python), shQuote(data), port, shQuote(log))
+  system2("sh", c("-c", shQuote(line)), wait = FALSE,
+    env = paste0("LD_LIBRARY_PATH=", shQuote(.clean_library_path())))
+  server <- ScMambaServer(sprintf("http://127.0.0.1:%d", port), token = NULL)
+  for (second in seq_len(240)) {
+    alive <- tryCatch(.server_once(server, "GET", "/v2/health/live", NULL, NULL)$status_code == 200,
+      error = function(e) FALSE)
+    if (alive) break
+    Sys.sleep(0.25)
+  }
+  if (!alive) {
+    said <- utils::tail(readLines(log, warn = FALSE), 3)
+    .abort(c("The local server did not start.", x = .verbatim(paste(said, collapse = " "))), class = "scmamba_server_error")
+  }
+  .state$server <- server
+  reg.finalizer(.state, function(e) {
+    if (file.exists(pid)) tools::pskill(as.integer(readLines(pid)))
+  }, onexit = TRUE)
+  server
+}
