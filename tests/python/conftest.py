@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import anndata as ad
@@ -11,6 +12,14 @@ import torch
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
 from scmamba.model import Model, ModelConfig, ScMamba
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory) -> Path:
+    """Converted files and what was learnt from files stay out of the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["SCMAMBA_CACHE"] = str(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
