@@ -1,8 +1,8 @@
 """Doublets: droplets that held two cells, found per sample by comparison with doublets made of the sample's own cells.
 
-The default needs no network and no GPU: six kinds of evidence (:mod:`scmamba.tasks._doublet_features`) joined by a logistic regression that
-learns to tell simulated doublets from the real droplets, cross-fitted, suspected doublets taken out of the real ones between rounds. What
-it trades: it knows only these data, so it finds no doublet of two cells of one kind, and few where kinds of cells shade into each other.
+The default needs no network and no GPU: five kinds of evidence (:mod:`scmamba.tasks._doublet_features`) joined by a logistic regression
+that learns to tell simulated doublets from the real droplets, cross-fitted, suspected doublets taken out of the real ones between rounds.
+What it trades: it knows only these data, so finds no doublet of two cells of one kind, and few where kinds of cells shade into each other.
 The paper's detector, the pre-trained network with three [CLS] tokens fine-tuned on simulated doublets, is ``method="network"``.
 """
 

@@ -1,0 +1,51 @@
+"""Cluster scores against scikit-learn's, and what they say of types and donors whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import sparse
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
+
+from scmamba._errors import DataError
+from scmamba.evaluation.clusters import ari, leading_components, mixing, nmi, silhouette, zero_imputation_scores
+
+pytest.importorskip("igraph")
+
+
+def test_scores_agree_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 4, 300), rng.integers(0, 3, 300)
+    b[:150] = a[:150] % 3
+    assert nmi(a, b) == pytest.approx(normalized_mutual_info_score(a, b))
+    assert ari(a, b) == pytest.approx(adjusted_rand_score(a, b))
+    assert nmi(a, a) == pytest.approx(1) and ari(np.zeros(5), np.zeros(5)) == 1
+    points = rng.standard_normal((300, 5)) + a[:, None]
+    assert silhouette(points, a) == pytest.approx(silhouette_score(points, a))
+    assert np.isnan(silhouette(points, np.zeros(300)))
+    with pytest.raises(DataError, match="missing"):
+        nmi(np.array(["x", None, "y"], dtype=object), np.array([1, 2, 3]))
+
+
+def test_components_are_those_of_scikit_learn():
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(1)
+    # Five directions that stand apart: among equal ones a randomised decomposition may pick others.
+    signal = rng.standard_normal((120, 5)) * [16, 12, 9, 6, 4] @ np.linalg.qr(rng.standard_normal((40, 5)))[0].T
+    x = np.maximum(signal + 0.05 * rng.standard_normal((120, 40)) + 1, 0)
+    ours, theirs = leading_components(sparse.csr_matrix(x), 3), PCA(3, svd_solver="full").fit_transform(x)
+    np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-3)
+
+
+def test_types_and_donors_are_told_apart():
+    rng = np.random.default_rng(2)
+    types, donors = np.repeat(["a", "b", "c"], 80), np.tile(["x", "y"], 120)
+    place = rng.standard_normal((240, 6)) + 8 * (types[:, None] == np.array(["a", "b", "c", "", "", ""]))
+    clean, table = zero_imputation_scores(place, types, donors, embedding=True, resolutions=(0.1, 0.5), seed=0)
+    assert clean["NMI"] > 0.95 and clean["ARI"] > 0.95 and list(table["resolution"]) == [0.1, 0.5]
+    assert clean["NMI_donor"] < 0.05 and clean["mixing_donor"] > 0.9 and abs(clean["ASW_donor"]) < 0.1
+    place[:, 5] += 8 * (donors == "x")
+    apart, _ = zero_imputation_scores(place, types, donors, embedding=True, resolutions=(0.1, 0.5), seed=0)
+    assert apart["mixing_donor"] < 0.1 and apart["ASW_donor"] > 0.4
+    assert mixing(place, np.zeros(240), types) != mixing(place, np.zeros(240), types)  # one donor: no answer
