@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -93,6 +94,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.middleware("http")
     async def headers(request: Request, call_next: Any) -> Any:
         answer = await call_next(request)
+        if request.method == "POST" and answer.status_code >= 400:
+            await drain(request)
         for key, value in _HEADERS.items():
             answer.headers.setdefault(key, value)
         return answer
@@ -229,6 +232,17 @@ def _options(task: str, text: str) -> dict[str, Any]:
     if problem := check_options(task, options):
         raise HTTPException(422, problem + ".")
     return {k: v for k, v in options.items() if v is not None}
+
+
+async def drain(request: Request, limit: int = 256 << 20) -> None:
+    """Read the rest of a refused upload: who is still sending sees a broken line instead of the reason otherwise."""
+    size = 0
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(30):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    return
 
 
 async def receive(request: Request, settings: Settings) -> Path:
