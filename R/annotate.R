@@ -47,7 +47,7 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
   known <- .labelled_cells(reference, labels, donor, verbose)
   result <- .backend(backend)$annotate(matrix, known, options, verbose)
   rownames(result$cells) <- colnames(object)
-  object <- .annotate_seurat(object, "annotate", list(matrix = matrix, cells = result$cells, provenance = result$provenance))
+  object <- .annotate_seurat(object, "annotate", c(list(matrix = matrix), result))
   # The command log keeps arguments, and these would be whole data sets.
   reference <- if (is.null(reference)) NULL else class(reference)[[1]]
   model <- .describe_model(model)

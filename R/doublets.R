@@ -41,7 +41,7 @@ ScMambaDoublets.Seurat <- function(object, sample = NULL, method = "fast", model
   matrix <- .get_layer(object, assay, .layer_argument(layer, slot), verbose)
   result <- .backend(backend)$doublets(matrix, cells, options, verbose)
   rownames(result$cells) <- colnames(object)
-  object <- .annotate_seurat(object, "doublets", list(matrix = matrix, cells = result$cells, provenance = result$provenance))
+  object <- .annotate_seurat(object, "doublets", c(list(matrix = matrix), result))
   model <- .describe_model(model)
   backend <- .describe_backend(backend)
   SeuratObject::LogSeuratCommand(object)

@@ -115,6 +115,7 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
   )
 }
 
+#' @method print scmamba_robustness
 #' @export
 print.scmamba_robustness <- function(x, ...) {
   cli::cli_text("Robustness of DEGs, {nrow(x$runs)} runs")

@@ -24,6 +24,7 @@ ScMambaServer <- function(url, token = Sys.getenv("SCMAMBA_TOKEN", NA)) {
   structure(list(url = sub("/+$", "", url), token = function() token), class = "scmamba_server")
 }
 
+#' @method print scmamba_server
 #' @export
 print.scmamba_server <- function(x, ...) {
   cat("scMamba server at ", x$url, if (is.null(x$token())) "" else " (with a token)", "\n", sep = "")
@@ -182,7 +183,9 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     values <- readBin(connection, what, prod(shape), endian = "little")
     arrays[[about$name]] <- if (length(shape) == 2) array(values, shape) else values
   }
-  columns <- lapply(header$obs, function(column) if (is.list(column)) vapply(column, function(v) v %||% NA, column[[1]]) else column)
+  columns <- lapply(header$obs, function(column) {
+    if (is.list(column)) unlist(lapply(column, function(value) value %||% NA)) else column
+  })
   frame <- if (length(columns) == 0) NULL else as.data.frame(columns, stringsAsFactors = FALSE, check.names = FALSE)
   if (!is.null(frame)) rownames(frame) <- cells
   list(arrays = arrays, cells = frame, provenance = c(header$provenance, list(r = .r_versions())))
@@ -216,7 +219,8 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   }
   if (!alive) {
     said <- utils::tail(readLines(log, warn = FALSE), 3)
-    .abort(c("The local server did not start.", x = .verbatim(paste(said, collapse = " "))), class = "scmamba_server_error")
+    .abort(c("The local server did not start.", x = .verbatim(paste(said, collapse = " "))),
+      class = "scmamba_server_error")
   }
   .state$server <- server
   reg.finalizer(.state, function(e) {

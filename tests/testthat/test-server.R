@@ -1,5 +1,5 @@
-# A real server on this machine: its answers are those of this process, to the last digits of single precision (R's process
-# loads other mathematical libraries than a Python of its own).
+# A real server on this machine: its answers are those of this process, to the last digits of single precision
+# (R's process loads other mathematical libraries than a Python of its own).
 
 test_that("a server of one's own answers what this process answers", {
   skip_without_python()
@@ -13,7 +13,8 @@ test_that("a server of one's own answers what this process answers", {
   expect_identical(data_of(there)[observed], data_of(here)[observed])
   expect_identical(there$scmamba_low_depth, here$scmamba_low_depth)
   expect_equal(tolerance = 1e-5,
-    SeuratObject::Embeddings(ScMambaEmbed(object, force = TRUE, backend = "server", verbose = FALSE), "scmamba_embedding"),
+    SeuratObject::Embeddings(ScMambaEmbed(object, force = TRUE, backend = "server", verbose = FALSE),
+      "scmamba_embedding"),
     SeuratObject::Embeddings(ScMambaEmbed(object, force = TRUE, verbose = FALSE), "scmamba_embedding")
   )
   near <- ScMambaDoublets(object, sample = "donor", verbose = FALSE)
@@ -30,7 +31,8 @@ test_that("a server that is not there, a wrong address and a token are handled",
   server <- ScMambaServer("http://127.0.0.1:9", token = "secret")
   expect_output(print(server), "with a token")
   expect_false(grepl("secret", paste(utils::capture.output(utils::str(server), print(server)), collapse = "")))
-  expect_error(scMamba:::.server_request(server, "GET", "/v2", tries = 1), "cannot be reached", class = "scmamba_server_error")
+  expect_error(scMamba:::.server_request(server, "GET", "/v2", tries = 1), "cannot be reached",
+    class = "scmamba_server_error")
   expect_error(ScMambaServer("gpu-box"), "http", class = "scmamba_error")
   expect_error(ScMambaImpute(pbmc(), backend = "cloud"), "ScMambaServer", class = "scmamba_error")
 })
