@@ -72,13 +72,15 @@ class SequenceConfig:
         expressed genes.
     zeros
         Hidden zeros per sequence, drawn between these two numbers, so that inference may hide few or many at once. They stand for
-        all hidden zeros of the cell: their loss is weighted so that the proportion stated by the two chances holds.
+        all hidden zeros of the cell: their loss is weighted so that the proportion stated by the two chances holds. Two fractions,
+        e.g. ``(0.04, 1.0)``, are shares of the cell's zeros (drawn evenly on the scale of logarithms): then any number of passes works,
+        and models that read whole cells draw too.
     """
 
     mask_nonzero: float = 0.15
     mask_zero: float = 0.0
     genes_per_step: int = 0
-    zeros: tuple[int, int] = (100, 2000)
+    zeros: tuple[float, float] = (100, 2000)
 
 
 @dataclass
@@ -154,9 +156,32 @@ def draw_batch(source: Source, rows: np.ndarray, config: SequenceConfig, reads: 
 
 def _whole_cells(source: Source, rows: np.ndarray, config: SequenceConfig, rng: np.random.Generator) -> Batch:
     x = source.values[rows].toarray()
-    chance = np.where(x != 0, np.float32(config.mask_nonzero), np.float32(config.mask_zero))
-    mask = torch.from_numpy(rng.random(x.shape, dtype=np.float32) < chance)
-    return Batch(torch.from_numpy(x), mask, torch.ones(mask.shape), torch.from_numpy(source.genes))
+    share = np.full((len(rows), 1), config.mask_zero, dtype=np.float32)
+    if shares_of_zeros(config):
+        share = np.array([[_share(config, rng)] for _ in rows], dtype=np.float32)
+    mask = torch.from_numpy(rng.random(x.shape, dtype=np.float32) < np.where(x != 0, np.float32(config.mask_nonzero), share))
+    weight = torch.ones(mask.shape)
+    if shares_of_zeros(config):
+        weight = torch.from_numpy(np.where(x != 0, np.float32(1), config.mask_zero / share))
+    return Batch(torch.from_numpy(x), mask, weight, torch.from_numpy(source.genes))
+
+
+def shares_of_zeros(config: SequenceConfig) -> bool:
+    """Whether hidden zeros are drawn as a share of the cell's zeros (and any are hidden at all)."""
+    return config.mask_zero > 0 and config.zeros[1] <= 1
+
+
+def _share(config: SequenceConfig, rng: np.random.Generator) -> float:
+    return float(np.exp(rng.uniform(*np.log(config.zeros))))
+
+
+def _number_of_zeros(config: SequenceConfig, zeros: int, rng: np.random.Generator) -> int:
+    """How many of a cell's ``zeros`` to hide."""
+    if config.mask_zero <= 0:
+        return 0
+    if shares_of_zeros(config):
+        return min(max(1, round(_share(config, rng) * zeros)), zeros)
+    return min(int(rng.integers(int(config.zeros[0]), int(config.zeros[1]), endpoint=True)), zeros)
 
 
 def _expressed_genes(
@@ -171,8 +196,7 @@ def _expressed_genes(
         values, shown = values[chosen], on[chosen]
     else:
         shown = on
-    n_zeros = min(int(rng.integers(*config.zeros, endpoint=True)), total_zeros) if config.mask_zero > 0 else 0
-    off = _zero_columns(on, len(source.genes), n_zeros, rng)
+    off = _zero_columns(on, len(source.genes), _number_of_zeros(config, total_zeros, rng), rng)
     columns = np.concatenate([shown, off])
     order = np.argsort(columns)
     hidden = np.concatenate([rng.random(len(shown)) < config.mask_nonzero, np.ones(len(off), dtype=bool)])
