@@ -29,7 +29,7 @@ _HOMES = {
     "detect_doublets": "tasks.doublets",
     "load_model": "model.checkpoint",
     "save_checkpoint": "model.checkpoint",
-    "models": "model.checkpoint",
+    "models": "model.registry",
     "Model": "model.checkpoint",
     "ModelConfig": "model.config",
     "pretrain": "training.recipes",
@@ -68,8 +68,9 @@ if TYPE_CHECKING:
     from ._info import info
     from ._prepare import PrepareConfig, prepare
     from .client import Client
-    from .model.checkpoint import Model, load_model, models, save_checkpoint
+    from .model.checkpoint import Model, load_model, save_checkpoint
     from .model.config import ModelConfig
+    from .model.registry import models
     from .tasks.annotate import annotate
     from .tasks.doublets import detect_doublets
     from .tasks.embed import embed, embed_file

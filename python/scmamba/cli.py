@@ -114,15 +114,42 @@ def convert_checkpoint(
 
 @app.command()
 def models() -> None:
-    """List the models that ship with the package."""
-    from .model import load_model
-    from .model import models as shipped
+    """List the models at hand, and those that can be fetched."""
+    from .model import load_model, registry
+    from .model import models as here
 
-    for name in shipped():
+    for name in here():
         model = load_model(name, device="cpu")
         size = sum(p.numel() for p in model.network.parameters())
         typer.echo(f"{name}: D {model.config.d_model} x {model.config.n_layer} layers, {len(model.genes):,} genes, {size:,} parameters")
         typer.echo("\n".join("    " + line for line in model.card.splitlines()))
+    for name, entry in registry().items():
+        if name not in here():
+            typer.echo(f"{name}: not fetched yet (scmamba fetch-model {name}); {entry['about']}")
+
+
+@app.command()
+def fetch_model(name: Annotated[str, typer.Argument(help="A model of the registry.")], quiet: Quiet = False) -> None:
+    """Fetch a model, check it and keep it; load_model does the same when it is first asked for."""
+    from .model import fetch_model as fetch
+
+    typer.echo(str(fetch(name, verbose=not quiet)))
+
+
+@app.command()
+def pack_model(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .zip to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint as one file to be put on the web, and print its entry for a registry."""
+    import json
+
+    from .model import pack_model as pack
+
+    _check_new(output, overwrite)
+    entry = {"url": f"https://.../{output.name}", **pack(folder, output), "about": ""}
+    typer.echo(json.dumps({output.stem: entry}, indent=1))
 
 
 @app.command()

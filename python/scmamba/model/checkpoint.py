@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from ..genes import Vocabulary
 from .config import ModelConfig
 from .network import ScMamba, pack
 from .published import read_published
+from .registry import fetch_model, models, registry
 
 #: The model every verb uses when none is named.
 DEFAULT_MODEL = "brain-mini"
@@ -216,12 +216,6 @@ def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None
     return path
 
 
-def models() -> dict[str, Path]:
-    """Names and folders of the models that ship with the package."""
-    root = Path(str(resources.files("scmamba") / "models"))
-    return {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()} if root.is_dir() else {}
-
-
 def load_model(
     name_or_path: str | PathLike[str] | Model | None = None,
     vocabulary: str | PathLike[str] | Vocabulary | None = None,
@@ -236,8 +230,8 @@ def load_model(
     Parameters
     ----------
     name_or_path
-        A name listed by :func:`models` (default ``brain-mini``), a checkpoint directory, a published ``.ckpt``, or a model
-        already open (returned as it is).
+        A name listed by :func:`models` (default ``brain-mini``) or in the registry (fetched once), a checkpoint directory, a published
+        ``.ckpt``, or a model already open (returned as it is).
     vocabulary, labels
         ``vocab.txt`` and the label map of a published ``.ckpt``.
     device
@@ -253,8 +247,7 @@ def load_model(
     if isinstance(name_or_path, Model):
         return name_or_path
     name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
-    shipped = models()
-    path = shipped[name_or_path] if isinstance(name_or_path, str) and name_or_path in shipped else Path(name_or_path)
+    path = _find(name_or_path)
     if path.is_dir():
         model = _read_directory(path, dtype)
     elif path.is_file():
@@ -264,13 +257,23 @@ def load_model(
         )
     else:
         raise CheckpointError(
-            f"There is no model '{name_or_path}': it is neither a path nor one of the models that ship with scmamba "
-            f"({', '.join(shipped) or 'none in this installation'})."
+            f"There is no model '{name_or_path}': it is neither a path nor one of the models at hand ({', '.join(models()) or 'none'}) "
+            f"or to be fetched ({', '.join(registry()) or 'none'})."
         )
     model.network.backend = backend
     model.network.to(torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     model.network.eval()
     return model
+
+
+def _find(name_or_path: str | PathLike[str]) -> Path:
+    """The folder of a model by name, fetched if need be; anything else is a path."""
+    if isinstance(name_or_path, str):
+        if name_or_path in (here := models()):
+            return here[name_or_path]
+        if not Path(name_or_path).exists() and name_or_path in registry():
+            return fetch_model(name_or_path)
+    return Path(name_or_path)
 
 
 def _read_directory(path: Path, dtype: torch.dtype) -> Model:
