@@ -9,9 +9,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from ._host import load_torch_apart
+
 # Torch's threads spin while they wait for each other, which on a shared machine makes small networks up to four times slower.
 # Read when torch is first loaded, hence before anything else; whoever has set it keeps what was set.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+load_torch_apart()
 
 __version__ = "0.1.0"
 
