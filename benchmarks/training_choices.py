@@ -239,7 +239,7 @@ def annotation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> l
             called = np.array(tuned.labels)[np.concatenate(found)]
             score = annotation_scores(others.obs["cell_type"].astype(str).to_numpy(), called)
             task = f"types, {name}: macro F1 of the network's classifier (higher is better)"
-            rows.append({"task": task, "steps": steps, "value": score["macro_f1"]})
+            rows.append({"task": task, "steps": steps, "value": score["macro"]})
     return rows
 
 
