@@ -17,6 +17,7 @@ CREATE TABLE IF NOT EXISTS jobs (
   state TEXT NOT NULL, done REAL NOT NULL DEFAULT 0, message TEXT NOT NULL DEFAULT '', attempts INTEGER NOT NULL DEFAULT 0,
   worker TEXT, created REAL NOT NULL, started REAL, beat REAL, finished REAL);
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, created);
+CREATE TABLE IF NOT EXISTS turns (user TEXT PRIMARY KEY, at REAL NOT NULL);
 """
 #: States a job does not leave.
 FINAL = ("done", "failed", "cancelled")
@@ -45,9 +46,14 @@ class Queue:
         finally:
             db.close()
 
-    def add(self, user: str, task: str, model: str, options: dict[str, Any], upload: Path) -> str:
-        """Accept a job; it survives everything from here on."""
-        job = secrets.token_urlsafe(12)
+    @staticmethod
+    def new_name() -> str:
+        """A name nobody can guess, for a job to be added."""
+        return secrets.token_urlsafe(12)
+
+    def add(self, user: str, task: str, model: str, options: dict[str, Any], upload: Path, job: str | None = None) -> str:
+        """Accept a job; it survives everything from here on. ``job`` is a name from :meth:`new_name`."""
+        job = job or self.new_name()
         with self._open() as db:
             db.execute(
                 "INSERT INTO jobs (id, user, task, model, options, upload, state, created) VALUES (?,?,?,?,?,?,'queued',?)",
@@ -73,12 +79,16 @@ class Queue:
             return int(db.execute("SELECT COUNT(*) FROM jobs WHERE user = ? AND state IN ('queued','running')", (user,)).fetchone()[0])
 
     def claim(self, worker: str) -> dict[str, Any] | None:
-        """The next job: of the user with the fewest running ones, the oldest."""
+        """The next job: users take turns, those with fewer running ones first; of one user the oldest.
+
+        Turns are kept apart from the jobs, so that deleting one's finished jobs does not bring one to the front.
+        """
         with self._open() as db:
             db.execute("BEGIN IMMEDIATE")
             row = db.execute(
-                "SELECT q.id FROM jobs q LEFT JOIN (SELECT user, COUNT(*) n FROM jobs WHERE state='running' GROUP BY user) r "
-                "ON r.user = q.user WHERE q.state='queued' ORDER BY COALESCE(r.n, 0), q.created LIMIT 1"
+                "SELECT q.id, q.user FROM jobs q LEFT JOIN (SELECT user, COUNT(*) n FROM jobs WHERE state='running' GROUP BY user) r "
+                "ON r.user = q.user LEFT JOIN turns t ON t.user = q.user WHERE q.state='queued' "
+                "ORDER BY COALESCE(r.n, 0), COALESCE(t.at, 0), q.created LIMIT 1"
             ).fetchone()
             if row is not None:
                 now = time.time()
@@ -86,6 +96,7 @@ class Queue:
                     "UPDATE jobs SET state='running', worker=?, attempts=attempts+1, started=?, beat=?, done=0 WHERE id=?",
                     (worker, now, now, row["id"]),
                 )
+                db.execute("INSERT INTO turns VALUES (?,?) ON CONFLICT (user) DO UPDATE SET at=excluded.at", (row["user"], now))
             db.execute("COMMIT")
         return None if row is None else self.get(row["id"])
 
