@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import secrets
 import shutil
 import tempfile
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from http.client import HTTPResponse
+from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _RETRIES = 5
+#: Tries when the server has answered before: a minute and a half.
+_PATIENT = 15
 
 
 class Client:
@@ -42,6 +46,7 @@ class Client:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise ScMambaError(f"'{url}' is no address of a server; it begins with http:// or https://.")
         self.url, self._token, self.timeout = url.rstrip("/"), token, timeout
+        self._reached = False
 
     def impute(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
         """As :func:`scmamba.impute`, there."""
@@ -74,7 +79,8 @@ class Client:
         with tempfile.TemporaryDirectory() as folder:
             path = self.fetch(job, Path(folder) / "result.h5ad")
             result = anndata.read_h5ad(path)
-        self.cancel(job)  # it has ended: this deletes it there
+        with contextlib.suppress(ScMambaError):  # the result is here; a server just gone deletes the job when its time is over
+            self.cancel(job)
         return result
 
     def submit(self, task: str, adata: AnnData | str | PathLike[str], *, model: str = "brain-mini", **options: Any) -> str:
@@ -100,7 +106,7 @@ class Client:
         ScMambaError
             The job failed or was cancelled, with the server's reason.
         """
-        shown = 0
+        shown, pause = 0, 0.2
         with progress("Working on the server", 100, verbose) as advance:
             while True:
                 now = self.state(job)
@@ -112,14 +118,14 @@ class Client:
                 if now["state"] in ("failed", "cancelled"):
                     ended = "failed" if now["state"] == "failed" else "was cancelled"
                     raise ScMambaError(f"On the server the job {ended}: {now['message']}")
-                time.sleep(0.3)
+                time.sleep(pause)
+                pause = min(1.15 * pause, 2.0)  # short jobs end soon; long ones need no asking three times a second
 
     def fetch(self, job: str, target: str | PathLike[str], *, format: str = "h5ad") -> Path:
-        """Save the result: the whole object, or with ``format="scmb"`` what was added."""
+        """Save the result: the whole object, or with ``format="scmb"`` what was added. Fetched again if the line breaks."""
         target = Path(target)
-        where = f"/v2/jobs/{job}/result?format={format}"
-        with atomic_path(target) as temporary, self._open("GET", where) as answer, open(temporary, "wb") as file:
-            shutil.copyfileobj(answer, file, 1 << 20)
+        with atomic_path(target) as temporary:
+            self._request("GET", f"/v2/jobs/{job}/result?format={format}", into=temporary)
         return target
 
     def cancel(self, job: str) -> None:
@@ -136,33 +142,48 @@ class Client:
         return self._json("POST", path, file)
 
     def _json(self, method: str, path: str, file: Path | None = None) -> dict[str, Any]:
-        with self._open(method, path, file) as answer:
-            return dict(json.loads(answer.read()))
+        return dict(json.loads(self._request(method, path, file)))
 
-    def _open(self, method: str, path: str, file: Path | None = None) -> HTTPResponse:
-        """One request, again after a pause when the line breaks or the server is busy."""
-        for attempt in range(_RETRIES):
-            headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-            body = None
-            if file is not None:
-                body = open(file, "rb")  # noqa: SIM115 - closed below, whatever happens
-                headers |= {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
+    def _request(self, method: str, path: str, file: Path | None = None, into: Path | None = None) -> bytes:
+        """One request and its whole answer; again after a pause when the line breaks or the server is busy.
+
+        A server that has answered before is given longer: it may be starting again. A file goes under a name of its own, by which the
+        server knows it when it comes a second time because the first answer was lost.
+        """
+        name, tries = secrets.token_urlsafe(24), 0
+        while True:
+            tries += 1
+            last = tries >= (_PATIENT if self._reached else _RETRIES)
             try:
-                request = urllib.request.Request(self.url + path, data=body, headers=headers, method=method)
-                return urllib.request.urlopen(request, timeout=self.timeout)  # type: ignore[no-any-return]
+                return self._once(method, path, file, into, name)
             except urllib.error.HTTPError as error:
-                if error.code not in (502, 503, 504) or attempt == _RETRIES - 1:
+                if error.code not in (502, 503, 504) or last:
                     raise ScMambaError(f"The server answered {error.code}: {_detail(error)}") from error
-            except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
-                if attempt == _RETRIES - 1:
+            except (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException) as error:
+                if last:
                     raise ScMambaError(
                         f"The server {self.url} cannot be reached ({error}). Does it run, and is the address right?"
                     ) from error
-            finally:
-                if body is not None:
-                    body.close()
-            time.sleep(0.5 * 2**attempt)
-        raise AssertionError("unreachable")
+            time.sleep(min(0.5 * 2 ** (tries - 1), 8.0))
+
+    def _once(self, method: str, path: str, file: Path | None, into: Path | None, name: str) -> bytes:
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        with contextlib.ExitStack() as stack:
+            body = None
+            if file is not None:
+                body = stack.enter_context(open(file, "rb"))
+                headers |= {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream", "Idempotency-Key": name}
+            request = urllib.request.Request(self.url + path, data=body, headers=headers, method=method)
+            answer = stack.enter_context(urllib.request.urlopen(request, timeout=self.timeout))
+            self._reached = True
+            if into is None:
+                return bytes(answer.read())
+            with open(into, "wb") as target:
+                shutil.copyfileobj(answer, target, 1 << 20)
+            # A line that breaks in the middle looks like the end otherwise.
+            if (promised := answer.headers.get("Content-Length")) is not None and int(promised) != into.stat().st_size:
+                raise ConnectionError(f"{into.stat().st_size} bytes of {promised} came")
+            return b""
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

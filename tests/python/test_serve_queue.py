@@ -87,3 +87,12 @@ def test_many_processes_claim_every_job_once(tmp_path):
     for worker in workers:
         worker.join()
     assert sorted(claimed) == sorted(jobs)
+
+
+def test_a_file_sent_twice_is_one_job(tmp_path):
+    queue = Queue(tmp_path)
+    name = queue.name_of("ann", "k" * 20)
+    assert name != queue.name_of("bob", "k" * 20)
+    assert queue.add("ann", "embed", "brain-mini", {}, Path("first"), name) == name
+    assert queue.add("ann", "embed", "brain-mini", {}, Path("second"), name) is None
+    assert queue.counts() == {"queued": 1} and queue.get(name)["upload"] == "first"

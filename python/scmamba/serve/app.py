@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import re
+import secrets
 import shutil
 import sys
 import time
@@ -28,6 +29,7 @@ from .tokens import Tokens
 from .worker import TASKS, check_options
 
 _log = logging.getLogger("scmamba.serve")
+_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -128,17 +130,23 @@ def create_app(settings: Settings) -> FastAPI:
         if task not in TASKS:
             raise HTTPException(404, f"There is no task '{task}'; there are {', '.join(TASKS)}.")
         wanted = _options(task, options)
+        job = _name(who, request)
+        if there := queue.get(job, who):  # sent again because our answer was lost
+            await drain(request)
+            return {"id": job, "state": there["state"]}
         if queue.unfinished(who) >= settings.jobs_per_user:
             raise HTTPException(429, f"You have {settings.jobs_per_user} unfinished jobs; wait until some are done.")
         path = await receive(request, settings)
         try:
             found = await look_at(path, settings)
-            job = queue.add(who, task, name, wanted, path)
-            folder = settings.data / "jobs" / job
-            folder.mkdir(parents=True, exist_ok=True)
+            (settings.data / "jobs" / job).mkdir(parents=True, exist_ok=True)  # before the job: a worker may take it at once
+            added = queue.add(who, task, name, wanted, path, job)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
+        if not added:  # the same file came twice at once
+            path.unlink(missing_ok=True)
+            return {"id": job, "state": "queued", **found}
         _log.info("accepted job=%s user=%s task=%s cells=%s genes=%s", job, who, task, found["cells"], found["genes"])
         return {"id": job, "state": "queued", **found}
 
@@ -224,6 +232,14 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _name(who: str, request: Request) -> str:
+    """The job's name: from the sender's Idempotency-Key if there is one, so that a file sent twice is one job."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise HTTPException(422, "The Idempotency-Key must be 16 to 64 letters, digits, - or _, drawn at random.")
+    return Queue.name_of(who, key or secrets.token_urlsafe(24))
+
+
 def _options(task: str, text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
@@ -254,8 +270,6 @@ async def receive(request: Request, settings: Settings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < (int(claimed or 0) * 3 + (256 << 20)):
         raise HTTPException(507, "This server's disk is full; tell whoever runs it.")
-    import secrets
-
     path, size = folder / secrets.token_hex(16), 0
     try:
         with open(path, "wb") as file:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import secrets
 import sqlite3
@@ -47,19 +49,20 @@ class Queue:
             db.close()
 
     @staticmethod
-    def new_name() -> str:
-        """A name nobody can guess, for a job to be added."""
-        return secrets.token_urlsafe(12)
+    def name_of(user: str, key: str) -> str:
+        """The name of the job a user sends under a key of their own, so that sending it again is the same job."""
+        return base64.urlsafe_b64encode(hashlib.sha256(f"{user} {key}".encode()).digest()[:12]).decode()
 
-    def add(self, user: str, task: str, model: str, options: dict[str, Any], upload: Path, job: str | None = None) -> str:
-        """Accept a job; it survives everything from here on. ``job`` is a name from :meth:`new_name`."""
-        job = job or self.new_name()
+    def add(self, user: str, task: str, model: str, options: dict[str, Any], upload: Path, job: str | None = None) -> str | None:
+        """Accept a job; it survives everything from here on. ``job`` is a name from :meth:`name_of`; ``None`` if it is there already."""
+        job = job or secrets.token_urlsafe(12)
         with self._open() as db:
-            db.execute(
-                "INSERT INTO jobs (id, user, task, model, options, upload, state, created) VALUES (?,?,?,?,?,?,'queued',?)",
+            added = db.execute(
+                "INSERT INTO jobs (id, user, task, model, options, upload, state, created) VALUES (?,?,?,?,?,?,'queued',?) "
+                "ON CONFLICT (id) DO NOTHING",
                 (job, user, task, model, json.dumps(options), str(upload), time.time()),
-            )
-        return job
+            ).rowcount
+        return job if added else None
 
     def get(self, job: str, user: str | None = None) -> dict[str, Any] | None:
         """A job of this user (``None``: anybody's), or ``None``."""

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ from .settings import Settings
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+    from ..model import Model
 
 
 class Cancelled(BaseException):
@@ -73,6 +76,14 @@ TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], AnnData], dict[str, t
          "seed": (int,), "layer": (str,)},
     ),
 }  # fmt: skip
+
+
+@lru_cache(maxsize=2)
+def kept_model(name: str) -> Model:
+    """A model, open from its first job to the worker's end: opening it takes longer than a small job's answer."""
+    from ..model import load_model
+
+    return load_model(name)
 
 
 def check_options(task: str, options: Any) -> str | None:
@@ -177,7 +188,7 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
         adata = open_upload(Path(job["upload"]))
         options = dict(json.loads(job["options"]))
         if job["task"] in ("impute", "embed"):
-            options["model"] = job["model"]
+            options["model"] = kept_model(job["model"])
         result = TASKS[job["task"]][0](adata, options)
         # The result stands before the job is called done: killed in between, the job runs again and ends once.
         with atomic_path(folder / "result") as temporary:
