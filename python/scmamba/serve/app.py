@@ -23,6 +23,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTex
 
 from .. import __version__
 from .jobs import FINAL, Queue
+from .references import References
 from .settings import Settings
 from .supervisor import Supervisor
 from .tokens import Tokens
@@ -64,7 +65,7 @@ class Limiter:
 def create_app(settings: Settings) -> FastAPI:
     """The application; workers start and stop with it."""
     queue, tokens, limiter = Queue(settings.data), Tokens(settings.data), Limiter(settings.requests_per_minute)
-    supervisor = Supervisor(settings, queue)
+    supervisor, drawing, references = Supervisor(settings, queue), asyncio.Lock(), References(settings.data)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -134,6 +135,8 @@ def create_app(settings: Settings) -> FastAPI:
         if there := queue.get(job, who):  # sent again because our answer was lost
             await drain(request)
             return {"id": job, "state": there["state"]}
+        if "reference" in wanted and references.path(wanted["reference"], who) is None:
+            raise HTTPException(422, "There is no such reference of yours; send it to /v2/references first.")
         if queue.unfinished(who) >= settings.jobs_per_user:
             raise HTTPException(429, f"You have {settings.jobs_per_user} unfinished jobs; wait until some are done.")
         path = await receive(request, settings)
@@ -149,6 +152,27 @@ def create_app(settings: Settings) -> FastAPI:
             return {"id": job, "state": "queued", **found}
         _log.info("accepted job=%s user=%s task=%s cells=%s genes=%s", job, who, task, found["cells"], found["genes"])
         return {"id": job, "state": "queued", **found}
+
+    @app.post("/v2/references", status_code=201, responses={c: {} for c in (400, 401, 411, 413, 422, 429, 507)})
+    async def add_reference(request: Request, who: str = Depends(user)) -> dict[str, Any]:
+        """Send labelled cells to annotate others by: give the id as option ``reference``, their column as ``labels``."""
+        if references.number(who) >= settings.jobs_per_user:
+            raise HTTPException(429, f"You have {settings.jobs_per_user} references here; delete some.")
+        path = await receive(request, settings)
+        try:
+            found = await look_at(path, settings)
+            name = references.add(who, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return {"id": name, **found}
+
+    @app.delete("/v2/references/{name}", responses={404: {}, 401: {}, 429: {}})
+    def remove_reference(name: str, who: str = Depends(user)) -> dict[str, str]:
+        """Delete labelled cells."""
+        if not references.remove(name, who):
+            raise HTTPException(404, "There is no such reference of yours.")
+        return {"id": name, "state": "deleted"}
 
     @app.get("/v2/jobs")
     def jobs(who: str = Depends(user)) -> dict[str, Any]:
@@ -194,6 +218,18 @@ def create_app(settings: Settings) -> FastAPI:
         if not path.is_file():
             raise HTTPException(404, _UNKNOWN)
         return FileResponse(path, media_type="application/octet-stream", filename=f"scmamba-{found['task']}.{format}")
+
+    @app.get("/v2/jobs/{job}/picture", responses={c: {} for c in (404, 401, 409, 429, 503)})
+    async def picture(job: str, who: str = Depends(user)) -> FileResponse:
+        """A map of the cells as JSON: ``cells``, ``x``, ``y``, ``method``; made at the first look."""
+        found = own(job, who)
+        if found["state"] != "done":
+            raise HTTPException(409, f"The job is {found['state']}; there is nothing to draw.")
+        folder = settings.data / "jobs" / found["id"] / "result"
+        async with drawing:
+            if not (folder / "picture.json").is_file():
+                await draw(folder)
+        return FileResponse(folder / "picture.json", media_type="application/json")
 
     @app.delete("/v2/jobs/{job}", responses={404: {}, 401: {}, 429: {}})
     def cancel(job: str, who: str = Depends(user)) -> dict[str, str]:
@@ -311,6 +347,20 @@ async def look_at(path: Path, settings: Settings) -> dict[str, Any]:
     if "error" in found:
         raise HTTPException(422, found["error"])
     return found
+
+
+async def draw(folder: Path) -> None:
+    """Make the picture of a result in a process of its own."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "scmamba.serve.picture", str(folder), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        status = await asyncio.wait_for(process.wait(), timeout=300)
+    except TimeoutError:
+        process.kill()
+        status = -1
+    if status != 0:
+        raise HTTPException(503, "The picture could not be made; the result is there to be fetched.")
 
 
 def shown(job: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,9 @@
 "use strict";
 // No build step, no library: one form, one job, its progress, its answer.
 const $ = (id) => document.getElementById(id);
+// Told apart by people with any colour vision (Okabe and Ito), then darker again.
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#5b3f8c", "#7a2e0e", "#1b5e46", "#4a6a8a", "#a04060"];
+const GREY = "#9a9a9a";
 let job = null;
 const headers = () => ($("token").value ? { Authorization: "Bearer " + $("token").value } : {});
 const say = (title, text, bad) => {
@@ -16,29 +19,48 @@ const loadModels = async () => {
   const answer = await fetch("/v2/models", { headers: headers() });
   if (!answer.ok) return;
   const body = await answer.json();
-  $("model").replaceChildren(...body.models.map((name) => new Option(name, name, name === body.default)));
+  $("model").replaceChildren(...body.models.map((name) => new Option(name, name, name === body.default, name === body.default)));
 };
 $("token").addEventListener("change", loadModels);
-for (const kind of ["dragover", "dragleave", "drop"]) {
-  $("drop").addEventListener(kind, (event) => {
-    event.preventDefault();
-    $("drop").classList.toggle("over", kind === "dragover");
-    if (kind === "drop") $("file").files = event.dataTransfer.files;
-  });
+$("task").addEventListener("change", () => { $("annotate").hidden = $("task").value !== "annotate"; });
+for (const zone of document.querySelectorAll(".drop")) {
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    zone.addEventListener(kind, (event) => {
+      event.preventDefault();
+      zone.classList.toggle("over", kind === "dragover");
+      if (kind === "drop") zone.querySelector("input").files = event.dataTransfer.files;
+    });
+  }
 }
+const send = async (path, file) => {
+  say("Sending", file.name);
+  const answer = await fetch(path, { method: "POST", headers: headers(), body: file });
+  if (answer.ok) return answer.json();
+  say("Refused", await problem(answer), true);
+  return null;
+};
+const askedFor = async () => {
+  const options = $("force").checked ? { force: true } : {};
+  const reference = $("task").value === "annotate" ? $("reference").files[0] : undefined;
+  if (!reference) return options;
+  const known = await send("/v2/references", reference);
+  return known && { ...options, reference: known.id, labels: $("labels").value };
+};
 $("form").addEventListener("submit", async (event) => {
   event.preventDefault();
   $("answer").hidden = true;
   $("send").disabled = true;
-  say("Sending", $("file").files[0].name);
   try {
-    const path = `/v2/models/${encodeURIComponent($("model").value || "brain-mini")}/${$("task").value}`;
-    const answer = await fetch(path, { method: "POST", headers: headers(), body: $("file").files[0] });
-    if (!answer.ok) { say("Refused", await problem(answer), true); return; }
-    const body = await answer.json();
-    job = body.id;
-    $("cancel").hidden = false;
-    await watch(`${body.cells} cells x ${body.genes} genes`);
+    const options = await askedFor();
+    if (options === null) return;
+    const model = encodeURIComponent($("model").value || "brain-mini");
+    const body = await send(`/v2/models/${model}/${$("task").value}?options=${encodeURIComponent(JSON.stringify(options))}`, $("file").files[0]);
+    if (body !== null) {
+      job = body.id;
+      $("cancel").hidden = false;
+      await watch(`${body.cells} cells x ${body.genes} genes`);
+    }
+    if (options.reference) await fetch("/v2/references/" + options.reference, { method: "DELETE", headers: headers() });
   } catch (error) { say("The server cannot be reached", String(error), true); }
   finally { $("send").disabled = false; $("cancel").hidden = true; }
 });
@@ -55,38 +77,84 @@ const watch = async (size) => {
     await new Promise((wake) => setTimeout(wake, 500));
   }
 };
+const row = (kind, texts, colour) => {
+  const line = document.createElement("tr");
+  texts.forEach((text, i) => {
+    const cell = document.createElement(i === 0 ? kind : "td");
+    if (kind === "th" && i === 0) cell.scope = "row";
+    if (i === 0 && colour) {
+      const dot = document.createElement("span");
+      dot.className = "swatch";
+      dot.style.backgroundColor = colour;
+      cell.append(dot);
+    }
+    cell.append(String(text));
+    line.append(cell);
+  });
+  return line;
+};
 const show = async () => {
   const raw = await (await fetch(`/v2/jobs/${job}/result?format=scmb`, { headers: headers() })).arrayBuffer();
   const length = Number(new DataView(raw).getBigUint64(6, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(raw, 14, length)));
+  const { obs, provenance } = header;
+  const answers = (obs.scmamba_type || obs.scmamba_doublet || obs.scmamba_low_depth || []).map(named);
+  const scores = obs.scmamba_type ? obs.scmamba_probability : obs.scmamba_doublet_score || obs.scmamba_probability;
   const counts = new Map();
-  const kind = header.obs.scmamba_type || header.obs.scmamba_doublet || header.obs.scmamba_low_depth || [];
-  for (const value of kind) counts.set(String(value), (counts.get(String(value)) || 0) + 1);
-  const rows = [...counts].sort((a, b) => b[1] - a[1]).map(([name, n]) => {
-    const row = document.createElement("tr");
-    for (const text of [name, n]) { const cell = document.createElement("td"); cell.textContent = text; row.append(cell); }
-    return row;
-  });
-  $("table").tBodies[0].replaceChildren(...rows);
-  draw(header.obs.scmamba_probability || header.obs.scmamba_doublet_score || []);
+  for (const value of answers) counts.set(value, (counts.get(value) || 0) + 1);
+  const order = [...counts].sort((a, b) => b[1] - a[1]).map(([name]) => name);
+  const colour = new Map(order.map((name, i) => [name, name === "Unassigned" ? GREY : COLOURS[i % COLOURS.length]]));
+  const share = (n) => (100 * n / answers.length).toFixed(1) + "%";
+  $("table").tBodies[0].replaceChildren(...order.map((name) => row("th", [name, counts.get(name), share(counts.get(name))], colour.get(name))));
+  const facts = Object.entries(provenance).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
+  $("coverage").tBodies[0].replaceChildren(...facts.map(([key, value]) => row("th", [key.replaceAll("_", " "), value])));
+  histogram(scores || [], obs.scmamba_type ? "probability" : "doublet score");
+  $("map").hidden = true;
   $("answer").hidden = false;
+  $("answer").focus();
+  say("Done", `${$("message").textContent}; drawing the map of the cells`);
+  const picture = await fetch(`/v2/jobs/${job}/picture`, { headers: headers() });
+  if (picture.ok) map(await picture.json(), answers, order, colour);
+  say("Done", $("message").textContent.replace("; drawing the map of the cells", ""));
 };
-const draw = (values) => {
-  const canvas = $("plot"), pen = canvas.getContext("2d"), bins = new Array(40).fill(0);
-  canvas.hidden = values.length === 0;
-  for (const v of values) if (v !== null) bins[Math.min(39, Math.floor(v * 40))]++;
-  const top = Math.max(1, ...bins);
+const named = (value) => (value === true ? "yes" : value === false ? "no" : value === null ? "none" : String(value))
+  .replace(/^yes$/, $("task").value === "doublets" ? "doublet" : "fewer than 200 counts")
+  .replace(/^no$/, $("task").value === "doublets" ? "single cell" : "enough counts");
+const map = (picture, answers, order, colour) => {
+  const canvas = $("plot"), pen = canvas.getContext("2d"), edge = 12;
   pen.clearRect(0, 0, canvas.width, canvas.height);
-  pen.fillStyle = "#0b57d0";
-  bins.forEach((n, i) => pen.fillRect(i * 16 + 1, 220 - (200 * n) / top, 14, (200 * n) / top));
+  const radius = picture.cells.length > 2000 ? 1.5 : 3;
+  picture.cells.forEach((cell, i) => {
+    pen.fillStyle = colour.get(answers[cell]) || GREY;
+    pen.beginPath();
+    pen.arc(edge + picture.x[i] * (canvas.width - 2 * edge), canvas.height - edge - picture.y[i] * (canvas.height - 2 * edge), radius, 0, 7);
+    pen.fill();
+  });
+  const what = `${picture.method}, ${picture.cells.length} cells, coloured by answer`;
+  $("mapped").textContent = what;
+  canvas.setAttribute("aria-label", `Map of the cells: ${what}: ${order.slice(0, 12).join(", ")}`);
+  $("map").hidden = false;
+};
+const histogram = (values, what) => {
+  const canvas = $("histogram"), pen = canvas.getContext("2d"), bins = new Array(40).fill(0), known = values.filter((v) => v !== null);
+  $("confidence").hidden = known.length === 0;
+  if (known.length === 0) return;
+  for (const v of known) bins[Math.max(0, Math.min(39, Math.floor(v * 40)))]++;
+  const top = Math.max(1, ...bins), median = [...known].sort((a, b) => a - b)[Math.floor(known.length / 2)];
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  pen.fillStyle = COLOURS[0];
+  bins.forEach((n, i) => pen.fillRect(i * 16 + 1, 180 - (170 * n) / top, 14, (170 * n) / top));
   pen.fillStyle = "#1a1a1a";
-  pen.fillText("0", 2, 236); pen.fillText("probability or score", 260, 236); pen.fillText("1", 630, 236);
+  pen.fillText("0", 2, 195); pen.fillText(what, 290, 195); pen.fillText("1", 630, 195);
+  $("spread").textContent = `${what[0].toUpperCase()}${what.slice(1)} of the answers, median ${median.toFixed(2)}`;
+  canvas.setAttribute("aria-label", `Histogram: ${$("spread").textContent}, ${known.length} cells`);
 };
 $("download").addEventListener("click", async () => {
   const blob = await (await fetch(`/v2/jobs/${job}/result`, { headers: headers() })).blob();
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
-  link.download = "scmamba.h5ad";
+  link.download = `scmamba-${$("task").value}.h5ad`;
   link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 });
 loadModels();

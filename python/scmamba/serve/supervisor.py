@@ -10,6 +10,7 @@ import threading
 import time
 
 from .jobs import Queue
+from .references import References
 from .settings import Settings
 
 _log = logging.getLogger("scmamba.serve")
@@ -68,3 +69,4 @@ class Supervisor:
 
                 for job in self.queue.forget(time.time() - 86400 * self.settings.keep_days):
                     discard(self.settings, job)
+                References(self.settings.data).forget(time.time() - 86400 * self.settings.keep_days)

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .._errors import ScMambaError
+from .._errors import DataError, ScMambaError
 from .._files import atomic_path
+from .check import check_content, plain
 from .jobs import Queue
+from .references import References
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -68,7 +70,8 @@ TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], AnnData], dict[str, t
     "embed": (_embed, {"force": (bool,), "batch_size": (int,), "layer": (str,), "gene_column": (str,)}),
     "annotate": (
         _annotate,
-        {"markers": (dict,), "error_rate": (float,), "seed": (int,), "force": (bool,), "layer": (str,), "gene_column": (str,)},
+        {"reference": (str,), "labels": (str, list), "donor": (str,), "network": (bool, int), "markers": (dict,), "error_rate": (float,),
+         "seed": (int,), "force": (bool,), "layer": (str,), "gene_column": (str,)},
     ),
     "doublets": (
         _doublets,
@@ -104,7 +107,25 @@ def check_options(task: str, options: Any) -> str | None:
 
 
 def open_upload(path: Path) -> AnnData:
-    """An upload that was looked at before."""
+    """An upload that was looked at before.
+
+    Raises
+    ------
+    DataError
+        Only reading it reveals what is wrong.
+    """
+    try:
+        adata = _open(path)
+    except (ScMambaError, MemoryError):
+        raise
+    except Exception as error:  # readers raise many kinds for damaged files
+        reason = plain(str(error).replace(str(path), "the upload").partition("\n")[0], 200)
+        raise DataError(f"The upload cannot be read ({type(error).__name__}: {reason}); save the object anew and send it again.") from error
+    check_content(adata)
+    return adata
+
+
+def _open(path: Path) -> AnnData:
     import anndata
 
     with open(path, "rb") as file:
@@ -124,6 +145,14 @@ def open_upload(path: Path) -> AnnData:
         adata.var_names_make_unique()
         return adata
     return anndata.read_h5ad(path)
+
+
+def open_reference(settings: Settings, name: str, user: str) -> AnnData:
+    """Labelled cells the user sent before."""
+    path = References(settings.data).path(name, user)
+    if path is None:
+        raise ScMambaError("The reference was deleted before the job began.")
+    return open_upload(path)
 
 
 def write_result(adata: AnnData, task: str, folder: Path) -> None:
@@ -189,6 +218,8 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
         options = dict(json.loads(job["options"]))
         if job["task"] in ("impute", "embed"):
             options["model"] = kept_model(job["model"])
+        if "reference" in options:
+            options |= {"reference": open_reference(settings, options["reference"], job["user"]), "model": kept_model(job["model"])}
         result = TASKS[job["task"]][0](adata, options)
         # The result stands before the job is called done: killed in between, the job runs again and ends once.
         with atomic_path(folder / "result") as temporary:
@@ -199,12 +230,12 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
     except Cancelled:
         pass
     except ScMambaError as error:
-        queue.finish(job["id"], worker, "failed", str(error))
+        queue.finish(job["id"], worker, "failed", plain(error, 2000))
     except MemoryError:
         queue.finish(job["id"], worker, "failed", "The job needs more memory than this server gives one. Send fewer cells at once.")
     except Exception as error:  # the job fails alone, with its reason, and the worker goes on
         traceback.print_exc()
-        queue.finish(job["id"], worker, "failed", f"The job failed inside the server: {type(error).__name__}: {str(error)[:300]}")
+        queue.finish(job["id"], worker, "failed", f"The job failed inside the server: {type(error).__name__}: {plain(error, 300)}")
     finally:
         stop.set()
         _progress.listener = None

@@ -1,0 +1,179 @@
+"""The page, in a real headless Chromium, against a real server: what a person does with it, and what a screen reader finds."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+sync_api = pytest.importorskip("playwright.sync_api")
+
+from test_serve import Server
+
+import scmamba
+from scmamba.datasets import brain_cohort
+
+CHROMIUM = os.environ.get("SCMAMBA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine", allow_module_level=True)
+
+_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+          "--disable-component-update", "--disable-sync"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Server(tmp_path_factory.mktemp("serve"))
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser, server):
+    context = browser.new_context(accept_downloads=True, viewport={"width": 900, "height": 1500})
+    opened = context.new_page()
+    opened.complaints = []
+    opened.on("console", lambda message: opened.complaints.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
+    opened.goto(server.url)
+    opened.wait_for_selector("#model option", state="attached")
+    yield opened
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def nuclei() -> ad.AnnData:
+    return brain_cohort(200, n_donors=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def files(nuclei, tmp_path_factory) -> tuple[Path, Path]:
+    """Cells to be named, and labelled ones."""
+    folder = tmp_path_factory.mktemp("files")
+    nuclei[:100].copy().write_h5ad(folder / "cells.h5ad")
+    nuclei[100:].copy().write_h5ad(folder / "known.h5ad")
+    return folder / "cells.h5ad", folder / "known.h5ad"
+
+
+def wait_for_end(page) -> None:
+    # The page forbids evaluated code, a test's polling in the page included.
+    until = time.monotonic() + 240
+    while page.text_content("#status") not in ("Done", "Failed", "Refused", "Cancelled") and time.monotonic() < until:
+        page.wait_for_timeout(100)
+
+
+def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
+    # Dropped, as with a mouse: the browser itself makes the event's file list.
+    data = page.evaluate_handle("() => new DataTransfer()")
+    page.set_input_files("#reference", str(files[0]))  # only to get a File object of real content into the page
+    page.evaluate("(data) => data.items.add(document.getElementById('reference').files[0])", data)
+    page.set_input_files("#reference", [])
+    page.dispatch_event(".drop", "drop", {"dataTransfer": data})
+    page.select_option("#task", "annotate")
+    page.click("#send")
+    wait_for_end(page)
+    assert page.text_content("#status") == "Done", page.text_content("#message")
+    page.wait_for_selector("#map:not([hidden])", timeout=240_000)
+    direct = scmamba.annotate(ad.read_h5ad(files[0]), verbose=False).to_adata(ad.read_h5ad(files[0]))
+    rows = page.query_selector_all("#table tbody tr")
+    shown = {row.query_selector("th").inner_text(): row.query_selector_all("td")[0].inner_text() for row in rows}
+    expected = direct.obs["scmamba_type"].astype(str).value_counts()
+    assert shown == {name: str(number) for name, number in expected.items()}
+    assert "UMAP" in page.text_content("#mapped") and "100 cells" in page.text_content("#mapped")
+    assert "Probability of the answers" in page.text_content("#spread")
+    assert "genes matched" in page.text_content("#coverage")
+    drawn = page.evaluate("() => new Set(document.getElementById('plot').getContext('2d').getImageData(0, 0, 640, 480).data).size")
+    assert drawn > 5  # not an empty canvas
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "got.h5ad")
+    got = ad.read_h5ad(tmp_path / "got.h5ad")
+    np.testing.assert_array_equal(got.obs["scmamba_type"].astype(str), direct.obs["scmamba_type"].astype(str))
+    np.testing.assert_array_equal(got.obs["scmamba_probability"], direct.obs["scmamba_probability"])
+    if picture := os.environ.get("SCMAMBA_SCREENSHOT"):
+        page.screenshot(path=picture, full_page=True)
+    assert page.complaints == []
+
+
+def test_types_from_labelled_cells(page, files):
+    page.set_input_files("#file", str(files[0]))
+    page.select_option("#task", "annotate")
+    page.set_input_files("#reference", str(files[1]))
+    page.fill("#labels", "no such column")
+    page.click("#send")
+    wait_for_end(page)
+    assert page.text_content("#status") == "Failed" and "no such column" in page.text_content("#message")
+    page.fill("#labels", "cell_type")
+    page.click("#send")
+    page.wait_for_timeout(300)
+    wait_for_end(page)
+    assert page.text_content("#status") == "Done", page.text_content("#message")
+    truth = ad.read_h5ad(files[0]).obs["cell_type"].astype(str)
+    names = {row.inner_text() for row in page.query_selector_all("#table tbody th")}
+    assert names <= set(truth) | {"Unassigned"} and len(names) > 4
+
+
+def test_with_the_keyboard_alone(page, files):
+    page.set_input_files("#file", str(files[0]))  # the system's own file dialog is outside the page
+    page.focus("#file")
+    walked = []
+    for _ in range(8):
+        page.keyboard.press("Tab")
+        walked.append(page.evaluate("document.activeElement.id"))
+    assert walked[:5] == ["task", "model", "force", "token", "send"]
+    page.focus("#task")
+    page.keyboard.type("Emb")
+    assert page.input_value("#task") == "embed"
+    page.focus("#send")
+    page.keyboard.press("Enter")
+    wait_for_end(page)
+    assert page.text_content("#status") == "Done"
+    assert page.evaluate("document.activeElement.id") == "answer"  # where the reader goes on
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "download"
+
+
+def test_what_a_screen_reader_finds(page):
+    problems = page.evaluate("""() => {
+        const named = (e) => e.labels?.length || e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim();
+        const all = [...document.querySelectorAll('input, select, button, progress, canvas, section')];
+        const bad = all.filter((e) => !named(e));
+        const ids = [...document.querySelectorAll('[id]')].map((e) => e.id);
+        const twice = ids.filter((id, i) => ids.indexOf(id) !== i);
+        const dangling = [...document.querySelectorAll('label[for], [aria-labelledby]')]
+            .filter((e) => !document.getElementById(e.getAttribute('for') || e.getAttribute('aria-labelledby')));
+        return [...bad.map((e) => e.outerHTML), ...twice, ...dangling.map((e) => e.outerHTML)];
+    }""")
+    assert problems == []
+    assert page.get_attribute("html", "lang") == "en" and page.title() == "scMamba"
+    assert page.locator("main").count() == 1 and page.locator("h1").count() == 1
+    assert page.locator("[aria-live=polite] #status").count() == 1
+    assert page.locator("table caption").count() == page.locator("table").count()
+
+
+def test_a_bad_file_and_nothing_from_elsewhere(page, tmp_path, server):
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    (tmp_path / "cells.h5ad").write_bytes(b"not a file of cells")
+    page.set_input_files("#file", str(tmp_path / "cells.h5ad"))
+    page.click("#send")
+    wait_for_end(page)
+    assert page.text_content("#status") == "Refused" and "neither an .h5ad" in page.text_content("#message")
+    assert page.get_attribute("#message", "class") == "error"
+    page.reload()
+    assert asked and all(url.startswith((server.url, "data:")) for url in asked)
