@@ -19,6 +19,10 @@ system_packages() {
   # Asked for here as well, to spare a second round of apt when only Debian's bare python3 is there.
   [ -x "$VENV/bin/python" ] || find_python >/dev/null || packages+=(python3-venv)
   need_apt "${packages[@]}"
+  # The server's page is tested in a real browser; those tests are left out where there is none.
+  if [ "$WHAT" = test ] && ! have chromium && ! have google-chrome && have dpkg-query && is_root; then
+    (need_apt chromium) || warn "Chromium was not installed; the tests of the server's page will be left out"
+  fi
   have Rscript || die "R (4.1 or newer) with Seurat was not found; install R from CRAN, then in R:
   install.packages(c('Seurat', 'reticulate', 'cli', 'patchwork', 'withr', 'testthat', 'rmarkdown', 'lintr'))"
 }
