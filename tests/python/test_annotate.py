@@ -220,7 +220,7 @@ def test_columns_the_network_knows_come_in_its_order():
 def test_surprise_is_the_cross_entropy_per_count():
     from scipy import sparse
 
-    from scmamba.training.typing import surprise
+    from scmamba.training.views import surprise
 
     profiles = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     x = sparse.csr_matrix(np.log1p([[2.0, 1, 1], [2.0, 1, 1]]))

@@ -1,8 +1,7 @@
-"""Learning cell types from a labelled reference: two linear views and the network, weighed and calibrated on donors left out.
+"""Learning cell types from a labelled reference: linear views and the network, weighed and calibrated on donors left out.
 
-None of the three is best everywhere. A linear model on all genes knows markers, one on leading components knows programmes, the
-fine-tuned network knows what it brought along; their log probabilities are averaged, the network's share and the temperature chosen
-on donors that none of them had seen.
+None of them is best everywhere: the linear views (:mod:`.views`) that take part, the network's share and the temperatures are chosen on
+donors that none of them had seen.
 """
 
 from __future__ import annotations
@@ -18,85 +17,16 @@ from scipy.special import logsumexp
 
 from .._errors import DataError
 from .._progress import say, track
-from ..data.neighbours import nearest_cells, principal_components
+from ..data.neighbours import nearest_cells
+from .views import KINDS, View, choose_subset, fit_view, floored, log_profiles, profile_logits, softmax, surprise
 
 #: Genes found in fewer reference cells teach nothing.
 MIN_CELLS_PER_GENE = 5
-#: Components of the two reduced views.
-COMPONENTS = 50
-#: Most variable genes of the second.
-VARIABLE = 3000
 #: Neighbours a cell's distance to the reference is averaged over.
 NEAREST = 5
-_FLOOR = 1e-4  # no view may rule a class out alone
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(n, k) rows that sum to one."""
-    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-
-
-@dataclass
-class View:
-    """One linear way to look at log1p(CP10k) values: (m, d) basis, (m,) scale of the genes, scaling of the d scores, weights."""
-
-    scale: np.ndarray
-    basis: np.ndarray | None
-    centre: np.ndarray
-    spread: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray
-
-    def scores(self, x: sparse.csr_matrix) -> sparse.csr_matrix | np.ndarray:
-        """What the linear model sees of (n, m) values."""
-        if self.basis is None:
-            return x
-        scaled = sparse.csr_matrix(x.multiply(self.scale))
-        scaled.data = np.minimum(scaled.data, 10.0)
-        return (scaled @ self.basis - self.centre) / self.spread
-
-    def log_probabilities(self, x: sparse.csr_matrix) -> np.ndarray:
-        """(n, k), floored so that one view alone cannot rule a class out."""
-        return np.log(softmax(np.asarray(self.scores(x) @ self.weight.T + self.bias)) + _FLOOR)
-
-
-def fit_view(x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int) -> View:
-    """``kind``: ``genes`` (all), ``components`` (of all genes), ``variable`` (components of the most variable genes, scaled)."""
-    from sklearn.linear_model import LogisticRegression
-
-    m = x.shape[1]
-    one = np.ones(m)
-    if kind == "genes":
-        view = View(one, None, np.zeros(0), np.zeros(0), np.zeros((classes, m)), np.zeros(classes))
-        model = LogisticRegression(C=0.02, class_weight="balanced", max_iter=300)
-    else:
-        mean = np.asarray(x.mean(axis=0)).ravel()
-        variance = np.maximum(np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2, 1e-4)
-        scale = one
-        if kind == "variable":
-            scale = np.zeros(m)
-            chosen = np.argsort(-variance / np.maximum(mean, 1e-3), kind="stable")[:VARIABLE]
-            scale[chosen] = 1 / np.sqrt(variance[chosen])
-        scaled = sparse.csr_matrix(x.multiply(scale))
-        scaled.data = np.minimum(scaled.data, 10.0)
-        scores, basis = principal_components(scaled, COMPONENTS, seed=seed)
-        view = View(scale, basis, scores.mean(axis=0), scores.std(axis=0) + 1e-9, np.zeros(0), np.zeros(0))
-        model = LogisticRegression(C=1.0, max_iter=500)
-    seen = np.unique(codes)
-    weight, bias = np.zeros((classes, m if kind == "genes" else view.basis.shape[1])), np.full(classes, -30.0)  # type: ignore[union-attr]
-    if len(seen) == 1:
-        bias[seen] = 0.0
-    else:
-        model.fit(view.scores(x), codes)
-        if len(seen) == 2:  # scikit-learn keeps one row for two classes
-            weight[seen[1]], bias[seen[0]], bias[seen[1]] = model.coef_[0], 0.0, model.intercept_[0]
-        else:
-            weight[seen], bias[seen] = model.coef_, model.intercept_
-    view.weight, view.bias = weight, bias
-    return view
-
-
-KINDS = ("genes", "components", "variable")
+#: Classes with fewer cells are too small for a linear model with a penalty; their profile may speak for them.
+RARE = 20
+_FLOOR = 1e-4  # the network may not rule a class out alone
 
 
 @dataclass
@@ -108,7 +38,10 @@ class Typist:
     names
         Classes of the finest level.
     views
-        The linear models; the network's logits come from outside and have the share ``network_share``.
+        Kind -> linear model, of those that take part and ``components``; the network's logits come from outside and have the share
+        ``network_share``.
+    temperatures
+        Kind -> what its logits are divided by before they are averaged: of the views that take part, and of the profiles.
     temperature
         Divides the averaged log probabilities; chosen on donors left out.
     curve
@@ -117,13 +50,16 @@ class Typist:
         (n, 3) class of reference cells, their distance to cells of other donors and their :func:`surprise` by the profiles of other
         donors: what is usual.
     profiles
-        (k, m) :func:`log_profiles`.
+        (k, m) :func:`~.views.log_profiles`.
+    rare
+        (k,) classes whose profile may speak for them.
     evening
         (k,) taken off the log probabilities, so that rare classes are not swallowed by common ones; chosen on donors left out.
     """
 
     names: list[str]
-    views: list[View]
+    views: dict[str, View]
+    temperatures: dict[str, float]
     temperature: float
     network_share: float
     curve: np.ndarray
@@ -131,6 +67,7 @@ class Typist:
     codes: np.ndarray
     far: np.ndarray
     profiles: np.ndarray
+    rare: np.ndarray
     evening: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
@@ -139,7 +76,10 @@ class Typist:
         return softmax(self._averaged(x, network) / self.temperature)
 
     def _averaged(self, x: sparse.csr_matrix, network: np.ndarray | None) -> np.ndarray:
-        linear = np.mean([view.log_probabilities(x) for view in self.views], axis=0)
+        linear = np.mean([floored(self.views[k].logits(x), t) for k, t in self.temperatures.items() if k != "profile"], axis=0)
+        if self.rare.any():
+            absent = np.zeros(len(self.names), dtype=bool)
+            linear = with_rare(linear, floored(profile_logits(x, self.profiles, absent), self.temperatures["profile"]), self.rare)
         return (linear if network is None else mix(linear, network, self.network_share)) - self.evening
 
     def threshold(self, error_rate: float) -> float:
@@ -151,7 +91,7 @@ class Typist:
         """(n,) share of reference cells of the class given that are as far from other donors' cells, or as surprising: small for unknown
         types.
         """
-        distance = mean_distance(unit(np.asarray(self.views[1].scores(x))), self.scores)
+        distance = mean_distance(unit(np.asarray(self.views["components"].scores(x))), self.scores)
         out = np.ones(len(codes))
         for column, found in ((1, distance), (2, surprise(x, self.profiles, codes))):
             for c in np.unique(codes):
@@ -165,12 +105,11 @@ class Typist:
         """Keep everything in one .npz file of plain arrays."""
         arrays: dict[str, np.ndarray] = {"names": np.array(self.names, dtype=str), "curve": self.curve, "scores": self.scores,
                                          "codes": self.codes, "far": self.far, "profiles": self.profiles,
-                                         "evening": self.evening}  # fmt: skip
-        for i, view in enumerate(self.views):
-            for part in ("scale", "basis", "centre", "spread", "weight", "bias"):
-                value = getattr(view, part)
-                arrays[f"{i}_{part}"] = np.zeros(0) if value is None else value
-        settings = {"temperature": self.temperature, "network_share": self.network_share, "report": self.report}
+                                         "rare": self.rare, "evening": self.evening}  # fmt: skip
+        for kind, view in self.views.items():
+            arrays |= view.arrays(f"{kind}_")
+        settings = {"temperature": self.temperature, "temperatures": self.temperatures, "network_share": self.network_share,
+                    "views": list(self.views), "report": self.report}  # fmt: skip
         with open(path, "wb") as file:
             np.savez(file, settings=np.array(json.dumps(settings)), **arrays)  # type: ignore[arg-type]
 
@@ -180,13 +119,18 @@ class Typist:
         with np.load(path, allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
         settings = json.loads(str(kept["settings"]))
-        views = []
-        for i in range(len(KINDS)):
-            parts = {part: kept[f"{i}_{part}"] for part in ("scale", "basis", "centre", "spread", "weight", "bias")}
-            views.append(View(**{**parts, "basis": parts["basis"] if parts["basis"].size else None}))
+        views = {kind: View.of(kept, f"{kind}_") for kind in settings["views"]}
         names = [str(n) for n in kept["names"]]
-        return cls(names, views, settings["temperature"], settings["network_share"], kept["curve"], kept["scores"], kept["codes"],
-                   kept["far"], kept["profiles"], kept["evening"], settings["report"])  # fmt: skip
+        return cls(names, views, settings["temperatures"], settings["temperature"], settings["network_share"], kept["curve"],
+                   kept["scores"], kept["codes"], kept["far"], kept["profiles"], kept["rare"], kept["evening"],
+                   settings["report"])  # fmt: skip
+
+
+def with_rare(linear: np.ndarray, profile: np.ndarray, rare: np.ndarray) -> np.ndarray:
+    """Log probabilities where a rare class is as likely as its profile says, if that is more."""
+    out = linear.copy()
+    out[:, rare] = np.maximum(linear[:, rare], profile[:, rare])
+    return out
 
 
 def mix(linear: np.ndarray, network: np.ndarray, share: float) -> np.ndarray:
@@ -203,24 +147,6 @@ def mean_distance(query: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """(n,) mean distance to the nearest members of the pool."""
     nearest = nearest_cells(query, pool, NEAREST)
     return np.linalg.norm(query[:, None] - pool[nearest], axis=2).mean(axis=1)
-
-
-def log_profiles(x: sparse.csr_matrix, codes: np.ndarray, classes: int) -> np.ndarray:
-    """(k, m) log share of each gene in the mean cell of each class, with one average cell of all classes mixed in."""
-    linear = x.copy()
-    np.expm1(linear.data, out=linear.data)
-    overall = np.asarray(linear.mean(axis=0)).ravel() + 1e-3
-    chosen = sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(classes, len(codes)))
-    sums = (chosen @ linear).toarray() + overall
-    return np.log(sums / sums.sum(axis=1, keepdims=True))
-
-
-def surprise(x: sparse.csr_matrix, profiles: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """(n,) nats per count of a cell when its genes are drawn by the profile of its class: large if it shows what the class never does."""
-    rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-    linear = np.expm1(x.data)
-    total = np.bincount(rows, linear, minlength=x.shape[0])
-    return -np.bincount(rows, linear * profiles[codes[rows], x.indices], minlength=x.shape[0]) / np.maximum(total, 1e-12)
 
 
 def folds(groups: np.ndarray, codes: np.ndarray, number: int, seed: int) -> np.ndarray:
@@ -289,24 +215,15 @@ def learn_types(
     if len(names) == 0:
         raise DataError("No cell of the reference has a label.")
     fold = folds(groups, codes, 3, seed)
-    held = np.empty((len(codes), len(names)))
-    distance, odd = np.full(len(codes), np.inf), np.full(len(codes), np.inf)
-    for f in track(range(3), "Judging on donors left out", 3, verbose):
-        out = fold == f
-        if not out.any() or out.all():
-            held[out] = np.log(1 / len(names))
-            continue
-        views = [fit_view(x[~out], codes[~out], len(names), kind, seed) for kind in KINDS]
-        held[out] = np.mean([view.log_probabilities(x[out]) for view in views], axis=0)
-        here, there = (unit(np.asarray(views[1].scores(x[rows]))) for rows in (out, ~out))
-        distance[out] = mean_distance(here, there)
-        odd[out] = surprise(x[out], log_profiles(x[~out], codes[~out], len(names)), codes[out])
+    seen = judge(x, codes, len(names), fold, seed, verbose)
+    held, temperatures, rare = combine(seen, codes, len(names))
     share = 0.0
-    report: dict[str, Any] = {}
+    report: dict[str, Any] = {"views": [kind for kind in temperatures if kind != "profile"]}
     judged = np.arange(len(codes))
     if network is not None:
         rows, logits = network
-        share, report = choose_share(held[rows], logits, codes[rows])
+        share, losses = choose_share(held[rows], logits, codes[rows])
+        report |= losses
         judged = rows
     final = mix(held[judged], network[1], share) if network is not None else held
     evening = choose_evening(final, codes[judged], np.log(np.bincount(codes, minlength=len(names)) / len(codes)))
@@ -316,20 +233,69 @@ def learn_types(
     report["accuracy_on_donors_left_out"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
     report["network_share"] = share
     say(f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out", verbose)
-    views = [fit_view(x, codes, len(names), kind, seed) for kind in KINDS]
-    scores = unit(np.asarray(views[1].scores(x)))
-    far, curve = np.column_stack([codes, distance, odd]), coverage_curve(calibrated, codes[judged])
+    wanted = {"components", *report["views"]}
+    views = {kind: fit_view(x, codes, len(names), kind, seed) for kind in KINDS if kind in wanted}
+    scores = unit(np.asarray(views["components"].scores(x)))
+    far, curve = np.column_stack([codes, seen.distance, seen.odd]), coverage_curve(calibrated, codes[judged])
     profiles = log_profiles(x, codes, len(names))
-    return Typist(list(names), views, temperature, share, curve, scores, codes, far, profiles, evening, report)
+    return Typist(list(names), views, temperatures, temperature, share, curve, scores, codes, far, profiles, rare, evening, report)
+
+
+@dataclass
+class Judged:
+    """What each view says of cells of donors it was not fitted to: logits by kind, (n, k) each, and how unlike the others they are."""
+
+    logits: dict[str, np.ndarray]
+    distance: np.ndarray
+    odd: np.ndarray
+
+
+def judge(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarray, seed: int, verbose: bool) -> Judged:
+    """Fit every view to the cells outside each fold, and look at those inside."""
+    out = Judged({kind: np.zeros((len(codes), classes)) for kind in (*KINDS, "profile")}, *np.full((2, len(codes)), np.inf))
+    for f in track(range(3), "Judging on donors left out", 3, verbose):
+        here = fold == f
+        if not here.any() or here.all():
+            continue
+        views = {kind: fit_view(x[~here], codes[~here], classes, kind, seed) for kind in KINDS}
+        for kind, view in views.items():
+            out.logits[kind][here] = view.logits(x[here])
+        profiles = log_profiles(x[~here], codes[~here], classes)
+        absent = np.bincount(codes[~here], minlength=classes) == 0
+        out.logits["profile"][here] = profile_logits(x[here], profiles, absent)
+        inside, outside = (unit(np.asarray(views["components"].scores(x[rows]))) for rows in (here, ~here))
+        out.distance[here] = mean_distance(inside, outside)
+        out.odd[here] = surprise(x[here], profiles, codes[here])
+    return out
+
+
+def combine(seen: Judged, codes: np.ndarray, classes: int) -> tuple[np.ndarray, dict[str, float], np.ndarray]:
+    """The views that are best together on donors left out, whether profiles speak for rare classes, and all temperatures."""
+    sizes = np.bincount(codes, minlength=classes)
+    if classes == 1:
+        return np.zeros((len(codes), 1)), {"components": 1.0}, np.zeros(1, dtype=bool)
+    temperatures = {kind: fit_temperature(logits, codes) for kind, logits in seen.logits.items()}
+    views = {kind: floored(seen.logits[kind], temperatures[kind]) for kind in KINDS}
+    chosen = choose_subset(views, lambda logits: log_loss(logits, codes))
+    held = np.mean([views[kind] for kind in chosen], axis=0)
+    rare = (sizes < RARE) & (sizes > 1)
+    spoken = with_rare(held, floored(seen.logits["profile"], temperatures["profile"]), rare)
+    if rare.any() and log_loss(spoken, codes) < log_loss(held, codes):
+        return spoken, {kind: temperatures[kind] for kind in (*chosen, "profile")}, rare
+    return held, {kind: temperatures[kind] for kind in chosen}, np.zeros(classes, dtype=bool)
+
+
+def log_loss(logits: np.ndarray, codes: np.ndarray) -> float:
+    """Mean over cells, at the temperature where it is smallest."""
+    scaled = logits / fit_temperature(logits, codes)
+    return float(np.mean(logsumexp(scaled, axis=1) - scaled[np.arange(len(codes)), codes]))
 
 
 def choose_share(linear: np.ndarray, network: np.ndarray, codes: np.ndarray) -> tuple[float, dict[str, Any]]:
     """How much of the average is the network's: the share with the smallest log loss after calibration."""
     losses = {}
     for share in (0.0, 0.15, 0.3, 0.5, 0.7, 1.0):
-        logits = mix(linear, network, share)
-        logits = logits / fit_temperature(logits, codes)
-        losses[share] = float(np.mean(logsumexp(logits, axis=1) - logits[np.arange(len(codes)), codes]))
+        losses[share] = log_loss(mix(linear, network, share), codes)
     best = min(losses, key=lambda s: losses[s])
     return best, {"log_loss_by_network_share": {str(k): v for k, v in losses.items()}}
 
