@@ -63,13 +63,14 @@ def impute(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fill the zeros of an .h5ad file with what the model expects (layers/scmamba of a copy)."""
-    from .tasks import impute_file
+    """Fill the zeros of an .h5ad file with what the model expects (layers/scmamba of a copy); under torchrun by several processes."""
+    from .tasks._shards import first, impute_file_shared
 
-    impute_file(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, method=method, adapt=adapt,
-                passes=passes, min_value=min_value, to_counts=to_counts, batch_size=batch_size, device=device, backend=backend, seed=seed,
-                force=force, verbose=not quiet)  # fmt: skip
-    typer.echo(f"{output}: layers['scmamba']")
+    impute_file_shared(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, method=method, adapt=adapt,
+                       passes=passes, min_value=min_value, to_counts=to_counts, batch_size=batch_size, device=device, backend=backend,
+                       seed=seed, force=force, verbose=not quiet)  # fmt: skip
+    if first():
+        typer.echo(f"{output}: layers['scmamba']")
 
 
 @app.command()

@@ -9,7 +9,7 @@ the cell's neighbours show (:mod:`scmamba.training.combine`). Such models do so 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,6 +29,9 @@ from ._common import KEY, available_memory, check_free, dense_input, flag_low_de
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+#: Runs a function, or gets its result from the process that runs it.
+Once = Callable[[Callable[[], Any]], Any]
 
 
 def impute(
@@ -121,10 +124,24 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
     ScMambaError
         As :func:`impute`; the input is not an h5ad file; the target exists and ``overwrite`` is not set; the disk is full.
     """
-    from ..data.files import open_backed
     from ._stream import write_with_layer
 
     source, target = Path(source), Path(target)
+    adata, plan = open_file(source, target, overwrite, options)
+    totals: list[np.ndarray] = []
+
+    def blocks() -> Iterator[sparse.csr_matrix]:
+        for block, block_totals in plan.run():
+            totals.append(block_totals)
+            yield block
+
+    write_with_layer(source, target, adata, KEY, blocks(), lambda result, stored: plan.sign(result, np.concatenate(totals), stored))
+
+
+def open_file(source: Path, target: Path, overwrite: bool, options: dict[str, Any], once: Once | None = None) -> tuple[AnnData, _Plan]:
+    """The file, backed, and the plan of imputing it; see :func:`impute_file` and, for ``once``, :func:`_prepare`."""
+    from ..data.files import open_backed
+
     if target.exists() and not overwrite:
         raise ScMambaError(f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite).")
     adata = open_backed(source)
@@ -135,19 +152,7 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
         raise TypeError(f"impute_file() has no option {', '.join(sorted(unknown))}")
     chosen = {**defaults, **options}
     check_free(adata, "layers", KEY, "impute")
-    plan = _prepare(adata, *(chosen[name] for name in defaults))
-    totals: list[np.ndarray] = []
-
-    def blocks() -> Iterator[sparse.csr_matrix]:
-        for block, block_totals in plan.run():
-            totals.append(block_totals)
-            yield block
-
-    def finish(result: AnnData, stored: int) -> None:
-        flag_low_depth(result, plan.cells, np.concatenate(totals), plan.verbose)
-        note(result, "impute", plan.model, plan.cells, density=stored / max(adata.n_obs * adata.n_vars, 1), **plan.settings)
-
-    write_with_layer(source, target, adata, KEY, blocks(), finish)
+    return adata, _prepare(adata, **chosen, once=once)
 
 
 class _Plan:
@@ -164,14 +169,21 @@ class _Plan:
         """Share of entries that were not zero, of the cells seen so far."""
         return self._observed / max(len(self.cells) * self.cells.adata.n_vars, 1)
 
-    def run(self) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
-        """Yield (r, n_vars) imputed blocks and the (r,) totals of their cells, in order."""
-        with progress("Imputing cells", len(self.cells), self.verbose) as advance:
-            for rows in self.cells.blocks(self.size):
+    def run(self, only: Sequence[slice] | None = None) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+        """Yield (r, n_vars) imputed blocks and the (r,) totals of their cells, in order; ``only`` some of the blocks of rows."""
+        wanted = list(self.cells.blocks(self.size)) if only is None else only
+        with progress("Imputing cells", sum(rows.stop - rows.start for rows in wanted), self.verbose) as advance:
+            for rows in wanted:
                 linear = self.cells.linear(rows)
                 self._observed += linear.nnz
                 yield self._on_scale_of_data(linear, self.answer(rows, linear)), np.asarray(linear.sum(axis=1)).ravel()
                 advance(rows.stop - rows.start)
+
+    def sign(self, result: AnnData, totals: np.ndarray, stored: int) -> None:
+        """Note in ``obs`` and ``uns`` what was done: ``totals`` (n,) of the cells, ``stored`` values of the layer."""
+        flag_low_depth(result, self.cells, totals, self.verbose)
+        density = stored / max(len(self.cells) * self.cells.adata.n_vars, 1)
+        note(result, "impute", self.model, self.cells, density=density, **self.settings)
 
     def _on_scale_of_data(self, linear: sparse.csr_matrix, expected: sparse.csr_matrix) -> sparse.csr_matrix:
         """Put expected values beside the observed ones, both on the user's scale, so that observed entries stay exactly what
@@ -265,8 +277,12 @@ def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passe
 
 def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, method: str | None, adapt: bool | int, passes: int,
              min_value: float | None, to_counts: bool, batch_size: int | None, device: str | None, backend: str | None, seed: int,
-             force: bool, verbose: bool) -> _Plan:  # fmt: skip
-    """Check everything that can be checked before long work, and adapt the model if asked."""
+             force: bool, verbose: bool, once: Once | None = None) -> _Plan:  # fmt: skip
+    """Check everything that can be checked before long work, and adapt the model if asked.
+
+    ``once`` is given what is learnt as a function and returns its result: several processes learn in one of them.
+    """
+    once = once or (lambda learn: learn())
     if int(passes) < 1:
         raise ScMambaError(f"passes is {passes}; it must be at least 1.")
     if min_value is not None and min_value < 0:
@@ -285,7 +301,8 @@ def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | N
         members = _members(cells, seed)
         counts, totals = cells.counts(members)
         full = totals > 0
-        combination = learn_combination(opened, counts[full], totals[full], GeneMap.of(cells), adapt=adapt, seed=seed, verbose=verbose)
+        given = (opened, counts[full], totals[full], GeneMap.of(cells))
+        combination = once(lambda: learn_combination(*given, adapt=adapt, seed=seed, verbose=verbose))
         opened, answer = combination.sources.model, rates_answer(combination, cells, members[full])
         settings |= combination.report
     else:
@@ -293,7 +310,8 @@ def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | N
         if adapt:
             from ..training.adapt import adapt as run
 
-            opened, report = run(opened, cells, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose)
+            start = opened
+            opened, report = once(lambda: run(start, cells, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose))
             settings["adapt"] = report
         answer = masked_answer(opened, cells, int(passes), batch_size)
     plan = _Plan(opened, cells, answer, least, to_counts, batch_size or 64, verbose)

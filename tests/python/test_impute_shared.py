@@ -1,0 +1,71 @@
+"""One file imputed by two real processes under torchrun: the same file as by one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from scmamba.datasets import brain_cohort
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+OPTIONS = ("--no-adapt", "--force", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("shared") / "cells.h5ad"
+    cells = brain_cohort(150, n_donors=3, seed=7)[:, ::12].copy()
+    cells.write_h5ad(path)
+    return path
+
+
+def scmamba(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    start = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *start, "-m", "scmamba", *arguments]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+
+
+def contents(path: Path) -> dict[str, str]:
+    """Every dataset and attribute of a file, by a digest of its values."""
+    found: dict[str, str] = {}
+
+    def digest(value: object) -> str:
+        return hashlib.sha256(repr((np.asarray(value).dtype, np.asarray(value).tolist())).encode()).hexdigest()
+
+    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        found.update({f"{name}@{key}": digest(value) for key, value in item.attrs.items() if not isinstance(value, h5py.Reference)})
+        if isinstance(item, h5py.Dataset):
+            found[name] = digest(item[()])
+
+    with h5py.File(path, "r") as opened:
+        opened.visititems(visit)
+    return found
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_file_of_one(file, tmp_path):
+    outputs = []
+    for processes in (1, 2):
+        outputs.append(tmp_path / f"{processes}.h5ad")
+        done = scmamba(processes, "impute", str(file), "-o", str(outputs[-1]), *OPTIONS, "--batch-size", "16")
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("layers['scmamba']") == 1  # said by one of them
+    one, two = map(contents, outputs)
+    assert one.keys() == two.keys() and "layers/scmamba/data" in one
+    assert [name for name in one if one[name] != two[name]] == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.h5ad", "2.h5ad"]  # no share is left behind
+
+
+@pytest.mark.slow
+def test_what_one_process_refuses_ends_all_of_them(file, tmp_path):
+    done = scmamba(2, "impute", str(file), "-o", str(tmp_path / "nowhere" / "out.h5ad"), *OPTIONS)
+    assert done.returncode != 0
+    assert "does not exist. Create it" in done.stderr
+    assert list(tmp_path.iterdir()) == []
