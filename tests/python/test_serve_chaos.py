@@ -1,0 +1,43 @@
+"""The benchmark of many users and a killed server, small: the same promises for a few users and two kills."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+pytest.importorskip("psutil")
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serve_chaos.py"
+
+
+@pytest.fixture(scope="module")
+def chaos():
+    spec = importlib.util.spec_from_file_location("serve_chaos", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["serve_chaos"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["serve_chaos"]
+
+
+@pytest.mark.slow
+def test_every_accepted_job_ends_once_and_is_its_owners_alone(chaos, tmp_path):
+    answer = chaos.run(clients=4, seconds=8, kills=2, workers=2, source=None, folder=tmp_path)
+    assert [k["what"] for k in answer["kills"]] == ["worker", "server"]
+    assert answer["accepted"] >= 4 and answer["failures"] == []
+    assert chaos.verdict(answer) == []
+    assert "not kept: nothing" in chaos.report(answer)
+
+
+def test_the_benchmark_notices_what_went_wrong(chaos):
+    fine = dict(accepted=3, lost=0, of_another_user=0, not_ended=0, ended_once=3, ended_more_than_once=0, clients_stuck=0, wrong=[],
+                refused=[], in_the_queue_unknown_to_any_client=0)  # fmt: skip
+    assert chaos.verdict(fine) == []
+    for change in (dict(lost=1), dict(not_ended=1), dict(ended_once=2), dict(of_another_user=1), dict(wrong=["x"]), dict(refused=["x"]),
+                   dict(in_the_queue_unknown_to_any_client=1), dict(ended_more_than_once=1), dict(clients_stuck=1)):  # fmt: skip
+        assert len(chaos.verdict(fine | change)) == 1
