@@ -8,7 +8,7 @@ export PYTHON
 # R puts its own folders there; Python's subprocesses must not load libraries from them.
 unexport LD_LIBRARY_PATH
 
-.PHONY: help setup demo test pytest testthat testthat5 check lint docs brain-mini clean distclean
+.PHONY: help setup demo test pytest testthat testthat5 check lint docs brain-mini brain-base clean distclean
 
 help:
 	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
@@ -18,6 +18,7 @@ help:
 	@echo 'make testthat5  R tests on Seurat 5     make check      R CMD build and R CMD check'
 	@echo 'make lint       ruff, mypy, lintr       make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
 	@echo 'make brain-mini train the shipped model again (needs the real data sets; half an hour on 2 cores)'
+	@echo 'make brain-base train a larger one (D 128 x 4, five times as long; for a machine with a GPU)'
 	@echo 'make clean      remove what the commands above wrote, keep the installed packages'
 	@echo 'make distclean  remove the installed packages as well'
 	@echo 'PYTHON=/path/to/python3 chooses the Python for the virtual environment'
@@ -41,9 +42,9 @@ docs:
 	@scripts/setup.sh test
 	@scripts/docs.sh
 
-brain-mini:
+brain-mini brain-base:
 	@scripts/setup.sh demo
-	@$(PY) scripts/train_brain_mini.py
+	@$(PY) scripts/train_brain.py --name $@
 
 clean:
 	rm -rf demo-output build dist *.Rcheck scMamba_*.tar.gz .pytest_cache .mypy_cache .ruff_cache .cache/check

@@ -1,0 +1,127 @@
+"""Train the models of the package: ``make brain-mini``, ``make brain-base`` (need the folder of real data, see README).
+
+Pre-training and imputation fine-tuning on human brain nuclei, donors held out by name: ``brain-mini`` (D 64 x 2, ships with the package) in
+about half an hour on two cores, ``brain-base`` (D 128 x 4) where there is a GPU. A run that is stopped goes on where it was. Writes the
+checkpoint with its card, under benchmarks/results the curves, and for ``brain-base`` the file to be put on the web.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+
+from scmamba._errors import ScMambaError
+from scmamba.genes import Vocabulary
+from scmamba.model import ModelConfig, pack_model, save_checkpoint
+from scmamba.training import LoopConfig, finetune, pretrain
+from scmamba.training.recipes import IMPUTE, PRETRAIN
+
+ROOT = Path(__file__).resolve().parents[1]
+#: Donors of the Velmeshev set no step of the training sees: two with autism, two controls.
+HELD_OUT = ("4341", "5403", "5864", "5958")
+
+CONFIGS = {
+    "brain-mini": ModelConfig(n_genes=19306, d_model=64, n_layer=2, reads="expressed", rates=True),
+    "brain-base": ModelConfig(n_genes=19306, d_model=128, n_layer=4, reads="expressed", rates=True),
+}
+#: How many times as long as brain-mini.
+LONGER = {"brain-mini": 1, "brain-base": 5}
+PRETRAIN_LOOP = LoopConfig(steps=2000, batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
+PRETRAIN_SEQUENCE = replace(PRETRAIN, mask_nonzero=0.3, genes_per_step=1536)
+IMPUTE_LOOP = LoopConfig(steps=3600, batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
+IMPUTE_SEQUENCE = replace(IMPUTE, genes_per_step=1536, zeros=(100, 1600))
+
+
+#: Mouse sets read through one-to-one orthologs: cell types of which no human nuclei with all genes are at hand.
+MOUSE = ("zeisel2018_mouse_pseudocases_27998genes", "trem2_mouse_wt_ko_7274genes")
+
+
+def read(data: Path, mouse: bool = True) -> tuple[list[ad.AnnData], list[ad.AnnData]]:
+    """Training and held-out cells."""
+    file = data / "velmeshev2019_pfc_3types.h5ad"
+    if not file.is_file():
+        raise ScMambaError(f"There is no {file}. Training the shipped model needs the folder of real data: --data FOLDER.")
+    nuclei = ad.read_h5ad(file)
+    nuclei.uns["name"] = "velmeshev2019"
+    held = nuclei.obs["donor"].astype(str).isin(HELD_OUT).to_numpy()
+    others = [named(data, "camp2015_human_fetal_neocortex"), named(data, "pbmc3k_10x")]
+    if mouse:
+        others += [through_orthologs(named(data, name)) for name in MOUSE]
+    return [nuclei[~held].copy(), *others], [nuclei[held].copy()]
+
+
+def named(data: Path, name: str) -> ad.AnnData:
+    """One file, its name noted."""
+    cells = ad.read_h5ad(data / f"{name}.h5ad")
+    cells.uns["name"] = name.split("_")[0]
+    return cells
+
+
+def through_orthologs(mouse: ad.AnnData) -> ad.AnnData:
+    """Mouse cells as human ones: genes with exactly one partner in the other species, under its identifier."""
+    single = mouse.var["ortholog_one2one"].astype(str).isin(["True", "1"]).to_numpy() & (mouse.var["human_ensembl_id"].astype(str) != "").to_numpy()
+    human = mouse[:, single].copy()
+    human.var_names = human.var["human_ensembl_id"].astype(str)
+    return human[:, ~human.var_names.duplicated()].copy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", choices=list(CONFIGS), default="brain-mini")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--work", type=Path, help="states of the run; default .cache/NAME")
+    parser.add_argument("--out", type=Path, help="default: the package's models for brain-mini, .cache/models/NAME else")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=float, default=1.0, help="times the usual number of steps")
+    arguments = parser.parse_args()
+    name = arguments.name
+    training, held_out = read(arguments.data)
+    work = arguments.work or ROOT / ".cache" / name
+    out = arguments.out or (ROOT / "python" / "scmamba" / "models" / name if name == "brain-mini" else ROOT / ".cache" / "models" / name)
+    common = dict(held_out=held_out, seed=arguments.seed)
+    loops = [replace(loop, steps=max(1, round(loop.steps * LONGER[name] * arguments.steps))) for loop in (PRETRAIN_LOOP, IMPUTE_LOOP)]
+    first = pretrain(training, config=CONFIGS[name], vocabulary=Vocabulary.published(), loop=loops[0], sequence=PRETRAIN_SEQUENCE,
+                     folder=work / "pretrain", name=f"{name}-pretrained", **common)  # fmt: skip
+    save_checkpoint(first, work / f"{name}-pretrained", card="Intermediate result of scripts/train_brain.py.\n")
+    model = finetune(training, model=first, task="impute", loop=loops[1], sequence=IMPUTE_SEQUENCE, folder=work / "impute", name=name,
+                     **common)  # fmt: skip
+    card = ROOT / "scripts" / f"{name.replace('-', '_')}_card.md"
+    save_checkpoint(model, out, card=card.read_text() if card.is_file() else UNWRITTEN.format(name=name, steps=[loop.steps for loop in loops]))
+    if arguments.steps == 1:
+        keep_curves(name, work, arguments.seed, loops)
+    if name != "brain-mini":
+        print(json.dumps({name: {"url": f"https://.../{name}.zip", **pack_model(out, out.with_suffix(".zip"))}}, indent=1))
+
+
+#: Card of a model nobody has written one for.
+UNWRITTEN = """# {name}
+
+Trained by `scripts/train_brain.py` on the sets and without the donors that the card of brain-mini names, {steps} steps of pre-training and
+imputation. Nothing was measured yet: `python benchmarks/nonzero_imputation.py --data FOLDER --model FOLDER_OF_THIS_MODEL`. It has the limits of
+brain-mini: three human brain cell types, no donor with Alzheimer's or Parkinson's disease.
+"""
+
+
+def keep_curves(name: str, work: Path, seed: int, loops: list[LoopConfig]) -> None:
+    """Copy the loss curves and the settings beside the other measurements."""
+    results, stem = ROOT / "benchmarks" / "results", name.replace("-", "_")
+    for phase in ("pretrain", "impute"):
+        shutil.copyfile(work / phase / "log.csv", results / f"{stem}_{phase}.csv")
+    settings = {
+        "seed": seed,
+        "held_out_donors": HELD_OUT,
+        "config": asdict(CONFIGS[name]),
+        "pretrain": {"loop": asdict(loops[0]), "sequence": asdict(PRETRAIN_SEQUENCE)},
+        "impute": {"loop": asdict(loops[1]), "sequence": asdict(IMPUTE_SEQUENCE)},
+    }
+    (results / f"{stem}.json").write_text(json.dumps(settings, indent=1, default=lambda v: v.tolist() if isinstance(v, np.ndarray) else str(v)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
