@@ -190,3 +190,27 @@ def test_metrics_agree_with_scikit_learn():
     assert np.isnan(doublet_scores(np.zeros(5, bool), np.arange(5.0))["AUPRC"])
     with pytest.raises(DataError, match="scores came"):
         doublet_scores(truth, score[:10])
+
+
+def test_without_doublets_hardly_any_are_called():
+    cells = brain_cohort(300, n_donors=2, n_genes=1000, seed=4)
+    found = scmamba.detect_doublets(cells, rounds=1, copy=True, **QUIET)
+    assert found.obs["scmamba_doublet"].mean() < 0.05  # nothing above what 300 droplets are expected to hold but chance
+    none = scmamba.detect_doublets(cells, rounds=1, expected_rate=0.0, copy=True, **QUIET)
+    assert not none.obs["scmamba_doublet"].any() and (none.obs["scmamba_doublet_parents"] == "").all()
+    assert none.obs["scmamba_doublet_score"].max() < 0.5
+
+
+def test_a_donor_of_one_cell_beside_others_is_scored_and_called_by_its_own_rate(droplets):
+    cells = droplets[:120].copy()
+    cells.obs["donor"] = pd.Categorical(["many"] * 119 + ["alone"])
+    found = scmamba.detect_doublets(cells, sample="donor", rounds=1, expected_rate={"many": 0.1, "alone": 0.1}, copy=True, **QUIET)
+    table = pd.DataFrame(found.uns["scmamba"]["doublets"]["samples"]).set_index("sample")
+    assert table["called"].to_dict() == {"many": 12, "alone": 0} and np.isfinite(found.obs["scmamba_doublet_score"].iloc[-1])
+    assert table.loc["alone", "detectable"] == 0  # nothing it could have met
+
+
+def test_identical_cells_work():
+    counts = np.tile(np.arange(1, 41.0), (40, 1))
+    found = scmamba.detect_doublets(ad.AnnData(sparse.csr_matrix(counts)), rounds=1, expected_rate=0.1, **QUIET)
+    assert found.obs["scmamba_doublet"].sum() == 4 and found.obs["scmamba_doublet_score"].nunique() <= 5
