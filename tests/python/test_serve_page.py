@@ -96,7 +96,7 @@ def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     assert shown == {name: str(number) for name, number in expected.items()}
     assert "UMAP" in page.text_content("#mapped") and "100 cells" in page.text_content("#mapped")
     assert "Probability of the answers" in page.text_content("#spread")
-    assert "genes matched" in page.text_content("#coverage")
+    assert "genes in the file" + str(nuclei.n_vars) in page.text_content("#coverage")
     drawn = page.evaluate("() => new Set(document.getElementById('plot').getContext('2d').getImageData(0, 0, 640, 480).data).size")
     assert drawn > 5  # not an empty canvas
     with page.expect_download() as download:
@@ -143,6 +143,7 @@ def test_with_the_keyboard_alone(page, files):
     page.keyboard.press("Enter")
     wait_for_end(page)
     assert page.text_content("#status") == "Done"
+    assert "genes matched" in page.text_content("#coverage")
     assert page.evaluate("document.activeElement.id") == "answer"  # where the reader goes on
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "download"

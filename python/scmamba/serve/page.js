@@ -107,6 +107,7 @@ const show = async () => {
   const share = (n) => (100 * n / answers.length).toFixed(1) + "%";
   $("table").tBodies[0].replaceChildren(...order.map((name) => row("th", [name, counts.get(name), share(counts.get(name))], colour.get(name))));
   const facts = Object.entries(provenance).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
+  facts.unshift(["cells", header.cells.length], ["genes in the file", header.genes]);
   $("coverage").tBodies[0].replaceChildren(...facts.map(([key, value]) => row("th", [key.replaceAll("_", " "), value])));
   histogram(scores || [], obs.scmamba_type ? "probability" : "doublet score");
   $("map").hidden = true;
