@@ -8,6 +8,7 @@ import torch
 from scmamba.model import block as block_module
 from scmamba.model.config import ModelConfig
 from scmamba.model.network import ScMamba
+from scmamba.scan import products
 
 
 @pytest.fixture
@@ -59,7 +60,8 @@ def test_inference_like_the_plain_block(network, values):
 def test_onednn_changes_nothing(network, values, monkeypatch):
     with torch.no_grad():
         plain = network.reconstruct(values)
-        monkeypatch.setattr(block_module, "_onednn_is_faster", lambda: True)
+        monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
+        monkeypatch.setattr(products, "matrix_unit", lambda: False)
         torch.testing.assert_close(network.reconstruct(values), plain, rtol=1e-5, atol=1e-6)
 
 

@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
-from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ..scan import Direction, add_rms_norm, causal_conv1d, selective_scan
+from ..scan import Direction, add_rms_norm, causal_conv1d, linear, selective_scan
 from .config import ModelConfig
-
-
-@cache
-def _onednn_is_faster() -> bool:
-    """MKL uses half of an AMD processor's vector width, oneDNN all of it; ``SCMAMBA_LINEAR=torch`` says no.
-
-    A rule and not a measurement, so that the same machine gives the same digits every time.
-    """
-    if os.environ.get("SCMAMBA_LINEAR", "auto") == "torch" or not sys.platform.startswith("linux"):
-        return False
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return False
-    if os.environ.get("SCMAMBA_LINEAR") == "onednn":
-        return True
-    try:
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()[:4096]
-    except OSError:
-        return False
-
-
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """``x @ weight.T``, by oneDNN in inference where that is the faster library."""
-    plain = x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_autocast_enabled("cpu")
-    if plain or weight.dtype != torch.float32 or torch.is_grad_enabled() or not _onednn_is_faster():
-        return F.linear(x, weight)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class RMSNorm(nn.Module):

@@ -17,6 +17,7 @@ from . import _mamba_ssm, _memory
 from .conv import causal_conv1d
 from .norm import add_rms_norm
 from .operator import selective_scan
+from .products import linear
 from .registry import (
     Backend,
     Direction,
@@ -33,6 +34,7 @@ __all__ = [
     "available_backends",
     "causal_conv1d",
     "choose_backend",
+    "linear",
     "selective_scan",
 ]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import getpass
 import hashlib
+import importlib
 import os
 import tempfile
 import threading
@@ -36,7 +37,7 @@ def cache_folder() -> Path:
 
 
 def _digest() -> str:
-    sources = (Path(__file__).with_name(name).read_bytes() for name in ("_kernels.py", "_vector.py"))
+    sources = (Path(__file__).with_name(name).read_bytes() for name in ("_kernels.py", "_vector.py", "_amx.py"))
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 
 
@@ -48,8 +49,8 @@ def _user() -> str:
 
 
 @cache
-def kernels() -> ModuleType:
-    """The compiled kernels; the first call compiles or loads them."""
+def kernels(module: str = "_kernels") -> ModuleType:
+    """A module of compiled kernels; the first call of each kernel compiles or loads it."""
     import numba
 
     config: Any = numba.config
@@ -58,7 +59,6 @@ def kernels() -> ModuleType:
         if not before:
             config.CACHE_DIR = str(cache_folder())
         try:  # the folder is read when a function is decorated, so other users of numba keep theirs
-            from . import _kernels
+            return importlib.import_module("." + module, __package__)
         finally:
             config.CACHE_DIR = before
-    return _kernels

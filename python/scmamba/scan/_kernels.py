@@ -18,8 +18,17 @@ import numba as nb
 import numpy as np
 
 from ._vector import (
+    BY_DECAY,
+    BY_INPUT,
+    DGATE,
+    DTU,
+    DY,
+    INTERLEAVED,
     LANES,
+    PLANES,
+    READ,
     ROWS,
+    SLOPE,
     WIDE,
     convolve_one,
     convolve_silu_one,
@@ -27,26 +36,26 @@ from ._vector import (
     convolve_wide,
     gated_one,
     gated_wide,
-    gradients_add,
-    gradients_begin,
+    gradients_group,
+    gradients_one,
     iload,
+    istore,
     prefetch,
     project_many,
     project_one,
+    recompute_any,
+    recompute_fast,
+    recompute_one,
     slope_one,
     slope_wide,
     step_any,
-    step_any_keep,
     step_fast,
-    step_fast_keep,
     steps_one,
     steps_only_one,
     steps_only_wide,
-    steps_wide,
     sum_one,
-    sum_sixteen,
+    sum_steps,
     ungated_one,
-    ungated_wide,
     vadd,
     vfma,
     vln2,
@@ -60,6 +69,7 @@ from ._vector import (
 )
 
 TILE = 32  # time steps between two kept states; the backward pass recomputes this many at a time
+PLANE = 64 * TILE
 
 
 class Field(IntEnum):
@@ -120,7 +130,7 @@ _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 def scratch_bytes(states: int, vectors: int) -> int:
     """Room one thread needs for either kernel: see the layout at the top of ``backward_job``."""
-    return 64 * (states * (vectors + 4 * TILE + 2) + 4 * TILE * vectors + 2)
+    return 64 * (states * vectors + INTERLEAVED * (4 * TILE + 2) + vectors * (1 + PLANES * TILE)) + 4096
 
 
 @nb.njit(inline="always", **_options)
@@ -134,16 +144,15 @@ def _steps(delta, bias, dt, vectors):
 
 
 @nb.njit(inline="always", **_options)
-def _project(x, stride, weight, rank, out, vectors, count):
+def _project(x, stride, weight, rank, out, s_row, s_vector, vectors, count):
     """``count`` rows of the thin delta times the weights of the block."""
-    row = 64 * vectors
     whole = count - count % ROWS
     for v in range(vectors):
         w = weight + v * rank * 64
         for i in range(0, whole, ROWS):
-            project_many(x + i * stride, stride, w, rank, out + i * row + 64 * v, row)
+            project_many(x + i * stride, stride, w, rank, out + i * s_row + v * s_vector, s_row)
         for i in range(whole, count):
-            project_one(x + i * stride, stride, w, rank, out + i * row + 64 * v, row)
+            project_one(x + i * stride, stride, w, rank, out + i * s_row + v * s_vector, s_row)
 
 
 @nb.njit(inline="always", **_options)
@@ -181,7 +190,7 @@ def forward_job(job, scratch):
                 vstore(kept + 64 * i, vload(h0 + 64 * i))
             kept += s_kept
         if weight != 0:
-            _project(delta0 + origin * s_delta, sign * s_delta, weight, rank, dt0, vectors, count)
+            _project(delta0 + origin * s_delta, sign * s_delta, weight, rank, dt0, row, 64, vectors, count)
         for i in range(count):
             t = origin + sign * i
             if weight != 0:
@@ -203,9 +212,9 @@ def forward_job(job, scratch):
                     prefetch(y0 + (t + sign * TILE) * s_y + o)
                     y = vadd(y, vload(y0 + t * s_y + o))
                 if within(dt, limit):
-                    ch = step_fast(h, h, 0, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
+                    ch = step_fast(h, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
                 else:
-                    ch = step_any(h, h, 0, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
+                    ch = step_any(h, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
                 vstore(y0 + t * s_y + o, vadd(y, ch))
         if gate != 0:
             for i in range(count):
@@ -216,67 +225,108 @@ def forward_job(job, scratch):
 
 
 @nb.njit(inline="always", **_options)
-def _lane_sums(shares, out, states):
-    """Sums of the lanes of ``states`` vectors."""
-    whole = states - states % LANES
-    for n in range(0, whole, LANES):
-        sum_sixteen(shares + 64 * n, out + 4 * n)
-    for n in range(whole, states):
-        sum_one(shares + 64 * n, out + 4 * n)
+def _lane_sums(shares, out, step, count, states):
+    """Sums of the lanes of ``count`` rows of ``states`` vectors (a group, or one)."""
+    together = LANES // INTERLEAVED if states == INTERLEAVED else 1
+    whole = count - count % together if states == INTERLEAVED else 0
+    for i in range(0, whole, together):
+        sum_steps(shares + 64 * i * states, out + i * step, step)
+    for i in range(whole, count):
+        for n in range(states):
+            sum_one(shares + 64 * (i * states + n), out + i * step + 4 * n)
 
 
 @nb.njit(inline="always", **_options)
-def _steps_and_slopes(delta, stride, bias, dt, slope, vectors):
-    """dt of one row of the block, and its slope."""
-    whole = vectors - vectors % WIDE
-    for v in range(0, whole, WIDE):
-        steps_wide(delta + 64 * v, bias + 64 * v, dt + 64 * v, slope + 64 * v)
-    for v in range(whole, vectors):
-        steps_one(delta + 64 * v, bias + 64 * v, dt + 64 * v, slope + 64 * v)
+def _all_within(dt, count, limit):
+    """Whether no exponent of any step leaves the normal range."""
+    inside = True
+    for i in range(count):
+        inside &= within(vload(dt + 64 * i), limit)
+    return inside
 
 
 @nb.njit(inline="always", **_options)
-def _ungate(dout, z, dy, dgate, vectors):
-    """One row: the gradient before the gate, and dout times the slope of the gate."""
-    whole = vectors - vectors % WIDE
-    if z != 0:
-        for v in range(0, whole, WIDE):
-            ungated_wide(dout + 64 * v, z + 64 * v, dy + 64 * v, dgate + 64 * v)
-        for v in range(whole, vectors):
-            ungated_one(dout + 64 * v, z + 64 * v, dy + 64 * v, dgate + 64 * v)
-    else:
+def _prepare(job, planes, vectors, origin, sign, count):
+    """A tile's dt with its slope, dt u, and the gradient before the gate; empty the planes for sums."""
+    u0, delta0, z0, dout0 = iload(job + U), iload(job + DELTA), iload(job + Z), iload(job + DOUT)
+    s_u, s_delta, s_z, s_dout = iload(job + S_U), iload(job + S_DELTA), iload(job + S_Z), iload(job + S_DOUT)
+    bias0, weight, rank = iload(job + BIAS), iload(job + WEIGHT), iload(job + RANK)
+    if weight != 0:
+        _project(delta0 + origin * s_delta, sign * s_delta, weight, rank, planes, 64, PLANES * PLANE, vectors, count)
+    for i in range(count):
+        t = origin + sign * i
+        before = t - sign * TILE
         for v in range(vectors):
-            vstore(dy + 64 * v, vload(dout + 64 * v))
+            o, dt = 64 * v, planes + v * PLANES * PLANE + 64 * i
+            steps_one(dt if weight != 0 else delta0 + t * s_delta + o, bias0 + o, dt, dt + SLOPE * PLANE)
+            dout = dout0 + t * s_dout + o
+            if z0 != 0:
+                ungated_one(dout, z0 + t * s_z + o, dt + DY * PLANE, dt + DGATE * PLANE)
+            else:
+                vstore(dt + DY * PLANE, vload(dout))
+            vstore(dt + DTU * PLANE, vmul(vload(dt), vload(u0 + t * s_u + o)))
+            vstore(dt + READ * PLANE, vzero())
+            vstore(dt + BY_INPUT * PLANE, vzero())
+            vstore(dt + BY_DECAY * PLANE, vzero())
+            prefetch(dout0 + before * s_dout + o)
+            prefetch(u0 + before * s_u + o)
+            prefetch(z0 + before * s_z + o)
+            if weight == 0:
+                prefetch(delta0 + before * s_delta + o)
+
+
+@nb.njit(inline="always", **_options)
+def _finish(job, planes, vectors, origin, sign, count):
+    """A tile's gradients of u, delta and z, and its share of those of D and the bias."""
+    u0, s_u, du0, ddelta0, dz0 = iload(job + U), iload(job + S_U), iload(job + DU), iload(job + DDELTA), iload(job + DZ)
+    d0, dd0, dbias0, s_dx = iload(job + D_), iload(job + DD), iload(job + DBIAS), iload(job + S_DX)
+    gated, first = iload(job + Z), iload(job + FIRST)
+    for v in range(vectors):
+        o = 64 * v
+        skip, dd, dbias = vload(d0 + o), vzero(), vzero()
+        for i in range(count - 1, -1, -1):
+            t = origin + sign * i
+            at = planes + v * PLANES * PLANE + 64 * i
+            u, dy, by_input = vload(u0 + t * s_u + o), vload(at + DY * PLANE), vload(at + BY_INPUT * PLANE)
+            ddt = vfma(by_input, u, vmul(vload(at + BY_DECAY * PLANE), vln2()))
+            ddelta = vmul(ddt, vload(at + SLOPE * PLANE))
+            vstore(du0 + t * s_dx + o, vfma(by_input, vload(at), vmul(dy, skip)))
+            vstore(ddelta0 + t * s_dx + o, ddelta)
+            dd = vfma(dy, u, dd)
+            dbias = vadd(dbias, ddelta)
+            if gated != 0:
+                dz = vmul(vfma(skip, u, vload(at + READ * PLANE)), vload(at + DGATE * PLANE))
+                if not first:
+                    dz = vadd(dz, vload(dz0 + t * s_dx + o))
+                vstore(dz0 + t * s_dx + o, dz)
+        vstore(dd0 + o, vadd(vload(dd0 + o), dd))
+        vstore(dbias0 + o, vadd(vload(dbias0 + o), dbias))
 
 
 @nb.njit(**_options)
 def backward_job(job, scratch):
-    """Gradients of one block of channels of one cell in one direction, tile by tile from the end."""
+    """Gradients of one block of channels of one cell in one direction, tile by tile from the end.
+
+    Within a tile a group of states goes through all vectors of channels, and stays in registers from step to step; the tile's
+    states, decays and shares of dB and dC of one group fill the first-level cache and no more.
+    """
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
-    u0, delta0, b0, c0 = iload(job + U), iload(job + DELTA), iload(job + B_), iload(job + C_)
-    z0, kept0, dout0 = iload(job + Z), iload(job + KEPT), iload(job + DOUT)
-    a0, d0, bias0, limit0 = iload(job + A_), iload(job + D_), iload(job + BIAS), iload(job + LIMIT)
-    s_u, s_delta, s_b, s_c = iload(job + S_U), iload(job + S_DELTA), iload(job + S_B), iload(job + S_C)
-    s_z, s_kept, s_dout = iload(job + S_Z), iload(job + S_KEPT), iload(job + S_DOUT)
-    s_dx, s_dbc = iload(job + S_DX), iload(job + S_DBC)
-    du0, ddelta0, dz0 = iload(job + DU), iload(job + DDELTA), iload(job + DZ)
-    db0, dc0 = iload(job + DB), iload(job + DC)
-    da0, dd0, dbias0 = iload(job + DA), iload(job + DD), iload(job + DBIAS)
-    reverse, first = iload(job + REVERSE), iload(job + FIRST)
+    b0, c0, kept0, s_b, s_c = iload(job + B_), iload(job + C_), iload(job + KEPT), iload(job + S_B), iload(job + S_C)
+    a0, limit0, s_kept, s_dbc = iload(job + A_), iload(job + LIMIT), iload(job + S_KEPT), iload(job + S_DBC)
+    db0, dc0, da0, dd0, dbias0 = iload(job + DB), iload(job + DC), iload(job + DA), iload(job + DD), iload(job + DBIAS)
+    reverse = iload(job + REVERSE)
     sign = -1 if reverse else 1
 
-    column, row = 64 * states, 64 * vectors
+    column = 64 * states
     g0 = scratch  # (vectors, states) gradient of the state, carried from tile to tile
-    h0 = g0 + vectors * column  # (TILE + 1, states) states of one vector of channels in the tile
-    decay0 = h0 + (TILE + 1) * column  # (TILE, states)
-    db_lanes = decay0 + TILE * column  # (TILE, states) the lanes' shares of dB, summed over the vectors
-    dc_lanes = db_lanes + TILE * column
-    da_tile = dc_lanes + TILE * column  # (states) the tile's share of dA: short sums lose fewer digits
-    dt0 = da_tile + column  # (TILE, vectors) each
-    slope0 = dt0 + TILE * row
-    dy0 = slope0 + TILE * row
-    dgate0 = dy0 + TILE * row
-    sums = dgate0 + TILE * row  # d(dt u), d(dt) through the decays
+    h0 = g0 + vectors * column  # (TILE + 1, group) states of one vector of channels in the tile
+    decay0 = h0 + (TILE + 1) * 64 * INTERLEAVED  # (TILE, group)
+    # apart, and not by whole pages: a load waits for a store whose address ends in the same twelve bits
+    db_lanes = decay0 + TILE * 64 * INTERLEAVED + 768  # (TILE, group) the lanes' shares of dB, summed over the vectors
+    dc_lanes = db_lanes + TILE * 64 * INTERLEAVED + 2048
+    da_tile = dc_lanes + TILE * 64 * INTERLEAVED  # (group) the tile's share of dA: short sums lose fewer digits
+    safe0 = da_tile + 64 * INTERLEAVED  # per vector: no exponent leaves the normal range
+    planes = safe0 + 64 * vectors
     for i in range(vectors * states):
         vstore(g0 + 64 * i, vzero())
         vstore(da0 + 64 * i, vzero())
@@ -288,67 +338,40 @@ def backward_job(job, scratch):
         start = tile * TILE
         count = min(TILE, length - start)
         origin = length - 1 - start if reverse else start
-        for i in range(count):
-            t = origin + sign * i
-            _steps_and_slopes(delta0 + t * s_delta, 0, bias0, dt0 + i * row, slope0 + i * row, vectors)
-            z = z0 + t * s_z if z0 != 0 else 0
-            _ungate(dout0 + t * s_dout, z, dy0 + i * row, dgate0 + i * row, vectors)
-            before = t - sign * TILE
-            for v in range(vectors):
-                prefetch(delta0 + before * s_delta + 64 * v)
-                prefetch(dout0 + before * s_dout + 64 * v)
-                prefetch(u0 + before * s_u + 64 * v)
-                prefetch(z0 + before * s_z + 64 * v)
+        _prepare(job, planes, vectors, origin, sign, count)
         for v in range(vectors):
-            o = 64 * v
-            a, g = a0 + v * column, g0 + v * column
-            skip, limit = vload(d0 + o), vload(limit0 + o)
-            kept = kept0 + tile * s_kept + v * column
-            for n in range(states):
-                vstore(h0 + 64 * n, vload(kept + 64 * n))
-                vstore(da_tile + 64 * n, vzero())
-            for i in range(count):
-                t = origin + sign * i
-                dt, u = vload(dt0 + i * row + o), vload(u0 + t * s_u + o)
-                h, decay = h0 + i * column, decay0 + i * column
-                b, c = b0 + t * s_b, c0 + t * s_c
-                if within(dt, limit):
-                    ch = step_fast_keep(h + column, h, decay, a, b, c, dt, vmul(dt, u), states)
+            istore(safe0 + 64 * v, 1 if _all_within(planes + v * PLANES * PLANE, count, vload(limit0 + 64 * v)) else 0)
+        n = 0
+        while n < states:
+            group = INTERLEAVED if n + INTERLEAVED <= states else 1
+            b, c = b0 + origin * s_b + 4 * n, c0 + origin * s_c + 4 * n
+            for i in range(count * group):
+                vstore(db_lanes + 64 * i, vzero())
+                vstore(dc_lanes + 64 * i, vzero())
+            for v in range(vectors):
+                o = v * column + 64 * n
+                here, a, g, kept = planes + v * PLANES * PLANE, a0 + o, g0 + o, kept0 + tile * s_kept + o
+                for i in range(group):
+                    vstore(da_tile + 64 * i, vzero())
+                if group == 1:
+                    recompute_one(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                    gradients_one(
+                        here, 64, PLANE, a, g, da_tile, b, sign * s_b, c, sign * s_c, h0, decay0, db_lanes, dc_lanes, count
+                    )
                 else:
-                    ch = step_any_keep(h + column, h, decay, a, b, c, dt, vmul(dt, u), states)
-                if z0 != 0:
-                    dz = vmul(vfma(skip, u, ch), vload(dgate0 + i * row + o))
-                    if not first:
-                        dz = vadd(dz, vload(dz0 + t * s_dx + o))
-                    vstore(dz0 + t * s_dx + o, dz)
-            dd, dbias = vzero(), vzero()
-            for i in range(count - 1, -1, -1):
-                t = origin + sign * i
-                dt, dy, u = vload(dt0 + i * row + o), vload(dy0 + i * row + o), vload(u0 + t * s_u + o)
-                h, decay = h0 + i * column, decay0 + i * column
-                db, dc = db_lanes + i * column, dc_lanes + i * column
-                b, c = b0 + t * s_b, c0 + t * s_c
-                dtu = vmul(dt, u)
-                if v == 0:
-                    gradients_begin(h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states)
-                else:
-                    gradients_add(h, h + column, decay, a, g, db, dc, da_tile, b, c, dy, dt, dtu, sums, states)
-                ddtu = vload(sums)
-                ddt = vfma(ddtu, u, vmul(vload(sums + 64), vln2()))
-                ddelta = vmul(ddt, vload(slope0 + i * row + o))
-                vstore(du0 + t * s_dx + o, vfma(ddtu, dt, vmul(dy, skip)))
-                vstore(ddelta0 + t * s_dx + o, ddelta)
-                dd = vfma(dy, u, dd)
-                dbias = vadd(dbias, ddelta)
-            vstore(dd0 + o, vadd(vload(dd0 + o), dd))
-            vstore(dbias0 + o, vadd(vload(dbias0 + o), dbias))
-            da = da0 + v * column
-            for n in range(states):
-                vstore(da + 64 * n, vadd(vload(da + 64 * n), vload(da_tile + 64 * n)))
-        for i in range(count):
-            t = origin + sign * i
-            _lane_sums(db_lanes + i * column, db0 + t * s_dbc, states)
-            _lane_sums(dc_lanes + i * column, dc0 + t * s_dbc, states)
+                    if iload(safe0 + 64 * v) != 0:
+                        recompute_fast(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                    else:
+                        recompute_any(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                    gradients_group(
+                        here, 64, PLANE, a, g, da_tile, b, sign * s_b, c, sign * s_c, h0, decay0, db_lanes, dc_lanes, count
+                    )
+                for i in range(group):
+                    vstore(da0 + o + 64 * i, vadd(vload(da0 + o + 64 * i), vload(da_tile + 64 * i)))
+            _lane_sums(db_lanes, db0 + origin * s_dbc + 4 * n, sign * s_dbc, count, group)
+            _lane_sums(dc_lanes, dc0 + origin * s_dbc + 4 * n, sign * s_dbc, count, group)
+            n += group
+        _finish(job, planes, vectors, origin, sign, count)
 
 
 @nb.njit(**_options)

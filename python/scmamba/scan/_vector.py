@@ -267,6 +267,17 @@ def iload(typingctx: Any, address: Any) -> Any:
 
 
 @intrinsic
+def istore(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store one 64-bit integer."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        builder.store(args[1], _pointer(builder, args[0], _I64), align=8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def vsplat(typingctx: Any, scalar: Any) -> Any:
     """One float32 in every lane."""
 
@@ -484,7 +495,7 @@ def _over_states(builder: Builder, states: Value, addresses: Addresses, sums: in
     for start, stop, count in ((ir.Constant(_I64, 0), whole, INTERLEAVED), (whole, states, 1)):
         with cgutils.for_range_slice(builder, start, stop, ir.Constant(_I64, count), inc=True) as (n, _):
             rows, scalars = (builder.mul(n, ir.Constant(_I64, size)) for size in (BYTES, 4))
-            here = {name: builder.add(x, scalars if name in "bc" else rows) for name, x in addresses.items()}
+            here = {name: builder.add(x, scalars if name in ("b", "c") else rows) for name, x in addresses.items()}
             for i, products in enumerate(group(here, count)):
                 for total, (x, y) in zip(totals, products):
                     builder.store(_fma(builder, x, y, builder.load(total[i])), total[i])
@@ -497,88 +508,171 @@ def _tree_sum(builder: Builder, terms: list[Value]) -> Value:
     return terms[0]
 
 
-def _step(any_value: bool, keep: bool) -> Any:
-    """All states of one vector of channels, one step; returns C h. With ``keep``, stores the decays too."""
+def _decays(builder: Builder, any_value: bool, dt: Value, rates: list[Value]) -> list[Value]:
+    """exp of dt times each rate; ``any_value``: also where an exponent leaves the normal range."""
+    if any_value:
+        return [_exp2(builder, builder.fmul(dt, r)) for r in rates]
+    return _exp2_many(builder, dt, rates)
+
+
+def _step(any_value: bool) -> Any:
+    """All states of one vector of channels, one step; returns C h."""
 
     @intrinsic
-    def step(ctx: Any, new: Any, old: Any, decays: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any) -> Any:
+    def step(ctx: Any, h: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            addresses = dict(zip(("new", "old", "decays", "a", "b", "c"), args))
-            dt, dtu, states = args[6:]
+            addresses = dict(zip("habc", args))
+            dt, dtu, states = args[4:]
 
             def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
                 each = range(count)
-                rates = [_load(builder, at["a"], 1, BYTES * i) for i in each]
-                if any_value:
-                    factors = [_exp2(builder, builder.fmul(dt, r)) for r in rates]
-                else:
-                    factors = _exp2_many(builder, dt, rates)
+                factors = _decays(builder, any_value, dt, [_load(builder, at["a"], 1, BYTES * i) for i in each])
                 inputs = [builder.fmul(dtu, _broadcast(builder, at["b"], 4 * i)) for i in each]
-                before = [_load(builder, at["old"], 1, BYTES * i) for i in each]
+                before = [_load(builder, at["h"], 1, BYTES * i) for i in each]
                 values = [_fma(builder, f, h, x) for f, h, x in zip(factors, before, inputs)]
                 for i in each:
-                    if keep:
-                        _store(builder, at["decays"], factors[i], BYTES * i)
-                    _store(builder, at["new"], values[i], BYTES * i)
+                    _store(builder, at["h"], values[i], BYTES * i)
                 return [[(values[i], _broadcast(builder, at["c"], 4 * i))] for i in each]
 
             return _over_states(builder, states, addresses, 1, group)[0]
 
-        return vec(*[types.int64] * 6, vec, vec, types.int64), codegen
+        return vec(*[types.int64] * 4, vec, vec, types.int64), codegen
 
     return step
 
 
-step_fast, step_any = _step(False, False), _step(True, False)
-step_fast_keep, step_any_keep = _step(False, True), _step(True, True)
+step_fast, step_any = _step(False), _step(True)
 
 
-def _gradients(add: bool) -> Any:
-    """All states of one vector of channels, one step backwards.
+# --- a few states of one vector of channels, all steps of a tile -------------------------------------------
+#
+# The backward pass keeps a group of states in registers while it walks through a tile. What is one vector per step lies in
+# "planes": plane p of step i is at planes + p * plane + i * row.
 
-    Addresses: states before and after the step, decays, rates, the carried gradient g, the lanes' shares of
-    dB, dC (``add`` to them or begin them) and dA; B and C of the step. Updates g and the shares; stores to
-    ``sums`` the two sums over the states: d(dt u), and the part of d(dt) that comes through the decays.
+DT, SLOPE, DY, DGATE, DTU, READ, BY_INPUT, BY_DECAY = range(8)
+PLANES = 8
+
+
+class _Walk:
+    """A loop over the steps of a tile, with variables that stay in registers."""
+
+    def __init__(self, builder: Builder, planes: Value, row: Value, plane: Value) -> None:
+        self.builder, self.planes, self.row, self.plane = builder, planes, row, plane
+
+    def at(self, which: int, i: Value) -> Value:
+        b = self.builder
+        start = b.add(self.planes, b.mul(self.plane, ir.Constant(_I64, which)))
+        return b.add(start, b.mul(self.row, i))
+
+    def get(self, which: int, i: Value) -> Value:
+        return _load(self.builder, self.at(which, i))
+
+    def add(self, which: int, i: Value, products: list[tuple[Value, Value]]) -> None:
+        """Add a sum of products to a plane, in two chains."""
+        b = self.builder
+        total, other = self.get(which, i), None
+        for j, (x, y) in enumerate(products):
+            if j % 2 == 0:
+                total = _fma(b, x, y, total)
+            else:
+                other = b.fmul(x, y) if other is None else _fma(b, x, y, other)
+        _store(b, self.at(which, i), total if other is None else b.fadd(total, other))
+
+    def group(self, address: Value, i: Value, count: int) -> Value:
+        """Where the vectors of a group of states of step i are."""
+        return self.builder.add(address, self.builder.mul(i, ir.Constant(_I64, BYTES * count)))
+
+
+def _recompute(count: int, any_value: bool) -> Any:
+    """States and decays of a tile from the states before it: to ``h`` (steps + 1, count) and ``decay`` (steps, count); adds
+    what C reads of them to plane READ.
+    """
+
+    @intrinsic
+    def recompute(
+        ctx: Any, planes: Any, row: Any, plane: Any, a: Any, kept: Any, b: Any, b_step: Any, c: Any, c_step: Any, h: Any,
+        decay: Any, steps: Any,
+    ) -> Any:  # fmt: skip
+        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            planes, row, plane, a, kept, b, b_step, c, c_step, h, decay, steps = args
+            walk, each = _Walk(builder, planes, row, plane), range(count)
+            rates = [_load(builder, a, 1, BYTES * n) for n in each]
+            states = [cgutils.alloca_once_value(builder, _load(builder, kept, 1, BYTES * n)) for n in each]
+            for n in each:
+                _store(builder, h, builder.load(states[n]), BYTES * n)
+            with cgutils.for_range(builder, steps, intp=_I64) as loop:
+                i = loop.index
+                factors = _decays(builder, any_value, walk.get(DT, i), rates)
+                dtu, reads = walk.get(DTU, i), []
+                there, factor_at = walk.group(h, i, count), walk.group(decay, i, count)
+                b_at, c_at = builder.add(b, builder.mul(i, b_step)), builder.add(c, builder.mul(i, c_step))
+                for n in each:
+                    fed = builder.fmul(dtu, _broadcast(builder, b_at, 4 * n))
+                    value = _fma(builder, factors[n], builder.load(states[n]), fed)
+                    builder.store(value, states[n])
+                    _store(builder, factor_at, factors[n], BYTES * n)
+                    _store(builder, there, value, BYTES * (count + n))
+                    reads.append((value, _broadcast(builder, c_at, 4 * n)))
+                walk.add(READ, i, reads)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 12), codegen
+
+    return recompute
+
+
+def _gradients(count: int) -> Any:
+    """Back through a tile: updates the state's gradient ``g`` and ``da`` (count each), adds to the lanes' shares ``db`` and ``dc``
+    (steps, count), and to planes BY_INPUT (the gradient of dt u) and BY_DECAY (what reaches dt through the decays).
     """
 
     @intrinsic
     def gradients(
-        ctx: Any, before: Any, after: Any, decay: Any, rate: Any, g: Any, db: Any, dc: Any, da: Any, b: Any,
-        c: Any, dy: Any, dt: Any, dtu: Any, sums: Any, states: Any,
+        ctx: Any, planes: Any, row: Any, plane: Any, a: Any, g: Any, da: Any, b: Any, b_step: Any, c: Any, c_step: Any, h: Any,
+        decay: Any, db: Any, dc: Any, steps: Any,
     ) -> Any:  # fmt: skip
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            names = ("before", "after", "decay", "rate", "g", "db", "dc", "da", "b", "c")
-            dy, dt, dtu, sums, states = args[10:]
+            planes, row, plane, a, g, da, b, b_step, c, c_step, h, decay, db, dc, steps = args
+            walk, each = _Walk(builder, planes, row, plane), range(count)
 
-            def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
-                each = range(count)
+            def variables(address: Value) -> list[Value]:
+                return [cgutils.alloca_once_value(builder, _load(builder, address, 1, BYTES * n)) for n in each]
 
-                def get(name: str, i: int) -> Value:
-                    return _load(builder, at[name], 1, BYTES * i)
-
-                grads = [_fma(builder, dy, _broadcast(builder, at["c"], 4 * i), get("g", i)) for i in each]
-                carried = [builder.fmul(grads[i], get("decay", i)) for i in each]
-                through = [builder.fmul(carried[i], get("before", i)) for i in each]
-                for i in each:
-                    h = get("after", i)
-                    share_c = _fma(builder, dy, h, get("dc", i)) if add else builder.fmul(dy, h)
-                    share_b = _fma(builder, grads[i], dtu, get("db", i)) if add else builder.fmul(grads[i], dtu)
-                    share_a = _fma(builder, through[i], dt, get("da", i))
-                    for name, x in (("dc", share_c), ("db", share_b), ("g", carried[i]), ("da", share_a)):
-                        _store(builder, at[name], x, BYTES * i)
-                return [[(grads[i], _broadcast(builder, at["b"], 4 * i)), (through[i], get("rate", i))] for i in each]
-
-            totals = _over_states(builder, states, dict(zip(names, args)), 2, group)
-            for i, total in enumerate(totals):
-                _store(builder, sums, total, BYTES * i)
+            rates = [_load(builder, a, 1, BYTES * n) for n in each]
+            carried, shares, after = variables(g), variables(da), variables(walk.group(h, steps, count))
+            with cgutils.for_range(builder, steps, intp=_I64) as loop:
+                i = builder.sub(builder.sub(steps, loop.index), ir.Constant(_I64, 1))
+                dt, dy, dtu = walk.get(DT, i), walk.get(DY, i), walk.get(DTU, i)
+                h_at, factor_at, db_at, dc_at = (walk.group(x, i, count) for x in (h, decay, db, dc))
+                b_at, c_at = builder.add(b, builder.mul(i, b_step)), builder.add(c, builder.mul(i, c_step))
+                by_input, by_decay = [], []
+                for n in each:
+                    o = BYTES * n
+                    grad = _fma(builder, dy, _broadcast(builder, c_at, 4 * n), builder.load(carried[n]))
+                    _store(builder, dc_at, _fma(builder, dy, builder.load(after[n]), _load(builder, dc_at, 1, o)), o)
+                    _store(builder, db_at, _fma(builder, grad, dtu, _load(builder, db_at, 1, o)), o)
+                    before, next_one = _load(builder, h_at, 1, o), builder.fmul(grad, _load(builder, factor_at, 1, o))
+                    through = builder.fmul(next_one, before)
+                    builder.store(_fma(builder, through, dt, builder.load(shares[n])), shares[n])
+                    builder.store(next_one, carried[n])
+                    builder.store(before, after[n])
+                    by_input.append((grad, _broadcast(builder, b_at, 4 * n)))
+                    by_decay.append((through, rates[n]))
+                walk.add(BY_INPUT, i, by_input)
+                walk.add(BY_DECAY, i, by_decay)
+            for n in each:
+                _store(builder, g, builder.load(carried[n]), BYTES * n)
+                _store(builder, da, builder.load(shares[n]), BYTES * n)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 10, vec, vec, vec, types.int64, types.int64), codegen
+        return types.void(*[types.int64] * 15), codegen
 
     return gradients
 
 
-gradients_begin, gradients_add = _gradients(False), _gradients(True)
+recompute_fast, recompute_any = _recompute(INTERLEAVED, False), _recompute(INTERLEAVED, True)
+recompute_one = _recompute(1, True)
+gradients_group, gradients_one = _gradients(INTERLEAVED), _gradients(1)
 
 
 # --- sums over the lanes ------------------------------------------------------------------------
@@ -611,12 +705,17 @@ def _sum_of_lanes(builder: Builder, total: Value) -> Value:
     return builder.extract_element(total, _I32(0))
 
 
-def _sum_sixteen(builder: Builder, shares: Value, out: Value) -> None:
-    _store(builder, out, _lane_sums(builder, [_load(builder, shares, 1, BYTES * i) for i in range(LANES)]))
-
-
 def _sum_one(builder: Builder, shares: Value, out: Value) -> None:
     builder.store(_sum_of_lanes(builder, _load(builder, shares)), _pointer(builder, out, _F32), align=4)
 
 
-sum_sixteen, sum_one = _memory(2, _sum_sixteen), _memory(2, _sum_one)
+def _sum_steps(builder: Builder, shares: Value, out: Value, step: Value) -> None:
+    """Sixteen vectors, groups of states of a few steps; every step's sums go to its row of ``out``."""
+    sums = _lane_sums(builder, [_load(builder, shares, 1, BYTES * i) for i in range(LANES)])
+    for first in range(0, LANES, INTERLEAVED):
+        piece = _shuffle(builder, sums, sums, list(range(first, first + INTERLEAVED)))
+        row = builder.add(out, builder.mul(step, ir.Constant(_I64, first // INTERLEAVED)))
+        builder.store(piece, _pointer(builder, row, piece.type), align=4)
+
+
+sum_steps, sum_one = _memory(3, _sum_steps), _memory(2, _sum_one)

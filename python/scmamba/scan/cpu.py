@@ -17,6 +17,7 @@ from torch import Tensor
 
 from . import _memory, _pool
 from ._jit import kernels
+from .products import times, weight_gradient
 from .registry import Direction
 
 LANES = 16
@@ -27,17 +28,15 @@ def scan(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
     """``selective_scan`` for float32 (and half-precision, computed in float32) tensors on the CPU."""
     needed = (t for d in directions for t in (*d.tensors, d.delta_weight, z) if t is not None)
     training = torch.is_grad_enabled() and any(t.requires_grad for t in needed)
-    if training:  # the gradient of the projection is torch's business
-        directions = [d.projected() for d in directions]
     dtype, channels = directions[0].u.dtype, directions[0].u.shape[2]
     missing = -channels % LANES
     tensors = [_prepared(t, missing, where) for d in directions for t, where in zip(d.tensors, _places(d))]
     gate = None if z is None else _prepared(z, missing, "last")
     flags = tuple(bool(d.reverse) for d in directions)
+    weights = [None if (w := d.delta_weight) is None else _prepared(w, missing, "first") for d in directions]
     if training:
-        out = _Scan.apply(flags, gate, *tensors)
+        out = _Scan.apply(flags, gate, *tensors, *weights)
     else:
-        weights = [None if (w := d.delta_weight) is None else _prepared(w, missing, "first") for d in directions]
         out = _forward(flags, gate, tensors, keep=False, weights=weights)[0]
     return out[..., :channels].to(dtype) if missing else out.to(dtype)
 
@@ -179,11 +178,11 @@ def _forward(
 
 
 class _Scan(torch.autograd.Function):
-    """Flat: (flags, z, then seven tensors per direction)."""
+    """Flat: (flags, z, then seven tensors per direction, then a weight or None per direction)."""
 
     @staticmethod
-    def forward(ctx: Any, flags: tuple[bool, ...], z: Tensor | None, *tensors: Tensor) -> Tensor:
-        out, ctx.kept = _forward(flags, z, tensors, keep=True)
+    def forward(ctx: Any, flags: tuple[bool, ...], z: Tensor | None, *tensors: Any) -> Tensor:
+        out, ctx.kept = _forward(flags, z, tensors[: 7 * len(flags)], keep=True, weights=tensors[7 * len(flags) :])
         ctx.flags = flags
         ctx.save_for_backward(z, *tensors)
         return out
@@ -191,16 +190,24 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-        z, *tensors = ctx.saved_tensors
-        dz, grads = _backward(ctx.flags, z, tensors, ctx.kept, dout)
-        return None, dz, *grads
+        z, *saved = ctx.saved_tensors
+        tensors, weights = saved[: 7 * len(ctx.flags)], saved[7 * len(ctx.flags) :]
+        dz, grads = _backward(ctx.flags, z, tensors, ctx.kept, dout, weights)
+        dweights: list[Tensor | None] = []
+        for i, weight in enumerate(weights):
+            dweights.append(None)
+            if weight is not None:  # delta is a product: from the gradient of all channels to those of its factors
+                ddelta, thin = grads[7 * i + 1], tensors[7 * i + 1]
+                grads[7 * i + 1] = times(ddelta, weight)
+                dweights[i] = weight_gradient(ddelta.flatten(0, 1), thin.reshape(-1, thin.shape[-1]))
+        return None, dz, *grads, *dweights
 
 
 def _backward(
-    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], kept: list[Tensor], dout: Tensor
+    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], kept: list[Tensor], dout: Tensor, weights: Weights = ()
 ) -> tuple[Tensor | None, list[Tensor]]:
-    """Gradients of z and of the tensors, in their order."""
-    jobs = _inputs(flags, z, tensors)
+    """Gradients of z and of the tensors, in their order; that of delta is always (B, L, E)."""
+    jobs = _inputs(flags, z, tensors, weights)
     batch, length, channels = tensors[0].shape
     dout = dout if dout.stride(-1) == 1 and dout.dtype == torch.float32 else dout.float().contiguous()
     dz = None if z is None else torch.empty(batch, length, channels)
