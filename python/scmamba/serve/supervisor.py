@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from .jobs import Queue
 from .references import References
 from .settings import Settings
 
 _log = logging.getLogger("scmamba.serve")
+#: One folder for each GPU, where the NVIDIA driver is loaded.
+_GPUS = "/proc/driver/nvidia/gpus"
+
+
+def share(i: int, workers: int) -> dict[str, str]:
+    """What worker ``i`` finds in its environment: a GPU of its own, in turn where there are fewer, and its part of the cores.
+
+    One worker alone has everything, as a direct call has.
+    """
+    if workers == 1:
+        return {}
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = [g for g in told.split(",") if g] if told is not None else [str(k) for k, _ in enumerate(Path(_GPUS).glob("*"))]
+    found = {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}
+    if "OMP_NUM_THREADS" not in os.environ:
+        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+    return found
 
 
 class Supervisor:
@@ -30,7 +49,7 @@ class Supervisor:
         """Start the workers and the thread."""
         self.queue.rescue()
         self._names = [secrets.token_hex(6) for _ in range(self.settings.workers)]
-        self._workers = [self._spawn(name) for name in self._names]
+        self._workers = [self._spawn(i) for i in range(len(self._names))]
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
@@ -49,8 +68,9 @@ class Supervisor:
         """Workers that run."""
         return sum(worker.poll() is None for worker in self._workers)
 
-    def _spawn(self, name: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-m", "scmamba.serve.worker", self.settings.dump(), name])
+    def _spawn(self, i: int) -> subprocess.Popen[bytes]:
+        environment = {**os.environ, **share(i, self.settings.workers)}
+        return subprocess.Popen([sys.executable, "-m", "scmamba.serve.worker", self.settings.dump(), self._names[i]], env=environment)
 
     def _watch(self) -> None:
         cleared = 0.0
@@ -61,7 +81,7 @@ class Supervisor:
                     _log.warning("a worker ended with status %s and is started again", worker.returncode)
                     self.queue.rescue(dead=self._names[i])
                     self._names[i] = secrets.token_hex(6)
-                    self._workers[i] = self._spawn(self._names[i])
+                    self._workers[i] = self._spawn(i)
             self.queue.rescue()
             if time.time() - cleared > 600:
                 cleared = time.time()

@@ -1,0 +1,184 @@
+"""The files of ``deploy/``: parsed, and their commands really run (host, port and folder replaced by this machine's)."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+yaml = pytest.importorskip("yaml")
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from scmamba.client import Client
+from scmamba.datasets import brain_cohort
+from scmamba.serve import supervisor
+from scmamba.serve.tokens import Tokens
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+
+
+class Running:
+    """A command of a container on a free port of this machine, and whatever it starts."""
+
+    def __init__(self, command: list[str], data: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        here = {"python": sys.executable, "0.0.0.0": "127.0.0.1", "8642": str(port), "/data": str(data)}
+        self.url = f"http://127.0.0.1:{port}"
+        self.process = subprocess.Popen([here.get(word, word) for word in command], start_new_session=True, stderr=subprocess.DEVNULL)
+        for _ in range(900):
+            try:
+                if self.get("/v2/health/live") == 200:
+                    return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError("the server did not start")
+
+    def get(self, path: str, token: str | None = None) -> int:
+        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def compose() -> dict[str, Any]:
+    return dict(yaml.safe_load((DEPLOY / "docker-compose.yaml").read_text()))
+
+
+def kubernetes() -> dict[str, dict[str, Any]]:
+    return {item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+
+
+def test_the_compose_file_holds_together():
+    file = compose()
+    for service in file["services"].values():
+        assert {v.split(":")[0] for v in service["volumes"]} <= set(file["volumes"]) and set(service["networks"]) <= set(file["networks"])
+    servers = [name for name, s in file["services"].items() if "scmamba.serve" in s["command"]]
+    assert len(servers) == 2 and all(f"{name}:8642" in file["services"]["proxy"]["command"] for name in servers)
+    build = file["services"]["first"]["build"]
+    assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
+    for name in servers:  # only the proxy is seen from outside, and the folder is shared
+        assert "ports" not in file["services"][name] and file["services"][name]["volumes"] == ["jobs:/data"]
+    copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), flags=re.M)
+    assert all((DEPLOY.parent / source).exists() for line in copied for source in line.split())
+
+
+@pytest.mark.slow
+def test_what_one_server_leaves_behind_the_other_takes_up(tmp_path):
+    services, token = compose()["services"], Tokens(tmp_path).add("ann", 1)
+    cells = brain_cohort(20, n_donors=2, seed=3)[:, ::15].copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    first = Running(services["first"]["command"], tmp_path)
+    try:
+        jobs = [Client(first.url, token).submit("embed", tmp_path / "cells.h5ad", force=True) for _ in range(2)]
+    finally:
+        first.kill()
+    second = Running(services["second"]["command"], tmp_path)
+    try:
+        client = Client(second.url, token)
+        for job in jobs:
+            assert client.wait(job, verbose=False)["state"] == "done"
+            assert client.fetch(job, tmp_path / "result.scmb", format="scmb").stat().st_size > 1000
+    finally:
+        second.kill()
+
+
+@pytest.mark.slow
+def test_the_pod_makes_a_token_once_answers_its_probes_and_lets_its_owner_in(tmp_path):
+    pod = kubernetes()["Deployment"]["spec"]["template"]["spec"]
+    make = [word.replace("/data", str(tmp_path)).replace("python", sys.executable) for word in pod["initContainers"][0]["command"]]
+    for _ in range(2):  # the second time there is one
+        subprocess.run(make, check=True, timeout=120)
+    token = (tmp_path / "first-token").read_text().strip()
+    assert len(Tokens(tmp_path).entries()) == 1 and (tmp_path / "first-token").stat().st_mode & 0o077 == 0
+    container = pod["containers"][0]
+    server = Running(container["command"], tmp_path)
+    try:
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert server.get(container[probe]["httpGet"]["path"]) == 200
+        assert server.get("/v2/models", token) == 200 and server.get("/v2/models", "wrong") == 401
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == int(container["command"][container["command"].index("--workers") + 1])
+    finally:
+        server.kill()
+
+
+def test_the_manifest_is_what_kubernetes_knows():
+    items = kubernetes()
+    assert set(items) == {"Namespace", "PersistentVolumeClaim", "Deployment", "Service", "NetworkPolicy"}
+    pod = items["Deployment"]["spec"]["template"]
+    assert items["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
+    assert claims == {items["PersistentVolumeClaim"]["metadata"]["name"]}
+    assert items["Deployment"]["spec"]["replicas"] == 1 and items["Deployment"]["spec"]["strategy"]["type"] == "Recreate"  # SQLite
+    validate = pytest.importorskip("kubernetes_validate")
+    for item in items.values():
+        validate.validate(item, validate.latest_version(), strict=True)
+
+
+def slurm(script: str, tmp_path: Path, *arguments: str, **variables: str) -> list[str]:
+    """What a script lets ``srun`` start, on a machine that only looks like a cluster."""
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    for name, text in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node1\\nnode2\\n'"}.items():
+        (bin / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", **variables}
+    done = subprocess.run(["bash", str(DEPLOY / script), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_the_slurm_job_of_many_nodes_starts_what_torchrun_understands(tmp_path):
+    from torch.distributed.run import parse_args
+
+    words = slurm("impute.slurm", tmp_path, "in.h5ad", "out.h5ad", "--seed", "3", SLURM_JOB_NODELIST="node[1-2]", SLURM_JOB_NUM_NODES="2",
+                  SLURM_GPUS_ON_NODE="4", SLURM_JOB_ID="77")  # fmt: skip
+    told = parse_args(words[words.index("torchrun") + 1 :])
+    assert (told.nnodes, told.nproc_per_node, told.rdzv_endpoint, told.module) == ("2", "4", "node1:29500", True)
+    assert [told.training_script, *told.training_script_args] == ["scmamba", "impute", "in.h5ad", "-o", "out.h5ad", "--seed", "3"]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
+def test_the_slurm_job_of_the_server_has_a_worker_for_each_gpu(tmp_path):
+    words = slurm("serve.slurm", tmp_path, SCMAMBA_DATA="/jobs", SLURM_GPUS_ON_NODE="4")
+    said = " ".join(words)
+    assert "-m scmamba.serve --host 0.0.0.0 --port 8642 --data /jobs --workers 4" in said
+
+
+def test_each_worker_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr(supervisor.os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert supervisor.share(0, 1) == {}
+    assert [supervisor.share(i, 4)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["4", "5", "6", "4"]
+    assert supervisor.share(3, 4)["OMP_NUM_THREADS"] == "4"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES" not in supervisor.share(1, 4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(supervisor, "_GPUS", str(tmp_path))
+    assert "CUDA_VISIBLE_DEVICES" not in supervisor.share(1, 4)
+    for name in ("0000:01:00.0", "0000:02:00.0"):
+        (tmp_path / name).mkdir()
+    assert [supervisor.share(i, 4)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["0", "1", "0", "1"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "OMP_NUM_THREADS" not in supervisor.share(0, 2)
