@@ -200,7 +200,7 @@ def imputation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> l
     training, others = nuclei(arguments.data)
     sources, held = (read_sources([cells], start.genes) for cells in (training, others))
     rows = []
-    for steps in (100, arguments.steps):
+    for steps in (arguments.steps // 4, arguments.steps):
         loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
         masked = clone(start)
         torch.manual_seed(seed)
@@ -224,7 +224,7 @@ def annotation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> l
     sets = {"kang": (kang[~out].copy(), kang[out].copy()), "velmeshev": nuclei(arguments.data)}
     rows = []
     for name, (training, others) in sets.items():
-        for steps in (100, 400):
+        for steps in (arguments.steps // 4, arguments.steps):
             files = Collection([training], vocabulary=start.genes, label="cell_type", force=True, verbose=False)
             loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
             tuned = finetune_classes("annotate", files, model=start, loop=loop, verbose=False)
