@@ -70,7 +70,7 @@ print.scmamba_config <- function(x, ...) {
   cli::cli_text("{.strong scMamba} {x$r[['scMamba']]}")
   .print_versions("R", x$r[-2])
   if (!is.null(x$problem)) {
-    cli::cli_bullets(c(x = .verbatim(x$problem)))
+    cli::cli_verbatim(strsplit(x$problem, "\n", fixed = TRUE)[[1]])
     return(invisible(x))
   }
   .print_versions("Python", c(x$python, x$packages))

@@ -2,7 +2,8 @@
 #'
 #' Makes a Python environment of its own (or takes the one you name) and
 #' installs PyTorch and the Python package `scmamba` in it. Run it once; every
-#' later R session finds the environment by itself.
+#' later R session finds the environment by itself. Run it again to update or
+#' repair it. What goes wrong is said in a sentence with what to type.
 #'
 #' @param source Where the Python package comes from: the path of a checkout or
 #'   of a wheel, an address of a git repository, or the name of a package on
@@ -10,55 +11,233 @@
 #'   `getOption("scmamba.source")`, then the environment variable
 #'   `SCMAMBA_SOURCE`, then the current folder if it is a checkout of scMamba.
 #' @param envname Name or path of the virtual environment.
-#' @param python The Python to make it with (3.10 or newer); by default one
-#'   that reticulate finds.
-#' @param torch What to ask pip for, before anything else. Name a version to
-#'   pin it. On Linux the Package Index serves the build for NVIDIA cards,
-#'   which also runs without one.
+#' @param python The Python to make it with (3.10 or newer); by default the
+#'   newest found that R can use.
+#' @param torch What to ask pip for, before anything else. By default the version
+#'   scMamba was tested with, or the newest where there is no build of that. On
+#'   Linux the Package Index serves the build for NVIDIA cards, which also runs
+#'   without one.
+#' @param extras Optional parts of `scmamba` to install as well; `"serve"` is for
+#'   `backend = "server"`.
 #' @param pip_options More options for pip, such as an index of your own.
 #' @param force Make the environment anew if it exists?
+#' @param verbose Show what pip does?
 #'
 #' @return The path of the environment's Python, invisibly.
 #' @seealso [scmamba_config()] to see what is in use.
 #' @examples
-#' \dontrun{
-#' # needs the network and a few minutes
-#' install_scmamba("path/to/the/checkout")
+#' # Needs the network and a few minutes, and would change your machine: not run
+#' # unless somebody is there to see it.
+#' if (interactive()) {
+#'   install_scmamba("path/to/the/checkout")
 #' }
 #' @export
-install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
-                            torch = "torch", pip_options = character(), force = FALSE) {
+install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL, torch = NULL, extras = "serve",
+                            pip_options = character(), force = FALSE, verbose = TRUE) {
   .check_reticulate()
-  package <- .pip_source(source)
+  package <- .with_extras(.pip_source(source), extras)
   .check_flag(force, "force")
-  if (force || !reticulate::virtualenv_exists(envname)) {
-    cli::cli_inform("Making the Python environment {.val {envname}}")
-    reticulate::virtualenv_create(envname, python = python %||% .starter(),
-      packages = FALSE, force = force)
-  }
+  .check_flag(verbose, "verbose")
+  folder <- .environment_folder(.check_name(envname, "envname"))
+  if (!is.null(torch)) .check_name(torch, "torch")
+  found <- .make_environment(folder, python, force, verbose)
   # torch by name and first: with other packages pip may settle on another build.
-  cli::cli_inform("Installing {.val {torch}}")
-  reticulate::virtualenv_install(envname, packages = torch, pip_options = pip_options)
-  cli::cli_inform("Installing {.val {package}}")
-  reticulate::virtualenv_install(envname, packages = package, pip_options = pip_options)
-  found <- reticulate::virtualenv_python(envname)
-  .tell_installed(found)
+  .install_torch(found, torch, pip_options, verbose)
+  .install(found, c("--upgrade", "--upgrade-strategy", "only-if-needed", package), pip_options, verbose)
+  .check_interpreter(found)
+  .tell_installed(found, verbose)
   invisible(found)
 }
 
+# The version the tests run with; elsewhere (setup, documents) it is the same.
+.torch <- "torch==2.13.0"
+
+.install_torch <- function(python, torch, pip_options, verbose) {
+  if (!is.null(torch)) {
+    return(.install(python, torch, pip_options, verbose))
+  }
+  tryCatch(.install(python, .torch, pip_options, verbose), scmamba_no_build = function(e) {
+    .install(python, "torch", pip_options, verbose)
+  })
+}
+
+.environment_folder <- function(envname) {
+  if (grepl("[/\\\\]", envname)) path.expand(envname) else file.path(reticulate::virtualenv_root(), envname)
+}
+
+# The interpreter of an environment that works, made if need be.
+.make_environment <- function(folder, python, force, verbose) {
+  if (dir.exists(folder) && !file.exists(file.path(folder, "pyvenv.cfg"))) {
+    .abort("{.file {folder}} exists and is no Python environment. Name another {.arg envname}.")
+  }
+  found <- .interpreter_in(folder)
+  dead <- dir.exists(folder) && !identical(attr(.ask_python(found), "status"), 0L)
+  if (dir.exists(folder) && !dead && !force) {
+    .check_version(list(python = found, version = sub(" .*", "", .ask_python(found)[[1]])))
+    return(found)
+  }
+  python <- .check_starter(python %||% .starter())
+  if (verbose) {
+    if (dead) cli::cli_inform(c("!" = "The Python environment {.file {folder}} is dead; it is made anew."))
+    cli::cli_inform("Making the Python environment {.file {folder}} with {.file {python}}")
+  }
+  unlink(folder, recursive = TRUE)
+  made <- FALSE
+  on.exit(if (!made) unlink(folder, recursive = TRUE))
+  .step(python, c("-I", "-m", "venv", "--without-pip", folder), verbose = FALSE)
+  found <- .interpreter_in(folder)
+  # By itself, because venv would keep its words to itself.
+  .step(found, c("-I", "-m", "ensurepip", "--upgrade", "--default-pip"), verbose = FALSE, python = python)
+  made <- TRUE
+  found
+}
+
+# The newest Python that can be the start of an environment R can load.
 .starter <- function() {
-  python <- reticulate::virtualenv_starter(version = ">=3.10")
-  if (is.null(python)) {
-    .abort(c(
-      "No Python 3.10 or newer was found to make the environment with.",
-      i = "Install one (for example {.code reticulate::install_python(\"3.11\")}) and name it:
-           {.code install_scmamba(python = \"/path/to/python\")}."
-    ), class = "scmamba_python_error")
+  found <- .reticulate_quietly(reticulate::virtualenv_starter(version = ">=3.10", all = TRUE))
+  # It gives up where any environment it comes across is dead.
+  found <- if (is.data.frame(found)) found$path else .pythons_by_name()
+  for (python in found) {
+    if (identical(attr(.ask_python(python, .starter_question), "status"), 0L)) {
+      return(python)
+    }
+  }
+  .abort(c(
+    "No Python was found to make the environment with: 3.10 or newer, with its shared library, venv and pip.",
+    i = "Type {.code reticulate::install_python(\"3.12\")}, or on Debian and Ubuntu in a terminal
+         {.code sudo apt-get install python3-venv python3-pip}; then {.code install_scmamba()} again.",
+    i = "One that is not found is named: {.code install_scmamba(python = \"/path/to/python\")}."
+  ), class = "scmamba_python_error")
+}
+
+.pythons_by_name <- function() {
+  names <- c(paste0("python3.", 13:10), "python3", "python")
+  folders <- c("/usr/local/bin", "/usr/bin", "/opt/homebrew/bin", Sys.glob("~/.pyenv/versions/*/bin"))
+  found <- c(Sys.which(names), file.path(rep(folders, each = length(names)), names))
+  unique(found[nzchar(found) & file.exists(found)])
+}
+
+.starter_or_null <- function() tryCatch(.starter(), error = function(e) NULL)
+
+# A Python with all it takes: new enough, a shared library, venv and pip.
+.starter_question <- c(
+  "import sys, sysconfig",
+  "assert sys.version_info >= (3, 10)",
+  "assert sys.platform in ('darwin', 'win32') or sysconfig.get_config_var('Py_ENABLE_SHARED')",
+  "import ensurepip, venv",
+  "print('fit'); print()"
+)
+
+.check_starter <- function(python) {
+  python <- .check_name(python, "python")
+  if (!grepl("[/\\\\]", python) && nzchar(Sys.which(python))) python <- Sys.which(python)[[1]]
+  python <- .interpreter_in(path.expand(python))
+  if (!file.exists(python)) {
+    .abort("There is no Python at {.file {python}}; name one with
+      {.code install_scmamba(python = \"/path/to/python\")}.", class = "scmamba_python_error")
+  }
+  said <- .ask_python(python)
+  if (!identical(attr(said, "status"), 0L)) {
+    words <- .verbatim(utils::tail(c("it says nothing", said), 1))
+    .abort(c("{.file {python}} does not run.", x = words,
+      i = "Name another: {.code install_scmamba(python = \"/path/to/python\")}."), class = "scmamba_python_error")
+  }
+  if (numeric_version(said[[1]]) < "3.10") {
+    .abort(c("scMamba needs Python 3.10 or newer; {.file {python}} is {said[[1]]}.",
+      i = "Name a newer one: {.code install_scmamba(python = \"/path/to/python\")}; or have one made:
+           {.code install_scmamba(python = reticulate::install_python(\"3.12\"))}."), class = "scmamba_python_error")
   }
   python
 }
 
-.tell_installed <- function(python) {
+.pip <- c("-I", "-m", "pip", "install", "--disable-pip-version-check", "--progress-bar", "off")
+
+.install <- function(python, packages, pip_options, verbose) {
+  if (verbose) cli::cli_inform("Installing {.val {packages[[length(packages)]]}}")
+  .step(python, c(.pip, pip_options, packages), verbose)
+}
+
+# Run one command; its failure becomes a sentence with what to type.
+.step <- function(program, arguments, verbose, python = program) {
+  ran <- .run_shown(program, arguments, verbose)
+  if (ran$status != 0) .explain_step(python, arguments, ran$said)
+  invisible(ran$said)
+}
+
+.run_shown <- function(python, arguments, verbose) {
+  line <- paste(shQuote(c(python, arguments)), collapse = " ")
+  if (.Platform$OS.type == "unix") {
+    line <- paste0("LD_LIBRARY_PATH=", shQuote(.clean_library_path()), " ", line)
+  }
+  connection <- pipe(paste(line, "2>&1"), open = "r")
+  said <- character()
+  status <- NULL
+  on.exit(if (is.null(status)) close(connection))
+  while (length(text <- readLines(connection, n = 1, warn = FALSE)) > 0) {
+    said <- c(said, text)
+    if (verbose && grepl("^ *(Downloading|Installing|Building|Successfully)", text)) message("  ", trimws(text))
+  }
+  status <- close(connection)
+  list(status = if (is.null(status)) 0L else as.integer(status), said = said)
+}
+
+# What pip and venv say -> what it means. The first that fits; a missing network also ends in
+# "no matching distribution".
+.pip_failures <- c(
+  disk = "No space left on device|Errno 28|Disk quota exceeded|Errno 122",
+  venv = "ensurepip is not available|No module named '?(venv|ensurepip)|No module named pip|apt install python3",
+  certificate = "CERTIFICATE_VERIFY_FAILED|SSLCertVerificationError",
+  network = paste0("name resolution|NewConnectionError|Connection refused|Network is unreachable|ConnectTimeout|",
+    "ProxyError|ReadTimeout|Max retries|Could not resolve host"),
+  build = "No matching distribution found|Could not find a version that satisfies|requires a different Python",
+  permission = "Permission denied|Errno 13|Read-only file system|Errno 30"
+)
+
+.explain_step <- function(python, arguments, said) {
+  .state$pip <- said
+  fits <- vapply(.pip_failures, function(pattern) any(grepl(pattern, said)), NA)
+  kind <- c(names(.pip_failures)[fits], "other")[[1]]
+  errors <- grep("^(ERROR|Error|error|OSError|fatal)|Errno", said, value = TRUE)
+  if (length(errors) == 0) errors <- c("(it said nothing)", said[nzchar(said)])
+  words <- trimws(utils::tail(errors, 1))
+  what <- if ("install" %in% arguments) arguments[[length(arguments)]] else "pip"
+  version <- c(.ask_python(python), "?")[[1]]
+  .abort(c(.install_failures[[kind]][1], x = .verbatim(words), .install_failures[[kind]][-1]),
+    class = c(if (kind == "build") "scmamba_no_build", "scmamba_install_error"))
+}
+
+# What it means, and what to type.
+.install_failures <- list(
+  disk = c("The disk is full: {.val {what}} could not be installed.",
+    i = "PyTorch and the rest need 2 GB (10 GB with the parts for NVIDIA cards). Make room, or use another disk:
+      {.code install_scmamba(envname = \"/big/disk/r-scmamba\")} and
+      {.code options(scmamba.python = \"/big/disk/r-scmamba\")}.",
+    i = "If {.file /tmp} is small: {.code Sys.setenv(TMPDIR = \"/big/disk/tmp\")} before."),
+  venv = c("{.file {python}} cannot make Python environments: its parts {.pkg venv} and {.pkg pip} are missing.",
+    i = "On Debian or Ubuntu type {.code sudo apt-get install python3-venv} in a terminal, then
+      {.code install_scmamba()} again;",
+    i = "or name another Python: {.code install_scmamba(python = \"/path/to/python\")}."),
+  certificate = c("pip does not trust the certificate of the Package Index (a company's proxy?).",
+    i = "Type {.code Sys.setenv(PIP_CERT = \"/path/to/certificates.pem\")}, then {.code install_scmamba()} again."),
+  network = c("pip cannot reach the Package Index: no network, or a proxy or firewall in between.",
+    i = "Check the connection, then type {.code install_scmamba()} again.",
+    i = "A proxy is named by {.code Sys.setenv(HTTPS_PROXY = \"http://proxy:port\")}, an index of your own by
+      {.code install_scmamba(pip_options = c(\"--index-url\", \"https://...\"))}."),
+  build = c("There is no {.val {what}} for Python {version} on this system (as a rule, Python is too new or too old).",
+    i = "Type {.code install_scmamba(python = reticulate::install_python(\"3.12\"), force = TRUE)}."),
+  permission = c("The environment may not be written.",
+    i = "Name a folder of your own: {.code install_scmamba(envname = \"~/r-scmamba\")} and
+      {.code options(scmamba.python = \"~/r-scmamba\")}."),
+  other = c("{.val {what}} could not be installed.", i = "All that was said: {.code scMamba:::.pip_said()}.")
+)
+
+# For reports of what went wrong.
+.pip_said <- function() writeLines(.state$pip %||% "nothing yet")
+
+.tell_installed <- function(python, verbose) {
+  if (!verbose) {
+    return(invisible())
+  }
   lines <- c(v = "scMamba is installed in {.file {python}}.")
   if (reticulate::py_available(initialize = FALSE)) {
     lines <- c(lines, i = "Python is running already in this session: restart R to use it.")
@@ -68,6 +247,21 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
     lines <- c(lines, i = "RETICULATE_PYTHON is set to {.file {other}} and wins: unset it.")
   }
   cli::cli_inform(lines)
+}
+
+# "scmamba" with its optional parts, whatever it is named by.
+.with_extras <- function(source, extras) {
+  if (length(extras) == 0 || grepl("]", source, fixed = TRUE)) {
+    return(source)
+  }
+  list <- paste0("[", paste(extras, collapse = ","), "]")
+  if (file.exists(source)) {
+    return(paste0(source, list))
+  }
+  if (grepl("^git\\+", source)) {
+    return(paste0("scmamba", list, " @ ", source))
+  }
+  sub("^([A-Za-z0-9._-]+)", paste0("\\1", list), source)
 }
 
 # What to give pip.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import sys
+from pathlib import Path
 
 
 def has_foreign_blas() -> bool:
@@ -22,7 +24,7 @@ def has_foreign_blas() -> bool:
 
 def load_torch_apart() -> None:
     """Load torch so that it calls its own matrix products: the same numbers and the same speed as in a Python of its own."""
-    if "torch" in sys.modules or not has_foreign_blas():
+    if "torch" in sys.modules or not has_foreign_blas() or openmp_clash():
         return
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_NOW | os.RTLD_DEEPBIND)
@@ -32,3 +34,30 @@ def load_torch_apart() -> None:
         pass  # whoever needs it will say so
     finally:
         sys.setdlopenflags(flags)
+
+
+def openmp_clash() -> str | None:
+    """The OpenMP library of torch, if loading it now would end the process: another copy of Intel's or LLVM's runs already.
+
+    These libraries note their process when they start and abort when a second copy finds the note ("OMP: Error #15"). GNU's, which torch
+    brings on Linux, keeps no such note.
+    """
+    if "torch" in sys.modules or os.environ.get("KMP_DUPLICATE_LIB_OK", "").upper() in ("TRUE", "1") or not _kmp_is_running():
+        return None
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "lib"
+    found = sorted(p.name for p in folder.glob("lib*omp*") if p.name.startswith(("libomp", "libiomp5")))
+    return found[0] if found else None
+
+
+def _kmp_is_running() -> bool:
+    """Whether such a library left its note: an environment variable of C, or a piece of shared memory."""
+    name = f"__KMP_REGISTERED_LIB_{os.getpid()}"
+    getenv = ctypes.CDLL(None).getenv if sys.platform != "win32" else None
+    if getenv is not None:
+        getenv.restype = ctypes.c_char_p
+        if getenv(name.encode()):
+            return True
+    return any(next(Path(folder).glob(pattern), None) for folder in ("/dev/shm", "/tmp") for pattern in (name, name + "_*"))

@@ -42,7 +42,7 @@ test_that("a Python that does not exist is named with what to type", {
   out <- paste(in_new_session(
     c("options(scmamba.python = '/no/such/python')", show_error), no_python
   ), collapse = " ")
-  expect_match(out, "does not exist")
+  expect_match(out, "There is no Python at")
   expect_match(out, "/no/such/python", fixed = TRUE)
   expect_match(out, "install_scmamba()", fixed = TRUE)
   out <- paste(in_new_session(show_error, c(no_python[-1], "RETICULATE_PYTHON=/no/such/python")),

@@ -1,0 +1,160 @@
+# install_scmamba(): its commands, its arguments, and a sentence for whatever goes wrong on the way. The whole of it,
+# from an empty folder to a verb, runs with SCMAMBA_TEST_INSTALL=1 (network, some minutes, 2 GB).
+
+checkout <- function() {
+  roots <- c(testthat::test_path("..", ".."), Sys.getenv("SCMAMBA_ROOT"))
+  roots[file.exists(file.path(roots, "pyproject.toml"))]
+}
+
+# A python that notes what it is asked to do and, for `venv`, makes a folder with itself in it.
+noting_python <- function(folder, pip = "true") {
+  file <- file.path(folder, "python3")
+  lines <- c(
+    "#!/bin/sh", sprintf("if [ \"$1\" != -I ]; then exec %s \"$@\"; fi", shQuote(base_python())),
+    sprintf("echo \"$*\" >> %s", shQuote(file.path(folder, "asked"))),
+    "if [ \"$3\" = venv ]; then mkdir -p \"$5/bin\"; touch \"$5/pyvenv.cfg\"; cp \"$0\" \"$5/bin/python\"; exit 0; fi",
+    "if [ \"$3\" = ensurepip ]; then exit 0; fi",
+    pip
+  )
+  writeLines(lines, file)
+  Sys.chmod(file, "755")
+  file
+}
+
+asked <- function(folder) readLines(file.path(folder, "asked"))
+
+quietly_install <- function(folder, ...) {
+  install_scmamba("scmamba==0.1.0", envname = file.path(folder, "env"), ..., verbose = FALSE)
+}
+
+test_that("pip is asked for torch by name and alone, then for the package", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- withr::local_tempdir()
+  python <- noting_python(folder)
+  # What was installed is looked at afterwards: this python has no scmamba.
+  expect_error(quietly_install(folder, python = python), "no package scmamba", class = "scmamba_python_error")
+  pip <- "-I -m pip install --disable-pip-version-check --progress-bar off"
+  expect_identical(asked(folder), c(
+    paste("-I -m venv --without-pip", file.path(folder, "env")),
+    "-I -m ensurepip --upgrade --default-pip",
+    paste(pip, "torch==2.13.0"),
+    paste(pip, "--upgrade --upgrade-strategy only-if-needed scmamba[serve]==0.1.0")
+  ))
+  # A second time nothing is made anew; options and a torch of one's own are passed on.
+  unlink(file.path(folder, "asked"))
+  expect_error(quietly_install(folder, python = python, torch = "torch==2.9", extras = NULL, pip_options = "--pre"))
+  expect_identical(asked(folder), paste(pip, "--pre",
+    c("torch==2.9", "--upgrade --upgrade-strategy only-if-needed scmamba==0.1.0")))
+  unlink(file.path(folder, "asked"))
+  expect_error(quietly_install(folder, python = python, force = TRUE))
+  expect_match(asked(folder)[[1]], "venv")
+})
+
+test_that("where the tested torch has no build, the newest is taken", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- withr::local_tempdir()
+  none <- "case \"$*\" in *torch==*) echo 'ERROR: No matching distribution found for torch==2.13.0' >&2; exit 1;; esac"
+  expect_error(quietly_install(folder, python = noting_python(folder, none)), "no package scmamba")
+  expect_match(asked(folder)[[4]], "off torch$")
+  # But not when the user named it.
+  expect_error(quietly_install(folder, python = noting_python(folder, none), torch = "torch==1.0", force = TRUE),
+    "no \"torch==1.0\" for Python 3", class = "scmamba_no_build")
+})
+
+test_that("what pip says is explained, with what to type", {
+  skip_on_os("windows")
+  skip_without_python()
+  cases <- list(
+    list("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "disk is full"),
+    list("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED]", "PIP_CERT"),
+    list("WARNING: Retrying ... Temporary failure in name resolution\nERROR: No matching distribution found for torch",
+      "cannot reach"),
+    list("ERROR: Could not install packages due to an OSError: [Errno 13] Permission denied: '/opt'", "not be written"),
+    list("error: subprocess-exited-with-error", "could not be installed")
+  )
+  for (case in cases) {
+    folder <- withr::local_tempdir()
+    writeLines(case[[1]], file.path(folder, "words"))
+    python <- noting_python(folder, sprintf("cat %s >&2; exit 1", shQuote(file.path(folder, "words"))))
+    expect_error(quietly_install(folder, python = python), case[[2]], class = "scmamba_install_error")
+  }
+  expect_output(scMamba:::.pip_said(), "subprocess-exited-with-error")
+})
+
+test_that("arguments that cannot be are refused before anything is made", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- withr::local_tempdir()
+  expect_error(quietly_install(folder, python = "/no/such/python"), "There is no Python",
+    class = "scmamba_python_error")
+  expect_error(quietly_install(folder, python = old_python(folder, "3.8")), "3.10 or newer.*install_python",
+    class = "scmamba_python_error")
+  expect_error(quietly_install(folder, force = NA), "force")
+  expect_error(quietly_install(folder, torch = 2), "torch")
+  expect_error(install_scmamba("no/such/folder"), "no folder or file")
+  dir.create(file.path(folder, "env"))
+  expect_error(quietly_install(folder), "no Python environment")
+  expect_length(list.files(file.path(folder, "env")), 0)
+})
+
+test_that("optional parts are named wherever the package comes from", {
+  with_extras <- scMamba:::.with_extras
+  expect_identical(with_extras("scmamba", "serve"), "scmamba[serve]")
+  expect_identical(with_extras("scmamba==0.1.0", c("serve", "train")), "scmamba[serve,train]==0.1.0")
+  expect_identical(with_extras("git+https://example.org/a", "serve"), "scmamba[serve] @ git+https://example.org/a")
+  expect_identical(with_extras("scmamba[train]", "serve"), "scmamba[train]")
+  expect_identical(with_extras("scmamba", NULL), "scmamba")
+  expect_identical(with_extras(tempdir(), "serve"), paste0(tempdir(), "[serve]"))
+})
+
+test_that("no network: a real pip, an index that does not answer", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- withr::local_tempdir()
+  nowhere <- c("--isolated", "--no-cache-dir", "--retries", "1", "--index-url", "http://127.0.0.1:9/simple")
+  expect_error(quietly_install(folder, python = base_python(), pip_options = nowhere), "cannot reach the Package Index",
+    class = "scmamba_install_error")
+  # What is there is a whole environment, so that the next call goes on from it.
+  expect_true(file.exists(file.path(folder, "env", "bin", "pip")))
+})
+
+test_that("a Python without venv or pip is named with the package to install", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- withr::local_tempdir()
+  # Debian's python3 without the package python3-venv: the module is not there.
+  file <- noting_python(folder)
+  words <- sprintf("echo '%s: No module named ensurepip' >&2; exit 1; fi", file)
+  writeLines(sub("(= ensurepip.*then).*", paste("\\1", words), readLines(file)), file)
+  expect_error(quietly_install(folder, python = file), "apt-get install python3-venv", class = "scmamba_install_error")
+  expect_false(file.exists(file.path(folder, "env")))
+})
+
+test_that("an environment whose Python is gone is made anew", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- withr::local_tempdir()
+  dir.create(file.path(folder, "env", "bin"), recursive = TRUE)
+  file.symlink("/no/python3.11", file.path(folder, "env", "bin", "python"))
+  file.create(file.path(folder, "env", "pyvenv.cfg"))
+  expect_error(quietly_install(folder, python = noting_python(folder)), "no package scmamba")
+  expect_match(asked(folder)[[1]], "venv")
+})
+
+test_that("from an empty folder to a verb, on both backends", {
+  skip_on_os("windows")
+  skip_without_python()
+  skip_if_not(nzchar(Sys.getenv("SCMAMBA_TEST_INSTALL")), "SCMAMBA_TEST_INSTALL=1 (network, minutes, 2 GB):")
+  skip_if_not(length(checkout()) > 0, "a checkout")
+  folder <- normalizePath(withr::local_tempdir())
+  verbs <- paste0("print(class(ScMamba", c("Impute(", "Embed("), "SeuratObject::pbmc_small, force = TRUE, backend = ",
+    c("'reticulate'", "'server'"), ")))")
+  source <- quoted(normalizePath(checkout()[[1]]))
+  code <- c(sprintf("install_scmamba(%s, python = %s)", source, quoted(base_python())), verbs)
+  said <- fresh_session(code, paste0("WORKON_HOME=", shQuote(folder)), folder)
+  expect_true(any(grepl("scMamba is installed in", said)), info = paste(said, collapse = "\n"))
+  seurat <- grepl("[1] \"Seurat\"", said, fixed = TRUE)
+  expect_identical(sum(seurat), 2L, info = paste(utils::tail(said, 20), collapse = "\n"))
+})
