@@ -10,7 +10,8 @@
 #' @param seed The same seed gives the same cohort.
 #'
 #' @return A Seurat object with the metadata columns `cell_type`, `donor`,
-#'   `disease` and others.
+#'   `disease` and others; `Misc(object, "true_log2fc")` is the matrix of what
+#'   the disease changes, genes x cell types.
 #' @examples
 #' if (scmamba_available()) {
 #'   ScMambaCohort(n.cells = 50, n.donors = 2, n.genes = 500)
@@ -29,8 +30,13 @@ ScMambaCohort <- function(n.cells = 500, n.donors = 8, n.genes = NULL, seed = 0)
   slots <- .translate_errors(modules$slots$layer_slots(adata))
   names <- list(.index(adata$var_names), .index(adata$obs_names))
   counts <- .from_slots(slots, lengths(names), names)
-  SeuratObject::CreateSeuratObject(counts, meta.data = reticulate::py_to_r(adata$obs),
+  object <- SeuratObject::CreateSeuratObject(counts, meta.data = reticulate::py_to_r(adata$obs),
     project = "brain_cohort")
+  # A matrix: Misc() keeps a data frame as a mere list.
+  truth <- as.matrix(.plain_frame(reticulate::py_get_item(adata$varm, "true_log2fc")))
+  rownames(truth) <- rownames(object)
+  SeuratObject::Misc(object, "true_log2fc") <- truth
+  object
 }
 
 .index <- function(index) as.character(reticulate::py_to_r(index$tolist()))
