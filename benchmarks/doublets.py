@@ -25,6 +25,7 @@ KEPT = HERE.parent / ".cache" / "doublets"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors brain-mini never saw
 OURS = {
     "scMamba fast": {},
+    "scMamba fast, mixed": {"recipe": "mixed"},
     "scMamba fast, sums": {"recipe": "sum"},
     "scMamba fast, means (paper's doublets)": {"recipe": "mean"},
     "scMamba network": {"method": "network"},
@@ -34,9 +35,9 @@ OURS = {
 }
 PARTS = {"neighbours25": "neighbours", "coarse5": "two clusters, coarse", "fine5": "two clusters, fine", "together": "cxds equivalent",
          "counts": "number of counts", "genes": "number of detected genes"}  # fmt: skip
-PEERS = ("Scrublet", "DoubletDetection", "SOLO", "bcds equivalent")
+PEERS = ("Scrublet", "DoubletDetection", "SOLO", "bcds equivalent", "DoubletFinder equivalent")
 ABSENT = {
-    "DoubletFinder": "R package, distributed on GitHub only; its neighbour share with one reach is the row 'neighbours'",
+    "DoubletFinder": "R package, distributed on GitHub only; row 'DoubletFinder equivalent' is our own code after its paper",
     "scDblFinder": "Bioconductor; not in the Debian or Python registries at hand",
     "scds (cxds, bcds, hybrid)": "Bioconductor; rows 'cxds/bcds/hybrid equivalent' are our own code after its paper",
     "scHyena": "code and weights not published as a package",
@@ -141,7 +142,60 @@ def bcds(adata: Any, seed: int) -> np.ndarray:
     return fitted.predict_proba(values[:n])[:, 1]
 
 
-DETECTORS = {"Scrublet": scrublet, "DoubletDetection": doubletdetection, "SOLO": solo, "bcds equivalent": bcds}
+def doubletfinder(adata: Any, seed: int) -> np.ndarray:
+    """Share of averaged pairs among the neighbours, within each sample, the reach chosen by bimodality (McGinnis et al. 2019)."""
+    score = np.zeros(adata.n_obs)
+    for rows in adata.obs.groupby("sample", observed=True).indices.values():
+        score[rows] = best_neighbour_share(adata.X[rows], seed)
+    return score
+
+
+def best_neighbour_share(counts: Any, seed: int) -> np.ndarray:
+    """The share with pN 0.25 at the pK whose bimodality, mean over variance across pN, is largest."""
+    reaches = np.r_[0.005, np.arange(0.01, 0.31, 0.01)]
+    shares = {pn: neighbour_shares(counts, pn, reaches, seed) for pn in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)}
+    found = np.array([[bimodality(share) for share in shares[pn].T] for pn in shares])
+    spread = found.var(axis=0)
+    return shares[0.25][:, int(np.argmax(np.where(spread > 0, found.mean(axis=0) / np.maximum(spread, 1e-12) ** 2, -1)))]
+
+
+def neighbour_shares(counts: Any, pn: float, reaches: np.ndarray, seed: int) -> np.ndarray:
+    """(cells, reaches) shares of artificial droplets among the nearest pK of all droplets, in 10 components of 2,000 scaled genes."""
+    import anndata as ad
+    import scanpy as sc
+    from scipy import sparse
+
+    from scmamba.data.neighbours import nearest_cells
+
+    rng, n = np.random.default_rng(seed), counts.shape[0]
+    a, b = rng.choice(n, (2, round(n * pn / (1 - pn))))
+    both = ad.AnnData(sparse.vstack([counts, (counts[a] + counts[b]) / 2], format="csr").astype(np.float32))
+    sc.pp.normalize_total(both, target_sum=1e4)
+    sc.pp.log1p(both)
+    sc.pp.highly_variable_genes(both, n_top_genes=min(2000, both.n_vars))
+    both = both[:, both.var["highly_variable"]].copy()
+    sc.pp.scale(both, max_value=10)
+    sc.pp.pca(both, n_comps=10, random_state=seed)
+    points = both.obsm["X_pca"].astype(float)
+    k = np.maximum((reaches * len(points)).round().astype(int), 1)
+    near = nearest_cells(points[:n], points, int(k.max()) + 1)[:, 1:]
+    made = np.cumsum(near >= n, axis=1)
+    return made[:, k - 1] / k
+
+
+def bimodality(values: np.ndarray) -> float:
+    """Bimodality coefficient of the density of ``values`` at evenly spaced points, as DoubletFinder has it."""
+    from scipy.stats import gaussian_kde, kurtosis, skew
+
+    if values.std() < 1e-9:
+        return 0.0
+    density = gaussian_kde(values)(np.linspace(values.min(), values.max(), len(values)))
+    n = len(density)
+    return float((skew(density, bias=False) ** 2 + 1) / (kurtosis(density, bias=False) + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3))))
+
+
+DETECTORS = {"Scrublet": scrublet, "DoubletDetection": doubletdetection, "SOLO": solo, "bcds equivalent": bcds,
+             "DoubletFinder equivalent": doubletfinder}  # fmt: skip
 ELSEWHERE = ("DoubletDetection", "SOLO")
 
 

@@ -17,6 +17,8 @@ TITLES = {
     "velmeshev": "Brain nuclei of four donors (velmeshev2019), a tenth of each donor's droplets made of two of its nuclei",
     "pbmc3k": "PBMC 3k, a tenth of the droplets made of two cells",
 }
+PICTURED = ("scMamba fast", "Scrublet", "SOLO", "DoubletDetection", "DoubletFinder equivalent", "hybrid equivalent",
+            "number of detected genes")  # fmt: skip
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
 
 
@@ -37,10 +39,42 @@ def report(data: Path, load: Callable[..., Any], kept: Path, here: Path, absent:
     curve.round(4).to_csv(out / "doublets_rates.tsv", sep="\t", index=False, lineterminator="\n")
     text = "\n\n".join([*[section(name, table, curve, runs) for name in TITLES if name in truths], absentees(absent)])
     (out / "doublets.md").write_text(text + "\n", encoding="utf-8")
+    picture(truths, runs, out / "doublets_rates.png")
     page = here.parent / "docs" / "doublets.md"
     head = page.read_text(encoding="utf-8").split("<!-- results -->")[0] if page.exists() else ""
     page.write_text(head + "<!-- results -->\n\n" + text + "\n", encoding="utf-8")
     print(table.groupby(["set", "detector"])["AUPRC"].agg(["mean", "min", "max", "count"]).round(3).to_string())
+
+
+def picture(truths: dict[str, pd.DataFrame], runs: list[dict[str, Any]], path: Path) -> None:
+    """Recall and precision over identification rates, one column of panels for each set, the mean over seeds of each detector."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rates = np.arange(0.01, 0.501, 0.01)
+    names = [name for name in TITLES if name in truths]
+    figure, axes = plt.subplots(2, len(names), figsize=(4.2 * len(names), 6.4), sharex=True, sharey="row", squeeze=False)
+    for column, name in enumerate(names):
+        truth = truths[name]["truth"].to_numpy()
+        for colour, detector in enumerate(PICTURED):
+            own = [identification_curve(truth, r["score"], rates) for r in runs if r["set"] == name and r["detector"] == detector]
+            for row, measure in enumerate(("recall", "precision")) if own else ():
+                mean = np.mean([curve[measure] for curve in own], axis=0)
+                width = 2.2 if detector.startswith("scMamba") else 1.2
+                axes[row, column].plot(rates, mean, color=f"C{colour}", lw=width, label=f"{detector} ({len(own)})")
+        perfect = np.minimum(rates / truth.mean(), 1), np.minimum(truth.mean() / rates, 1)
+        for row, best in enumerate(perfect):
+            axes[row, column].plot(rates, best, color="0.7", ls=":", lw=1, label="all known")
+        axes[0, column].set_title(TITLES[name].split(",")[0].split(":")[0], fontsize=9)
+        axes[1, column].set_xlabel("share of droplets called")
+        axes[1, column].legend(fontsize=6, title="detector (seeds)", title_fontsize=6)
+    axes[0, 0].set_ylabel("recall")
+    axes[1, 0].set_ylabel("precision")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(figure)
 
 
 def read_runs(kept: Path) -> list[dict[str, Any]]:

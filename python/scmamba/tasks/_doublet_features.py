@@ -1,16 +1,17 @@
-"""What tells two cells in one droplet from one: five kinds of evidence, each also a detector of its own.
+"""What tells two cells in one droplet from one: six kinds of evidence, each also a detector of its own.
 
 1. share of simulated doublets among the nearest cells, at several reaches (the idea of Scrublet and DoubletFinder);
 2. how much better two clusters' profiles explain the counts than one does, cross-fitted (multinomial likelihood ratio);
 3. genes that hardly ever occur together, occurring together (the idea of cxds);
 4. counts and detected genes, alone and compared with the neighbours';
-5. the leading principal components, so that what is usual may differ between kinds of cells.
+5. the leading principal components, so that what is usual may differ between kinds of cells;
+6. their squares and products: between two kinds of cells lie droplets that hold both (a fit of its own, :mod:`scmamba.tasks.doublets`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -21,7 +22,10 @@ from scipy.special import log_ndtr
 from ..data.neighbours import nearest_cells, principal_components
 
 COMPONENTS = 30
+CURVED = 15  # leading components whose squares and products are looked at
 REACHES = (10, 25, 50, 100)
+#: Columns that say how much is in the droplet.
+DEPTH = ("counts", "genes", "counts_beside", "genes_beside")
 #: Share of the lesser parent's profile in the droplet.
 SHARES = (0.05, 0.2, 0.5)
 _GENES = 2000  # most variable genes that distances are measured in
@@ -239,11 +243,20 @@ class Evidence:
         One row per droplet, the real ones first.
     simulated
         (rows,) bool.
+    scores
+        (rows, d) principal components.
     """
 
     table: pd.DataFrame
     simulated: np.ndarray
-    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    scores: np.ndarray
+
+    def curved(self) -> np.ndarray:
+        """(rows, k + k (k + 1) / 2) leading components, standardised, their squares and products."""
+        x = self.scores[:, :CURVED]
+        x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
+        first, second = np.triu_indices(x.shape[1])
+        return np.column_stack([x, x[:, first] * x[:, second]])
 
 
 def gather(
@@ -277,7 +290,7 @@ def gather(
             table[f"{name}{100 * share:.0f}"] = ratio[:, j]
     for j in range(min(10, scores.shape[1])):
         table[f"component{j + 1}"] = scores[:, j]
-    return Evidence(pd.DataFrame(table), artificial)
+    return Evidence(pd.DataFrame(table), artificial, scores)
 
 
 def _others(scores: np.ndarray, k: int) -> np.ndarray:

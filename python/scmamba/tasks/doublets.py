@@ -1,7 +1,9 @@
 """Doublets: droplets that held two cells, found per sample by comparison with doublets made of the sample's own cells.
 
-The default needs no network and no GPU: five kinds of evidence (:mod:`scmamba.tasks._doublet_features`) joined by a logistic regression
+The default needs no network and no GPU: six kinds of evidence (:mod:`scmamba.tasks._doublet_features`) joined by a logistic regression
 that learns to tell simulated doublets from the real droplets, cross-fitted, suspected doublets taken out of the real ones between rounds.
+How much of its two cells a real doublet holds differs between libraries and is not known, so rounds alternate between two answers: all of
+it, where depth is then no evidence because it would be nearly all of it; and a random share, where it is.
 What it trades: it knows only these data, so finds no doublet of two cells of one kind, and few where kinds of cells shade into each other.
 The paper's detector, the pre-trained network with three [CLS] tokens fine-tuned on simulated doublets, is ``method="network"``.
 """
@@ -23,7 +25,7 @@ from .._progress import progress, say
 from ..data.doublets import Recipe, simulate_doublets
 from ..data.preprocess import describe_values
 from ._common import KEY
-from ._doublet_features import Clusters, Coexpression, Mixtures, gather, log_values, median_total
+from ._doublet_features import DEPTH, Clusters, Coexpression, Evidence, Mixtures, gather, log_values, median_total
 from ._doublet_network import network_odds
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from ..model import Model
 
 Method = Literal["fast", "network", "both"]
+#: How the detector makes its doublets: as :data:`scmamba.data.doublets.Recipe`, or mixed ones and sums in turn.
+Recipes = Literal["both", "mixed", "sum", "mean"]
 TASK = "doublets"
 #: Share of doublets per 1,000 cells recovered, as 10x Genomics states for its droplets.
 RATE_PER_1000 = 0.008
@@ -51,8 +55,8 @@ def detect_doublets(
     expected_rate: float | Mapping[str, float] | None = None,
     identification_rate: float | None = None,
     labels: str | None = None,
-    recipe: Recipe = "mixed",
-    rounds: int = 3,
+    recipe: Recipes = "both",
+    rounds: int = 4,
     layer: str | None = None,
     seed: int = 0,
     copy: bool = False,
@@ -80,9 +84,9 @@ def detect_doublets(
     labels
         Column of ``obs`` with cell types, used only to name the likely parents; clusters with their top genes if not given.
     recipe
-        How doublets are simulated: :func:`scmamba.data.doublets.simulate_doublets`.
+        How doublets are simulated: :func:`scmamba.data.doublets.simulate_doublets`; ``"both"``: ``"mixed"`` and ``"sum"`` in turn.
     rounds
-        Independent simulations whose log odds are averaged: more of them, steadier calls.
+        Independent simulations whose log odds are averaged: more of them, steadier calls. Even with ``"both"``.
 
     Returns
     -------
@@ -95,7 +99,7 @@ def detect_doublets(
     ScMambaError
         Options that make no sense; no such column; fewer than 30 cells; values that are not counts.
     """
-    _check_options(method, expected_rate, identification_rate, rounds)
+    _check_options(method, recipe, expected_rate, identification_rate, rounds)
     counts = _counts(adata, layer)
     names, codes = _samples(adata, sample, verbose)
     if labels is not None and labels not in adata.obs:
@@ -122,9 +126,10 @@ def detect_doublets(
     return adata
 
 
-def _check_options(method: str, rate: Any, identification: float | None, rounds: int) -> None:
-    if method not in get_args(Method):
-        raise ScMambaError(f"There is no method '{method}'; choose one of {', '.join(get_args(Method))}.")
+def _check_options(method: str, recipe: str, rate: Any, identification: float | None, rounds: int) -> None:
+    for word, value, choices in (("method", method, get_args(Method)), ("recipe", recipe, get_args(Recipes))):
+        if value not in choices:
+            raise ScMambaError(f"There is no {word} '{value}'; choose one of {', '.join(choices)}.")
     given = [("expected_rate", r) for r in (rate.values() if isinstance(rate, Mapping) else [rate])]
     for name, value in [*given, ("identification_rate", identification)]:
         if value is not None and not 0 <= float(value) < 1:
@@ -238,7 +243,7 @@ def _top_genes(counts: sparse.csr_matrix, cluster: np.ndarray, genes: pd.Index, 
     return top
 
 
-def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: Any, recipe: Recipe, rounds: int, seed: int, adata: AnnData,
+def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: Any, recipe: Recipes, rounds: int, seed: int, adata: AnnData,
             rows: np.ndarray, advance: Any, verbose: bool) -> _Result:  # fmt: skip
     """Log ratios of the droplets of some samples."""
     n = counts.shape[0]
@@ -247,18 +252,20 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
                 (("coarse", clusters.coarse), ("fine", clusters.fine))}  # fmt: skip
     coexpression = Coexpression(counts)
     ratios, simulated = np.zeros(n), []
+    recipes: list[Recipe] = ["mixed", "sum"] if recipe == "both" else [recipe]
     for k in range(rounds):
-        made = simulate_doublets(counts, codes, n, cluster=clusters.fine, recipe=recipe, seed=seed * 1000 + k)
+        kind = recipes[k % len(recipes)]
+        made = simulate_doublets(counts, codes, n, cluster=clusters.fine, recipe=kind, seed=seed * 1000 + k)
         if len(made) < 10:
             raise DataError("No sample has two cells, so no doublet can be simulated. Leave sample out to take all cells as one.")
         evidence = gather(counts, made.counts, mixtures, coexpression, seed=seed)
-        odds = discriminate(evidence.table.to_numpy(), evidence.simulated, seed=seed * 1000 + k)
+        odds = _joined(evidence, kind, seed * 1000 + k)
         odds += np.log(n / len(made))
         ratios += odds[:n] / rounds
         simulated.append(odds[n:])
         advance(1)
     if method != "fast":
-        made = simulate_doublets(counts, codes, n, cluster=clusters.fine, recipe=recipe, seed=seed * 1000 + rounds)
+        made = simulate_doublets(counts, codes, n, cluster=clusters.fine, recipe=recipes[0], seed=seed * 1000 + rounds)
         doubtful = ratios > np.quantile(ratios, 1 - _SUSPECTED)
         real, double = network_odds(adata, counts, made, doubtful, model=model, seed=seed, verbose=verbose)
         ratios = real if method == "network" else (ratios + real) / 2
@@ -274,12 +281,21 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
     return result
 
 
+def _joined(evidence: Evidence, recipe: str, seed: int) -> np.ndarray:
+    """(rows,) log odds from all the evidence; without depth where the simulated doublets are sums."""
+    between = discriminate(evidence.curved(), evidence.simulated, ridge=30.0, refits=2, seed=seed)
+    table = evidence.table.drop(columns=list(DEPTH)) if recipe == "sum" else evidence.table
+    return discriminate(np.column_stack([table.to_numpy(), between]), evidence.simulated, seed=seed)
+
+
 def _sorted_like(values: np.ndarray, n: int) -> np.ndarray:
     """``n`` quantiles of ``values``, increasing."""
     return np.quantile(values, (np.arange(n) + 0.5) / n)
 
 
-def discriminate(features: np.ndarray, simulated: np.ndarray, *, seed: int = 0, refits: int = 3, folds: int = 5) -> np.ndarray:
+def discriminate(
+    features: np.ndarray, simulated: np.ndarray, *, ridge: float = 5.0, seed: int = 0, refits: int = 3, folds: int = 5
+) -> np.ndarray:
     """(rows,) log odds of being simulated, each from a fit that did not see the row.
 
     Ridge-penalised logistic regression on standardised features. The tenth of the real rows that looks most like doublets is left out of
@@ -292,7 +308,7 @@ def discriminate(features: np.ndarray, simulated: np.ndarray, *, seed: int = 0, 
     for _ in range(refits):
         for k in range(folds):
             learn = (fold != k) & ~out
-            weights = logistic(x[learn], simulated[learn])
+            weights = logistic(x[learn], simulated[learn], ridge=ridge)
             odds[fold == k] = x[fold == k] @ weights[1:] + weights[0]
         # Fits on fewer real rows have higher odds; take that out so that rounds stay comparable.
         odds += np.log(max((real & ~out).sum(), 1) / real.sum())
