@@ -50,7 +50,7 @@ def times(x: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """``dy.T @ x`` of (M, N) and (M, K), no gradient."""
-    if dy.shape[1] % 16 == x.shape[1] % 16 == 0 and dy.numel() * x.shape[1] >= LEAST and matrix_unit():
+    if dy.numel() and dy.shape[1] % 16 == x.shape[1] % 16 == 0 and dy.numel() * x.shape[1] >= LEAST and matrix_unit():
         return outer(_rows(dy), _rows(x))
     return dy.t() @ x
 
@@ -63,7 +63,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whole vectors of sixteen, and enough of them."""
-    return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0 and x.numel() * weight.shape[0] >= LEAST
+    return x.numel() > 0 and weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0 and x.numel() * weight.shape[0] >= LEAST
 
 
 @cache
