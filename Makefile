@@ -8,7 +8,7 @@ export PYTHON
 # R puts its own folders there; Python's subprocesses must not load libraries from them.
 unexport LD_LIBRARY_PATH
 
-.PHONY: help setup demo test pytest testthat testthat5 check lint docs brain-mini brain-base clean distclean
+.PHONY: help setup demo test pytest testthat testthat5 vignettes5 check lint docs site brain-mini brain-base clean distclean
 
 help:
 	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
@@ -16,6 +16,7 @@ help:
 	@echo 'make setup      install only (R, Seurat, Python packages, both scMamba packages)'
 	@echo 'make pytest     Python tests            make testthat   R tests on this Seurat'
 	@echo 'make testthat5  R tests on Seurat 5     make check      R CMD build and R CMD check'
+	@echo 'make vignettes5 R vignettes on Seurat 5  make site       web site of the R package, in dist/site'
 	@echo 'make lint       ruff, mypy, lintr       make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
 	@echo 'make brain-mini train the shipped model again (needs the real data sets; half an hour on 2 cores)'
 	@echo 'make brain-base train a larger one (D 128 x 4, five times as long; for a machine with a GPU)'
@@ -32,15 +33,19 @@ demo:
 
 test:
 	@scripts/setup.sh test
-	@scripts/test.sh pytest testthat testthat5 check lint
+	@scripts/test.sh pytest testthat testthat5 vignettes5 check lint
 
-pytest testthat testthat5 check lint:
+pytest testthat testthat5 vignettes5 check lint:
 	@scripts/setup.sh test
 	@scripts/test.sh $@
 
 docs:
 	@scripts/setup.sh test
 	@scripts/docs.sh
+
+site:
+	@scripts/setup.sh test
+	@scripts/site.sh
 
 brain-mini brain-base:
 	@scripts/setup.sh demo

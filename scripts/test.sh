@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the suites named on the command line and say at the end how each went. All of them run, even when an
 # early one fails; the exit status is 0 only when none failed.
-#   scripts/test.sh pytest testthat testthat5 check lint
+#   scripts/test.sh pytest testthat testthat5 vignettes5 check lint
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -39,7 +39,7 @@ suite_testthat() {
   )
 }
 
-suite_testthat5() {
+install5() {
   scripts/seurat5.sh || return $?
   local rlib="$ROOT/.cache/rlib-seurat5"
   mkdir -p "$rlib"
@@ -47,7 +47,17 @@ suite_testthat5() {
     echo "R CMD INSTALL failed inside the Seurat 5 root"
     return 1
   }
+}
+
+suite_testthat5() {
+  install5 || return $?
   scripts/in_seurat5.sh Rscript --vanilla scripts/testthat.R
+}
+
+# On this Seurat R CMD build does it.
+suite_vignettes5() {
+  install5 || return $?
+  scripts/in_seurat5.sh Rscript --vanilla scripts/vignettes.R
 }
 
 suite_check() {
@@ -57,7 +67,8 @@ suite_check() {
     r_environment
     cd "$work"
     export _R_CHECK_FORCE_SUGGESTS_=false _R_CHECK_SYSTEM_CLOCK_=0 _R_CHECK_FUTURE_FILE_TIMESTAMPS_=false
-    R CMD build "$ROOT" && R CMD check --no-manual --no-tests scMamba_*.tar.gz &&
+    # Building runs the vignettes; the check would run them twice more.
+    R CMD build "$ROOT" && R CMD check --no-manual --no-tests --no-vignettes scMamba_*.tar.gz &&
       grep '^Status' scMamba.Rcheck/00check.log | grep -qx 'Status: OK'
   )
   local code=$?
