@@ -80,7 +80,8 @@
 
 # Other matrices become sparse; anything else is refused by its class.
 .to_matrix <- function(object) {
-  if (is(object, "Matrix") || (is.matrix(object) && is.numeric(object))) {
+  on_disk <- inherits(object, c("IterableMatrix", "DelayedMatrix")) # refused with what to type
+  if (is(object, "Matrix") || on_disk || (is.matrix(object) && is.numeric(object))) {
     return(.as_dgc(object, what = "matrix"))
   }
   .abort(c(

@@ -18,6 +18,7 @@
 # The genes x cells matrix of a layer as a dgCMatrix, in the assay's own order.
 # Split layers (counts.1, counts.2, ...) are joined in a copy, and this is said.
 .get_layer <- function(object, assay, layer, verbose) {
+  if (layer == "counts") .say_corrected(object, assay, verbose)
   data <- if (!.seurat5()) {
     .get_slot(object, assay, layer)
   } else {
@@ -99,12 +100,27 @@
       return(data)
     }
   }
+  memory <- if ("layer" %in% names(vars)) {
+    "{.code seu[[\"{assay}\"]]${layer} <- as(seu[[\"{assay}\"]]${layer}, \"dgCMatrix\")} (your object for
+      {.code seu})."
+  } else {
+    "{.code as(x, \"dgCMatrix\")}."
+  }
   .abort(c(
-    paste0("The ", what, " is a {.cls {class}}, which scMamba cannot read in
-      place."),
-    i = "Load it into memory as a sparse matrix first:
-         {.code as(x, \"dgCMatrix\")}."
+    paste0("The ", what, " is a {.cls {class}}, which lives on disk or is computed when read; scMamba reads matrices
+      in memory."),
+    i = paste("Load it as a sparse matrix first:", memory)
   ), .envir = vars)
+}
+
+# SCTransform's counts are corrected for depth; the observed ones are usually beside them.
+.say_corrected <- function(object, assay, verbose) {
+  if (!verbose || !inherits(object[[assay]], "SCTAssay")) {
+    return(invisible())
+  }
+  other <- intersect("RNA", SeuratObject::Assays(object))
+  cli::cli_inform(c("!" = "Assay {.val {assay}} holds counts that SCTransform corrected, of the genes it kept.",
+    i = if (length(other) > 0) "For the observed counts type {.code assay = \"RNA\"}."))
 }
 
 .check_assay <- function(object, assay) {

@@ -203,9 +203,10 @@ class GeneMatch:
 
     def summary(self) -> str:
         """One line: how many genes matched and how much of the model they cover."""
+        again = f"; {self.duplicates:,} rows repeat a gene and count with its first row" if self.duplicates else ""
         return (
             f"{len(self.matched):,} of {len(self.positions):,} genes matched ({self.source}), "
-            f"{100 * self.coverage:.1f}% of the model's {len(self.vocabulary):,} genes"
+            f"{100 * self.coverage:.1f}% of the model's {len(self.vocabulary):,} genes{again}"
         )
 
     def check(self, *, force: bool = False, min_coverage: float = MIN_COVERAGE) -> None:
