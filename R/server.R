@@ -31,7 +31,7 @@ print.scmamba_server <- function(x, ...) {
   invisible(x)
 }
 
-# What the verbs call. The server knows only tasks that need no second data set.
+# What the verbs call.
 .server_backend <- function(server) {
   task <- function(name, verb = name) {
     function(matrix, options, verbose, cells = NULL) {
@@ -50,11 +50,14 @@ print.scmamba_server <- function(x, ...) {
       list(embedding = embedding, cells = got$cells, provenance = got$provenance)
     },
     annotate = function(matrix, known, options, verbose) {
-      if (!is.null(known)) {
-        .abort("A server names types by markers only; a labelled reference needs
-          {.code backend = \"reticulate\"}.")
+      if (is.null(known)) {
+        options <- options[c("markers", "error_rate", "seed", "force")]
+      } else {
+        reference <- .server_reference(server, known)
+        on.exit(try(.server_json(server, "DELETE", paste0("/v2/references/", reference)), silent = TRUE), add = TRUE)
+        options <- options[c("model", "labels", "donor", "network", "error_rate", "seed", "force")]
+        options$reference <- reference
       }
-      options <- options[c("markers", "error_rate", "seed", "force")]
       got <- task("annotate")(matrix, options, verbose)
       list(cells = got$cells, provenance = got$provenance)
     },
@@ -63,6 +66,14 @@ print.scmamba_server <- function(x, ...) {
       list(cells = got$cells, provenance = got$provenance)
     }
   )
+}
+
+# Labelled cells, sent: what the server calls them.
+.server_reference <- function(server, known) {
+  upload <- tempfile(fileext = ".scmb")
+  on.exit(unlink(upload))
+  .write_plain(upload, known$matrix, known$cells)
+  .server_json(server, "POST", "/v2/references", upload)$id
 }
 
 # Send, wait, fetch, delete. An interrupt or error cancels the job there.
@@ -84,7 +95,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   .server_wait(server, job, verbose)
   result <- tempfile(fileext = ".scmb")
   on.exit(unlink(result), add = TRUE)
-  .server_request(server, "GET", sprintf("/v2/jobs/%s/result?format=scmb", job), to = result)
+  .server_request(server, "GET", sprintf("/v2/jobs/%s/result?format=scmb", job), to = result, tries = .patient)
   .read_plain(result, colnames(matrix))
 }
 
@@ -92,7 +103,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   progress <- if (verbose) .progress_listener()
   if (verbose) on.exit(progress$finish())
   repeat {
-    now <- .server_json(server, "GET", paste0("/v2/jobs/", job))
+    now <- .server_json(server, "GET", paste0("/v2/jobs/", job), tries = .patient)
     if (now$state == "done") {
       return(invisible(now))
     }
@@ -105,17 +116,22 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   }
 }
 
-.server_json <- function(server, method, path, file = NULL) {
-  answer <- .server_request(server, method, path, file)
+# Tries while a job is under way: a minute and a half, in which a server may start again.
+.patient <- 15
+
+.server_json <- function(server, method, path, file = NULL, tries = 4) {
+  answer <- .server_request(server, method, path, file, tries = tries)
   jsonlite::fromJSON(rawToChar(answer$content), simplifyVector = TRUE)
 }
 
-# One request; tried again when the line breaks or the server is busy.
+# One request; tried again when the line breaks or the server is busy. A file goes under a key of its own, by which the
+# server knows it when it comes a second time because the first answer was lost.
 .server_request <- function(server, method, path, file = NULL, to = NULL, tries = 4) {
+  key <- if (!is.null(file)) .new_key()
   for (attempt in seq_len(tries)) {
-    answer <- tryCatch(.server_once(server, method, path, file, to), error = identity)
+    answer <- tryCatch(.server_once(server, method, path, file, to, key), error = identity)
     if (!inherits(answer, "error") && !answer$status_code %in% c(502, 503, 504)) break
-    if (attempt < tries) Sys.sleep(0.5 * 2^(attempt - 1))
+    if (attempt < tries) Sys.sleep(min(0.5 * 2^(attempt - 1), 8))
   }
   if (inherits(answer, "error")) {
     .abort(c("The server {server$url} cannot be reached.", x = .verbatim(conditionMessage(answer)),
@@ -130,7 +146,13 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   answer
 }
 
-.server_once <- function(server, method, path, file, to) {
+# Unlike any other, without a draw from the user's random numbers.
+.new_key <- function() {
+  text <- paste0(basename(tempfile("")), basename(tempfile("")), format(Sys.time(), "%Y%m%d%H%M%OS6"))
+  gsub("[^A-Za-z0-9]", "", text)
+}
+
+.server_once <- function(server, method, path, file, to, key = NULL) {
   handle <- curl::new_handle(customrequest = method, connecttimeout = 20)
   token <- server$token()
   headers <- if (is.null(token)) list() else list(Authorization = paste("Bearer", token))
@@ -140,6 +162,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     curl::handle_setopt(handle, upload = TRUE, infilesize_large = file.size(file),
       readfunction = function(n) readBin(connection, raw(), n))
     headers <- c(headers, list(`Content-Type` = "application/octet-stream", Expect = ""))
+    if (!is.null(key)) headers[["Idempotency-Key"]] <- key
   }
   if (length(headers) > 0) curl::handle_setheaders(handle, .list = headers)
   url <- paste0(server$url, path)

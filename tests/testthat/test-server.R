@@ -21,6 +21,15 @@ test_that("a server of one's own answers what this process answers", {
   far <- ScMambaDoublets(object, sample = "donor", backend = "server", verbose = FALSE)
   expect_identical(far$scmamba_doublet_score, near$scmamba_doublet_score)
   expect_identical(far$scmamba_doublet, near$scmamba_doublet)
+  # A labelled reference goes there too.
+  by_reference <- function(...) {
+    ScMambaAnnotate(object, reference = object, labels = "cell_type", network = FALSE, verbose = FALSE, ...)
+  }
+  here <- by_reference()
+  there <- by_reference(backend = "server")
+  expect_identical(as.character(there$scmamba_type), as.character(here$scmamba_type))
+  expect_identical(there$scmamba_probability, here$scmamba_probability)
+  expect_identical(SeuratObject::Misc(there, "scmamba")$annotate$way, "reference")
   # The server's refusals are the verb's own sentences.
   mice <- counts_of(object)
   rownames(mice) <- paste0("nothing", seq_len(nrow(mice)))
