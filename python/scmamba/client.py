@@ -11,6 +11,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass
 from http.client import HTTPException
 from os import PathLike
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from ._errors import ScMambaError
 from ._files import atomic_path
 from ._progress import progress
+from ._resume import WHOLE, send_in_parts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +29,13 @@ if TYPE_CHECKING:
 _RETRIES = 5
 #: Tries when the server has answered before: a minute and a half.
 _PATIENT = 15
+
+
+@dataclass(frozen=True)
+class KeptReference:
+    """Labelled cells a server keeps for somebody (:meth:`Client.keep_reference`)."""
+
+    name: str
 
 
 class Client:
@@ -56,9 +66,59 @@ class Client:
         """As :func:`scmamba.embed`, there."""
         return self.run("embed", adata, **options)
 
-    def annotate(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
-        """As :func:`scmamba.annotate` by markers, there; the table is in ``obs``."""
-        return self.run("annotate", adata, **options)
+    def annotate(
+        self,
+        adata: AnnData | str | PathLike[str],
+        *,
+        reference: AnnData | str | PathLike[str] | KeptReference | None = None,
+        labels: str | Sequence[str] | None = None,
+        donor: str | None = "donor",
+        **options: Any,
+    ) -> AnnData:
+        """As :func:`scmamba.annotate`, there, by markers or by a labelled ``reference``; the table is in ``obs``.
+
+        Of a reference in memory only the counts, the genes and the columns named in ``labels`` and ``donor`` are sent. It is deleted
+        there afterwards; one that serves for several calls is sent once by :meth:`keep_reference`.
+        """
+        if reference is None:
+            return self.run("annotate", adata, **options)
+        if labels is None:
+            raise ScMambaError("Which column of the reference holds the types? Name it with labels=...")
+        columns = [labels] if isinstance(labels, str) else list(labels)
+        if donor is not None:
+            options["donor"] = donor
+        if isinstance(reference, KeptReference):
+            return self.run("annotate", adata, reference=reference.name, labels=columns, **options)
+        kept = self.keep_reference(reference, labels=columns, donor=donor, layer=options.get("layer"))
+        try:
+            return self.run("annotate", adata, reference=kept.name, labels=columns, **options)
+        finally:
+            with contextlib.suppress(ScMambaError):
+                self.drop_reference(kept)
+
+    def keep_reference(
+        self,
+        reference: AnnData | str | PathLike[str],
+        *,
+        labels: str | Sequence[str] = (),
+        donor: str | None = "donor",
+        layer: str | None = None,
+    ) -> KeptReference:
+        """Send labelled cells, to be given to :meth:`annotate` again and again; the server forgets them after some days.
+
+        Of an object only the columns named are sent, of a file everything.
+        """
+        columns = [labels] if isinstance(labels, str) else list(labels)
+        if isinstance(reference, (str, PathLike)):
+            return KeptReference(str(self._send("/v2/references", Path(reference))["id"]))
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "reference.h5ad"
+            _only(reference, [*columns, *([donor] if donor in reference.obs else [])], layer).write_h5ad(file)
+            return KeptReference(str(self._send("/v2/references", file)["id"]))
+
+    def drop_reference(self, reference: KeptReference) -> None:
+        """Delete labelled cells there."""
+        self._json("DELETE", f"/v2/references/{reference.name}")
 
     def detect_doublets(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
         """As :func:`scmamba.detect_doublets`, there."""
@@ -139,6 +199,9 @@ class Client:
     def _send(self, path: str, file: Path) -> dict[str, Any]:
         if not file.is_file():
             raise ScMambaError(f"There is no file {file}.")
+        if file.stat().st_size > WHOLE:
+            name = send_in_parts(self.url, self._token, file, self.timeout)
+            return self._json("POST", f"{path}{'&' if '?' in path else '?'}upload={name}")
         return self._json("POST", path, file)
 
     def _json(self, method: str, path: str, file: Path | None = None) -> dict[str, Any]:
@@ -168,11 +231,13 @@ class Client:
 
     def _once(self, method: str, path: str, file: Path | None, into: Path | None, name: str) -> bytes:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        if method == "POST":
+            headers["Idempotency-Key"] = name
         with contextlib.ExitStack() as stack:
             body = None
             if file is not None:
                 body = stack.enter_context(open(file, "rb"))
-                headers |= {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream", "Idempotency-Key": name}
+                headers |= {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
             request = urllib.request.Request(self.url + path, data=body, headers=headers, method=method)
             answer = stack.enter_context(urllib.request.urlopen(request, timeout=self.timeout))
             self._reached = True
@@ -184,6 +249,17 @@ class Client:
             if (promised := answer.headers.get("Content-Length")) is not None and int(promised) != into.stat().st_size:
                 raise ConnectionError(f"{into.stat().st_size} bytes of {promised} came")
             return b""
+
+
+def _only(reference: AnnData, columns: list[Any], layer: str | None) -> AnnData:
+    """The counts, the genes and some columns of an object."""
+    import anndata
+
+    if missing := [c for c in columns if c not in reference.obs]:
+        raise ScMambaError(f"The reference has no column '{missing[0]}'; it has {', '.join(map(str, reference.obs.columns))}.")
+    matrix = reference.X if layer is None else reference.layers[layer]
+    layers = {} if layer is None else {layer: matrix}
+    return anndata.AnnData(matrix, obs=reference.obs[columns].copy(), var=reference.var.copy(), layers=layers)
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

@@ -1,0 +1,68 @@
+"""Types by labelled cells, there: what the direct call gives, and only what is needed leaves the machine."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from test_serve import Server
+
+import scmamba
+from scmamba._errors import ScMambaError
+from scmamba.client import Client, _only
+from scmamba.datasets import brain_cohort
+from scmamba.serve.references import References
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    running = Server(tmp_path_factory.mktemp("serve"))
+    yield running
+    running.kill()
+
+
+@pytest.fixture(scope="module")
+def cells() -> tuple[ad.AnnData, ad.AnnData]:
+    known = brain_cohort(240, n_donors=3, seed=2)[:, ::5].copy()
+    return brain_cohort(40, n_donors=2, seed=9)[:, ::5].copy(), known
+
+
+def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_path):
+    query, known = cells
+    options = dict(labels="cell_type", network=False, seed=1, force=True, verbose=False)
+    near = scmamba.annotate(query.copy(), reference=known, **options).to_adata(query.copy())
+    client = Client(server.url)
+    far = client.annotate(query, reference=known, **options)
+    assert far.obs["scmamba_type"].astype(str).tolist() == near.obs["scmamba_type"].astype(str).tolist()
+    np.testing.assert_array_equal(far.obs["scmamba_probability"], near.obs["scmamba_probability"])
+    assert far.uns["scmamba"]["annotate"]["way"] == "reference"
+    assert References(server.data).number("local") == 0  # nothing of it stays there
+    # One sent once, as a file, for several calls.
+    known.write_h5ad(tmp_path / "known.h5ad")
+    kept = client.keep_reference(tmp_path / "known.h5ad")
+    for _ in range(2):
+        again = client.annotate(query, reference=kept, **options)
+        np.testing.assert_array_equal(again.obs["scmamba_probability"], near.obs["scmamba_probability"])
+    client.drop_reference(kept)
+    with pytest.raises(ScMambaError, match="no such reference"):
+        client.annotate(query, reference=kept, **options)
+
+
+def test_only_counts_genes_and_the_named_columns_are_sent(cells):
+    _, known = cells
+    known = known.copy()
+    known.obs["diagnosis"], known.obsm["X_pca"], known.uns["secret"] = "x", np.zeros((len(known), 2)), "y"
+    sent = _only(known, ["cell_type", "donor"], None)
+    assert list(sent.obs) == ["cell_type", "donor"] and not sent.obsm and not sent.uns and not sent.layers
+    assert (sent.X != known.X).nnz == 0 and sent.var_names.equals(known.var_names)
+    with pytest.raises(ScMambaError, match="no column 'kind'"):
+        _only(known, ["kind"], None)
+
+
+def test_labels_are_asked_for_before_anything_is_sent(cells):
+    with pytest.raises(ScMambaError, match="labels="):
+        Client("http://127.0.0.1:9").annotate(cells[0], reference=cells[1])
