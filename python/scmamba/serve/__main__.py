@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--jobs-per-user", type=int, default=20)
     parser.add_argument("--keep-days", type=float, default=7)
     parser.add_argument("--requests-per-minute", type=int, default=600)
+    parser.add_argument("--patience", type=float, default=60, help="seconds an upload may bring nothing")
     parser.add_argument("--tls-cert", type=Path)
     parser.add_argument("--tls-key", type=Path)
     a = parser.parse_args()
@@ -36,7 +37,7 @@ def main() -> None:
         parser.error(f"the server needs more packages: pip install 'scmamba[serve]' ({error.name} is missing)")
     settings = Settings(a.data.resolve(), a.host, a.port, a.model, a.workers, int(a.max_upload * 2**30), a.max_cells,
                         max_seconds=a.max_seconds, max_memory=int(a.max_memory * 2**30), jobs_per_user=a.jobs_per_user,
-                        keep_days=a.keep_days, requests_per_minute=a.requests_per_minute)  # fmt: skip
+                        keep_days=a.keep_days, requests_per_minute=a.requests_per_minute, patience=a.patience)  # fmt: skip
     settings.data.mkdir(parents=True, exist_ok=True)
     from ..model import models
 
@@ -47,8 +48,9 @@ def main() -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(settings.data / "audit.log")]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers)
     try:
+        # h11 refuses headers beyond 64 kB; the other parser has no limit.
         uvicorn.run(create_app(settings), host=a.host, port=a.port, log_level="warning", ssl_certfile=a.tls_cert, ssl_keyfile=a.tls_key,
-                    server_header=False, timeout_keep_alive=30)  # fmt: skip
+                    server_header=False, timeout_keep_alive=30, http="h11")  # fmt: skip
     except ScMambaError as error:
         parser.error(str(error))
 

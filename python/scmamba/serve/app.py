@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
@@ -14,19 +13,23 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from .. import __version__
+from .check import plain
 from .jobs import FINAL, Queue
+from .postgres import open_queue
 from .references import References
 from .settings import Settings
 from .supervisor import Supervisor
 from .tokens import Tokens
+from .uploads import KEPT, Places, Uploads, drain, look_at, receive
 from .worker import TASKS, check_options
 
 _log = logging.getLogger("scmamba.serve")
@@ -40,6 +43,7 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
+_TUS = {"Tus-Resumable": "1.0.0"}
 _UNKNOWN = "There is no such job of yours; it may have been deleted."
 
 
@@ -64,8 +68,9 @@ class Limiter:
 
 def create_app(settings: Settings) -> FastAPI:
     """The application; workers start and stop with it."""
-    queue, tokens, limiter = Queue(settings.data), Tokens(settings.data), Limiter(settings.requests_per_minute)
+    queue, tokens, limiter = open_queue(settings.data), Tokens(settings.data), Limiter(settings.requests_per_minute)
     supervisor, drawing, references = Supervisor(settings, queue), asyncio.Lock(), References(settings.data)
+    uploads, places = Uploads(settings), Places()
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -97,7 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.middleware("http")
     async def headers(request: Request, call_next: Any) -> Any:
         answer = await call_next(request)
-        if request.method == "POST" and answer.status_code >= 400:
+        if request.method in ("POST", "PATCH") and answer.status_code >= 400 and answer.status_code != 408:
             await drain(request)
         for key, value in _HEADERS.items():
             answer.headers.setdefault(key, value)
@@ -124,12 +129,17 @@ def create_app(settings: Settings) -> FastAPI:
     def model(name: str, who: str = Depends(user)) -> dict[str, Any]:
         return {"name": _known(name), "tasks": list(TASKS), "card": _models_card(name)}
 
-    @app.post("/v2/models/{name}/{task}", status_code=202, responses={c: {} for c in (400, 401, 404, 411, 413, 422, 429, 507)})
-    async def submit(name: str, task: str, request: Request, options: str = "{}", who: str = Depends(user)) -> dict[str, Any]:
-        """Send a file as the body: .h5ad, 10x .h5 or scMamba's plain form; ``options`` is a JSON object of the verb's arguments."""
+    @app.post("/v2/models/{name}/{task}", status_code=202, responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 422, 429, 507)})
+    async def submit(
+        name: str, task: str, request: Request, options: str = "{}", upload: str | None = None, who: str = Depends(user)
+    ) -> dict[str, Any]:
+        """Send a file as the body: .h5ad, 10x .h5 or scMamba's plain form; ``options`` is a JSON object of the verb's arguments.
+
+        Or name a file that was sent to ``/v2/uploads`` before: ``upload``.
+        """
         _known(name)
         if task not in TASKS:
-            raise HTTPException(404, f"There is no task '{task}'; there are {', '.join(TASKS)}.")
+            raise HTTPException(404, f"There is no task '{task[:60]}'; there are {', '.join(TASKS)}.")
         wanted = _options(task, options)
         job = _name(who, request)
         if there := queue.get(job, who):  # sent again because our answer was lost
@@ -137,9 +147,13 @@ def create_app(settings: Settings) -> FastAPI:
             return {"id": job, "state": there["state"]}
         if "reference" in wanted and references.path(wanted["reference"], who) is None:
             raise HTTPException(422, "There is no such reference of yours; send it to /v2/references first.")
-        if queue.unfinished(who) >= settings.jobs_per_user:
-            raise HTTPException(429, f"You have {settings.jobs_per_user} unfinished jobs; wait until some are done.")
-        path = await receive(request, settings)
+        with places.hold(who, queue.unfinished(who), settings.jobs_per_user):
+            return await accept(request, who, job, task, name, wanted, upload)
+
+    async def accept(
+        request: Request, who: str, job: str, task: str, name: str, wanted: dict[str, Any], upload: str | None
+    ) -> dict[str, Any]:
+        path = await receive(request, settings) if upload is None else uploads.take(upload, who)
         try:
             found = await look_at(path, settings)
             (settings.data / "jobs" / job).mkdir(parents=True, exist_ok=True)  # before the job: a worker may take it at once
@@ -153,12 +167,12 @@ def create_app(settings: Settings) -> FastAPI:
         _log.info("accepted job=%s user=%s task=%s cells=%s genes=%s", job, who, task, found["cells"], found["genes"])
         return {"id": job, "state": "queued", **found}
 
-    @app.post("/v2/references", status_code=201, responses={c: {} for c in (400, 401, 411, 413, 422, 429, 507)})
-    async def add_reference(request: Request, who: str = Depends(user)) -> dict[str, Any]:
+    @app.post("/v2/references", status_code=201, responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 422, 429, 507)})
+    async def add_reference(request: Request, upload: str | None = None, who: str = Depends(user)) -> dict[str, Any]:
         """Send labelled cells to annotate others by: give the id as option ``reference``, their column as ``labels``."""
         if references.number(who) >= settings.jobs_per_user:
             raise HTTPException(429, f"You have {settings.jobs_per_user} references here; delete some.")
-        path = await receive(request, settings)
+        path = await receive(request, settings) if upload is None else uploads.take(upload, who)
         try:
             found = await look_at(path, settings)
             name = references.add(who, path)
@@ -173,6 +187,39 @@ def create_app(settings: Settings) -> FastAPI:
         if not references.remove(name, who):
             raise HTTPException(404, "There is no such reference of yours.")
         return {"id": name, "state": "deleted"}
+
+    @app.options("/v2/uploads", status_code=204)
+    def abilities() -> Response:
+        """What the server knows of tus."""
+        return Response(status_code=204, headers={**_TUS, "Tus-Version": "1.0.0", "Tus-Extension": "creation,termination,expiration",
+                                                  "Tus-Max-Size": str(settings.max_upload)})  # fmt: skip
+
+    @app.post("/v2/uploads", status_code=201, responses={c: {} for c in (400, 401, 413, 429, 507)})
+    def begin_upload(request: Request, who: str = Depends(user)) -> Response:
+        """Begin an upload that can be continued (tus 1.0.0): ``Upload-Length`` bytes will come by PATCH."""
+        name = uploads.create(who, request.headers.get("upload-length"))
+        return Response(status_code=201, headers={**_TUS, "Location": f"/v2/uploads/{name}", "Upload-Expires": _expires()})
+
+    @app.head("/v2/uploads/{name}", responses={404: {}, 401: {}, 429: {}})
+    def upload_offset(name: str, who: str = Depends(user)) -> Response:
+        """How much of an upload has come."""
+        offset, length = uploads.look(name, who)
+        return Response(headers={**_TUS, "Upload-Offset": str(offset), "Upload-Length": str(length)})
+
+    @app.patch("/v2/uploads/{name}", status_code=204, responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 429, 507)})
+    async def continue_upload(name: str, request: Request, who: str = Depends(user)) -> Response:
+        """Send the bytes from ``Upload-Offset`` on."""
+        if request.headers.get("content-type") != "application/offset+octet-stream":
+            raise HTTPException(415, "Content-Type must be application/offset+octet-stream.")
+        offset = await uploads.append(name, who, request.headers.get("upload-offset"), request)
+        return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(offset), "Upload-Expires": _expires()})
+
+    @app.delete("/v2/uploads/{name}", status_code=204, responses={404: {}, 401: {}, 429: {}})
+    def end_upload(name: str, who: str = Depends(user)) -> Response:
+        """Delete an upload."""
+        uploads.find(name, who)
+        uploads.remove(name, who)
+        return Response(status_code=204, headers=_TUS)
 
     @app.get("/v2/jobs")
     def jobs(who: str = Depends(user)) -> dict[str, Any]:
@@ -268,6 +315,10 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def _expires() -> str:
+    return formatdate(time.time() + KEPT, usegmt=True)
+
+
 def _name(who: str, request: Request) -> str:
     """The job's name: from the sender's Idempotency-Key if there is one, so that a file sent twice is one job."""
     key = request.headers.get("idempotency-key")
@@ -282,71 +333,10 @@ def _options(task: str, text: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise HTTPException(422, "options is not JSON; send an object such as {\"seed\": 0}.") from error
     if problem := check_options(task, options):
-        raise HTTPException(422, problem + ".")
+        raise HTTPException(422, plain(problem, 500) + ".")
+    if isinstance(options.get("markers"), dict):  # R writes a list of one gene as a string
+        options["markers"] = {k: [v] if isinstance(v, str) else v for k, v in options["markers"].items()}
     return {k: v for k, v in options.items() if v is not None}
-
-
-async def drain(request: Request, limit: int = 256 << 20) -> None:
-    """Read the rest of a refused upload: who is still sending sees a broken line instead of the reason otherwise."""
-    size = 0
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(30):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit:
-                    return
-
-
-async def receive(request: Request, settings: Settings) -> Path:
-    """Stream the body to disk, never holding it; refuses what is too large before and while it comes."""
-    claimed = request.headers.get("content-length")
-    if claimed is not None and (not claimed.isdigit() or int(claimed) > settings.max_upload):
-        raise HTTPException(413, f"The upload is larger than this server's {settings.max_upload / 2**30:.1f} GiB.")
-    folder = settings.data / "uploads"
-    folder.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(folder).free < (int(claimed or 0) * 3 + (256 << 20)):
-        raise HTTPException(507, "This server's disk is full; tell whoever runs it.")
-    path, size = folder / secrets.token_hex(16), 0
-    try:
-        with open(path, "wb") as file:
-            stream = request.stream().__aiter__()
-            while True:
-                try:
-                    chunk = await asyncio.wait_for(stream.__anext__(), timeout=60)
-                except StopAsyncIteration:
-                    break
-                size += len(chunk)
-                if size > settings.max_upload:
-                    raise HTTPException(413, f"The upload is larger than this server's {settings.max_upload / 2**30:.1f} GiB.")
-                file.write(chunk)
-    except TimeoutError as error:
-        path.unlink(missing_ok=True)
-        raise HTTPException(408, "Nothing came for a minute; send the file again.") from error
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    if size == 0:
-        path.unlink(missing_ok=True)
-        raise HTTPException(400, "Nothing was sent; the file is the body of the request.")
-    return path
-
-
-async def look_at(path: Path, settings: Settings) -> dict[str, Any]:
-    """Look at the upload in a confined process."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scmamba.serve.check", str(path), str(settings.max_cells), str(settings.max_genes),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        out, _ = await asyncio.wait_for(process.communicate(), timeout=90)
-        found = json.loads(out)
-    except (TimeoutError, ValueError) as error:
-        if process.returncode is None:
-            process.kill()
-        raise HTTPException(422, "The upload could not be looked at within this server's limits; it is refused.") from error
-    if "error" in found:
-        raise HTTPException(422, found["error"])
-    return found
 
 
 async def draw(folder: Path) -> None:

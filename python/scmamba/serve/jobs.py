@@ -146,6 +146,12 @@ class Queue:
             db.execute("COMMIT")
         return len(rows)
 
+    def silent(self) -> list[str]:
+        """Workers that hold a job and have not been heard of."""
+        with self._open() as db:
+            rows = db.execute("SELECT worker FROM jobs WHERE state='running' AND beat < ?", (time.time() - SILENT,)).fetchall()
+        return [row["worker"] for row in rows]
+
     def forget(self, older_than: float) -> list[dict[str, Any]]:
         """Remove finished jobs that ended before this time; returns them, so that their files can be removed."""
         with self._open() as db:

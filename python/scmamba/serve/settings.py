@@ -22,6 +22,8 @@ class Settings:
         Finished jobs are deleted with their files after so many days.
     requests_per_minute
         Per user or address.
+    patience
+        Seconds an upload may bring nothing.
     """
 
     data: Path
@@ -37,6 +39,7 @@ class Settings:
     jobs_per_user: int = 20
     keep_days: float = 7.0
     requests_per_minute: int = 600
+    patience: float = 60.0
 
     @property
     def needs_token(self) -> bool:

@@ -75,6 +75,8 @@ class Supervisor:
     def _watch(self) -> None:
         cleared = 0.0
         while not self._stop.wait(0.5):
+            for name in set(self.queue.silent()) & set(self._names):  # held by a library for ever: it hears nothing else
+                self._workers[self._names.index(name)].kill()
             for i, worker in enumerate(self._workers):
                 if worker.poll() is not None and not self._stop.is_set():
                     self.restarts += 1
@@ -86,7 +88,9 @@ class Supervisor:
             if time.time() - cleared > 600:
                 cleared = time.time()
                 from .app import discard
+                from .uploads import KEPT, Uploads
 
                 for job in self.queue.forget(time.time() - 86400 * self.settings.keep_days):
                     discard(self.settings, job)
+                Uploads(self.settings).forget(time.time() - KEPT)
                 References(self.settings.data).forget(time.time() - 86400 * self.settings.keep_days)

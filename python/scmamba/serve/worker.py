@@ -23,6 +23,7 @@ from .._errors import DataError, ScMambaError
 from .._files import atomic_path
 from .check import check_content, plain
 from .jobs import Queue
+from .postgres import open_queue
 from .references import References
 from .settings import Settings
 
@@ -89,6 +90,24 @@ def kept_model(name: str) -> Model:
     return load_model(name)
 
 
+#: What options that are numbers may be.
+_RANGES = {"seed": (0, 2**32 - 1), "passes": (1, 1000), "batch_size": (1, 65_536), "min_value": (0, 1e6), "adapt": (0, 100_000),
+           "network": (0, 100_000), "error_rate": (0, 1), "expected_rate": (0, 1), "identification_rate": (0, 1)}  # fmt: skip
+
+
+def _beyond(name: str, value: Any) -> str | None:
+    """Why a value of the right kind cannot be, or ``None``."""
+    if isinstance(value, (int, float)):
+        low, high = _RANGES.get(name, (-1e9, 1e9))
+        return None if low <= value <= high else f"option '{name}' is {value}; it must lie between {low:g} and {high:g}"
+    if isinstance(value, dict):
+        fits = all(isinstance(g, str) or isinstance(g, list) and all(isinstance(x, str) for x in g) for g in value.values())
+        return None if fits else f"option '{name}' must give a list of gene names for each type"
+    if isinstance(value, list) and not all(isinstance(v, str) for v in value):
+        return f"option '{name}' must be a list of names"
+    return None
+
+
 def check_options(task: str, options: Any) -> str | None:
     """Why these options cannot be, or ``None``."""
     if not isinstance(options, dict):
@@ -101,8 +120,8 @@ def check_options(task: str, options: Any) -> str | None:
             return f"option '{name}' cannot be true or false"
         if value is not None and not isinstance(value, known[name]):
             return f"option '{name}' is {type(value).__name__}; it must be {' or '.join(k.__name__ for k in known[name])}"
-        if isinstance(value, (int, float)) and not abs(value) < 1e9:
-            return f"option '{name}' is {value}; that is no sensible number"
+        if problem := _beyond(name, value):
+            return problem
     return None
 
 
@@ -251,7 +270,7 @@ def main() -> None:
 
         resource.setrlimit(resource.RLIMIT_AS, (settings.max_memory, settings.max_memory))
     worker = sys.argv[2]
-    queue = Queue(settings.data)
+    queue = open_queue(settings.data)
     while os.getppid() == parent:
         job = queue.claim(worker)
         if job is None:

@@ -1,0 +1,247 @@
+"""Uploads: streamed to disk, whole or in parts that may be continued (tus 1.0.0), and looked at by a confined process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+import re
+import secrets
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from fastapi import HTTPException, Request
+from starlette.requests import ClientDisconnect
+
+from .settings import Settings
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{16}")
+#: Bytes a second an upload must bring once it has taken ``settings.patience`` seconds.
+SLOWEST = 4096
+#: Seconds an upload that is continued may lie before it is deleted.
+KEPT = 86_400
+_LOOKS = 4  # confined processes at once
+
+Found = dict[str, "str | int"]
+
+
+class Places:
+    """Uploads on their way count as jobs, so that nobody sends more at once than may wait."""
+
+    def __init__(self) -> None:
+        self.taken: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def hold(self, who: str, others: int, limit: int) -> Iterator[None]:
+        """A place for one upload; 429 if there is none."""
+        if others + self.taken[who] >= limit:
+            raise HTTPException(429, f"You have {others + self.taken[who]} unfinished jobs and uploads; wait until some are done.")
+        self.taken[who] += 1
+        try:
+            yield
+        finally:
+            self.taken[who] -= 1
+
+
+async def drain(request: Request, limit: int = 256 << 20) -> None:
+    """Read the rest of a refused upload: who is still sending sees a broken line instead of the reason otherwise."""
+    stream, size, end = request.stream().__aiter__(), 0, time.monotonic() + 30
+    with contextlib.suppress(Exception, StopAsyncIteration):
+        while size < limit and time.monotonic() < end:
+            size += len(await asyncio.wait_for(stream.__anext__(), 1.0))
+
+
+async def chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
+    """The body as it comes; 408 if nothing comes or too little, 400 if it breaks off."""
+    stream, began, size = request.stream().__aiter__(), time.monotonic(), 0
+    while True:
+        try:
+            chunk = await asyncio.wait_for(stream.__anext__(), settings.patience)
+        except StopAsyncIteration:
+            return
+        except (TimeoutError, asyncio.TimeoutError) as error:
+            raise HTTPException(408, f"Nothing came for {settings.patience:g} seconds; send the file again.") from error
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload broke off; send the file again.") from error
+        size += len(chunk)
+        late = time.monotonic() - began - settings.patience
+        if late > 0 and size < SLOWEST * late:
+            raise HTTPException(408, f"The upload brings less than {SLOWEST} bytes a second; send it over a faster line.")
+        yield chunk
+
+
+def check_claim(length: str | None, settings: Settings, folder: Path) -> int:
+    """The length an upload claims (0: none), if it may come."""
+    if length is not None and (not re.fullmatch(r"[0-9]{1,18}", length) or int(length) > settings.max_upload):
+        raise too_large(settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    claimed = int(length or 0)
+    if shutil.disk_usage(folder).free < claimed * 3 + (256 << 20):
+        raise HTTPException(507, "This server's disk is full; tell whoever runs it.")
+    return claimed
+
+
+def too_large(settings: Settings) -> HTTPException:
+    """The refusal of too large an upload."""
+    return HTTPException(413, f"The upload is larger than this server's {settings.max_upload / 2**30:.1f} GiB.")
+
+
+def check_kind(request: Request) -> None:
+    """The body is the file itself; what wraps it is refused before it comes."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind.startswith("multipart/"):
+        raise HTTPException(415, "Send the file itself as the body (curl --data-binary @file), not a form.")
+    if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
+        raise HTTPException(415, "Send the file itself as the body, without a Content-Encoding; .h5ad files are packed inside.")
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HTTPException(507, "This server's disk is full; tell whoever runs it.") from error
+        raise
+
+
+async def receive(request: Request, settings: Settings) -> Path:
+    """Stream the body to disk, never holding it; refuses what is too large before and while it comes."""
+    check_kind(request)
+    folder = settings.data / "uploads"
+    check_claim(request.headers.get("content-length"), settings, folder)
+    path, size = folder / secrets.token_hex(16), 0
+    try:
+        with _disk(), open(path, "wb") as file:
+            async for chunk in chunks(request, settings):
+                size += len(chunk)
+                if size > settings.max_upload:
+                    raise too_large(settings)
+                file.write(chunk)
+        if size == 0:
+            raise HTTPException(400, "Nothing was sent; the file is the body of the request.")
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
+
+
+_looking: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+
+
+async def look_at(path: Path, settings: Settings) -> Found:
+    """Look at the upload in a confined process; 422 with its sentence if it is none of ours."""
+    async with _looking.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_LOOKS)):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "scmamba.serve.check", str(path), str(settings.max_cells), str(settings.max_genes),
+            str(settings.max_memory // 2), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            out, _ = await asyncio.wait_for(process.communicate(), timeout=90)
+            found = json.loads(out)
+        except (TimeoutError, asyncio.TimeoutError, ValueError) as error:
+            raise HTTPException(422, "The upload could not be looked at within this server's limits; it is refused.") from error
+        finally:
+            if process.returncode is None:  # whoever sent it has gone, or it takes too long
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
+    if "error" in found:
+        raise HTTPException(422, found["error"])
+    return dict(found)
+
+
+class Uploads:
+    """Uploads that come in parts, as tus 1.0.0 has them: what came before a line broke stays, and the sender goes on from there.
+
+    The file's size on disk is the offset, so nothing is lost when the server is killed. Each lies in its owner's folder.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.folder = settings, settings.data / "parts"
+        self.turns: Counter[Path] = Counter()
+
+    def _own(self, who: str) -> Path:
+        return self.folder / hashlib.sha256(who.encode()).hexdigest()[:32]
+
+    def create(self, who: str, length: str | None) -> str:
+        """Begin one of so many bytes."""
+        if length is None or not re.fullmatch(r"[0-9]{1,18}", length) or int(length) == 0:
+            raise HTTPException(400, "Upload-Length must say how many bytes will come.")
+        own = self._own(who)
+        check_claim(length, self.settings, own)
+        if len(list(own.glob("*.length"))) >= self.settings.jobs_per_user:
+            raise HTTPException(429, f"You have {self.settings.jobs_per_user} uploads here; use or delete some.")
+        name = secrets.token_urlsafe(12)
+        (own / name).touch()
+        (own / f"{name}.length").write_text(length)
+        return name
+
+    def find(self, name: str, who: str) -> tuple[Path, int, int]:
+        """Its file, what has come and what shall come; 404 if the user has no such upload."""
+        path = self._own(who) / name
+        if not _NAME.fullmatch(name) or not path.is_file():
+            raise HTTPException(404, "There is no such upload of yours; it may have been deleted.")
+        return path, path.stat().st_size, int((path.parent / f"{name}.length").read_text())
+
+    def look(self, name: str, who: str) -> tuple[int, int]:
+        """Offset and length. A line that still hangs may not write from here on."""
+        path, offset, length = self.find(name, who)
+        self.turns[path] += 1
+        return offset, length
+
+    async def append(self, name: str, who: str, offset: str | None, request: Request) -> int:
+        """Write what comes from the offset on; returns the new offset. What came before a break stays."""
+        path, here, length = self.find(name, who)
+        if offset is None or offset != str(here):
+            raise HTTPException(409, f"Upload-Offset must be {here}: so much has come.")
+        self.turns[path] += 1
+        turn = self.turns[path]
+        with _disk(), open(path, "r+b", buffering=0) as file:
+            file.seek(here)
+            async for chunk in chunks(request, self.settings):
+                if self.turns[path] != turn or not path.is_file():
+                    raise HTTPException(409, "The upload is being continued elsewhere.")
+                if here + len(chunk) > length:
+                    raise HTTPException(413, f"More came than the {length} bytes Upload-Length promised.")
+                _write(file, chunk)
+                here += len(chunk)
+        return here
+
+    def take(self, name: str, who: str) -> Path:
+        """The whole file, moved to where jobs have theirs."""
+        path, offset, length = self.find(name, who)
+        if offset != length:
+            raise HTTPException(409, f"{offset} of {length} bytes of the upload have come; send the rest first.")
+        target = self.settings.data / "uploads" / secrets.token_hex(16)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        self.remove(name, who)
+        return target
+
+    def remove(self, name: str, who: str) -> None:
+        """Delete one."""
+        path = self._own(who) / name
+        path.unlink(missing_ok=True)
+        (path.parent / f"{name}.length").unlink(missing_ok=True)
+        self.turns.pop(path, None)
+
+    def forget(self, older_than: float) -> None:
+        """Delete those nobody went on with."""
+        for file in self.folder.glob("*/*.length"):
+            path = file.with_suffix("")
+            if max(f.stat().st_mtime for f in (file, path) if f.is_file()) < older_than:
+                path.unlink(missing_ok=True)
+                file.unlink(missing_ok=True)
+
+
+def _write(file: BinaryIO, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while len(view):
+        view = view[file.write(view) :]
