@@ -1,0 +1,158 @@
+# Odd but real inputs: each works, or says what it is and what to type.
+
+renamed <- function(counts, names) {
+  rownames(counts) <- names
+  counts
+}
+
+# Ensembl IDs of the genes the vocabulary knows.
+ensembl_of <- function(symbols) {
+  reticulate::py_run_string(paste(
+    "def _ensembl(names):",
+    "    from scmamba.genes import Vocabulary, match_genes",
+    "    vocabulary = Vocabulary.published()",
+    "    return [vocabulary.ensembl_ids[p] if p >= 0 else '' for p in match_genes(list(names)).positions]",
+    sep = "\n"
+  ))
+  unlist(reticulate::py$`_ensembl`(symbols))
+}
+
+test_that("Ensembl IDs, with versions or without, give what the symbols give", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  ids <- ensembl_of(rownames(counts))
+  expect_gt(sum(nzchar(ids)), 150)
+  known <- counts[nzchar(ids), ]
+  ids <- ids[nzchar(ids)]
+  expect_match(ids, "^ENSG[0-9]{11}$")
+  wanted <- unname(as.matrix(impute_tiny(known)))
+  versions <- paste0(ids, ".", seq_along(ids) %% 20 + 1)
+  for (names in list(ids, versions)) {
+    imputed <- impute_tiny(renamed(known, names))
+    expect_identical(rownames(imputed), names)
+    expect_identical(unname(as.matrix(imputed)), wanted)
+  }
+  # Seurat 5 and 4 keep the names, too.
+  object <- SeuratObject::CreateSeuratObject(renamed(known, versions))
+  expect_identical(unname(as.matrix(data_of(impute_tiny(object)))), wanted)
+})
+
+test_that("names in another case are found where no other gene is meant", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  mixed <- rownames(counts)
+  some <- seq(1, length(mixed), by = 7)
+  mixed[some] <- tolower(mixed[some])
+  expect_identical(unname(as.matrix(impute_tiny(renamed(counts, mixed)))), unname(as.matrix(impute_tiny(counts))))
+})
+
+test_that("a gene that comes twice is added up and said, or refused; the rows stay two", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  gene <- rownames(counts)[nzchar(ensembl_of(rownames(counts)))][[1]]
+  twice <- rbind(counts, counts[gene, , drop = FALSE])
+  imputed <- impute_tiny(twice)
+  expect_identical(dimnames(imputed), dimnames(twice))
+  expect_message(impute_tiny(twice, verbose = TRUE), "1 rows repeat a gene")
+  # A Seurat object makes the names unique before we see them: GENE.1 is a gene nobody knows, and stays as it is.
+  object <- suppressWarnings(SeuratObject::CreateSeuratObject(renamed(twice, make.unique(rownames(twice)))))
+  after <- data_of(impute_tiny(object))
+  expect_identical(Matrix::nnzero(after[paste0(gene, ".1"), ]), Matrix::nnzero(counts[gene, ]))
+})
+
+test_that("identities without a cell and unused levels stay and do no harm", {
+  skip_without_python()
+  object <- pbmc()
+  SeuratObject::Idents(object) <- factor(as.character(SeuratObject::Idents(object)), levels = c("0", "1", "2", "empty"))
+  object$groups <- factor(object$groups, levels = c("g2", "nobody", "g1"))
+  after <- embed_tiny(impute_tiny(object))
+  expect_identical(SeuratObject::Idents(after), SeuratObject::Idents(object))
+  expect_identical(after$groups, object$groups)
+  table <- ScMambaFindMarkers(object, "g1", "g2", group.by = "groups", verbose = FALSE)
+  expect_gt(nrow(table), 0)
+  expect_error(ScMambaFindMarkers(object, "empty", verbose = FALSE), "empty", class = "scmamba_error")
+  expect_error(ScMambaFindMarkers(object, "g1", "nobody", group.by = "groups"), "nobody", class = "scmamba_error")
+  scored <- ScMambaDoublets(object, sample = "groups", verbose = FALSE)
+  expect_identical(scored$groups, object$groups)
+})
+
+test_that("of two assays the one named is read, and one without genes of ours is explained", {
+  skip_without_python()
+  object <- pbmc()
+  tags <- matrix(rep(0:4, length.out = 5 * 80), 5, dimnames = list(paste0("AB-", 1:5), colnames(object)))
+  object[["ADT"]] <- SeuratObject::CreateAssayObject(counts = as(tags, "CsparseMatrix"))
+  SeuratObject::DefaultAssay(object) <- "ADT"
+  after <- impute_tiny(object, assay = "RNA")
+  expect_identical(data_of(after), data_of(impute_tiny(pbmc())))
+  expect_identical(SeuratObject::DefaultAssay(after), "ADT")
+  expect_identical(after[["ADT"]], object[["ADT"]])
+  expect_error(impute_tiny(object), "gene", class = "scmamba_error")
+})
+
+test_that("SCTransform: the corrected counts are read as said, subsets too", {
+  skip_without_python()
+  skip_if_not_installed("Seurat")
+  object <- suppressWarnings(Seurat::SCTransform(pbmc(), verbose = FALSE, ncells = 80, variable.features.n = 50))
+  expect_identical(SeuratObject::DefaultAssay(object), "SCT")
+  some <- suppressWarnings(object[, colnames(object)[c(5:30, 60:71)]])
+  expect_message(after <- impute_tiny(some, verbose = TRUE), "assay = \"RNA\"")
+  expect_identical(dim(data_of(after)), dim(some[["SCT"]]))
+  expect_identical(after[["SCT"]], some[["SCT"]])
+  observed <- as.matrix(data_of(after, "SCT", "counts")) > 0
+  expect_true(all(as.matrix(data_of(after))[observed] > 0))
+  from_rna <- impute_tiny(some, assay = "RNA")
+  expect_identical(data_of(from_rna), data_of(impute_tiny(pbmc()[, colnames(some)])))
+  expect_identical(SeuratObject::DefaultAssay(from_rna), "SCT")
+  fewer <- suppressWarnings(some[rownames(some[["SCT"]])[1:150], ])
+  expect_s4_class(embed_tiny(fewer), "Seurat")
+  expect_error(impute_tiny(some, layer = "scale.data", force = TRUE), "scaled", class = "scmamba_error")
+})
+
+test_that("matrices that live on disk are refused with what to type", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  setClass("IterableMatrix", representation(dim = "integer"), where = environment())
+  on_disk <- new("IterableMatrix", dim = dim(counts))
+  expect_error(ScMambaImpute(on_disk), "as(x, \"dgCMatrix\")", fixed = TRUE, class = "scmamba_error")
+  what <- "layer {.val {layer}} of assay {.val {assay}}"
+  expect_error(scMamba:::.as_dgc(on_disk, what, layer = "counts", assay = "RNA"), "seu[[\"RNA\"]]$counts <- as(",
+    fixed = TRUE, class = "scmamba_error")
+  skip_if_not_installed("DelayedArray")
+  skip_if_not_installed("SingleCellExperiment")
+  delayed <- DelayedArray::DelayedArray(counts)
+  sce <- SingleCellExperiment::SingleCellExperiment(list(counts = delayed))
+  expect_error(impute_tiny(sce), "DelayedMatrix.*dgCMatrix", class = "scmamba_error")
+  skip_if_not(seurat5, "Seurat 5")
+  object <- SeuratObject::CreateSeuratObject(SeuratObject::CreateAssay5Object(counts = counts))
+  object[["RNA"]]@layers$counts <- unname(delayed)
+  expect_error(impute_tiny(object), "seu[[\"RNA\"]]$counts <- as(", fixed = TRUE, class = "scmamba_error")
+})
+
+test_that("images stay with the object", {
+  skip_without_python()
+  object <- pbmc()
+  places <- data.frame(x = seq_len(80), y = rep(1:8, 10), cell = colnames(object))
+  object[["fov"]] <- SeuratObject::CreateFOV(places, type = "centroids", assay = "RNA", key = "fov_")
+  after <- embed_tiny(impute_tiny(object))
+  expect_identical(after@images, object@images)
+})
+
+test_that("missing values in the metadata stay, and are named where a group is needed", {
+  skip_without_python()
+  object <- pbmc()
+  object$groups <- ifelse(seq_len(80) %% 5 == 0, NA, object$groups)
+  after <- embed_tiny(impute_tiny(object))
+  expect_identical(after$groups, object$groups)
+  # Cells of no group are in no group.
+  markers <- ScMambaFindMarkers(object, "g1", "g2", group.by = "groups", verbose = FALSE)
+  without <- ScMambaFindMarkers(object[, !is.na(object$groups)], "g1", "g2", group.by = "groups", verbose = FALSE)
+  expect_equal(markers[rownames(without), "p_val"], without$p_val)
+  # Cells of no sample are one more sample, and this is said.
+  expect_message(scored <- ScMambaDoublets(object, sample = "groups"), "have no groups")
+  expect_false(anyNA(scored$scmamba_doublet_score))
+  cohort <- ScMambaCohort(n.cells = 120, n.donors = 2, n.genes = 2000, seed = 3)
+  cohort$label <- ifelse(seq_len(120) %% 4 == 0, NA, as.character(cohort$cell_type))
+  named <- ScMambaAnnotate(cohort, reference = cohort, labels = "label", network = FALSE, cache = FALSE,
+    verbose = FALSE)
+  expect_false(any(c("NA", "nan") %in% named$scmamba_type))
+})
