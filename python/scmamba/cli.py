@@ -173,9 +173,9 @@ def _check_new(output: Path, overwrite: bool) -> None:
 
 
 def _register() -> None:
-    from . import _cli_annotate, _cli_data, _cli_deg, _cli_doublets, _cli_train
+    from . import _cli_annotate, _cli_data, _cli_deg, _cli_doublets, _cli_evaluate, _cli_train
 
-    for module in (_cli_train, _cli_data, _cli_deg, _cli_doublets, _cli_annotate):
+    for module in (_cli_train, _cli_data, _cli_deg, _cli_doublets, _cli_annotate, _cli_evaluate):
         module.register(app)
 
 

@@ -61,7 +61,15 @@ def test_results_go_beside_the_data_and_can_be_saved(found, query, tmp_path):
     assert table["scmamba_alternatives"].str.count(";").eq(2).all()
     report = found.report(query.obs["cell_type"].astype(str))
     assert report["cells"].sum() == query.n_obs
-    assert {"probability", "confusion"} <= set(found.to_plots(query.obs["cell_type"].astype(str)))
+    truth = query.obs["cell_type"].astype(str)
+    assert set(found.to_plots(truth)) == {"probability", "map", "coverage", "confusion"}
+    assert set(found.to_plots()) == {"probability", "map", "coverage"}
+    table = found.confusion(truth)
+    assert table.to_numpy().sum() == query.n_obs and list(table.index) == sorted(set(truth))
+    curve = found.coverage(truth)
+    best = np.array(found.levels["type"])[found.probabilities["type"].argmax(axis=1)]
+    assert curve["coverage"].iloc[0] == 1 and curve["accuracy"].iloc[0] == pytest.approx(np.mean(best == truth.to_numpy()))
+    assert len(found.coverage()) == len(found.curve)
 
 
 def test_the_curve_rises_and_the_threshold_keeps_the_stated_error(found):
@@ -217,15 +225,16 @@ def test_columns_the_network_knows_come_in_its_order():
     assert x.toarray().tolist() == [[3.0, 4.0, 1.0]] and genes.tolist() == [2, 5, 7]
 
 
-def test_surprise_is_the_cross_entropy_per_count():
+def test_profiles_give_the_cross_entropy_per_count():
     from scipy import sparse
 
-    from scmamba.training.views import surprise
+    from scmamba.training.views import COUNTS, profile_logits
 
     profiles = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     x = sparse.csr_matrix(np.log1p([[2.0, 1, 1], [2.0, 1, 1]]))
     expected = [-(2 * np.log(0.5) + 2 * np.log(0.25)) / 4, -(3 * np.log(0.1) + np.log(0.8)) / 4]
-    np.testing.assert_allclose(surprise(x, profiles, np.array([0, 1])), expected)
+    np.testing.assert_allclose(-profile_logits(x, profiles) / COUNTS, [expected, expected])
+    assert profile_logits(x, profiles, np.array([True, False]))[0, 0] < profile_logits(x, profiles)[0, 1]
 
 
 def test_rare_classes_are_helped_only_where_it_helps():
@@ -237,3 +246,108 @@ def test_rare_classes_are_helped_only_where_it_helps():
     logits = np.vstack([np.tile([3.0, 0.0], (9, 1)), [[0.5, 0.0]]])
     assert (logits - choose_evening(logits, codes, prior)).argmax(axis=1)[-1] == 1
     assert not choose_evening(np.tile([3.0, 0.0], (10, 1)) * np.where(codes, -1, 1)[:, None], codes, prior).any()
+
+
+def test_a_hundred_samples_of_twenty_cells():
+    known = brain_cohort(2000, n_donors=4, n_genes=500, seed=8)
+    known.obs["donor"] = [f"s{i % 100}" for i in range(known.n_obs)]
+    query = brain_cohort(2000, n_donors=4, n_genes=500, seed=8)[::5].copy()
+    found = scmamba.annotate(query, reference=known, labels="cell_type", **QUIET)
+    best = np.array(found.levels["type"])[found.probabilities["type"].argmax(axis=1)]
+    assert np.mean(best == query.obs["cell_type"].astype(str).to_numpy()) > 0.9
+
+
+def test_a_query_that_shares_just_enough_genes(reference, query):
+    common = np.argsort(-np.asarray(query.X.sum(axis=0)).ravel())[:300]
+    found = scmamba.annotate(query[:, common].copy(), reference=reference, labels="cell_type", **QUIET)
+    assert found.provenance["genes"] == 300 and np.isfinite(found.probabilities["type"]).all()
+
+
+def test_a_classifier_keeps_its_calibration(query, tmp_path):
+    from scmamba.model import load_model, save_checkpoint
+    from scmamba.training.classes import fresh_classifier
+    from scmamba.training.typing import calibration
+
+    model = fresh_classifier(small_model("expressed"), ["a", "b"])
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, 500)
+    logits = 6 * rng.normal(size=(500, 2))
+    logits[np.arange(500), codes] += 6
+    model.calibration = calibration(logits, codes)
+    raw = scmamba.annotate(query, model=fresh_classifier(small_model("expressed"), ["a", "b"]), force=True, verbose=False)
+    save_checkpoint(model, tmp_path / "m")
+    assert load_model(tmp_path / "m").calibration == model.calibration
+    found = scmamba.annotate(query, model=tmp_path / "m", force=True, error_rate=0.1, verbose=False)
+    # log odds are divided by the temperature, which undoes the factor of six (unit normals one apart).
+    odds, plain = (np.diff(np.log(a.probabilities["type"]), axis=1) for a in (found, raw))
+    np.testing.assert_allclose(odds, plain / model.calibration["temperature"], atol=1e-4)
+    assert model.calibration["temperature"] == pytest.approx(6, rel=0.3)
+    kept = found.curve[found.curve[:, 0] == found.threshold][0]
+    assert 1 - kept[2] <= 0.1 and "calibrated on 500" in found.provenance["note"]
+
+
+def test_few_measured_markers_are_completed(query):
+    from scmamba.tasks.annotate import brain_markers
+
+    panel = {g for genes in brain_markers().values() for g in genes}
+    assert not panel & {g for genes in brain_markers(more=True).values() for g in genes}
+    symbols = query.var["symbol"].astype(str) if "symbol" in query.var else query.var_names.astype(str).to_series()
+    poor = query[:, ~np.isin(symbols, brain_markers()["Microglia"][1:])].copy()
+    found = scmamba.annotate(poor, verbose=False)
+    more = np.isin(brain_markers(more=True)["Microglia"], symbols).sum()
+    assert found.provenance["genes_per_type"].get("Microglia", 0) <= 1 + more
+    assert ("Microglia" in found.provenance["completed"]) == (more > 0)
+
+
+def test_a_marker_that_goes_with_another_type_counts_less():
+    from scmamba.tasks._annotate_markers import coherence, correlations
+
+    rng = np.random.default_rng(0)
+    kind = np.repeat([0, 1], 100)
+    one, two = (np.column_stack([(kind == c) + 0.3 * rng.random(200) for _ in range(3)]) for c in (0, 1))
+    one[:, 2] = (kind == 1) + 0.3 * rng.random(200)
+    weights = coherence([one, two], np.arange(200)[:, None])
+    assert weights[0][2] < 0.2 < 0.5 < weights[0][:2].min() and weights[1].min() > 0.5
+    a, b = rng.normal(size=(2, 50, 2))
+    np.testing.assert_allclose(correlations(a, b), np.corrcoef(a.T, b.T)[:2, 2:])
+
+
+def test_views_that_harm_are_left_out():
+    from scmamba.training.typing import Judged, combine
+    from scmamba.training.views import KINDS
+
+    rng = np.random.default_rng(1)
+    codes = np.r_[rng.integers(0, 2, 600), np.full(5, 2)]
+    right = 4.0 * np.eye(3)[codes] + rng.normal(size=(605, 3))
+    noise = 4.0 * np.eye(3)[rng.integers(0, 3, 605)]
+    right[codes == 2, 2] = -9  # no view knows the rare class, the profiles do
+    logits = {kind: right if kind == "components" else noise for kind in KINDS}
+    held, temperatures, rare = combine(Judged(logits | {"profile": 6.0 * np.eye(3)[codes]}), codes, 3)
+    assert set(temperatures) == {"components", "profile"} and rare.tolist() == [False, False, True]
+    assert (held[codes == 2].argmax(axis=1) == 2).all()
+
+
+def test_cells_of_an_unknown_kind_stand_out():
+    from scmamba.training.novelty import Usual, signs, unit
+
+    rng = np.random.default_rng(2)
+    centres = 5 * np.eye(8)[:4]
+
+    def draw(kinds: np.ndarray) -> np.ndarray:
+        return unit(centres[kinds] + rng.normal(scale=0.5, size=(len(kinds), 8)))
+
+    codes = rng.integers(0, 3, 600)
+    space, fold = draw(codes), np.arange(600) % 3
+    calm = np.zeros(600)
+    usual = Usual.of(space, codes, calm, calm, fold, 0)
+    kinds = np.r_[rng.integers(0, 3, 150), np.full(40, 3)]
+    here = draw(kinds)
+    shown = signs(here, space, np.zeros(190), np.zeros(190), usual.pool, 0)
+    strange = usual.strange(shown, np.where(kinds == 3, 0, kinds))
+    assert strange[kinds == 3].mean() > 0.9 and strange[kinds < 3].mean() < 0.12
+    # Another technology: everything lies apart, and only what stands out among cells called alike is refused.
+    away = shown + [3.0, 0, 0]
+    assert usual.foreign(away) and not usual.foreign(shown)
+    assert usual.strange(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
+    few = Usual.of(space[:30], codes[:30], calm[:30], calm[:30], fold[:30], 0)
+    assert not few.strange(shown, kinds % 3).any()

@@ -62,3 +62,28 @@ def test_lengths_must_fit():
         per_class(["a", "b"], ["a"])
     with pytest.raises(DataError, match="no cell"):
         per_class([], [])
+
+
+def test_the_command_writes_a_report(calls, tmp_path):
+    import anndata as ad
+    import pandas as pd
+    from typer.testing import CliRunner
+
+    from scmamba.cli import app
+
+    truth, called = calls
+    table = pd.DataFrame({"known": truth, "scmamba_type": called, "other": truth, "scmamba_probability": np.linspace(0, 1, 300)})
+    table.loc[0, "known"] = None
+    table.index = table.index.astype(str)
+    ad.AnnData(np.ones((300, 2), dtype=np.float32), obs=table).write_h5ad(tmp_path / "a.h5ad")
+    command = ["evaluate", "annotation", str(tmp_path / "a.h5ad"), "--truth", "known"]
+    result = CliRunner().invoke(app, [*command, "--called", "scmamba_type", "--called", "other", "-o", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    summary = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
+    assert summary.loc["scmamba_type", "macro"] == pytest.approx(annotation_scores(truth[1:], called[1:])["macro"])
+    assert summary.loc["other", "micro"] == 1
+    assert {"report.md", "coverage.png", "confusion_1.png", "confusion_2.tsv"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    again = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
+    assert again.exit_code == 1 and "exists already" in again.output
+    missing = CliRunner().invoke(app, ["evaluate", "annotation", str(tmp_path / "a.h5ad"), "--truth", "nothing"])
+    assert missing.exit_code == 1 and "no column 'nothing'" in missing.output

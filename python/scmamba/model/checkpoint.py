@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,12 @@ class Model:
         Sizes; the vocabulary; class names or ``None``; the text of the model card.
     network
         The torch module, for training.
+    calibration
+        Of a classifier judged on cells it was not trained on: ``temperature`` to divide its logits by, ``curve`` of (threshold, coverage,
+        accuracy) and ``cells``; kept in ``labels.json``.
     """
+
+    calibration: dict[str, Any] | None = None
 
     def __init__(self, network: ScMamba, genes: Vocabulary, labels: list[str] | None = None, card: str = "") -> None:
         if len(genes) != network.config.n_genes:
@@ -211,7 +217,7 @@ def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None
         model.config.write(folder / "config.json")
         model.genes.write(folder / "genes.tsv")
         if model.labels is not None:
-            (folder / "labels.json").write_text(json.dumps({"labels": model.labels}, indent=1) + "\n")
+            (folder / "labels.json").write_text(json.dumps({"labels": model.labels, "calibration": model.calibration}, indent=1) + "\n")
         (folder / "model_card.md").write_text(card if card is not None else model.card)
     return path
 
@@ -288,11 +294,14 @@ def _read_directory(path: Path, dtype: torch.dtype) -> Model:
         weights = load_file(path / "model.safetensors")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path / 'model.safetensors'} is damaged or truncated ({error}). Fetch it again.") from error
-    labels = None
+    labels, calibration = None, None
     if (path / "labels.json").is_file():
-        labels = list(json.loads((path / "labels.json").read_text())["labels"])
+        kept = json.loads((path / "labels.json").read_text())
+        labels, calibration = list(kept["labels"]), kept.get("calibration")
     card = (path / "model_card.md").read_text() if (path / "model_card.md").is_file() else ""
-    return Model(_fill(config, weights, dtype, path.name), Vocabulary.read(path / "genes.tsv"), labels, card)
+    model = Model(_fill(config, weights, dtype, path.name), Vocabulary.read(path / "genes.tsv"), labels, card)
+    model.calibration = calibration
+    return model
 
 
 def _fill(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, name: str) -> ScMamba:

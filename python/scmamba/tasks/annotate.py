@@ -6,8 +6,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,139 +18,22 @@ from .. import __version__
 from .._errors import DataError, ScMambaError
 from .._files import atomic_path
 from .._progress import say
-from ..data import Cells, read_cells
+from ..data import read_cells
 from ..data.files import open_backed
-from ..data.preprocess import log1p_cp10k
 from ..data.stores import cache_folder
-from ..genes import Vocabulary, annotation
 from ..model import Model, load_model, save_checkpoint
-from ..training.typing import Typist, learn_types, softmax
-from ._common import KEY, dense_input, positions
+from ..training.typing import Typist, calibration, folds, learn_types, threshold_for
+from ..training.views import softmax
+from ._annotate_markers import brain_markers, from_markers
+from ._annotate_result import UNASSIGNED, Annotation, own_components, tell
+from ._annotate_values import all_human_genes, shared_values
+from ._common import dense_input, positions
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: What a cell is called whose type is not certain enough.
-UNASSIGNED = "Unassigned"
-#: A cell further from, or more surprising than, all but this share of the cells of its class is like nothing in the reference.
-_STRANGE = 0.01
 #: Fine-tuning of the network on a reference, in steps of 16 cells.
 NETWORK_STEPS = 400
-
-
-@dataclass
-class Annotation:
-    """What the cells are.
-
-    Attributes
-    ----------
-    cells
-        (n,) names.
-    levels
-        Level -> its classes, coarse to fine; one level is called ``type``.
-    probabilities
-        Level -> (n, classes) calibrated.
-    threshold
-        Cells whose best class is less probable are :data:`UNASSIGNED`.
-    curve
-        (points, 3) threshold, share of cells kept, accuracy, on donors left out; empty where there was no reference.
-    strange
-        (n,) True: as far from the reference as hardly any of its own cells.
-    """
-
-    cells: pd.Index
-    levels: dict[str, list[str]]
-    probabilities: dict[str, np.ndarray]
-    threshold: float
-    curve: np.ndarray
-    strange: np.ndarray
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def labels(self, level: str | None = None) -> np.ndarray:
-        """(n,) class or ``Unassigned``; of a fine level only what belongs to the coarse class given."""
-        names = list(self.levels)
-        level = level or names[-1]
-        best = self._consistent(level)
-        p = self.probabilities[level]
-        found = np.array(self.levels[level], dtype=object)[best]
-        unsure = (p[np.arange(len(p)), best] < self.threshold) | self.strange
-        return np.where(unsure, UNASSIGNED, found)
-
-    def _consistent(self, level: str) -> np.ndarray:
-        names = list(self.levels)
-        p = self.probabilities[level]
-        if level == names[0]:
-            return p.argmax(axis=1)
-        above = names[names.index(level) - 1]
-        parent = np.array(self.provenance["parents"][level])
-        return np.where(parent[None, :] == self._consistent(above)[:, None], p, -1.0).argmax(axis=1)
-
-    def to_table(self) -> pd.DataFrame:
-        """One row per cell: class, probability and the three likeliest classes of every level."""
-        out: dict[str, Any] = {}
-        for level in self.levels:
-            p, names = self.probabilities[level], np.array(self.levels[level], dtype=object)
-            suffix = "" if level == "type" else f"_{level}"
-            order = np.argsort(-p, axis=1, kind="stable")[:, :3]
-            out[f"{KEY}_type{suffix}"] = pd.Categorical(self.labels(level), categories=[*names, UNASSIGNED])
-            out[f"{KEY}_probability{suffix}"] = p[np.arange(len(p)), self._consistent(level)]
-            out[f"{KEY}_alternatives{suffix}"] = [
-                "; ".join(f"{names[j]} {p[i, j]:.2f}" for j in order[i]) for i in range(len(p))
-            ]
-        return pd.DataFrame(out, index=self.cells)
-
-    def to_adata(self, adata: AnnData) -> AnnData:
-        """Write the table into ``obs`` and provenance into ``uns["scmamba"]["annotate"]``."""
-        table = self.to_table()
-        for column in table:
-            adata.obs[column] = table[column].to_numpy() if table[column].dtype == object else table[column].array
-        notes = dict(adata.uns.get(KEY, {}))
-        notes["annotate"] = {k: v for k, v in self.provenance.items() if k != "parents"} | {"version": __version__}
-        adata.uns[KEY] = notes
-        return adata
-
-    def report(self, truth: Sequence[str], level: str | None = None) -> pd.DataFrame:
-        """Precision, recall, F1 and cells per class against known types; unassigned cells count as missed."""
-        from sklearn.metrics import precision_recall_fscore_support
-
-        known = np.asarray(truth, dtype=str)
-        names = sorted(set(known))
-        p, r, f, n = precision_recall_fscore_support(known, self.labels(level).astype(str), labels=names, zero_division=0)
-        return pd.DataFrame({"precision": p, "recall": r, "f1": f, "cells": n}, index=pd.Index(names, name="type"))
-
-    def to_plots(self, truth: Sequence[str] | None = None) -> dict[str, Any]:
-        """Figures: probabilities of the cells, coverage against accuracy, and the confusion with ``truth`` if it is given."""
-        import matplotlib.pyplot as plt
-
-        figures = {}
-        figure, axis = plt.subplots(figsize=(5, 3.5))
-        axis.hist(self.probabilities[list(self.levels)[-1]].max(axis=1), bins=40)
-        axis.axvline(self.threshold, color="black", lw=1)
-        axis.set(xlabel="probability of the best class", ylabel="cells")
-        figures["probability"] = figure
-        if len(self.curve):
-            figure, axis = plt.subplots(figsize=(5, 3.5))
-            axis.plot(100 * self.curve[:, 1], 100 * self.curve[:, 2])
-            axis.set(xlabel="cells assigned, %", ylabel="of these right, % (donors left out)")
-            figures["coverage"] = figure
-        if truth is not None:
-            table = pd.crosstab(np.asarray(truth, dtype=str), self.labels().astype(str), normalize="index")
-            figure, axis = plt.subplots(figsize=(1.5 + 0.4 * table.shape[1], 1.5 + 0.35 * table.shape[0]))
-            axis.imshow(table.to_numpy(), vmin=0, vmax=1, cmap="viridis")
-            axis.set_xticks(range(table.shape[1]), table.columns, rotation=90)
-            axis.set_yticks(range(table.shape[0]), table.index)
-            axis.set(xlabel="called", ylabel="true")
-            figures["confusion"] = figure
-        for figure in figures.values():
-            plt.close(figure)
-        return figures
-
-
-def brain_markers() -> dict[str, list[str]]:
-    """The default panel: eight major brain types and genes each expresses (paper, marker genes; common knowledge of the field)."""
-    text = (resources.files("scmamba") / "resources" / "brain_markers.tsv").read_text()
-    rows = [line.split("\t") for line in text.splitlines()[1:] if line]
-    return {name: genes.split(",") for name, genes in rows}
 
 
 def annotate(
@@ -211,9 +92,9 @@ def annotate(
             adata, known, levels, model, donor, layer, gene_column, network, error_rate, device, cache, seed, force, verbose
         )
     if model is not None and markers is None:
-        return _from_model(adata, load_model(model, device=device), layer, gene_column, force, verbose)
+        return _from_model(adata, load_model(model, device=device), layer, gene_column, error_rate, force, verbose)
     panel = brain_markers() if markers is None or isinstance(markers, str) else {k: list(v) for k, v in markers.items()}
-    return _from_markers(adata, panel, layer, gene_column, error_rate, seed, verbose)
+    return from_markers(adata, panel, None if markers else brain_markers(more=True), layer, gene_column, seed, verbose)
 
 
 # ---------------------------------------------------------------- from a reference
@@ -259,15 +140,14 @@ def _from_reference(adata: AnnData, known: AnnData, levels: list[str], model: An
     if classifier is not None and typist.network_share > 0:
         logits = log_probabilities(classifier, values, inside)
     p = typist.probabilities(values, logits)
-    best = p.argmax(axis=1)
-    strange = typist.strangeness(values, best) < _STRANGE
-    strange |= np.diff(values.indptr) == 0
+    strange = typist.strange(values, p, x, seed) | (np.diff(values.indptr) == 0)
     probabilities, classes = roll_up(p, typist.names, levels, parents)
     provenance = {"way": "reference", "genes": len(shared), "reference_cells": len(rows), "error_rate": error_rate, "seed": seed,
                   "classes": len(typist.names), "model": opened.config.name, "parents": parent_codes(classes, levels, parents),
                   "threshold": typist.threshold(error_rate), **typist.report}  # fmt: skip
-    answer = Annotation(adata.obs_names, classes, probabilities, typist.threshold(error_rate), typist.curve, strange, provenance)
-    _tell(answer, verbose)
+    answer = Annotation(adata.obs_names, classes, probabilities, typist.threshold(error_rate), typist.curve, strange, provenance,
+                        own_components(values, seed))  # fmt: skip
+    tell(answer, verbose)
     return answer
 
 
@@ -317,24 +197,6 @@ def parent_codes(classes: dict[str, list[str]], levels: list[str], parents: dict
     return {fine: [classes[coarse].index(parents[fine].get(n, n)) for n in classes[fine]] for coarse, fine in zip(levels, levels[1:])}
 
 
-def all_human_genes() -> Vocabulary:
-    """Every gene of the annotation, in and out of the models' vocabularies."""
-    table = annotation().drop_duplicates("ensembl_id")
-    return Vocabulary(tuple(table["ensembl_id"]), tuple(table["symbol"]))
-
-
-def shared_values(cells: Cells, genes: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:
-    """(r, g) log1p(CP10k) over the genes both sides measured: normalised over these, so that depth means the same on both sides."""
-    where = np.searchsorted(cells.genes, genes)
-    blocks = []
-    for start in range(0, len(rows), 2000):
-        values, _ = cells.to_model(cells.linear(rows[start : start + 2000]))
-        values = sparse.csr_matrix(values[:, where], dtype=np.float64)
-        values.data = np.expm1(values.data)
-        blocks.append(log1p_cp10k(values, np.asarray(values.sum(axis=1)).ravel()))
-    return sparse.csr_matrix(sparse.vstack(blocks, format="csr"), dtype=np.float64)
-
-
 def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int,
             cache: Any, verbose: bool) -> tuple[Typist, Model | None]:  # fmt: skip
     """From the cache if this reference was learnt before, else learnt now and kept; ``genes`` (g, 2): which, and where in the model."""
@@ -381,7 +243,6 @@ def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: 
     from ..training.feeds import SourceFeed
     from ..training.loop import LoopConfig, fit
     from ..training.sequences import SequenceConfig, Source
-    from ..training.typing import folds
 
     classes, codes = np.unique(names, return_inverse=True)
     held = folds(groups, codes, 3, seed) == 0
@@ -398,7 +259,9 @@ def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: 
     step = classification(labelled, sequence, loop, balance=0.5)
     fit(tuned.network, step, loop, description="Fine-tuning on the reference", verbose=verbose)
     rows = np.flatnonzero(held)
-    return tuned, (rows, log_probabilities(tuned, x[rows], genes))
+    shown = log_probabilities(tuned, x[rows], genes)
+    tuned.calibration = calibration(shown, codes[rows])
+    return tuned, (rows, shown)
 
 
 def readable(x: sparse.csr_matrix, genes: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -430,7 +293,8 @@ def log_probabilities(classifier: Model, x: sparse.csr_matrix, genes: np.ndarray
 # ---------------------------------------------------------------- from a model
 
 
-def _from_model(adata: AnnData, model: Model, layer: str | None, gene_column: str | None, force: bool, verbose: bool) -> Annotation:
+def _from_model(adata: AnnData, model: Model, layer: str | None, gene_column: str | None, error_rate: float, force: bool,
+                verbose: bool) -> Annotation:  # fmt: skip
     if not model.config.n_classes or not model.labels:
         raise ScMambaError(
             f"The model '{model.config.name}' does not classify. Give a labelled reference (reference=, labels=), markers=, or fine-tune "
@@ -439,108 +303,21 @@ def _from_model(adata: AnnData, model: Model, layer: str | None, gene_column: st
     cells = read_cells(adata, model.genes, layer=layer, gene_column=gene_column, force=force)
     say(cells.match.summary(), verbose)
     _, genes = positions(model, cells)
-    p = np.empty((len(cells), model.config.n_classes))
+    logits = np.empty((len(cells), model.config.n_classes))
     for rows in cells.blocks(256):
         x, _ = dense_input(model, cells, cells.linear(rows))
-        p[rows] = softmax(model.classify(x, genes=genes).double().numpy())
-    provenance = {"way": "model", "model": model.config.name, "threshold": 0.5, "note": "probabilities are the network's, not calibrated"}
-    nothing, known = np.empty((0, 3)), np.zeros(len(p), dtype=bool)
-    answer = Annotation(adata.obs_names, {"type": list(model.labels)}, {"type": p}, 0.5, nothing, known, provenance)
-    _tell(answer, verbose)
+        logits[rows] = model.classify(x, genes=genes).double().numpy()
+    known = model.calibration or {}
+    p = softmax(logits / known.get("temperature", 1.0))
+    curve = np.array(known["curve"]) if known.get("curve") else np.empty((0, 3))
+    threshold = threshold_for(curve, error_rate) if len(curve) else 0.5
+    note = f"calibrated on {known['cells']} cells of donors left out" if known else "probabilities are the network's, not calibrated"
+    provenance = {"way": "model", "model": model.config.name, "threshold": threshold, "note": note}
+    values = shared_values(cells, cells.genes, np.arange(len(cells)))
+    answer = Annotation(adata.obs_names, {"type": list(model.labels)}, {"type": p}, threshold, curve, np.diff(values.indptr) == 0,
+                        provenance, own_components(values, 0))  # fmt: skip
+    tell(answer, verbose)
     return answer
 
 
-# ---------------------------------------------------------------- from markers
-
-
-def _from_markers(adata: AnnData, panel: dict[str, list[str]], layer: str | None, gene_column: str | None, error_rate: float, seed: int,
-                  verbose: bool) -> Annotation:  # fmt: skip
-    """Cells that clearly express one panel teach a classifier the rest; neighbours smooth what is left."""
-    from ..genes import match_genes
-
-    vocabulary = Vocabulary.published()
-    cells = read_cells(adata, vocabulary, layer=layer, gene_column=gene_column, force=True, min_coverage=0.0)
-    x = shared_values(cells, cells.genes, np.arange(len(cells)))
-    columns = {}
-    for name, genes in panel.items():
-        found = match_genes(list(genes), vocabulary).positions
-        here = np.flatnonzero(np.isin(cells.genes, found[found >= 0]))
-        if len(here):
-            columns[name] = here
-    missing = sorted(set(panel) - set(columns))
-    if len(columns) < 2:
-        raise DataError(
-            f"Genes of {len(columns)} of the {len(panel)} panels were measured; at least two types must be told apart. "
-            "Check the gene names, or give markers= for your tissue."
-        )
-    if missing:
-        say(f"no gene of the panel was measured for {', '.join(missing)}: these types cannot be found", verbose)
-    names = sorted(columns)
-    score = marker_scores(x, [columns[n] for n in names])
-    seeds = clear_cells(score)
-    say(f"{int((seeds >= 0).sum())} of {len(seeds)} cells clearly express one panel", verbose)
-    present = np.unique(seeds[seeds >= 0])
-    if len(present) < 2 or len(x.indptr) < 60:
-        p = softmax(8 * score)
-        curve = np.empty((0, 3))
-        strange = score.max(axis=1) < 0.1
-    else:
-        sure = np.flatnonzero(seeds >= 0)
-        typist = learn_types(x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False)
-        p = np.zeros((len(seeds), len(names)))
-        p[:, [names.index(n) for n in typist.names]] = typist.probabilities(x)
-        p = smooth_over_neighbours(p, x, seed)
-        curve = typist.curve
-        strange = without_support(score, seeds, p.argmax(axis=1), x, seed)
-    threshold = 0.5
-    provenance = {"way": "markers", "types": names, "not_measured": missing, "clear_cells": int((seeds >= 0).sum()), "threshold": threshold,
-                  "note": "probabilities are calibrated on cells that express one panel, not on known types"}  # fmt: skip
-    answer = Annotation(adata.obs_names, {"type": names}, {"type": p}, threshold, curve, strange | (np.diff(x.indptr) == 0), provenance)
-    _tell(answer, verbose)
-    return answer
-
-
-def marker_scores(x: sparse.csr_matrix, columns: list[np.ndarray]) -> np.ndarray:
-    """(n, types) mean of each panel's genes, each as a share of what its strongest cells show.
-
-    Not centred: where most cells are of one type, being average means being of it.
-    """
-    scores = []
-    for own in columns:
-        values = x[:, own].toarray()
-        full = np.maximum(np.quantile(values, 0.98, axis=0), 1.0)
-        scores.append(np.minimum(values / full, 1.5).mean(axis=1))
-    return np.column_stack(scores)
-
-
-def clear_cells(score: np.ndarray, margin: float = 0.15) -> np.ndarray:
-    """(n,) the type whose panel a cell expresses, and well above any other's; -1 where none stands out."""
-    order = np.sort(score, axis=1)
-    clear = (order[:, -1] > 0.25) & (order[:, -1] - order[:, -2] > margin)
-    return np.where(clear, score.argmax(axis=1), -1)
-
-
-def without_support(score: np.ndarray, seeds: np.ndarray, called: np.ndarray, x: sparse.csr_matrix, seed: int) -> np.ndarray:
-    """(n,) True: a cell and its neighbours express the panel of its call less than 0.4 times as much as the clear cells do."""
-    around = smooth_over_neighbours(score, x, seed)
-    out = np.zeros(len(called), dtype=bool)
-    for c in np.unique(called):
-        if (seeds == c).any():
-            own = called == c
-            out[own] = around[own, c] < 0.4 * np.median(around[seeds == c, c])
-    return out
-
-
-def smooth_over_neighbours(p: np.ndarray, x: sparse.csr_matrix, seed: int, k: int = 15) -> np.ndarray:
-    """Half a cell's own probabilities, half the mean of its nearest neighbours'."""
-    from ..data.neighbours import nearest_cells, principal_components
-
-    scores, _ = principal_components(x, min(30, min(x.shape) - 1), seed=seed)
-    nearest = nearest_cells(scores, scores, min(k, len(scores)))
-    return 0.5 * p + 0.5 * p[nearest].mean(axis=1)
-
-
-def _tell(answer: Annotation, verbose: bool) -> None:
-    names, numbers = np.unique(answer.labels().astype(str), return_counts=True)
-    order = np.argsort(-numbers)
-    say(", ".join(f"{names[i]} {numbers[i]}" for i in order[:12]), verbose)
+__all__ = ["NETWORK_STEPS", "UNASSIGNED", "Annotation", "annotate", "brain_markers", "label_table"]

@@ -178,19 +178,37 @@ def class_validation(labelled: Labelled, cells: int = 512) -> Validate:
     truth = np.concatenate([labelled.codes(part) for part in parts])
 
     def validate(network: nn.Module) -> dict[str, float]:
-        with torch.no_grad():
-            answers = [
-                classify_parts(network, [Part(p.source, p.number, p.rows[i : i + 16], p.keys[i : i + 16])], NOTHING_HIDDEN, [0])
-                for p in parts
-                for i in range(0, len(p.rows), 16)
-            ]
-        logits = torch.cat(answers).float().cpu()
+        logits = sample_logits(network, parts)
         found = logits.argmax(dim=1).numpy()
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(truth))
         accuracy = float(np.mean(found == truth))
         return {"validation_loss": float(loss), "validation_accuracy": accuracy, "validation_f1": macro_f1(truth, found)}
 
     return validate
+
+
+def sample_logits(network: nn.Module, parts: Sequence[Part]) -> Tensor:
+    """(n, classes) logits of all cells of some parts, sixteen at a time."""
+    with torch.no_grad():
+        answers = [
+            classify_parts(network, [Part(p.source, p.number, p.rows[i : i + 16], p.keys[i : i + 16])], NOTHING_HIDDEN, [0])
+            for p in parts
+            for i in range(0, len(p.rows), 16)
+        ]
+    return torch.cat(answers).float().cpu()
+
+
+def calibrate(tuned: Model, others: Labelled, cells: int = 2048) -> None:
+    """Keep temperature and coverage curve with a classifier, from cells of donors it was not trained on."""
+    from .typing import calibration
+
+    parts = others.sample(cells)
+    truth = np.concatenate([others.codes(part) for part in parts])
+    was_training = tuned.network.training
+    tuned.network.eval()
+    logits = sample_logits(tuned.network, parts).double().numpy()
+    tuned.network.train(was_training)
+    tuned.calibration = calibration(logits, truth)
 
 
 def macro_f1(truth: np.ndarray, found: np.ndarray) -> float:
@@ -263,6 +281,8 @@ def finetune_classes(
         validate=class_validation(others) if others is not None else None,
     )
     tuned.network.requires_grad_(True)
+    if others is not None:
+        calibrate(tuned, others)
     return tuned
 
 

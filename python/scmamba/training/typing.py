@@ -17,13 +17,11 @@ from scipy.special import logsumexp
 
 from .._errors import DataError
 from .._progress import say, track
-from ..data.neighbours import nearest_cells
-from .views import KINDS, View, choose_subset, fit_view, floored, log_profiles, profile_logits, softmax, surprise
+from .novelty import Usual, common_space, signs
+from .views import COUNTS, KINDS, View, choose_subset, fit_view, floored, log_profiles, profile_logits, softmax
 
 #: Genes found in fewer reference cells teach nothing.
 MIN_CELLS_PER_GENE = 5
-#: Neighbours a cell's distance to the reference is averaged over.
-NEAREST = 5
 #: Classes with fewer cells are too small for a linear model with a penalty; their profile may speak for them.
 RARE = 20
 _FLOOR = 1e-4  # the network may not rule a class out alone
@@ -38,7 +36,7 @@ class Typist:
     names
         Classes of the finest level.
     views
-        Kind -> linear model, of those that take part and ``components``; the network's logits come from outside and have the share
+        Kind -> linear model, of those that take part; the network's logits come from outside and have the share
         ``network_share``.
     temperatures
         Kind -> what its logits are divided by before they are averaged: of the views that take part, and of the profiles.
@@ -46,9 +44,8 @@ class Typist:
         Divides the averaged log probabilities; chosen on donors left out.
     curve
         (points, 3) threshold, share of cells kept, share of those that are right, on donors left out.
-    far
-        (n, 3) class of reference cells, their distance to cells of other donors and their :func:`surprise` by the profiles of other
-        donors: what is usual.
+    usual
+        What reference cells of donors left out look like beside the others (:class:`~.novelty.Usual`).
     profiles
         (k, m) :func:`~.views.log_profiles`.
     rare
@@ -63,9 +60,7 @@ class Typist:
     temperature: float
     network_share: float
     curve: np.ndarray
-    scores: np.ndarray
-    codes: np.ndarray
-    far: np.ndarray
+    usual: Usual
     profiles: np.ndarray
     rare: np.ndarray
     evening: np.ndarray
@@ -78,33 +73,28 @@ class Typist:
     def _averaged(self, x: sparse.csr_matrix, network: np.ndarray | None) -> np.ndarray:
         linear = np.mean([floored(self.views[k].logits(x), t) for k, t in self.temperatures.items() if k != "profile"], axis=0)
         if self.rare.any():
-            absent = np.zeros(len(self.names), dtype=bool)
-            linear = with_rare(linear, floored(profile_logits(x, self.profiles, absent), self.temperatures["profile"]), self.rare)
+            linear = with_rare(linear, floored(profile_logits(x, self.profiles), self.temperatures["profile"]), self.rare)
         return (linear if network is None else mix(linear, network, self.network_share)) - self.evening
 
     def threshold(self, error_rate: float) -> float:
         """Smallest probability above which at most ``error_rate`` of the cells of unseen donors were wrong."""
-        fine = self.curve[1 - self.curve[:, 2] <= error_rate]
-        return float(fine[0, 0]) if len(fine) else 1.0
+        return threshold_for(self.curve, error_rate)
 
-    def strangeness(self, x: sparse.csr_matrix, codes: np.ndarray) -> np.ndarray:
-        """(n,) share of reference cells of the class given that are as far from other donors' cells, or as surprising: small for unknown
-        types.
-        """
-        distance = mean_distance(unit(np.asarray(self.views["components"].scores(x))), self.scores)
-        out = np.ones(len(codes))
-        for column, found in ((1, distance), (2, surprise(x, self.profiles, codes))):
-            for c in np.unique(codes):
-                usual = np.sort(self.far[(self.far[:, 0] == c) & np.isfinite(self.far[:, column]), column])
-                if len(usual) >= 10:
-                    own = codes == c
-                    out[own] = np.minimum(out[own], 1 - np.searchsorted(usual, found[own]) / len(usual))
-        return out
+    def strange(self, x: sparse.csr_matrix, probabilities: np.ndarray, reference: sparse.csr_matrix, seed: int) -> np.ndarray:
+        """(n,) True: like nothing in the reference, whose (r, m) values are needed again; ``probabilities`` (n, k) as given above."""
+        if not np.isfinite(self.usual.level):
+            return np.zeros(x.shape[0], dtype=bool)
+        space = common_space(sparse.csr_matrix(sparse.vstack([reference, x], format="csr")), seed)
+        called = probabilities.argmax(axis=1)
+        odd = -profile_logits(x, self.profiles)[np.arange(len(called)), called] / COUNTS
+        here, there = space[reference.shape[0] :], space[: reference.shape[0]]
+        return self.usual.strange(signs(here, there, 1 - probabilities.max(axis=1), odd, self.usual.pool, seed), called)
 
     def write(self, path: Path) -> None:
         """Keep everything in one .npz file of plain arrays."""
-        arrays: dict[str, np.ndarray] = {"names": np.array(self.names, dtype=str), "curve": self.curve, "scores": self.scores,
-                                         "codes": self.codes, "far": self.far, "profiles": self.profiles,
+        arrays: dict[str, np.ndarray] = {"names": np.array(self.names, dtype=str), "curve": self.curve, "profiles": self.profiles,
+                                         "usual_called": self.usual.called, "usual_shown": self.usual.shown,
+                                         "usual": np.array([self.usual.level, self.usual.pool]),
                                          "rare": self.rare, "evening": self.evening}  # fmt: skip
         for kind, view in self.views.items():
             arrays |= view.arrays(f"{kind}_")
@@ -121,9 +111,9 @@ class Typist:
         settings = json.loads(str(kept["settings"]))
         views = {kind: View.of(kept, f"{kind}_") for kind in settings["views"]}
         names = [str(n) for n in kept["names"]]
-        return cls(names, views, settings["temperatures"], settings["temperature"], settings["network_share"], kept["curve"],
-                   kept["scores"], kept["codes"], kept["far"], kept["profiles"], kept["rare"], kept["evening"],
-                   settings["report"])  # fmt: skip
+        usual = Usual(kept["usual_called"], kept["usual_shown"], float(kept["usual"][0]), int(kept["usual"][1]))
+        return cls(names, views, settings["temperatures"], settings["temperature"], settings["network_share"], kept["curve"], usual,
+                   kept["profiles"], kept["rare"], kept["evening"], settings["report"])  # fmt: skip
 
 
 def with_rare(linear: np.ndarray, profile: np.ndarray, rare: np.ndarray) -> np.ndarray:
@@ -136,17 +126,6 @@ def with_rare(linear: np.ndarray, profile: np.ndarray, rare: np.ndarray) -> np.n
 def mix(linear: np.ndarray, network: np.ndarray, share: float) -> np.ndarray:
     """Weighted mean of two sets of log probabilities."""
     return (1 - share) * linear + share * np.log(np.exp(network) + _FLOOR)
-
-
-def unit(scores: np.ndarray) -> np.ndarray:
-    """Rows of length one, so that distances are angles."""
-    return scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-9)
-
-
-def mean_distance(query: np.ndarray, pool: np.ndarray) -> np.ndarray:
-    """(n,) mean distance to the nearest members of the pool."""
-    nearest = nearest_cells(query, pool, NEAREST)
-    return np.linalg.norm(query[:, None] - pool[nearest], axis=2).mean(axis=1)
 
 
 def folds(groups: np.ndarray, codes: np.ndarray, number: int, seed: int) -> np.ndarray:
@@ -233,26 +212,26 @@ def learn_types(
     report["accuracy_on_donors_left_out"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
     report["network_share"] = share
     say(f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out", verbose)
-    wanted = {"components", *report["views"]}
-    views = {kind: fit_view(x, codes, len(names), kind, seed) for kind in KINDS if kind in wanted}
-    scores = unit(np.asarray(views["components"].scores(x)))
-    far, curve = np.column_stack([codes, seen.distance, seen.odd]), coverage_curve(calibrated, codes[judged])
+    views = {kind: fit_view(x, codes, len(names), kind, seed) for kind in report["views"]}
+    shown = softmax((held - evening) / temperature)
+    called = shown.argmax(axis=1)
+    odd = -seen.logits["profile"][np.arange(len(codes)), called] / COUNTS
+    usual = Usual.of(common_space(x, seed), called, 1 - shown.max(axis=1), odd, fold, seed)
     profiles = log_profiles(x, codes, len(names))
-    return Typist(list(names), views, temperatures, temperature, share, curve, scores, codes, far, profiles, rare, evening, report)
+    curve = coverage_curve(calibrated, codes[judged])
+    return Typist(list(names), views, temperatures, temperature, share, curve, usual, profiles, rare, evening, report)
 
 
 @dataclass
 class Judged:
-    """What each view says of cells of donors it was not fitted to: logits by kind, (n, k) each, and how unlike the others they are."""
+    """What each view, and the profiles, say of cells of donors they were not fitted to: logits by kind, (n, k) each."""
 
     logits: dict[str, np.ndarray]
-    distance: np.ndarray
-    odd: np.ndarray
 
 
 def judge(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarray, seed: int, verbose: bool) -> Judged:
     """Fit every view to the cells outside each fold, and look at those inside."""
-    out = Judged({kind: np.zeros((len(codes), classes)) for kind in (*KINDS, "profile")}, *np.full((2, len(codes)), np.inf))
+    out = Judged({kind: np.zeros((len(codes), classes)) for kind in (*KINDS, "profile")})
     for f in track(range(3), "Judging on donors left out", 3, verbose):
         here = fold == f
         if not here.any() or here.all():
@@ -263,9 +242,6 @@ def judge(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarra
         profiles = log_profiles(x[~here], codes[~here], classes)
         absent = np.bincount(codes[~here], minlength=classes) == 0
         out.logits["profile"][here] = profile_logits(x[here], profiles, absent)
-        inside, outside = (unit(np.asarray(views["components"].scores(x[rows]))) for rows in (here, ~here))
-        out.distance[here] = mean_distance(inside, outside)
-        out.odd[here] = surprise(x[here], profiles, codes[here])
     return out
 
 
@@ -283,6 +259,19 @@ def combine(seen: Judged, codes: np.ndarray, classes: int) -> tuple[np.ndarray, 
     if rare.any() and log_loss(spoken, codes) < log_loss(held, codes):
         return spoken, {kind: temperatures[kind] for kind in (*chosen, "profile")}, rare
     return held, {kind: temperatures[kind] for kind in chosen}, np.zeros(classes, dtype=bool)
+
+
+def threshold_for(curve: np.ndarray, error_rate: float) -> float:
+    """Smallest threshold of a (points, 3) curve above which at most ``error_rate`` of the cells were wrong; 1 if there is none."""
+    fine = curve[1 - curve[:, 2] <= error_rate]
+    return float(fine[0, 0]) if len(fine) else 1.0
+
+
+def calibration(logits: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
+    """What a classifier's checkpoint keeps of its (n, k) logits for cells it was not trained on: temperature, curve, cells."""
+    temperature = fit_temperature(logits, codes)
+    curve = coverage_curve(softmax(logits / temperature), codes)
+    return {"temperature": temperature, "cells": len(codes), "curve": [[float(v) for v in point] for point in curve]}
 
 
 def log_loss(logits: np.ndarray, codes: np.ndarray) -> float:

@@ -7,6 +7,7 @@ matters). ``plain`` is multinomial logistic regression on all genes as anybody w
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,7 @@ class View:
 
 def fit_view(x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int) -> View:
     """Fit one of :data:`KINDS` to (n, m) log1p(CP10k) and the class (n,) of each cell; classes without a cell are never called."""
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     none = np.zeros(0)
@@ -110,7 +112,9 @@ def fit_view(x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, s
     if len(seen) == 1:
         bias[seen] = 0.0
     else:
-        model.fit(scores, codes)
+        with warnings.catch_warnings():  # a model that stopped early is judged on donors left out like any other
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(scores, codes)
         if len(seen) == 2:  # scikit-learn keeps one row for two classes
             weight[seen[1]], bias[seen[0]], bias[seen[1]] = model.coef_[0], 0.0, model.intercept_[0]
         else:
@@ -147,25 +151,22 @@ def log_profiles(x: sparse.csr_matrix, codes: np.ndarray, classes: int) -> np.nd
     return np.log(sums / sums.sum(axis=1, keepdims=True))
 
 
-def surprise(x: sparse.csr_matrix, profiles: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """(n,) nats per count of a cell when its genes are drawn by the profile of its class: large if it shows what the class never does."""
-    rows = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-    linear = np.expm1(x.data)
-    total = np.bincount(rows, linear, minlength=x.shape[0])
-    return -np.bincount(rows, linear * profiles[codes[rows], x.indices], minlength=x.shape[0]) / np.maximum(total, 1e-12)
+#: Counts a profile's likelihood is worked out for.
+COUNTS = 200
 
 
-def profile_logits(x: sparse.csr_matrix, profiles: np.ndarray, absent: np.ndarray) -> np.ndarray:
-    """(n, k) log likelihood of 200 counts drawn like the cell's own, under the profile of each class; ``absent`` (k,) have none.
+def profile_logits(x: sparse.csr_matrix, profiles: np.ndarray, absent: np.ndarray | None = None) -> np.ndarray:
+    """(n, k) log likelihood of 200 counts drawn like the cell's own, under the profile of each class; ``absent`` (k,) classes have none.
 
-    200, not the cell's depth: genes are no independent draws, and a temperature is chosen afterwards.
+    200, not the cell's depth: genes are no independent draws, and a temperature is chosen afterwards. Divided by -200 it is how many
+    nats a count of the cell surprises somebody who expects the class.
     """
     linear = x.copy()
     np.expm1(linear.data, out=linear.data)
     total = np.maximum(np.asarray(linear.sum(axis=1)).ravel(), 1e-12)
-    likelihood = 200 * np.asarray(linear @ profiles.T) / total[:, None]
-    likelihood -= likelihood.max(axis=1, keepdims=True, initial=-np.inf)
-    likelihood[:, absent] = -60.0
+    likelihood = COUNTS * np.asarray(linear @ profiles.T) / total[:, None]
+    if absent is not None and absent.any():
+        likelihood[:, absent] = likelihood.min(axis=1, keepdims=True) - 60.0
     return likelihood
 
 

@@ -1,0 +1,150 @@
+"""Types from marker genes alone: cells that clearly express one panel teach a classifier the rest; neighbours smooth what is left."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from .._errors import DataError
+from .._progress import say
+from ..data import read_cells
+from ..data.neighbours import nearest_cells
+from ..genes import match_genes
+from ..training.novelty import unit
+from ..training.typing import learn_types
+from ..training.views import softmax
+from ._annotate_result import Annotation, own_components, tell
+from ._annotate_values import all_human_genes, shared_values
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: A panel of the default with fewer measured genes is completed from the longer list.
+FEW = 4
+#: Cells whose panels are looked at together, the cell among them.
+NEIGHBOURS = 15
+
+
+def brain_markers(*, more: bool = False) -> dict[str, list[str]]:
+    """The default panel: eight major brain types and genes each expresses (paper, marker genes; common knowledge of the field).
+
+    ``more``: further genes of the same types, which stand in where few of the panel's were measured.
+    """
+    name = "brain_markers_more.tsv" if more else "brain_markers.tsv"
+    text = (resources.files("scmamba") / "resources" / name).read_text()
+    rows = [line.split("\t") for line in text.splitlines()[1:] if line]
+    return {name: genes.split(",") for name, genes in rows}
+
+
+def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, list[str]] | None, layer: str | None,
+                 gene_column: str | None, seed: int, verbose: bool) -> Annotation:  # fmt: skip
+    """Name cells by ``panel``, types -> genes; ``more`` completes types of which fewer than four genes were measured."""
+    vocabulary = all_human_genes()
+    cells = read_cells(adata, vocabulary, layer=layer, gene_column=gene_column, force=True, min_coverage=0.0)
+    x = shared_values(cells, cells.genes, np.arange(len(cells)))
+
+    def measured(genes: list[str]) -> np.ndarray:
+        found = match_genes(list(genes), vocabulary).positions
+        return np.flatnonzero(np.isin(cells.genes, found[found >= 0]))
+
+    columns = {name: measured(genes) for name, genes in panel.items()}
+    short = [name for name in panel if len(columns[name]) < FEW and more and len(measured(more.get(name, []))) > 0]
+    for name in short:
+        columns[name] = np.union1d(columns[name], measured((more or {})[name]))
+    if short:
+        say(f"few genes of the panel were measured for {', '.join(short)}: further markers of these types stand in", verbose)
+    columns = {name: own for name, own in columns.items() if len(own)}
+    missing = sorted(set(panel) - set(columns))
+    if len(columns) < 2:
+        raise DataError(
+            f"Genes of {len(columns)} of the {len(panel)} panels were measured; at least two types must be told apart. "
+            "Check the gene names, or give markers= for your tissue."
+        )
+    if missing:
+        say(f"no gene of the panel was measured for {', '.join(missing)}: these types cannot be found", verbose)
+    names = sorted(columns)
+    space = own_components(x, seed)
+    p, strange, curve, clear = name_by_panels(x, [columns[n] for n in names], space, names, seed)
+    say(f"{clear} of {len(p)} cells clearly express one panel", verbose)
+    provenance = {"way": "markers", "types": names, "not_measured": missing, "completed": short, "clear_cells": clear, "threshold": 0.5,
+                  "genes_per_type": {n: len(columns[n]) for n in names}, "parents": {},
+                  "note": "probabilities are calibrated on cells that express one panel, not on known types"}  # fmt: skip
+    strange = strange | (np.diff(x.indptr) == 0)
+    answer = Annotation(adata.obs_names, {"type": names}, {"type": p}, 0.5, curve, strange, provenance, space)
+    tell(answer, verbose)
+    return answer
+
+
+def name_by_panels(x: sparse.csr_matrix, columns: list[np.ndarray], space: np.ndarray, names: list[str],
+                   seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # fmt: skip
+    """(n, types) probabilities, (n,) cells without support, the curve, and how many cells stood out to learn from."""
+    nearest = nearest_cells(unit(space), unit(space), NEIGHBOURS)
+    score = marker_scores(x, columns, nearest)
+    around = score[nearest].mean(axis=1)
+    seeds = clear_cells(score, around)
+    sure = np.flatnonzero(seeds >= 0)
+    if len(np.unique(seeds[sure])) < 2 or x.shape[0] < 60:
+        return softmax(8 * score), score.max(axis=1) < 0.1, np.empty((0, 3)), len(sure)
+    typist = learn_types(x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False)
+    p = np.zeros((len(seeds), len(names)))
+    p[:, [names.index(n) for n in typist.names]] = typist.probabilities(x)
+    p = 0.5 * p + 0.5 * p[nearest].mean(axis=1)
+    return p, without_support(around, seeds, p.argmax(axis=1)), typist.curve, len(sure)
+
+
+def marker_scores(x: sparse.csr_matrix, columns: list[np.ndarray], nearest: np.ndarray | None = None) -> np.ndarray:
+    """(n, types) weighted mean of each panel's genes, each as a share of what its strongest cells show.
+
+    Not centred: where most cells are of one type, being average means being of it. With ``nearest`` (n, k) neighbours, genes that go
+    along with another type's panel rather than with their own count less.
+    """
+    values = []
+    for own in columns:
+        raw = x[:, own].toarray()
+        values.append(np.minimum(raw / np.maximum(np.quantile(raw, 0.98, axis=0), 1.0), 1.5))
+    weights = [np.ones(v.shape[1]) for v in values] if nearest is None else coherence(values, nearest)
+    return np.column_stack([v @ w / w.sum() for v, w in zip(values, weights)])
+
+
+def coherence(values: list[np.ndarray], nearest: np.ndarray) -> list[np.ndarray]:
+    """Weights of the genes of each panel: by how much better they go with the rest of it than with any other, over neighbourhoods."""
+    smooth = [v[nearest].mean(axis=1) for v in values]
+    sums = [s.sum(axis=1) for s in smooth]
+    weights = []
+    for t, genes in enumerate(smooth):
+        others = np.column_stack([sums[u] for u in range(len(sums)) if u != t])
+        own = [correlations(genes[:, [g]], (sums[t] - genes[:, g])[:, None])[0, 0] for g in range(genes.shape[1])]
+        rivals = correlations(genes, others).max(axis=1)
+        weights.append(np.clip(0.5 + np.array(own) - rivals, 0.05, 1.0) if genes.shape[1] > 1 else np.ones(1))
+    return weights
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(p, q) Pearson correlations of the columns; 0 where one is constant."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    size = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)[None, :]
+    return np.where(size > 1e-9, a.T @ b / np.maximum(size, 1e-9), 0.0)
+
+
+def clear_cells(score: np.ndarray, around: np.ndarray, margin: float = 0.15) -> np.ndarray:
+    """(n,) the type whose panel a cell expresses, and well above any other's; -1 where none stands out."""
+    order = np.sort(score, axis=1)
+    clear = (order[:, -1] > 0.25) & (order[:, -1] - order[:, -2] > margin)
+    return np.where(clear, score.argmax(axis=1), -1)
+
+
+def without_support(around: np.ndarray, seeds: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """(n,) True: neighbourhoods that express the panel of their call less than 0.4 times as much as the clear cells do, and hardly more
+    than another panel.
+    """
+    out = np.zeros(len(called), dtype=bool)
+    for c in np.unique(called):
+        if (seeds == c).any():
+            own = called == c
+            rival = np.delete(around[own], c, axis=1).max(axis=1)
+            weak = around[own, c] < 0.4 * np.median(around[seeds == c, c])
+            out[own] = weak & (around[own, c] < 1.5 * rival)
+    return out

@@ -1,0 +1,131 @@
+"""Which cells are like nothing in the reference.
+
+A linear model calls a cell of an unknown type by whichever known type it leans to, and is often sure of it. Three signs give it away:
+cells of its kind lie closer to each other than to any reference cell; its neighbourhood is in doubt; its neighbourhood shows genes that
+the type it was called never shows. Each is compared with what reference cells of donors left out show, by the class they were called.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import sparse
+
+from ..data.neighbours import nearest_cells, principal_components
+
+#: Components that reference and query are compared in.
+COMPONENTS = 50
+#: Neighbours distances are averaged over, and signs.
+NEAREST, AROUND = 5, 15
+#: Share of reference cells of donors left out that the rule rejects.
+REJECTED = 0.05
+#: Classes called less often than this are compared with all reference cells.
+ENOUGH = 20
+#: Fewer reference cells cannot say what is usual.
+FEWEST = 60
+_CAP = 6.0
+
+
+def unit(scores: np.ndarray) -> np.ndarray:
+    """Rows of length one, so that distances are angles."""
+    return scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-9)
+
+
+def common_space(x: sparse.csr_matrix, seed: int) -> np.ndarray:
+    """(n, d) directions of the cells in leading components of all of them."""
+    return unit(principal_components(x, COMPONENTS, seed=seed)[0]) if min(x.shape) > 1 else np.ones((x.shape[0], 1))
+
+
+def signs(here: np.ndarray, there: np.ndarray, doubt: np.ndarray, odd: np.ndarray, pool: int, seed: int) -> np.ndarray:
+    """The three signs of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
+
+    Parameters
+    ----------
+    doubt, odd
+        (n,) one less the probability of the call; nats per count under the profile of the class called.
+    pool
+        A cell's distance to its own kind is measured among so many of the cells: the denser they lie, the closer they are.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(here)
+    own = np.arange(n) if n <= pool else np.sort(rng.choice(n, pool, replace=False))
+    isolated = np.zeros(n)
+    if len(own) > NEAREST + 1:
+        to_reference = np.linalg.norm(here[:, None] - there[nearest_cells(here, there, NEAREST)], axis=2).mean(axis=1)
+        found = nearest_cells(here, here[own], NEAREST + 1)
+        gaps = np.linalg.norm(here[:, None] - here[own][found], axis=2)
+        # A cell that is in the pool finds itself first; the others lose their farthest.
+        among = np.where(np.isin(np.arange(n), own), gaps[:, 1:].mean(axis=1), gaps[:, :-1].mean(axis=1))
+        isolated = np.log(np.maximum(to_reference, 1e-3) / np.maximum(among, 1e-3))
+    around = nearest_cells(here, here, int(np.clip(n // 20, 1, AROUND)))
+    return np.column_stack([isolated, doubt[around].mean(axis=1), odd[around].mean(axis=1)])
+
+
+@dataclass
+class Usual:
+    """What reference cells of donors left out show.
+
+    Attributes
+    ----------
+    called
+        (n,) class each was called.
+    shown
+        (n, 3) :func:`signs`.
+    level
+        Largest standing that is usual.
+    pool
+        Cells that a cell's own kind was looked for among.
+    """
+
+    called: np.ndarray
+    shown: np.ndarray
+    level: float
+    pool: int
+
+    @classmethod
+    def of(cls, space: np.ndarray, called: np.ndarray, doubt: np.ndarray, odd: np.ndarray, fold: np.ndarray, seed: int) -> Usual:
+        """From the reference's own cells: each fold beside the others."""
+        shown = np.zeros((len(called), 3))
+        judged = np.zeros(len(called), dtype=bool)
+        pool = int(np.bincount(fold).min()) if len(fold) else 0
+        for f in np.unique(fold):
+            here = fold == f
+            if here.any() and not here.all():
+                shown[here] = signs(space[here], space[~here], doubt[here], odd[here], pool, seed)
+                judged |= here
+        usual = cls(called[judged], shown[judged], np.inf, pool)
+        if judged.sum() >= FEWEST:
+            usual.level = float(np.quantile(usual.standing(usual.shown, usual.called), 1 - REJECTED))
+        return usual
+
+    def standing(self, shown: np.ndarray, called: np.ndarray, foreign: bool = False) -> np.ndarray:
+        """(n,) largest of the three signs, each in units of what is usual for the class called: 0 the median, 1 the ninth decile.
+
+        ``foreign`` cells are compared with the others called like them: only what stands out among these still tells.
+        """
+        out = np.empty(shown.shape)
+        for c in np.unique(called):
+            own = shown[called == c]
+            base = self.shown[self.called == c]
+            base = base if len(base) >= ENOUGH else self.shown
+            middle = np.median(base, axis=0)
+            spread = np.quantile(base, 0.9, axis=0) - middle
+            if foreign:
+                here = np.median(own, axis=0)
+                # Of a normal distribution the ninth decile lies 1.9 times as far out as the third quartile.
+                spread = np.maximum(spread, 1.9 * (np.quantile(own, 0.75, axis=0) - here))
+                middle = np.maximum(middle, here)
+            out[called == c] = (own - middle) / (spread + 1e-6)
+        return np.clip(out, -2, _CAP).max(axis=1)
+
+    def foreign(self, shown: np.ndarray) -> bool:
+        """Whether all cells lie apart from the reference, as those of another technology do: then being apart says nothing of types."""
+        low, middle, high = np.quantile(self.shown[:, 0], [0.25, 0.5, 0.9])
+        return bool(np.quantile(shown[:, 0], 0.25) - low > high - middle)
+
+    def strange(self, shown: np.ndarray, called: np.ndarray) -> np.ndarray:
+        """(n,) True: stands further out than is usual."""
+        if not np.isfinite(self.level) or not len(called):
+            return np.zeros(len(called), dtype=bool)
+        return self.standing(shown, called, self.foreign(shown)) > self.level
