@@ -29,6 +29,7 @@ from ._vector import (
     READ,
     ROWS,
     SLOPE,
+    TAPS,
     WIDE,
     convolve_one,
     convolve_silu_one,
@@ -55,6 +56,7 @@ from ._vector import (
     steps_only_wide,
     sum_one,
     sum_steps,
+    tap_shares,
     ungated_one,
     vadd,
     vfma,
@@ -449,7 +451,10 @@ def conv_backward(
     scratch,
 ):
     """Gradients of rows ``start`` to ``stop``: dx, and this unit's share of dweight (width + 1, channels)."""
-    row = 64 * vectors
+    row, line = 64 * vectors, 64 * WIDE
+    zeros = scratch + line * (CONV_TILE + width)
+    for v in range(WIDE):
+        vstore(zeros + 64 * v, vzero())
     for v in range(vectors * (width + 1)):
         vstore(dweight + 64 * v, vzero())
     for low in range(start, stop, CONV_TILE):
@@ -459,10 +464,15 @@ def conv_backward(
         last = min(length, high + width - 1) if sign > 0 else high
         for begin in range(0, vectors, WIDE):
             block = min(WIDE, vectors - begin)
-            line = 64 * WIDE
+            # the columns that come next: a stride of whole pages defeats the hardware's prefetcher
+            ahead, later = (begin + WIDE, 0) if begin + WIDE < vectors else (0, CONV_TILE)
             for t in range(first, last):
                 g = scratch + line * (t - first)
                 o = 64 * begin
+                for v in range(WIDE):
+                    prefetch(x + (t + later) * s_x + 64 * (ahead + v))
+                    prefetch(dy + (t + later) * s_dy + 64 * (ahead + v))
+                    prefetch(dx + (t + later) * s_dx + 64 * (ahead + v))
                 if silu:
                     inside = min(width, t + 1 if sign > 0 else length - t)
                     at, tap = x + t * s_x + o, weight + (width - 1) * row + o
@@ -475,28 +485,41 @@ def conv_backward(
                 else:
                     for v in range(block):
                         vstore(g + 64 * v, vload(dy + t * s_dy + o + 64 * v))
+            for t in range(low, high):  # the gradient of x is the same convolution, the other way
+                inside = min(width, length - t if sign > 0 else t + 1)
+                g, at, tap = scratch + line * (t - first), dx + t * s_dx + 64 * begin, weight + (width - 1) * row + 64 * begin
+                if block == WIDE:
+                    convolve_wide(g, -sign * line, tap, row, inside, zeros, at)
+                else:
+                    for e in range(0, 64 * block, 64):
+                        convolve_one(g + e, -sign * line, tap + e, row, inside, zeros, at + e)
+            # rows all of whose taps are inside the sequence
+            begins, ends = (max(low, width - 1), high) if sign > 0 else (low, min(high, length - width + 1))
+            if width != TAPS or ends < begins:
+                begins, ends = high, high
             for v in range(block):
                 o, g = 64 * (begin + v), scratch + 64 * v
-                dbias = vload(dweight + width * row + o)
+                last_tap, bias_at = dweight + (width - 1) * row + o, dweight + width * row + o
+                if ends > begins:
+                    # always in the direction of time: which rows, not which order, depends on the direction
+                    start_row = begins if sign > 0 else ends - 1
+                    tap_shares(
+                        x + start_row * s_x + o, sign * s_x, g + line * (start_row - first), sign * line, ends - begins,
+                        last_tap, row, bias_at,
+                    )  # fmt: skip
                 for t in range(low, high):
-                    dbias = vadd(dbias, vload(g + line * (t - first)))
-                    total = vzero()
-                    for k in range(min(width, length - t if sign > 0 else t + 1)):
-                        w = vload(weight + (width - 1 - k) * row + o)
-                        total = vfma(w, vload(g + line * (t + sign * k - first)), total)
-                    vstore(dx + t * s_dx + o, total)
-                vstore(dweight + width * row + o, dbias)
-                for k in range(width):
-                    share = vload(dweight + (width - 1 - k) * row + o)
-                    shift = sign * k
-                    for t in range(max(low, shift), min(high, length + shift)):
-                        share = vfma(vload(g + line * (t - first)), vload(x + (t - shift) * s_x + o), share)
-                    vstore(dweight + (width - 1 - k) * row + o, share)
+                    if begins <= t < ends:
+                        continue
+                    slope = vload(g + line * (t - first))
+                    vstore(bias_at, vadd(vload(bias_at), slope))
+                    for k in range(min(width, t + 1 if sign > 0 else length - t)):
+                        share = vfma(slope, vload(x + (t - sign * k) * s_x + o), vload(last_tap - k * row))
+                        vstore(last_tap - k * row, share)
 
 
 def conv_scratch_bytes(width: int) -> int:
     """Room one thread needs for ``conv_backward``."""
-    return 64 * WIDE * (CONV_TILE + width)
+    return 64 * WIDE * (CONV_TILE + width + 1)
 
 
 # --- residual + RMSNorm ------------------------------------------------------------------------

@@ -472,6 +472,35 @@ def _convolve_of(vectors: int, silu: bool) -> Any:
     return convolve
 
 
+TAPS = 4  # of the usual convolution
+
+
+@intrinsic
+def tap_shares(ctx: Any, x: Any, back: Any, g: Any, line: Any, rows: Any, last: Any, tap: Any, bias: Any) -> Any:
+    """Add ``sum over rows of g[t] x[t - k]`` to the gradients of the four taps, k = 0 at ``last``, and that of g to ``bias``."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        x, back, g, line, rows, last, tap, bias = args
+
+        def behind(address: Value, step: Value, k: int) -> Value:
+            return builder.sub(address, builder.mul(step, ir.Constant(_I64, k)))
+
+        places = [*(behind(last, tap, k) for k in range(TAPS)), bias]
+        totals = [cgutils.alloca_once_value(builder, _load(builder, place)) for place in places]
+        with cgutils.for_range(builder, rows, intp=_I64) as loop:
+            slope = _load(builder, builder.add(g, builder.mul(line, loop.index)))
+            here = builder.add(x, builder.mul(back, loop.index))
+            for k in range(TAPS):
+                value = _load(builder, behind(here, back, k))
+                builder.store(_fma(builder, slope, value, builder.load(totals[k])), totals[k])
+            builder.store(builder.fadd(slope, builder.load(totals[TAPS])), totals[TAPS])
+        for place, total in zip(places, totals):
+            _store(builder, place, builder.load(total))
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 8), codegen
+
+
 convolve_wide, convolve_one = _convolve_of(WIDE, False), _convolve_of(1, False)
 convolve_silu_wide, convolve_silu_one = _convolve_of(WIDE, True), _convolve_of(1, True)
 
