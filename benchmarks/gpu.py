@@ -3,12 +3,17 @@
 Writes results/gpu.json and gpu.md: the scan of both directions (batch 16, published size) by every backend, correctness
 against plain torch in float64 on real shapes, cells per second of inference and training, and 200 training steps in
 float32 and bfloat16 from the same start.
+
+With SCMAMBA_DRY_RUN=1 (gpu.sh --dry-run) everything runs once on the processor, tiny, Triton in its interpreter; the figures mean
+nothing and are printed, not written.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +24,12 @@ from scmamba.model.config import ModelConfig
 from scmamba.model.network import ScMamba
 from scmamba.scan import Direction, available_backends, selective_scan
 
-GENES, CHANNELS, STATES = 19_306, 512, 16
+DRY = os.environ.get("SCMAMBA_DRY_RUN") == "1"
+DEVICE = "cpu" if DRY else "cuda"
+GENES, CHANNELS, STATES = (24, 16, 2) if DRY else (19_306, 512, 16)
+LENGTH, CHECKED = (8, 6) if DRY else (GENES, 2_000)  # of the scans timed, and compared
+SIDE, COPIED = (64, 2**10) if DRY else (8192, 2**28)  # of the matrices multiplied, of the vector copied
+NOT_FOR_GPUS = ("cpu", "chunked", "reference")
 
 
 def seconds(function: Callable[[], object], rounds: int = 5) -> float:
@@ -27,6 +37,10 @@ def seconds(function: Callable[[], object], rounds: int = 5) -> float:
     function()
     best = math.inf
     for _ in range(rounds):
+        if DRY:
+            start = time.perf_counter()
+            function()
+            return time.perf_counter() - start
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
         function()
@@ -38,32 +52,32 @@ def seconds(function: Callable[[], object], rounds: int = 5) -> float:
 
 def peaks() -> dict[str, float]:
     """Bytes copied and bfloat16 multiply-adds per second: the two ceilings."""
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    x, y = (torch.empty(2**28, device="cuda") for _ in range(2))
+    a = torch.randn(SIDE, SIDE, device=DEVICE, dtype=torch.bfloat16)
+    x, y = (torch.empty(COPIED, device=DEVICE) for _ in range(2))
     return {
         "copied_bytes_per_s": 2 * x.nbytes / seconds(lambda: y.copy_(x)),
-        "multiply_adds_per_s": 8192**3 / seconds(lambda: a @ a),
+        "multiply_adds_per_s": SIDE**3 / seconds(lambda: a @ a),
     }
 
 
 def problem(batch: int, length: int, dtype: torch.dtype) -> tuple[list[Direction], torch.Tensor]:
-    g = torch.Generator("cuda").manual_seed(0)
+    g = torch.Generator(DEVICE).manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=g, device="cuda")
+        return torch.randn(*shape, generator=g, device=DEVICE)
 
     directions = []
     for reverse in (False, True):
         rows = normal(batch, length, 2 * STATES).to(dtype)
-        dt = torch.exp(torch.rand(CHANNELS, generator=g, device="cuda") * math.log(100) + math.log(1e-3))
+        dt = torch.exp(torch.rand(CHANNELS, generator=g, device=DEVICE) * math.log(100) + math.log(1e-3))
         directions.append(
             Direction(
                 normal(batch, length, CHANNELS).to(dtype),
                 (0.1 * normal(batch, length, CHANNELS)).to(dtype),
-                -torch.arange(1.0, STATES + 1, device="cuda").repeat(CHANNELS, 1),
+                -torch.arange(1.0, STATES + 1, device=DEVICE).repeat(CHANNELS, 1),
                 rows[..., :STATES],
                 rows[..., STATES:],
-                torch.ones(CHANNELS, device="cuda"),
+                torch.ones(CHANNELS, device=DEVICE),
                 torch.log(torch.expm1(dt)),
                 reverse,
             )
@@ -80,10 +94,10 @@ def trained(directions: list[Direction], z: torch.Tensor, backend: str) -> list[
 
 
 def scans(batch: int, dtype: torch.dtype) -> dict[str, dict[str, float]]:
-    directions, z = problem(batch, GENES, dtype)
+    directions, z = problem(batch, LENGTH, dtype)
     found = {}
     for name, state in available_backends().items():
-        if state != "available" or name in ("cpu", "chunked", "reference"):
+        if state != "available" or name in NOT_FOR_GPUS:
             continue
         with torch.no_grad():
             forward = seconds(lambda name=name: selective_scan(directions, z, backend=name))
@@ -93,13 +107,13 @@ def scans(batch: int, dtype: torch.dtype) -> dict[str, dict[str, float]]:
 
 
 def errors() -> dict[str, float]:
-    """Worst of output and gradients against chunked torch in float64, 2,000 positions."""
-    directions, z = problem(1, 2_000, torch.float32)
+    """Worst of output and gradients against chunked torch in float64, ``CHECKED`` positions."""
+    directions, z = problem(1, CHECKED, torch.float32)
     wide = [Direction(*(t.double() for t in d.tensors), d.reverse) for d in directions]
     truth = trained(wide, z.double(), "chunked")
     found = {}
     for name, state in available_backends().items():
-        if state == "available" and name in ("triton", "mamba_ssm"):
+        if state == "available" and name not in NOT_FOR_GPUS:
             pairs = zip(trained(directions, z, name), truth)
             found[name] = max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
     return found
@@ -107,13 +121,13 @@ def errors() -> dict[str, float]:
 
 def cells(batch: int) -> torch.Tensor:
     g = torch.Generator().manual_seed(1)
-    return (torch.rand(batch, GENES, generator=g) * 4 * (torch.rand(batch, GENES, generator=g) < 0.1)).cuda()
+    return (torch.rand(batch, GENES, generator=g) * 4 * (torch.rand(batch, GENES, generator=g) < 0.1)).to(DEVICE)
 
 
 def step(model: ScMamba, x: torch.Tensor, optimiser: torch.optim.Optimizer, half: bool) -> torch.Tensor:
-    mask = (x > 0) & (torch.rand_like(x) < 0.15)
+    mask = (x > 0) & (torch.rand_like(x) < (0.5 if DRY else 0.15))
     optimiser.zero_grad(set_to_none=True)
-    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=half):
         loss = (model.reconstruct(x, mask).float() - x)[mask].square().mean()
     loss.backward()
     optimiser.step()
@@ -122,7 +136,7 @@ def step(model: ScMamba, x: torch.Tensor, optimiser: torch.optim.Optimizer, half
 
 def fresh() -> tuple[ScMamba, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = ScMamba(ModelConfig(n_genes=GENES)).cuda()
+    model = ScMamba(ModelConfig(n_genes=GENES, **({"d_model": 16, "n_layer": 1} if DRY else {}))).to(DEVICE)
     return model, torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
 
@@ -131,15 +145,16 @@ def throughput(batch: int, half: bool) -> dict[str, float]:
     x = cells(batch)
 
     def infer() -> None:
-        with torch.no_grad(), torch.autocast("cuda", dtype=torch.bfloat16, enabled=half):
+        with torch.no_grad(), torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=half):
             model.reconstruct(x)
 
-    torch.cuda.reset_peak_memory_stats()
+    if not DRY:
+        torch.cuda.reset_peak_memory_stats()
     training = batch / seconds(lambda: step(model, x, optimiser, half), 3)
     return {
         "inference_cells_per_s": batch / seconds(infer, 3),
         "training_cells_per_s": training,
-        "training_gb_per_cell": torch.cuda.max_memory_allocated() / batch / 1e9,
+        "training_gb_per_cell": 0.0 if DRY else torch.cuda.max_memory_allocated() / batch / 1e9,
     }
 
 
@@ -151,7 +166,7 @@ def curves(steps: int) -> dict[str, list[float]]:
         x = cells(64)
         losses = []
         for i in range(steps):
-            torch.cuda.manual_seed(i)
+            torch.manual_seed(i)  # of the chip's generator too
             losses.append(step(model, x[(4 * i) % 64 :][:4], optimiser, half))
         found[name] = torch.stack(losses).tolist()
     return found
@@ -184,14 +199,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    result: dict[str, Any] = {"gpu": "dry run" if DRY else torch.cuda.get_device_name(), "torch": torch.__version__}
     result["backends"], result["peaks"], result["errors"] = available_backends(), peaks(), errors()
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     result["scans"] = {name: scans(options.batch, dtype) for name, dtype in kinds.items()}
     result["model"] = {name: throughput(options.batch, name == "bfloat16") for name in kinds}
     result["losses"] = curves(options.steps)
-    save("gpu", result)
-    (RESULTS / "gpu.md").write_text(table(result) + "\n")
+    if not DRY:
+        save("gpu", result)
+        (RESULTS / "gpu.md").write_text(table(result) + "\n")
     print(table(result))
 
 

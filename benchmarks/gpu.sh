@@ -3,19 +3,31 @@
 #
 #   benchmarks/gpu.sh              # in an environment with torch for CUDA and scmamba[test] installed
 #   benchmarks/gpu.sh --build      # first try to build mamba-ssm and causal-conv1d (needs nvcc, many minutes)
+#   benchmarks/gpu.sh --dry-run    # without a GPU: every line once, tiny, on the processor; writes nothing
 #
-# Leaves benchmarks/results/gpu.json and gpu.md.
+# What follows goes to gpu.py (--batch, --steps). Leaves benchmarks/results/gpu.json and gpu.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD/python${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-unset TRITON_INTERPRET
+python="${PYTHON:-python}"
+unset TRITON_INTERPRET SCMAMBA_SCAN
 
-if [ "${1:-}" = "--build" ]; then
-  MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE \
-    pip install --no-build-isolation causal-conv1d mamba-ssm || echo "mamba-ssm could not be built here" >&2
-fi
+case "${1:-}" in
+  --build)
+    shift
+    MAMBA_FORCE_BUILD=TRUE MAMBA_KEEP_CUDA_BUILD=TRUE CAUSAL_CONV1D_FORCE_BUILD=TRUE \
+      "$python" -m pip install --no-build-isolation causal-conv1d mamba-ssm || echo "mamba-ssm could not be built here" >&2
+    ;;
+  --dry-run)
+    shift
+    export SCMAMBA_DRY_RUN=1 SCMAMBA_SCAN=chunked  # the model by plain torch; the scans name their backends
+    # in the interpreter, where there is one, so that the Triton lines run too
+    if "$python" -c "import triton" 2> /dev/null; then export TRITON_INTERPRET=1; fi
+    exec "$python" benchmarks/gpu.py --batch 2 --steps 3 "$@"
+    ;;
+esac
 
-python - <<'PY'
+"$python" - <<'PY'
 import sys
 import torch
 from scmamba.scan import available_backends
@@ -27,5 +39,5 @@ for name, state in available_backends().items():
     print(f"  {name}: {state}")
 PY
 
-python -m pytest -q tests/python/test_scan_triton.py
-python benchmarks/gpu.py "${@:2}"
+"$python" -m pytest -q tests/python/test_scan_triton.py
+"$python" benchmarks/gpu.py "$@"
