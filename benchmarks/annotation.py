@@ -191,12 +191,15 @@ def novel_types(options: argparse.Namespace) -> pd.DataFrame:
     reference, query, label, donor = load("kang", options.data, 0)
     truth = query.obs[label].astype(str).to_numpy()
     rows = []
-    for name in np.unique(truth):
+    for name in options.types or np.unique(truth):
         known = reference[reference.obs[label].astype(str) != name].copy()
         found = scmamba.annotate(query, reference=known, labels=label, donor=donor, network=False, cache=False, verbose=False)
         calls, own = found.labels().astype(str), truth == name
         taken = pd.Series(calls[own & (calls != UNASSIGNED)]).value_counts()
+        given = calls != UNASSIGNED
         rows.append({"type": name, "cells": own.sum(), "rejected": np.mean(calls[own] == UNASSIGNED),
+                     "strange": np.mean(found.strange[own]),
+                     "others_right": np.mean(calls[given & ~own] == truth[given & ~own]),
                      "others_rejected": np.mean(calls[~own] == UNASSIGNED),
                      "else_called": taken.index[0] if len(taken) else ""})  # fmt: skip
     return pd.DataFrame(rows)
@@ -290,6 +293,7 @@ def main() -> None:
     parser.add_argument("--cache", help="folder for what is learnt; 'network' then need not learn again what 'scmamba' has")
     parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of 16 cells")
     parser.add_argument("--novel", action="store_true", help="types left out of the reference")
+    parser.add_argument("--types", nargs="*", help="with --novel: which types; all if not given")
     parser.add_argument("--markers", action="store_true", help="annotation by the default panel")
     parser.add_argument("--report", action="store_true", help="only write the pages from the tables")
     parser.add_argument("--verbose", action="store_true")
