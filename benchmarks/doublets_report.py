@@ -67,7 +67,7 @@ def picture(truths: dict[str, pd.DataFrame], runs: list[dict[str, Any]], path: P
         perfect = np.minimum(rates / truth.mean(), 1), np.minimum(truth.mean() / rates, 1)
         for row, best in enumerate(perfect):
             axes[row, column].plot(rates, best, color="0.7", ls=":", lw=1, label="all known")
-        axes[0, column].set_title(TITLES[name].split(",")[0].split(":")[0], fontsize=9)
+        axes[0, column].set_title(TITLES[name].split(",")[0].split(" (")[0], fontsize=9)
         axes[1, column].set_xlabel("share of droplets called")
         axes[1, column].legend(fontsize=6, title="detector (seeds)", title_fontsize=6)
     axes[0, 0].set_ylabel("recall")

@@ -32,6 +32,8 @@ _GENES = 2000  # most variable genes that distances are measured in
 _PAIRED = 500  # genes whose joint occurrence is looked at
 _SHRINK = 200.0  # counts' worth of the average profile mixed into each cluster's
 _FOLDS = 5
+# When a cluster is taken for doublets: how much two others explain of it, how much deeper it is, its largest share of the cells.
+_EXPLAINED, _DEEPER, _SMALL = 0.55, 1.2, 0.1
 
 
 def log_values(counts: sparse.csr_matrix, scale: float) -> sparse.csr_matrix:
@@ -139,7 +141,50 @@ class Clusters:
         values = log_values(counts, median_total(counts))
         scores, _ = principal_components(values[:, variable_genes(values)], min(15, counts.shape[0] - 2), seed=seed)
         n = len(scores)
-        return cls(silhouette_k(scores, range(3, 13), seed=seed), kmeans(scores, int(np.clip(n // 100, 4, 20)), seed=seed))
+        coarse, fine = silhouette_k(scores, range(3, 13), seed=seed), kmeans(scores, int(np.clip(n // 100, 4, 20)), seed=seed)
+        return cls(without_mixtures(counts, coarse), without_mixtures(counts, fine))
+
+
+def without_mixtures(counts: sparse.csr_matrix, cluster: np.ndarray) -> np.ndarray:
+    """(n,) codes without clusters that are doublets themselves; their cells join the cluster that explains them best.
+
+    Doublets of two common kinds form a cluster of their own, whose profile then makes each of them look like one cell. It is known by
+    three signs: a mixture of two other clusters explains most of what it has beyond the one most like it, it has more counts than they
+    have, and it is small.
+    """
+    cells, n = len(cluster), int(cluster.max()) + 1
+    if n < 4:
+        return cluster
+    size = np.bincount(cluster, minlength=n)
+    member = sparse.csr_matrix((np.ones(cells), (cluster, np.arange(cells))), shape=(n, cells))
+    pooled = (member @ counts).toarray()
+    average = pooled.sum(axis=0) + 0.5
+    profile = (pooled + _SHRINK * average / average.sum()) / (pooled.sum(axis=1, keepdims=True) + _SHRINK)
+    alone = pooled @ np.log(profile).T
+    own = alone.diagonal().copy()
+    np.fill_diagonal(alone, -np.inf)
+    mixed, pair = _best_mixtures(pooled, profile)
+    explained = (mixed - alone.max(axis=1)) / np.maximum(own - alone.max(axis=1), 1e-9)
+    depth = pooled.sum(axis=1) / np.maximum(size, 1)
+    double = (explained > _EXPLAINED) & (depth > _DEEPER * depth[pair].mean(axis=1)) & (size <= _SMALL * cells)
+    if not double.any() or (~double).sum() < 2:
+        return cluster
+    stay = np.flatnonzero(~double)
+    out, moved = cluster.copy(), double[cluster]
+    out[moved] = stay[(counts[np.flatnonzero(moved)] @ np.log(profile[stay]).T).argmax(axis=1)]
+    return np.unique(out, return_inverse=True)[1]
+
+
+def _best_mixtures(pooled: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(clusters,) log-likelihood of each cluster's counts under the best mixture of two others, and (clusters, 2) which."""
+    best, pair = np.full(len(pooled), -np.inf), np.zeros((len(pooled), 2), dtype=np.int64)
+    for a, b in combinations(range(len(pooled)), 2):
+        for share in (0.2, 0.35, 0.5, 0.65, 0.8):
+            value = pooled @ np.log(share * profile[a] + (1 - share) * profile[b])
+            value[[a, b]] = -np.inf
+            better = value > best
+            best[better], pair[better] = value[better], (a, b)
+    return best, pair
 
 
 class Mixtures:

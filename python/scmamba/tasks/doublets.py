@@ -255,7 +255,7 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
     recipes: list[Recipe] = ["mixed", "sum"] if recipe == "both" else [recipe]
     for k in range(rounds):
         kind = recipes[k % len(recipes)]
-        made = simulate_doublets(counts, codes, n, cluster=clusters.fine, recipe=kind, seed=seed * 1000 + k)
+        made = simulate_doublets(counts, codes, n, recipe=kind, seed=seed * 1000 + k)
         if len(made) < 10:
             raise DataError("No sample has two cells, so no doublet can be simulated. Leave sample out to take all cells as one.")
         evidence = gather(counts, made.counts, mixtures, coexpression, seed=seed)
@@ -265,7 +265,7 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
         simulated.append(odds[n:])
         advance(1)
     if method != "fast":
-        made = simulate_doublets(counts, codes, n, cluster=clusters.fine, recipe=recipes[0], seed=seed * 1000 + rounds)
+        made = simulate_doublets(counts, codes, n, recipe=recipes[0], seed=seed * 1000 + rounds)
         doubtful = ratios > np.quantile(ratios, 1 - _SUSPECTED)
         real, double = network_odds(adata, counts, made, doubtful, model=model, seed=seed, verbose=verbose)
         ratios = real if method == "network" else (ratios + real) / 2
