@@ -538,14 +538,15 @@ def test_a_broken_upload_is_continued(server, nuclei, good, tokens, tmp_path):
     head = f"PATCH {where} HTTP/1.1\r\nHost: x\r\nAuthorization: {mine['Authorization']}\r\nUpload-Offset: 0\r\n"
     head += f"Content-Type: application/offset+octet-stream\r\nContent-Length: {len(good)}\r\n\r\n"
     line(server, head.encode() + good[:half], close=True)
+    came = 0
     for _ in range(100):
         status, headers = ask(server, "HEAD", where, mine, b"")
-        if int(headers["Upload-Offset"]) == half:
+        if came := int(headers["Upload-Offset"]):
             break
         time.sleep(0.1)
-    assert (status, headers["Upload-Offset"], headers["Upload-Length"]) == (200, str(half), str(len(good)))
-    on = {**mine, "Upload-Offset": str(half), "Content-Type": "application/offset+octet-stream"}
-    status, headers = ask(server, "PATCH", where, on, good[half:])
+    assert status == 200 and 0 < came <= half and headers["Upload-Length"] == str(len(good))
+    on = {**mine, "Upload-Offset": str(came), "Content-Type": "application/offset+octet-stream"}
+    status, headers = ask(server, "PATCH", where, on, good[came:])
     assert status == 204 and headers["Upload-Offset"] == str(len(good))
     status, headers = ask(server, "POST", IMPUTE + f"?upload={where.rsplit('/', 1)[1]}", mine, b"")
     assert status == 202 and ask(server, "HEAD", where, mine, b"")[0] == 404

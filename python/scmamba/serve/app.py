@@ -23,7 +23,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTex
 
 from .. import __version__
 from .check import plain
-from .jobs import FINAL, Queue
+from .jobs import FINAL, Queue, Unavailable
 from .postgres import open_queue
 from .references import References
 from .settings import Settings
@@ -98,6 +98,11 @@ def create_app(settings: Settings) -> FastAPI:
         if not limiter.allow(f"{name} {address}"):
             raise HTTPException(429, "Too many requests; wait a minute.")
         return name
+
+    @app.exception_handler(Unavailable)
+    async def later(request: Request, error: Exception) -> JSONResponse:
+        _log.warning("%s", error)  # it may name the database, which is no user's business
+        return JSONResponse({"detail": "The server's queue is not to be had at the moment; try again."}, 503, headers={"Retry-After": "5"})
 
     @app.middleware("http")
     async def headers(request: Request, call_next: Any) -> Any:
@@ -201,8 +206,8 @@ def create_app(settings: Settings) -> FastAPI:
         return Response(status_code=201, headers={**_TUS, "Location": f"/v2/uploads/{name}", "Upload-Expires": _expires()})
 
     @app.head("/v2/uploads/{name}", responses={404: {}, 401: {}, 429: {}})
-    def upload_offset(name: str, who: str = Depends(user)) -> Response:
-        """How much of an upload has come."""
+    async def upload_offset(name: str, who: str = Depends(user)) -> Response:
+        """How much of an upload has come; a line that still brings the same upload is heard no more."""
         offset, length = uploads.look(name, who)
         return Response(headers={**_TUS, "Upload-Offset": str(offset), "Upload-Length": str(length)})
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .._errors import ScMambaError
+
 _TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (
   id TEXT PRIMARY KEY, user TEXT NOT NULL, task TEXT NOT NULL, model TEXT NOT NULL, options TEXT NOT NULL, upload TEXT NOT NULL,
@@ -26,6 +28,10 @@ FINAL = ("done", "failed", "cancelled")
 #: A running job whose worker has been silent so long is taken to be dead.
 SILENT = 30.0
 ATTEMPTS = 3
+
+
+class Unavailable(ScMambaError):
+    """The queue cannot be reached at the moment; nothing was done, asking again later may help."""
 
 
 class Queue:
@@ -45,6 +51,8 @@ class Queue:
             db.execute("PRAGMA journal_mode=WAL")
             db.execute("PRAGMA synchronous=FULL")
             yield db
+        except sqlite3.OperationalError as error:
+            raise Unavailable(f"The queue is not to be had at the moment ({error}); try again.") from error
         finally:
             db.close()
 
@@ -147,9 +155,9 @@ class Queue:
         return len(rows)
 
     def silent(self) -> list[str]:
-        """Workers that hold a job and have not been heard of."""
+        """Workers that hold a job and have not been heard of for long, far longer than a busy machine delays them."""
         with self._open() as db:
-            rows = db.execute("SELECT worker FROM jobs WHERE state='running' AND beat < ?", (time.time() - SILENT,)).fetchall()
+            rows = db.execute("SELECT worker FROM jobs WHERE state='running' AND beat < ?", (time.time() - 4 * SILENT,)).fetchall()
         return [row["worker"] for row in rows]
 
     def forget(self, older_than: float) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import ScMambaError
-from .jobs import Queue
+from .jobs import Queue, Unavailable
 
 #: Names the database; an environment variable, so that a password in it is in no list of processes.
 VARIABLE = "SCMAMBA_QUEUE"
@@ -54,10 +54,13 @@ class PostgresQueue(Queue):
                 break
             except psycopg.OperationalError as error:
                 if time.monotonic() > give_up:
-                    raise ScMambaError(f"The database named by {VARIABLE} cannot be reached: {error}") from error
+                    raise Unavailable(f"The database named by {VARIABLE} cannot be reached: {error}") from error
                 time.sleep(0.5)
-        with connection:
-            yield _Database(connection)
+        try:
+            with connection:
+                yield _Database(connection)
+        except psycopg.OperationalError as error:
+            raise Unavailable("The line to the queue's database broke; try again.") from error
 
 
 class _Row(dict[str, Any]):

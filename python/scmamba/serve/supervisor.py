@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from .jobs import Queue
+from .jobs import Queue, Unavailable
 from .references import References
 from .settings import Settings
 
@@ -75,22 +75,33 @@ class Supervisor:
     def _watch(self) -> None:
         cleared = 0.0
         while not self._stop.wait(0.5):
-            for name in set(self.queue.silent()) & set(self._names):  # held by a library for ever: it hears nothing else
-                self._workers[self._names.index(name)].kill()
-            for i, worker in enumerate(self._workers):
-                if worker.poll() is not None and not self._stop.is_set():
-                    self.restarts += 1
-                    _log.warning("a worker ended with status %s and is started again", worker.returncode)
-                    self.queue.rescue(dead=self._names[i])
-                    self._names[i] = secrets.token_hex(6)
-                    self._workers[i] = self._spawn(i)
-            self.queue.rescue()
-            if time.time() - cleared > 600:
-                cleared = time.time()
-                from .app import discard
-                from .uploads import KEPT, Uploads
+            try:
+                self._look()
+                if time.time() - cleared > 600:
+                    cleared = time.time()
+                    self._clear()
+            except Unavailable as error:
+                _log.warning("%s", error)  # and look again: this thread must not end
 
-                for job in self.queue.forget(time.time() - 86400 * self.settings.keep_days):
-                    discard(self.settings, job)
-                Uploads(self.settings).forget(time.time() - KEPT)
-                References(self.settings.data).forget(time.time() - 86400 * self.settings.keep_days)
+    def _look(self) -> None:
+        """Start dead workers again, and end those that a library holds for ever: they hear nothing else."""
+        for name in set(self.queue.silent()) & set(self._names):
+            self._workers[self._names.index(name)].kill()
+        for i, worker in enumerate(self._workers):
+            if worker.poll() is not None and not self._stop.is_set():
+                self.restarts += 1
+                _log.warning("a worker ended with status %s and is started again", worker.returncode)
+                self.queue.rescue(dead=self._names[i])
+                self._names[i] = secrets.token_hex(6)
+                self._workers[i] = self._spawn(i)
+        self.queue.rescue()
+
+    def _clear(self) -> None:
+        """Remove what is old."""
+        from .app import discard
+        from .uploads import KEPT, Uploads
+
+        for job in self.queue.forget(time.time() - 86400 * self.settings.keep_days):
+            discard(self.settings, job)
+        Uploads(self.settings).forget(time.time() - KEPT)
+        References(self.settings.data).forget(time.time() - 86400 * self.settings.keep_days)

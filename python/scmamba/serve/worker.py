@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ import numpy as np
 from .._errors import DataError, ScMambaError
 from .._files import atomic_path
 from .check import check_content, plain
-from .jobs import Queue
+from .jobs import Queue, Unavailable
 from .postgres import open_queue
 from .references import References
 from .settings import Settings
@@ -218,8 +219,9 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
 
     def heart() -> None:
         while not stop.wait(1.0):
-            if not queue.beat(job["id"], worker, shown["done"], shown["message"]):
-                lost.set()
+            with contextlib.suppress(Unavailable):  # for a moment; after thirty seconds the job is another's, which the next beat tells
+                if not queue.beat(job["id"], worker, shown["done"], shown["message"]):
+                    lost.set()
 
     def listen(description: str, done: int, total: int) -> None:
         shown["done"], shown["message"] = done / max(total, 1), description
