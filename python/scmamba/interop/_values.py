@@ -318,7 +318,11 @@ def to_tree(value: Any) -> Any:
         return to_list({str(k): to_tree(v) for k, v in value.items()})
     if isinstance(value, pd.DataFrame):
         out = to_list({str(n): to_column(value[n]) for n in value.columns})
-        return _classed(out, {"row.names": to_strings(value.index.astype(str))}, ["data.frame"])
+        names = list(value.index.astype(str))
+        # Numbers from 1 are what R gives rows without names.
+        plain = names == [str(i) for i in range(1, len(names) + 1)]
+        rows = _integers(np.arange(1, len(names) + 1)) if plain else to_strings(names)
+        return _classed(out, {"row.names": rows}, ["data.frame"])
     if sparse.issparse(value):
         return to_matrix(value.T)
     if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "fiub":

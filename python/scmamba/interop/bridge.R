@@ -36,6 +36,9 @@ local({
       if (is.list(column) || length(dim(column)) > 0 || isS4(column)) {
         lost <- c(lost, paste0(what, " column '", name, "' (", class(column)[1], ")"))
       } else {
+        if (is.factor(column) && anyNA(levels(column))) {
+          lost <- c(lost, paste0("the level NA of ", what, " column '", name, "' (its cells are plain NA)"))
+        }
         out[[length(out) + 1]] <- column
         names(out)[length(out)] <- name
       }
@@ -91,6 +94,7 @@ local({
   }
 
   seurat_apart <- function(object) {
+    misc <- object@misc # updating drops what it does not know, without a word
     object <- SeuratObject::UpdateSeuratObject(object)
     lost <- character()
     parts <- function(slot, f) lapply(stats::setNames(nm = names(methods::slot(object, slot))), f)
@@ -108,7 +112,7 @@ local({
     list(cells = colnames(object), default = SeuratObject::DefaultAssay(object), assays = assays, obs = obs$columns,
          obs.names = obs$names, ident = unname(SeuratObject::Idents(object)), reductions = reductions,
          graphs = parts("graphs", function(n) take_graph(object@graphs[[n]])), project = object@project.name,
-         misc = object@misc, lost = c(lost, obs$lost, unlist(lapply(assays, `[[`, "lost"), use.names = FALSE)))
+         misc = misc, lost = c(lost, obs$lost, unlist(lapply(assays, `[[`, "lost"), use.names = FALSE)))
   }
 
   frame <- function(columns, rows) {
@@ -179,6 +183,15 @@ local({
     var <- columns_of(SummarizedExperiment::rowData(x), "gene metadata")
     if (length(SingleCellExperiment::rowPairs(x))) lost <- c(lost, "rowPairs")
     if (methods::is(SummarizedExperiment::rowRanges(x), "GRanges")) lost <- c(lost, "genomic ranges of the genes")
+    for (n in alternatives) {
+      a <- SingleCellExperiment::altExp(x, n)
+      more <- methods::is(a, "SingleCellExperiment")
+      has <- c("gene metadata" = ncol(SummarizedExperiment::rowData(a)) > 0, "cell metadata" = ncol(SummarizedExperiment::colData(a)) > 0,
+               "metadata" = length(S4Vectors::metadata(a)) > 0,
+               "reductions" = more && length(SingleCellExperiment::reducedDims(a)) > 0,
+               "alternative experiments" = more && length(SingleCellExperiment::altExpNames(a)) > 0)
+      if (any(has)) lost <- c(lost, paste0(paste(names(has)[has], collapse = ", "), " of the alternative experiment '", n, "'"))
+    }
     main <- SingleCellExperiment::mainExpName(x)
     list(cells = colnames(x), features = rownames(x), main = if (is.null(main)) "" else main,
          assays = lapply(as.list(assays), readable), obs = obs$columns, obs.names = obs$names, var = var$columns,
