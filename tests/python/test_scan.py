@@ -72,6 +72,8 @@ SHAPES = [
     pytest.param(1, 130, 200, 16, id="width 200, several tiles"),
     pytest.param(1, 33, 20, 64, id="64 states"),
     pytest.param(3, 31, 48, 5, id="odd number of states"),
+    pytest.param(1, 97, 200, 1, id="width 200, one state"),
+    pytest.param(1, 1, 37, 64, id="one step, 64 states"),
 ]
 
 
