@@ -15,6 +15,7 @@ CASES = [
     pytest.param((1, 19, 16, 5), (False,), True, 8.0, id="odd number of states, large dt"),
     pytest.param((1, 9, 20, 64), (False, True), True, -3.0, id="64 states"),
     pytest.param((1, 6, 200, 2), (True, False), True, 60.0, id="width 200, very large dt"),
+    pytest.param((1, 16, 16, 1), (True,), True, -3.0, id="exactly one chunk, one state"),
 ]
 
 
@@ -28,6 +29,28 @@ def test_like_the_reference(shape, reverse, gated, shift):
 def test_available_in_the_interpreter():
     assert available_backends()["triton"] == "available"
     assert choose_backend(torch.zeros(1)) == "cpu"
+
+
+@pytest.mark.parametrize("shape", [(0, 7, 16, 4), (2, 0, 16, 4)], ids=["no cell", "no position"])
+def test_empty(shape):
+    found = run(*make(*shape), "triton")
+    assert found["out"].shape == shape[:3]
+    assert all(torch.equal(found[n], torch.zeros_like(found[n])) for n in ("dz", "du[0]", "ddelta[1]"))
+
+
+def test_awkward_memory():
+    """Channel-first, sliced and expanded inputs; half of a wider gate."""
+    directions, z = make(2, 18, 20, 4)
+    first, second = directions
+    halves = torch.cat([first.delta, z], -1)
+    awkward = [
+        first._replace(u=first.u.transpose(1, 2).contiguous().transpose(1, 2), delta=halves[..., :20]),
+        second._replace(B=second.B[:, :1].expand_as(second.B), u=second.u[:1].expand(2, -1, -1)),
+    ]
+    with torch.no_grad():
+        found = selective_scan(awkward, halves[..., 20:], backend="triton")
+        truth = selective_scan(awkward, z, backend="reference")
+    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["u", "delta", "B", "z"])

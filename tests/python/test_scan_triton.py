@@ -94,6 +94,22 @@ def test_machine_code(name, capability):
         assert code["ptx"].count("bar.sync") == (name == "outputs")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_benchmark_is_ready():
+    """Every line of it, once, tiny: who has a GPU must not find a misspelt name after the long part."""
+    repository = HERE.parent.parent
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    results = repository / "benchmarks" / "results"
+    before = {p.name: p.stat().st_mtime_ns for p in results.glob("gpu*")}
+    command = ["bash", str(repository / "benchmarks" / "gpu.sh"), "--dry-run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    assert "| float32 |" in done.stdout and "Mean loss of the last 20 steps" in done.stdout
+    if importlib.util.find_spec("triton"):
+        assert "| triton, bfloat16 |" in done.stdout
+    assert before == {p.name: p.stat().st_mtime_ns for p in results.glob("gpu*")}
+
+
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_self_check_reports_a_failure_instead_of_raising():
