@@ -3,7 +3,7 @@
     python benchmarks/verbs_speed.py [--cells 1000 5000] [--only NAME ...] [--limit 900] [--report]
 
 Each run reads the same .h5ad, does one thing and leaves. Seconds are those of the call, reading and importing left out; CPU seconds
-are what both cores spent on it, and hardly depend on what else the machine does; memory is the largest resident size of the process
+are what both cores spent on it, which other work on the machine inflates too (threads that wait for each other): run it alone; memory is the largest resident size of the process
 from its start (Python, packages and data included), or of R where it is R. Peers run with the Pythons named below. A run over
 ``--limit`` seconds is stopped and says so. Rows are kept in ``.cache/verbs_speed``; ``--report`` makes the tables from them.
 """
@@ -28,7 +28,7 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "verbs_speed"
 REFERENCE = 1000  # labelled cells that annotation learns from
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside: compare CPU seconds rather than seconds"
+MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
 
 
 # --- verbs and peers: (cells, reference) -> nothing; imports inside, so that each process pays for its own -----------
