@@ -3,9 +3,10 @@
     python benchmarks/verbs_speed.py [--cells 1000 5000] [--only NAME ...] [--limit 900] [--report]
 
 Each run reads the same .h5ad, does one thing and leaves. Seconds are those of the call, reading and importing left out; CPU seconds
-are what both cores spent on it, which other work on the machine inflates too (threads that wait for each other): run it alone; memory is the largest resident size of the process
-from its start (Python, packages and data included), or of R where it is R. Peers run with the Pythons named below. A run over
-``--limit`` seconds is stopped and says so. Rows are kept in ``.cache/verbs_speed``; ``--report`` makes the tables from them.
+are what both cores spent on it. Other work on the machine inflates both (threads wait for each other), so run it alone. Memory is the
+largest resident size of the process from its start (Python, packages and data included), or of R where it is R. Peers run with the
+Pythons named below. A run over ``--limit`` seconds is stopped and says so. Rows are kept in ``.cache/verbs_speed``; ``--report`` makes
+the tables from them.
 """
 
 from __future__ import annotations
