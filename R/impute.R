@@ -99,6 +99,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   # Replaced as a whole, so that nothing of an older result stays behind.
   if (assay.name %in% SeuratObject::Assays(object)) object[[assay.name]] <- NULL
   object <- .add_assay(object, assay.name, new)
+  if (!to.counts) object <- .note_normalised(object, assay.name)
   object <- .annotate_seurat(object, "impute", result)
   model <- .describe_model(model)
   backend <- .describe_backend(backend)

@@ -226,7 +226,8 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   config <- .find_python()
   data <- file.path(tempdir(), "scmamba-server")
   dir.create(data, showWarnings = FALSE)
-  port <- sample(20000:60000, 1)
+  # Not drawn: the user's random numbers are the user's.
+  port <- 20000 + (Sys.getpid() * 7919 + as.integer(as.numeric(Sys.time()) %% 1e6)) %% 40000
   log <- file.path(data, "server.log")
   pid <- file.path(data, "pid")
   line <- sprintf("echo $$ > %s; exec %s -m scmamba.serve --data %s --port %d > %s 2>&1", shQuote(pid),

@@ -194,3 +194,16 @@
 }
 
 `%||%` <- function(x, y) if (is.null(x)) y else x
+
+# FindMarkers() asks the command log how an assay was normalised, and takes fold changes of Seurat 4 from the mean of
+# the logs where it finds no answer. Imputed values are on NormalizeData()'s scale, so the log says so.
+.note_normalised <- function(object, assay.name) {
+  name <- paste0("NormalizeData.", assay.name)
+  object[[name]] <- methods::new("SeuratCommand",
+    name = name, time.stamp = Sys.time(), assay.used = assay.name,
+    call.string = "ScMambaImpute: values are log1p of counts per 10,000, as NormalizeData() makes them",
+    params = list(assay = assay.name, normalization.method = "LogNormalize", scale.factor = 10000, margin = 1,
+      verbose = FALSE)
+  )
+  object
+}

@@ -34,7 +34,7 @@ tiny_model <- function() {
   if (!dir.exists(path)) {
     reticulate::py_run_string(paste(
       "def _scmamba_tiny(path, names):",
-      "    import torch",
+      "    import scmamba, torch",
       "    from scmamba.genes import Vocabulary, match_genes",
       "    from scmamba.model import Model, ModelConfig, ScMamba, save_checkpoint",
       "    found = match_genes(list(names)).positions",

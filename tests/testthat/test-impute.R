@@ -131,6 +131,23 @@ test_that("Seurat's own functions work on the result at once", {
   expect_identical(data_of(some), data_of(seu)[, 1:10])
 })
 
+test_that("Seurat's FindMarkers takes fold changes of imputed values on the natural scale", {
+  skip_without_python()
+  skip_if_not_installed("Seurat")
+  seu <- impute_tiny(pbmc())
+  first <- levels(SeuratObject::Idents(seu))[1:2]
+  found <- suppressWarnings(suppressMessages(Seurat::FindMarkers(seu, ident.1 = first[1], ident.2 = first[2],
+    assay = "scmamba", logfc.threshold = 0, min.pct = 0)))
+  values <- expm1(as.matrix(data_of(seu)[rownames(found), ]))
+  group <- function(ident) values[, SeuratObject::Idents(seu) == ident, drop = FALSE]
+  # Seurat 5 adds its one to the sum, Seurat 4 to the mean.
+  mean_of <- if (seurat5) function(x) (rowSums(x) + 1) / ncol(x) else function(x) rowMeans(x) + 1
+  expected <- log2(mean_of(group(first[1]))) - log2(mean_of(group(first[2])))
+  expect_equal(found$avg_log2FC, unname(expected), tolerance = 1e-9)
+  counts <- impute_tiny(pbmc(), to.counts = TRUE)
+  expect_false("NormalizeData.scmamba" %in% SeuratObject::Command(counts))
+})
+
 test_that("gene names that Seurat rewrote from _ to - are matched, and kept", {
   skip_without_python()
   counts <- counts_of(pbmc())
