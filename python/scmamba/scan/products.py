@@ -69,7 +69,7 @@ def fits(x: Tensor, weight: Tensor) -> bool:
 @cache
 def matrix_unit() -> bool:
     """Whether there is an AMX unit for bfloat16 and the system lets this process use it."""
-    if os.environ.get(ENVIRONMENT, "amx") not in ("amx", "auto", "") or not sys.platform.startswith("linux"):
+    if os.environ.get(ENVIRONMENT) in ("torch", "onednn") or not sys.platform.startswith("linux"):
         return False
     if platform.machine() != "x86_64":
         return False
