@@ -44,7 +44,7 @@ const askedFor = async () => {
   const reference = $("task").value === "annotate" ? $("reference").files[0] : undefined;
   if (!reference) return options;
   const known = await send("/v2/references", reference);
-  return known && { ...options, reference: known.id, labels: $("labels").value };
+  return known && { ...options, reference: known.id, labels: $("labels").value, network: $("network").checked };
 };
 $("form").addEventListener("submit", async (event) => {
   event.preventDefault();
