@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ _SMALL = 1e7
 @contextmanager
 def threads_for(steps: float) -> Iterator[int]:
     """One thread for the block's parallel loops if they take fewer steps than pay; yields the number."""
+    torch = sys.modules.get("torch")
+    torch_threads = torch.get_num_threads() if torch else None
     threads = get_num_threads()
     use = 1 if steps < _SMALL else threads
     set_num_threads(use)
@@ -22,3 +25,7 @@ def threads_for(steps: float) -> Iterator[int]:
         yield use
     finally:
         set_num_threads(threads)
+        # Both run on one OpenMP, and numba's first call gives it numba's number: the last digits of everything torch
+        # computes afterwards would depend on whether a differential expression test came first.
+        if torch and torch.get_num_threads() != torch_threads:
+            torch.set_num_threads(torch_threads)
