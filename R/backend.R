@@ -2,6 +2,10 @@
 # functions with these arguments and results:
 #   impute(matrix, options, verbose) -> list(matrix, cells, provenance)
 #   embed(matrix, options, verbose)  -> list(embedding, cells, provenance)
+#   annotate(matrix, known, options, verbose), doublets(matrix, cells, options, verbose) -> list(cells, provenance)
+#   markers(matrix, cells, options, verbose) -> data.frame
+#   robustness(matrix, imputed, cells, options, verbose) -> scmamba_robustness
+#   finetune(matrix, folder, options, verbose): writes the folder
 # `matrix` is a genes x cells dgCMatrix with dimnames; `options` is a named list
 # of the verb's arguments in Python's spelling.
 
@@ -93,6 +97,11 @@
       false_positives = table(result$false_positives()), runs = table(result$runs),
       full = table(result$full), notes = lines(result$notes), warnings = lines(result$warnings)
     ), class = "scmamba_robustness")
+  },
+  finetune = function(matrix, folder, options, verbose) {
+    training <- .training()
+    made <- .call_python(do.call(training$finetune_on, c(list(.to_adata(matrix)), options, verbose = verbose)), verbose)
+    .translate_errors(.python()$scmamba$save_checkpoint(made[[0]], folder, card = made[[1]]))
   }
 )
 
@@ -106,6 +115,11 @@
 .deg <- function() {
   .python()
   .translate_errors(reticulate::import("scmamba.deg", convert = FALSE))
+}
+
+.training <- function() {
+  .python()
+  .translate_errors(reticulate::import("scmamba.training", convert = FALSE))
 }
 
 # The slots, not the matrix: numpy sees R's own memory, nothing is converted.

@@ -24,6 +24,7 @@
 #' @param test.use `"MAST"` or `"wilcox"`.
 #' @param seurat Whose fold change, filters and order: `"5"` or `"4"`; default the
 #'   version installed.
+#' @param backend As in [ScMambaImpute()].
 #' @param verbose Messages and progress?
 #' @param ... Not used; anything here is an error.
 #'
@@ -46,7 +47,7 @@ ScMambaFindMarkers.Seurat <- function(object, ident.1, ident.2 = NULL, group.by 
                                       subset.ident = NULL, assay = NULL, layer = "data", slot = NULL,
                                       features = NULL, logfc.threshold = NULL, min.pct = NULL,
                                       min.diff.pct = -Inf, only.pos = FALSE, latent.vars = NULL,
-                                      test.use = "MAST", seurat = NULL, verbose = TRUE, ...) {
+                                      test.use = "MAST", seurat = NULL, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   if (!is.null(subset.ident)) {
     .check_known(subset.ident, levels(SeuratObject::Idents(object)), "identities", "subset.ident")
@@ -66,7 +67,7 @@ ScMambaFindMarkers.Seurat <- function(object, ident.1, ident.2 = NULL, group.by 
   if (!.seurat5() && seurat == "4" && layer == "data" && !normalised) options$fold_change <- "log"
   matrix <- .get_layer(object, assay, layer, verbose)
   cells <- .columns_for(object[[]], latent.vars, "latent.vars")
-  .find_markers(matrix, groups, ident.1, ident.2, cells, options, verbose)
+  .find_markers(matrix, groups, ident.1, ident.2, cells, options, backend, verbose)
 }
 
 #' @rdname ScMambaFindMarkers
@@ -76,13 +77,13 @@ ScMambaFindMarkers.SingleCellExperiment <- function(object, ident.1, ident.2 = N
                                                     logfc.threshold = NULL, min.pct = NULL,
                                                     min.diff.pct = -Inf, only.pos = FALSE,
                                                     latent.vars = NULL, test.use = "MAST",
-                                                    seurat = "5", verbose = TRUE, ...) {
+                                                    seurat = "5", backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   frame <- as.data.frame(SummarizedExperiment::colData(object))
   groups <- as.character(.metadata_column(frame, group.by, "group.by"))
   options <- .marker_options(logfc.threshold, min.pct, min.diff.pct, only.pos, test.use, seurat, features)
   .find_markers(.get_sce(object, assay), groups, ident.1, ident.2,
-    .columns_for(frame, latent.vars, "latent.vars"), options, verbose)
+    .columns_for(frame, latent.vars, "latent.vars"), options, backend, verbose)
 }
 
 #' @rdname ScMambaFindMarkers
@@ -90,7 +91,7 @@ ScMambaFindMarkers.SingleCellExperiment <- function(object, ident.1, ident.2 = N
 ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features = NULL,
                                        logfc.threshold = NULL, min.pct = NULL, min.diff.pct = -Inf,
                                        only.pos = FALSE, test.use = "MAST", seurat = "5",
-                                       verbose = TRUE, ...) {
+                                       backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   matrix <- .check_matrix(.to_matrix(object))
   first <- .column_numbers(matrix, ident.1, "ident.1")
@@ -106,10 +107,10 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   groups[first] <- "first"
   groups[second] <- "second"
   options <- .marker_options(logfc.threshold, min.pct, min.diff.pct, only.pos, test.use, seurat, features)
-  .find_markers(matrix, groups, "first", "second", NULL, options, verbose)
+  .find_markers(matrix, groups, "first", "second", NULL, options, backend, verbose)
 }
 
-.find_markers <- function(matrix, groups, ident.1, ident.2, cells, options, verbose) {
+.find_markers <- function(matrix, groups, ident.1, ident.2, cells, options, backend, verbose) {
   known <- unique(groups)
   .check_known(ident.1, known, "groups", "ident.1")
   if (!is.null(ident.2)) .check_known(ident.2, known, "groups", "ident.2")
@@ -122,7 +123,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
     groupby = "scmamba_group", group1 = as.list(as.character(ident.1)),
     group2 = if (is.null(ident.2)) NULL else as.list(as.character(ident.2))
   ), options)
-  table <- .reticulate_backend$markers(matrix, frame, options, verbose)
+  table <- .backend(backend)$markers(matrix, frame, options, verbose)
   # Seurat's numbers, R's row names.
   as.data.frame(table)
 }

@@ -51,48 +51,41 @@ ScMambaFineTune <- function(object, ...) {
 #' @export
 ScMambaFineTune.Seurat <- function(object, folder, assay = NULL, layer = "counts", slot = NULL,
                                    model = NULL, steps = 1000, name = basename(folder), seed = 0,
-                                   force = FALSE, verbose = TRUE, ...) {
+                                   force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .check_assay(object, assay)
   matrix <- .get_layer(object, assay, .layer_argument(layer, slot), verbose)
-  .fine_tune(matrix, folder, model, steps, name, seed, force, verbose)
+  .fine_tune(matrix, folder, model, steps, name, seed, force, backend, verbose)
 }
 
 #' @rdname ScMambaFineTune
 #' @export
 ScMambaFineTune.SingleCellExperiment <- function(object, folder, assay = "counts", model = NULL, steps = 1000,
                                                  name = basename(folder), seed = 0, force = FALSE,
-                                                 verbose = TRUE, ...) {
+                                                 backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  .fine_tune(.get_sce(object, assay), folder, model, steps, name, seed, force, verbose)
+  .fine_tune(.get_sce(object, assay), folder, model, steps, name, seed, force, backend, verbose)
 }
 
 #' @rdname ScMambaFineTune
 #' @export
 ScMambaFineTune.default <- function(object, folder, model = NULL, steps = 1000, name = basename(folder),
-                                    seed = 0, force = FALSE, verbose = TRUE, ...) {
+                                    seed = 0, force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  .fine_tune(.check_matrix(.to_matrix(object)), folder, model, steps, name, seed, force, verbose)
+  .fine_tune(.check_matrix(.to_matrix(object)), folder, model, steps, name, seed, force, backend, verbose)
 }
 
-.fine_tune <- function(matrix, folder, model, steps, name, seed, force, verbose) {
+.fine_tune <- function(matrix, folder, model, steps, name, seed, force, backend, verbose) {
   .check_name(folder, "folder")
   folder <- path.expand(folder)
   if (file.exists(folder)) {
     .abort("{.arg folder}: {.file {folder}} exists already; name a new one.", class = "scmamba_exists")
   }
-  steps <- .check_integer(steps, "steps", 1L)
-  scmamba <- .python()$scmamba
-  training <- .translate_errors(reticulate::import("scmamba.training", convert = FALSE))
-  loop <- training$LoopConfig(steps = steps, lr = 1e-3, warmup = 0.05)
-  tuned <- .call_python(scmamba$finetune(
-    list(.to_adata(matrix)), model = .check_model(model), task = "impute", loop = loop,
-    name = .check_name(name, "name"), seed = .check_integer(seed, "seed", 0L),
-    force = .check_flag(force, "force"), min_total = 1, verbose = verbose
-  ), verbose)
-  card <- paste0("Fine-tuned for imputation on ", ncol(matrix), " cells of the user, ", steps, " steps, from ",
-    .describe_model(model) %||% "the default model", ". Not evaluated on other data.\n")
-  .translate_errors(scmamba$save_checkpoint(tuned, folder, card = card))
+  options <- list(
+    model = .check_model(model), steps = .check_integer(steps, "steps", 1L), name = .check_name(name, "name"),
+    seed = .check_integer(seed, "seed", 0L), force = .check_flag(force, "force")
+  )
+  .backend(backend)$finetune(matrix, folder, options, verbose)
   if (verbose) cli::cli_inform(c(v = "The model is in {.file {folder}}: pass it as {.arg model}."))
   invisible(folder)
 }

@@ -25,6 +25,8 @@
 #' @param seed Same seed, same result.
 #' @param workers Processes; default one per core.
 #' @param resume Folder that keeps finished parts: an interrupted call goes on there.
+#' @param backend As in [ScMambaImpute()]; a server decides itself on `workers` and
+#'   keeps its own parts, so that `resume` cannot be given.
 #' @param verbose Messages and progress?
 #' @param ... Not used; anything here is an error.
 #'
@@ -49,7 +51,8 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
                                      cell.type = NULL, assay = NULL, imputed.assay = "scmamba",
                                      ratios = c(0.1, 0.2, 0.35, 0.5, 0.75, 0.9), permutations = 100,
                                      donors = "3v3", null.permutations = 20, max.combinations = 200, min.degs = 10,
-                                     seed = 0, workers = NULL, resume = NULL, verbose = TRUE, ...) {
+                                     seed = 0, workers = NULL, resume = NULL, backend = NULL,
+                                     verbose = TRUE, ...) {
   .no_extra(...)
   # Imputed values are the default assay of many a session: counts are what is meant here.
   assay <- .check_assay(object, assay %||% setdiff(SeuratObject::Assays(object), imputed.assay)[1])
@@ -63,7 +66,7 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
   }
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
     max.combinations, min.degs, seed, workers, resume)
-  .robustness(counts, imputed, object[[]], group.by, donor, cell.type, options, verbose)
+  .robustness(counts, imputed, object[[]], group.by, donor, cell.type, options, backend, verbose)
 }
 
 #' @rdname ScMambaRobustness
@@ -76,16 +79,16 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
                                                    null.permutations = 20, max.combinations = 200,
                                                    min.degs = 10,
                                                    seed = 0, workers = NULL, resume = NULL,
-                                                   verbose = TRUE, ...) {
+                                                   backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   imputed <- if (is.null(imputed.assay)) NULL else .get_sce(object, imputed.assay)
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
     max.combinations, min.degs, seed, workers, resume)
   frame <- as.data.frame(SummarizedExperiment::colData(object))
-  .robustness(.get_sce(object, assay), imputed, frame, group.by, donor, cell.type, options, verbose)
+  .robustness(.get_sce(object, assay), imputed, frame, group.by, donor, cell.type, options, backend, verbose)
 }
 
-.robustness <- function(counts, imputed, frame, group.by, donor, cell.type, options, verbose) {
+.robustness <- function(counts, imputed, frame, group.by, donor, cell.type, options, backend, verbose) {
   if (!is.null(imputed) && !identical(dim(imputed), dim(counts))) {
     .abort("The imputed assay has {nrow(imputed)} genes x {ncol(imputed)} cells and the counts
       {nrow(counts)} x {ncol(counts)}; impute the same object again.")
@@ -95,7 +98,7 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
   cells[] <- lapply(cells, as.character)
   options <- c(as.list(columns), options,
     list(layers = if (is.null(imputed)) list("counts") else list("counts", "scmamba")))
-  .reticulate_backend$robustness(counts, imputed, cells, options, verbose)
+  .backend(backend)$robustness(counts, imputed, cells, options, verbose)
 }
 
 .robustness_options <- function(ident.1, ident.2, ratios, permutations, donors, null.permutations,

@@ -64,6 +64,31 @@ print.scmamba_server <- function(x, ...) {
     doublets = function(matrix, cells, options, verbose) {
       got <- task("doublets")(matrix, options, verbose, cells)
       list(cells = got$cells, provenance = got$provenance)
+    },
+    markers = function(matrix, cells, options, verbose) {
+      if (!is.finite(options$min_diff_pct)) options$min_diff_pct <- NULL # no limit, which JSON cannot say
+      server_run(server, "markers", matrix, cells, options, verbose)$tables$markers
+    },
+    robustness = function(matrix, imputed, cells, options, verbose) {
+      if (!is.null(options$resume)) {
+        .abort("{.arg resume} names a folder on this machine; a server keeps its jobs itself. Leave it out.")
+      }
+      options$n_jobs <- NULL # the server's cores are the server's
+      got <- server_run(server, "robustness", matrix, cells, options, verbose, imputed)
+      lines <- function(name) as.character(unlist(got$about[[name]]))
+      structure(c(
+        got$tables[c("summary", "tests", "false_positives", "runs", "full")],
+        list(notes = lines("notes"), warnings = lines("warnings"))
+      ), class = "scmamba_robustness")
+    },
+    finetune = function(matrix, folder, options, verbose) {
+      archive <- server_run(server, "finetune", matrix, NULL, options, verbose, format = "zip")
+      on.exit(unlink(archive))
+      # Whole or not at all.
+      part <- tempfile("scmamba-", tmpdir = dirname(folder))
+      on.exit(unlink(part, recursive = TRUE), add = TRUE)
+      utils::unzip(archive, exdir = part)
+      if (!file.rename(part, folder)) .abort("{.file {folder}} cannot be written.")
     }
   )
 }
@@ -77,7 +102,8 @@ print.scmamba_server <- function(x, ...) {
 }
 
 # Send, wait, fetch, delete. An interrupt or error cancels the job there.
-server_run <- function(server, task, matrix, cells = NULL, options = list(), verbose = TRUE) {
+server_run <- function(server, task, matrix, cells = NULL, options = list(), verbose = TRUE, layer = NULL,
+                       format = "scmb") {
   model <- options$model %||% "brain-mini"
   if (!is.character(model) || file.exists(model)) {
     .abort("A server has models of its own; name one of them as {.arg model}.")
@@ -86,16 +112,19 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   options <- options[setdiff(names(options), c("model", "device"))]
   upload <- tempfile(fileext = ".scmb")
   on.exit(unlink(upload), add = TRUE)
-  .write_plain(upload, matrix, cells)
+  .write_plain(upload, matrix, cells, layer)
   text <- if (length(options) == 0) "{}" else jsonlite::toJSON(options, auto_unbox = TRUE, digits = NA)
   path <- sprintf("/v2/models/%s/%s?options=%s", curl::curl_escape(model), task, curl::curl_escape(text))
   job <- .server_json(server, "POST", path, upload)$id
   finished <- FALSE
   on.exit(try(.server_json(server, "DELETE", paste0("/v2/jobs/", job)), silent = TRUE), add = TRUE)
   .server_wait(server, job, verbose)
-  result <- tempfile(fileext = ".scmb")
+  result <- tempfile(fileext = paste0(".", format))
+  .server_request(server, "GET", sprintf("/v2/jobs/%s/result?format=%s", job, format), to = result, tries = .patient)
+  if (format == "zip") {
+    return(result)
+  }
   on.exit(unlink(result), add = TRUE)
-  .server_request(server, "GET", sprintf("/v2/jobs/%s/result?format=scmb", job), to = result, tries = .patient)
   .read_plain(result, colnames(matrix))
 }
 
@@ -170,27 +199,56 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
 }
 
 # scMamba's plain form (python/scmamba/serve/wire.py): a JSON header and raw arrays.
-.write_plain <- function(path, matrix, cells) {
+.write_plain <- function(path, matrix, cells, layer = NULL) {
   names <- colnames(matrix) %||% as.character(seq_len(ncol(matrix)))
-  arrays <- list(
-    list(name = "p", kind = "int32", shape = I(length(matrix@p))),
-    list(name = "i", kind = "int32", shape = I(length(matrix@i))),
-    list(name = "x", kind = "float64", shape = I(length(matrix@x)))
-  )
-  header <- list(genes = I(rownames(matrix)), cells = I(names), arrays = arrays)
-  if (!is.null(cells)) {
-    cells[] <- lapply(cells, as.character)
-    header$obs <- lapply(as.list(cells), I)
+  arrays <- .plain_matrix(matrix)
+  if (!is.null(layer)) {
+    second <- .plain_matrix(layer)
+    arrays <- c(arrays, stats::setNames(second, paste0("layer/", base::names(second))))
   }
+  header <- list(genes = I(rownames(matrix)), cells = I(names))
+  if (!is.null(cells)) {
+    columns <- .plain_columns(cells)
+    header <- c(header, columns$header)
+    arrays <- c(arrays, columns$arrays)
+  }
+  header$arrays <- unname(Map(function(name, values) {
+    list(name = name, kind = if (is.integer(values)) "int32" else "float64", shape = I(length(values)))
+  }, base::names(arrays), arrays))
   text <- charToRaw(enc2utf8(as.character(jsonlite::toJSON(header, auto_unbox = TRUE, na = "null"))))
   connection <- file(path, "wb")
   on.exit(close(connection))
   writeBin(charToRaw("SCMB1\n"), connection)
   writeBin(c(length(text), 0L), connection, endian = "little")
   writeBin(text, connection)
-  writeBin(matrix@p, connection, endian = "little")
-  writeBin(matrix@i, connection, endian = "little")
-  writeBin(as.double(matrix@x), connection, endian = "little")
+  for (values in arrays) writeBin(values, connection, endian = "little")
+}
+
+.plain_matrix <- function(matrix) list(p = matrix@p, i = matrix@i, x = as.double(matrix@x))
+
+# Text stays in the header; numbers, codes of levels and truths go as they are in memory, not as digits.
+.plain_columns <- function(cells) {
+  arrays <- list()
+  header <- list(obs = list(), levels = list(), flags = character())
+  for (name in names(cells)) {
+    column <- cells[[name]]
+    place <- paste0("obs/", name)
+    if (is.factor(column)) {
+      column <- droplevels(column) # unused levels would be groups without a cell
+      header$levels[[name]] <- I(levels(column))
+      codes <- as.integer(column) - 1L
+      arrays[[place]] <- ifelse(is.na(codes), -1L, codes)
+    } else if (is.logical(column) && !anyNA(column)) {
+      header$flags <- c(header$flags, name)
+      arrays[[place]] <- as.integer(column)
+    } else if (is.numeric(column)) {
+      arrays[[place]] <- as.double(column)
+    } else {
+      header$obs[[name]] <- I(as.character(column))
+    }
+  }
+  header$flags <- I(header$flags)
+  list(header = header[lengths(header) > 0], arrays = arrays)
 }
 
 .read_plain <- function(path, cells) {
@@ -206,12 +264,28 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     values <- readBin(connection, what, prod(shape), endian = "little")
     arrays[[about$name]] <- if (length(shape) == 2) array(values, shape) else values
   }
+  if (!is.null(header$tables)) {
+    return(list(tables = Map(.plain_table, header$tables, names(header$tables), list(arrays)), about = header$about))
+  }
   columns <- lapply(header$obs, function(column) {
     if (is.list(column)) unlist(lapply(column, function(value) value %||% NA)) else column
   })
   frame <- if (length(columns) == 0) NULL else as.data.frame(columns, stringsAsFactors = FALSE, check.names = FALSE)
   if (!is.null(frame)) rownames(frame) <- cells
   list(arrays = arrays, cells = frame, provenance = c(header$provenance, list(r = .r_versions())))
+}
+
+.plain_table <- function(about, name, arrays) {
+  columns <- lapply(about$columns, function(column) {
+    if (column$kind == "text") {
+      return(as.character(unlist(lapply(column$values, function(value) value %||% NA_character_))))
+    }
+    values <- as.vector(arrays[[paste0(name, "/", column$name)]])
+    if (column$kind == "flag") as.logical(values) else values
+  })
+  names(columns) <- vapply(about$columns, function(column) column$name, "")
+  rows <- as.character(unlist(about$rows))
+  structure(columns, class = "data.frame", row.names = if (length(rows) > 0) rows else seq_len(about$n))
 }
 
 .from_arrays <- function(got, matrix) {

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from os import PathLike
@@ -24,7 +24,11 @@ from ._progress import progress
 from ._resume import WHOLE, send_in_parts
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
+
+    from .deg import RobustnessResult
+    from .serve.results import Tables
 
 _RETRIES = 5
 #: Tries when the server has answered before: a minute and a half.
@@ -124,24 +128,67 @@ class Client:
         """As :func:`scmamba.detect_doublets`, there."""
         return self.run("doublets", adata, **options)
 
+    def find_markers(
+        self, adata: AnnData | str | PathLike[str], groupby: str, group1: str | Sequence[str], group2: str | Sequence[str] | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:  # fmt: skip
+        """As :func:`scmamba.deg.find_markers`, there."""
+        return self._tables("markers", adata, groupby=groupby, group1=group1, group2=group2, **options).frames["markers"]
+
+    def robustness(
+        self, adata: AnnData | str | PathLike[str], groupby: str, donor: str | None = None, cell_type: str | None = None, **options: Any
+    ) -> RobustnessResult:
+        """As :func:`scmamba.deg.robustness`, there."""
+        from .deg import RobustnessResult
+
+        found = self._tables("robustness", adata, groupby=groupby, donor=donor, cell_type=cell_type, **options)
+        tables, about = found.frames, found.about
+        return RobustnessResult(
+            tables["runs"], tables["nulls"], tables["full"], about["settings"], tuple(about["notes"]), tuple(about["warnings"])
+        )
+
+    def finetune(
+        self, adata: AnnData | str | PathLike[str], folder: str | PathLike[str], *, model: str = "brain-mini", verbose: bool = True,
+        **options: Any,
+    ) -> Path:  # fmt: skip
+        """As :func:`scmamba.training.finetune_on`, there; the new model comes home into ``folder``."""
+        from .model.registry import unpack_model
+
+        if Path(folder).exists():
+            raise ScMambaError(f"{folder} exists already; name a new folder.")
+        with self._finished("finetune", adata, "zip", model=model, verbose=verbose, **options) as archive:
+            return unpack_model(archive, folder)
+
+    def _tables(self, task: str, adata: AnnData | str | PathLike[str], *, verbose: bool = True, **options: Any) -> Tables:
+        from .serve.results import read_tables
+
+        with self._finished(task, adata, "scmb", verbose=verbose, **options) as path:
+            return read_tables(path)
+
     def run(
         self, task: str, adata: AnnData | str | PathLike[str], *, model: str = "brain-mini", verbose: bool = True, **options: Any
     ) -> AnnData:
         """Send, wait, fetch; an interrupt cancels the job."""
         import anndata
 
-        job = self.submit(task, adata, model=model, **options)
+        with self._finished(task, adata, "h5ad", model=model, verbose=verbose, **options) as path:
+            return anndata.read_h5ad(path)
+
+    @contextlib.contextmanager
+    def _finished(
+        self, task: str, adata: AnnData | str | PathLike[str], format: str, *, verbose: bool, **options: Any
+    ) -> Iterator[Path]:
+        """The result's file, while the block lasts."""
+        job = self.submit(task, adata, **options)
         try:
             self.wait(job, verbose=verbose)
         except KeyboardInterrupt:
             self.cancel(job)
             raise
         with tempfile.TemporaryDirectory() as folder:
-            path = self.fetch(job, Path(folder) / "result.h5ad")
-            result = anndata.read_h5ad(path)
+            yield self.fetch(job, Path(folder) / f"result.{format}", format=format)
         with contextlib.suppress(ScMambaError):  # the result is here; a server just gone deletes the job when its time is over
             self.cancel(job)
-        return result
 
     def submit(self, task: str, adata: AnnData | str | PathLike[str], *, model: str = "brain-mini", **options: Any) -> str:
         """Send a file or an object; returns the job's name. Sent again if the line breaks."""

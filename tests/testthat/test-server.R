@@ -36,6 +36,45 @@ test_that("a server of one's own answers what this process answers", {
   expect_error(ScMambaImpute(mice, backend = "server", verbose = FALSE), "gene", class = "scmamba_error")
 })
 
+test_that("DEGs, robustness and fine-tuning are the same there", {
+  skip_without_python()
+  skip_if_not(.Platform$OS.type == "unix")
+  object <- ScMambaCohort(n.cells = 240, n.donors = 6, n.genes = 500, seed = 8)
+  object$half <- factor(rep(c("b", "a"), length.out = ncol(object)), c("b", "a"))
+  object$score <- seq_len(ncol(object)) / 7
+  object$odd <- seq_len(ncol(object)) %% 3 == 0
+  pair <- unique(object$disease)
+  latent <- list(latent.vars = c("half", "score", "odd"), only.pos = TRUE)
+  for (options in list(list(), latent, list(test.use = "wilcox"))) {
+    markers <- function(...) {
+      fixed <- list(object, pair[1], pair[2], group.by = "disease", verbose = FALSE, ...)
+      do.call(ScMambaFindMarkers, c(fixed, options))
+    }
+    here <- markers()
+    expect_gt(nrow(here), 10)
+    expect_identical(markers(backend = "server"), here)
+  }
+  expect_error(ScMambaFindMarkers(object, "nobody", backend = "server"), "nobody", class = "scmamba_error")
+  imputed <- ScMambaImpute(object, adapt = FALSE, force = TRUE, verbose = FALSE)
+  robust <- function(...) {
+    suppressWarnings(ScMambaRobustness(imputed, group.by = "disease", donor = "donor", ratios = c(0.3, 0.6),
+      permutations = 3, donors = "2v2", null.permutations = 2, min.degs = 1, verbose = FALSE, ...))
+  }
+  here <- robust(workers = 1)
+  expect_setequal(here$runs$layer, c("counts", "scmamba"))
+  expect_identical(robust(backend = "server"), here)
+  expect_error(robust(backend = "server", resume = tempdir()), "resume", class = "scmamba_error")
+  folder <- file.path(withr::local_tempdir(), c("here", "there"))
+  tune <- function(...) ScMambaFineTune(object, steps = 2, name = "mine", force = TRUE, verbose = FALSE, ...)
+  tune(folder[1])
+  tune(folder[2], backend = "server")
+  files <- list.files(folder[1])
+  expect_true(all(c("config.json", "model.safetensors", "model_card.md") %in% files))
+  expect_identical(list.files(folder[2]), files)
+  sums <- lapply(folder, function(one) unname(tools::md5sum(file.path(one, files))))
+  expect_identical(sums[[2]], sums[[1]])
+})
+
 test_that("a server that is not there, a wrong address and a token are handled", {
   server <- ScMambaServer("http://127.0.0.1:9", token = "secret")
   expect_output(print(server), "with a token")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 from numba import get_num_threads, set_num_threads
 
@@ -16,8 +18,8 @@ _SMALL = 1e7
 @contextmanager
 def threads_for(steps: float) -> Iterator[int]:
     """One thread for the block's parallel loops if they take fewer steps than pay; yields the number."""
-    torch = sys.modules.get("torch")
-    torch_threads = torch.get_num_threads() if torch else None
+    openmp = _openmp()
+    before = openmp.omp_get_max_threads() if openmp else None
     threads = get_num_threads()
     use = 1 if steps < _SMALL else threads
     set_num_threads(use)
@@ -25,7 +27,18 @@ def threads_for(steps: float) -> Iterator[int]:
         yield use
     finally:
         set_num_threads(threads)
-        # Both run on one OpenMP, and numba's first call gives it numba's number: the last digits of everything torch
+        # numba's first call gives the OpenMP it shares with torch its own number of threads: the last digits of all that torch
         # computes afterwards would depend on whether a differential expression test came first.
-        if torch and torch.get_num_threads() != torch_threads:
-            torch.set_num_threads(torch_threads)
+        if openmp and openmp.omp_get_max_threads() != before:
+            openmp.omp_set_num_threads(before)
+
+
+@cache
+def _openmp() -> ctypes.CDLL | None:
+    """GNU's OpenMP library, on which numba and torch both run on Linux; elsewhere each brings its own."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        return ctypes.CDLL("libgomp.so.1")
+    except OSError:
+        return None

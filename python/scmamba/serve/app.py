@@ -28,9 +28,9 @@ from .postgres import open_queue
 from .references import References
 from .settings import Settings
 from .supervisor import Supervisor
+from .tasks import TASKS, check_options
 from .tokens import Tokens
 from .uploads import KEPT, Places, Uploads, drain, look_at, receive
-from .worker import TASKS, check_options
 
 _log = logging.getLogger("scmamba.serve")
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -262,8 +262,10 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/v2/jobs/{job}/result", responses={c: {} for c in (404, 401, 409, 422, 429)})
     def result(job: str, format: str = "h5ad", who: str = Depends(user)) -> FileResponse:
         found = own(job, who)
-        if format not in ("h5ad", "scmb"):
-            raise HTTPException(422, "format is 'h5ad' (the whole object) or 'scmb' (what was added, in plain form).")
+        formats = ("zip",) if found["task"] == "finetune" else ("h5ad", "scmb")
+        if format not in formats:
+            cells = "'h5ad' (the whole object) or 'scmb' (what was added, in plain form)"
+            raise HTTPException(422, f"format is {cells if len(formats) > 1 else 'zip, a model to unpack'}.")
         if found["state"] != "done":
             raise HTTPException(409, f"The job is {found['state']}{': ' + found['message'] if found['message'] else ''}.")
         path = settings.data / "jobs" / found["id"] / "result" / f"result.{format}"
@@ -277,6 +279,8 @@ def create_app(settings: Settings) -> FastAPI:
         found = own(job, who)
         if found["state"] != "done":
             raise HTTPException(409, f"The job is {found['state']}; there is nothing to draw.")
+        if found["task"] in ("markers", "robustness", "finetune"):
+            raise HTTPException(409, "This task says nothing about single cells; there is nothing to draw.")
         folder = settings.data / "jobs" / found["id"] / "result"
         async with drawing:
             if not (folder / "picture.json").is_file():

@@ -1,7 +1,10 @@
 """The plain binary form that needs no HDF5: R writes and reads it with ``writeBin`` and ``readBin``.
 
 ``SCMB1\\n``, the length of a JSON header (8 bytes, little-endian), the header, then raw little-endian arrays in the header's order:
-int32 or float64. An upload holds ``p``, ``i``, ``x`` of a genes x cells column-compressed matrix; a result what its header names.
+int32 or float64. An upload holds ``p``, ``i``, ``x`` of a genes x cells column-compressed matrix, perhaps ``layer/p``, ``layer/i``,
+``layer/x`` of a second one (the layer ``scmamba``), and what is said about the cells: text in the header's ``obs``, numbers as the arrays
+``obs/NAME``, factors as codes from 0 in ``obs/NAME`` with the header's ``levels[NAME]``, truths as 0 and 1 with ``NAME`` in ``flags``.
+A result holds what its header names.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 MAGIC = b"SCMB1\n"
 _KINDS: dict[str, np.dtype[Any]] = {"int32": np.dtype("<i4"), "float64": np.dtype("<f8")}
 _HEADER_LIMIT = 256 << 20
+_LAYER, _OBS = "layer/", "obs/"
 
 
 def write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
@@ -87,15 +91,41 @@ def peek(path: Path) -> tuple[int, int]:
     with open(path, "rb") as file:
         header, wanted = _header(file, path.stat().st_size)
     genes, cells = _names(header)
-    shapes = {name: shape for name, _, shape in wanted}
-    if not {"x", "i", "p"} <= set(shapes):
+    about = {name: (kind, shape) for name, kind, shape in wanted}
+    if not {"x", "i", "p"} <= set(about):
         raise DataError("The file holds no matrix (x, i, p).")
-    if shapes["p"] != (len(cells) + 1,) or len(shapes["i"]) != 1 or shapes["i"] != shapes["x"]:
-        raise DataError("The matrix in the file is not a column-compressed one; it is damaged.")
-    if any(kind != _KINDS["int32"] for name, kind, _ in wanted if name in "ip"):
-        raise DataError("The matrix in the file is not a column-compressed one: its indices are no whole numbers.")
-    _columns(header, len(cells))
+    for place in ("", _LAYER) if any(name.startswith(_LAYER) for name in about) else ("",):
+        parts = [about.get(place + name) for name in "xip"]
+        if any(part is None for part in parts):
+            raise DataError("The second matrix in the file is not whole (layer/x, layer/i, layer/p).")
+        (_, x), (kind_i, i), (kind_p, p) = (part for part in parts if part is not None)
+        if p != (len(cells) + 1,) or len(i) != 1 or i != x:
+            raise DataError("The matrix in the file is not a column-compressed one; it is damaged.")
+        if kind_i != _KINDS["int32"] or kind_p != _KINDS["int32"]:
+            raise DataError("The matrix in the file is not a column-compressed one: its indices are no whole numbers.")
+    text = _columns(header, len(cells))
+    for name, (kind, shape) in about.items():
+        if name.startswith(_OBS):
+            _check_column(header, name.removeprefix(_OBS), kind, shape, len(cells), text)
     return len(genes), len(cells)
+
+
+def _check_column(header: dict[str, Any], name: str, kind: np.dtype[Any], shape: tuple[int, ...], cells: int, text: dict[str, Any]) -> None:
+    _check_name(name)
+    if shape != (cells,) or name in text:
+        raise DataError(f"The column {name[:60]!a} about the cells has another length than the cells, or is there twice.")
+    levels, flags = header.get("levels") or {}, header.get("flags") or []
+    if not isinstance(levels, dict) or not isinstance(flags, list):
+        raise DataError("'levels' or 'flags' of the file is not what it must be.")
+    if name in levels:
+        names = levels[name]
+        if not isinstance(names, list) or not all(map(_is_text, names)) or len(set(names)) < len(names) or kind != _KINDS["int32"]:
+            raise DataError(f"The levels of the column {name[:60]!a} about the cells are not names.")
+
+
+def _check_name(name: Any) -> None:
+    if not _is_text(name) or not name or "/" in name or name == "_index":
+        raise DataError(f"A column about the cells cannot be called {str(name)[:60]!a}.")
 
 
 def _names(header: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -118,8 +148,7 @@ def _columns(header: dict[str, Any], cells: int) -> dict[str, list[Any]]:
     if not isinstance(about, dict):
         raise DataError("'obs' of the file is no table of columns.")
     for name, values in about.items():
-        if not _is_text(name) or not name or "/" in name or name == "_index":
-            raise DataError(f"A column about the cells cannot be called {name[:60]!a}.")
+        _check_name(name)
         if not isinstance(values, list) or len(values) != cells:
             raise DataError("A column about the cells has another length than the cells.")
         kept = [v for v in values if v is not None]
@@ -144,11 +173,36 @@ def to_adata(path: Path) -> AnnData:
     peek(path)
     header, arrays = read(path)
     genes, cells = _names(header)
-    x, i, p = arrays["x"], arrays["i"], arrays["p"]
+    obs = {**_columns(header, len(cells)), **_typed(header, arrays)}
+    table = pd.DataFrame(obs, index=cells) if obs else None
+    adata = adata_from_slots(*_slots(arrays, "", genes, cells), (len(genes), len(cells)), genes, cells, table)
+    if f"{_LAYER}x" in arrays:
+        adata.layers["scmamba"] = adata_from_slots(*_slots(arrays, _LAYER, genes, cells), (len(genes), len(cells)), genes, cells).X
+    return adata
+
+
+def _slots(arrays: dict[str, np.ndarray], place: str, genes: list[str], cells: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x, i, p = (arrays[place + name] for name in "xip")
     if p.ndim != 1 or len(p) != len(cells) + 1 or (len(p) and (p[0] != 0 or p[-1] != len(i) or (np.diff(p) < 0).any())) or len(i) != len(x):
         raise DataError("The matrix in the file is not a column-compressed one; it is damaged.")
     if len(i) and (i.min() < 0 or i.max() >= len(genes)):
         raise DataError("The matrix in the file points outside its genes; it is damaged.")
-    obs = _columns(header, len(cells))
-    table = pd.DataFrame(obs, index=cells) if obs else None
-    return adata_from_slots(x.copy(), i.copy(), p.copy(), (len(genes), len(cells)), genes, cells, table)
+    return x.copy(), i.copy(), p.copy()
+
+
+def _typed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The columns that came as arrays."""
+    import pandas as pd
+
+    levels, flags, found = header.get("levels") or {}, header.get("flags") or [], {}
+    for place, values in arrays.items():
+        name = place.removeprefix(_OBS)
+        if name == place:
+            continue
+        if name in levels:
+            if len(values) and (values.min() < -1 or values.max() >= len(levels[name])):
+                raise DataError(f"The column {name[:60]!a} about the cells points outside its levels; the file is damaged.")
+            found[name] = pd.Categorical.from_codes(values, levels[name])
+        else:
+            found[name] = values.astype(bool) if name in flags else values.copy()
+    return found

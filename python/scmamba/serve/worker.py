@@ -13,12 +13,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from .._errors import DataError, ScMambaError
 from .._files import atomic_path
@@ -26,7 +23,9 @@ from .check import check_content, plain
 from .jobs import Queue, Unavailable
 from .postgres import open_queue
 from .references import References
+from .results import write_result
 from .settings import Settings
+from .tasks import TASKS, WITH_MODEL
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,92 +37,12 @@ class Cancelled(BaseException):
     """The job is no longer this worker's."""
 
 
-def _impute(adata: AnnData, options: dict[str, Any]) -> AnnData:
-    import scmamba
-
-    return scmamba.impute(adata, verbose=True, **options)
-
-
-def _embed(adata: AnnData, options: dict[str, Any]) -> AnnData:
-    import scmamba
-
-    return scmamba.embed(adata, verbose=True, **options)
-
-
-def _annotate(adata: AnnData, options: dict[str, Any]) -> AnnData:
-    import scmamba
-
-    return scmamba.annotate(adata, verbose=True, **options).to_adata(adata)
-
-
-def _doublets(adata: AnnData, options: dict[str, Any]) -> AnnData:
-    import scmamba
-
-    return scmamba.detect_doublets(adata, verbose=True, **options)
-
-
-#: Task -> the verb, and the options a user may set with their kinds.
-TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], AnnData], dict[str, tuple[type, ...]]]] = {
-    "impute": (
-        _impute,
-        {"method": (str,), "adapt": (bool, int), "passes": (int,), "min_value": (int, float), "to_counts": (bool,), "seed": (int,),
-         "force": (bool,), "batch_size": (int,), "layer": (str,), "gene_column": (str,)},
-    ),
-    "embed": (_embed, {"force": (bool,), "batch_size": (int,), "layer": (str,), "gene_column": (str,)}),
-    "annotate": (
-        _annotate,
-        {"reference": (str,), "labels": (str, list), "donor": (str,), "network": (bool, int), "markers": (dict,), "error_rate": (float,),
-         "seed": (int,), "force": (bool,), "layer": (str,), "gene_column": (str,)},
-    ),
-    "doublets": (
-        _doublets,
-        {"sample": (str,), "method": (str,), "expected_rate": (float, int), "identification_rate": (float, int), "labels": (str,),
-         "seed": (int,), "layer": (str,)},
-    ),
-}  # fmt: skip
-
-
 @lru_cache(maxsize=2)
 def kept_model(name: str) -> Model:
     """A model, open from its first job to the worker's end: opening it takes longer than a small job's answer."""
     from ..model import load_model
 
     return load_model(name)
-
-
-#: What options that are numbers may be.
-_RANGES = {"seed": (0, 2**32 - 1), "passes": (1, 1000), "batch_size": (1, 65_536), "min_value": (0, 1e6), "adapt": (0, 100_000),
-           "network": (0, 100_000), "error_rate": (0, 1), "expected_rate": (0, 1), "identification_rate": (0, 1)}  # fmt: skip
-
-
-def _beyond(name: str, value: Any) -> str | None:
-    """Why a value of the right kind cannot be, or ``None``."""
-    if isinstance(value, (int, float)):
-        low, high = _RANGES.get(name, (-1e9, 1e9))
-        return None if low <= value <= high else f"option '{name}' is {value}; it must lie between {low:g} and {high:g}"
-    if isinstance(value, dict):
-        fits = all(isinstance(g, str) or isinstance(g, list) and all(isinstance(x, str) for x in g) for g in value.values())
-        return None if fits else f"option '{name}' must give a list of gene names for each type"
-    if isinstance(value, list) and not all(isinstance(v, str) for v in value):
-        return f"option '{name}' must be a list of names"
-    return None
-
-
-def check_options(task: str, options: Any) -> str | None:
-    """Why these options cannot be, or ``None``."""
-    if not isinstance(options, dict):
-        return "options must be one JSON object"
-    known = TASKS[task][1]
-    for name, value in options.items():
-        if name not in known:
-            return f"'{task}' has no option '{name}'; it has {', '.join(known)}"
-        if isinstance(value, bool) and bool not in known[name]:
-            return f"option '{name}' cannot be true or false"
-        if value is not None and not isinstance(value, known[name]):
-            return f"option '{name}' is {type(value).__name__}; it must be {' or '.join(k.__name__ for k in known[name])}"
-        if problem := _beyond(name, value):
-            return problem
-    return None
 
 
 def open_upload(path: Path) -> AnnData:
@@ -175,38 +94,6 @@ def open_reference(settings: Settings, name: str, user: str) -> AnnData:
     return open_upload(path)
 
 
-def write_result(adata: AnnData, task: str, folder: Path) -> None:
-    """``result.h5ad`` and the additions alone in the plain form, ``result.scmb``."""
-    from ..interop.slots import layer_slots
-    from .wire import write
-
-    arrays: dict[str, np.ndarray] = {}
-    if task == "impute":
-        slots = layer_slots(adata, "scmamba")
-        arrays |= {"x": np.asarray(slots["x"]), "i": np.asarray(slots["i"]), "p": np.asarray(slots["p"])}
-    if task == "embed":
-        arrays["embedding"] = np.asarray(adata.obsm["X_scmamba"], dtype=np.float64)
-    columns = {str(c): _plain(adata.obs[c]) for c in adata.obs.columns if str(c).startswith("scmamba_")}
-    header = {"task": task, "genes": int(adata.n_vars), "cells": list(map(str, adata.obs_names)), "obs": columns,
-              "provenance": json.loads(json.dumps(dict(adata.uns["scmamba"][task]), default=_plain_value))}  # fmt: skip
-    write(folder / "result.scmb", header, arrays)
-    adata.write_h5ad(folder / "result.h5ad")
-
-
-def _plain(column: Any) -> list[Any]:
-    import pandas as pd
-
-    return [None if pd.isna(v) else _plain_value(v) for v in column]
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
-
-
 def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) -> None:
     """One job from its upload to its result."""
     from .. import _progress
@@ -237,7 +124,7 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
     try:
         adata = open_upload(Path(job["upload"]))
         options = dict(json.loads(job["options"]))
-        if job["task"] in ("impute", "embed"):
+        if job["task"] in WITH_MODEL:
             options["model"] = kept_model(job["model"])
         if "reference" in options:
             options |= {"reference": open_reference(settings, options["reference"], job["user"]), "model": kept_model(job["model"])}

@@ -195,6 +195,35 @@ def finetune(
     return opened
 
 
+def finetune_on(
+    adata: AnnData,
+    *,
+    model: str | PathLike[str] | Model | None = None,
+    steps: int = 1000,
+    name: str | None = None,
+    seed: int = 0,
+    force: bool = False,
+    verbose: bool = True,
+) -> tuple[Model, str]:
+    """Fine-tune for imputation on one object, every cell of it; R's ``ScMambaFineTune``, here or on a server.
+
+    Returns the model and the text of its card, for :func:`scmamba.save_checkpoint`.
+
+    Raises
+    ------
+    ScMambaError
+        Data or model that do not fit.
+    """
+    start = load_model(model)
+    loop = LoopConfig(steps=steps, lr=1e-3, warmup=0.05)
+    tuned = finetune([adata], model=start, loop=loop, min_total=1, name=name, seed=seed, force=force, verbose=verbose)
+    card = (
+        f"Fine-tuned for imputation on {adata.n_obs:,} cells of the user, {steps:,} steps, from {start.config.name}. "
+        "Not evaluated on other data.\n"
+    )
+    return tuned, card
+
+
 def _as_collection(
     files: Collection | Sequence[str | PathLike[str] | AnnData], vocabulary: Vocabulary, min_total: float, force: bool
 ) -> Collection | None:

@@ -1,0 +1,28 @@
+"""Compiled loops and torch share one OpenMP, and must not set each other's threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize("first", ["torch", "deg"])
+def test_a_test_leaves_torch_its_threads(first):
+    code = """
+import sys
+import numpy as np, anndata as ad
+if sys.argv[1] == "torch":
+    import torch
+import scmamba.deg
+adata = ad.AnnData(np.random.default_rng(0).poisson(1.0, (40, 30)).astype("float32"))
+adata.obs["group"] = ["a", "b"] * 20
+scmamba.deg.find_markers(adata, "group", "a")
+import torch
+print(torch.get_num_threads())
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    said = subprocess.run([sys.executable, "-c", code, first], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split()[-1] == "1"
