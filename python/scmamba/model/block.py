@@ -66,7 +66,11 @@ class Mixer(nn.Module):
 
     def forward(self, x: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
         """(B, L, D) -> (B, L, D); where ``keep`` (B, L, 1) is 0 there is padding, which no other position sees."""
-        u, z = linear(x, self.in_proj.weight).chunk(2, dim=-1)
+        return self.mix(linear(x, self.in_proj.weight), backend, keep)
+
+    def mix(self, projected: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
+        """All that comes after ``in_proj``: (B, L, 2 E) -> (B, L, D)."""
+        u, z = projected.chunk(2, dim=-1)
         directions = [self._direction(u, suffix, backend, keep) for suffix in self.suffixes]
         return linear(selective_scan(directions, z, backend=backend), self.out_proj.weight)
 
@@ -92,12 +96,20 @@ class Block(nn.Module):
         self.checkpoint = False
 
     def forward(
-        self, hidden: Tensor, residual: Tensor | None, backend: str | None = None, keep: Tensor | None = None
+        self,
+        hidden: Tensor,
+        residual: Tensor | None,
+        backend: str | None = None,
+        keep: Tensor | None = None,
+        projected: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Both (B, L, D); the residual stays in float32 (or float64) whatever precision the mixer runs in.
 
-        With ``checkpoint`` the backward pass computes the layer again instead of keeping what is inside it.
+        With ``checkpoint`` the backward pass computes the layer again instead of keeping what is inside it. ``projected``: what the
+        mixer's ``in_proj`` would give, where the first layer knows it already.
         """
+        if projected is not None:
+            return self.mixer.mix(projected, backend, keep), hidden
         if self.checkpoint and torch.is_grad_enabled():
             return checkpoint(self._forward, hidden, residual, backend, keep, use_reentrant=False)
         return self._forward(hidden, residual, backend, keep)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from .block import Block, RMSNorm
 from .config import ModelConfig
+from .first import FirstProjection, serves
 
 
 class Backbone(nn.Module):
@@ -37,12 +39,16 @@ class Backbone(nn.Module):
         weight = self.gene_id_embedding.weight
         return expression + (weight if genes is None else nn.functional.embedding(genes, weight))
 
-    def run(self, hidden: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
-        """(B, L, D) embeddings -> (B, L, D) normalised output of the last layer; ``keep`` (B, L) False = padding."""
+    def run(self, hidden: Tensor, backend: str | None = None, keep: Tensor | None = None, projected: Tensor | None = None) -> Tensor:
+        """(B, L, D) embeddings -> (B, L, D) normalised output of the last layer; ``keep`` (B, L) False = padding.
+
+        ``projected`` is what the first layer's ``in_proj`` gives, where it is already known.
+        """
         residual = None
         there = None if keep is None else keep.unsqueeze(-1).to(hidden.dtype)
         for layer in self.layers:
-            hidden, residual = layer(hidden, residual, backend, there)
+            hidden, residual = layer(hidden, residual, backend, there, projected)
+            projected = None
         residual = hidden if residual is None else residual + hidden
         return self.norm_f(residual)
 
@@ -60,6 +66,8 @@ class ScMamba(nn.Module):
         super().__init__()
         self.config = config
         self.backend: str | None = None
+        self.lookup: bool | None = None  # the first layer's projection from a table; None: where ``first.serves``
+        self.first = FirstProjection()
         self.backbone = Backbone(config)
         if config.reconstructs:
             self.regressor = nn.Linear(config.d_model, 1)
@@ -74,7 +82,23 @@ class ScMamba(nn.Module):
 
     def hidden(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """(B, l) -> (B, l, D), the normalised output at every gene."""
-        return self.backbone.run(self.backbone.embed(x, mask, genes), self.backend, keep)
+        return self._run(self.backbone.embed(x, mask, genes), x, mask, genes, keep)
+
+    def _run(self, embedded: Tensor, values: Tensor, mask: Tensor | None, rows: Tensor | None, keep: Tensor | None) -> Tensor:
+        """The layers; the first one's projection from a table (see :class:`FirstProjection`) where that serves."""
+        use = not self.training and (serves(values.device, self.config.reads) if self.lookup is None else self.lookup)
+        projected = self.first(self.backbone, embedded, values, mask, rows, self.backend) if use else None
+        return self.backbone.run(embedded, self.backend, keep, projected)
+
+    def train(self, mode: bool = True) -> ScMamba:
+        """As every module's; training lets the first layer's table go."""
+        if mode:
+            self.first.forget()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScMamba:
+        self.first.forget()  # what moves or converts the weights
+        return super()._apply(fn, recurse)
 
     def reconstruct(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """(B, l) -> (B, l): predicted log1p(CP10k) at every position; meant for positions hidden by ``mask``."""
@@ -107,7 +131,11 @@ class ScMamba(nn.Module):
         is_token = (t == 0) | (t == middle + 1) | (t >= count + 2)
         source = torch.where(is_token, length, source)
         sequence = torch.cat([embedded, token], dim=1).gather(1, source.unsqueeze(-1).expand(-1, -1, width))
-        out = self.backbone.run(sequence, self.backend, None if keep is None else t <= count + 2)
+        if genes is None:
+            genes = torch.arange(length, device=x.device)
+        rows = torch.cat([genes.expand(batch, -1), genes.new_full((batch, 1), self.config.n_genes)], dim=1).gather(1, source)
+        values = torch.cat([x, x.new_zeros(batch, 1)], dim=1).gather(1, source)
+        out = self._run(sequence, values, None, rows, None if keep is None else t <= count + 2)
         tokens = torch.cat([torch.zeros_like(count), middle + 1, count + 2], dim=1)
         return self.cls_head(out.gather(1, tokens.unsqueeze(-1).expand(-1, -1, width)).flatten(1))
 
