@@ -14,6 +14,8 @@ CASES = [
     pytest.param((1, 35, 70, 16), (True,), False, -3.0, id="reversed, no gate, three chunks"),
     pytest.param((1, 19, 16, 5), (False,), True, 8.0, id="odd number of states, large dt"),
     pytest.param((1, 9, 20, 64), (False, True), True, -3.0, id="64 states"),
+    pytest.param((1, 18, 64, 16), (False, True), True, -3.0, id="whole blocks of channels"),
+    pytest.param((1, 5, 40, 100), (False, True), False, -3.0, id="100 states, more than lanes"),
     pytest.param((1, 6, 200, 2), (True, False), True, 60.0, id="width 200, very large dt"),
     pytest.param((1, 16, 16, 1), (True,), True, -3.0, id="exactly one chunk, one state"),
 ]
@@ -66,6 +68,24 @@ def test_nan(name):
         found = selective_scan(directions, z, backend="triton")
         truth = selective_scan(directions, z, backend="reference")
     assert torch.equal(found.isnan(), truth.isnan())
+
+
+def test_half_precision_gradients():
+    """Every gradient comes back in the type of its tensor, as near to the reference as that type allows."""
+    directions, z = make(1, 20, 40, 16)
+    found = []
+    for backend in ("triton", "reference"):
+        gate = z.bfloat16().requires_grad_()
+        leaves = []
+        for d in directions:
+            half = d._replace(**{n: getattr(d, n).bfloat16() for n in ("u", "delta", "B", "C")})
+            leaves.append([t.detach().clone().requires_grad_() for t in half.tensors])
+        out = selective_scan([d._replace(**dict(zip(d._fields, x))) for d, x in zip(directions, leaves)], gate, backend=backend)
+        out.float().square().sum().backward()
+        found.append([gate.grad, *(t.grad for x in leaves for t in x)])
+    for a, b in zip(*found):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=3e-2 * b.abs().max().item())
 
 
 def test_half_precision():

@@ -1,11 +1,13 @@
 """The fused scan on an NVIDIA GPU, in Triton: no compiler has to be installed.
 
 A block of channels keeps its states as an (N, channels) tile whose columns belong to one thread each: the
-sum over the states stays inside a thread and the inner loop of the forward pass has no shuffles. Time is cut
-into chunks, because a whole cell's channels fill only a corner of the chip: every chunk finds its end state
-from zero, a short scan over the chunks finds the states that enter them, and every chunk runs again with both
-directions and the gate. The backward pass does the same with the gradient of the state, and recomputes the
-states ``STEPS`` at a time into registers.
+sum over the states stays inside a thread and no inner loop has shuffles. Time is cut into chunks, because a
+whole cell's channels fill only a corner of the chip: every chunk finds its end state from zero, a short scan
+over the chunks finds the states that enter them, and every chunk runs again with both directions and the
+gate. The backward pass does the same with the gradient of the state, and recomputes the states ``STEPS`` at a
+time into registers. The gradients of B and C are sums over channels, not states: a kernel of their own runs
+the two recurrences once more with the tile turned, so that a thread holds channels of few states and these
+sums stay inside it too.
 
 Runs on CPU tensors with ``TRITON_INTERPRET=1`` (for tests; keep the length below 64).
 """
@@ -29,14 +31,22 @@ from .registry import Direction
 CHUNK = 128  # time steps per program
 STEPS = 4  # states kept in registers by the backward pass
 BLOCK, WARPS = 64, 2  # channels and warps per program: one channel per thread
-NARROW = 32  # channels per program of the backward pass: its sums over channels stay inside one warp
-# Every index is multiplied by an argument ``one`` the compiler knows nothing of. Knowing that neighbours
-# are contiguous, it would give a thread four channels of a quarter of the states, to load 16 bytes at once,
-# and pay with shuffles and shared memory at every step; a warp's 4-byte loads side by side are as fast.
+LANES, HELD, TILE = 32, 2, 32  # threads of a program of ``row_gradients``, states per thread, their (state, channel) pairs
+# Knowing that neighbours are contiguous, the compiler would give a thread four channels of a quarter of the
+# states, to load 16 bytes at once, and pay with shuffles and shared memory at every step; a warp's 4-byte
+# loads side by side are as fast. So the index that runs over the lanes is multiplied by an argument ``one``
+# of which it knows nothing, and one that runs inside a thread is said not to be contiguous (``_inside``):
+# its values stay constants, which cost neither registers nor arithmetic.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 # --- device functions -----------------------------------------------------------------------------
+
+
+@triton.jit
+def _inside(size: tl.constexpr):
+    """0 to ``size`` along a dimension a thread holds all of; see ``one`` above."""
+    return tl.max_contiguous(tl.arange(0, size), [1])
 
 
 @triton.jit
@@ -56,7 +66,7 @@ def _step_size(delta, bias, at, inside):
 
 
 @triton.jit
-def _rates(A, e, n, E, N):
+def _rates(A, e, n, E, N: tl.constexpr):
     """A log2(e) as an (N, channels) tile; 0 outside, a state that never decays and is never fed."""
     inside = (n < N)[:, None] & (e < E)[None, :]
     return tl.load(A + e[None, :] * N + n[:, None], mask=inside, other=0.0) * 1.4426950408889634
@@ -68,17 +78,35 @@ def _vector(x, e, E):
 
 
 @triton.jit
-def _states(x, at, n, N, inside, BD: tl.constexpr):
-    """B or C of one row, the same in every column of the tile; 0 where the row is outside."""
-    n = tl.broadcast_to(n[:, None], (n.shape[0], BD))
-    return tl.load(x + at + n, mask=(n < N) & inside, other=0.0).to(tl.float32)
+def _tile(x, at, inside, WHOLE: tl.constexpr):
+    """Load where ``inside``, or everywhere if ``WHOLE``: sixteen masks would take more of a thread than the loads."""
+    if WHOLE:
+        values = tl.load(x + at)
+    else:
+        values = tl.load(x + at, mask=inside, other=0.0)
+    return values.to(tl.float32)
 
 
 @triton.jit
-def _end_state(u, delta, A, B, bias, b_cell, b_row, ends, totals, slot, cell, chunk, e, L, E, N, one,
+def _states(x, at, n, N: tl.constexpr, inside, BD: tl.constexpr):
+    """B or C of one row, the same in every column of the tile; 0 where the row is not ``inside`` (None: it is)."""
+    whole: tl.constexpr = n.shape[0] == N
+    n = tl.broadcast_to(n[:, None], (n.shape[0], BD))
+    if inside is None:
+        if whole:
+            row = tl.load(x + at + n)
+        else:
+            row = tl.load(x + at + n, mask=n < N, other=0.0)
+    else:
+        row = tl.load(x + at + n, mask=inside if whole else (n < N) & inside, other=0.0)
+    return row.to(tl.float32)
+
+
+@triton.jit
+def _end_state(u, delta, A, B, bias, b_cell, b_row, ends, totals, slot, cell, chunk, e, L, E, N: tl.constexpr, one,
                REVERSE: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """State at the end of a chunk that was entered with zeros, and the sum of its dt."""
-    n = tl.arange(0, NP) * one
+    n = _inside(NP)
     rate, shift = _rates(A, e, n, E, N), _vector(bias, e, E)
     h, total = tl.zeros((NP, BD), tl.float32), tl.zeros((BD,), tl.float32)
     start = chunk * CHUNK
@@ -88,7 +116,7 @@ def _end_state(u, delta, A, B, bias, b_cell, b_row, ends, totals, slot, cell, ch
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
         x = tl.load(u + at, mask=e < E, other=0.0).to(tl.float32)
-        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, True, BD)
+        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, None, BD)
         total += dt
     tl.store(ends + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], h, mask=(e < E)[None, :])
     tl.store(totals + slot.to(tl.int64) * E + e, total, mask=e < E)
@@ -96,10 +124,10 @@ def _end_state(u, delta, A, B, bias, b_cell, b_row, ends, totals, slot, cell, ch
 
 @triton.jit
 def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering, slot, z, z_cell, z_row, y,
-             kept, cell, chunk, e, L, E, N, one, REVERSE: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr,
+             kept, cell, chunk, e, L, E, N: tl.constexpr, one, REVERSE: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr,
              KEEP: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """A chunk's outputs from the state that enters it; add to what the first direction wrote, then gate."""
-    n = tl.arange(0, NP) * one
+    n = _inside(NP)
     rate, shift, skip = _rates(A, e, n, E, N), _vector(bias, e, E), _vector(D, e, E)
     h = tl.load(entering + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], mask=(e < E)[None, :], other=0.0)
     start = chunk * CHUNK
@@ -109,8 +137,8 @@ def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering,
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
         x = tl.load(u + at, mask=e < E, other=0.0).to(tl.float32)
-        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, True, BD)
-        out = tl.sum(h * _states(C, cell * c_cell + t * c_row, n, N, True, BD), axis=0) + skip * x
+        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, None, BD)
+        out = tl.sum(h * _states(C, cell * c_cell + t * c_row, n, N, None, BD), axis=0) + skip * x
         if ADD:
             out += tl.load(kept + at, mask=e < E, other=0.0)
         if KEEP:
@@ -126,7 +154,7 @@ def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering,
 
 @triton.jit(do_not_specialize=["one"])
 def end_states(u0, u1, delta0, delta1, A0, A1, B0, B1, bias0, bias1, b_cell0, b_cell1, b_row0, b_row1,
-               ends, totals, L, E, N, chunks, one,
+               ends, totals, L, E, N: tl.constexpr, chunks, one,
                BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr,
                NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """Grid (channel blocks, chunks, cells x directions)."""
@@ -146,12 +174,12 @@ def end_states(u0, u1, delta0, delta1, A0, A1, B0, B1, bias0, bias1, b_cell0, b_
 
 
 @triton.jit(do_not_specialize=["one"])
-def carry(A0, A1, ends, totals, E, N, chunks, one,
+def carry(A0, A1, ends, totals, E, N: tl.constexpr, chunks, one,
           BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr,
           NP: tl.constexpr, BD: tl.constexpr):  # fmt: skip
     """What enters each chunk, in the place of what left it; grid (channel blocks, cells x directions)."""
     e = (tl.program_id(0) * BD + tl.arange(0, BD)) * one
-    which, n = tl.program_id(1), tl.arange(0, NP) * one
+    which, n = tl.program_id(1), _inside(NP)
     reverse = REVERSE0
     if BOTH:
         if which % 2 == 0:
@@ -175,7 +203,7 @@ def carry(A0, A1, ends, totals, E, N, chunks, one,
 @triton.jit(do_not_specialize=["one"])
 def outputs(u0, u1, delta0, delta1, A0, A1, B0, B1, C0, C1, D0, D1, bias0, bias1,
             b_cell0, b_cell1, b_row0, b_row1, c_cell0, c_cell1, c_row0, c_row1, entering,
-            z, z_cell, z_row, y, kept, L, E, N, chunks, one,
+            z, z_cell, z_row, y, kept, L, E, N: tl.constexpr, chunks, one,
             BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr, GATE: tl.constexpr,
             KEEP: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
     """Grid (channel blocks, chunks, cells): both directions of a chunk in one program."""
@@ -199,12 +227,12 @@ def outputs(u0, u1, delta0, delta1, A0, A1, B0, B1, C0, C1, D0, D1, bias0, bias1
 
 
 @triton.jit(do_not_specialize=["one"])
-def end_gradients(delta, A, C, bias, dy, c_cell, c_row, leaving, L, E, N, chunks, one,
+def end_gradients(delta, A, C, bias, dy, c_cell, c_row, leaving, steps, L, E, N: tl.constexpr, chunks, one,
                   REVERSE: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
                   CHUNK: tl.constexpr):  # fmt: skip
-    """Gradient of the state that entered a chunk, from the chunk's own outputs alone."""
+    """Gradient of the state that entered a chunk, from the chunk's own outputs alone; and every dt."""
     e = (tl.program_id(0) * BD + tl.arange(0, BD)) * one
-    chunk, cell, n = tl.program_id(1), tl.program_id(2), tl.arange(0, NP) * one
+    chunk, cell, n = tl.program_id(1), tl.program_id(2), _inside(NP)
     rate, shift = _rates(A, e, n, E, N), _vector(bias, e, E)
     g = tl.zeros((NP, BD), tl.float32)
     start = chunk * CHUNK
@@ -213,20 +241,69 @@ def end_gradients(delta, A, C, bias, dy, c_cell, c_row, leaving, L, E, N, chunks
         t = start + i if REVERSE else start + count - 1 - i  # against the direction of the scan
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
+        tl.store(steps + at, dt, mask=e < E)
         d = tl.load(dy + at, mask=e < E, other=0.0)
-        g = tl.exp2(dt[None, :] * rate) * (g + d[None, :] * _states(C, cell * c_cell + t * c_row, n, N, True, BD))
+        g = tl.exp2(dt[None, :] * rate) * (g + d[None, :] * _states(C, cell * c_cell + t * c_row, n, N, None, BD))
     slot = cell * chunks + chunk
     tl.store(leaving + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], g, mask=(e < E)[None, :])
 
 
 @triton.jit(do_not_specialize=["one"])
-def gradients(u, delta, A, B, C, D, bias, dy, b_cell, b_row, c_cell, c_row, entering, arriving, kept,
-              du, ddelta, dA, dB, dC, dD, dbias, L, E, N, chunks, slot_cell, slot_first, one,
+def row_gradients(u, steps, dy, A, B, C, b_cell, b_row, c_cell, c_row, entering, arriving, shares,
+                  L, E, N: tl.constexpr, chunks, slot_cell, slot_first, one,
+                  REVERSE: tl.constexpr, OF_B: tl.constexpr, NP: tl.constexpr, HELD: tl.constexpr, ROWS: tl.constexpr,
+                  LANES: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+    """Gradient of C, from the states, or of B (``OF_B``), from their gradients: sums over channels.
+
+    A thread holds ``HELD`` states of ``ROWS`` channels, so that these sums too stay inside it: ``NP / HELD`` lanes share the states of
+    a row of channels and the other lanes have rows of their own, each with its own share of the sum. Grid as ``gradients``.
+    """
+    block, chunk, cell = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    lane, held, channel = tl.arange(0, LANES), _inside(HELD), _inside(ROWS)
+    part = lane // (NP // HELD)
+    n = held[:, None] * (NP // HELD) + (lane % (NP // HELD) * one)[None, :]  # (HELD, LANES)
+    parts: tl.constexpr = LANES * HELD // NP
+    e = ((block * parts + part) * one * ROWS)[None, None, :] + channel[:, None, None]  # (ROWS, 1, LANES)
+    first_share = (block * parts + part).to(tl.int64) * tl.num_programs(2) * L
+    channels, states, tile = e < E, n < N, (e < E) & (n < N)[None, :, :]
+    filled: tl.constexpr = N == NP
+    rate = tl.load(A + e * N + n[None, :, :], mask=tile, other=0.0) * 1.4426950408889634
+    start = chunk * CHUNK
+    count = tl.minimum(CHUNK, L - start)
+    if OF_B:
+        first = arriving + (cell * chunks + chunk).to(tl.int64) * NP * E
+    else:
+        first = entering + (cell * slot_cell + slot_first + chunk).to(tl.int64) * NP * E
+    h = tl.load(first + n[None, :, :] * E + e, mask=tile, other=0.0)
+    for i in range(count):
+        t = start + i if REVERSE == OF_B else start + count - 1 - i
+        row = (cell * L + t).to(tl.int64)
+        at = row * E + e
+        dt = _tile(steps, at, channels, WHOLE)
+        x = dt * _tile(u, at, channels, WHOLE)
+        d = _tile(dy, at, channels, WHOLE)
+        share = (first_share + row)[None, :] * N + n
+        if OF_B:
+            h += d * _tile(C, cell * c_cell + t * c_row + n, states, filled)[None, :, :]
+            sums = tl.sum(h * x, axis=0)
+            h *= tl.exp2(dt * rate)
+        else:
+            h = tl.exp2(dt * rate) * h + x * _tile(B, cell * b_cell + t * b_row + n, states, filled)[None, :, :]
+            sums = tl.sum(h * d, axis=0)
+        tl.store(shares + share, sums, mask=states)
+
+
+@triton.jit(do_not_specialize=["one"])
+def gradients(u, delta, steps, A, B, C, D, bias, dy, b_cell, b_row, c_cell, c_row, entering, arriving, kept,
+              du, ddelta, dA, dD, dbias, L, E, N: tl.constexpr, chunks, slot_cell, slot_first, one,
               REVERSE: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr,
               STEPS: tl.constexpr):  # fmt: skip
-    """Grid (channel blocks, chunks, cells). ``kept`` is scratch: the states before every ``STEPS`` steps."""
+    """All gradients but those of B and C. Grid (channel blocks, chunks, cells).
+
+    ``kept`` is scratch: the states before every ``STEPS`` steps.
+    """
     block, chunk, cell = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    e, n = (block * BD + tl.arange(0, BD)) * one, tl.arange(0, NP) * one
+    e, n = (block * BD + tl.arange(0, BD)) * one, _inside(NP)
     channels, tile = e < E, (e < E)[None, :]
     rate, shift, skip = _rates(A, e, n, E, N), _vector(bias, e, E), _vector(D, e, E)
     start = chunk * CHUNK
@@ -247,7 +324,7 @@ def gradients(u, delta, A, B, C, D, bias, dy, b_cell, b_row, c_cell, c_row, ente
             inside = i < count
             t = start + count - 1 - i if REVERSE else start + i
             at = (cell * L + t).to(tl.int64) * E + e
-            dt = _step_size(delta, shift, at, channels & inside)
+            dt = tl.load(steps + at, mask=channels & inside, other=0.0)
             x = tl.load(u + at, mask=channels & inside, other=0.0).to(tl.float32)
             b = _states(B, cell * b_cell + t * b_row, n, N, inside, BD)
             h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * b
@@ -264,7 +341,7 @@ def gradients(u, delta, A, B, C, D, bias, dy, b_cell, b_row, c_cell, c_row, ente
             inside = i < count
             t = start + count - 1 - i if REVERSE else start + i
             at = (cell * L + t).to(tl.int64) * E + e
-            dt = _step_size(delta, shift, at, channels & inside)
+            dt = tl.load(steps + at, mask=channels & inside, other=0.0)
             x = tl.load(u + at, mask=channels & inside, other=0.0).to(tl.float32)
             before = before + (h,)
             b = _states(B, cell * b_cell + t * b_row, n, N, inside, BD)
@@ -273,25 +350,18 @@ def gradients(u, delta, A, B, C, D, bias, dy, b_cell, b_row, c_cell, c_row, ente
             i = group * STEPS + (STEPS - 1 - k)
             inside = i < count
             t = start + count - 1 - i if REVERSE else start + i
-            row = cell * L + t
-            at = row.to(tl.int64) * E + e
+            at = (cell * L + t).to(tl.int64) * E + e
             valid = channels & inside
             raw = tl.load(delta + at, mask=valid, other=0.0).to(tl.float32) + shift
-            dt = tl.where(valid, _softplus(raw), 0.0)
+            dt = tl.load(steps + at, mask=valid, other=0.0)
             x = tl.load(u + at, mask=valid, other=0.0).to(tl.float32)
             d = tl.load(dy + at, mask=valid, other=0.0)
             b = _states(B, cell * b_cell + t * b_row, n, N, inside, BD)
             c = _states(C, cell * c_cell + t * c_row, n, N, inside, BD)
-            previous = before[STEPS - 1 - k]
-            decay = tl.exp2(dt[None, :] * rate)
-            after = decay * previous + (dt * x)[None, :] * b
             g = g + d[None, :] * c
-            share = (block * tl.num_programs(2) * L + row).to(tl.int64) * N + n
-            tl.store(dC + share, tl.sum(d[None, :] * after, axis=1), mask=(n < N) & inside)
-            tl.store(dB + share, tl.sum(g * (dt * x)[None, :], axis=1), mask=(n < N) & inside)
             through_input = tl.sum(g * b, axis=0)
-            g = g * decay
-            through_decay = g * previous
+            g = g * tl.exp2(dt[None, :] * rate)
+            through_decay = g * before[STEPS - 1 - k]
             sum_A += through_decay * dt[None, :]
             slope = 1.0 / (1.0 + tl.exp(-raw))
             ddt = (through_input * x + tl.sum(through_decay * rate, axis=0) * 0.6931471805599453) * slope
@@ -320,9 +390,15 @@ class _Sizes:
         self.steps = STEPS if self.padded <= 16 else 1
         self.chunk = 16 if INTERPRETED else CHUNK
         self.chunks = -(-self.length // self.chunk)
-        self.blocks, self.narrow_blocks = -(-self.channels // BLOCK), -(-self.channels // NARROW)
+        self.blocks = -(-self.channels // BLOCK)
         self.tile = {"NP": self.padded, "BD": BLOCK, "num_warps": WARPS}
-        self.narrow_tile = {"NP": self.padded, "BD": NARROW, "num_warps": 1}
+        # the turned tile: as many lanes as a row of states takes, the other lanes have channels of their own
+        held = max(HELD, self.padded // LANES)
+        rows, parts = max(1, TILE // held), LANES * held // self.padded
+        self.turned_blocks = -(-self.channels // (rows * parts))
+        self.shares = self.turned_blocks * parts
+        self.turned_tile = {"NP": self.padded, "HELD": held, "ROWS": rows, "LANES": LANES, "num_warps": 1}
+        self.turned_tile["WHOLE"] = self.channels % (rows * parts) == 0
 
 
 def scan(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
@@ -433,31 +509,31 @@ def _backward(ctx, i: int, tensors: Sequence[Tensor], dy: Tensor) -> list[Tensor
     reverse = ctx.flags[i]
     single = {"device": u.device, "dtype": torch.float32}
     arriving = torch.empty(s.batch, s.chunks, s.padded, s.channels, **single)
+    steps = torch.empty(u.shape, **single)
     sizes = (s.length, s.channels, s.states, s.chunks)
-    cs = (C.stride(0), C.stride(1))
+    bs, cs = (B.stride(0), B.stride(1)), (C.stride(0), C.stride(1))
     grid = (s.blocks, s.chunks, s.batch)
-    end_gradients[grid](delta, A, C, bias, dy, *cs, arriving, *sizes, 1, REVERSE=reverse, **s.tile, CHUNK=s.chunk)
+    end_gradients[grid](delta, A, C, bias, dy, *cs, arriving, steps, *sizes, 1, REVERSE=reverse, **s.tile, CHUNK=s.chunk)
     carry[(s.blocks, s.batch)](
         A, A, arriving, ctx.totals[:, i].contiguous(), s.channels, s.states, s.chunks, 1,
         BOTH=False, REVERSE0=not reverse, REVERSE1=False, **s.tile,
     )  # fmt: skip
+    rows = []
+    for of_b, like in ((True, B), (False, C)):
+        shares = torch.empty(s.shares, s.batch, s.length, s.states, **single)
+        row_gradients[(s.turned_blocks, s.chunks, s.batch)](
+            u, steps, dy, A, B, C, *bs, *cs, ctx.entering, arriving, shares, *sizes, s.directions * s.chunks, i * s.chunks, 1,
+            REVERSE=reverse, OF_B=of_b, **s.turned_tile, CHUNK=s.chunk,
+        )  # fmt: skip
+        rows.append(shares.sum(0).to(like.dtype))
     kept = torch.empty(s.batch, s.chunks, s.chunk // s.steps, s.padded, s.channels, **single)
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dA = torch.empty(s.batch, s.chunks, s.padded, s.channels, **single)
-    dB, dC = (torch.empty(s.narrow_blocks, s.batch, s.length, s.states, **single) for _ in range(2))
     dD, dbias = (torch.empty(s.batch, s.chunks, s.channels, **single) for _ in range(2))
-    gradients[(s.narrow_blocks, s.chunks, s.batch)](
-        u, delta, A, B, C, D, bias, dy, B.stride(0), B.stride(1), *cs, ctx.entering, arriving, kept,
-        du, ddelta, dA, dB, dC, dD, dbias, *sizes, s.directions * s.chunks, i * s.chunks, 1,
-        REVERSE=reverse, **s.narrow_tile, CHUNK=s.chunk, STEPS=s.steps,
+    gradients[grid](
+        u, delta, steps, A, B, C, D, bias, dy, *bs, *cs, ctx.entering, arriving, kept,
+        du, ddelta, dA, dD, dbias, *sizes, s.directions * s.chunks, i * s.chunks, 1,
+        REVERSE=reverse, **s.tile, CHUNK=s.chunk, STEPS=s.steps,
     )  # fmt: skip
     rates = dA.sum((0, 1))[: s.states].t()
-    return [
-        du,
-        ddelta,
-        rates,
-        dB.sum(0).to(B.dtype),
-        dC.sum(0).to(C.dtype),
-        dD.sum((0, 1)),
-        dbias.sum((0, 1)),
-    ]
+    return [du, ddelta, rates, *rows, dD.sum((0, 1)), dbias.sum((0, 1))]
