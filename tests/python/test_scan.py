@@ -327,3 +327,26 @@ def test_kernels_are_cached_where_one_may_write(monkeypatch, tmp_path):
     blocked.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     assert os.access(cache_folder(), os.W_OK) and blocked not in cache_folder().parents
+
+
+@pytest.mark.parametrize("shift", [-7.0, -4.5, -3.5, -2.5, -1.5, 0.0, 3.0])
+@pytest.mark.parametrize("states", [7, 16])
+def test_decays_of_every_reach(shift, states):
+    """From exponents that stay near 0 to those that leave the normal range: each has a path of its own, and tiles mix them."""
+    (d,), _ = make(2, 75, 64, states, (False,), shift)
+    rates = -torch.arange(1.0, states + 1).repeat(64, 1)
+    rates[3, 2] = 0.25  # growing: a state that is no decay has no short path
+    rates[5] = 0.0
+    step = torch.linspace(-1, 1, 75)[:, None].expand(75, 64)  # from tile to tile another reach
+    d = Direction(d.u, d.delta * 0.1 + shift + step, rates, *d.tensors[3:])
+    exact, found = (run([d], None, name, dtype) for name, dtype in (("reference", torch.float64), ("cpu", torch.float32)))
+    # The channel that grows must not set the scale of the others; dB and dC are sums over all of them.
+    others = [c for c in range(64) if c not in (3, 5)]
+    for name, x in exact.items():
+        assert torch.isfinite(found[name]).all()
+        if name in ("dB[0]", "dC[0]"):
+            continue
+        axis = 0 if name in ("dA[0]", "dD[0]", "ddelta_bias[0]") else -1
+        index = torch.tensor(others)
+        expected = x.index_select(axis, index)
+        assert (found[name].index_select(axis, index) - expected).abs().max() <= 3e-6 * expected.abs().max(), name

@@ -18,6 +18,7 @@ import numba as nb
 import numpy as np
 
 from ._vector import (
+    ANY,
     BY_DECAY,
     BY_INPUT,
     DGATE,
@@ -25,6 +26,8 @@ from ._vector import (
     DY,
     INTERLEAVED,
     LANES,
+    NEAR,
+    NORMAL,
     PLANES,
     READ,
     ROWS,
@@ -45,12 +48,12 @@ from ._vector import (
     project_many,
     project_one,
     recompute_any,
-    recompute_fast,
+    recompute_near,
+    recompute_normal,
     recompute_one,
     slope_one,
     slope_wide,
-    step_any,
-    step_fast,
+    step,
     steps_one,
     steps_only_one,
     steps_only_wide,
@@ -62,6 +65,7 @@ from ._vector import (
     vfma,
     vln2,
     vload,
+    vmax,
     vmul,
     vsplat,
     vstore,
@@ -71,6 +75,7 @@ from ._vector import (
 )
 
 TILE = 32  # time steps between two kept states; the backward pass recomputes this many at a time
+SPAN = 8  # time steps the forward pass takes a block of channels through at a time: more of them leave the first-level cache
 PLANE = 64 * TILE
 
 
@@ -115,6 +120,7 @@ class Field(IntEnum):
     STRIDE_DBC = 35
     WEIGHT = 36  # (vectors, RANK, 16): delta is (B, L, RANK) and is projected here; 0: delta is (B, L, E)
     RANK = 37
+    STEEP = 38  # (vectors, N, 16): the largest |A| log2(e) of the state's group, inf where one is positive
 
 
 FIELDS = len(Field)
@@ -124,15 +130,18 @@ U, DELTA, B_, C_, Z, Y, KEPT, A_, D_, BIAS, LIMIT = (8 * int(f) for f in list(Fi
 S_U, S_DELTA, S_B, S_C, S_Z, S_Y, S_KEPT = (8 * int(f) for f in list(Field)[11:18])
 LENGTH, STATES, VECTORS, REVERSE, FIRST, LAST = (8 * int(f) for f in list(Field)[18:24])
 DOUT, DU, DDELTA, DB, DC, DZ, DA, DD, DBIAS, S_DOUT, S_DX, S_DBC = (8 * int(f) for f in list(Field)[24:36])
-WEIGHT, RANK = 8 * Field.WEIGHT, 8 * Field.RANK
+WEIGHT, RANK, STEEP = 8 * Field.WEIGHT, 8 * Field.RANK, 8 * Field.STEEP
 ROW = 8 * FIELDS
 
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
+_END_0, _END_1, _END_2 = (np.float32(end) for end in NEAR)
+
+
 def scratch_bytes(states: int, vectors: int) -> int:
     """Room one thread needs for either kernel: see the layout at the top of ``backward_job``."""
-    return 64 * (states * vectors + INTERLEAVED * (4 * TILE + 2) + vectors * (1 + PLANES * TILE)) + 4096
+    return 64 * (2 * states * vectors + INTERLEAVED * (4 * TILE + 2) + vectors * PLANES * TILE) + 4096
 
 
 @nb.njit(inline="always", **_options)
@@ -167,13 +176,37 @@ def _gate(y, z, out, vectors):
         gated_one(y + 64 * v, z + 64 * v, out + 64 * v)
 
 
+@nb.njit(inline="always", **_options)
+def _reaches(dt, stride, count, limit, steep, states, out):
+    """How far the exponents of each group of states go in ``count`` steps of one vector, to ``out`` (states, 64 bytes each)."""
+    inside, top = True, vzero()
+    for i in range(count):
+        here = vload(dt + i * stride)
+        inside &= within(here, limit)
+        top = vmax(here, top)
+    n = 0
+    while n < states:
+        reach = ANY
+        if inside:
+            far = vmul(top, vload(steep + 64 * n))
+            reach = NORMAL
+            if within(far, vsplat(_END_0)):
+                reach = 0
+            elif within(far, vsplat(_END_1)):
+                reach = 1
+            elif within(far, vsplat(_END_2)):
+                reach = 2
+        istore(out + 64 * n, reach)
+        n += INTERLEAVED if n + INTERLEAVED <= states else 1
+
+
 @nb.njit(**_options)
 def forward_job(job, scratch):
     """Scan one block of channels of one cell in one direction."""
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
     u0, delta0, b0, c0 = iload(job + U), iload(job + DELTA), iload(job + B_), iload(job + C_)
     z0, y0, kept = iload(job + Z), iload(job + Y), iload(job + KEPT)
-    a0, d0, bias0, limit0 = iload(job + A_), iload(job + D_), iload(job + BIAS), iload(job + LIMIT)
+    a0, d0, bias0, limit0, steep0 = iload(job + A_), iload(job + D_), iload(job + BIAS), iload(job + LIMIT), iload(job + STEEP)
     s_u, s_delta, s_b, s_c = iload(job + S_U), iload(job + S_DELTA), iload(job + S_B), iload(job + S_C)
     s_z, s_y, s_kept = iload(job + S_Z), iload(job + S_Y), iload(job + S_KEPT)
     reverse, first, gate = iload(job + REVERSE), iload(job + FIRST), iload(job + LAST) * z0
@@ -182,12 +215,13 @@ def forward_job(job, scratch):
     column, row = 64 * states, 64 * vectors
     h0 = scratch
     dt0 = h0 + vectors * column
+    reach = dt0 + SPAN * row
     for i in range(vectors * states):
         vstore(h0 + 64 * i, vzero())
-    for start in range(0, length, TILE):
-        count = min(TILE, length - start)
+    for start in range(0, length, SPAN):
+        count = min(SPAN, length - start)
         origin = length - 1 - start if reverse else start
-        if kept != 0:
+        if kept != 0 and start % TILE == 0:
             for i in range(vectors * states):
                 vstore(kept + 64 * i, vload(h0 + 64 * i))
             kept += s_kept
@@ -199,31 +233,28 @@ def forward_job(job, scratch):
                 _steps(dt0 + i * row, bias0, dt0 + i * row, vectors)
             else:
                 _steps(delta0 + t * s_delta, bias0, dt0 + i * row, vectors)
-                for v in range(vectors):
-                    prefetch(delta0 + (t + sign * TILE) * s_delta + 64 * v)
         for v in range(vectors):
             o = 64 * v
             skip, limit = vload(d0 + o), vload(limit0 + o)
             h, a = h0 + v * column, a0 + v * column
+            _reaches(dt0 + o, row, count, limit, steep0 + v * column, states, reach)
             for i in range(count):
                 t = origin + sign * i
-                prefetch(u0 + (t + sign * TILE) * s_u + o)
+                prefetch(u0 + (t + sign * SPAN) * s_u + o)
+                if weight == 0:
+                    prefetch(delta0 + (t + sign * SPAN) * s_delta + o)
                 dt, u = vload(dt0 + i * row + o), vload(u0 + t * s_u + o)
                 y = vmul(skip, u)
+                prefetch(y0 + (t + sign * SPAN) * s_y + o)
                 if not first:
-                    prefetch(y0 + (t + sign * TILE) * s_y + o)
                     y = vadd(y, vload(y0 + t * s_y + o))
-                if within(dt, limit):
-                    ch = step_fast(h, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
-                else:
-                    ch = step_any(h, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states)
-                vstore(y0 + t * s_y + o, vadd(y, ch))
+                vstore(y0 + t * s_y + o, vadd(y, step(h, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states, reach)))
         if gate != 0:
             for i in range(count):
                 t = origin + sign * i
                 _gate(y0 + t * s_y, z0 + t * s_z, y0 + t * s_y, vectors)
                 for v in range(vectors):
-                    prefetch(z0 + (t + sign * TILE) * s_z + 64 * v)
+                    prefetch(z0 + (t + sign * SPAN) * s_z + 64 * v)
 
 
 @nb.njit(inline="always", **_options)
@@ -236,15 +267,6 @@ def _lane_sums(shares, out, step, count, states):
     for i in range(whole, count):
         for n in range(states):
             sum_one(shares + 64 * (i * states + n), out + i * step + 4 * n)
-
-
-@nb.njit(inline="always", **_options)
-def _all_within(dt, count, limit):
-    """Whether no exponent of any step leaves the normal range."""
-    inside = True
-    for i in range(count):
-        inside &= within(vload(dt + 64 * i), limit)
-    return inside
 
 
 @nb.njit(inline="always", **_options)
@@ -314,7 +336,7 @@ def backward_job(job, scratch):
     """
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
     b0, c0, kept0, s_b, s_c = iload(job + B_), iload(job + C_), iload(job + KEPT), iload(job + S_B), iload(job + S_C)
-    a0, limit0, s_kept, s_dbc = iload(job + A_), iload(job + LIMIT), iload(job + S_KEPT), iload(job + S_DBC)
+    a0, limit0, steep0, s_kept, s_dbc = iload(job + A_), iload(job + LIMIT), iload(job + STEEP), iload(job + S_KEPT), iload(job + S_DBC)
     db0, dc0, da0, dd0, dbias0 = iload(job + DB), iload(job + DC), iload(job + DA), iload(job + DD), iload(job + DBIAS)
     reverse = iload(job + REVERSE)
     sign = -1 if reverse else 1
@@ -327,8 +349,8 @@ def backward_job(job, scratch):
     db_lanes = decay0 + TILE * 64 * INTERLEAVED + 768  # (TILE, group) the lanes' shares of dB, summed over the vectors
     dc_lanes = db_lanes + TILE * 64 * INTERLEAVED + 2048
     da_tile = dc_lanes + TILE * 64 * INTERLEAVED  # (group) the tile's share of dA: short sums lose fewer digits
-    safe0 = da_tile + 64 * INTERLEAVED  # per vector: no exponent leaves the normal range
-    planes = safe0 + 64 * vectors
+    reach0 = da_tile + 64 * INTERLEAVED  # (vectors, states) how far the exponents go
+    planes = reach0 + vectors * column
     for i in range(vectors * states):
         vstore(g0 + 64 * i, vzero())
         vstore(da0 + 64 * i, vzero())
@@ -342,7 +364,8 @@ def backward_job(job, scratch):
         origin = length - 1 - start if reverse else start
         _prepare(job, planes, vectors, origin, sign, count)
         for v in range(vectors):
-            istore(safe0 + 64 * v, 1 if _all_within(planes + v * PLANES * PLANE, count, vload(limit0 + 64 * v)) else 0)
+            limit, steep = vload(limit0 + 64 * v), steep0 + v * column
+            _reaches(planes + v * PLANES * PLANE, 64, count, limit, steep, states, reach0 + v * column)
         n = 0
         while n < states:
             group = INTERLEAVED if n + INTERLEAVED <= states else 1
@@ -361,8 +384,11 @@ def backward_job(job, scratch):
                         here, 64, PLANE, a, g, da_tile, b, sign * s_b, c, sign * s_c, h0, decay0, db_lanes, dc_lanes, count
                     )
                 else:
-                    if iload(safe0 + 64 * v) != 0:
-                        recompute_fast(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                    reach = iload(reach0 + o)
+                    if reach < NORMAL:
+                        recompute_near(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                    elif reach == NORMAL:
+                        recompute_normal(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
                     else:
                         recompute_any(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
                     gradients_group(

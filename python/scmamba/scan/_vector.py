@@ -122,8 +122,20 @@ def _slope_at_zero(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarra
 
 # 2**r = 1 + r q(r): exact at 0, so long memories (decays near 1) do not drift
 _EXP2 = [*_fit(_slope_at_zero(lambda r: np.expm1(r * math.log(2))), -0.5, 0.5, 4), 1.0]
+# Near 0 the whole exponent goes into a polynomial, nothing to split off and put back: (how far below 0, degree, whether it is of the
+# square root). Six, seven and eight operations each, relative errors below 3e-7, 4e-7 and 6e-7.
+_NEAR = (0.8, 5, False), (1.5, 6, False), (2.6, 6, True)
+NEAR = tuple(end for end, _, _ in _NEAR)
+
+
+def _near(end: float, degree: int, root: bool) -> list[float]:
+    return [*_fit(_slope_at_zero(lambda r: np.expm1(r * math.log(2) / (2 if root else 1))), -end, 0.0, degree - 1), 1.0]
+
+
 # log1p(w) = w q(w): full relative accuracy for small w
 _LOG1P = _fit(_slope_at_zero(np.log1p), 0.0, 1.0, 10)
+SMALL = -1.4  # exp of less is below 0.25
+_LOG1P_SMALL = _fit(_slope_at_zero(np.log1p), 0.0, 0.25, 5)
 _RECIPROCAL = _fit(lambda w: 1 / (1 + w), 0.0, 1.0, 4)  # 1 / (1 + w), before one Newton step
 
 
@@ -309,6 +321,16 @@ def within(typingctx: Any, x: Any, limit: Any) -> Any:
 
 
 @intrinsic
+def vmax(typingctx: Any, x: Any, y: Any) -> Any:
+    """The larger of two, lane by lane; not to be asked where one may be NaN."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", *args), *args)
+
+    return vec(vec, vec), codegen
+
+
+@intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for a cache line: strided channel blocks defeat the hardware's prefetcher."""
 
@@ -357,7 +379,14 @@ def _steps_of(vectors: int) -> Callable[..., None]:
 def _steps_only_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, delta: Value, bias: Value, dt: Value) -> None:
         x = builder.fadd(_load(builder, delta, vectors), _load(builder, bias, vectors))
-        _store(builder, dt, _softplus(builder, x, _exp_of_minus_magnitude(builder, x)))
+        lanes, mask = x.type.count, ir.IntType(x.type.count)
+        small = builder.and_(builder.fcmp_ordered("<=", x, _const(SMALL, x)), builder.fcmp_ordered(">=", x, _const(-80.0, x)))
+        with builder.if_else(builder.icmp_unsigned("==", builder.bitcast(small, mask), mask(2**lanes - 1))) as (here, otherwise):
+            with here:  # as at initialisation and mostly afterwards
+                w = _exp2_many(builder, x, [_const(1 / math.log(2), x)])[0]
+                _store(builder, dt, builder.fmul(w, _horner(builder, w, _LOG1P_SMALL)))
+            with otherwise:
+                _store(builder, dt, _softplus(builder, x, _exp_of_minus_magnitude(builder, x)))
 
     return body
 
@@ -537,40 +566,68 @@ def _tree_sum(builder: Builder, terms: list[Value]) -> Value:
     return terms[0]
 
 
-def _decays(builder: Builder, any_value: bool, dt: Value, rates: list[Value]) -> list[Value]:
-    """exp of dt times each rate; ``any_value``: also where an exponent leaves the normal range."""
-    if any_value:
+# How far the exponents of a tile reach: one of _NEAR, or
+NORMAL, ANY = len(NEAR), len(NEAR) + 1
+
+
+def _decays(builder: Builder, reach: int, dt: Value, rates: list[Value]) -> list[Value]:
+    """2 to the power of dt times each rate, stage by stage."""
+    if reach == ANY:
         return [_exp2(builder, builder.fmul(dt, r)) for r in rates]
-    return _exp2_many(builder, dt, rates)
+    if reach == NORMAL:
+        return _exp2_many(builder, dt, rates)
+    xs = [builder.fmul(dt, r) for r in rates]
+    first, *rest = _near(*_NEAR[reach])
+    ps: list[Value] = [_const(first, dt)] * len(xs)
+    for c in rest:
+        ps = [_fma(builder, p, x, _const(c, dt)) for p, x in zip(ps, xs)]
+    return [builder.fmul(p, p) for p in ps] if _NEAR[reach][2] else ps
 
 
-def _step(any_value: bool) -> Any:
-    """All states of one vector of channels, one step; returns C h."""
+def _decays_of(builder: Builder, reach: Value, dt: Value, rates: list[Value]) -> list[Value]:
+    """The same, for a ``reach`` that is known when it runs; the same from step to step of a tile, so that the branch is foreseen."""
+    found = [cgutils.alloca_once(builder, dt.type) for _ in rates]
 
-    @intrinsic
-    def step(ctx: Any, h: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any) -> Any:
-        def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            addresses = dict(zip("habc", args))
-            dt, dtu, states = args[4:]
+    def put(values: list[Value]) -> None:
+        for place, value in zip(found, values):
+            builder.store(value, place)
 
-            def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
-                each = range(count)
-                factors = _decays(builder, any_value, dt, [_load(builder, at["a"], 1, BYTES * i) for i in each])
-                inputs = [builder.fmul(dtu, _broadcast(builder, at["b"], 4 * i)) for i in each]
-                before = [_load(builder, at["h"], 1, BYTES * i) for i in each]
-                values = [_fma(builder, f, h, x) for f, h, x in zip(factors, before, inputs)]
-                for i in each:
-                    _store(builder, at["h"], values[i], BYTES * i)
-                return [[(values[i], _broadcast(builder, at["c"], 4 * i))] for i in each]
+    def choose(which: int) -> None:
+        if which == ANY:
+            put(_decays(builder, ANY, dt, rates))
+            return
+        with builder.if_else(builder.icmp_signed("==", reach, ir.Constant(_I64, which))) as (here, further):
+            with here:
+                put(_decays(builder, which, dt, rates))
+            with further:
+                choose(which + 1)
 
-            return _over_states(builder, states, addresses, 1, group)[0]
-
-        return vec(*[types.int64] * 4, vec, vec, types.int64), codegen
-
-    return step
+    choose(0)
+    return [builder.load(place) for place in found]
 
 
-step_fast, step_any = _step(False), _step(True)
+@intrinsic
+def step(ctx: Any, h: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any, reach: Any) -> Any:
+    """All states of one vector of channels, one step; returns C h. ``reach``: of the exponents, at the first state of every group."""
+
+    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        addresses = dict(zip("habc", args)) | {"reach": args[7]}
+        dt, dtu, states = args[4:7]
+
+        def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
+            each = range(count)
+            reach = builder.load(_pointer(builder, at["reach"], _I64, 0))
+            factors = _decays_of(builder, reach, dt, [_load(builder, at["a"], 1, BYTES * i) for i in each])
+            inputs = [builder.fmul(dtu, _broadcast(builder, at["b"], 4 * i)) for i in each]
+            before = [_load(builder, at["h"], 1, BYTES * i) for i in each]
+            values = [_fma(builder, f, h, x) for f, h, x in zip(factors, before, inputs)]
+            for i in each:
+                _store(builder, at["h"], values[i], BYTES * i)
+            return [[(values[i], _broadcast(builder, at["c"], 4 * i))] for i in each]
+
+        return _over_states(builder, states, addresses, 1, group)[0]
+
+    return vec(*[types.int64] * 4, vec, vec, types.int64, types.int64), codegen
 
 
 # --- a few states of one vector of channels, all steps of a tile -------------------------------------------
@@ -612,7 +669,7 @@ class _Walk:
         return self.builder.add(address, self.builder.mul(i, ir.Constant(_I64, BYTES * count)))
 
 
-def _recompute(count: int, any_value: bool) -> Any:
+def _recompute(count: int, reach: int) -> Any:
     """States and decays of a tile from the states before it: to ``h`` (steps + 1, count) and ``decay`` (steps, count); adds
     what C reads of them to plane READ.
     """
@@ -631,7 +688,7 @@ def _recompute(count: int, any_value: bool) -> Any:
                 _store(builder, h, builder.load(states[n]), BYTES * n)
             with cgutils.for_range(builder, steps, intp=_I64) as loop:
                 i = loop.index
-                factors = _decays(builder, any_value, walk.get(DT, i), rates)
+                factors = _decays(builder, reach, walk.get(DT, i), rates)
                 dtu, reads = walk.get(DTU, i), []
                 there, factor_at = walk.group(h, i, count), walk.group(decay, i, count)
                 b_at, c_at = builder.add(b, builder.mul(i, b_step)), builder.add(c, builder.mul(i, c_step))
@@ -699,8 +756,9 @@ def _gradients(count: int) -> Any:
     return gradients
 
 
-recompute_fast, recompute_any = _recompute(INTERLEAVED, False), _recompute(INTERLEAVED, True)
-recompute_one = _recompute(1, True)
+recompute_near = _recompute(INTERLEAVED, len(NEAR) - 1)  # of little weight in the backward pass: one for all of them
+recompute_normal, recompute_any = _recompute(INTERLEAVED, NORMAL), _recompute(INTERLEAVED, ANY)
+recompute_one = _recompute(1, ANY)
 gradients_group, gradients_one = _gradients(INTERLEAVED), _gradients(1)
 
 

@@ -69,11 +69,18 @@ def _by_vector(rows: Tensor) -> Tensor:
     return rows.view(-1, LANES, rows.shape[1]).transpose(1, 2).contiguous()
 
 
-def _packed(A: Tensor) -> tuple[Tensor, Tensor]:
-    """A log2(e) as (vectors, N, 16), and per channel the largest dt that keeps every exponent above -125."""
+def _packed(A: Tensor, group: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A log2(e) as (vectors, N, 16); per channel the largest dt that keeps every exponent above -125; the steepest of each state's
+    group.
+    """
     scaled = A.detach() * math.log2(math.e)
     limit = (125.0 / scaled.abs().amax(1)).clamp_(max=1e30)
-    return _by_vector(scaled), limit
+    steep = torch.where(scaled <= 0, -scaled, torch.inf)
+    whole = A.shape[1] - A.shape[1] % group
+    if whole:
+        groups = steep[:, :whole].unflatten(1, (-1, group))
+        groups.copy_(groups.amax(2, keepdim=True).expand_as(groups))
+    return _by_vector(scaled), limit, _by_vector(steep)
 
 
 class _Jobs:
@@ -129,7 +136,7 @@ def _inputs(flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], 
     for i, reverse in enumerate(flags):
         u, delta, A, B, C, D, bias = tensors[7 * i : 7 * i + 7]
         states = A.shape[1]
-        packed, limit = _packed(A)
+        packed, limit, steep = _packed(A, jobs.k.INTERLEAVED)
         jobs.rows(i, "U", u, channels=True)
         weight = weights[i] if weights else None
         jobs.rows(i, "DELTA", delta, channels=weight is None)
@@ -139,6 +146,7 @@ def _inputs(flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], 
         jobs.rows(i, "B", B, channels=False)
         jobs.rows(i, "C", C, channels=False)
         jobs.address(i, "A", packed, False, 64 * states)
+        jobs.address(i, "STEEP", steep, False, 64 * states)
         for name, x in (("D", D), ("BIAS", bias), ("LIMIT", limit)):
             jobs.address(i, name, x.contiguous(), False, 64)
         if z is not None:
