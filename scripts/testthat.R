@@ -1,4 +1,5 @@
 # Run the installed package's test suite; the last line says how it went, for people and for the CI.
+Sys.setenv(NOT_CRAN = "true") # pictures are compared
 testthat::set_max_fails(Inf)
 reporter <- testthat::ListReporter$new()
 testthat::test_dir(
