@@ -226,7 +226,7 @@ class Client:
                     ended = "failed" if now["state"] == "failed" else "was cancelled"
                     raise ScMambaError(f"On the server the job {ended}: {now['message']}")
                 time.sleep(pause)
-                pause = min(1.15 * pause, 2.0)  # short jobs end soon; long ones need no asking three times a second
+                pause = min(1.15 * pause, 0.5)  # short jobs end soon
 
     def fetch(self, job: str, target: str | PathLike[str], *, format: str = "h5ad") -> Path:
         """Save the result: the whole object, or with ``format="scmb"`` what was added. Fetched again if the line breaks."""
