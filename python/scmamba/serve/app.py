@@ -138,8 +138,9 @@ def create_app(settings: Settings) -> FastAPI:
     async def submit(
         name: str, task: str, request: Request, options: str = "{}", upload: str | None = None, who: str = Depends(user)
     ) -> dict[str, Any]:
-        """Send a file as the body: .h5ad, 10x .h5 or scMamba's plain form; ``options`` is a JSON object of the verb's arguments.
+        """Send a file as the body: .h5ad, 10x .h5, a zipped 10x folder or scMamba's plain form.
 
+        ``options`` is a JSON object of the verb's arguments.
         Or name a file that was sent to ``/v2/uploads`` before: ``upload``.
         """
         _known(name)

@@ -46,8 +46,13 @@ def look(path: Path, max_cells: int, max_genes: int, max_bytes: int | None = Non
         about: dict[str, Any] = {"kind": "scmb", "cells": cells, "genes": genes}
     elif start == b"\x89HDF\r\n\x1a\n":
         about = _hdf5(path, max_bytes or memory_limit())
+    elif start.startswith(b"PK\x03\x04"):
+        from . import tenx
+
+        about = tenx.look(path, max_bytes or memory_limit())
     else:
-        raise DataError("The upload is neither an .h5ad or 10x .h5 file nor scMamba's plain form. Save the object with adata.write_h5ad().")
+        raise DataError("The upload is neither an .h5ad or 10x .h5 file, nor a zipped 10x folder, nor scMamba's plain form. "
+                        "Save the object with adata.write_h5ad().")  # fmt: skip
     if about["cells"] < 1 or about["genes"] < 1:
         raise DataError(f"The upload holds {about['cells']} cells x {about['genes']} genes; there is nothing to work on.")
     if about["cells"] > max_cells or about["genes"] > max_genes:

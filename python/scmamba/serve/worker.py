@@ -73,6 +73,12 @@ def _open(path: Path) -> AnnData:
         from .wire import to_adata
 
         return to_adata(path)
+    if start.startswith(b"PK\x03\x04"):
+        from .check import memory_limit
+        from .tenx import limit_of
+        from .tenx import to_adata as from_folder
+
+        return from_folder(path, limit_of(path, memory_limit()))
     import h5py
 
     with h5py.File(path, "r") as file:
