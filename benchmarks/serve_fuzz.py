@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gzip
 import json
 import os
 import random
@@ -28,6 +29,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zipfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -73,7 +75,20 @@ def seeds(folder: Path) -> list[Path]:
         features["name"] = features["id"] = np.array(var.index.to_list(), dtype="S")
         features["feature_type"], features["genome"] = np.array(["Gene Expression"] * 20, dtype="S"), np.array(["GRCh38"] * 20, dtype="S")
     header = {"genes": var.index.tolist(), "cells": obs.index.tolist(), "obs": {"donor": obs["donor"].astype(str).tolist()}}
-    wire.write(folder / "plain.scmb", header, {"p": csr.indptr, "i": csr.indices, "x": csr.data.astype(float)})
+    slots = {"p": csr.indptr, "i": csr.indices, "x": csr.data.astype(float)}
+    wire.write(folder / "plain.scmb", header, slots)
+    more = {"levels": {"sex": ["f", "m"]}, "flags": ["odd"]}
+    columns = {"obs/depth": counts.sum(1).astype(float), "obs/sex": np.arange(12, dtype="i4") % 2, "obs/odd": np.ones(12, "i4")}
+    wire.write(folder / "layer.scmb", {**header, **more}, {**slots, **{f"layer/{k}": v for k, v in slots.items()}, **columns})
+    for name in ("folder", "folder_gz"):
+        lines = "".join(f"{g + 1} {c + 1} {int(counts[c, g])}\n" for c, g in zip(*counts.nonzero(), strict=True))
+        parts = {"matrix.mtx": f"%%MatrixMarket matrix coordinate integer general\n20 12 {csr.nnz}\n{lines}",
+                 "features.tsv": "".join(f"ENSG{i}\t{g}\tGene Expression\n" for i, g in enumerate(var.index)),
+                 "barcodes.tsv": "".join(f"b{i}-1\n" for i in range(12))}  # fmt: skip
+        with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED if name == "folder" else zipfile.ZIP_DEFLATED) as archive:
+            for part, text in parts.items():
+                packed = gzip.compress(text.encode()) if name == "folder_gz" else text.encode()
+                archive.writestr(part + (".gz" if name == "folder_gz" else ""), packed)
     return sorted(folder.iterdir())
 
 
@@ -161,8 +176,9 @@ def atheris_child(folder: Path, seconds: int) -> None:
     """One libFuzzer process; tallies what it did to ``folder/tally.json``."""
     import atheris
 
-    with atheris.instrument_imports(include=["scmamba.serve.check", "scmamba.serve.wire"]):
+    with atheris.instrument_imports(include=["scmamba.serve.check", "scmamba.serve.tenx", "scmamba.serve.wire"]):
         import scmamba.serve.check
+        import scmamba.serve.tenx
         import scmamba.serve.wire
     import resource
     import warnings
@@ -280,8 +296,11 @@ ODD = [None, True, False, -1, 0, 1, 7, 10**9, 10**40, 1.5, -0.0, 1e300, "", "x",
 def odd_options(rng: random.Random) -> str:
     """Options of all tasks with values that may or may not fit."""
     names = ["adapt", "passes", "min_value", "to_counts", "seed", "force", "batch_size", "layer", "gene_column", "method", "markers",
-             "sample", "error_rate", "expected_rate", "labels", "reference", "network", "model", "__class__"]  # fmt: skip
-    options = {"adapt": False, "force": True} if rng.random() < 0.7 else {}
+             "sample", "error_rate", "expected_rate", "labels", "reference", "network", "model", "__class__", "groupby", "group1",
+             "ratios", "layers", "genes", "resume"]  # fmt: skip
+    options: dict[str, Any] = {"adapt": False, "force": True} if rng.random() < 0.7 else {}
+    if rng.random() < 0.2:
+        options = {"groupby": "donor", "group1": "a"}
     options |= {rng.choice(names): rng.choice(ODD) for _ in range(rng.choice((0, 0, 1, 1, 2)))}
     text = json.dumps(options)
     return text if rng.random() < 0.9 else text[: rng.randrange(len(text))]
@@ -289,7 +308,7 @@ def odd_options(rng: random.Random) -> str:
 
 def ask(port: int, rng: random.Random, body: bytes) -> int | str:
     """One upload over a socket of our own, sometimes cut off or with a length that lies; the status, or what happened instead."""
-    task = rng.choice(["impute", "embed", "annotate", "doublets"])
+    task = rng.choice(["impute", "embed", "annotate", "doublets", "markers", "robustness"])
     path = f"/v2/models/brain-mini/{task}?" + urllib.parse.urlencode({"options": odd_options(rng).encode("utf-8", "surrogatepass")})
     kind, claimed = rng.randrange(20), len(body)
     if kind == 0:
