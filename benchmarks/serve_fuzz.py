@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gzip
 import json
 import os
@@ -142,7 +143,7 @@ def bent(data: bytes, rng: random.Random) -> bytes:
                 stack.append(node[key])  # type: ignore[index]
         if spots:
             node, key = rng.choice(spots)
-            node[key] = rng.choice(odd)  # type: ignore[index]
+            node[key] = copy.deepcopy(rng.choice(odd))  # type: ignore[index]  # itself inside itself would never end
     with contextlib.suppress(ValueError, RecursionError):
         text = json.dumps(header).encode()
         data = b"SCMB1\n" + len(text).to_bytes(8, "little") + text + data[14 + length :]
