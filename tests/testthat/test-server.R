@@ -47,14 +47,15 @@ test_that("DEGs, robustness and fine-tuning are the same there", {
   latent <- list(latent.vars = c("half", "score", "odd"), only.pos = TRUE)
   for (options in list(list(), latent, list(test.use = "wilcox"))) {
     markers <- function(...) {
-      fixed <- list(object, pair[1], pair[2], group.by = "disease", verbose = FALSE, ...)
+      fixed <- list(object, pair[1], pair[2], group.by = "disease", layer = "counts", verbose = FALSE, ...)
       do.call(ScMambaFindMarkers, c(fixed, options))
     }
     here <- markers()
     expect_gt(nrow(here), 10)
     expect_identical(markers(backend = "server"), here)
   }
-  expect_error(ScMambaFindMarkers(object, "nobody", backend = "server"), "nobody", class = "scmamba_error")
+  expect_error(ScMambaFindMarkers(object, "nobody", layer = "counts", backend = "server"), "nobody",
+    class = "scmamba_error")
   imputed <- ScMambaImpute(object, adapt = FALSE, force = TRUE, verbose = FALSE)
   robust <- function(...) {
     suppressWarnings(ScMambaRobustness(imputed, group.by = "disease", donor = "donor", ratios = c(0.3, 0.6),
