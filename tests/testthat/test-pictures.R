@@ -21,7 +21,9 @@ test_that("robustness is drawn as boxes by share of cells and layer", {
 test_that("confidence is drawn as probabilities by type", {
   cells <- data.frame(
     scmamba_type = rep(c("Astrocyte", "Microglia", "Unassigned"), c(12, 9, 6)),
-    scmamba_probability = c(seq(0.7, 1, length.out = 12), seq(0.5, 0.98, length.out = 9), seq(0.2, 0.45, length.out = 6))
+    scmamba_probability = c(
+      seq(0.7, 1, length.out = 12), seq(0.5, 0.98, length.out = 9), seq(0.2, 0.45, length.out = 6)
+    )
   )
   compare_picture(ScMambaPlotConfidence(cells), "confidence", "confidence.svg")
 })
