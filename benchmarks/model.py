@@ -2,6 +2,7 @@
 
     python benchmarks/model.py            # a few minutes on two cores; writes results/model.json, model.png, docs table
     python benchmarks/model.py --table    # only the table and the picture, from the committed JSON
+    python benchmarks/model.py --lookup   # inference with the first layer's table beside inference without (SCMAMBA_LINEAR=torch, amx)
 
 The bare products are those of the layers (in_proj, x_proj, dt_proj, out_proj), of the shapes the model gives them, as
 plain torch does them, in the same process and alternating with the model; for training also their two gradients each.
@@ -177,14 +178,35 @@ def picture(r: dict[str, Any]) -> None:
     figure.savefig(RESULTS / "model.png", dpi=130)
 
 
+def lookup(rounds: int) -> str:
+    """Processor seconds of a whole cell with the first projection looked up, relative to without."""
+    lines = []
+    for name, size in SIZES.items():
+        model, x = network(*size).eval(), cell()
+
+        def answer(on: bool, model: ScMamba = model, x: torch.Tensor = x) -> None:
+            model.lookup = on
+            inference(model, x)
+
+        processor: dict[str, float] = {}
+        ways = {"with": lambda f=answer: f(True), "without": lambda f=answer: f(False)}
+        interleaved(ways, dict.fromkeys(ways, rounds), processor)
+        lines.append(f"{name}: {processor['with'] / processor['without']:.2f}")
+    return f"with the table / without, SCMAMBA_LINEAR={os.environ.get('SCMAMBA_LINEAR', 'unset')}: " + "; ".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--lookup", action="store_true")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--memory", choices=("everything kept", "checkpointing"))
     options = parser.parse_args()
     if options.memory:
         memory(options.memory)
+        return
+    if options.lookup:
+        print(lookup(3 * options.rounds))
         return
     if not options.table:
         save("model", measure(options.rounds))

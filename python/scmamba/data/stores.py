@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _MAX_VALUES = 4_000_000
 
 
-class Store:
+class Store(ABC):
     """Counts of one file, cells x genes, read by consecutive rows.
 
     Attributes
@@ -45,13 +46,13 @@ class Store:
     shape: tuple[int, int]
     var: pd.DataFrame
 
+    @abstractmethod
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """(stop - start, n_vars) CSR of consecutive rows, own arrays."""
-        raise NotImplementedError
 
+    @abstractmethod
     def column(self, name: str) -> np.ndarray | None:
         """(n,) strings of a column of ``obs``, '' where missing; ``None`` if there is no such column."""
-        raise NotImplementedError
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Consecutive row ranges of bounded memory."""
@@ -59,7 +60,7 @@ class Store:
         for start in range(0, self.shape[0], step):
             yield start, min(start + step, self.shape[0])
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (what is in memory has nothing to close)
         """Let go of open files."""
 
 
@@ -90,8 +91,9 @@ class _FileStore(Store):
         self.path, self.name, self.source = path, path.name.split(".")[0], path.name
         self._opened: tuple[int, Any] | None = None
 
+    @abstractmethod
     def _open(self) -> Any:
-        raise NotImplementedError
+        """The matrix of the file."""
 
     @property
     def _matrix(self) -> Any:

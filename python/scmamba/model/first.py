@@ -32,10 +32,8 @@ class FirstProjection:
     another tensor, or the same one written to. Torch counts what is written to a parameter, but not what is written through ``.data`` or
     an array that shares its memory: who does that calls :meth:`forget`. ``ScMamba.train()`` does too, so a training loop need not.
 
-    Processor seconds of ``reconstruct`` with the table, relative to without (one thread, whole cells of 19,306 genes, median of 7 and 13
-    alternating pairs, AVX-512): D 256 x 6 layers 0.95 with torch's products, 0.98 with the matrix unit's; x 1 layer 0.76 and 0.87; D 64 x
-    2 layers 0.97 and 1.01. So it is the default on processors without a matrix unit only; ``ScMamba.lookup`` decides by hand. The GPU
-    has not been measured.
+    It pays where the product it replaces is slow (``benchmarks/model.py --lookup``, ``benchmarks/results/lookup.txt``): it is the default
+    on processors without a matrix unit only; ``ScMamba.lookup`` decides by hand. The GPU has not been measured.
     """
 
     def __init__(self) -> None:

@@ -44,13 +44,14 @@ def peek(path: Path, max_bytes: int) -> tuple[int, int]:
 
 
 def to_adata(path: Path, max_bytes: int) -> AnnData:
-    """Cells x genes; only gene expression, if features of other kinds are there. Symbols are the names, ``var["gene_ids"]`` the IDs."""
+    """Cells x genes of a file that was looked at (:func:`peek`); only gene expression, if features of other kinds are there. Symbols are
+    the names, ``var["gene_ids"]`` the IDs.
+    """
     import anndata
     import pandas as pd
     from scipy import io as mtx
     from scipy import sparse
 
-    peek(path, max_bytes)
     with _parts(path, max_bytes) as parts:
         matrix = sparse.csr_matrix(mtx.mmread(io.BytesIO(parts["matrix"].all())).T)
         features = [line.split("\t") for line in _lines(parts["features"])]
