@@ -98,7 +98,7 @@ print.scmamba_server <- function(x, ...) {
   upload <- tempfile(fileext = ".scmb")
   on.exit(unlink(upload))
   .write_plain(upload, known$matrix, known$cells)
-  .server_json(server, "POST", "/v2/references", upload)$id
+  .server_send(server, "/v2/references", upload)$id
 }
 
 # Send, wait, fetch, delete. An interrupt or error cancels the job there.
@@ -115,7 +115,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   .write_plain(upload, matrix, cells, layer)
   text <- if (length(options) == 0) "{}" else jsonlite::toJSON(options, auto_unbox = TRUE, digits = NA)
   path <- sprintf("/v2/models/%s/%s?options=%s", curl::curl_escape(model), task, curl::curl_escape(text))
-  job <- .server_json(server, "POST", path, upload)$id
+  job <- .server_send(server, path, upload)$id
   finished <- FALSE
   on.exit(try(.server_json(server, "DELETE", paste0("/v2/jobs/", job)), silent = TRUE), add = TRUE)
   .server_wait(server, job, verbose)
@@ -153,15 +153,24 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   jsonlite::fromJSON(rawToChar(answer$content), simplifyVector = TRUE)
 }
 
-# One request; tried again when the line breaks or the server is busy. A file goes under a key of its own, by which the
-# server knows it when it comes a second time because the first answer was lost.
+# One request; tried again when the line breaks or the server is busy. What makes something there has a key of its own,
+# by which the server knows it when it comes a second time because the first answer was lost.
 .server_request <- function(server, method, path, file = NULL, to = NULL, tries = 4) {
-  key <- if (!is.null(file)) .new_key()
+  headers <- if (method == "POST") list(`Idempotency-Key` = .new_key(), `Content-Type` = "application/octet-stream")
   for (attempt in seq_len(tries)) {
-    answer <- tryCatch(.server_once(server, method, path, file, to, key), error = identity)
-    if (!inherits(answer, "error") && !answer$status_code %in% c(502, 503, 504)) break
-    if (attempt < tries) Sys.sleep(min(0.5 * 2^(attempt - 1), 8))
+    answer <- tryCatch(.server_once(server, method, path, file, to, headers), error = identity)
+    if (!.is_broken(answer)) break
+    if (attempt < tries) .server_pause(attempt)
   }
+  .server_checked(server, answer, to)
+}
+
+.is_broken <- function(answer) inherits(answer, "error") || answer$status_code %in% c(502, 503, 504)
+
+.server_pause <- function(attempt) Sys.sleep(min(0.5 * 2^(attempt - 1), 8))
+
+# The answer, or the error that says why there is none.
+.server_checked <- function(server, answer, to = NULL) {
   if (inherits(answer, "error")) {
     .abort(c("The server {server$url} cannot be reached.", x = .verbatim(conditionMessage(answer)),
       i = "Does it run, and is the address right?"), class = "scmamba_server_error")
@@ -181,17 +190,25 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   gsub("[^A-Za-z0-9]", "", text)
 }
 
-.server_once <- function(server, method, path, file, to, key = NULL) {
-  handle <- curl::new_handle(customrequest = method, connecttimeout = 20)
+# Sends `count` bytes of the file from `from` on, if there is one; the answer comes into memory or into the file `to`.
+.server_once <- function(server, method, path, file = NULL, to = NULL, headers = NULL, from = 0,
+                         count = file.size(file)) {
+  # A line that hangs for two minutes is a broken one.
+  handle <- curl::new_handle(customrequest = method, connecttimeout = 20, low_speed_limit = 1, low_speed_time = 120)
   token <- server$token()
-  headers <- if (is.null(token)) list() else list(Authorization = paste("Bearer", token))
+  if (!is.null(token)) headers$Authorization <- paste("Bearer", token)
+  if (method == "HEAD") curl::handle_setopt(handle, nobody = TRUE)
   if (!is.null(file)) {
     connection <- base::file(file, "rb")
     on.exit(close(connection))
-    curl::handle_setopt(handle, upload = TRUE, infilesize_large = file.size(file),
-      readfunction = function(n) readBin(connection, raw(), n))
-    headers <- c(headers, list(`Content-Type` = "application/octet-stream", Expect = ""))
-    if (!is.null(key)) headers[["Idempotency-Key"]] <- key
+    seek(connection, from)
+    left <- count
+    curl::handle_setopt(handle, upload = TRUE, infilesize_large = count, readfunction = function(n) {
+      bytes <- readBin(connection, raw(), min(n, left))
+      left <<- left - length(bytes)
+      bytes
+    })
+    headers$Expect <- ""
   }
   if (length(headers) > 0) curl::handle_setheaders(handle, .list = headers)
   url <- paste0(server$url, path)

@@ -76,6 +76,32 @@ test_that("DEGs, robustness and fine-tuning are the same there", {
   expect_identical(sums[[2]], sums[[1]])
 })
 
+test_that("an upload goes on where the line broke", {
+  skip_without_python()
+  skip_if_not(.Platform$OS.type == "unix")
+  object <- ScMambaCohort(n.cells = 150, n.donors = 2, n.genes = 2000, seed = 9)
+  near <- ScMambaDoublets(object, sample = "donor", verbose = FALSE)
+  local <- scMamba:::.local_server()
+  # A real line that is cut three times, a third into the file each time.
+  size <- 12 * Matrix::nnzero(counts_of(object))
+  said <- withr::local_tempfile()
+  pid <- withr::local_tempfile()
+  python <- shQuote(scMamba:::.find_python()$python)
+  line <- sprintf("echo $$ > %s; exec %s %s %s %.0f 3 > %s", pid, python, shQuote(test_path("breaking_line.py")),
+    sub(".*:", "", local$url), size / 3, said)
+  system2("sh", c("-c", shQuote(line)), wait = FALSE)
+  withr::defer(tools::pskill(as.integer(readLines(pid))))
+  for (second in 1:100) if (length(readLines(said, warn = FALSE)) == 0) Sys.sleep(0.1)
+  server <- ScMambaServer(paste0("http://127.0.0.1:", readLines(said)[[1]]), token = NULL)
+  withr::local_options(scmamba.whole = 1000, scmamba.part = ceiling(size / 2))
+  far <- ScMambaDoublets(object, sample = "donor", backend = server, verbose = FALSE)
+  expect_identical(readLines(said)[-1], paste("broken", 1:3))
+  expect_identical(far$scmamba_doublet_score, near$scmamba_doublet_score)
+  # Nothing is left of it.
+  parts <- file.path(tempdir(), "scmamba-server", "parts")
+  expect_length(list.files(parts, recursive = TRUE), 0)
+})
+
 test_that("a server that is not there, a wrong address and a token are handled", {
   server <- ScMambaServer("http://127.0.0.1:9", token = "secret")
   expect_output(print(server), "with a token")
