@@ -26,7 +26,7 @@ def main() -> None:
                        ("reconstruction", lambda: model.reconstruct(x, expected["mask"]))):  # fmt: skip
         began = time.perf_counter()
         found = call()
-        print(f"{name}: largest difference {np.abs(found - expected[name]).max():.1e}, {time.perf_counter() - began:.0f} s", flush=True)
+        print(f"{name}: largest difference {np.abs(np.asarray(found) - expected[name]).max():.1e}, {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ else:
     print("/usr/lib/" + version)
     for path in glob.glob("/usr/lib/*/lib%s*.so*" % version):
         print(path)
+    if os.path.isdir("/usr/share/python-wheels"):  # Debian's ensurepip takes pip from there
+        print("/usr/share/python-wheels")
 PY
 }
 

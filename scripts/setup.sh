@@ -23,6 +23,10 @@ system_packages() {
   if [ "$WHAT" = test ] && ! have chromium && ! have google-chrome && have dpkg-query && is_root; then
     (need_apt chromium) || warn "Chromium was not installed; the tests of the server's page will be left out"
   fi
+  # deploy/*.slurm are tested in a real cluster of two nodes on this machine.
+  if [ "$WHAT" = test ] && ! have slurmctld && have dpkg-query && is_root; then
+    (need_apt munge slurm-wlm) || warn "Slurm was not installed; the tests of its scripts will be left out"
+  fi
   have Rscript || die "R (4.1 or newer) with Seurat was not found; install R from CRAN, then in R:
   install.packages(c('Seurat', 'reticulate', 'cli', 'patchwork', 'withr', 'testthat', 'rmarkdown', 'lintr'))"
 }

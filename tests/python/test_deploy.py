@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -9,18 +10,25 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+import anndata
+import numpy as np
 import pytest
 
 yaml = pytest.importorskip("yaml")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from slurm_cluster import Cluster, is_possible
+
+from scmamba import impute
+from scmamba._errors import ScMambaError
 from scmamba.client import Client
 from scmamba.datasets import brain_cohort
 from scmamba.serve import supervisor
@@ -163,6 +171,61 @@ def test_the_slurm_job_of_the_server_has_a_worker_for_each_gpu(tmp_path):
     words = slurm("serve.slurm", tmp_path, SCMAMBA_DATA="/jobs", SLURM_GPUS_ON_NODE="4")
     said = " ".join(words)
     assert "-m scmamba.serve --host 0.0.0.0 --port 8642 --data /jobs --workers 4" in said
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    if not is_possible():
+        pytest.skip("a Slurm cluster takes root and the packages munge and slurm-wlm")
+    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:  # munge refuses folders others may write to
+        made = Cluster(Path(folder))
+        try:
+            if not made.is_up():
+                pytest.skip("Slurm does not come up here (containers without mount namespaces or cgroups)")
+            yield made
+        finally:
+            made.stop()
+
+
+@pytest.mark.slow
+def test_a_real_slurm_spreads_one_file_over_two_nodes(cluster, tmp_path):
+    cells = brain_cohort(60, n_donors=2, seed=3)[:, ::4].copy()
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    # Less memory and fewer cores than the script asks for; everything else is as it stands there.
+    cluster.run("sbatch", "--wait", "--mem=0", "--cpus-per-task=1", "--gpus-per-node=1", "--output=job-%j.txt",
+                str(DEPLOY / "impute.slurm"), str(tmp_path / "cells.h5ad"),
+                str(tmp_path / "out.h5ad"), "--no-adapt", "--force", seconds=300)  # fmt: skip
+    found = anndata.read_h5ad(tmp_path / "out.h5ad").layers["scmamba"]
+    expected = impute(cells, adapt=False, force=True, verbose=False, copy=True).layers["scmamba"]
+    np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_left(cluster, tmp_path):
+    token = Tokens(tmp_path / "jobs").add("ann", 1)
+    brain_cohort(20, n_donors=2, seed=3)[:, ::15].write_h5ad(tmp_path / "cells.h5ad")
+    names = []
+    for turn in range(2):
+        port = cluster.free_port()
+        job = cluster.run("sbatch", "--parsable", "--mem=0", "--cpus-per-task=1", "--gpus=1", "--output=job-%j.txt",
+                          str(DEPLOY / "serve.slurm"), SCMAMBA_DATA=str(tmp_path / "jobs"), SCMAMBA_HOST="127.0.0.1",
+                          SCMAMBA_PORT=str(port)).strip()  # fmt: skip
+        client = Client(f"http://127.0.0.1:{port}", token)
+        for _ in range(300):
+            with contextlib.suppress(ScMambaError, OSError):
+                assert "brain-mini" in client.models()
+                break
+            time.sleep(0.2)
+        names.append(client.submit("embed", tmp_path / "cells.h5ad", force=True))
+        if turn == 1:
+            assert all(client.wait(name, verbose=False)["state"] == "done" for name in names)
+        cluster.run("scancel", "--signal=TERM", "--batch", job)  # as at the end of its time
+        for _ in range(150):
+            if not cluster.run("squeue", "--noheader", "--jobs", job):
+                break
+            time.sleep(0.2)
+        with pytest.raises(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
 
 def test_each_worker_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch, tmp_path):

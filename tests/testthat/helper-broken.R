@@ -47,8 +47,8 @@ empty_environment <- function(folder) {
 # An environment with everything scmamba stands on but what is named.
 environment_without <- function(folder, left_out) {
   python <- empty_environment(folder)
-  sysconfig <- reticulate::import("sysconfig")
-  from <- sysconfig$get_paths()[["purelib"]]
+  # Not asked of sysconfig: Debian's names the system's folder when Python is embedded.
+  from <- dirname(dirname(reticulate::import("numpy")[["__file__"]]))
   to <- list.files(file.path(folder, "lib"), "^python", full.names = TRUE)[[1]]
   to <- file.path(to, "site-packages")
   names <- setdiff(list.files(from), left_out)
