@@ -1,4 +1,4 @@
-"""The published checkpoint's true outputs through the Triton kernels in their interpreter: one whole cell, no GPU, some ten minutes.
+"""The published checkpoint's true outputs through the Triton kernels in their interpreter: one whole cell, no GPU, half an hour.
 
     TRITON_INTERPRET=1 python benchmarks/official_triton.py --reference ../shared/reference/official
 """
@@ -26,7 +26,8 @@ def main() -> None:
                        ("reconstruction", lambda: model.reconstruct(x, expected["mask"]))):  # fmt: skip
         began = time.perf_counter()
         found = call()
-        print(f"{name}: largest difference {np.abs(np.asarray(found) - expected[name]).max():.1e}, {time.perf_counter() - began:.0f} s", flush=True)
+        difference = np.abs(np.asarray(found) - expected[name]).max()
+        print(f"{name}: largest difference {difference:.1e}, {time.perf_counter() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ RESOURCES = Path(__file__).resolve().parents[1] / "python" / "scmamba" / "resour
 
 
 def write_table(table: pd.DataFrame, name: str, header: str) -> None:
+    """One packed table with a line that says what it is."""
     # mtime=0: the same input gives the same bytes.
     with gzip.GzipFile(RESOURCES / name, "wb", compresslevel=9, mtime=0) as file:
         file.write(("# " + header + "\n" + table.to_csv(sep="\t", index=False, lineterminator="\n")).encode())
 
 
 def main() -> None:
+    """Both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     data = parser.parse_args().data
@@ -43,12 +45,14 @@ def main() -> None:
     )
     # An ID nobody can name and no model knows only makes the table bigger.
     genes = genes[(genes.symbol != "") | (genes.vocabulary >= 0)].sort_values("ensembl_id")
-    write_table(genes, "genes_grch38.tsv.gz", "GRCh38, Ensembl 109 (retired IDs from older releases); vocabulary = position in the published scMamba list, -1 = not in it")
+    about = "GRCh38, Ensembl 109 (retired IDs from older releases); vocabulary = position in the published scMamba list, -1 = not in it"
+    write_table(genes, "genes_grch38.tsv.gz", about)
 
     orthologs = pd.read_csv(data / "mouse_human_orthologs_ens105.csv.gz")
     orthologs = orthologs[orthologs.one2one & orthologs.human_in_scmamba_vocab]
     orthologs = orthologs[["mouse", "mouse_ensembl_id", "human_ensembl_id"]].rename(columns={"mouse": "mouse_symbol"})
-    write_table(orthologs.sort_values("mouse_ensembl_id"), "orthologs_mouse_human.tsv.gz", "one-to-one orthologs, Ensembl 105, human gene in the published scMamba list")
+    about = "one-to-one orthologs, Ensembl 105, human gene in the published scMamba list"
+    write_table(orthologs.sort_values("mouse_ensembl_id"), "orthologs_mouse_human.tsv.gz", about)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ suite_check() {
 
 suite_lint() {
   local code=0
-  "$VENV/bin/python" -m ruff check --no-cache python tests benchmarks || code=1
+  "$VENV/bin/python" -m ruff check --no-cache python tests benchmarks scripts || code=1
   "$VENV/bin/python" -m mypy --cache-dir "$ROOT/.cache/mypy" || code=1
   (
     r_environment

@@ -65,13 +65,14 @@ def named(data: Path, name: str) -> ad.AnnData:
 
 def through_orthologs(mouse: ad.AnnData) -> ad.AnnData:
     """Mouse cells as human ones: genes with exactly one partner in the other species, under its identifier."""
-    single = mouse.var["ortholog_one2one"].astype(str).isin(["True", "1"]).to_numpy() & (mouse.var["human_ensembl_id"].astype(str) != "").to_numpy()
-    human = mouse[:, single].copy()
+    single = mouse.var["ortholog_one2one"].astype(str).isin(["True", "1"]) & (mouse.var["human_ensembl_id"].astype(str) != "")
+    human = mouse[:, single.to_numpy()].copy()
     human.var_names = human.var["human_ensembl_id"].astype(str)
     return human[:, ~human.var_names.duplicated()].copy()
 
 
 def main() -> None:
+    """Train one, or go on."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", choices=list(CONFIGS), default="brain-mini")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
@@ -92,7 +93,8 @@ def main() -> None:
     model = finetune(training, model=first, task="impute", loop=loops[1], sequence=IMPUTE_SEQUENCE, folder=work / "impute", name=name,
                      **common)  # fmt: skip
     card = ROOT / "scripts" / f"{name.replace('-', '_')}_card.md"
-    save_checkpoint(model, out, card=card.read_text() if card.is_file() else UNWRITTEN.format(name=name, steps=[loop.steps for loop in loops]))
+    text = card.read_text() if card.is_file() else UNWRITTEN.format(name=name, steps=[loop.steps for loop in loops])
+    save_checkpoint(model, out, card=text)
     if arguments.steps == 1:
         keep_curves(name, work, arguments.seed, loops)
     if name != "brain-mini":
@@ -102,9 +104,9 @@ def main() -> None:
 #: Card of a model nobody has written one for.
 UNWRITTEN = """# {name}
 
-Trained by `scripts/train_brain.py` on the sets and without the donors that the card of brain-mini names, {steps} steps of pre-training and
-imputation. Nothing was measured yet: `python benchmarks/nonzero_imputation.py --data FOLDER --model FOLDER_OF_THIS_MODEL`. It has the limits of
-brain-mini: three human brain cell types, no donor with Alzheimer's or Parkinson's disease.
+Trained by `scripts/train_brain.py` on the sets and without the donors that the card of brain-mini names, {steps} steps of pre-training
+and imputation. Nothing was measured yet: `python benchmarks/nonzero_imputation.py --data FOLDER --model FOLDER_OF_THIS_MODEL`. It has the
+limits of brain-mini: three human brain cell types, no donor with Alzheimer's or Parkinson's disease.
 """
 
 
@@ -120,7 +122,8 @@ def keep_curves(name: str, work: Path, seed: int, loops: list[LoopConfig]) -> No
         "pretrain": {"loop": asdict(loops[0]), "sequence": asdict(PRETRAIN_SEQUENCE)},
         "impute": {"loop": asdict(loops[1]), "sequence": asdict(IMPUTE_SEQUENCE)},
     }
-    (results / f"{stem}.json").write_text(json.dumps(settings, indent=1, default=lambda v: v.tolist() if isinstance(v, np.ndarray) else str(v)) + "\n")
+    plain = json.dumps(settings, indent=1, default=lambda v: v.tolist() if isinstance(v, np.ndarray) else str(v))
+    (results / f"{stem}.json").write_text(plain + "\n")
 
 
 if __name__ == "__main__":
