@@ -91,7 +91,7 @@ test_that("an upload goes on where the line broke", {
     sub(".*:", "", local$url), size / 3, said)
   system2("sh", c("-c", shQuote(line)), wait = FALSE)
   withr::defer(tools::pskill(as.integer(readLines(pid))))
-  for (second in 1:100) if (length(readLines(said, warn = FALSE)) == 0) Sys.sleep(0.1)
+  for (look in 1:300) if (!file.exists(said) || length(readLines(said, warn = FALSE)) == 0) Sys.sleep(0.1)
   server <- ScMambaServer(paste0("http://127.0.0.1:", readLines(said)[[1]]), token = NULL)
   withr::local_options(scmamba.whole = 1000, scmamba.part = ceiling(size / 2))
   far <- ScMambaDoublets(object, sample = "donor", backend = server, verbose = FALSE)
