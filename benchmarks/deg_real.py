@@ -71,7 +71,9 @@ def lines(result: RobustnessResult) -> pd.DataFrame:
     keys = ["cell_type", "layer"]
     half = runs[(runs["kind"] == "cells") & np.isclose(runs["ratio"], 0.5)]
     donors = runs[runs["kind"] == "donors"]
-    table = full.groupby(keys)[["n_degs", "pseudobulk_degs"]].sum()
+    possible = full.assign(pseudobulk_degs=full["pseudobulk_degs"].where(full["pseudobulk_degs"] >= 0))  # -1: too few donors
+    table = possible.groupby(keys)[["n_degs", "pseudobulk_degs"]].sum(min_count=1)
+    table["n_degs"] = table["n_degs"].astype(int)
     table["overlap 50%"] = half.groupby(keys)["overlap"].mean()
     table["matched 50%"] = half.groupby(keys)["overlap_matched"].mean()
     table["overlap donors"] = donors.groupby(keys)["overlap"].mean()
@@ -91,7 +93,7 @@ def lines(result: RobustnessResult) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     def cell(value: object) -> str:
         if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+            return "" if np.isnan(value) else f"{value:.0f}" if value.is_integer() and value >= 2 else f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
         return str(value)
 
     rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
