@@ -93,7 +93,9 @@ def lines(result: RobustnessResult) -> pd.DataFrame:
 def markdown(table: pd.DataFrame) -> str:
     def cell(value: object) -> str:
         if isinstance(value, float):
-            return "" if np.isnan(value) else f"{value:.0f}" if value.is_integer() and value >= 2 else f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+            if np.isnan(value):
+                return ""
+            return f"{value:.0f}" if value.is_integer() and value >= 2 else f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
         return str(value)
 
     rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
