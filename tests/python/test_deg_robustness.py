@@ -190,6 +190,22 @@ def test_on_a_dask_cluster(cohort, result):
     _same(parallel, result)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_on_ray(cohort, result):
+    """Only where Ray is installed (``pip install ray``): it is too large for every test machine."""
+    ray = pytest.importorskip("ray")
+    from ray.util.joblib import register_ray
+
+    register_ray()
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        with joblib.parallel_config(backend="ray"):
+            parallel = robustness(cohort, "disease", "donor", "type", donors="2v2", **QUICK)
+    finally:
+        ray.shutdown()
+    _same(parallel, result)
+
+
 def test_too_little_is_missing_not_invented(cohort):
     few = [np.flatnonzero(cohort.obs["disease"] == g)[:8] for g in ("AD", "Control")]
     options = {"ratios": (0.1, 0.5), "permutations": 2, "null_permutations": 0, "layers": ("counts",)}
