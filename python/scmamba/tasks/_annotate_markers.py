@@ -51,12 +51,11 @@ def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, li
         return np.flatnonzero(np.isin(cells.genes, found[found >= 0]))
 
     columns = {name: measured(genes) for name, genes in panel.items()}
-    short = [name for name in panel if len(columns[name]) < FEW and more and len(measured(more.get(name, []))) > 0]
-    for name in short:
-        columns[name] = np.union1d(columns[name], measured((more or {})[name]))
+    short = complete(columns, {name: measured(genes) for name, genes in (more or {}).items()})
     if short:
         say(f"few genes of the panel were measured for {', '.join(short)}: further markers of these types stand in", verbose)
-    columns = {name: own for name, own in columns.items() if len(own)}
+    # Of the default panel, whose genes the user did not choose, one gene alone names nothing.
+    columns = {name: own for name, own in columns.items() if len(own) >= (1 if more is None else 2)}
     missing = sorted(set(panel) - set(columns))
     if len(columns) < 2:
         raise DataError(
@@ -64,7 +63,8 @@ def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, li
             "Check the gene names, or give markers= for your tissue."
         )
     if missing:
-        say(f"no gene of the panel was measured for {', '.join(missing)}: these types cannot be found", verbose)
+        say(f"{'no gene' if more is None else 'fewer than two genes'} of the panel measured for {', '.join(missing)}: these types cannot be "
+            "found, and their cells may be called another's", verbose)  # fmt: skip
     names = sorted(columns)
     space = own_components(x, seed)
     p, strange, curve, clear = name_by_panels(x, [columns[n] for n in names], space, names, seed)
@@ -76,6 +76,21 @@ def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, li
     answer = Annotation(adata.obs_names, {"type": names}, {"type": p}, 0.5, curve, strange, provenance, space)
     tell(answer, verbose)
     return answer
+
+
+def complete(columns: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> list[str]:
+    """Add further markers to types of which few were measured; returns these types.
+
+    Further markers are less particular (SLC1A2 and CLU are in neurons, too), so they are used only where at least half of the types are
+    measured well and compete for the cells.
+    """
+    well = [name for name, own in columns.items() if len(own) >= FEW]
+    if 2 * len(well) < len(columns):
+        return []
+    short = [name for name in columns if name not in well and len(more.get(name, [])) > 0]
+    for name in short:
+        columns[name] = np.union1d(columns[name], more[name])
+    return short
 
 
 def name_by_panels(x: sparse.csr_matrix, columns: list[np.ndarray], space: np.ndarray, names: list[str],
@@ -129,11 +144,16 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(size > 1e-9, a.T @ b / np.maximum(size, 1e-9), 0.0)
 
 
-def clear_cells(score: np.ndarray, around: np.ndarray, margin: float = 0.15) -> np.ndarray:
-    """(n,) the type whose panel a cell expresses, and well above any other's; -1 where none stands out."""
+def clear_cells(score: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """(n,) the type whose panel a cell expresses, and well above any other's; -1 where none stands out.
+
+    Its neighbours must be of one mind with it, or it must stand out by far: among few counts a stray transcript makes a type.
+    """
     order = np.sort(score, axis=1)
-    clear = (order[:, -1] > 0.25) & (order[:, -1] - order[:, -2] > margin)
-    return np.where(clear, score.argmax(axis=1), -1)
+    margin = order[:, -1] - order[:, -2]
+    own = score.argmax(axis=1)
+    clear = (order[:, -1] > 0.25) & (margin > np.where(around.argmax(axis=1) == own, 0.15, 0.45))
+    return np.where(clear, own, -1)
 
 
 def without_support(around: np.ndarray, seeds: np.ndarray, called: np.ndarray) -> np.ndarray:
