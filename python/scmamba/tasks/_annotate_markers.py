@@ -63,8 +63,8 @@ def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, li
             "Check the gene names, or give markers= for your tissue."
         )
     if missing:
-        say(f"{'no gene' if more is None else 'fewer than two genes'} of the panel measured for {', '.join(missing)}: these types cannot be "
-            "found, and their cells may be called another's", verbose)  # fmt: skip
+        few = "no gene" if more is None else "fewer than two genes"
+        say(f"{few} of the panel measured for {', '.join(missing)}: these types cannot be found, and their cells may be called another's", verbose)
     names = sorted(columns)
     space = own_components(x, seed)
     p, strange, curve, clear = name_by_panels(x, [columns[n] for n in names], space, names, seed)
