@@ -64,7 +64,8 @@ def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, li
         )
     if missing:
         few = "no gene" if more is None else "fewer than two genes"
-        say(f"{few} of the panel measured for {', '.join(missing)}: these types cannot be found, and their cells may be called another's", verbose)
+        lost = ", ".join(missing)
+        say(f"{few} of the panel measured for {lost}: these types cannot be found, and their cells may be called another's", verbose)
     names = sorted(columns)
     space = own_components(x, seed)
     p, strange, curve, clear = name_by_panels(x, [columns[n] for n in names], space, names, seed)
