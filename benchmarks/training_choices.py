@@ -3,11 +3,14 @@
     python benchmarks/training_choices.py passes      --data FOLDER --pretrained CHECKPOINT [--steps 800]
     python benchmarks/training_choices.py mask-token  --data FOLDER --pretrained CHECKPOINT [--steps 800]
     python benchmarks/training_choices.py pretraining --data FOLDER --pretrained CHECKPOINT
+    python benchmarks/training_choices.py frozen      --data FOLDER --pretrained CHECKPOINT [--seeds 3]
 
 ``passes``: imputation fine-tuned with few hidden zeros, and with a share of the zeros between 0.04 and 1; hidden values predicted by
 the published rule in 1, 2, 5 and 10 passes, beside one reading by the rate head. ``mask-token``: the same fine-tuning with the
 pre-trained mask token and with a fresh one, as the published code has it. ``pretraining``: the same fine-tuning from the pre-trained
-network and from a fresh one, on imputation and annotation. The checkpoint is the intermediate result of ``make brain-mini``.
+network and from a fresh one, on imputation and annotation. ``frozen``: what cell embeddings of networks nobody fine-tuned for it say of
+the types, by logistic regression on them: pre-trained, fresh, and brain-mini as shipped. The checkpoint is the intermediate result of
+``make brain-mini``.
 """
 
 from __future__ import annotations
@@ -22,7 +25,11 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+import scmamba
 from scmamba.data import Collection
 from scmamba.data.preprocess import SCALE, Cells, read_cells
 from scmamba.evaluation import nonzero_imputation
@@ -216,14 +223,42 @@ def imputation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> l
     return rows
 
 
-def annotation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> list[dict]:
-    """The network's own classifier: donors 1244 and 1256 of kang (13 types), and velmeshev's held-out donors (3 types)."""
-    kang = ad.read_h5ad(arguments.data / "kang2018_ifnb_8donors_2cond.h5ad")
+def labelled(data: Path) -> dict[str, tuple[ad.AnnData, ad.AnnData]]:
+    """Training and left-out donors: kang's singlets without 1244 and 1256 (13 types), velmeshev (3 types)."""
+    kang = ad.read_h5ad(data / "kang2018_ifnb_8donors_2cond.h5ad")
     kang = kang[kang.obs["demuxlet_call"] == "SNG"].copy()
     out = kang.obs["donor"].astype(str).isin(["1244", "1256"]).to_numpy()
-    sets = {"kang": (kang[~out].copy(), kang[out].copy()), "velmeshev": nuclei(arguments.data)}
+    return {"kang": (kang[~out].copy(), kang[out].copy()), "velmeshev": nuclei(data)}
+
+
+def frozen(arguments: argparse.Namespace) -> pd.DataFrame:
+    """Macro F1 of logistic regression on cell embeddings, with many labels and with 200; seeds draw cells and fresh weights."""
+    trained, rows = load_model(arguments.pretrained), []
+    for name, (training, others) in labelled(arguments.data).items():
+        for seed in range(arguments.seeds):
+            for start, model in (("pre-trained", trained), ("not pre-trained", fresh(trained, seed)), ("brain-mini", "brain-mini")):
+                rows += [{"set": name, "start": start, "seed": seed, **row} for row in probe(model, training, others, seed)]
+            print(pd.DataFrame(rows).tail(6).to_string(), flush=True)
+    return spread(pd.DataFrame(rows), ["set", "labelled_cells", "start"], ["macro", "micro"])
+
+
+def probe(model: Model | str, training: ad.AnnData, others: ad.AnnData, seed: int) -> list[dict]:
+    """Rows with 1,000 labelled cells and with 200."""
+    drawn = np.random.default_rng(seed).permutation(training.n_obs)[:1000]
+    known, new = (scmamba.embed(cells.copy(), model=model, force=True, verbose=False, copy=True).obsm["X_scmamba"]
+                  for cells in (training[drawn], others))  # fmt: skip
+    types, rows = training.obs["cell_type"].astype(str).to_numpy()[drawn], []
+    for number in (len(drawn), 200):
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(known[:number], types[:number])
+        score = annotation_scores(others.obs["cell_type"].astype(str).to_numpy(), fitted.predict(new))
+        rows.append({"labelled_cells": number, "macro": score["macro"], "micro": score["micro"]})
+    return rows
+
+
+def annotation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> list[dict]:
+    """The network's own classifier: donors 1244 and 1256 of kang (13 types), and velmeshev's held-out donors (3 types)."""
     rows = []
-    for name, (training, others) in sets.items():
+    for name, (training, others) in labelled(arguments.data).items():
         for steps in (arguments.steps // 4, arguments.steps):
             files = Collection([training], vocabulary=start.genes, label="cell_type", force=True, verbose=False)
             loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
@@ -252,7 +287,7 @@ def spread(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFram
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["passes", "mask-token", "pretraining"])
+    parser.add_argument("what", choices=["passes", "mask-token", "pretraining", "frozen"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
@@ -261,7 +296,7 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=200, help="held-out cells of the table of passes")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    table = {"passes": passes, "mask-token": mask_token, "pretraining": pretraining}[arguments.what](arguments)
+    table = {"passes": passes, "mask-token": mask_token, "pretraining": pretraining, "frozen": frozen}[arguments.what](arguments)
     print(table.round(4).to_string(), flush=True)
     path = RESULTS / f"training_{arguments.what.replace('-', '_')}.tsv"
     head = f"# {' '.join(f'{k}={v}' for k, v in vars(arguments).items() if k in ('steps', 'seeds', 'seed', 'cells'))}; "

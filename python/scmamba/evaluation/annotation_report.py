@@ -37,17 +37,17 @@ class AnnotationReport:
     def write(self, folder: Path) -> None:
         """``report.md``, ``.tsv`` of every table and ``.png`` of the confusions and the curve."""
         folder.mkdir(parents=True, exist_ok=True)
-        parts = ["# Cell types against the truth", _markdown(self.summary)]
+        parts = ["# Cell types against the truth", markdown(self.summary)]
         self.summary.to_csv(folder / "summary.tsv", sep="\t")
         for number, (name, table) in enumerate(self.per_class.items(), 1):
             table.to_csv(folder / f"per_class_{number}.tsv", sep="\t")
             self.confusions[name].to_csv(folder / f"confusion_{number}.tsv", sep="\t")
             _draw_confusion(self.confusions[name], folder / f"confusion_{number}.png")
-            parts += [f"## {name}", _markdown(table), f"![confusion of {name}](confusion_{number}.png)"]
+            parts += [f"## {name}", markdown(table), f"![confusion of {name}](confusion_{number}.png)"]
         if self.curve is not None:
             self.curve.to_csv(folder / "coverage.tsv", sep="\t", index=False)
             _draw_curve(self.curve, folder / "coverage.png")
-            parts += ["## Accuracy against coverage", _markdown(self.curve.set_index("coverage")), "![coverage](coverage.png)",
+            parts += ["## Accuracy against coverage", markdown(self.curve.set_index("coverage")), "![coverage](coverage.png)",
                       f"Expected calibration error: {self.calibration_error:.4f}."]  # fmt: skip
         (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -72,7 +72,8 @@ def annotation_report(truth: np.ndarray, called: Mapping[str, np.ndarray], confi
     return report
 
 
-def _markdown(table: pd.DataFrame) -> str:
+def markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, its index first."""
     names = [str(table.index.name or ""), *map(str, table.columns)]
     rows = [[str(i), *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)] for i, row in zip(table.index, table.to_numpy(object))]
     return "\n".join(["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *("| " + " | ".join(r) + " |" for r in rows)])
@@ -101,4 +102,4 @@ def _draw_curve(curve: pd.DataFrame, path: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["AnnotationReport", "annotation_report"]
+__all__ = ["AnnotationReport", "annotation_report", "markdown"]
