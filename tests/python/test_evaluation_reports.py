@@ -1,4 +1,4 @@
-"""The reports of doublets, hidden values and clusters: their numbers against scikit-learn's, through the command line."""
+"""The reports of doublets, hidden values and clusters: their numbers against scikit-learn's or a count by hand, by command line."""
 
 import anndata as ad
 import numpy as np

@@ -75,24 +75,17 @@ def top_share(score: np.ndarray, rate: float) -> np.ndarray:
 
 
 def average_precision(truth: np.ndarray, score: np.ndarray) -> float:
-    """Sum over thresholds of precision times the recall gained; tied droplets enter together."""
-    if not truth.any():
-        return float("nan")
-    order = np.argsort(-score, kind="stable")
-    hits = np.cumsum(truth[order])
-    last = np.r_[np.flatnonzero(np.diff(score[order])), len(score) - 1]
-    gained = np.diff(np.r_[0, hits[last]]) / hits[-1]
-    return float((gained * hits[last] / (last + 1)).sum())
+    """Sum over thresholds of precision times the recall gained; tied droplets enter together. NaN without a doublet."""
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(truth, score)) if truth.any() else float("nan")
 
 
 def auroc(truth: np.ndarray, score: np.ndarray) -> float:
-    """Chance that a doublet scores higher than a single cell, ties counted half (Mann and Whitney)."""
-    from scipy.stats import rankdata
+    """Chance that a doublet scores higher than a single cell, ties counted half. NaN where a class is missing."""
+    from sklearn.metrics import roc_auc_score
 
-    doublets, others = truth.sum(), (~truth).sum()
-    if not doublets or not others:
-        return float("nan")
-    return float((rankdata(score)[truth].sum() - doublets * (doublets + 1) / 2) / (doublets * others))
+    return float(roc_auc_score(truth, score)) if truth.any() and not truth.all() else float("nan")
 
 
 def _scores(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
