@@ -276,7 +276,9 @@ def test_a_download_that_breaks_off_is_fetched_again(geo, tmp_path, small, capsy
     assert run(geo, work, "download", "Lau") == 0 and len(geo.asked) == 3
     assert mine.read_bytes() == whole
     # A file put there by hand is used if it is whole, and fetched if not; what pooch leaves does not count.
-    for content, number in ((whole, 3), (whole[: len(whole) // 2], 4), (b"<html>busy</html>", 5)):
+    with tarfile.open(mine) as archive:
+        between = archive.getmembers()[3].offset  # where one file ends and the next one begins
+    for content, number in ((whole, 3), (whole[: len(whole) // 2], 4), (whole[:between], 5), (b"<html>busy</html>", 6)):
         (mine.parent / "downloads.json").unlink()
         mine.write_bytes(content)
         assert run(geo, work, "download", "Lau") == 0 and len(geo.asked) == number
@@ -470,6 +472,21 @@ def test_labels_that_do_not_fit_are_refused(geo, leng, capsys):
     assert "Run 'prepare' with these first" in capsys.readouterr().err
 
 
+def test_every_name_of_prepare_is_one_of_the_published_code(small, tmp_path, monkeypatch):
+    import scmamba
+    from scmamba import _prepare
+
+    names = [*_prepare.brain_panels(), *_prepare.LEFT_OVER]
+    cells = named(small, {f"D0{i}": f"AD{i}" for i in range(1, 6)})[: len(names)].copy()
+    cells.obs["scmamba_type"], cells.var["symbol"] = names, cells.var_names
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    monkeypatch.setattr(scmamba, "prepare", lambda *_, **__: cells)
+    found = tables.by_markers(tmp_path / "cells.h5ad", tmp_path / "prepare", {"min_donor_cells": 1})
+    called, labels = found.obs["celltype"].astype(str), found.obs["label_celltype"].astype(str)
+    assert set(called[:8]) == set(tables.TYPES) and set(called[8:]) <= set(tables.LEFT_OUT)
+    assert list(labels[:8]) == list(called[:8]) and (labels[8:] == "").all()
+
+
 def test_splits_are_checked_and_kept(geo, leng, capsys):
     work, table, _ = leng
     assert labelled(geo, work, table) == 0
@@ -593,14 +610,14 @@ def test_everything_on_one_small_study(geo, tmp_path):
 
 
 @pytest.mark.slow
-def test_subtypes_of_the_authors_are_learnt_and_shared_donors_are_said(geo, leng):
+def test_subtypes_of_the_authors_are_learnt_and_shared_donors_are_said(geo, leng, capsys):
     work, table, put = leng
     splits = work / "given.json"
     splits.write_text(json.dumps({"Leng": {"train": ["EC1", "EC10"], "test": ["SFG1"]}}))
     labels = work / "labels.tsv"
     table.to_csv(labels, sep="\t", index=False)
-    given = ("--labels", str(labels), "--splits", str(splits), "--task", "subtype")
-    assert run(geo, work, "all", "Leng", *given, "--recipe", "small", "--steps", "2", "--min-donor-cells", "0") == 0
+    given = ("--labels", str(labels), "--splits", str(splits), "--recipe", "small", "--steps", "2", "--min-donor-cells", "0")
+    assert run(geo, work, "all", "Leng", *given, "--task", "subtype") == 0
     page = (work / "paper_tables.md").read_text()
     test = put.obs["sample"] == "SFG1"
     row = next(line for line in page.splitlines() if line.startswith("| Leng | subtype |"))
@@ -608,6 +625,10 @@ def test_subtypes_of_the_authors_are_learnt_and_shared_donors_are_said(geo, leng
     assert row.endswith(f"| {(~test).sum()} | {test.sum()} |")
     assert "Leng: the donors 1 are in the test set with one sample and in training with another" in page
     assert "given (given.json)" in page and "labels.tsv (SHA-256" in page
+    assert run(geo, work, "train", "Leng", *given, "--task", "imputation", "--imputation-cells", "20") == 1
+    assert "imputation is judged on at least 50 test cells" in capsys.readouterr().err
+    assert run(geo, work, "train", "Leng", *given, "--task", "subtype", "--imputation-cells", "20") == 0
+    assert "subtype: done already" in capsys.readouterr().err
 
 
 def test_a_report_of_nothing_is_refused(tmp_path, capsys):
