@@ -158,7 +158,7 @@ def by_network_alone(reference, query, label, donor, seed, options):
 METHODS: dict[str, tuple[str, Callable, bool]] = {
     # name: label in the tables, function, whether the seed matters
     "scmamba": ("**scMamba (`annotate(network=150)`)**", by_scmamba, True),
-    "linear": ("its linear views alone (`network=False`)", by_linear_views, True),
+    "linear": ("its simple views alone (`network=False`)", by_linear_views, True),
     "network": ("its fine-tuned network alone", by_network_alone, True),
     "logistic": ("logistic regression, all genes", by_logistic_regression, False),
     "celltypist": ("CellTypist 1.7.1", by_celltypist, False),

@@ -1,6 +1,6 @@
-"""Learning cell types from a labelled reference: linear views and the network, weighed and calibrated on donors left out.
+"""Learning cell types from a labelled reference: simple views and the network, weighed and calibrated on donors left out.
 
-None of them is best everywhere: the linear views (:mod:`.views`) that take part, the network's share and the temperatures are chosen on
+None of them is best everywhere: the weights of the views (:mod:`.views`), the network's share and the temperatures are chosen on
 donors that none of them had seen.
 """
 
@@ -18,7 +18,7 @@ from scipy.special import logsumexp
 from .._errors import DataError
 from .._progress import say, track
 from .novelty import Usual, common_space, signs
-from .views import COUNTS, KINDS, View, choose_subset, fit_view, floored, log_profiles, profile_logits, softmax
+from .views import COUNTS, KINDS, Alike, View, choose_weights, fit_view, floored, log_profiles, profile_logits, softmax, view_of
 
 #: Genes found in fewer reference cells teach nothing.
 MIN_CELLS_PER_GENE = 5
@@ -36,8 +36,10 @@ class Typist:
     names
         Classes of the finest level.
     views
-        Kind -> linear model, of those that take part; the network's logits come from outside and have the share
+        Kind -> model, of those that take part; the network's logits come from outside and have the share
         ``network_share``.
+    weights
+        Kind -> share of each of these in their weighted mean of log probabilities.
     temperatures
         Kind -> what its logits are divided by before they are averaged: of the views that take part, and of the profiles.
     temperature
@@ -55,7 +57,8 @@ class Typist:
     """
 
     names: list[str]
-    views: dict[str, View]
+    views: dict[str, View | Alike]
+    weights: dict[str, float]
     temperatures: dict[str, float]
     temperature: float
     network_share: float
@@ -71,7 +74,8 @@ class Typist:
         return softmax(self._averaged(x, network) / self.temperature)
 
     def _averaged(self, x: sparse.csr_matrix, network: np.ndarray | None) -> np.ndarray:
-        linear = np.mean([floored(self.views[k].logits(x), t) for k, t in self.temperatures.items() if k != "profile"], axis=0)
+        parts = [share * floored(self.views[kind].logits(x), self.temperatures[kind]) for kind, share in self.weights.items()]
+        linear = np.sum(parts, axis=0)
         if self.rare.any():
             linear = with_rare(linear, floored(profile_logits(x, self.profiles), self.temperatures["profile"]), self.rare)
         return (linear if network is None else mix(linear, network, self.network_share)) - self.evening
@@ -98,7 +102,8 @@ class Typist:
                                          "rare": self.rare, "evening": self.evening}  # fmt: skip
         for kind, view in self.views.items():
             arrays |= view.arrays(f"{kind}_")
-        settings = {"temperature": self.temperature, "temperatures": self.temperatures, "network_share": self.network_share,
+        settings = {"temperature": self.temperature, "temperatures": self.temperatures, "weights": self.weights,
+                    "network_share": self.network_share,
                     "views": list(self.views), "report": self.report}  # fmt: skip
         with open(path, "wb") as file:
             np.savez(file, settings=np.array(json.dumps(settings)), **arrays)  # type: ignore[arg-type]
@@ -109,11 +114,11 @@ class Typist:
         with np.load(path, allow_pickle=False) as file:
             kept = {name: file[name] for name in file.files}
         settings = json.loads(str(kept["settings"]))
-        views = {kind: View.of(kept, f"{kind}_") for kind in settings["views"]}
+        views = {kind: view_of(kind, kept) for kind in settings["views"]}
         names = [str(n) for n in kept["names"]]
         usual = Usual(kept["usual_called"], kept["usual_shown"], float(kept["usual"][0]), int(kept["usual"][1]))
-        return cls(names, views, settings["temperatures"], settings["temperature"], settings["network_share"], kept["curve"], usual,
-                   kept["profiles"], kept["rare"], kept["evening"], settings["report"])  # fmt: skip
+        return cls(names, views, settings["weights"], settings["temperatures"], settings["temperature"], settings["network_share"],
+                   kept["curve"], usual, kept["profiles"], kept["rare"], kept["evening"], settings["report"])  # fmt: skip
 
 
 def with_rare(linear: np.ndarray, profile: np.ndarray, rare: np.ndarray) -> np.ndarray:
@@ -195,9 +200,9 @@ def learn_types(
         raise DataError("No cell of the reference has a label.")
     fold = folds(groups, codes, 3, seed)
     seen = judge(x, codes, len(names), fold, seed, verbose)
-    held, temperatures, rare = combine(seen, codes, len(names))
+    held, weights, temperatures, rare = combine(seen, codes, len(names))
     share = 0.0
-    report: dict[str, Any] = {"views": [kind for kind in temperatures if kind != "profile"]}
+    report: dict[str, Any] = {"views": list(weights), "weights": weights}
     judged = np.arange(len(codes))
     if network is not None:
         rows, logits = network
@@ -219,7 +224,7 @@ def learn_types(
     usual = Usual.of(common_space(x, seed), called, 1 - shown.max(axis=1), odd, fold, seed)
     profiles = log_profiles(x, codes, len(names))
     curve = coverage_curve(calibrated, codes[judged])
-    return Typist(list(names), views, temperatures, temperature, share, curve, usual, profiles, rare, evening, report)
+    return Typist(list(names), views, weights, temperatures, temperature, share, curve, usual, profiles, rare, evening, report)
 
 
 @dataclass
@@ -245,20 +250,20 @@ def judge(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarra
     return out
 
 
-def combine(seen: Judged, codes: np.ndarray, classes: int) -> tuple[np.ndarray, dict[str, float], np.ndarray]:
-    """The views that are best together on donors left out, whether profiles speak for rare classes, and all temperatures."""
+def combine(seen: Judged, codes: np.ndarray, classes: int) -> tuple[np.ndarray, dict[str, float], dict[str, float], np.ndarray]:
+    """The views weighed as is best on donors left out, (n, k), the weights, all temperatures, and for which classes profiles speak."""
     sizes = np.bincount(codes, minlength=classes)
     if classes == 1:
-        return np.zeros((len(codes), 1)), {"components": 1.0}, np.zeros(1, dtype=bool)
+        return np.zeros((len(codes), 1)), {"components": 1.0}, {"components": 1.0}, np.zeros(1, dtype=bool)
     temperatures = {kind: fit_temperature(logits, codes) for kind, logits in seen.logits.items()}
     views = {kind: floored(seen.logits[kind], temperatures[kind]) for kind in KINDS}
-    chosen = choose_subset(views, lambda logits: log_loss(logits, codes))
-    held = np.mean([views[kind] for kind in chosen], axis=0)
+    weights = choose_weights(views, codes)
+    held = np.sum([share * views[kind] for kind, share in weights.items()], axis=0)
     rare = (sizes < RARE) & (sizes > 1)
     spoken = with_rare(held, floored(seen.logits["profile"], temperatures["profile"]), rare)
     if rare.any() and log_loss(spoken, codes) < log_loss(held, codes):
-        return spoken, {kind: temperatures[kind] for kind in (*chosen, "profile")}, rare
-    return held, {kind: temperatures[kind] for kind in chosen}, np.zeros(classes, dtype=bool)
+        return spoken, weights, {kind: temperatures[kind] for kind in (*weights, "profile")}, rare
+    return held, weights, {kind: temperatures[kind] for kind in weights}, np.zeros(classes, dtype=bool)
 
 
 def threshold_for(curve: np.ndarray, error_rate: float) -> float:

@@ -1,14 +1,14 @@
-"""Linear ways to look at a cell: each sees types that the others miss.
+"""Simple ways to look at a cell: each sees types that the others miss.
 
 ``genes`` weighs all genes alike, rare classes as much as common ones (few genes that mark a type). ``components`` sees leading
 components (programmes of many genes). ``scaled`` sees the most variable genes, each divided by its spread (genes whose every count
-matters). ``plain`` is multinomial logistic regression on all genes as anybody would run it, so that nothing is lost beside it.
+matters). ``plain`` is multinomial logistic regression on all genes as anybody would run it, so that nothing is lost beside it. These are
+linear. ``alike`` asks the most alike reference cells: types that were found by clustering are often no half-space.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,18 @@ import numpy as np
 from scipy import sparse
 from scipy.special import logsumexp
 
-from ..data.neighbours import principal_components
+from ..data.neighbours import nearest_cells, principal_components
 
-KINDS = ("genes", "components", "scaled", "plain")
+KINDS = ("genes", "components", "scaled", "plain", "alike")
 #: Components of the reduced view.
 COMPONENTS = 50
 #: Most variable genes of the scaled one.
 VARIABLE = 3000
+#: Reference cells asked, and directions in which they are alike.
+ASKED, DIRECTIONS = 20, 30
+#: Views with a smaller share of the weight are left out: they cost time.
+LEAST = 0.05
+_EVEN = 0.02  # share of cells that a class has at least, where classes are evened out, and of the asked ones
 _FLOOR = 1e-4  # no view may rule a class out alone
 _CLIP = 5.0  # spreads from the mean beyond which a gene says no more
 _BLOCK = 2000
@@ -94,8 +99,83 @@ class View:
         return cls(*(kept[prefix + part] for part in _PARTS))
 
 
-def fit_view(x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int) -> View:
+@dataclass
+class Alike:
+    """The classes of the reference cells most alike in the leading directions of variable genes, classes evened out.
+
+    Attributes
+    ----------
+    seen
+        The genes, scaled (its weights are empty).
+    turn, offset
+        (d, 30) and (30,) directions of these; empty where there are too few cells to have any.
+    pool, codes
+        (r, 30 or d) reference cells there, of length one, and (r,) their classes.
+    classes
+        Number of classes.
+    """
+
+    seen: View
+    turn: np.ndarray
+    offset: np.ndarray
+    pool: np.ndarray
+    codes: np.ndarray
+    classes: int
+
+    def place(self, x: sparse.csr_matrix) -> np.ndarray:
+        """Where (n, m) values lie: rows of length one."""
+        scores = np.asarray(self.seen.scores(x))
+        scores = scores @ self.turn - self.offset if self.turn.size else scores
+        return scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-9)
+
+    def logits(self, x: sparse.csr_matrix) -> np.ndarray:
+        """(n, k) of (n, m) values, a block of cells at a time."""
+        kinds = np.eye(self.classes)[self.codes]
+        usual = kinds.mean(axis=0) + _EVEN
+        out = []
+        for start in range(0, max(x.shape[0], 1), _BLOCK):
+            asked = nearest_cells(self.place(x[start : start + _BLOCK]), self.pool, ASKED)
+            even = kinds[asked].mean(axis=1) / usual
+            out.append(np.log(even / even.sum(axis=1, keepdims=True) + _EVEN))
+        return np.vstack(out)
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """Everything, by name."""
+        own = {"turn": self.turn, "offset": self.offset, "pool": self.pool, "codes": self.codes, "classes": np.array(self.classes)}
+        return self.seen.arrays(prefix) | {prefix + name: value for name, value in own.items()}
+
+    @classmethod
+    def of(cls, kept: dict[str, np.ndarray], prefix: str) -> Alike:
+        """From what :meth:`arrays` gave."""
+        turn, offset, pool, codes, classes = (kept[prefix + name] for name in ("turn", "offset", "pool", "codes", "classes"))
+        return cls(View.of(kept, prefix), turn, offset, pool, codes, int(classes))
+
+
+def view_of(kind: str, kept: dict[str, np.ndarray]) -> View | Alike:
+    """The view of that kind from what ``arrays(kind + "_")`` gave."""
+    return Alike.of(kept, f"{kind}_") if kind == "alike" else View.of(kept, f"{kind}_")
+
+
+def fit_alike(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) -> Alike:
+    """Place the reference."""
+    from sklearn.decomposition import PCA
+
+    none = np.zeros(0)
+    seen = View(np.zeros(0, dtype=np.int64), np.zeros((0, 0)), none, none, none, none)
+    _scale(seen, x)
+    scores, turn, offset = np.asarray(seen.scores(x)), np.zeros((0, 0)), none
+    if min(scores.shape) > DIRECTIONS:
+        found = PCA(DIRECTIONS, svd_solver="randomized", random_state=seed).fit(scores)
+        turn, offset = found.components_.T, found.mean_ @ found.components_.T
+    view = Alike(seen, turn, offset, np.zeros((0, 0)), codes, classes)
+    view.pool = np.vstack([view.place(x[i : i + _BLOCK]) for i in range(0, x.shape[0], _BLOCK)]).astype(np.float32)
+    return view
+
+
+def fit_view(x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int) -> View | Alike:
     """Fit one of :data:`KINDS` to (n, m) log1p(CP10k) and the class (n,) of each cell; classes without a cell are never called."""
+    if kind == "alike":
+        return fit_alike(x, codes, classes, seed)
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -170,9 +250,27 @@ def profile_logits(x: sparse.csr_matrix, profiles: np.ndarray, absent: np.ndarra
     return likelihood
 
 
-def choose_subset(views: dict[str, np.ndarray], loss: Callable[[np.ndarray], float]) -> tuple[str, ...]:
-    """The views (log probabilities by name) whose mean has the smallest loss, over all that can be left out."""
-    from itertools import combinations
+def choose_weights(views: dict[str, np.ndarray], codes: np.ndarray) -> dict[str, float]:
+    """Weights, of sum one, of the views (log probabilities (n, k) by name) whose sum has the smallest log loss; weak ones are left out."""
+    from scipy.optimize import minimize
 
-    sets = [s for n in range(1, len(views) + 1) for s in combinations(views, n)]
-    return min(sets, key=lambda s: loss(np.mean([views[k] for k in s], axis=0)))
+    kinds = list(views)
+    while True:
+        every, rows = np.stack([views[kind] for kind in kinds]), np.arange(len(codes))
+
+        def loss(weights: np.ndarray, every: np.ndarray = every, rows: np.ndarray = rows) -> tuple[float, np.ndarray]:
+            mixed = np.tensordot(weights, every, 1)
+            wrong = softmax(mixed)
+            value = float(np.mean(logsumexp(mixed, axis=1) - mixed[rows, codes]))
+            wrong[rows, codes] -= 1
+            return value, np.einsum("vnk,nk->v", every, wrong) / len(rows)
+
+        start = np.full(len(kinds), 1 / len(kinds))
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(kinds)).x
+        if found.sum() <= 0:  # no view is better than guessing
+            return dict.fromkeys(kinds, 1 / len(kinds))
+        share = found / found.sum()
+        strong = [kind for kind, own in zip(kinds, share) if own >= LEAST]
+        if len(strong) == len(kinds):
+            return dict(zip(kinds, share.tolist()))
+        kinds = strong
