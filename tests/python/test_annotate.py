@@ -322,8 +322,9 @@ def test_views_that_harm_are_left_out():
     noise = 4.0 * np.eye(3)[rng.integers(0, 3, 605)]
     right[codes == 2, 2] = -9  # no view knows the rare class, the profiles do
     logits = {kind: right if kind == "components" else noise for kind in KINDS}
-    held, temperatures, rare = combine(Judged(logits | {"profile": 6.0 * np.eye(3)[codes]}), codes, 3)
-    assert set(temperatures) == {"components", "profile"} and rare.tolist() == [False, False, True]
+    held, weights, temperatures, rare = combine(Judged(logits | {"profile": 6.0 * np.eye(3)[codes]}), codes, 3)
+    assert weights == {"components": pytest.approx(1.0)} and set(temperatures) == {"components", "profile"}
+    assert rare.tolist() == [False, False, True]
     assert (held[codes == 2].argmax(axis=1) == 2).all()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import gzip
 import http.server
-import importlib.util
 import io
 import json
 import re
@@ -25,12 +24,13 @@ from scipy import sparse
 from scmamba._errors import ScMambaError
 from scmamba.datasets import brain_cohort
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "paper_tables.py"
-SPEC = importlib.util.spec_from_file_location("paper_tables", SCRIPT)
-assert SPEC is not None and SPEC.loader is not None
-tables = importlib.util.module_from_spec(SPEC)
-sys.modules["paper_tables"] = tables  # dataclasses look their module up
-SPEC.loader.exec_module(tables)
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import paper_tables
+from geo_tables.download import addresses
+from geo_tables.label import by_markers
+from geo_tables.read import braak_stages, call_cells, dense_table
+from geo_tables.split import splits
+from geo_tables.studies import LEFT_OUT, LEVELS, PARTS, STUDIES, TYPES
 
 GENOME = "GRCh38-1.2.0_premrna"  # the group of Leng's files
 
@@ -68,7 +68,7 @@ class Geo:
         self.address = f"http://127.0.0.1:{self.server.server_address[1]}"
 
     def put(self, study: str, name: str, content: bytes) -> Path:
-        accession = tables.STUDIES[study].accession
+        accession = STUDIES[study].accession
         kind = "matrix" if name.endswith("_series_matrix.txt.gz") else "suppl"
         file = self.folder / f"{accession[:-3]}nnn" / accession / kind / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -217,7 +217,7 @@ def publish(geo: Geo, study: str, cells: ad.AnnData) -> None:
 
 
 def run(geo: Geo, work: Path, step: str, study: str, *more: str) -> int:
-    return tables.main([step, "--work", str(work), "--base-url", geo.address, "--study", study, *more])
+    return paper_tables.main([step, "--work", str(work), "--base-url", geo.address, "--study", study, *more])
 
 
 def expected(study: str, cells: ad.AnnData) -> dict[str, dict[str, int]]:
@@ -257,7 +257,7 @@ def test_what_is_read_is_what_was_put_on_the_server(geo, tmp_path, small, study)
         assert (row["donor"], row["disease"]) == TRUTH[study][sample[name]]
         assert row["sample"] == (row["donor"] if study == "Smajic" else sample[name])
     asked = list(geo.asked)
-    assert sorted(asked) == sorted(tables.addresses(tables.STUDIES[study], ""))
+    assert sorted(asked) == sorted(addresses(STUDIES[study], ""))
     before = (work / study / "cells.h5ad").stat().st_mtime_ns
     assert run(geo, work, "download", study) == 0 and run(geo, work, "read", study) == 0
     assert geo.asked == asked and (work / study / "cells.h5ad").stat().st_mtime_ns == before
@@ -349,12 +349,12 @@ def test_other_forms_of_the_dense_table(small):
     }
     for name, (header, lines, rows) in forms.items():
         text = io.BytesIO("\n".join([header, *lines, ""]).encode())
-        names, given, counts = tables.dense_table(text, set(barcodes), "UMI")
+        names, given, counts = dense_table(text, set(barcodes), "UMI")
         assert (counts.toarray() == dense).all(), name
         assert given == rows and names in (barcodes, in_r), name
     for broken in (body[0].replace(body[0][0], "NA", 1), body[0] + "\t1", "0.5" + body[0][1:], "-1" + body[0][1:]):
         with pytest.raises(ScMambaError, match="line 3 does not hold 4 counts"):
-            tables.dense_table(io.BytesIO("\n".join([forms["plain"][0], body[0], broken]).encode()), set(barcodes), "UMI")
+            dense_table(io.BytesIO("\n".join([forms["plain"][0], body[0], broken]).encode()), set(barcodes), "UMI")
 
 
 def test_the_midbrain_as_r_would_write_it(geo, tmp_path, small):
@@ -391,9 +391,9 @@ def test_tables_of_the_midbrain_that_do_not_fit(geo, tmp_path, small, capsys):
 def test_droplets_are_called_by_cell_rangers_rule():
     totals = np.r_[np.full(30, 5000), np.full(70, 600), np.full(5, 499), np.full(900, 20)].astype(float)
     genes = np.where(np.arange(len(totals)) == 0, 150, 400)
-    kept, least = tables.call_cells(totals, genes, 100, None)
+    kept, least = call_cells(totals, genes, 100, None)
     assert least == 500 and kept.sum() == 99 and not kept[0] and kept[1:100].all()
-    kept, least = tables.call_cells(totals, genes, 100, 10)
+    kept, least = call_cells(totals, genes, 100, 10)
     assert least == 10 and kept.sum() == len(totals) - 1
 
 
@@ -404,7 +404,7 @@ STAGES = [("braak stage: 2", "2"), ("Braak_stage: VI", "6"), ("disease: Braak 0,
 def test_braak_stages_in_several_words(tmp_path, text, stage):
     lines = ['!Sample_title\t"EC1"', '!Sample_geo_accession\t"GSM1"', f'!Sample_characteristics_ch1\t"{text}"']
     (tmp_path / "GSE147528_series_matrix.txt.gz").write_text("\n".join(lines))  # a server may have unpacked it
-    stages = tables.braak_stages(tmp_path, tables.STUDIES["Leng"])
+    stages = braak_stages(tmp_path, STUDIES["Leng"])
     assert stages == ({} if stage is None else {"GSM1": f"Braak {stage}", "EC1": f"Braak {stage}"})
 
 
@@ -481,21 +481,21 @@ def test_every_name_of_prepare_is_one_of_the_published_code(small, tmp_path, mon
     cells.obs["scmamba_type"], cells.var["symbol"] = names, cells.var_names
     cells.write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.setattr(scmamba, "prepare", lambda *_, **__: cells)
-    found = tables.by_markers(tmp_path / "cells.h5ad", tmp_path / "prepare", {"min_donor_cells": 1})
+    found = by_markers(tmp_path / "cells.h5ad", tmp_path / "prepare", {"min_donor_cells": 1})
     called, labels = found.obs["celltype"].astype(str), found.obs["label_celltype"].astype(str)
-    assert set(called[:8]) == set(tables.TYPES) and set(called[8:]) <= set(tables.LEFT_OUT)
+    assert set(called[:8]) == set(TYPES) and set(called[8:]) <= set(LEFT_OUT)
     assert list(labels[:8]) == list(called[:8]) and (labels[8:] == "").all()
 
 
 def test_splits_are_checked_and_kept(geo, leng, capsys):
     work, table, _ = leng
     assert labelled(geo, work, table) == 0
-    study = tables.STUDIES["Leng"]
+    study = STUDIES["Leng"]
 
     def options(**content):
         file = work / "splits.json"
         file.write_text(json.dumps(content))
-        return tables.parse(["train", "--work", str(work), "--splits", str(file)])
+        return paper_tables.parse(["train", "--work", str(work), "--splits", str(file)])
 
     for content, sentence in (
         ({"Lau": {}}, "does not divide Leng; it divides Lau"),
@@ -505,14 +505,14 @@ def test_splits_are_checked_and_kept(geo, leng, capsys):
         ({"Leng": ["EC1"]}, "must be JSON of the form"),
     ):
         with pytest.raises(ScMambaError, match=sentence):
-            tables.splits(study, options(**content))
+            splits(study, options(**content))
     good = {"Leng_2021_Nat_Neurosci": {"train": ["GSM4432646_EC1"], "val": ["SFG1"], "test": ["10"]}}
     parts = {"train": ["EC1"], "validation": ["SFG1"], "test": ["EC10"]}
-    assert tables.splits(study, options(**good)) == {"how": "given (splits.json)", **parts}
+    assert splits(study, options(**good)) == {"how": "given (splits.json)", **parts}
     with pytest.raises(ScMambaError, match="holds another division"):
-        tables.splits(study, tables.parse(["train", "--work", str(work), "--test-samples", "seed"]))
+        splits(study, paper_tables.parse(["train", "--work", str(work), "--test-samples", "seed"]))
     with pytest.raises(ScMambaError, match="the published test set: Leng has no donor or sample SFG5, EC7, EC8"):
-        tables.splits(study, tables.parse(["train", "--work", str(work)]))
+        splits(study, paper_tables.parse(["train", "--work", str(work)]))
 
 
 def test_donors_are_kept_whole_when_drawn_by_seed(geo, tmp_path, small):
@@ -521,16 +521,16 @@ def test_donors_are_kept_whole_when_drawn_by_seed(geo, tmp_path, small):
     donors = np.array([name[2:] for name in cells.obs["sample"]])
     region = np.where(np.arange(cells.n_obs) % 2, "EC", "SFG")
     obs = pd.DataFrame({"study": "Leng", "donor": donors, "sample": np.char.add(region, donors), "disease": "Braak 0", "celltype": labels,
-                        **{f"label_{level}": labels for level in tables.LEVELS}}, index=cells.obs_names)  # fmt: skip
+                        **{f"label_{level}": labels for level in LEVELS}}, index=cells.obs_names)  # fmt: skip
     var = pd.DataFrame({"symbol": cells.var_names}, index=cells.var["ensembl_id"].to_numpy())
     for seed in (0, 1):
         work = tmp_path / str(seed)
         (work / "Leng").mkdir(parents=True)
         ad.AnnData(cells.X, obs=obs, var=var).write_h5ad(work / "Leng" / "labelled.h5ad")
-        options = tables.parse(["train", "--work", str(work), "--test-samples", "seed", "--seed", str(seed)])
-        parts = tables.splits(tables.STUDIES["Leng"], options)
-        assert sorted(sum((parts[p] for p in tables.PARTS), [])) == sorted(obs["sample"].unique())
-        people = [{name.lstrip("ECSFG") for name in parts[part]} for part in tables.PARTS]
+        options = paper_tables.parse(["train", "--work", str(work), "--test-samples", "seed", "--seed", str(seed)])
+        parts = splits(STUDIES["Leng"], options)
+        assert sorted(sum((parts[p] for p in PARTS), [])) == sorted(obs["sample"].unique())
+        people = [{name.lstrip("ECSFG") for name in parts[part]} for part in PARTS]
         assert all(people) and not people[0] & people[1] and not people[0] & people[2] and not people[1] & people[2]
 
 
@@ -632,5 +632,5 @@ def test_subtypes_of_the_authors_are_learnt_and_shared_donors_are_said(geo, leng
 
 
 def test_a_report_of_nothing_is_refused(tmp_path, capsys):
-    assert tables.main(["report", "--work", str(tmp_path)]) == 1
+    assert paper_tables.main(["report", "--work", str(tmp_path)]) == 1
     assert "Run the step 'train' first" in capsys.readouterr().err
