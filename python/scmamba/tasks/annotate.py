@@ -111,7 +111,7 @@ def _from_reference(adata: AnnData, known: AnnData, levels: list[str], model: An
     if len(rows) == 0:
         raise DataError(f"The column '{levels[-1]}' of the reference holds no label.")
     reads = dict(force=True, min_coverage=0.0)
-    # The linear views know no vocabulary: a model of the brain lacks genes that tell blood cells apart.
+    # The simple views know no vocabulary: a model of the brain lacks genes that tell blood cells apart.
     human = all_human_genes()
     theirs = read_cells(known, human, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
     ours = read_cells(adata, human, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
