@@ -61,9 +61,11 @@ class Cluster:
         return done.stdout
 
     def is_up(self) -> bool:
-        for _ in range(60):
+        """Whether both nodes answer within a minute."""
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
             try:
-                if self.run("sinfo", "--noheader", "--format=%D %t").split() == ["2", "idle"]:
+                if self.run("sinfo", "--noheader", "--format=%D %t", seconds=10).split() == ["2", "idle"]:
                     return True
             except (AssertionError, subprocess.TimeoutExpired):
                 pass
