@@ -11,10 +11,12 @@
     return(.server_json(server, "POST", path, file))
   }
   upload <- .send_in_parts(server, file)
-  # Taken by the job the first time: what an interrupt before leaves is deleted, afterwards there is nothing to delete.
-  on.exit(try(.server_once(server, "DELETE", upload), silent = TRUE))
+  taken <- FALSE
+  on.exit(if (!taken) try(.server_once(server, "DELETE", upload), silent = TRUE))
   path <- paste0(path, if (grepl("?", path, fixed = TRUE)) "&" else "?", "upload=", basename(upload))
-  .server_json(server, "POST", path)
+  answer <- .server_json(server, "POST", path)
+  taken <- TRUE
+  answer
 }
 
 # The upload's path there, once all has come.
@@ -41,15 +43,10 @@
   where
 }
 
-# The answer's headers; asked again, and told so, when the line breaks.
+# The answer's headers. 408 and 409: the server and we are not of one mind about how much came.
 .tus <- function(server, request) {
-  for (attempt in seq_len(.patient)) {
-    answer <- tryCatch(request(attempt > 1), error = identity)
-    # 408 and 409: the server and we are not of one mind about how much came.
-    if (!.is_broken(answer) && !answer$status_code %in% c(408, 409)) break
-    if (attempt < .patient) .server_pause(attempt)
-  }
-  curl::parse_headers_list(.server_checked(server, answer)$headers)
+  answer <- .insist(server, .patient, request, busy = c(408, 409, 502, 503, 504))
+  curl::parse_headers_list(answer$headers)
 }
 
 .tus_patch <- function(server, where, file, offset, count) {

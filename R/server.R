@@ -157,15 +157,18 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
 # by which the server knows it when it comes a second time because the first answer was lost.
 .server_request <- function(server, method, path, file = NULL, to = NULL, tries = 4) {
   headers <- if (method == "POST") list(`Idempotency-Key` = .new_key(), `Content-Type` = "application/octet-stream")
+  .insist(server, tries, function(again) .server_once(server, method, path, file, to, headers), to)
+}
+
+# The answer to `request(again)`, asked for again while the line breaks or the server answers one of `busy`.
+.insist <- function(server, tries, request, to = NULL, busy = c(502, 503, 504)) {
   for (attempt in seq_len(tries)) {
-    answer <- tryCatch(.server_once(server, method, path, file, to, headers), error = identity)
-    if (!.is_broken(answer)) break
+    answer <- tryCatch(request(attempt > 1), error = identity)
+    if (!inherits(answer, "error") && !answer$status_code %in% busy) break
     if (attempt < tries) .server_pause(attempt)
   }
   .server_checked(server, answer, to)
 }
-
-.is_broken <- function(answer) inherits(answer, "error") || answer$status_code %in% c(502, 503, 504)
 
 .server_pause <- function(attempt) Sys.sleep(min(0.5 * 2^(attempt - 1), 8))
 

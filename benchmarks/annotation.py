@@ -202,7 +202,13 @@ def novel_types(options: argparse.Namespace) -> pd.DataFrame:
                      "others_right": np.mean(calls[given & ~own] == truth[given & ~own]),
                      "others_rejected": np.mean(calls[~own] == UNASSIGNED),
                      "else_called": taken.index[0] if len(taken) else ""})  # fmt: skip
-    return pd.DataFrame(rows)
+    return with_all(pd.DataFrame(rows))
+
+
+def with_all(table: pd.DataFrame) -> pd.DataFrame:
+    """With a last row: the shares of all types' cells together."""
+    every = {name: np.average(table[name], weights=table["cells"]) for name in ("rejected", "strange")}
+    return pd.concat([table, pd.DataFrame([{"type": "all", "cells": table["cells"].sum(), **every}])], ignore_index=True)
 
 
 #: Sets for annotation without labels.

@@ -13,7 +13,11 @@ from scipy import sparse
 from ._errors import ScMambaError
 
 if TYPE_CHECKING:
+    from .evaluation.annotation_report import AnnotationReport
     from .evaluation.reports import Report
+
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md, the tables and the pictures.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
 
 app = typer.Typer(no_args_is_help=True, help="Compare answers with what is known.")
 
@@ -24,11 +28,10 @@ def annotation(
     truth: Annotated[str, typer.Option(help="Column of known types.")],
     called: Annotated[list[str] | None, typer.Option(help="Column of calls; repeat to compare several. Default scmamba_type.")] = None,
     confidence: Annotated[str | None, typer.Option(help="Column of probabilities of the first calls; default scmamba_probability.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md, the tables and the pictures.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score cell types: F1 macro, micro and weighted, per type, confusion, and accuracy against coverage."""
-    from ._files import atomic_path
     from .data.files import open_backed
     from .evaluation.annotation_report import annotation_report
 
@@ -42,11 +45,7 @@ def annotation(
         raise ScMambaError(f"The column '{truth}' holds no type.")
     calls = {column: kept[column].astype(object).fillna("Unassigned").astype(str).to_numpy() for column in columns}
     report = annotation_report(kept[truth].astype(str).to_numpy(), calls, None if sure is None else kept[sure].to_numpy(dtype=float))
-    typer.echo(report.summary.round(4).to_string())
-    if output is not None:
-        with atomic_path(output) as folder:
-            report.write(folder)
-        typer.echo(f"{output}: report.md, tables and pictures of {len(kept):,} cells")
+    _tell(report, output, f"{len(kept):,} cells")
 
 
 @app.command("doublets")
@@ -55,8 +54,8 @@ def doublets(
     truth: Annotated[str, typer.Option(help="Column that is true (or 'doublet') for droplets with two cells.")],
     score: Annotated[list[str] | None, typer.Option(help="Column of scores; repeat for several. Default scmamba_doublet_score.")] = None,
     called: Annotated[str | None, typer.Option(help="Column of calls of the first score; by default as many as are true.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md, the tables and the pictures.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score doublets: precision, recall, TNR, F1, AUROC, AUPRC, and at fixed identification rates."""
     from .data.files import open_backed
@@ -83,8 +82,8 @@ def imputation(
     min_total: Annotated[float, typer.Option(help="Cells with fewer counts are left out.")] = 2000,
     cells: Annotated[int | None, typer.Option(help="So many cells at random; all if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md, the table and the picture.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
     """Hide every counted value once, predict it, and score the predictions beside simple predictors."""
@@ -110,8 +109,8 @@ def clusters(
     donor: Annotated[str | None, typer.Option(help="Column of donors.")] = None,
     layer: Annotated[list[str] | None, typer.Option(help="Layer of log values to compare; repeat for several. Default scmamba.")] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md, the tables and the pictures.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")] = False,
+    output: Output = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Cluster the counts and imputed layers alike: NMI, ARI and silhouette by type, and by donor."""
     from .data.files import open_backed
@@ -153,7 +152,7 @@ def _need_columns(table: pd.DataFrame, columns: list[str]) -> None:
             raise ScMambaError(f"The data have no column '{column}'; they have {', '.join(map(str, table.columns)) or 'none'}.")
 
 
-def _tell(report: Report, output: Path | None, what: str) -> None:
+def _tell(report: Report | AnnotationReport, output: Path | None, what: str) -> None:
     from ._files import atomic_path
 
     typer.echo(report.summary.round(4).to_string())

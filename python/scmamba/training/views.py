@@ -17,6 +17,7 @@ from scipy import sparse
 from scipy.special import logsumexp
 
 from ..data.neighbours import nearest_cells, principal_components
+from .novelty import unit
 
 KINDS = ("genes", "components", "scaled", "plain", "alike")
 #: Components of the reduced view.
@@ -122,11 +123,9 @@ class Alike:
     codes: np.ndarray
     classes: int
 
-    def place(self, x: sparse.csr_matrix) -> np.ndarray:
-        """Where (n, m) values lie: rows of length one."""
-        scores = np.asarray(self.seen.scores(x))
-        scores = scores @ self.turn - self.offset if self.turn.size else scores
-        return scores / np.maximum(np.linalg.norm(scores, axis=1, keepdims=True), 1e-9)
+    def place(self, scores: np.ndarray) -> np.ndarray:
+        """Where cells with these (n, d) scores lie: rows of length one."""
+        return unit(scores @ self.turn - self.offset if self.turn.size else scores)
 
     def logits(self, x: sparse.csr_matrix) -> np.ndarray:
         """(n, k) of (n, m) values, a block of cells at a time."""
@@ -134,7 +133,7 @@ class Alike:
         usual = kinds.mean(axis=0) + _EVEN
         out = []
         for start in range(0, max(x.shape[0], 1), _BLOCK):
-            asked = nearest_cells(self.place(x[start : start + _BLOCK]), self.pool, ASKED)
+            asked = nearest_cells(self.place(np.asarray(self.seen.scores(x[start : start + _BLOCK]))), self.pool, ASKED)
             even = kinds[asked].mean(axis=1) / usual
             out.append(np.log(even / even.sum(axis=1, keepdims=True) + _EVEN))
         return np.vstack(out)
@@ -168,7 +167,7 @@ def fit_alike(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) 
         found = PCA(DIRECTIONS, svd_solver="randomized", random_state=seed).fit(scores)
         turn, offset = found.components_.T, found.mean_ @ found.components_.T
     view = Alike(seen, turn, offset, np.zeros((0, 0)), codes, classes)
-    view.pool = np.vstack([view.place(x[i : i + _BLOCK]) for i in range(0, x.shape[0], _BLOCK)]).astype(np.float32)
+    view.pool = view.place(scores).astype(np.float32)
     return view
 
 
