@@ -1,6 +1,6 @@
 # One interface between the verbs and whatever computes. A backend is a list of
 # functions with these arguments and results:
-#   impute(matrix, options, verbose) -> list(matrix, cells, provenance)
+#   impute(matrix, cells, options, verbose) -> list(matrix, cells, provenance)
 #   embed(matrix, options, verbose)  -> list(embedding, cells, provenance)
 #   annotate(matrix, known, options, verbose), doublets(matrix, cells, options, verbose) -> list(cells, provenance)
 #   markers(matrix, cells, options, verbose) -> data.frame
@@ -31,8 +31,8 @@
 }
 
 .reticulate_backend <- list(
-  impute = function(matrix, options, verbose) {
-    adata <- .to_adata(matrix)
+  impute = function(matrix, cells, options, verbose) {
+    adata <- .to_adata(matrix, cells)
     result <- .call_python(
       do.call(.python()$scmamba$impute, c(list(adata), options, verbose = verbose)),
       verbose

@@ -33,6 +33,11 @@
 #'   `brain-mini` does): expected frequencies given the whole cell and its
 #'   neighbours, the depth of the cell taken out, for all genes. `"published"`:
 #'   the paper's masked prediction of log values.
+#' @param batch Column of the metadata with the donor or library (for a matrix: one value
+#'   for each cell). With `method = "rates"`, neighbours then come from all donors in
+#'   turn, as far as they hold cells of the same kind: types stand out, donors do not.
+#'   For clustering and pictures. What differs between donors or conditions is
+#'   evened out with it; leave it out where that is the question.
 #' @param passes For `"published"`: number of interleaved parts in which the
 #'   zeros are predicted.
 #' @param min.value Predictions below this value stay zero: 0.2 by default (0 with
@@ -78,7 +83,7 @@ ScMambaImpute <- function(object, ...) {
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
-                                 assay.name = "scmamba", model = NULL, method = NULL, adapt = TRUE,
+                                 assay.name = "scmamba", model = NULL, method = NULL, batch = NULL, adapt = TRUE,
                                  passes = 10, min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                  device = NULL, seed = 0,
                                  force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
@@ -90,8 +95,10 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options$batch <- batch
+  cells <- .columns_for(object[[]], batch, "batch")
   matrix <- .get_layer(object, assay, layer, verbose)
-  result <- .backend(backend)$impute(matrix, options, verbose)
+  result <- .backend(backend)$impute(matrix, cells, options, verbose)
   new <- .make_assay(result$matrix, like = object[[assay]], to.counts)
   if (!"imputed_" %in% SeuratObject::Key(object)) {
     SeuratObject::Key(new) <- "imputed_"
@@ -110,7 +117,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.name = "scmamba",
-                                               model = NULL, method = NULL, adapt = TRUE, passes = 10,
+                                               model = NULL, method = NULL, batch = NULL, adapt = TRUE, passes = 10,
                                                min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                                device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
@@ -121,8 +128,10 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options$batch <- batch
+  cells <- .columns_for(as.data.frame(SummarizedExperiment::colData(object)), batch, "batch")
   matrix <- .get_sce(object, assay)
-  result <- .backend(backend)$impute(matrix, options, verbose)
+  result <- .backend(backend)$impute(matrix, cells, options, verbose)
   SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
     .unnamed_as(result$matrix, object)
   if (verbose) .say_imputed(matrix, assay.name)
@@ -131,14 +140,22 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
 
 #' @rdname ScMambaImpute
 #' @export
-ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, adapt = TRUE, passes = 10,
+ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch = NULL, adapt = TRUE, passes = 10,
                                     min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                     device = NULL, seed = 0,
                                     force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .check_matrix(object)
-  result <- .backend(backend)$impute(matrix, options, verbose)
+  cells <- NULL
+  if (!is.null(batch)) {
+    if (length(batch) != ncol(matrix)) {
+      .abort("{.arg batch} has {length(batch)} value{?s} and the matrix {ncol(matrix)} cells. For a matrix give one value for each cell.")
+    }
+    cells <- data.frame(batch = as.character(batch))
+    options$batch <- "batch"
+  }
+  result <- .backend(backend)$impute(matrix, cells, options, verbose)
   if (verbose) .say_imputed(matrix)
   structure(result$matrix, scmamba = result$provenance)
 }

@@ -39,8 +39,8 @@ print.scmamba_server <- function(x, ...) {
     }
   }
   list(
-    impute = function(matrix, options, verbose) {
-      got <- task("impute")(matrix, options, verbose)
+    impute = function(matrix, cells, options, verbose) {
+      got <- task("impute")(matrix, options, verbose, cells)
       list(matrix = .from_arrays(got, matrix), cells = got$cells, provenance = got$provenance)
     },
     embed = function(matrix, options, verbose) {

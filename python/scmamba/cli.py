@@ -51,6 +51,7 @@ def impute(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     method: Annotated[Literal["rates", "published"] | None, typer.Option(help="Frequencies with neighbours, or the paper's masks.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Column of obs: even out these donors or libraries (rates method).")] = None,
     adapt: Annotated[bool, typer.Option(help="Adapt a copy of the model to these cells first, if that helps.")] = True,
     passes: Annotated[int, typer.Option(min=1, help="Groups the zeros are divided into (published method).")] = 10,
     min_value: Annotated[float | None, typer.Option(min=0, help="Smaller predictions (log1p CP10k) stay zero; 0.2 if not given.")] = None,
@@ -66,9 +67,9 @@ def impute(
     """Fill the zeros of an .h5ad file with what the model expects (layers/scmamba of a copy); under torchrun by several processes."""
     from .tasks._shards import first, impute_file_shared
 
-    impute_file_shared(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, method=method, adapt=adapt,
-                       passes=passes, min_value=min_value, to_counts=to_counts, batch_size=batch_size, device=device, backend=backend,
-                       seed=seed, force=force, verbose=not quiet)  # fmt: skip
+    impute_file_shared(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, method=method, batch=batch,
+                       adapt=adapt, passes=passes, min_value=min_value, to_counts=to_counts, batch_size=batch_size, device=device,
+                       backend=backend, seed=seed, force=force, verbose=not quiet)  # fmt: skip
     if first():
         typer.echo(f"{output}: layers['scmamba']")
 

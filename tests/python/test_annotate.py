@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pytest
 from conftest import small_model
+from scipy import sparse
 from typer.testing import CliRunner
 
 import scmamba
@@ -322,7 +323,7 @@ def test_views_that_harm_are_left_out():
     noise = 4.0 * np.eye(3)[rng.integers(0, 3, 605)]
     right[codes == 2, 2] = -9  # no view knows the rare class, the profiles do
     logits = {kind: right if kind == "components" else noise for kind in KINDS}
-    held, weights, temperatures, rare = combine(Judged(logits | {"profile": 6.0 * np.eye(3)[codes]}), codes, 3)
+    held, weights, temperatures, rare = combine(Judged(logits | {"profile": 6.0 * np.eye(3)[codes]}, np.zeros((605, 3))), codes, 3)
     assert weights == {"components": pytest.approx(1.0)} and set(temperatures) == {"components", "profile"}
     assert rare.tolist() == [False, False, True]
     assert (held[codes == 2].argmax(axis=1) == 2).all()
@@ -339,16 +340,58 @@ def test_cells_of_an_unknown_kind_stand_out():
 
     codes = rng.integers(0, 3, 600)
     space, fold = draw(codes), np.arange(600) % 3
-    calm = np.zeros(600)
-    usual = Usual.of(space, codes, calm, calm, fold, 0)
+    calm = np.zeros((600, 3))
+    usual = Usual.of(space, codes, calm, fold, 0)
     kinds = np.r_[rng.integers(0, 3, 150), np.full(40, 3)]
     here = draw(kinds)
-    shown = signs(here, space, np.zeros(190), np.zeros(190), usual.pool, 0)
+    shown = signs(here, space, np.zeros((190, 3)), usual.pool, 0)
     strange = usual.strange(shown, np.where(kinds == 3, 0, kinds))
     assert strange[kinds == 3].mean() > 0.9 and strange[kinds < 3].mean() < 0.12
     # Another technology: everything lies apart, and only what stands out among cells called alike is refused.
-    away = shown + [3.0, 0, 0]
+    away = shown + [3.0, 0, 0, 0]
     assert usual.foreign(away) and not usual.foreign(shown)
     assert usual.strange(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
-    few = Usual.of(space[:30], codes[:30], calm[:30], calm[:30], fold[:30], 0)
+    few = Usual.of(space[:30], codes[:30], calm[:30], fold[:30], 0)
     assert not few.strange(shown, kinds % 3).any()
+
+
+def counts_of_kinds(rng: np.random.Generator, kinds: np.ndarray) -> sparse.csr_matrix:
+    """log1p(CP10k) of 400 genes: kinds 0 and 1 differ in many, 2 is 1 with four genes more, 3 lacks a third of what marks 0."""
+    rates = np.full((4, 400), 2.0)
+    rates[0, :60] = rates[3, :40] = 6.0
+    rates[1:3, 60:120] = 6.0
+    rates[:, 396:] = 0.05
+    rates[2, 396:] = 3.0
+    counts = sparse.csr_matrix(rng.poisson(rates[kinds]).astype(np.float64))
+    counts.data *= np.repeat(1e4 / np.asarray(counts.sum(axis=1)).ravel(), np.diff(counts.indptr))
+    return sparse.csr_matrix(counts.log1p())
+
+
+def test_a_rare_kind_that_few_genes_mark_is_seen_by_the_sums_of_markers():
+    from scmamba.training.views import fit_view, shown_markers
+
+    rng = np.random.default_rng(3)
+    codes, kinds = np.r_[np.repeat([0, 1], 300), np.full(8, 2)], np.repeat([0, 1, 2], 100)
+    x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
+    view = fit_view(x, codes, 4, "markers", 0)  # of a fourth class there is no cell
+    assert np.mean(view.logits(query).argmax(axis=1) == kinds) > 0.95
+    assert {396, 397, 398, 399} == set(np.argsort(-view.basis[:, 4 + 2])[:4])  # beside its nearest class
+    shown = shown_markers(view, query)
+    assert shown.shape == (300, 4) and (shown[:, 3] == 0).all()
+    assert all(shown[kinds == c, c].mean() > shown[kinds != c, c].mean() + 1 for c in range(3))
+    for few in (1, 2):
+        alone = fit_view(x[codes < few], codes[codes < few], few, "markers", 0)
+        assert np.mean(alone.logits(query[kinds < few]).argmax(axis=1) == kinds[kinds < few]) > 0.99
+
+
+def test_a_cell_that_lacks_what_marks_its_class_is_strange():
+    from scmamba.training.typing import learn_types
+
+    rng = np.random.default_rng(4)
+    codes, kinds = np.repeat([0, 1], 300), np.r_[np.repeat([0, 1], 80), np.full(40, 3)]
+    x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
+    typist = learn_types(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
+    p = typist.probabilities(query)
+    assert (p[kinds == 3, 0] > 0.9).all()  # sure of it, and wrong
+    strange = typist.strange(query, p, x, 0)
+    assert strange[kinds == 3].mean() > 0.9 and strange[kinds < 3].mean() < 0.15

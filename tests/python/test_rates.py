@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -106,6 +108,78 @@ def test_pooled_rates_of_neighbours_by_hand():
             members = nearest[cell, :k]
             expected = (counts[members].sum(axis=0).A1 + shrink * average) / (totals[members].sum() + shrink)
             assert rate[cell] == pytest.approx(expected, rel=1e-5)
+
+
+def two_batches(only_in_first: int = 40) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+    """Counts of three kinds in two batches whose genes are captured differently; the third kind is in the first batch only."""
+    rng = np.random.default_rng(5)
+    kind = np.r_[np.repeat([0, 1], 80), np.full(only_in_first, 2), np.repeat([0, 1], 80)]
+    batch = np.r_[np.zeros(160 + only_in_first, int), np.ones(160, int)]
+    rates = np.exp(rng.normal(0, 0.3, (3, 300)))
+    for k in range(3):
+        rates[k, 60 * k : 60 * k + 60] *= 6
+    rates = np.stack([rates, rates * np.exp(rng.normal(0, 0.6, 300))])
+    return sparse.csr_matrix(rng.poisson(rates[batch, kind]).astype(float)), kind, batch
+
+
+def test_neighbours_in_turn_come_from_every_batch_that_knows_the_kind():
+    counts, kind, batch = two_batches()
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    everyone = np.arange(len(kind))
+    plain = NeighbourPool(counts, totals, components=10)
+    near = plain.nearest(plain.scores, 30, own=everyone)
+    assert (batch[near] == batch[:, None]).mean() > 0.95  # without batches a cell keeps to its own
+    pool = NeighbourPool(counts, totals, components=10, batch=batch)
+    turns = pool.nearest(pool.scores, 30, everyone, batch)
+    shared = kind < 2
+    assert (turns != everyone[:, None]).all() and all(len(set(row)) == 30 for row in turns)
+    assert 0.4 < (batch[turns[shared]] == batch[shared, None]).mean() < 0.6
+    assert (kind[turns[shared]] == kind[shared, None]).mean() > 0.99
+    # The kind that the other batch lacks: nothing is taken from there.
+    assert (kind[turns[~shared]] == 2).mean() > 0.99
+    # Cells of no batch, and of one that the pool does not hold, have the nearest of all.
+    for unknown in (-1, 7):
+        nobody = pool.nearest(pool.scores[:5], 30, everyone[:5], np.full(5, unknown))
+        assert (np.sort(nobody, axis=1) == np.sort(near[:5], axis=1)).all()
+    assert pool.nearest(pool.scores[:3], 10_000, everyone[:3], batch[:3]).shape == (3, len(kind) - 1)
+
+
+def test_imputation_evens_out_donors_only_if_asked(nuclei):
+    one = nuclei.copy()
+    one.obs["library"] = "a"
+    options = dict(model=rates_model(), adapt=False, verbose=False)
+    plain = scmamba.impute(nuclei.copy(), **options)
+    np.testing.assert_array_equal(scmamba.impute(one, batch="library", **options).layers["scmamba"].data, plain.layers["scmamba"].data)
+    evened = scmamba.impute(nuclei.copy(), batch="donor", **options)
+    assert evened.uns["scmamba"]["impute"]["batch"] == "donor" and "batch" not in plain.uns["scmamba"]["impute"]
+    at = nuclei.X.nonzero()
+    np.testing.assert_array_equal(np.asarray(evened.layers["scmamba"][at]), np.asarray(plain.layers["scmamba"][at]))
+
+    def between_donors(imputed: ad.AnnData) -> float:
+        """Variance of the donors' means beside that of all cells, within the commonest type."""
+        own = imputed.obs["cell_type"] == imputed.obs["cell_type"].value_counts().index[0]
+        filled = imputed.layers["scmamba"][own.to_numpy()].toarray()
+        donors = imputed.obs["donor"][own].astype(str).to_numpy()
+        means = np.stack([filled[donors == d].mean(axis=0) for d in np.unique(donors)])
+        return float(means.var(axis=0).sum() / filled.var(axis=0).sum())
+
+    # Three donors of fifty cells each, and a network that was never trained reads each cell alone: not all of it goes.
+    assert between_donors(evened) < 0.9 * between_donors(plain)
+
+
+def test_batches_that_cannot_be_evened_out_are_answered(nuclei, monkeypatch):
+    data = nuclei.copy()
+    data.obs["gaps"] = [None, *data.obs["donor"].astype(str)[1:]]
+    data.obs["barcode"] = [f"c{i}" for i in range(data.n_obs)]
+    for batch, message in (("nobody", "no column 'nobody'"), ("gaps", "1 cells have no value")):
+        with pytest.raises(ScMambaError, match=message):
+            scmamba.impute(data, model=rates_model(), batch=batch, verbose=False)
+    with pytest.raises(ScMambaError, match="each cell alone"):
+        scmamba.impute(data, model=rates_model(), method="published", batch="donor", verbose=False)
+    monkeypatch.setattr(sys.modules["scmamba.tasks.impute"], "MAX_BATCHES", 20)
+    with pytest.raises(ScMambaError, match="150 different values"):
+        scmamba.impute(data, model=rates_model(), batch="barcode", verbose=False)
+    assert "scmamba" not in data.layers
 
 
 def test_the_combination_beats_the_gene_average_and_repeats(nuclei):

@@ -161,3 +161,31 @@ test_that("gene names that Seurat rewrote from _ to - are matched, and kept", {
   expect_identical(rownames(after[["scmamba"]]), rownames(counts_of(pbmc())))
   expect_equal(unname(as.matrix(data_of(after))), unname(as.matrix(from_matrix)))
 })
+
+test_that("donors are evened out where their column is named, the same for every kind of object", {
+  skip_without_python()
+  cohort <- ScMambaCohort(n.cells = 120, n.donors = 3, n.genes = 2500, seed = 5)
+  impute <- function(object, ...) ScMambaImpute(object, ..., adapt = FALSE, force = TRUE, verbose = FALSE)
+  plain <- data_of(impute(cohort))
+  evened <- impute(cohort, batch = "donor")
+  expect_identical(SeuratObject::Misc(evened, "scmamba")$impute$batch, "donor")
+  values <- data_of(evened)
+  counts <- counts_of(cohort)
+  observed <- as.matrix(counts) > 0
+  expect_identical(as.matrix(values)[observed], as.matrix(plain)[observed])
+  expect_gt(max(abs(values - plain)), 0.1)
+  from_matrix <- impute(counts, batch = cohort$donor)
+  expect_equal(unname(as.matrix(from_matrix)), unname(as.matrix(values)), tolerance = 1e-6)
+  served <- data_of(impute(cohort, batch = "donor", backend = "server"))
+  expect_equal(as.matrix(served), as.matrix(values), tolerance = 1e-6)
+  if (requireNamespace("SingleCellExperiment", quietly = TRUE)) {
+    sce <- SingleCellExperiment::SingleCellExperiment(
+      list(counts = counts),
+      colData = S4Vectors::DataFrame(donor = cohort$donor)
+    )
+    of_sce <- SummarizedExperiment::assay(impute(sce, batch = "donor"), "scmamba")
+    expect_equal(unname(as.matrix(of_sce)), unname(as.matrix(values)), tolerance = 1e-6)
+  }
+  expect_error(impute(cohort, batch = "nobody"), "nobody", class = "scmamba_error")
+  expect_error(impute(counts, batch = c("a", "b")), "one value for each cell", class = "scmamba_error")
+})

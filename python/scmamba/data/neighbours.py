@@ -176,6 +176,10 @@ def neighbour_rate_prediction(
     return NeighbourRates(gene_rate, nearest_cells(query, scores, k), totals, float(shrink), pool, seen)
 
 
+_REACH = 10  # nearest cells of a batch that tell whether it knows a cell's kind
+_LAST = 1e9  # the turn of cells that are merely near
+
+
 class NeighbourPool:
     """Cells to find neighbours among, and what the neighbours of any cell show: many reaches at once, a block of cells at a time.
 
@@ -185,28 +189,79 @@ class NeighbourPool:
         (n, m) visible counts of the pool, and the (n,) depths its log values are scaled by.
     components
         Leading components of log1p(CP10k) that distances are measured in.
+    batch
+        (n,) codes 0, 1, ... of the donors or libraries of the cells: neighbours then come from all of them in turn (see
+        :meth:`nearest`).
     """
 
-    def __init__(self, counts: sparse.csr_matrix, totals: np.ndarray, *, components: int = 50, seed: int = 0) -> None:
+    def __init__(
+        self, counts: sparse.csr_matrix, totals: np.ndarray, *, components: int = 50, seed: int = 0, batch: np.ndarray | None = None
+    ) -> None:
         self.counts = sparse.csr_matrix(counts, dtype=np.float32)
         self.seen = np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
         values = _log_values(sparse.csr_matrix(counts, dtype=np.float64), totals)
         self.mean_value = np.asarray(values.mean(axis=0)).ravel()
         self.scores, self.basis = principal_components(values, components, seed=seed)
+        self.homes = [] if batch is None else [np.flatnonzero(batch == b) for b in range(int(batch.max()) + 1)]
+        #: (n, batches, 10) the members of every batch nearest to each member; -1 where a batch has fewer.
+        self._seen_from = np.full((len(self.scores), len(self.homes), _REACH), -1, dtype=np.int32)
+        for b, home in enumerate(self.homes):
+            if len(home):
+                found = home[nearest_cells(self.scores, self.scores[home], _REACH)]
+                self._seen_from[:, b, : found.shape[1]] = found
 
     def project(self, counts: sparse.csr_matrix, totals: np.ndarray) -> np.ndarray:
         """(r, d) the components of other cells, or of members."""
         return _log_values(sparse.csr_matrix(counts, dtype=np.float64), totals) @ self.basis
 
-    def nearest(self, scores: np.ndarray, k: int, own: np.ndarray | None = None) -> np.ndarray:
-        """(r, k) members nearest to ``scores``, nearest first; ``own`` (r,) the member each cell is itself (-1: none), left out."""
+    def nearest(self, scores: np.ndarray, k: int, own: np.ndarray | None = None, batch: np.ndarray | None = None) -> np.ndarray:
+        """(r, k) members to learn from, first the best.
+
+        Without batches the nearest to ``scores`` (r, d). With batches, and those of the cells in ``batch`` (r,) (-1: of none), the
+        nearest of every batch, then the second nearest of every batch, and so on. A batch that lacks the cell's kind has nothing to
+        give: a member of another batch counts only if the cells it is nearest to in the cell's own batch are among the cell's nearest
+        there. Where too few count, the nearest of all follow.
+
+        ``own`` (r,) is the member each cell is itself (-1: none), left out.
+        """
         k = min(k, len(self.scores) - 1)
+        own = np.full(len(scores), -1) if own is None else np.asarray(own)
+        if self.homes and batch is not None:
+            return self._in_turn(scores, k, own, np.where(np.asarray(batch) < len(self.homes), batch, -1))
         found = nearest_cells(scores, self.scores, k + 1)
-        if own is None:
-            return found[:, :k]
-        itself = found == np.asarray(own)[:, None]
+        itself = found == own[:, None]
         itself[~itself.any(axis=1), -1] = True  # others lose their farthest, so that all have k
         return found[~itself].reshape(len(found), k)
+
+    def _in_turn(self, scores: np.ndarray, k: int, own: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        every = nearest_cells(scores, self.scores, k + 1)  # if all else fails
+        columns, turns = [every], [np.where(every == own[:, None], np.inf, _LAST)]
+        at_home = self._at_home(scores, own, batch)
+        for b, home in enumerate(self.homes):
+            if not len(home):
+                continue
+            found = home[nearest_cells(scores, self.scores[home], k + 1)]
+            known = self._seen_from[found[..., None], np.maximum(batch, 0)[:, None, None], np.arange(_REACH)]
+            mutual = (known[..., None] == at_home[:, None, None, :]).any(axis=(2, 3))
+            counts = ((batch == b)[:, None] | mutual) & (found != own[:, None])
+            turns.append(np.where(counts, np.cumsum(counts, axis=1), np.inf))
+            columns.append(found)
+        member, turn = np.concatenate(columns, axis=1), np.concatenate(turns, axis=1)
+        apart = np.square(self.scores[member] - scores[:, None]).sum(axis=2)
+        order = np.lexsort((apart, turn), axis=1)
+        return _first_different(np.take_along_axis(member, order, axis=1), k)
+
+    def _at_home(self, scores: np.ndarray, own: np.ndarray, batch: np.ndarray) -> np.ndarray:
+        """(r, 10) the members of each cell's own batch nearest to it; -2 where there are fewer."""
+        out = np.full((len(scores), _REACH), -2, dtype=np.int64)
+        for b, home in enumerate(self.homes):
+            rows = np.flatnonzero(batch == b)
+            if len(rows) and len(home):
+                found = home[nearest_cells(scores[rows], self.scores[home], _REACH + 1)]
+                for row, members in zip(rows, found):
+                    others = members[members != own[row]][:_REACH]
+                    out[row, : len(others)] = others
+        return out
 
     def rates(self, nearest: np.ndarray, pools: Sequence[tuple[int, float]], average: np.ndarray) -> Iterator[np.ndarray]:
         """Yield, for each (k, shrink) in increasing k, (r, m) rates of the first k neighbours with ``shrink`` counts' worth of the
@@ -230,6 +285,15 @@ class NeighbourPool:
         """(r, m) log1p(CP10k) rebuilt from the leading ``rank`` components."""
         rank = min(rank, scores.shape[1])
         return scores[:, :rank].astype(np.float32) @ self.basis[:, :rank].T.astype(np.float32)
+
+
+def _first_different(members: np.ndarray, k: int) -> np.ndarray:
+    """(r, k) the first ``k`` different entries of each row."""
+    out = np.empty((len(members), k), dtype=np.int64)
+    for row, found in enumerate(members):
+        _, first = np.unique(found, return_index=True)
+        out[row] = found[np.sort(first)[:k]]
+    return out
 
 
 def _log_values(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:

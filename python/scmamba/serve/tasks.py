@@ -67,8 +67,8 @@ WITH_MODEL = ("impute", "embed", "finetune")
 TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], Any], dict[str, tuple[type, ...]]]] = {
     "impute": (
         _impute,
-        {"method": (str,), "adapt": (bool, int), "passes": (int,), "min_value": (int, float), "to_counts": (bool,), "seed": (int,),
-         "force": (bool,), "batch_size": (int,), "layer": (str,), "gene_column": (str,)},
+        {"method": (str,), "batch": (str,), "adapt": (bool, int), "passes": (int,), "min_value": (int, float), "to_counts": (bool,),
+         "seed": (int,), "force": (bool,), "batch_size": (int,), "layer": (str,), "gene_column": (str,)},
     ),
     "embed": (_embed, {"force": (bool,), "batch_size": (int,), "layer": (str,), "gene_column": (str,)}),
     "annotate": (

@@ -23,7 +23,7 @@ from ..data.files import open_backed
 from ..data.stores import cache_folder
 from ..model import Model, load_model, save_checkpoint
 from ..training.typing import Typist, calibration, folds, learn_types, threshold_for
-from ..training.views import softmax
+from ..training.views import KINDS, softmax
 from ._annotate_markers import brain_markers, from_markers
 from ._annotate_result import UNASSIGNED, Annotation, own_components, tell
 from ._annotate_values import all_human_genes, shared_values
@@ -229,7 +229,7 @@ def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.nda
 def _fingerprint(
     model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int
 ) -> str:
-    digest = hashlib.sha256(json.dumps([__version__, model.config.name, steps, seed, list(names), list(groups)]).encode())
+    digest = hashlib.sha256(json.dumps([__version__, KINDS, model.config.name, steps, seed, list(names), list(groups)]).encode())
     for part in (x.data, x.indices, x.indptr, genes):
         digest.update(np.ascontiguousarray(part).tobytes())
     digest.update(model.gene_embedding().numpy().tobytes())

@@ -30,6 +30,8 @@ from ._common import KEY, available_memory, check_free, dense_input, flag_low_de
 if TYPE_CHECKING:
     from anndata import AnnData
 
+#: More are hardly donors or libraries: a column of barcodes was named.
+MAX_BATCHES = 500
 #: Runs a function, or gets its result from the process that runs it.
 Once = Callable[[Callable[[], Any]], Any]
 
@@ -41,6 +43,7 @@ def impute(
     layer: str | None = None,
     gene_column: str | None = None,
     method: Literal["rates", "published"] | None = None,
+    batch: str | None = None,
     adapt: bool | int = True,
     passes: int = 10,
     min_value: float | None = None,
@@ -67,6 +70,10 @@ def impute(
         ``"rates"`` (default where the model has a rate head, as ``brain-mini`` does): expected frequencies given the whole cell and its
         neighbours, the cell's depth taken out, all genes of the data. ``"published"``: the paper's masked prediction of log values, genes
         of the model only.
+    batch
+        Column of ``obs`` with the donor or library, for ``"rates"``: neighbours then come from all of them in turn, as far as they hold
+        cells of the same kind, so that types stand out and donors do not. For clustering and pictures of many donors. What differs
+        between donors, or conditions, is evened out with it: leave it out where that is the question.
     adapt
         First adapt a copy of the model to these cells (self-supervised, about a minute on a CPU). The adapted copy is used only if
         it predicts hidden values of cells left out of the adaptation better. An integer sets the number of steps.
@@ -93,9 +100,8 @@ def impute(
     ScMambaError
         Data, genes or checkpoint that do not fit; a result larger than the memory (use :func:`impute_file`).
     """
-    plan = _prepare(
-        adata, model, layer, gene_column, method, adapt, passes, min_value, to_counts, batch_size, device, backend, seed, force, verbose
-    )
+    plan = _prepare(adata, model, layer, gene_column, method, batch, adapt, passes, min_value, to_counts, batch_size, device, backend, seed,
+                    force, verbose)  # fmt: skip
     check_free(adata, "layers", KEY, "impute")
     blocks, totals = [], []
     for block, block_totals in plan.run():
@@ -145,8 +151,8 @@ def open_file(source: Path, target: Path, overwrite: bool, options: dict[str, An
     if target.exists() and not overwrite:
         raise ScMambaError(f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite).")
     adata = open_backed(source)
-    defaults: dict[str, Any] = dict(model=None, layer=None, gene_column=None, method=None, adapt=True, passes=10, min_value=None,
-                                    to_counts=False, batch_size=None, device=None, backend=None, seed=0, force=False,
+    defaults: dict[str, Any] = dict(model=None, layer=None, gene_column=None, method=None, batch=None, adapt=True, passes=10,
+                                    min_value=None, to_counts=False, batch_size=None, device=None, backend=None, seed=0, force=False,
                                     verbose=True)  # fmt: skip
     if unknown := set(options) - set(defaults):
         raise TypeError(f"impute_file() has no option {', '.join(sorted(unknown))}")
@@ -241,14 +247,17 @@ def masked_answer(model: Model, cells: Cells, passes: int, batch_size: int | Non
     return answer
 
 
-def rates_answer(combination: Combination, cells: Cells, members: np.ndarray) -> Answer:
-    """Frequencies expected by the network and the neighbours together, given that nothing was found; ``members`` are the pool's rows."""
+def rates_answer(combination: Combination, cells: Cells, members: np.ndarray, batch: np.ndarray | None = None) -> Answer:
+    """Frequencies expected by the network and the neighbours together, given that nothing was found.
+
+    ``members`` are the pool's rows, ``batch`` (n,) the codes of the cells' batches, if these are to be evened out.
+    """
     own = np.full(len(cells), -1)
     own[members] = np.arange(len(members))
 
     def answer(rows: slice, linear: sparse.csr_matrix) -> sparse.csr_matrix:
         counts, totals = cells.counts(rows)
-        rate = given_zero(combination.expect(counts, totals, own[rows]).rate, totals)
+        rate = given_zero(combination.expect(counts, totals, own[rows], None if batch is None else batch[rows]).rate, totals)
         rate *= np.asarray(linear.sum(axis=1)).ravel()[:, None]
         at = linear.nonzero()
         rate[at] = 0
@@ -275,9 +284,9 @@ def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passe
     return np.maximum(predicted, 0, out=predicted)
 
 
-def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, method: str | None, adapt: bool | int, passes: int,
-             min_value: float | None, to_counts: bool, batch_size: int | None, device: str | None, backend: str | None, seed: int,
-             force: bool, verbose: bool, once: Once | None = None) -> _Plan:  # fmt: skip
+def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, method: str | None, batch: str | None,
+             adapt: bool | int, passes: int, min_value: float | None, to_counts: bool, batch_size: int | None, device: str | None,
+             backend: str | None, seed: int, force: bool, verbose: bool, once: Once | None = None) -> _Plan:  # fmt: skip
     """Check everything that can be checked before long work, and adapt the model if asked.
 
     ``once`` is given what is learnt as a function and returns its result: several processes learn in one of them.
@@ -289,6 +298,7 @@ def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | N
         raise ScMambaError(f"min_value is {min_value}; it must be 0 or more.")
     opened = load_model(model, device=device, backend=backend)
     method = _method(method, opened)
+    codes = batch_codes(adata, batch, method)
     cells = read_cells(adata, opened.genes, layer=layer, gene_column=gene_column, force=force, min_coverage=MIN_COVERAGE)
     if to_counts and cells.values.kind == "log1p":
         raise DataError("Counts cannot be given back: the data are log-normalised and the cells' totals are lost. Give raw counts.")
@@ -302,9 +312,10 @@ def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | N
         counts, totals = cells.counts(members)
         full = totals > 0
         given = (opened, counts[full], totals[full], GeneMap.of(cells))
-        combination = once(lambda: learn_combination(*given, adapt=adapt, seed=seed, verbose=verbose))
-        opened, answer = combination.sources.model, rates_answer(combination, cells, members[full])
-        settings |= combination.report
+        pooled = None if codes is None else codes[members[full]]
+        combination = once(lambda: learn_combination(*given, batch=pooled, adapt=adapt, seed=seed, verbose=verbose))
+        opened, answer = combination.sources.model, rates_answer(combination, cells, members[full], codes)
+        settings |= combination.report | ({"batch": batch} if batch else {})
     else:
         settings["passes"] = int(passes)
         if adapt:
@@ -328,6 +339,32 @@ def _method(method: str | None, model: Model) -> str:
     if chosen == "published" and not model.config.reconstructs:
         raise ScMambaError(f"The model '{model.config.name}' classifies cells; imputation needs one with a reconstruction head.")
     return chosen
+
+
+def batch_codes(adata: AnnData, batch: str | None, method: str) -> np.ndarray | None:
+    """(n,) code of each cell's batch; nothing if none is named, or all cells are of one.
+
+    Raises
+    ------
+    ScMambaError
+        No such column, cells without a batch, or the published method, which reads one cell at a time.
+    """
+    if batch is None:
+        return None
+    if method != "rates":
+        raise ScMambaError("batch= evens out the neighbours of method='rates'; the published method reads each cell alone. Leave one out.")
+    if batch not in adata.obs:
+        raise DataError(f"There is no column '{batch}' in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}.")
+    column = adata.obs[batch]
+    if column.isna().any():
+        raise DataError(f"{int(column.isna().sum())} cells have no value in obs['{batch}']; fill them in, or leave those cells out.")
+    names, codes = np.unique(column.astype(str).to_numpy(), return_inverse=True)
+    if len(names) > MAX_BATCHES:
+        raise DataError(
+            f"obs['{batch}'] has {len(names)} different values; at most {MAX_BATCHES} batches can be evened out. Name the column of the "
+            "donor, the library or the study."
+        )
+    return codes if len(names) > 1 else None
 
 
 def _members(cells: Cells, seed: int) -> np.ndarray:

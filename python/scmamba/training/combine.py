@@ -36,6 +36,7 @@ RANKS = (10, 50)
 SPREAD = 0.2
 _HIDDEN = 5  # one value in five is hidden while the weights are learnt
 _FIT_CELLS = 1500  # cells the weights are learnt on, at most
+_AMONG = 30  # neighbours from all batches that a cell's components are averaged over
 _FLOOR = 0.02  # log values below it are noise of the rebuilding
 
 
@@ -125,15 +126,19 @@ class Sources:
         out[:, self.map.columns] = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True)) + share - base
         return out
 
-    def opinions(self, counts: sparse.csr_matrix, totals: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
+    def opinions(
+        self, counts: sparse.csr_matrix, totals: np.ndarray, own: np.ndarray | None = None, batch: np.ndarray | None = None
+    ) -> np.ndarray:
         """(F, r, n_vars) float32. ``own`` (r,) says which member of the pool each cell is (-1: none), so that it is not its own
-        neighbour.
+        neighbour; ``batch`` (r,) of which batch it is, where neighbours are to come from all of them.
         """
         assert self.pool is not None
         out = np.empty((self.number, *counts.shape), dtype=np.float32)
         out[0] = self.network(counts, totals)
         scores = self.pool.project(counts, totals)
-        nearest = self.pool.nearest(scores, max(k for k, _ in POOLS), own)
+        nearest = self.pool.nearest(scores, max(k for k, _ in POOLS), own, batch)
+        if batch is not None:  # where the cell lies among all batches, not where its own lies
+            scores = self.pool.scores[nearest[:, :_AMONG]].mean(axis=1)
         for i, rate in enumerate(self.pool.rates(nearest, POOLS, np.exp(self.base)), start=1):
             out[i] = np.log(np.maximum(rate, 1e-12)) - self.base
         level = np.log(self.pool.mean_value + _FLOOR)
@@ -155,14 +160,16 @@ class Combination:
     mixer: Mixer | None
     report: dict[str, Any] = field(default_factory=dict)
 
-    def expect(self, counts: sparse.csr_matrix, totals: np.ndarray, own: np.ndarray | None = None) -> Expected:
-        """Expected frequencies and values of all genes in some cells, a few dozen at a time."""
+    def expect(
+        self, counts: sparse.csr_matrix, totals: np.ndarray, own: np.ndarray | None = None, batch: np.ndarray | None = None
+    ) -> Expected:
+        """Expected frequencies and values of all genes in some cells, a few dozen at a time; ``own``, ``batch`` as in :class:`Sources`."""
         depth = np.maximum(totals, 1.0)[:, None]
         base = self.sources.base.astype(np.float32)
         if self.mixer is None:
             log_rate = log_counted = self.sources.network(counts, totals) + base
         else:
-            log_rate, log_counted = self._mix(self.sources.opinions(counts, totals, own)) + base
+            log_rate, log_counted = self._mix(self.sources.opinions(counts, totals, own, batch)) + base
         return Expected(np.minimum(np.exp(log_rate), 1.0), value_if_counted(log_counted, depth))
 
     def _mix(self, opinions: np.ndarray) -> np.ndarray:
@@ -205,6 +212,7 @@ def learn_combination(
     totals: np.ndarray,
     genes: GeneMap,
     *,
+    batch: np.ndarray | None = None,
     adapt: bool | int = True,
     seed: int = 0,
     verbose: bool = True,
@@ -219,6 +227,8 @@ def learn_combination(
     counts, totals, genes
         (n, n_vars) counts of some cells, their (n,) depths, and which of the columns the model knows. With fewer than
         :data:`MIN_CELLS` cells nothing is learnt and the network answers alone.
+    batch
+        (n,) code of each cell's donor or library, if neighbours are to come from all of them in turn.
     adapt
         Whether, or for how many steps, the network is adapted first (:func:`adapt_rates`).
 
@@ -242,8 +252,8 @@ def learn_combination(
     cells = np.arange(counts.shape[0])
     if len(cells) > _FIT_CELLS:
         cells = np.sort(rng.choice(cells, _FIT_CELLS, replace=False))
-    sources = Sources(model, genes, base, NeighbourPool(visible, totals, components=max(RANKS), seed=seed))
-    table = _Entries.draw(sources, visible, hidden, totals, cells, rng, verbose)
+    sources = Sources(model, genes, base, NeighbourPool(visible, totals, components=max(RANKS), seed=seed, batch=batch))
+    table = _Entries.draw(sources, visible, hidden, totals, cells, rng, batch, verbose)
     judged = np.isin(table.cell, rng.permutation(cells)[: max(10, len(cells) // 10)])
     mixer = _fit(table.take(~judged), seed)
     report |= _judge(mixer, table.take(judged))
@@ -252,7 +262,8 @@ def learn_combination(
         f"network {report['network']:.4f}, neighbours {report['neighbours']:.4f}, combined {report['combined']:.4f}",
         verbose,
     )
-    full = Sources(model, genes, base_rate(counts, model, genes), NeighbourPool(counts, totals, components=max(RANKS), seed=seed))
+    pool = NeighbourPool(counts, totals, components=max(RANKS), seed=seed, batch=batch)
+    full = Sources(model, genes, base_rate(counts, model, genes), pool)
     return Combination(full, mixer, report)
 
 
@@ -272,12 +283,12 @@ class _Entries:
 
     @classmethod
     def draw(cls, sources: Sources, visible: sparse.csr_matrix, hidden: sparse.csr_matrix, totals: np.ndarray, cells: np.ndarray,
-             rng: np.random.Generator, verbose: bool) -> _Entries:  # fmt: skip
+             rng: np.random.Generator, batch: np.ndarray | None, verbose: bool) -> _Entries:  # fmt: skip
         """As many zeros as hidden counts, weighted to stand for a hidden share of all zeros."""
         parts: list[tuple[np.ndarray, ...]] = []
         parts_of_cells = np.array_split(cells, max(1, len(cells) // 64))
         for rows in track(parts_of_cells, "Weighing network and neighbours", len(parts_of_cells), verbose):
-            opinions = sources.opinions(visible[rows], totals[rows], rows)
+            opinions = sources.opinions(visible[rows], totals[rows], rows, None if batch is None else batch[rows])
             at = hidden[rows].tocoo()
             shown = visible[rows].toarray() > 0
             shown[at.row, at.col] = True

@@ -1,8 +1,9 @@
 """Which cells are like nothing in the reference.
 
-A linear model calls a cell of an unknown type by whichever known type it leans to, and is often sure of it. Three signs give it away:
+A linear model calls a cell of an unknown type by whichever known type it leans to, and is often sure of it. Four signs give it away:
 cells of its kind lie closer to each other than to any reference cell; its neighbourhood is in doubt; its neighbourhood shows genes that
-the type it was called never shows. Each is compared with what reference cells of donors left out show, by the class they were called.
+the type it was called never shows; its nearest lack what marks that type. Each is compared with what reference cells of donors left out
+show, by the class they were called.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from ..data.neighbours import nearest_cells, principal_components
 COMPONENTS = 50
 #: Neighbours distances are averaged over, and signs.
 NEAREST, AROUND = 5, 15
+#: What is said of a cell (:func:`told`) is averaged over so many of its neighbours.
+OVER = (AROUND, AROUND, NEAREST)
 #: Share of reference cells of donors left out that the rule rejects.
-REJECTED = 0.05
+REJECTED = 0.08
 #: Classes called less often than this are compared with all reference cells.
 ENOUGH = 20
 #: Fewer reference cells cannot say what is usual.
@@ -37,13 +40,23 @@ def common_space(x: sparse.csr_matrix, seed: int) -> np.ndarray:
     return unit(principal_components(x, COMPONENTS, seed=seed)[0]) if min(x.shape) > 1 else np.ones((x.shape[0], 1))
 
 
-def signs(here: np.ndarray, there: np.ndarray, doubt: np.ndarray, odd: np.ndarray, pool: int, seed: int) -> np.ndarray:
-    """The three signs of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
+def told(probabilities: np.ndarray, profile: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """(n, 3) what speaks against the class each cell was called.
+
+    One less its probability; how little the cell looks drawn from its profile (:func:`~.views.profile_logits`); how little it shows of
+    its markers (:func:`~.views.shown_markers`). All three come as (n, k).
+    """
+    own = np.arange(len(probabilities)), probabilities.argmax(axis=1)
+    return np.column_stack([1 - probabilities[own], -profile[own], -shown[own]])
+
+
+def signs(here: np.ndarray, there: np.ndarray, said: np.ndarray, pool: int, seed: int) -> np.ndarray:
+    """The four signs of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
 
     Parameters
     ----------
-    doubt, odd
-        (n,) one less the probability of the call; nats per count under the profile of the class called.
+    said
+        (n, 3) :func:`told`.
     pool
         A cell's distance to its own kind is measured among so many of the cells: the denser they lie, the closer they are.
     """
@@ -58,8 +71,8 @@ def signs(here: np.ndarray, there: np.ndarray, doubt: np.ndarray, odd: np.ndarra
         # A cell that is in the pool finds itself first; the others lose their farthest.
         among = np.where(np.isin(np.arange(n), own), gaps[:, 1:].mean(axis=1), gaps[:, :-1].mean(axis=1))
         isolated = np.log(np.maximum(to_reference, 1e-3) / np.maximum(among, 1e-3))
-    around = nearest_cells(here, here, int(np.clip(n // 20, 1, AROUND)))
-    return np.column_stack([isolated, doubt[around].mean(axis=1), odd[around].mean(axis=1)])
+    around = nearest_cells(here, here, int(np.clip(n // 20, 1, max(OVER))))
+    return np.column_stack([isolated, *(own[around[:, :over]].mean(axis=1) for own, over in zip(said.T, OVER))])
 
 
 @dataclass
@@ -71,7 +84,7 @@ class Usual:
     called
         (n,) class each was called.
     shown
-        (n, 3) :func:`signs`.
+        (n, 4) :func:`signs`.
     level
         Largest standing that is usual.
     pool
@@ -84,15 +97,15 @@ class Usual:
     pool: int
 
     @classmethod
-    def of(cls, space: np.ndarray, called: np.ndarray, doubt: np.ndarray, odd: np.ndarray, fold: np.ndarray, seed: int) -> Usual:
+    def of(cls, space: np.ndarray, called: np.ndarray, said: np.ndarray, fold: np.ndarray, seed: int) -> Usual:
         """From the reference's own cells: each fold beside the others."""
-        shown = np.zeros((len(called), 3))
+        shown = np.zeros((len(called), 1 + len(OVER)))
         judged = np.zeros(len(called), dtype=bool)
         pool = int(np.bincount(fold).min()) if len(fold) else 0
         for f in np.unique(fold):
             here = fold == f
             if here.any() and not here.all():
-                shown[here] = signs(space[here], space[~here], doubt[here], odd[here], pool, seed)
+                shown[here] = signs(space[here], space[~here], said[here], pool, seed)
                 judged |= here
         usual = cls(called[judged], shown[judged], np.inf, pool)
         if judged.sum() >= FEWEST:
@@ -100,7 +113,7 @@ class Usual:
         return usual
 
     def standing(self, shown: np.ndarray, called: np.ndarray, foreign: bool = False) -> np.ndarray:
-        """(n,) largest of the three signs, each in units of what is usual for the class called: 0 the median, 1 the ninth decile.
+        """(n,) largest of the four signs, each in units of what is usual for the class called: 0 the median, 1 the ninth decile.
 
         ``foreign`` cells are compared with the others called like them: only what stands out among these still tells.
         """

@@ -17,8 +17,20 @@ from scipy.special import logsumexp
 
 from .._errors import DataError
 from .._progress import say, track
-from .novelty import Usual, common_space, signs
-from .views import COUNTS, KINDS, Alike, View, choose_weights, fit_view, floored, log_profiles, profile_logits, softmax, view_of
+from .novelty import Usual, common_space, signs, told
+from .views import (
+    KINDS,
+    Alike,
+    View,
+    choose_weights,
+    fit_view,
+    floored,
+    log_profiles,
+    profile_logits,
+    shown_markers,
+    softmax,
+    view_of,
+)
 
 #: Genes found in fewer reference cells teach nothing.
 MIN_CELLS_PER_GENE = 5
@@ -36,7 +48,7 @@ class Typist:
     names
         Classes of the finest level.
     views
-        Kind -> model, of those that take part; the network's logits come from outside and have the share
+        Kind -> model, of those that take part and ``markers``; the network's logits come from outside and have the share
         ``network_share``.
     weights
         Kind -> share of each of these in their weighted mean of log probabilities.
@@ -90,9 +102,16 @@ class Typist:
             return np.zeros(x.shape[0], dtype=bool)
         space = common_space(sparse.csr_matrix(sparse.vstack([reference, x], format="csr")), seed)
         called = probabilities.argmax(axis=1)
-        odd = -profile_logits(x, self.profiles)[np.arange(len(called)), called] / COUNTS
         here, there = space[reference.shape[0] :], space[: reference.shape[0]]
-        return self.usual.strange(signs(here, there, 1 - probabilities.max(axis=1), odd, self.usual.pool, seed), called)
+        said = told(probabilities, profile_logits(x, self.profiles), shown_markers(self.markers, x))
+        return self.usual.strange(signs(here, there, said, self.usual.pool, seed), called)
+
+    @property
+    def markers(self) -> View:
+        """Sums of the genes that mark each class."""
+        view = self.views["markers"]
+        assert isinstance(view, View)
+        return view
 
     def write(self, path: Path) -> None:
         """Keep everything in one .npz file of plain arrays."""
@@ -217,11 +236,9 @@ def learn_types(
     report["accuracy_on_donors_left_out"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
     report["network_share"] = share
     say(f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out", verbose)
-    views = {kind: fit_view(x, codes, len(names), kind, seed) for kind in report["views"]}
+    views = {kind: fit_view(x, codes, len(names), kind, seed) for kind in dict.fromkeys([*weights, "markers"])}
     shown = softmax((held - evening) / temperature)
-    called = shown.argmax(axis=1)
-    odd = -seen.logits["profile"][np.arange(len(codes)), called] / COUNTS
-    usual = Usual.of(common_space(x, seed), called, 1 - shown.max(axis=1), odd, fold, seed)
+    usual = Usual.of(common_space(x, seed), shown.argmax(axis=1), told(shown, seen.logits["profile"], seen.marks), fold, seed)
     profiles = log_profiles(x, codes, len(names))
     curve = coverage_curve(calibrated, codes[judged])
     return Typist(list(names), views, weights, temperatures, temperature, share, curve, usual, profiles, rare, evening, report)
@@ -229,14 +246,15 @@ def learn_types(
 
 @dataclass
 class Judged:
-    """What each view, and the profiles, say of cells of donors they were not fitted to: logits by kind, (n, k) each."""
+    """What each view, and the profiles, say of cells of donors they were not fitted to: logits by kind, and shown markers, (n, k) each."""
 
     logits: dict[str, np.ndarray]
+    marks: np.ndarray
 
 
 def judge(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarray, seed: int, verbose: bool) -> Judged:
     """Fit every view to the cells outside each fold, and look at those inside."""
-    out = Judged({kind: np.zeros((len(codes), classes)) for kind in (*KINDS, "profile")})
+    out = Judged({kind: np.zeros((len(codes), classes)) for kind in (*KINDS, "profile")}, np.zeros((len(codes), classes)))
     for f in track(range(3), "Judging on donors left out", 3, verbose):
         here = fold == f
         if not here.any() or here.all():
@@ -244,6 +262,7 @@ def judge(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarra
         views = {kind: fit_view(x[~here], codes[~here], classes, kind, seed) for kind in KINDS}
         for kind, view in views.items():
             out.logits[kind][here] = view.logits(x[here])
+        out.marks[here] = shown_markers(views["markers"], x[here])  # type: ignore[arg-type]
         profiles = log_profiles(x[~here], codes[~here], classes)
         absent = np.bincount(codes[~here], minlength=classes) == 0
         out.logits["profile"][here] = profile_logits(x[here], profiles, absent)
