@@ -150,7 +150,10 @@ ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch =
   cells <- NULL
   if (!is.null(batch)) {
     if (length(batch) != ncol(matrix)) {
-      .abort("{.arg batch} has {length(batch)} value{?s} and the matrix {ncol(matrix)} cells. For a matrix give one value for each cell.")
+      .abort(paste(
+        "{.arg batch} has {length(batch)} value{?s} and the matrix {ncol(matrix)} cells.",
+        "For a matrix give one value for each cell."
+      ))
     }
     cells <- data.frame(batch = as.character(batch))
     options$batch <- "batch"
