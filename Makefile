@@ -19,7 +19,7 @@ help:
 	@echo 'make vignettes5 R vignettes on Seurat 5  make site       web site of the R package, in dist/site'
 	@echo 'make lint       ruff, mypy, lintr       make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
 	@echo 'make brain-mini train the shipped model again (needs the real data sets; half an hour on 2 cores)'
-	@echo 'make brain-base train a larger one (D 128 x 4, five times as long; for a machine with a GPU)'
+	@echo 'make brain-base train a larger one (D 128 x 4, 4,000 steps; hours on two cores, less on a GPU)'
 	@echo 'make clean      remove what the commands above wrote, keep the installed packages'
 	@echo 'make distclean  remove the installed packages as well'
 	@echo 'PYTHON=/path/to/python3 chooses the Python for the virtual environment'

@@ -30,7 +30,7 @@ CONFIGS = {
     "brain-mini": ModelConfig(n_genes=19306, d_model=64, n_layer=2, reads="expressed", rates=True),
     "brain-base": ModelConfig(n_genes=19306, d_model=128, n_layer=4, reads="expressed", rates=True),
 }
-#: Steps of pre-training and of imputation. Those of brain-base are what two cores did in an afternoon, not where its curve ends.
+#: Steps of pre-training and of imputation. Those of brain-base are what two cores can do in an afternoon, not where its curve ends.
 STEPS = {"brain-mini": (2000, 3600), "brain-base": (2000, 2000)}
 PRETRAIN_LOOP = LoopConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 PRETRAIN_SEQUENCE = replace(PRETRAIN, mask_nonzero=0.3, genes_per_step=1536)
