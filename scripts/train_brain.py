@@ -1,7 +1,7 @@
 """Train the models of the package: ``make brain-mini``, ``make brain-base`` (need the folder of real data, see README).
 
 Pre-training and imputation fine-tuning on human brain nuclei, donors held out by name: ``brain-mini`` (D 64 x 2, ships with the package) in
-about half an hour on two cores, ``brain-base`` (D 128 x 4) where there is a GPU. A run that is stopped goes on where it was. Writes the
+about half an hour on two cores, ``brain-base`` (D 128 x 4) in some hours. A run that is stopped goes on where it was. Writes the
 checkpoint with its card, under benchmarks/results the curves, and for ``brain-base`` the file to be put on the web.
 """
 
