@@ -95,7 +95,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
-  options$batch <- batch
+  options$batch <- if (!is.null(batch)) .check_name(batch, "batch")
   cells <- .columns_for(object[[]], batch, "batch")
   matrix <- .get_layer(object, assay, layer, verbose)
   result <- .backend(backend)$impute(matrix, cells, options, verbose)
@@ -128,7 +128,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
-  options$batch <- batch
+  options$batch <- if (!is.null(batch)) .check_name(batch, "batch")
   cells <- .columns_for(as.data.frame(SummarizedExperiment::colData(object)), batch, "batch")
   matrix <- .get_sce(object, assay)
   result <- .backend(backend)$impute(matrix, cells, options, verbose)

@@ -167,6 +167,14 @@ def test_imputation_evens_out_donors_only_if_asked(nuclei):
     assert between_donors(evened) < 0.9 * between_donors(plain)
 
 
+def test_a_file_is_evened_out_like_the_object(nuclei, tmp_path):
+    nuclei.write_h5ad(tmp_path / "in.h5ad")
+    options = dict(model=rates_model(), batch="donor", adapt=False, verbose=False)
+    scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", **options)
+    expected = scmamba.impute(nuclei.copy(), **options).layers["scmamba"]
+    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").layers["scmamba"].toarray(), expected.toarray())
+
+
 def test_batches_that_cannot_be_evened_out_are_answered(nuclei, monkeypatch):
     data = nuclei.copy()
     data.obs["gaps"] = [None, *data.obs["donor"].astype(str)[1:]]

@@ -177,6 +177,7 @@ def neighbour_rate_prediction(
 
 
 _REACH = 10  # nearest cells of a batch that tell whether it knows a cell's kind
+_PLENTY = 10  # times as many cells as are wanted are looked at, in all batches together
 _LAST = 1e9  # the turn of cells that are merely near
 
 
@@ -235,32 +236,33 @@ class NeighbourPool:
 
     def _in_turn(self, scores: np.ndarray, k: int, own: np.ndarray, batch: np.ndarray) -> np.ndarray:
         every = nearest_cells(scores, self.scores, k + 1)  # if all else fails
-        columns, turns = [every], [np.where(every == own[:, None], np.inf, _LAST)]
-        at_home = self._at_home(scores, own, batch)
+        at_home = self._at_home(scores, k + 1, batch)
+        other = (at_home >= 0) & (at_home != own[:, None])
+        columns = [every, at_home]
+        turns = [np.where(every == own[:, None], np.inf, _LAST), np.where(other, np.cumsum(other, axis=1), np.inf)]
+        near = np.where(other, at_home, -2)[:, : _REACH + 1]
+        some = min(k + 1, -(-_PLENTY * k // len(self.homes)))  # of each batch; more would only fill memory where there are many
         for b, home in enumerate(self.homes):
             if not len(home):
                 continue
-            found = home[nearest_cells(scores, self.scores[home], k + 1)]
+            found = home[nearest_cells(scores, self.scores[home], some)]
             known = self._seen_from[found[..., None], np.maximum(batch, 0)[:, None, None], np.arange(_REACH)]
-            mutual = (known[..., None] == at_home[:, None, None, :]).any(axis=(2, 3))
-            counts = ((batch == b)[:, None] | mutual) & (found != own[:, None])
-            turns.append(np.where(counts, np.cumsum(counts, axis=1), np.inf))
+            mutual = (known[..., None] == near[:, None, None, :]).any(axis=(2, 3)) & (batch != b)[:, None]
             columns.append(found)
+            turns.append(np.where(mutual, np.cumsum(mutual, axis=1), np.inf))
         member, turn = np.concatenate(columns, axis=1), np.concatenate(turns, axis=1)
         apart = np.square(self.scores[member] - scores[:, None]).sum(axis=2)
         order = np.lexsort((apart, turn), axis=1)
         return _first_different(np.take_along_axis(member, order, axis=1), k)
 
-    def _at_home(self, scores: np.ndarray, own: np.ndarray, batch: np.ndarray) -> np.ndarray:
-        """(r, 10) the members of each cell's own batch nearest to it; -2 where there are fewer."""
-        out = np.full((len(scores), _REACH), -2, dtype=np.int64)
+    def _at_home(self, scores: np.ndarray, k: int, batch: np.ndarray) -> np.ndarray:
+        """(r, k) the members of each cell's own batch nearest to it, itself among them; -1 where there are fewer."""
+        out = np.full((len(scores), k), -1, dtype=np.int64)
         for b, home in enumerate(self.homes):
             rows = np.flatnonzero(batch == b)
             if len(rows) and len(home):
-                found = home[nearest_cells(scores[rows], self.scores[home], _REACH + 1)]
-                for row, members in zip(rows, found):
-                    others = members[members != own[row]][:_REACH]
-                    out[row, : len(others)] = others
+                found = home[nearest_cells(scores[rows], self.scores[home], k)]
+                out[rows, : found.shape[1]] = found
         return out
 
     def rates(self, nearest: np.ndarray, pools: Sequence[tuple[int, float]], average: np.ndarray) -> Iterator[np.ndarray]:
