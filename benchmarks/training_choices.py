@@ -3,14 +3,15 @@
     python benchmarks/training_choices.py passes      --data FOLDER --pretrained CHECKPOINT [--steps 800]
     python benchmarks/training_choices.py mask-token  --data FOLDER --pretrained CHECKPOINT [--steps 800]
     python benchmarks/training_choices.py pretraining --data FOLDER --pretrained CHECKPOINT
-    python benchmarks/training_choices.py frozen      --data FOLDER --pretrained CHECKPOINT [--seeds 3]
+    python benchmarks/training_choices.py types       --data FOLDER --pretrained CHECKPOINT [--steps 80]
+    python benchmarks/training_choices.py frozen      --data FOLDER --pretrained CHECKPOINT [--seeds 3] [--start NAME ...]
 
 ``passes``: imputation fine-tuned with few hidden zeros, and with a share of the zeros between 0.04 and 1; hidden values predicted by
 the published rule in 1, 2, 5 and 10 passes, beside one reading by the rate head. ``mask-token``: the same fine-tuning with the
 pre-trained mask token and with a fresh one, as the published code has it. ``pretraining``: the same fine-tuning from the pre-trained
-network and from a fresh one, on imputation and annotation. ``frozen``: what cell embeddings of networks nobody fine-tuned for it say of
-the types, by logistic regression on them: pre-trained, fresh, and brain-mini as shipped. The checkpoint is the intermediate result of
-``make brain-mini``.
+network and from a fresh one, on imputation; ``types``: on annotation, brain-mini as shipped beside them. ``frozen``: what cell
+embeddings of networks nobody fine-tuned for it say of the types, by logistic regression on them: pre-trained, fresh, and brain-mini as
+shipped. The checkpoint is the intermediate result of ``make brain-mini``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from scmamba.model import Model, ScMamba, load_model
 from scmamba.tasks._common import positions
 from scmamba.tasks.impute import predict_zeros
 from scmamba.training import LoopConfig, fit, read_sources
-from scmamba.training.classes import finetune_classes
+from scmamba.training.classes import NOTHING_HIDDEN, finetune_classes
 from scmamba.training.combine import GeneMap, Sources, base_rate, value_if_counted
 from scmamba.training.rates import RateConfig, rate_step, rate_validation, remember_rates
 from scmamba.training.recipes import IMPUTE, clone, reconstruction_step, validation
@@ -197,7 +198,6 @@ def pretraining(arguments: argparse.Namespace) -> pd.DataFrame:
         starts = {"pre-trained": trained, "not pre-trained": fresh(trained, seed)}
         for name, start in starts.items():
             rows += [{"start": name, "seed": seed, **row} for row in imputation_rows(start, arguments, seed)]
-            rows += [{"start": name, "seed": seed, **row} for row in annotation_rows(start, arguments, seed)]
             print(pd.DataFrame(rows).tail(6).to_string(), flush=True)
     return spread(pd.DataFrame(rows), ["task", "steps", "start"], ["value"])
 
@@ -231,18 +231,29 @@ def labelled(data: Path) -> dict[str, tuple[ad.AnnData, ad.AnnData]]:
     return {"kang": (kang[~out].copy(), kang[out].copy()), "velmeshev": nuclei(data)}
 
 
+def starts(arguments: argparse.Namespace, seed: int) -> dict[str, Model]:
+    """The networks to compare, those ``--start`` names."""
+    makers: dict[str, Callable[[], Model]] = {
+        "pre-trained": lambda: load_model(arguments.pretrained),
+        "not pre-trained": lambda: fresh(load_model(arguments.pretrained), seed),
+        "brain-mini": lambda: load_model("brain-mini"),
+        "brain-base": lambda: load_model("brain-base"),
+    }
+    return {name: make() for name, make in makers.items() if name in arguments.start}
+
+
 def frozen(arguments: argparse.Namespace) -> pd.DataFrame:
     """Macro F1 of logistic regression on cell embeddings, with many labels and with 200; seeds draw cells and fresh weights."""
-    trained, rows = load_model(arguments.pretrained), []
+    rows = []
     for name, (training, others) in labelled(arguments.data).items():
         for seed in range(arguments.seeds):
-            for start, model in (("pre-trained", trained), ("not pre-trained", fresh(trained, seed)), ("brain-mini", "brain-mini")):
+            for start, model in starts(arguments, seed).items():
                 rows += [{"set": name, "start": start, "seed": seed, **row} for row in probe(model, training, others, seed)]
             print(pd.DataFrame(rows).tail(6).to_string(), flush=True)
     return spread(pd.DataFrame(rows), ["set", "labelled_cells", "start"], ["macro", "micro"])
 
 
-def probe(model: Model | str, training: ad.AnnData, others: ad.AnnData, seed: int) -> list[dict]:
+def probe(model: Model, training: ad.AnnData, others: ad.AnnData, seed: int) -> list[dict]:
     """Rows with 1,000 labelled cells and with 200."""
     drawn = np.random.default_rng(seed).permutation(training.n_obs)[:1000]
     known, new = (scmamba.embed(cells.copy(), model=model, force=True, verbose=False, copy=True).obsm["X_scmamba"]
@@ -255,27 +266,37 @@ def probe(model: Model | str, training: ad.AnnData, others: ad.AnnData, seed: in
     return rows
 
 
-def annotation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> list[dict]:
-    """The network's own classifier: donors 1244 and 1256 of kang (13 types), and velmeshev's held-out donors (3 types)."""
+def types(arguments: argparse.Namespace) -> pd.DataFrame:
+    """The network's own classifier from three starts, the same steps: donors 1244 and 1256 of kang, and velmeshev's held-out donors."""
     rows = []
     for name, (training, others) in labelled(arguments.data).items():
-        for steps in (arguments.steps // 4, arguments.steps):
-            files = Collection([training], vocabulary=start.genes, label="cell_type", force=True, verbose=False)
-            loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
-            tuned = finetune_classes("annotate", files, model=start, loop=loop, verbose=False)
-            cells = read_cells(others, start.genes, force=True)
-            where, genes = positions(tuned, cells)
-            found = []
-            for rows_ in cells.blocks(64):
-                known, _ = cells.to_model(cells.linear(rows_))
-                x = np.zeros((known.shape[0], len(start.genes) if genes is None else len(genes)), dtype=np.float32)
-                x[:, where] = known.toarray()
-                found.append(tuned.classify(x, genes=genes).numpy().argmax(axis=1))
-            called = np.array(tuned.labels)[np.concatenate(found)]
-            score = annotation_scores(others.obs["cell_type"].astype(str).to_numpy(), called)
-            task = f"types, {name}: macro F1 of the network's classifier (higher is better)"
-            rows.append({"task": task, "steps": steps, "value": score["macro"]})
-    return rows
+        for seed in range(arguments.seeds):
+            drawn = np.random.default_rng(seed).permutation(training.n_obs)
+            for start, model in starts(arguments, seed).items():
+                for number in (1000, 200):
+                    score = fine_tuned_types(model, training[drawn[:number]].copy(), others, arguments.steps, seed)
+                    scores = {"macro": score["macro"], "micro": score["micro"]}
+                    rows.append({"set": name, "labelled_cells": number, "start": start, "seed": seed, **scores})
+            print(pd.DataFrame(rows).tail(6).to_string(), flush=True)
+    return spread(pd.DataFrame(rows), ["set", "labelled_cells", "start"], ["macro", "micro"])
+
+
+def fine_tuned_types(start: Model, training: ad.AnnData, others: ad.AnnData, steps: int, seed: int) -> dict:
+    """F1 on other donors of a classifier fine-tuned whole, its head started from the embeddings."""
+    files = Collection([training], vocabulary=start.genes, label="cell_type", force=True, verbose=False)
+    loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
+    short = replace(NOTHING_HIDDEN, genes_per_step=1536)
+    tuned = finetune_classes("annotate", files, model=start, loop=loop, sequence=short, balance=0.5, verbose=False)
+    cells = read_cells(others, start.genes, force=True)
+    where, genes = positions(tuned, cells)
+    found = []
+    for rows in cells.blocks(64):
+        known, _ = cells.to_model(cells.linear(rows))
+        x = np.zeros((known.shape[0], len(start.genes) if genes is None else len(genes)), dtype=np.float32)
+        x[:, where] = known.toarray()
+        found.append(tuned.classify(x, genes=genes).numpy().argmax(axis=1))
+    called = np.array(tuned.labels)[np.concatenate(found)]
+    return annotation_scores(others.obs["cell_type"].astype(str).to_numpy(), called)
 
 
 def spread(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
@@ -287,20 +308,26 @@ def spread(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFram
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["passes", "mask-token", "pretraining", "frozen"])
+    parser.add_argument("what", choices=["passes", "mask-token", "pretraining", "types", "frozen"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cells", type=int, default=200, help="held-out cells of the table of passes")
+    parser.add_argument("--start", nargs="+", default=["pre-trained", "not pre-trained", "brain-mini"],
+                        help="types, frozen: only these starts; rows of others stay in the table")  # fmt: skip
     arguments = parser.parse_args()
     started = time.perf_counter()
-    table = {"passes": passes, "mask-token": mask_token, "pretraining": pretraining, "frozen": frozen}[arguments.what](arguments)
+    measure = {"passes": passes, "mask-token": mask_token, "pretraining": pretraining, "types": types, "frozen": frozen}[arguments.what]
+    table = measure(arguments)
     print(table.round(4).to_string(), flush=True)
     path = RESULTS / f"training_{arguments.what.replace('-', '_')}.tsv"
     head = f"# {' '.join(f'{k}={v}' for k, v in vars(arguments).items() if k in ('steps', 'seeds', 'seed', 'cells'))}; "
     head += f"{time.perf_counter() - started:.0f} s; {MACHINE}\n"
+    if "start" in table.index.names and path.is_file():
+        older = pd.read_csv(path, sep="\t", comment="#").set_index(table.index.names)
+        table = pd.concat([older[~older.index.isin(table.index)], table])
     path.write_text(head + table.round(4).to_csv(sep="\t"))
 
 

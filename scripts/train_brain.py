@@ -2,7 +2,7 @@
 
 Pre-training and imputation fine-tuning on human brain nuclei, donors held out by name: ``brain-mini`` (D 64 x 2, ships with the package) in
 about half an hour on two cores, ``brain-base`` (D 128 x 4) in some hours. A run that is stopped goes on where it was. Writes the
-checkpoint with its card, under benchmarks/results the curves, and for ``brain-base`` the file to be put on the web.
+checkpoint with its card into the package, and under benchmarks/results the curves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from scmamba._errors import ScMambaError
 from scmamba.genes import Vocabulary
-from scmamba.model import ModelConfig, pack_model, save_checkpoint
+from scmamba.model import ModelConfig, save_checkpoint
 from scmamba.training import LoopConfig, finetune, pretrain
 from scmamba.training.recipes import IMPUTE, PRETRAIN
 
@@ -30,8 +30,9 @@ CONFIGS = {
     "brain-mini": ModelConfig(n_genes=19306, d_model=64, n_layer=2, reads="expressed", rates=True),
     "brain-base": ModelConfig(n_genes=19306, d_model=128, n_layer=4, reads="expressed", rates=True),
 }
-#: Steps of pre-training and of imputation. Those of brain-base are what two cores can do in an afternoon, not where its curve ends.
-STEPS = {"brain-mini": (2000, 3600), "brain-base": (2000, 2000)}
+#: Steps of pre-training, then of each round of imputation. A round goes on from the one before with other draws, its rate of learning up
+#: and down again: so the training of a larger network can be stretched as far as somebody has the afternoons for.
+STEPS = {"brain-mini": (2000, 3600), "brain-base": (2000, 2000, 2000)}
 PRETRAIN_LOOP = LoopConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 PRETRAIN_SEQUENCE = replace(PRETRAIN, mask_nonzero=0.3, genes_per_step=1536)
 IMPUTE_LOOP = LoopConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
@@ -77,28 +78,30 @@ def main() -> None:
     parser.add_argument("--name", choices=list(CONFIGS), default="brain-mini")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, help="states of the run; default .cache/NAME")
-    parser.add_argument("--out", type=Path, help="default: the package's models for brain-mini, .cache/models/NAME else")
+    parser.add_argument("--out", type=Path, help="default: among the package's models")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=float, default=1.0, help="times the usual number of steps")
     arguments = parser.parse_args()
     name = arguments.name
     training, held_out = read(arguments.data)
     work = arguments.work or ROOT / ".cache" / name
-    out = arguments.out or (ROOT / "python" / "scmamba" / "models" / name if name == "brain-mini" else ROOT / ".cache" / "models" / name)
-    common = dict(held_out=held_out, seed=arguments.seed)
-    loops = [replace(loop, steps=max(1, round(steps * arguments.steps))) for loop, steps in zip((PRETRAIN_LOOP, IMPUTE_LOOP), STEPS[name])]
-    first = pretrain(training, config=CONFIGS[name], vocabulary=Vocabulary.published(), loop=loops[0], sequence=PRETRAIN_SEQUENCE,
-                     folder=work / "pretrain", name=f"{name}-pretrained", **common)  # fmt: skip
-    save_checkpoint(first, work / f"{name}-pretrained", card="Intermediate result of scripts/train_brain.py.\n")
-    model = finetune(training, model=first, task="impute", loop=loops[1], sequence=IMPUTE_SEQUENCE, folder=work / "impute", name=name,
-                     **common)  # fmt: skip
+    out = arguments.out or ROOT / "python" / "scmamba" / "models" / name
+    pretraining, *rounds = (max(1, round(steps * arguments.steps)) for steps in STEPS[name])
+    loops = {"pretrain": replace(PRETRAIN_LOOP, steps=pretraining)}
+    loops |= {
+        f"impute{'' if n == 0 else n + 1}": replace(IMPUTE_LOOP, steps=steps, seed=arguments.seed + n) for n, steps in enumerate(rounds)
+    }
+    model = pretrain(training, config=CONFIGS[name], vocabulary=Vocabulary.published(), loop=loops["pretrain"], sequence=PRETRAIN_SEQUENCE,
+                     folder=work / "pretrain", name=f"{name}-pretrained", held_out=held_out, seed=arguments.seed)  # fmt: skip
+    save_checkpoint(model, work / f"{name}-pretrained", card="Intermediate result of scripts/train_brain.py.\n")
+    for phase, loop in list(loops.items())[1:]:
+        model = finetune(training, model=model, task="impute", loop=loop, sequence=IMPUTE_SEQUENCE, folder=work / phase, name=name,
+                         held_out=held_out, seed=loop.seed)  # fmt: skip
     card = ROOT / "scripts" / f"{name.replace('-', '_')}_card.md"
-    text = card.read_text() if card.is_file() else UNWRITTEN.format(name=name, steps=[loop.steps for loop in loops])
+    text = card.read_text() if card.is_file() else UNWRITTEN.format(name=name, steps=[loop.steps for loop in loops.values()])
     save_checkpoint(model, out, card=text)
     if arguments.steps == 1:
         keep_curves(name, work, arguments.seed, loops)
-    if name != "brain-mini":
-        print(json.dumps({name: {"url": f"https://.../{name}.zip", **pack_model(out, out.with_suffix(".zip"))}}, indent=1))
 
 
 #: Card of a model nobody has written one for.
@@ -110,17 +113,19 @@ limits of brain-mini: three human brain cell types, no donor with Alzheimer's or
 """
 
 
-def keep_curves(name: str, work: Path, seed: int, loops: list[LoopConfig]) -> None:
+def keep_curves(name: str, work: Path, seed: int, loops: dict[str, LoopConfig]) -> None:
     """Copy the loss curves and the settings beside the other measurements."""
     results, stem = ROOT / "benchmarks" / "results", name.replace("-", "_")
-    for phase in ("pretrain", "impute"):
+    for phase in loops:
         shutil.copyfile(work / phase / "log.csv", results / f"{stem}_{phase}.csv")
     settings = {
         "seed": seed,
         "held_out_donors": HELD_OUT,
         "config": asdict(CONFIGS[name]),
-        "pretrain": {"loop": asdict(loops[0]), "sequence": asdict(PRETRAIN_SEQUENCE)},
-        "impute": {"loop": asdict(loops[1]), "sequence": asdict(IMPUTE_SEQUENCE)},
+        **{
+            phase: {"loop": asdict(loop), "sequence": asdict(PRETRAIN_SEQUENCE if phase == "pretrain" else IMPUTE_SEQUENCE)}
+            for phase, loop in loops.items()
+        },
     }
     plain = json.dumps(settings, indent=1, default=lambda v: v.tolist() if isinstance(v, np.ndarray) else str(v))
     (results / f"{stem}.json").write_text(plain + "\n")

@@ -139,8 +139,8 @@ def fine_tune(verb: str, start: Any, cells: dict[str, Any], settings: Any, loop:
         return finetune(cells["train"], model=start, task=verb, loop=loop, sequence=settings.sequence(),
                         held_out=() if held_out is None else held_out, folder=work, name=name, seed=settings.seed)  # fmt: skip
     return finetune_classes(verb, cells["train"], model=start, loop=loop, sequence=settings.sequence(), held_out=held_out,
-                            balance=settings.balance, recipe=settings.doublet_recipe, fraction=settings.doublet_fraction, folder=work,
-                            name=name)  # fmt: skip
+                            balance=settings.balance, probe=settings.probe, recipe=settings.doublet_recipe,
+                            fraction=settings.doublet_fraction, folder=work, name=name)  # fmt: skip
 
 
 def judge_types(tuned: Any, cells: Any, settings: Any, study: Study, options: argparse.Namespace) -> dict[str, Any]:

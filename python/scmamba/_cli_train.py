@@ -131,6 +131,9 @@ def finetune(
     min_donor_cells: MinDonorCells = None,
     balance: Annotated[float | None, typer.Option(min=0, max=1, help="Classes: 0 every cell counts alike, 1 every class.")] = None,
     freeze: Annotated[bool | None, typer.Option("--freeze", help="Classes: train the head only.")] = None,
+    probe: Annotated[
+        bool | None, typer.Option("--probe/--no-probe", help="Classes: start the head from the cell embeddings; not: as published.")
+    ] = None,
     save_every: SaveEvery = None,
     held_out: HeldOut = None,
     splits: Splits = None,
@@ -152,7 +155,7 @@ def finetune(
 
     given = dict(epochs=epochs, steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, ema=ema, precision=precision,
                  genes_per_step=genes_per_step, min_total=min_total, above=above, min_donor_cells=min_donor_cells, balance=balance,
-                 freeze=freeze or None, save_every=save_every, seed=seed)  # fmt: skip
+                 freeze=freeze or None, probe=probe, save_every=save_every, seed=seed)  # fmt: skip
     columns = dict(donor=donor, study=study, disease=disease, label=label, layer=layer)
     plan = _Plan(task, recipe, config, given, output, overwrite, quiet)
     start = load_model(model, device=training_device() if several_processes() else None)
@@ -172,8 +175,8 @@ def _tune(task: str, start: Model, plan: _Plan, cells: Collection, others: Any, 
                    seed=settings.seed, force=force, verbose=plan.verbose)  # fmt: skip
     recipe: Any = settings.doublet_recipe
     return finetune_classes(task, cells, model=start, loop=loop, sequence=settings.sequence(), held_out=others or None,
-                            balance=settings.balance, freeze=settings.freeze, recipe=recipe, fraction=settings.doublet_fraction,
-                            folder=work, name=name, verbose=plan.verbose)  # fmt: skip
+                            balance=settings.balance, freeze=settings.freeze, probe=settings.probe, recipe=recipe,
+                            fraction=settings.doublet_fraction, folder=work, name=name, verbose=plan.verbose)  # fmt: skip
 
 
 class _Plan:

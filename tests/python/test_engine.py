@@ -32,6 +32,7 @@ from scmamba.training.classes import (
     fresh_classifier,
     label_cells,
     label_doublets,
+    probed_classifier,
 )
 from scmamba.training.engine import Direct, Share, SharedStep, choose_engine
 from scmamba.training.feeds import CollectionFeed, Part, SourceFeed, draw_parts, reconstruction
@@ -270,6 +271,57 @@ def test_commands_repeat_bit_for_bit(files, tmp_path, monkeypatch):
     assert "exists already" in call(app, [*first, "-o", str(tmp_path / "a")]).output
 
 
+@pytest.mark.parametrize("reads", ["expressed", "all"])
+def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(files, tmp_path, monkeypatch, reads):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    monkeypatch.setenv("SCMAMBA_CACHE", files[3])
+    cells = Collection(files[:1], cache=files[3], verbose=False)
+    labelled = label_cells(cells, seed=0, similar=False)
+    started = probed_classifier(small_model(reads), labelled, verbose=False)
+    (part,) = labelled.sample(40)
+    truth = labelled.codes(part)
+    heard: dict[str, torch.Tensor] = {}
+    hooks = [
+        getattr(started.network, name).register_forward_hook(lambda _, given, answer, name=name: heard.update({name: given[0]}))
+        for name in ("mean_head", "cls_head")
+    ]
+    full = torch.zeros(len(truth), len(started.genes))
+    full[:, part.source.genes] = torch.from_numpy(part.source.values[part.rows].toarray())
+    logits = started.classify(full, batch_size=len(full)).double()
+    if reads == "all":  # the outputs at genes, not those at [CLS]: first, in the middle and last
+        outputs: list[torch.Tensor] = []
+        hooks.append(started.network.backbone.norm_f.register_forward_hook(lambda _, given, answer: outputs.append(answer)))
+        started.classify(full[:3])
+        at = torch.ones(len(started.genes) + 3, dtype=torch.bool)
+        at[[0, len(started.genes) // 2 + 1, -1]] = False
+        torch.testing.assert_close(heard["mean_head"], outputs[0][:, at].mean(dim=1), rtol=1e-4, atol=1e-5)
+        started.classify(full)
+    for hook in hooks:
+        hook.remove()
+    # All cells there are: the probe's own sample, so scikit-learn must find the same.
+    (everyone,) = labelled.sample(10_000)
+    whole = torch.zeros(len(everyone.rows), len(started.genes))
+    whole[:, everyone.source.genes] = torch.from_numpy(everyone.source.values[everyone.rows].toarray())
+    features: list[torch.Tensor] = []
+    means = started.network.mean_head.register_forward_hook(lambda _, given, answer: features.append(given[0]))
+    started.classify(whole)
+    means.remove()
+    known = torch.cat(features).double().numpy()
+    peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(known, labelled.codes(everyone))
+    expected = torch.from_numpy(peer.predict_log_proba(heard["mean_head"].double().numpy()))
+    assert (logits.log_softmax(dim=1) - expected).abs().max() < 5e-3 and expected.std() > 0.05
+    assert heard["cls_head"].shape == (len(truth), 3 * started.config.d_model) and not started.network.cls_head.weight.any()
+    # The mean is over the cell's genes alone, whatever the cell was padded with.
+    lone = started.classify(full[:1]).double()
+    torch.testing.assert_close(lone, logits[:1], rtol=1e-4, atol=1e-4)
+    save_checkpoint(started, tmp_path / "started")
+    again = load_model(tmp_path / "started")
+    assert again.config.pools and torch.equal(again.classify(full[:2]), started.classify(full[:2]))
+
+
 def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, tmp_path, monkeypatch):
     monkeypatch.setenv("SCMAMBA_CACHE", files[3])
     cells = Collection(files[:2], cache=files[3], verbose=False)
@@ -286,6 +338,9 @@ def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, 
     assert not torch.equal(tuned.gene_embedding(), model.gene_embedding())
     with pytest.raises(DataError, match="1 different labels"):
         finetune_classes("annotate", cells.take(cells.column("label").codes == 0), model=model, verbose=False)
+
+    published = finetune_classes("annotate", cells, model=model, loop=replace(loop, steps=1), sequence=sequence, probe=False, verbose=False)
+    assert not published.config.pools and {n for n in published.network.state_dict() if "head" in n} == {"cls_head.weight"}
 
     pairs = label_doublets(cells, seed=0, fraction=0.1, recipe="mean", verbose=False)
     assert pairs.names == ["singlet", "doublet"] and pairs.counts[0] == 150 and abs(pairs.counts[1] - 15) < 4

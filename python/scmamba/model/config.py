@@ -27,6 +27,8 @@ class ModelConfig:
         The "v2" mixer: a second set of scan weights for the reversed sequence.
     n_classes
         Outputs of the classification head, 0 for none.
+    pools
+        Whether that head reads the cell's embedding, too, the mean over its genes, and not only the three [CLS] (as published).
     reconstructs
         Whether there is a reconstruction head.
     rates
@@ -46,6 +48,7 @@ class ModelConfig:
     dt_rank: int = 0
     bidirectional: bool = True
     n_classes: int = 0
+    pools: bool = False
     reconstructs: bool = True
     rates: bool = False
     norm_eps: float = 1e-5

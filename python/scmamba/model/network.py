@@ -79,6 +79,8 @@ class ScMamba(nn.Module):
         if config.n_classes:
             # The published head: three [CLS] vectors side by side, one linear map, no bias.
             self.cls_head = nn.Linear(3 * config.d_model, config.n_classes, bias=False)
+            if config.pools:
+                self.mean_head = nn.Linear(config.d_model, config.n_classes)
 
     def hidden(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
         """(B, l) -> (B, l, D), the normalised output at every gene."""
@@ -120,7 +122,12 @@ class ScMamba(nn.Module):
         return cell @ nn.functional.embedding(decoded, self.backbone.gene_id_embedding.weight).T
 
     def classify(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
-        """(B, l) -> (B, C) logits from [CLS] at the beginning, after half of the cell's genes and at its end."""
+        """(B, l) -> (B, C) logits from [CLS] at the beginning, after half of the cell's genes and at its end (and the genes' mean)."""
+        tokens, mean = self.classified(x, genes, keep)
+        return self.cls_head(tokens) if mean is None else self.cls_head(tokens) + self.mean_head(mean)
+
+    def classified(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B, l) -> what the head reads: (B, 3 D), the [CLS] outputs side by side, and if it ``pools`` (B, D), the mean over the genes."""
         embedded = self.backbone.embed(x, None, genes)
         batch, length, width = embedded.shape
         count = torch.full((batch, 1), length, device=x.device) if keep is None else keep.sum(dim=1, keepdim=True)
@@ -137,7 +144,9 @@ class ScMamba(nn.Module):
         values = torch.cat([x, x.new_zeros(batch, 1)], dim=1).gather(1, source)
         out = self._run(sequence, values, None, rows, None if keep is None else t <= count + 2)
         tokens = torch.cat([torch.zeros_like(count), middle + 1, count + 2], dim=1)
-        return self.cls_head(out.gather(1, tokens.unsqueeze(-1).expand(-1, -1, width)).flatten(1))
+        # (B, 1, L) by (B, L, D), so that no second (B, L, D) is made.
+        mean = ((~is_token).to(out.dtype).unsqueeze(1) @ out).squeeze(1) / count.clamp(min=1) if self.config.pools else None
+        return out.gather(1, tokens.unsqueeze(-1).expand(-1, -1, width)).flatten(1), mean
 
     def without_decay(self) -> set[str]:
         """Names of parameters no weight decay acts on: A_log, D, norms, biases, tokens (code; spec "Initialisation")."""

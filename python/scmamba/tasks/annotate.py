@@ -229,7 +229,7 @@ def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.nda
 def _fingerprint(
     model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int
 ) -> str:
-    digest = hashlib.sha256(json.dumps([__version__, KINDS, model.config.name, steps, seed, list(names), list(groups)]).encode())
+    digest = hashlib.sha256(json.dumps([__version__, KINDS, "probed", model.config.name, steps, seed, list(names), list(groups)]).encode())
     for part in (x.data, x.indices, x.indptr, genes):
         digest.update(np.ascontiguousarray(part).tobytes())
     digest.update(model.gene_embedding().numpy().tobytes())
@@ -239,7 +239,7 @@ def _fingerprint(
 def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int,
                   verbose: bool) -> tuple[Model, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
     """Fine-tune on two thirds of the donors; its answers for the others say what share it deserves."""
-    from ..training.classes import Labelled, classification, fresh_classifier
+    from ..training.classes import Labelled, classification, probed_classifier
     from ..training.feeds import SourceFeed
     from ..training.loop import LoopConfig, fit
     from ..training.sequences import SequenceConfig, Source
@@ -252,8 +252,9 @@ def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: 
     source = Source("reference", sparse.csr_matrix(seen, dtype=np.float32), positions_seen, nobody, totals)
     own = codes[train]
     sizes = np.bincount(own, minlength=len(classes))
-    labelled = Labelled(SourceFeed([source]), lambda part: own[part.rows], list(classes), sizes, lambda number: [])
-    tuned = fresh_classifier(model, list(classes), name="reference", seed=seed)
+    feed = SourceFeed([source])
+    labelled = Labelled(feed, lambda part: own[part.rows], list(classes), sizes, feed.sample)
+    tuned = probed_classifier(model, labelled, name="reference", seed=seed, balance=0.5, verbose=verbose)
     loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.1, seed=seed)
     sequence = SequenceConfig(mask_nonzero=0.0, mask_zero=0.0, genes_per_step=1536)
     step = classification(labelled, sequence, loop, balance=0.5)

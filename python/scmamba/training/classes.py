@@ -1,13 +1,16 @@
 """Fine-tuning classifiers from cells on disk or in memory: cell types, and doublets against single cells (paper, Methods).
 
 The whole network trains; classification head and [CLS] token are new. Cross-entropy, optionally weighted so that rare classes count more.
+A new head undoes much of what the network knew before it has learnt anything itself. So unless the published head is wanted, it starts as
+what logistic regression makes of the cell embeddings (a linear probe, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from .._errors import DataError
-from .._progress import say
+from .._progress import progress, say
 from ..data.collection import Collection
 from ..data.doublets import Recipe, simulate_doublets
 from ..data.preprocess import SCALE, log1p_cp10k
@@ -29,6 +32,8 @@ from .sequences import SequenceConfig, Source
 NOTHING_HIDDEN = SequenceConfig(mask_nonzero=0.0, mask_zero=0.0)
 #: Doublets are simulated in memory, from at most so many cells.
 MAX_SINGLETS = 50_000
+#: A head starts from what so many cells say.
+PROBE_CELLS = 4096
 
 
 @dataclass
@@ -112,17 +117,8 @@ def label_doublets(
         sources.append(Source(single.name, values, single.genes, np.full(len(both), ""), both))
         codes.append((np.arange(len(both)) >= len(single)).astype(np.int64))
     memory = SourceFeed(sources)
-
-    def sample(number: int) -> list[Part]:
-        draw = np.random.default_rng(12345)
-        parts = []
-        for i, source in enumerate(sources):
-            rows = np.sort(draw.choice(len(source), min(len(source), max(1, number // len(sources))), replace=False))
-            parts.append(Part(source, i, rows, [(i, int(row)) for row in rows]))
-        return parts
-
     counts = np.bincount(np.concatenate(codes), minlength=2)
-    return Labelled(memory, lambda part: codes[part.number][part.rows], ["singlet", "doublet"], counts, sample)
+    return Labelled(memory, lambda part: codes[part.number][part.rows], ["singlet", "doublet"], counts, memory.sample)
 
 
 def _counts(source: Source) -> sparse.csr_matrix:
@@ -131,10 +127,10 @@ def _counts(source: Source) -> sparse.csr_matrix:
     return counts
 
 
-def fresh_classifier(model: Model, names: Sequence[str], *, name: str | None = None, seed: int = 0) -> Model:
+def fresh_classifier(model: Model, names: Sequence[str], *, name: str | None = None, seed: int = 0, pools: bool = False) -> Model:
     """The model's network with a new head for these classes and a new [CLS] token; its other heads are left behind."""
     torch.manual_seed(seed)
-    config = replace(model.config, n_classes=len(names), reconstructs=False, rates=False, name=name or model.config.name)
+    config = replace(model.config, n_classes=len(names), pools=pools, reconstructs=False, rates=False, name=name or model.config.name)
     network = ScMamba(config).to(model.device)
     old, own = model.network.state_dict(), network.state_dict()
     kept = {k: v for k, v in old.items() if k in own and k not in ("cls_head.weight", "backbone.cls_token")}
@@ -143,14 +139,78 @@ def fresh_classifier(model: Model, names: Sequence[str], *, name: str | None = N
     return Model(network, model.genes, list(names))
 
 
+def probed_classifier(
+    model: Model, labelled: Labelled, *, name: str | None = None, seed: int = 0, balance: float = 0.0, verbose: bool = True
+) -> Model:
+    """A classifier whose head starts as logistic regression on the cell embeddings of some of the cells; [CLS] starts at nothing."""
+    tuned = fresh_classifier(model, labelled.names, name=name, seed=seed, pools=True)
+    parts = [_by_length(part) for part in labelled.sample(PROBE_CELLS)]
+    codes = np.concatenate([labelled.codes(part) for part in parts])
+    embedded = _embeddings(tuned.network, parts, verbose)
+    weight, bias = _probe(embedded, codes, len(labelled.names), balance)
+    with torch.no_grad():
+        tuned.network.cls_head.weight.zero_()
+        tuned.network.mean_head.weight.copy_(torch.from_numpy(weight))
+        tuned.network.mean_head.bias.copy_(torch.from_numpy(bias))
+    return tuned
+
+
+def _embeddings(network: ScMamba, parts: Sequence[Part], verbose: bool) -> np.ndarray:
+    """(n, D) float64 mean outputs of the network for all cells of some parts."""
+    was_training, answers = network.training, []
+    network.eval()
+    with torch.no_grad(), progress("Reading the labelled cells", sum(len(part.rows) for part in parts), verbose) as advance:
+        for part in _pieces(parts):
+            answers.append(_read(network, [part], NOTHING_HIDDEN, [0], "classified")[1].double().cpu().numpy())
+            advance(len(part.rows))
+    network.train(was_training)
+    return np.concatenate(answers)
+
+
+def _probe(embedded: np.ndarray, codes: np.ndarray, classes: int, balance: float) -> tuple[np.ndarray, np.ndarray]:
+    """(classes, D) weights and (classes,) biases of logistic regression; a class with no cell here is as unlikely as the rarest."""
+    from sklearn.linear_model import LogisticRegression
+
+    centre, spread = embedded.mean(axis=0), embedded.std(axis=0) + 1e-8
+    present, own = np.unique(codes, return_inverse=True)
+    weight, bias = np.zeros((classes, embedded.shape[1])), np.zeros(classes)
+    if len(present) > 1:
+        each = np.bincount(own)[own] ** -float(balance)
+        fitted = LogisticRegression(C=0.1, max_iter=500).fit((embedded - centre) / spread, own, sample_weight=each / each.mean())
+        slopes, offsets = fitted.coef_, fitted.intercept_
+        if len(present) == 2:  # scikit-learn keeps the difference only
+            slopes, offsets = np.r_[-slopes, slopes] / 2, np.r_[-offsets, offsets] / 2
+        weight[present] = slopes / spread
+        bias[:] = offsets.min()
+        bias[present] = offsets - weight[present] @ centre
+    return weight, bias
+
+
+def _by_length(part: Part) -> Part:
+    """The same cells in order of their expressed genes: little padding."""
+    order = np.argsort(np.diff(part.source.values.indptr)[part.rows], kind="stable")
+    return Part(part.source, part.number, part.rows[order], [part.keys[i] for i in order])
+
+
+def _pieces(parts: Sequence[Part]) -> Iterator[Part]:
+    """The cells of some parts, sixteen at a time."""
+    for p in parts:
+        yield from (Part(p.source, p.number, p.rows[i : i + 16], p.keys[i : i + 16]) for i in range(0, len(p.rows), 16))
+
+
 def classify_parts(network: nn.Module, parts: Sequence[Part], sequence: SequenceConfig, seed: Sequence[int]) -> Tensor:
     """(B, classes) logits of the cells of some parts, in their order."""
+    return _read(network, parts, sequence, seed, "classify")
+
+
+def _read(network: nn.Module, parts: Sequence[Part], sequence: SequenceConfig, seed: Sequence[int], verb: str) -> Any:
+    """What ``verb`` of the network answers for the cells of some parts."""
     settings: ScMamba = network  # type: ignore[assignment]
     batch = draw_parts(parts, sequence, settings.config.reads, settings.config.n_genes, seed)
     device = next(network.parameters()).device
     if batch.keep is None:
-        return settings.classify(batch.x.to(device))
-    return settings.classify(batch.x.to(device), batch.genes.to(device), batch.keep.to(device))
+        return getattr(settings, verb)(batch.x.to(device))
+    return getattr(settings, verb)(batch.x.to(device), batch.genes.to(device), batch.keep.to(device))
 
 
 def classification(labelled: Labelled, sequence: SequenceConfig, config: LoopConfig, *, balance: float = 0.0) -> SharedStep:
@@ -190,11 +250,7 @@ def class_validation(labelled: Labelled, cells: int = 512) -> Validate:
 def sample_logits(network: nn.Module, parts: Sequence[Part]) -> Tensor:
     """(n, classes) logits of all cells of some parts, sixteen at a time."""
     with torch.no_grad():
-        answers = [
-            classify_parts(network, [Part(p.source, p.number, p.rows[i : i + 16], p.keys[i : i + 16])], NOTHING_HIDDEN, [0])
-            for p in parts
-            for i in range(0, len(p.rows), 16)
-        ]
+        answers = [classify_parts(network, [part], NOTHING_HIDDEN, [0]) for part in _pieces(parts)]
     return torch.cat(answers).float().cpu()
 
 
@@ -230,6 +286,7 @@ def finetune_classes(
     held_out: Collection | None = None,
     balance: float = 0.0,
     freeze: bool = False,
+    probe: bool = True,
     recipe: Recipe = "mean",
     fraction: float = 0.1,
     folder: str | PathLike[str] | None = None,
@@ -246,6 +303,9 @@ def finetune_classes(
         0: every cell counts alike; 1: every class does.
     freeze
         Train head and [CLS] token only.
+    probe
+        Start the head as logistic regression on the embeddings of some thousand cells, and let it read them beside [CLS]. False: the
+        published head, from random numbers.
     recipe, fraction
         How doublets are made, and how many per single cell.
 
@@ -266,10 +326,13 @@ def finetune_classes(
         if held_out is not None:
             others = label_doublets(held_out, seed=0, fraction=fraction, recipe=recipe, max_cells=5000, verbose=False)
     say(", ".join(f"{number:,} {label}" for label, number in zip(labelled.names, labelled.counts)), verbose)
-    tuned = fresh_classifier(opened, labelled.names, name=name, seed=loop.seed)
+    if probe:
+        tuned = probed_classifier(opened, labelled, name=name, seed=loop.seed, balance=balance, verbose=verbose)
+    else:
+        tuned = fresh_classifier(opened, labelled.names, name=name, seed=loop.seed)
     if freeze:
         for parameter_name, parameter in tuned.network.named_parameters():
-            parameter.requires_grad_(parameter_name in ("cls_head.weight", "backbone.cls_token"))
+            parameter.requires_grad_(parameter_name.startswith(("cls_head.", "mean_head.", "backbone.cls_token")))
     sequence = replace(sequence, mask_nonzero=0.0, mask_zero=0.0)
     fit(
         tuned.network,
@@ -286,4 +349,5 @@ def finetune_classes(
     return tuned
 
 
-__all__ = ["Labelled", "classification", "class_validation", "finetune_classes", "fresh_classifier", "label_cells", "label_doublets"]
+__all__ = ["Labelled", "classification", "class_validation", "finetune_classes", "fresh_classifier", "label_cells", "label_doublets",
+           "probed_classifier"]  # fmt: skip

@@ -72,6 +72,14 @@ class SourceFeed:
         rows = rows[share.of(len(rows))]
         return [Part(self.sources[number], number, rows, [(number, int(row)) for row in rows])] if len(rows) else []
 
+    def sample(self, number: int, seed: int = 12345) -> list[Part]:
+        """Some cells of every source, always the same; about ``number`` in all."""
+        rng, parts = np.random.default_rng(seed), []
+        for i, source in enumerate(self.sources):
+            rows = np.sort(rng.choice(len(source), min(len(source), max(1, number // len(self.sources))), replace=False))
+            parts.append(Part(source, i, rows, [(i, int(row)) for row in rows]))
+        return parts
+
     def averages(self) -> list[Source]:
         """The sources themselves."""
         return self.sources

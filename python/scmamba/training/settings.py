@@ -33,8 +33,8 @@ class Settings:
         The network of pre-training; fine-tuning takes the model's.
     mask_nonzero, mask_zero, genes_per_step
         What a sequence holds (see :class:`~scmamba.training.sequences.SequenceConfig`).
-    balance, freeze
-        Classifiers: 0 every cell counts alike, 1 every class; train head and [CLS] token only.
+    balance, freeze, probe
+        Classifiers: 0 every cell counts alike, 1 every class; train head and [CLS] token only; start the head from the cell embeddings.
     doublet_recipe, doublet_fraction
         How doublets are simulated (see :func:`scmamba.data.doublets.simulate_doublets`), and how many per single cell.
     min_total, above, min_donor_cells
@@ -60,6 +60,7 @@ class Settings:
     genes_per_step: int = 0
     balance: float = 0.0
     freeze: bool = False
+    probe: bool = False
     doublet_recipe: str = "mean"
     doublet_fraction: float = 0.1
     min_total: float = 200
@@ -102,7 +103,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "annotate": {
         "paper": {"epochs": 5.0, "lr": 1e-4},
-        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32", "balance": 0.5},
+        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32", "balance": 0.5,
+                  "probe": True},
     },
     "doublets": {
         "paper": {"epochs": 5.0, "lr": 1e-4},
