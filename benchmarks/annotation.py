@@ -130,8 +130,13 @@ def by_scmamba(reference, query, label, donor, seed, options, network=None):
 
     network = options.steps if network is None else network
     found = scmamba.annotate(query, reference=reference, labels=label, donor=donor, network=network, seed=seed,
-                             cache=options.cache or False, verbose=options.verbose)  # fmt: skip
+                             cache=cache_of(reference, seed, options) or False, verbose=options.verbose)  # fmt: skip
     return answers(found)
+
+
+def cache_of(reference, seed, options):
+    """A folder for each set and seed, so that the network in it is the one of this run."""
+    return Path(options.cache) / f"{reference.n_obs}-{seed}" if options.cache else None
 
 
 def answers(found):
@@ -149,15 +154,16 @@ def by_network_alone(reference, query, label, donor, seed, options):
     import scmamba
 
     with tempfile.TemporaryDirectory() as folder:
-        scmamba.annotate(query[:2].copy(), reference=reference, labels=label, donor=donor, seed=seed, cache=options.cache or folder,
-                         network=options.steps, force=True, verbose=options.verbose)  # fmt: skip
-        kept = sorted(Path(options.cache or folder).glob("*/network"), key=lambda path: path.stat().st_mtime)[-1]
+        cache = cache_of(reference, seed, options) or Path(folder)
+        scmamba.annotate(query[:2].copy(), reference=reference, labels=label, donor=donor, seed=seed, cache=cache, network=options.steps,
+                         force=True, verbose=options.verbose)  # fmt: skip
+        (kept,) = cache.glob("*/network")
         return answers(scmamba.annotate(query, model=kept, force=True, verbose=False))
 
 
 METHODS: dict[str, tuple[str, Callable, bool]] = {
     # name: label in the tables, function, whether the seed matters
-    "scmamba": ("**scMamba (`annotate(network=150)`)**", by_scmamba, True),
+    "scmamba": ("**scMamba (`annotate()`)**", by_scmamba, True),
     "linear": ("its simple views alone (`network=False`)", by_linear_views, True),
     "network": ("its fine-tuned network alone", by_network_alone, True),
     "logistic": ("logistic regression, all genes", by_logistic_regression, False),
@@ -310,7 +316,7 @@ def main() -> None:
     parser.add_argument("--scvi", help="Python of an environment with scvi-tools")
     parser.add_argument("--epochs", type=int, default=100, help="epochs of scVI; a fifth of them follow for scANVI")
     parser.add_argument("--cache", help="folder for what is learnt; 'network' then need not learn again what 'scmamba' has")
-    parser.add_argument("--steps", type=int, default=150, help="fine-tuning steps of 16 cells")
+    parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps of 16 cells")
     parser.add_argument("--novel", action="store_true", help="types left out of the reference")
     parser.add_argument("--types", nargs="*", help="with --novel: which types; all if not given")
     parser.add_argument("--markers", action="store_true", help="annotation by the default panel")

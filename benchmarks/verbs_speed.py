@@ -39,10 +39,10 @@ def impute(cells: Any, reference: Any, **options: Any) -> None:
     scmamba.impute(cells, verbose=False, **options)
 
 
-def embed(cells: Any, reference: Any) -> None:
+def embed(cells: Any, reference: Any, **options: Any) -> None:
     import scmamba
 
-    scmamba.embed(cells, verbose=False)
+    scmamba.embed(cells, verbose=False, **options)
 
 
 def annotate(cells: Any, reference: Any, network: bool = True) -> None:
@@ -163,6 +163,7 @@ RUNS: dict[str, Run] = {
     "MAGIC": ("impute", "peers", magic, {}),
     "scVI, 100 epochs": ("impute", "peers", scvi, {}),
     "scMamba cells": ("embed", "own", embed, {}),
+    "scMamba cells, brain-base": ("embed", "own", embed, {"model": "brain-base"}),
     "scVI latent, 100 epochs": ("embed", "peers", scvi, {"latent": True}),
     "scMamba reference": ("annotate by reference", "own", annotate, {}),
     "scMamba reference, network=False": ("annotate by reference", "own", annotate, {"network": False}),

@@ -71,7 +71,7 @@ const watch = async (size) => {
     if (!answer.ok) { say("Lost", await problem(answer), true); return; }
     const now = await answer.json();
     $("bar").value = now.state === "done" ? 1 : now.done;
-    if (now.state === "done") { say("Done", size); await show(); return; }
+    if (now.state === "done") { say("Working", `${size}. Fetching the answer`); await show(size); return; }
     if (now.state === "failed" || now.state === "cancelled") { say(now.state === "failed" ? "Failed" : "Cancelled", now.message, true); return; }
     say(now.state === "queued" ? "Waiting" : "Working", `${size}. ${now.message}`);
     await new Promise((wake) => setTimeout(wake, 500));
@@ -93,7 +93,7 @@ const row = (kind, texts, colour) => {
   });
   return line;
 };
-const show = async () => {
+const show = async (size) => {
   const raw = await (await fetch(`/v2/jobs/${job}/result?format=scmb`, { headers: headers() })).arrayBuffer();
   const length = Number(new DataView(raw).getBigUint64(6, true));
   const header = JSON.parse(new TextDecoder().decode(new Uint8Array(raw, 14, length)));
@@ -113,10 +113,10 @@ const show = async () => {
   $("map").hidden = true;
   $("answer").hidden = false;
   $("answer").focus();
-  say("Done", `${$("message").textContent}; drawing the map of the cells`);
+  say("Done", `${size}; drawing the map of the cells`);
   const picture = await fetch(`/v2/jobs/${job}/picture`, { headers: headers() });
   if (picture.ok) map(await picture.json(), answers, order, colour);
-  say("Done", $("message").textContent.replace("; drawing the map of the cells", ""));
+  say("Done", size);
 };
 const named = (value) => (value === true ? "yes" : value === false ? "no" : value === null ? "none" : String(value))
   .replace(/^yes$/, $("task").value === "doublets" ? "doublet" : "fewer than 200 counts")
