@@ -106,3 +106,11 @@ def test_what_cannot_be_prepared_says_why(studies, tmp_path):
         scmamba.prepare(logs, folder=tmp_path / "b", verbose=False)
     with pytest.raises(DataError, match="no study"):
         scmamba.prepare([], folder=tmp_path / "c", verbose=False)
+
+
+def test_samples_so_large_that_neighbours_are_approximate():
+    # From 8,192 points on scanpy leaves the search to pynndescent, whose versions it does not all bear.
+    cells = brain_cohort(2900, n_donors=2, n_genes=300, seed=4)
+    cells.obs["donor"] = "one"
+    score = _prepare._scrublet(cells, PrepareConfig(), verbose=False)
+    assert score.shape == (2900,) and np.isfinite(score).all() and score.std() > 0
