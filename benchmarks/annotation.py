@@ -128,7 +128,7 @@ def by_scanvi(reference, query, label, donor, seed, options):
 def by_scmamba(reference, query, label, donor, seed, options, network=None):
     import scmamba
 
-    network = options.steps if network is None else network
+    network = (options.steps or True) if network is None else network
     found = scmamba.annotate(query, reference=reference, labels=label, donor=donor, network=network, seed=seed,
                              cache=cache_of(reference, seed, options) or False, verbose=options.verbose)  # fmt: skip
     return answers(found)
@@ -155,8 +155,8 @@ def by_network_alone(reference, query, label, donor, seed, options):
 
     with tempfile.TemporaryDirectory() as folder:
         cache = cache_of(reference, seed, options) or Path(folder)
-        scmamba.annotate(query[:2].copy(), reference=reference, labels=label, donor=donor, seed=seed, cache=cache, network=options.steps,
-                         force=True, verbose=options.verbose)  # fmt: skip
+        scmamba.annotate(query[:2].copy(), reference=reference, labels=label, donor=donor, seed=seed, cache=cache,
+                         network=options.steps or True, force=True, verbose=options.verbose)  # fmt: skip
         (kept,) = cache.glob("*/network")
         return answers(scmamba.annotate(query, model=kept, force=True, verbose=False))
 
@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--scvi", help="Python of an environment with scvi-tools")
     parser.add_argument("--epochs", type=int, default=100, help="epochs of scVI; a fifth of them follow for scANVI")
     parser.add_argument("--cache", help="folder for what is learnt; 'network' then need not learn again what 'scmamba' has")
-    parser.add_argument("--steps", type=int, default=400, help="fine-tuning steps of 16 cells")
+    parser.add_argument("--steps", type=int, help="fine-tuning steps of 16 cells; default: those of annotate()")
     parser.add_argument("--novel", action="store_true", help="types left out of the reference")
     parser.add_argument("--types", nargs="*", help="with --novel: which types; all if not given")
     parser.add_argument("--markers", action="store_true", help="annotation by the default panel")

@@ -287,15 +287,9 @@ def fine_tuned_types(start: Model, training: ad.AnnData, others: ad.AnnData, ste
     loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
     short = replace(NOTHING_HIDDEN, genes_per_step=1536)
     tuned = finetune_classes("annotate", files, model=start, loop=loop, sequence=short, balance=0.5, verbose=False)
-    cells = read_cells(others, start.genes, force=True)
-    where, genes = positions(tuned, cells)
-    found = []
-    for rows in cells.blocks(64):
-        known, _ = cells.to_model(cells.linear(rows))
-        x = np.zeros((known.shape[0], len(start.genes) if genes is None else len(genes)), dtype=np.float32)
-        x[:, where] = known.toarray()
-        found.append(tuned.classify(x, genes=genes).numpy().argmax(axis=1))
-    called = np.array(tuned.labels)[np.concatenate(found)]
+    found = scmamba.annotate(others, model=tuned, force=True, verbose=False)
+    (level,) = found.levels
+    called = np.array(found.levels[level])[found.probabilities[level].argmax(axis=1)]
     return annotation_scores(others.obs["cell_type"].astype(str).to_numpy(), called)
 
 

@@ -98,19 +98,9 @@ def main() -> None:
         model = finetune(training, model=model, task="impute", loop=loop, sequence=IMPUTE_SEQUENCE, folder=work / phase, name=name,
                          held_out=held_out, seed=loop.seed)  # fmt: skip
     card = ROOT / "scripts" / f"{name.replace('-', '_')}_card.md"
-    text = card.read_text() if card.is_file() else UNWRITTEN.format(name=name, steps=[loop.steps for loop in loops.values()])
-    save_checkpoint(model, out, card=text)
+    save_checkpoint(model, out, card=card.read_text())
     if arguments.steps == 1:
         keep_curves(name, work, arguments.seed, loops)
-
-
-#: Card of a model nobody has written one for.
-UNWRITTEN = """# {name}
-
-Trained by `scripts/train_brain.py` on the sets and without the donors that the card of brain-mini names, {steps} steps of pre-training
-and imputation. Nothing was measured yet: `python benchmarks/nonzero_imputation.py --data FOLDER --model FOLDER_OF_THIS_MODEL`. It has the
-limits of brain-mini: three human brain cell types, no donor with Alzheimer's or Parkinson's disease.
-"""
 
 
 def keep_curves(name: str, work: Path, seed: int, loops: dict[str, LoopConfig]) -> None:
