@@ -348,7 +348,7 @@ def test_cells_of_an_unknown_kind_stand_out():
     strange = usual.strange(shown, np.where(kinds == 3, 0, kinds))
     assert strange[kinds == 3].mean() > 0.9 and strange[kinds < 3].mean() < 0.12
     # Another technology: everything lies apart, and only what stands out among cells called alike is refused.
-    away = shown + [3.0, 0, 0, 0]
+    away = shown + [3.0, 0, 0, 0, 0]
     assert usual.foreign(away) and not usual.foreign(shown)
     assert usual.strange(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
     few = Usual.of(space[:30], codes[:30], calm[:30], fold[:30], 0)
@@ -396,3 +396,21 @@ def test_a_cell_that_lacks_what_marks_its_class_is_strange():
     assert (p[kinds == 3, 0] > 0.9).all()  # sure of it, and wrong
     strange = typist.strange(query, p, x, 0)
     assert strange[kinds == 3].mean() > 0.9 and strange[kinds < 3].mean() < 0.15
+
+
+def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_near():
+    from scmamba.training.typing import learn_types
+
+    rng = np.random.default_rng(7)
+    codes, kinds = np.repeat([0, 1], 300), np.repeat([0, 1, 2], [150, 150, 3])
+    x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
+    # Three cells spend two fifths of their counts on one gene that the reference hardly shows, as erythrocytes on haemoglobin.
+    linear = np.expm1(query.toarray())
+    linear[kinds == 2] *= 0.6
+    linear[kinds == 2, 399] += 4000
+    query = sparse.csr_matrix(np.log1p(linear))
+    typist = learn_types(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
+    strange = typist.strange(query, typist.probabilities(query), x, 0)
+    assert strange[kinds == 2].all()
+    # They do not make their neighbours suspect.
+    assert strange[kinds < 2].mean() < 0.05

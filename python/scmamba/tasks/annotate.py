@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Fine-tuning of the network on a reference, in steps of 16 cells.
 NETWORK_STEPS = 400
+#: Counts the ways in which references were learnt: what was kept of an older one is not read.
+LEARNT = 2
 
 
 def annotate(
@@ -229,7 +231,8 @@ def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.nda
 def _fingerprint(
     model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int
 ) -> str:
-    digest = hashlib.sha256(json.dumps([__version__, KINDS, "probed", model.config.name, steps, seed, list(names), list(groups)]).encode())
+    about = [__version__, KINDS, LEARNT, model.config.name, steps, seed, list(names), list(groups)]
+    digest = hashlib.sha256(json.dumps(about).encode())
     for part in (x.data, x.indices, x.indptr, genes):
         digest.update(np.ascontiguousarray(part).tobytes())
     digest.update(model.gene_embedding().numpy().tobytes())

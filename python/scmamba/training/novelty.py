@@ -2,8 +2,9 @@
 
 A linear model calls a cell of an unknown type by whichever known type it leans to, and is often sure of it. Four signs give it away:
 cells of its kind lie closer to each other than to any reference cell; its neighbourhood is in doubt; its neighbourhood shows genes that
-the type it was called never shows; its nearest lack what marks that type. Each is compared with what reference cells of donors left out
-show, by the class they were called.
+the type it was called never shows; its nearest lack what marks that type. A fifth is for the few that have no neighbours of their kind, as
+four erythrocytes among lymphocytes: the cell alone shows such genes, by far. Each is compared with what reference cells of donors left
+out show, by the class they were called.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ COMPONENTS = 50
 NEAREST, AROUND = 5, 15
 #: What is said of a cell (:func:`told`) is averaged over so many of its neighbours.
 OVER = (AROUND, AROUND, NEAREST)
+#: What is said of the cells above this share is said no louder among neighbours.
+FEW = 0.98
+#: A single cell is noisy: its own sign counts half.
+ALONE = 0.5
 #: Share of reference cells of donors left out that the rule rejects.
 REJECTED = 0.08
 #: Classes called less often than this are compared with all reference cells.
@@ -51,7 +56,7 @@ def told(probabilities: np.ndarray, profile: np.ndarray, shown: np.ndarray) -> n
 
 
 def signs(here: np.ndarray, there: np.ndarray, said: np.ndarray, pool: int, seed: int) -> np.ndarray:
-    """The four signs of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
+    """The five signs of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
 
     Parameters
     ----------
@@ -72,7 +77,10 @@ def signs(here: np.ndarray, there: np.ndarray, said: np.ndarray, pool: int, seed
         among = np.where(np.isin(np.arange(n), own), gaps[:, 1:].mean(axis=1), gaps[:, :-1].mean(axis=1))
         isolated = np.log(np.maximum(to_reference, 1e-3) / np.maximum(among, 1e-3))
     around = nearest_cells(here, here, int(np.clip(n // 20, 1, max(OVER))))
-    return np.column_stack([isolated, *(own[around[:, :over]].mean(axis=1) for own, over in zip(said.T, OVER))])
+    # A few cells quite unlike all others speak for themselves, not for those around them.
+    calm = np.minimum(said, np.quantile(said, FEW, axis=0)) if n else said
+    averaged = (own[around[:, :over]].mean(axis=1) for own, over in zip(calm.T, OVER))
+    return np.column_stack([isolated, *averaged, said[:, 1]])
 
 
 @dataclass
@@ -84,7 +92,7 @@ class Usual:
     called
         (n,) class each was called.
     shown
-        (n, 4) :func:`signs`.
+        (n, 5) :func:`signs`.
     level
         Largest standing that is usual.
     pool
@@ -99,7 +107,7 @@ class Usual:
     @classmethod
     def of(cls, space: np.ndarray, called: np.ndarray, said: np.ndarray, fold: np.ndarray, seed: int) -> Usual:
         """From the reference's own cells: each fold beside the others."""
-        shown = np.zeros((len(called), 1 + len(OVER)))
+        shown = np.zeros((len(called), 2 + len(OVER)))
         judged = np.zeros(len(called), dtype=bool)
         pool = int(np.bincount(fold).min()) if len(fold) else 0
         for f in np.unique(fold):
@@ -113,7 +121,7 @@ class Usual:
         return usual
 
     def standing(self, shown: np.ndarray, called: np.ndarray, foreign: bool = False) -> np.ndarray:
-        """(n,) largest of the four signs, each in units of what is usual for the class called: 0 the median, 1 the ninth decile.
+        """(n,) largest of the signs, each in units of what is usual for the class called: 0 the median, 1 the ninth decile; the last half.
 
         ``foreign`` cells are compared with the others called like them: only what stands out among these still tells.
         """
@@ -130,6 +138,7 @@ class Usual:
                 spread = np.maximum(spread, 1.9 * (np.quantile(own, 0.75, axis=0) - here))
                 middle = np.maximum(middle, here)
             out[called == c] = (own - middle) / (spread + 1e-6)
+        out[:, -1] *= ALONE
         return np.clip(out, -2, _CAP).max(axis=1)
 
     def foreign(self, shown: np.ndarray) -> bool:
