@@ -30,10 +30,12 @@ import numpy as np
 import pandas as pd
 from scipy import io, sparse
 
-from scmamba.evaluation.annotation import UNASSIGNED, annotation_scores, calibration_error
+from scmamba.evaluation.annotation import UNASSIGNED, annotation_scores, calibration_error, coverage_accuracy
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "annotation.tsv"
+CURVES = HERE / "results" / "annotation_coverage.tsv"
+SHARES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0)  # of the cells, the surest
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
 HELD_OUT = {"kang": ["1244", "1256"], "velmeshev": ["4341", "5403", "5864", "5958"]}
 TITLES = {
@@ -77,7 +79,7 @@ def log_values(adata: ad.AnnData) -> sparse.csr_matrix:
     return x.log1p()
 
 
-# Every method: reference, query, label, donor, seed, options -> calls (n,), or calls, best probabilities and calls with Unassigned.
+# Every method: reference, query, label, donor, seed, options -> calls (n,), how sure they are (n,), and calls with Unassigned or None.
 
 
 def by_logistic_regression(reference, query, label, donor, seed, options):
@@ -85,7 +87,8 @@ def by_logistic_regression(reference, query, label, donor, seed, options):
 
     model = LogisticRegression(C=1.0, max_iter=300, random_state=seed)
     model.fit(log_values(reference), reference.obs[label].astype(str))
-    return model.predict(log_values(query))
+    p = model.predict_proba(log_values(query))
+    return model.classes_[p.argmax(axis=1)], p.max(axis=1), None
 
 
 def by_celltypist(reference, query, label, donor, seed, options):
@@ -99,7 +102,7 @@ def by_celltypist(reference, query, label, donor, seed, options):
             slim.write_h5ad(f"{folder}/{name}.h5ad")
         command = [options.celltypist, "-W", "ignore", str(HERE / "annotation_celltypist.py"), folder, label]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return pd.read_csv(f"{folder}/calls.tsv", sep="\t", dtype=str)["call"].to_numpy()
+        return told(folder)
 
 
 def by_seurat(reference, query, label, donor, seed, options):
@@ -108,7 +111,7 @@ def by_seurat(reference, query, label, donor, seed, options):
             io.mmwrite(f"{folder}/{name}.mtx", sparse.coo_matrix(adata.X.T, dtype=np.int64))
         pd.Series(reference.obs[label].astype(str)).to_csv(f"{folder}/labels.txt", index=False, header=False)
         subprocess.run(["Rscript", str(HERE / "annotation_seurat.R"), folder, str(seed)], check=True, stdout=subprocess.DEVNULL)
-        return np.array(Path(f"{folder}/calls.txt").read_text().splitlines())
+        return told(folder)
 
 
 def by_scanvi(reference, query, label, donor, seed, options):
@@ -122,7 +125,13 @@ def by_scanvi(reference, query, label, donor, seed, options):
             slim.write_h5ad(f"{folder}/{name}.h5ad")
         command = [options.scvi, "-W", "ignore", str(HERE / "annotation_scanvi.py"), folder, label, str(seed), str(options.epochs)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return pd.read_csv(f"{folder}/calls.tsv", sep="\t", dtype=str)["call"].to_numpy()
+        return told(folder)
+
+
+def told(folder):
+    """What another program wrote: its calls and how sure it is of each."""
+    table = pd.read_csv(f"{folder}/calls.tsv", sep="\t", dtype={"call": str}, keep_default_na=False)
+    return table["call"].to_numpy(), table["sure"].to_numpy(float), None
 
 
 def by_scmamba(reference, query, label, donor, seed, options, network=None):
@@ -176,10 +185,9 @@ METHODS: dict[str, tuple[str, Callable, bool]] = {
 def run_one(name: str, method: str, seed: int, options: argparse.Namespace) -> dict:
     reference, query, label, donor = load(name, options.data, seed)
     started = time.perf_counter()
-    given = METHODS[method][1](reference, query, label, donor, seed, options)
+    calls, best, cut = METHODS[method][1](reference, query, label, donor, seed, options)
     seconds = time.perf_counter() - started
     truth = query.obs[label].astype(str).to_numpy()
-    calls, best, cut = given if isinstance(given, tuple) else (given, None, None)
     row = {"set": name, "method": method, "seed": seed} | annotation_scores(truth, calls)
     row["coverage"] = row["accuracy"] = np.nan
     if cut is not None:
@@ -187,7 +195,8 @@ def run_one(name: str, method: str, seed: int, options: argparse.Namespace) -> d
         row |= {"coverage": kept["coverage"], "accuracy": kept["accuracy"], "calibration_error": calibration_error(truth, calls, best)}
     # Linux counts KiB; children are R and the Python of CellTypist.
     peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-    return row | {"cells": len(truth), "reference_cells": reference.n_obs, "seconds": seconds, "peak_mib": peak}
+    row |= {"cells": len(truth), "reference_cells": reference.n_obs, "seconds": seconds, "peak_mib": peak}
+    return row | {"curve": coverage_accuracy(truth, calls, best, SHARES)[["coverage", "accuracy"]].to_numpy().tolist()}
 
 
 def novel_types(options: argparse.Namespace) -> pd.DataFrame:
@@ -250,12 +259,21 @@ def by_markers(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def put(row: dict) -> None:
-    table = pd.read_csv(TABLE, sep="\t") if TABLE.exists() else pd.DataFrame(columns=list(row))
-    same = (table[KEYS].astype(str) == pd.Series({k: str(row[k]) for k in KEYS})).all(axis=1) if len(table) else []
-    table = pd.concat([table[~same], pd.DataFrame([row])]) if len(table) else pd.DataFrame([row])
+    """Its scores into one table and its curve into the other."""
+    curve = pd.DataFrame(row.pop("curve"), columns=["kept", "right"])
+    replace(TABLE, pd.DataFrame([row]))
+    replace(CURVES, pd.DataFrame([{k: row[k] for k in KEYS}] * len(curve)).join(curve))
+
+
+def replace(path: Path, rows: pd.DataFrame) -> None:
+    """Write rows of one run into a table, in place of those of an earlier run."""
+    if path.exists():
+        table = pd.read_csv(path, sep="\t")
+        same = (table[KEYS].astype(str) == rows[KEYS].iloc[0].astype(str)).all(axis=1)
+        rows = pd.concat([table[~same], rows])
     order = {m: i for i, m in enumerate(METHODS)}
-    table = table.sort_values(KEYS, key=lambda column: column.map(order) if column.name == "method" else column)
-    table.round(4).to_csv(TABLE, sep="\t", index=False, lineterminator="\n")
+    rows = rows.sort_values(KEYS, kind="stable", key=lambda column: column.map(order) if column.name == "method" else column)
+    rows.round(4).to_csv(path, sep="\t", index=False, lineterminator="\n")
 
 
 def section(name: str, table: pd.DataFrame) -> str:

@@ -11,4 +11,5 @@ reference, query = (ad.read_h5ad(f"{folder}/{name}.h5ad") for name in ("referenc
 model = celltypist.train(reference, labels=label, n_jobs=1, feature_selection=True, check_expression=True)
 found = celltypist.annotate(query, model=model, majority_voting=False)
 calls = found.predicted_labels["predicted_labels"].astype(str).to_numpy()
-pd.DataFrame({"call": calls}).to_csv(f"{folder}/calls.tsv", sep="\t", index=False)
+sure = found.probability_matrix.max(axis=1).to_numpy()
+pd.DataFrame({"call": calls, "sure": sure}).to_csv(f"{folder}/calls.tsv", sep="\t", index=False)

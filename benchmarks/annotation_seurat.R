@@ -1,4 +1,4 @@
-# Seurat's label transfer: FOLDER/{reference,query}.mtx (genes x cells, counts), FOLDER/labels.txt -> FOLDER/calls.txt
+# Seurat's label transfer: FOLDER/{reference,query}.mtx (genes x cells, counts), FOLDER/labels.txt -> FOLDER/calls.tsv
 suppressPackageStartupMessages({
   library(Seurat)
   library(Matrix)
@@ -19,4 +19,5 @@ reference <- RunPCA(ScaleData(reference, verbose = FALSE), npcs = 30, verbose = 
 anchors <- FindTransferAnchors(reference, query, dims = 1:30, verbose = FALSE)
 labels <- readLines(file.path(folder, "labels.txt"))
 found <- TransferData(anchors, refdata = labels, dims = 1:30, verbose = FALSE)
-writeLines(as.character(found$predicted.id), file.path(folder, "calls.txt"))
+told <- data.frame(call = as.character(found$predicted.id), sure = found$prediction.score.max)
+write.table(told, file.path(folder, "calls.tsv"), sep = "\t", quote = FALSE, row.names = FALSE)

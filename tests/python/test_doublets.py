@@ -6,6 +6,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import small_model
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, silhouette_score
@@ -101,6 +102,31 @@ def test_doublets_are_found_named_and_repeatable(droplets):
     pd.testing.assert_frame_equal(result.obs, again.obs)
     other = scmamba.detect_doublets(droplets, sample="donor", expected_rate=0.09, seed=5, copy=True, **QUIET).obs["scmamba_doublet"]
     assert (other & called).sum() / (other | called).sum() > 0.5
+
+
+def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
+    from scmamba.tasks import _doublet_network
+
+    monkeypatch.setattr(_doublet_network, "STEPS", (40, 40))
+    few = droplets[np.r_[:120, 400:440], :1500].copy()  # all the true doublets, fewer cells
+    options = dict(sample="donor", method="network", recipe="mean", rounds=2, copy=True, **QUIET)
+    result = scmamba.detect_doublets(few, model="brain-mini", **options)
+    assert few.obs["truth"].mean() <= 0.25 and average_precision_score(few.obs["truth"], result.obs["scmamba_doublet_score"]) > 0.6
+
+
+def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypatch):
+    from scmamba.tasks import _doublet_network
+
+    monkeypatch.setattr(_doublet_network, "STEPS", (3, 3))
+    few = droplets[np.r_[:60, 400:440], :600].copy()
+    options = dict(model=small_model("expressed"), rounds=2, copy=True, **QUIET)
+    fast, alone, again, both = (scmamba.detect_doublets(few, method=m, **options).obs["scmamba_doublet_score"].to_numpy(float)
+                                for m in ("fast", "network", "network", "both"))  # fmt: skip
+    np.testing.assert_allclose(alone, again, atol=1e-6)
+    # Log odds, but for the one rate that each method assumes for the whole sample: the mean of both.
+    gaps = np.log(both / (1 - both)) - (np.log(fast / (1 - fast)) + np.log(alone / (1 - alone))) / 2
+    np.testing.assert_allclose(gaps, np.median(gaps), atol=0.02)
+    assert np.abs(np.log(fast / (1 - fast)) - np.log(alone / (1 - alone))).std() > 0.1
 
 
 def test_rates_are_kept_per_sample(droplets):

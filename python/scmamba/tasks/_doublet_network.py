@@ -56,7 +56,7 @@ def network_odds(
     """
     from anndata import AnnData as Object
 
-    from ..training.classes import NOTHING_HIDDEN, Labelled, classification, fresh_classifier
+    from ..training.classes import NOTHING_HIDDEN, Labelled, classification, probed_classifier
     from ..training.feeds import SourceFeed
     from ..training.loop import LoopConfig, fit
     from ..training.sequences import Source
@@ -71,8 +71,9 @@ def network_odds(
     codes = np.r_[np.zeros(int(keep.sum()), dtype=np.int64), np.ones(len(made), dtype=np.int64)]
     totals = np.r_[real_totals[keep], double_totals]
     source = Source("doublets", values, cells.genes, np.full(len(codes), ""), totals)
-    tuned = fresh_classifier(opened, ["singlet", "doublet"], name="doublets", seed=seed)
-    labelled = Labelled(SourceFeed([source]), lambda part: codes[part.rows], ["singlet", "doublet"], np.bincount(codes), lambda number: [])
+    feed = SourceFeed([source])
+    labelled = Labelled(feed, lambda part: codes[part.rows], ["singlet", "doublet"], np.bincount(codes), feed.sample)
+    tuned = probed_classifier(opened, labelled, name="doublets", seed=seed, balance=1.0, verbose=verbose)
     loop = LoopConfig(steps=int(np.clip(PASSES * len(codes) / 16, *STEPS)), batch_size=16, lr=lr, warmup=0.05, seed=seed)
     # Balanced: both kinds weigh the same whatever their numbers.
     fit(tuned.network, classification(labelled, NOTHING_HIDDEN, loop, balance=1.0), loop, description="Fine-tuning", verbose=verbose)
