@@ -82,6 +82,17 @@ def scmamba_evened(adata: Any, seed: int) -> Any:
     return scmamba.impute(adata, batch="donor", seed=seed, verbose=False).layers["scmamba"]
 
 
+def scmamba_evened_conditions(adata: Any, seed: int) -> Any:
+    import scmamba
+
+    adata.obs["both"] = donors_and_conditions(adata)
+    return scmamba.impute(adata, batch="both", seed=seed, verbose=False).layers["scmamba"]
+
+
+def donors_and_conditions(adata: Any) -> np.ndarray:
+    return (adata.obs["donor"].astype(str) + " " + adata.obs["condition"].astype(str)).to_numpy()
+
+
 def scmamba_published(adata: Any, seed: int) -> Any:
     import scmamba
 
@@ -116,7 +127,14 @@ def scvi(adata: Any, seed: int) -> Any:
     return np.log1p(1e4 * np.asarray(model.get_normalized_expression(return_numpy=True)))
 
 
-def trained_scvi(adata: Any, seed: int) -> Any:
+def scvi_batches(adata: Any, seed: int) -> Any:
+    """Told of donors and conditions, and asked for what each cell would show in all of them, on average."""
+    batch = donors_and_conditions(adata)
+    model = trained_scvi(adata, seed, batch)
+    return np.log1p(1e4 * np.asarray(model.get_normalized_expression(transform_batch=sorted(set(batch)), return_numpy=True)))
+
+
+def trained_scvi(adata: Any, seed: int, batch: np.ndarray | None = None) -> Any:
     import anndata
     import scvi as package
     import torch
@@ -125,7 +143,9 @@ def trained_scvi(adata: Any, seed: int) -> Any:
     torch.set_num_threads(1)
     package.settings.seed = seed
     data = anndata.AnnData(sparse.csr_matrix(adata.X, dtype=np.float32))
-    package.model.SCVI.setup_anndata(data)
+    if batch is not None:
+        data.obs["batch"] = batch
+    package.model.SCVI.setup_anndata(data, batch_key=None if batch is None else "batch")
     model = package.model.SCVI(data)
     model.train(max_epochs=100, early_stopping=True, accelerator="cpu", enable_progress_bar=False, logger=False)
     return model
@@ -135,13 +155,16 @@ METHODS = {
     "raw": raw,
     "scMamba": scmamba_rates,
     "scMamba, donors evened": scmamba_evened,
+    "scMamba, donors and conditions evened": scmamba_evened_conditions,
     "scMamba, published": scmamba_published,
     "neighbours' rates, zeros only": neighbours_zeros,
     "neighbours' rates, all entries": neighbours,
     "MAGIC": magic,
     "scVI": scvi,
+    "scVI, donors and conditions as batches": scvi_batches,
 }
-ELSEWHERE = ("MAGIC", "scVI")
+ELSEWHERE = ("MAGIC", "scVI", "scVI, donors and conditions as batches")
+CROSSED = ("scMamba, donors and conditions evened", "scVI, donors and conditions as batches")  # donors seen in both conditions: kang only
 
 
 # --- running ------------------------------------------------------------------------------------------
@@ -231,7 +254,8 @@ def main() -> None:
         for set_name in options.sets:
             for method in options.only:
                 python = options.peers_python if method in ELSEWHERE else Path(sys.executable)
-                if kept_path(set_name, method, seed).exists() or not python.exists():
+                crossed = set_name == "kang" or method not in CROSSED
+                if kept_path(set_name, method, seed).exists() or not python.exists() or not crossed:
                     continue
                 call = [str(python), __file__, "--data", str(options.data), "--one", set_name, method, str(seed)]
                 environment = os.environ | {"PYTHONPATH": str(HERE.parent / "python")}  # the peers' Python need not have scmamba
