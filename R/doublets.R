@@ -7,7 +7,8 @@
 #' @param sample Column of the metadata with the library or donor; doublets form
 #'   within a sample. `NULL`: all cells are one sample.
 #' @param method `"fast"` (seconds to a minute), `"network"` (the pre-trained network
-#'   fine-tuned on simulated doublets, minutes on a processor), or `"both"`.
+#'   fine-tuned on simulated doublets, minutes on a processor, and better on brain
+#'   nuclei), or `"both"`, their mean: the best choice where minutes do not matter.
 #' @param expected.rate Share of doublets; default 0.8 percent per 1,000 cells of a
 #'   sample, corrected by the data.
 #' @param identification.rate Call exactly this share of every sample instead.

@@ -14,7 +14,9 @@ def doublets(
     data: Annotated[Path, typer.Argument(help="An .h5ad file of raw counts, cells x genes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")],
     sample: Annotated[str | None, typer.Option(help="Column of obs that names the library or donor; one sample if not given.")] = None,
-    method: Annotated[Literal["fast", "network", "both"], typer.Option(help="fast: a minute on a CPU; network: the paper's.")] = "fast",
+    method: Annotated[
+        Literal["fast", "network", "both"], typer.Option(help="fast: a minute on a CPU; network: the paper's; both: their mean.")
+    ] = "fast",
     model: Annotated[str | None, typer.Option("--model", "-m", help="Pre-trained model to fine-tune; default brain-mini.")] = None,
     expected_rate: Annotated[float | None, typer.Option(help="Share of doublets; by cell numbers if not given.")] = None,
     identification_rate: Annotated[float | None, typer.Option(help="Call exactly this share of each sample.")] = None,
