@@ -104,7 +104,8 @@ def hidden_values() -> str:
         head = next(iter((RESULTS / f"nonzero_imputation_{name}.tsv").read_text().splitlines())).removeprefix("# ")
         parts.append(f"### {SETS[name]}\n\n{head}.\n\n" + markdown(table))
         shown = table[~table["predictor"].str.contains("masked|^one$")]
-        for axis, value, label in ((row[0], "mse", "squared error (low is good)"), (row[1], "pearson_beyond_depth", "within-gene r beyond depth")):
+        columns = (("mse", "squared error (low is good)"), ("pearson_beyond_depth", "within-gene r beyond depth"))
+        for axis, (value, label) in zip(row, columns):
             bars(axis, shown[shown[value] < 1.0], value, "predictor", label)
             axis.set_title(SETS[name], fontsize=9)
     note = "Made by `benchmarks/nonzero_imputation.py`; what the columns mean stands in docs/evaluation.md."
