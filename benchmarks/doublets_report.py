@@ -17,8 +17,8 @@ TITLES = {
     "velmeshev": "Brain nuclei of four donors (velmeshev2019), a tenth of each donor's droplets made of two of its nuclei",
     "pbmc3k": "PBMC 3k, a tenth of the droplets made of two cells",
 }
-PICTURED = ("scMamba both", "scMamba fast", "scMamba network", "Scrublet", "SOLO", "DoubletDetection", "DoubletFinder equivalent", "hybrid equivalent",
-            "number of detected genes")  # fmt: skip
+PICTURED = ("scMamba both", "scMamba fast", "scMamba network", "Scrublet", "SOLO", "DoubletDetection", "DoubletFinder equivalent",
+            "hybrid equivalent", "number of detected genes")  # fmt: skip
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
 
 
