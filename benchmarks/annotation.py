@@ -31,6 +31,7 @@ import pandas as pd
 from scipy import io, sparse
 
 from scmamba.evaluation.annotation import UNASSIGNED, annotation_scores, calibration_error, coverage_accuracy
+from scmamba.evaluation.annotation_report import markdown
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "annotation.tsv"
@@ -297,12 +298,6 @@ def spread(values: pd.Series) -> str:
     return text if values.max() - values.min() < 5e-4 else f"{text} ({values.min():.3f}-{values.max():.3f})"
 
 
-def as_markdown(table: pd.DataFrame) -> str:
-    head = [f"| {' | '.join(map(str, table.columns))} |", "|" + "---|" * table.shape[1]]
-    body = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
-    return "\n".join(head + [f"| {' | '.join(row)} |" for row in body])
-
-
 ABSENT = (
     "Not run: SciBet, scBERT and scHyena, which are on no package registry; the paper compares with them on other data."
 )
@@ -316,7 +311,7 @@ def report() -> None:
     for file, title in (("annotation_novel.tsv", "A type left out of the reference (kang, `network=False`)"),
                         ("annotation_markers.tsv", "No labels: the default marker panel")):  # fmt: skip
         if (TABLE.parent / file).exists():  # numbers stay as they are written, gaps stay gaps
-            parts.append(f"### {title}\n\n" + as_markdown(pd.read_csv(TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str)))
+            parts.append(f"### {title}\n\n" + markdown(pd.read_csv(TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str, index_col=0)))
     text = "\n\n".join([*parts, ABSENT]) + "\n"
     (TABLE.parent / "annotation.md").write_text(text, encoding="utf-8")
     page = HERE.parent / "docs" / "annotation.md"

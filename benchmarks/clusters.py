@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ KEPT = HERE.parent / ".cache" / "clusters"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors brain-mini never saw
 CELLS = 1500  # of each set, so that all methods and seeds take minutes each
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
+CROSSED = "donor and condition"  # a column where donors were seen in both conditions, in kang
 TITLES = {
     "kang": "kang2018_ifnb: 1,500 singlets, one share of every type and donor, 8 donors, 13 types, two conditions",
     "velmeshev": "velmeshev2019: 1,500 nuclei, one share of every type and donor, 19 donors (15 of them taught brain-mini), 3 types",
@@ -43,6 +45,7 @@ def load(name: str, data: Path, seed: int) -> Any:
     if name == "kang":
         adata = ad.read_h5ad(data / "kang2018_ifnb_8donors_2cond.h5ad")
         adata = adata[adata.obs["demuxlet_call"] == "SNG"].copy()
+        adata.obs[CROSSED] = adata.obs["donor"].astype(str) + " " + adata.obs["condition"].astype(str)
     else:
         adata = ad.read_h5ad(data / "velmeshev2019_pfc_3types.h5ad")
         if name == "heldout":
@@ -70,33 +73,10 @@ def raw(adata: Any, seed: int) -> Any:
     return counts
 
 
-def scmamba_rates(adata: Any, seed: int) -> Any:
+def scmamba_values(adata: Any, seed: int, **options: Any) -> Any:
     import scmamba
 
-    return scmamba.impute(adata, seed=seed, verbose=False).layers["scmamba"]
-
-
-def scmamba_evened(adata: Any, seed: int) -> Any:
-    import scmamba
-
-    return scmamba.impute(adata, batch="donor", seed=seed, verbose=False).layers["scmamba"]
-
-
-def scmamba_evened_conditions(adata: Any, seed: int) -> Any:
-    import scmamba
-
-    adata.obs["both"] = donors_and_conditions(adata)
-    return scmamba.impute(adata, batch="both", seed=seed, verbose=False).layers["scmamba"]
-
-
-def donors_and_conditions(adata: Any) -> np.ndarray:
-    return (adata.obs["donor"].astype(str) + " " + adata.obs["condition"].astype(str)).to_numpy()
-
-
-def scmamba_published(adata: Any, seed: int) -> Any:
-    import scmamba
-
-    return scmamba.impute(adata, method="published", seed=seed, verbose=False).layers["scmamba"]
+    return scmamba.impute(adata, seed=seed, verbose=False, **options).layers["scmamba"]
 
 
 def neighbours(adata: Any, seed: int) -> Any:
@@ -122,19 +102,14 @@ def magic(adata: Any, seed: int) -> Any:
     return np.asarray(package.MAGIC(verbose=0, random_state=seed, n_jobs=1).fit_transform(raw(adata, seed).toarray()))
 
 
-def scvi(adata: Any, seed: int) -> Any:
-    model = trained_scvi(adata, seed)
-    return np.log1p(1e4 * np.asarray(model.get_normalized_expression(return_numpy=True)))
-
-
-def scvi_batches(adata: Any, seed: int) -> Any:
-    """Told of donors and conditions, and asked for what each cell would show in all of them, on average."""
-    batch = donors_and_conditions(adata)
+def scvi(adata: Any, seed: int, batch: str | None = None) -> Any:
+    """With a column of batches: what each cell would show in all of them, on average."""
     model = trained_scvi(adata, seed, batch)
-    return np.log1p(1e4 * np.asarray(model.get_normalized_expression(transform_batch=sorted(set(batch)), return_numpy=True)))
+    batches = None if batch is None else sorted(set(adata.obs[batch]))
+    return np.log1p(1e4 * np.asarray(model.get_normalized_expression(transform_batch=batches, return_numpy=True)))
 
 
-def trained_scvi(adata: Any, seed: int, batch: np.ndarray | None = None) -> Any:
+def trained_scvi(adata: Any, seed: int, batch: str | None) -> Any:
     import anndata
     import scvi as package
     import torch
@@ -142,10 +117,8 @@ def trained_scvi(adata: Any, seed: int, batch: np.ndarray | None = None) -> Any:
 
     torch.set_num_threads(1)
     package.settings.seed = seed
-    data = anndata.AnnData(sparse.csr_matrix(adata.X, dtype=np.float32))
-    if batch is not None:
-        data.obs["batch"] = batch
-    package.model.SCVI.setup_anndata(data, batch_key=None if batch is None else "batch")
+    data = anndata.AnnData(sparse.csr_matrix(adata.X, dtype=np.float32), obs=adata.obs)
+    package.model.SCVI.setup_anndata(data, batch_key=batch)
     model = package.model.SCVI(data)
     model.train(max_epochs=100, early_stopping=True, accelerator="cpu", enable_progress_bar=False, logger=False)
     return model
@@ -153,18 +126,17 @@ def trained_scvi(adata: Any, seed: int, batch: np.ndarray | None = None) -> Any:
 
 METHODS = {
     "raw": raw,
-    "scMamba": scmamba_rates,
-    "scMamba, donors evened": scmamba_evened,
-    "scMamba, donors and conditions evened": scmamba_evened_conditions,
-    "scMamba, published": scmamba_published,
+    "scMamba": scmamba_values,
+    "scMamba, donors evened": partial(scmamba_values, batch="donor"),
+    "scMamba, donors and conditions evened": partial(scmamba_values, batch=CROSSED),
+    "scMamba, published": partial(scmamba_values, method="published"),
     "neighbours' rates, zeros only": neighbours_zeros,
     "neighbours' rates, all entries": neighbours,
     "MAGIC": magic,
     "scVI": scvi,
-    "scVI, donors and conditions as batches": scvi_batches,
+    "scVI, donors and conditions as batches": partial(scvi, batch=CROSSED),
 }
 ELSEWHERE = ("MAGIC", "scVI", "scVI, donors and conditions as batches")
-CROSSED = ("scMamba, donors and conditions evened", "scVI, donors and conditions as batches")  # donors seen in both conditions: kang only
 
 
 # --- running ------------------------------------------------------------------------------------------
@@ -254,8 +226,8 @@ def main() -> None:
         for set_name in options.sets:
             for method in options.only:
                 python = options.peers_python if method in ELSEWHERE else Path(sys.executable)
-                crossed = set_name == "kang" or method not in CROSSED
-                if kept_path(set_name, method, seed).exists() or not python.exists() or not crossed:
+                pointless = set_name != "kang" and "conditions" in method
+                if kept_path(set_name, method, seed).exists() or not python.exists() or pointless:
                     continue
                 call = [str(python), __file__, "--data", str(options.data), "--one", set_name, method, str(seed)]
                 environment = os.environ | {"PYTHONPATH": str(HERE.parent / "python")}  # the peers' Python need not have scmamba

@@ -26,6 +26,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
+from scmamba.evaluation.annotation_report import markdown
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 NAMES = {"scmamba": "scMamba, annotate()", "linear": "its simple views", "network": "its network", "logistic": "logistic regression",
@@ -102,7 +104,7 @@ def hidden_values() -> str:
         table["predictor"] = table["predictor"].str.replace("scmamba:", "scMamba, ")
         table = table.sort_values("pearson_beyond_depth", ascending=False)
         head = next(iter((RESULTS / f"nonzero_imputation_{name}.tsv").read_text().splitlines())).removeprefix("# ")
-        parts.append(f"### {SETS[name]}\n\n{head}.\n\n" + markdown(table))
+        parts.append(f"### {SETS[name]}\n\n{head}.\n\n" + markdown(table.set_index("predictor")))
         shown = table[~table["predictor"].str.contains("masked|^one$")]
         columns = (("mse", "squared error (low is good)"), ("pearson_beyond_depth", "within-gene r beyond depth"))
         for axis, (value, label) in zip(row, columns):
@@ -127,12 +129,6 @@ def filled_zeros() -> str:
 
 def time_and_memory() -> str:
     return "Made by `benchmarks/verbs_speed.py`.\n\n" + text("verbs_speed")
-
-
-def markdown(table: pd.DataFrame) -> str:
-    head = [f"| {' | '.join(map(str, table.columns))} |", "|" + "---|" * table.shape[1]]
-    body = [[f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
-    return "\n".join(head + [f"| {' | '.join(row)} |" for row in body])
 
 
 SECTIONS: dict[str, Callable[[], str]] = {

@@ -109,7 +109,7 @@ def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
 
     monkeypatch.setattr(_doublet_network, "STEPS", (40, 40))
     few = droplets[np.r_[:120, 400:440], :1500].copy()  # all the true doublets, fewer cells
-    options = dict(sample="donor", method="network", recipe="mean", rounds=2, copy=True, **QUIET)
+    options = dict(sample="donor", method="network", rounds=2, copy=True, **QUIET)
     result = scmamba.detect_doublets(few, model="brain-mini", **options)
     assert few.obs["truth"].mean() <= 0.25 and average_precision_score(few.obs["truth"], result.obs["scmamba_doublet_score"]) > 0.6
 

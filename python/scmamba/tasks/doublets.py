@@ -73,7 +73,7 @@ def detect_doublets(
         taken as one more sample. ``None``: all cells are one sample.
     method
         ``"fast"``: seconds to a minute on a CPU. ``"network"``: the pre-trained network fine-tuned on simulated doublets (paper);
-        minutes on a CPU, and better on brain nuclei. ``"both"``: the mean of their log odds; within .01 of the better of them where
+        minutes on a CPU, and better on brain nuclei. ``"both"``: the mean of their log odds; within .02 of the better of them where
         that was measured (docs/doublets.md), so take it if you have the minutes.
     model
         The pre-trained model to fine-tune (``"network"``, ``"both"``); default ``brain-mini``.
