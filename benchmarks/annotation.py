@@ -298,9 +298,7 @@ def spread(values: pd.Series) -> str:
     return text if values.max() - values.min() < 5e-4 else f"{text} ({values.min():.3f}-{values.max():.3f})"
 
 
-ABSENT = (
-    "Not run: SciBet, scBERT and scHyena, which are on no package registry; the paper compares with them on other data."
-)
+ABSENT = "Not run: SciBet, scBERT and scHyena, which are on no package registry; the paper compares with them on other data."
 
 
 def report() -> None:
@@ -311,7 +309,8 @@ def report() -> None:
     for file, title in (("annotation_novel.tsv", "A type left out of the reference (kang, `network=False`)"),
                         ("annotation_markers.tsv", "No labels: the default marker panel")):  # fmt: skip
         if (TABLE.parent / file).exists():  # numbers stay as they are written, gaps stay gaps
-            parts.append(f"### {title}\n\n" + markdown(pd.read_csv(TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str, index_col=0)))
+            rows = pd.read_csv(TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str, index_col=0)
+            parts.append(f"### {title}\n\n" + markdown(rows))
     text = "\n\n".join([*parts, ABSENT]) + "\n"
     (TABLE.parent / "annotation.md").write_text(text, encoding="utf-8")
     page = HERE.parent / "docs" / "annotation.md"
