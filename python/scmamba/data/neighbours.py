@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import sparse
-from threadpoolctl import threadpool_limits
 
 from .._errors import DataError
+from .._threads import single_blas_thread
 
 _BLOCK = 256  # cells whose dense rates (block x genes float64) are held at a time
 
@@ -39,8 +39,7 @@ def principal_components(x: sparse.csr_matrix, n: int, *, seed: int = 0, passes:
         raise DataError(f"{x.shape[0]} cells x {x.shape[1]} genes are too few for principal components.")
     rng = np.random.default_rng(seed)
     basis = rng.standard_normal((x.shape[1], min(n + 10, min(x.shape))))
-    # One thread: these are many small steps, and waking BLAS threads for each costs more than they save.
-    with threadpool_limits(1, user_api="blas"):
+    with single_blas_thread():
         for _ in range(passes):
             left, _ = np.linalg.qr(x @ basis)
             basis, _ = np.linalg.qr(x.T @ left)

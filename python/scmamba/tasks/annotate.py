@@ -18,6 +18,7 @@ from .. import __version__
 from .._errors import DataError, ScMambaError
 from .._files import atomic_path
 from .._progress import say
+from .._threads import single_blas_thread
 from ..data import read_cells
 from ..data.files import open_backed
 from ..data.stores import cache_folder
@@ -38,6 +39,7 @@ NETWORK_STEPS = 400
 LEARNT = 2
 
 
+@single_blas_thread()
 def annotate(
     adata: AnnData,
     *,

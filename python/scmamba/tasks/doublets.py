@@ -22,6 +22,7 @@ from scipy import sparse
 from .. import __version__
 from .._errors import DataError, ScMambaError
 from .._progress import progress, say
+from .._threads import single_blas_thread
 from ..data.doublets import Recipe, simulate_doublets
 from ..data.preprocess import describe_values
 from ._common import KEY
@@ -46,6 +47,7 @@ _SUSPECTED = 0.1  # share of the real droplets left out of the second and third 
 _CANDIDATES = ("sample", "donor", "donor_id", "patient", "orig.ident", "library", "batch", "channel")
 
 
+@single_blas_thread()
 def detect_doublets(
     adata: AnnData,
     *,
