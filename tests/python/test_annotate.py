@@ -51,8 +51,9 @@ def test_a_donor_left_out_is_named_from_the_others(found, query):
 
 
 def test_results_go_beside_the_data_and_can_be_saved(found, query, tmp_path):
+    query = query.copy()
     before = query.X.copy()
-    found.to_adata(query)
+    assert found.to_adata(query) is query
     query.write_h5ad(tmp_path / "q.h5ad")
     again = ad.read_h5ad(tmp_path / "q.h5ad")
     assert {"scmamba_type", "scmamba_probability", "scmamba_alternatives"} <= set(again.obs)

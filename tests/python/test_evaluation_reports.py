@@ -49,6 +49,7 @@ def test_doublets_are_scored_as_scikit_learn_does(cells, tmp_path):
 
 
 def test_bad_tables_are_refused_before_anything_is_written(cells, tmp_path):
+    cells = cells.copy()
     cells.obs["same"] = "singlet"
     cells.obs["words"] = "perhaps"
     cells.write_h5ad(tmp_path / "cells.h5ad")

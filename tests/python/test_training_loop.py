@@ -1,0 +1,454 @@
+"""The training loop against AdamW written out in float64, its schedule in closed form, and what is kept on disk."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from torch import nn
+
+from scmamba._errors import CheckpointError, ScMambaError
+from scmamba.training import LoopConfig, fit
+from scmamba.training import curves as curves_module
+from scmamba.training.curves import Record, pack_rows, picture, unpack_rows
+from scmamba.training.engine import (
+    PRECISIONS,
+    Direct,
+    Loss,
+    Share,
+    SharedStep,
+    Stepper,
+    choose_engine,
+    is_first_process,
+    number_of_processes,
+    several_processes,
+    training_device,
+)
+from scmamba.training.loop import learning_rate, make_optimizer
+from scmamba.training.states import load_state, save_state, state_files
+
+
+class Weights(nn.Module):
+    """Three numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([1.0, -2.0, 0.5]))
+
+
+def slopes(k: int) -> np.ndarray:
+    """Gradients whose norm lies now below, now far above one."""
+    return np.random.default_rng([7, k]).normal(size=3) * (8.0 if k % 3 == 0 else 0.2)
+
+
+def plain_step(network: nn.Module, k: int, rng: np.random.Generator) -> torch.Tensor:
+    return (network.w * torch.from_numpy(slopes(k)).float()).sum()
+
+
+def schedule(k: int, steps: int, peak: float, warm: int, last: float = 0.1) -> float:
+    """Warm-up from 1e-6 over ``warm`` steps, then half a cosine from the peak to a tenth of it (specification, "Pre-training")."""
+    if k < warm:
+        return 1e-6 + (peak - 1e-6) * (k + 1) / warm
+    return peak * (last + (1 - last) * (1 + math.cos(math.pi * (k - warm) / (steps - warm))) / 2)
+
+
+def adamw(
+    steps: int,
+    gradient,
+    *,
+    peak: float = 1e-3,
+    warm: int = 1,
+    decay: float = 0.1,
+    betas=(0.9, 0.95),
+    clip: float = 1.0,
+) -> np.ndarray:
+    """Loshchilov and Hutter's update with the global norm cut, in float64; rows: the weights after every step."""
+    w, m, v, rows = np.array([1.0, -2.0, 0.5]), np.zeros(3), np.zeros(3), []
+    for k in range(steps):
+        g = gradient(k)
+        g = g * min(1.0, clip / np.linalg.norm(g))
+        lr = schedule(k, steps, peak, warm)
+        w = w * (1 - lr * decay)
+        m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g**2
+        w = w - lr * (m / (1 - betas[0] ** (k + 1))) / (
+            np.sqrt(v / (1 - betas[1] ** (k + 1))) + 1e-8
+        )
+        rows.append(w)
+    return np.array(rows)
+
+
+def test_defaults_are_the_papers():
+    assert asdict(LoopConfig()) == {
+        "steps": 1000, "batch_size": 16, "lr": 1e-3, "final_lr": 0.1, "warmup": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95),
+        "clip": 1.0, "seed": 0, "save_every": 200, "keep": 3, "accumulate": 1, "precision": "32", "ema": 0.0,
+    }  # fmt: skip
+    assert PRECISIONS == {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+
+
+def test_the_schedule_in_closed_form():
+    config = LoopConfig(steps=400, lr=2e-3, warmup=0.05, final_lr=0.25)
+    assert [learning_rate(k, config) for k in range(400)] == pytest.approx(
+        [schedule(k, 400, 2e-3, 20, 0.25) for k in range(400)]
+    )
+    assert learning_rate(0, replace(config, warmup=0.0)) == pytest.approx(
+        2e-3
+    )  # one step of warm-up, which reaches the peak
+    assert (
+        learning_rate(19, config) == pytest.approx(2e-3) == pytest.approx(learning_rate(20, config))
+    )
+    assert learning_rate(400, config) == learning_rate(9999, config) == pytest.approx(5e-4)
+    assert learning_rate(0, LoopConfig()) == pytest.approx(1e-6 + (1e-3 - 1e-6) / 10)
+
+
+def test_weights_follow_adamw_with_the_norm_cut_at_one():
+    network = Weights()
+    rows = fit(network, plain_step, LoopConfig(steps=200), verbose=False)
+    expected = adamw(200, slopes, warm=2)
+    np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
+    before = np.vstack([[1.0, -2.0, 0.5], expected[:-1]])
+    np.testing.assert_allclose(
+        [r["loss"] for r in rows], [slopes(k) @ before[k] for k in range(200)], rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        [r["lr"] for r in rows], [schedule(k, 200, 1e-3, 2) for k in range(200)]
+    )
+    assert [r["step"] for r in rows] == list(range(200))
+    # What the test could not see if these did nothing.
+    for change in ({"clip": 1e9}, {"betas": (0.9, 0.999)}, {"betas": (0.5, 0.95)}, {"decay": 0.0}):
+        assert np.abs(adamw(200, slopes, warm=2, **change)[-1] - expected[-1]).max() > 1e-4
+
+
+def test_the_given_clip_and_decay_are_used():
+    network = Weights()
+    fit(
+        network,
+        plain_step,
+        LoopConfig(steps=50, lr=5e-3, clip=0.05, weight_decay=0.7, betas=(0.8, 0.9), warmup=0.2),
+        verbose=False,
+    )
+    expected = adamw(50, slopes, peak=5e-3, warm=10, clip=0.05, decay=0.7, betas=(0.8, 0.9))
+    np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
+
+
+def test_decay_shrinks_matrices_and_nothing_else():
+    """Without a gradient a step of AdamW multiplies what decays by 1 - lr * decay and leaves the rest."""
+    network = small_model("expressed", n_classes=3, n_genes=20).network
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    config = LoopConfig(steps=1, lr=0.5, weight_decay=0.2)
+    fit(
+        network, lambda n, k, rng: sum((p * 0).sum() for p in n.parameters()), config, verbose=False
+    )
+    shrunk = set()
+    for name, p in network.named_parameters():
+        if not torch.equal(p, before[name]):
+            torch.testing.assert_close(p.detach(), before[name] * 0.9)
+            shrunk.add(name.removeprefix("backbone.").removeprefix("layers.0.mixer."))
+    matrices = {"in_proj.weight", "conv1d.weight", "conv1d_b.weight", "x_proj.weight", "x_proj_b.weight", "dt_proj.weight",
+                "dt_proj_b.weight", "out_proj.weight"}  # fmt: skip
+    assert shrunk == matrices | {
+        "gene_id_embedding.weight",
+        "expression_embedding.weight",
+        "regressor.weight",
+        "cls_head.weight",
+    }
+    frozen = small_model("expressed", n_genes=20).network
+    frozen.backbone.requires_grad_(False)
+    assert sum(len(g["params"]) for g in make_optimizer(frozen, config).param_groups) == 2
+
+
+def test_pieces_of_a_step_form_one_mean_by_weight():
+    """Sums of errors over sums of weights, whatever pieces the cells came in."""
+
+    def draw(network, k, rng, share):
+        assert (share.rank, share.world, share.parts) == (0, 1, 3)
+        c = torch.from_numpy(slopes(10 * k + share.part)).float()
+        return Loss((network.w * c).sum(), torch.tensor([0.5, 2.0, 4.5][share.part]))
+
+    network = Weights()
+    rows = fit(network, SharedStep(draw), LoopConfig(steps=30, accumulate=3), verbose=False)
+
+    def gradient(k: int) -> np.ndarray:
+        return sum(slopes(10 * k + part) for part in range(3)) / 7.0
+
+    expected = adamw(30, gradient)
+    np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
+    assert rows[0]["loss"] == pytest.approx(gradient(0) @ [1.0, -2.0, 0.5], rel=1e-4)
+    assert Loss(torch.tensor(3.0), torch.tensor(0.0)).mean() == pytest.approx(3e6)
+
+
+def test_every_step_and_share_has_a_generator_of_its_own():
+    drawn = {}
+
+    def remember(network, k, rng):
+        drawn[k] = rng.random()
+        return network.w.sum() * 0
+
+    fit(Weights(), remember, LoopConfig(steps=3, seed=11), verbose=False)
+    assert drawn == {k: np.random.default_rng([11, k]).random() for k in range(3)}
+    stepper = Stepper(Weights(), remember, 11)
+    stepper(5, Share(2, 4, 1, 3))
+    assert drawn[5] == np.random.default_rng([11, 5, 2, 1]).random()
+    shared = Stepper(
+        Weights(),
+        SharedStep(
+            lambda n, k, rng, share: Loss(
+                torch.tensor(rng.random()), torch.tensor(float(share.rank))
+            )
+        ),
+        11,
+    )
+    total, weight = shared(5, Share(2, 4, 1, 3))
+    assert float(total) == pytest.approx(np.random.default_rng([11, 5]).random()) and weight == 2
+    alone = SharedStep(
+        lambda n, k, rng, share: Loss(
+            torch.tensor(6.0 + share.rank), torch.tensor(2.0 * share.whole)
+        )
+    )
+    assert alone(Weights(), 0, np.random.default_rng(0)) == 3
+
+
+def test_shares_are_every_nth_cell_in_consecutive_pieces():
+    assert Share().of(5).tolist() == [0, 1, 2, 3, 4] and Share().whole == 1
+    assert Share(1, 3, 0, 2).of(14).tolist() == [1, 4, 7] and Share(1, 3, 1, 2).of(14).tolist() == [
+        10,
+        13,
+    ]
+    assert Share(1, 3, 0, 2).whole == 6
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.75])
+def test_validation_comes_with_each_state_and_at_the_end_on_what_is_kept(ema):
+    seen, modes = [], []
+
+    def step(network, k, rng):
+        modes.append(network.training)
+        return plain_step(network, k, rng)
+
+    def validate(network):
+        modes.append(network.training)
+        seen.append(network.w.detach().numpy().astype(float))
+        return {"validation_loss": float(len(seen))}
+
+    network = Weights()
+    rows = fit(
+        network,
+        step,
+        LoopConfig(steps=7, save_every=3, lr=0.1, ema=ema),
+        validate=validate,
+        verbose=False,
+    )
+    assert [r["step"] for r in rows if "validation_loss" in r] == [2, 5, 6]
+    assert [r["validation_loss"] for r in rows if "validation_loss" in r] == [1, 2, 3]
+    assert (
+        modes == [True] * 3 + [False] + [True] * 3 + [False, True, False] and not network.training
+    )
+    weights = adamw(7, slopes, peak=0.1)
+    mean, means = np.array([1.0, -2.0, 0.5]), []
+    for row in weights:
+        mean = ema * mean + (1 - ema) * row
+        means.append(mean)
+    np.testing.assert_allclose(seen, [means[i] for i in (2, 5, 6)], rtol=1e-4)
+    np.testing.assert_allclose(network.w.detach().numpy(), means[-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+def test_a_run_taken_up_again_is_equal_bit_by_bit(tmp_path, ema):
+    """Weights, moments, running mean, torch's generator: all of them go on."""
+    config = LoopConfig(steps=8, save_every=2, keep=2, lr=0.05, ema=ema)
+
+    def step(network, k, rng):
+        return (network.w * (torch.from_numpy(slopes(k)).float() + torch.randn(3))).sum()
+
+    def stops(network, k, rng):
+        if k == 5:
+            raise KeyboardInterrupt
+        return step(network, k, rng)
+
+    torch.manual_seed(1)
+    whole = Weights()
+    rows = fit(whole, step, config, folder=tmp_path / "whole", verbose=False)
+    assert [p.name for p in state_files(tmp_path / "whole")] == [
+        "state-000000008.pt",
+        "state-000000006.pt",
+    ]
+    torch.manual_seed(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Weights(), stops, config, folder=tmp_path / "run", verbose=False)
+    torch.manual_seed(99)
+    again = Weights()
+    with torch.no_grad():
+        again.w.fill_(3.0)
+    assert fit(again, step, config, folder=tmp_path / "run", verbose=False) == rows and torch.equal(
+        again.w, whole.w
+    )
+    # Done: nothing is left to do, the answer is the same.
+    assert fit(Weights(), stops, config, folder=tmp_path / "run", verbose=False) == rows
+    other = dict(steps=9, lr=0.1, final_lr=0.2, warmup=0.5, weight_decay=0.0, betas=(0.9, 0.9), clip=2.0, seed=4, save_every=4,
+                 batch_size=8, ema=0.9)  # fmt: skip
+    for name, value in other.items():
+        with pytest.raises(
+            CheckpointError, match="cells_per_step" if name == "batch_size" else name
+        ):
+            fit(
+                Weights(),
+                step,
+                replace(config, **{name: value}),
+                folder=tmp_path / "run",
+                verbose=False,
+            )
+    assert (
+        fit(
+            Weights(),
+            step,
+            replace(config, batch_size=4, accumulate=4, keep=9),
+            folder=tmp_path / "run",
+            verbose=False,
+        )
+        == rows
+    )
+    with open(tmp_path / "run" / "log.csv") as file:
+        kept = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in kept] == [row["loss"] for row in rows] and len(kept) == 8
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+
+
+def test_an_infinite_loss_stops_before_the_weights_change():
+    network = Weights()
+    with pytest.raises(ScMambaError, match=r"inf at step 1.*now 0.001"):
+        fit(
+            network,
+            lambda n, k, rng: n.w.sum() * (float("inf") if k else 1e-9),
+            LoopConfig(steps=3, warmup=0.9),
+            verbose=False,
+        )
+    assert torch.isfinite(network.w).all()
+
+
+def test_states_are_kept_newest_first_and_damage_is_seen(tmp_path, capsys):
+    for done in (5, 40, 300):
+        save_state(tmp_path, done, {"done": done}, keep=2)
+    assert [p.name for p in state_files(tmp_path)] == ["state-000000300.pt", "state-000000040.pt"]
+    assert load_state(tmp_path) == {"done": 300}
+    save_state(tmp_path, 301, {"done": 301}, keep=0)
+    assert [p.name for p in state_files(tmp_path)] == ["state-000000301.pt"]
+    save_state(tmp_path, 302, {"done": 302}, keep=3)
+    newest = tmp_path / "state-000000302.pt"
+    for position in (3, 20, -1):  # the name of the format, the digest, the content
+        whole = bytearray(newest.read_bytes())
+        whole[position] ^= 1
+        newest.write_bytes(whole)
+        assert (
+            load_state(tmp_path) == {"done": 301}
+            and "truncated or damaged" in capsys.readouterr().err
+        )
+        whole[position] ^= 1
+        newest.write_bytes(whole)
+    assert load_state(tmp_path) == {"done": 302} and load_state(tmp_path / "empty") is None
+    for path in state_files(tmp_path):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="None of the 2"):
+        load_state(tmp_path, verbose=False)
+
+
+def test_rows_are_packed_exactly():
+    rows = [
+        {"step": 0, "loss": 0.1 + 0.2, "lr": 1e-6},
+        {"step": 1, "loss": 2.0, "lr": 1e-3, "validation_loss": 1 / 3},
+    ]
+    packed = pack_rows(rows)
+    assert packed["loss"].dtype == torch.float64 and torch.isnan(
+        packed["validation_loss"]
+    ).tolist() == [True, False]
+    assert unpack_rows(packed) == rows and isinstance(unpack_rows(packed)[0]["step"], int)
+    assert unpack_rows({}) == []
+
+
+def test_a_long_run_writes_its_record_every_half_minute(tmp_path, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(curves_module.time, "monotonic", lambda: clock[0])
+    record = Record(tmp_path, [])
+    for elapsed, written in ((29.0, 0), (30.5, 2), (59.0, 2), (61.0, 4)):
+        clock[0] = 100.0 + elapsed
+        record.add({"step": len(record.rows), "loss": 1.0})
+        file = tmp_path / "log.csv"
+        assert (len(file.read_text().splitlines()) - 1 if file.exists() else 0) == written
+    Record(None, []).add({"step": 0, "loss": 1.0})
+
+
+def test_the_picture_shows_losses_their_running_mean_and_the_validation(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (drawn.append(self), save(self, *a, **k))[1]
+    )
+    losses = np.linspace(3, 1, 300) ** 2
+    rows = [
+        {"step": k + 10, "loss": v, **({"validation_loss": 0.1 * k} if k % 100 == 0 else {})}
+        for k, v in enumerate(losses)
+    ]
+    picture(rows, tmp_path / "a.png")
+    raw, mean, validation = drawn[0].axes[0].lines
+    np.testing.assert_allclose(raw.get_xydata(), np.column_stack([np.arange(10, 310), losses]))
+    expected = [losses[i : i + 6].mean() for i in range(295)]
+    np.testing.assert_allclose(mean.get_xydata(), np.column_stack([np.arange(15, 310), expected]))
+    np.testing.assert_allclose(validation.get_xydata(), [[10, 0], [110, 10], [210, 20]])
+    assert mean.get_label() == "training, mean of 6" and validation.get_label() == "validation loss"
+    bottom, top = drawn[0].axes[0].get_ylim()
+    assert bottom == 0 and top == pytest.approx(1.1 * np.quantile(losses, 0.995))
+
+
+def test_what_started_the_processes_is_read_from_the_environment(monkeypatch):
+    for name in (
+        "LOCAL_WORLD_SIZE",
+        "WORLD_SIZE",
+        "RANK",
+        "SLURM_PROCID",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_STEP_NUM_NODES",
+        "SLURM_NNODES",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    assert number_of_processes() == 1 and not several_processes() and is_first_process()
+    monkeypatch.setenv("RANK", "3")  # left over: one process is the first
+    assert is_first_process()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert number_of_processes() == 8 and several_processes() and not is_first_process()
+    monkeypatch.setenv("RANK", "0")
+    assert is_first_process()
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_PROCID", "2")
+    assert number_of_processes() == 1
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "6")
+    assert number_of_processes() == 6 and not is_first_process()
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "3")
+    assert number_of_processes() == 6
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    assert number_of_processes() == 1
+    if not torch.cuda.is_available():
+        assert training_device() == torch.device("cpu")
+
+
+def test_the_engine_is_the_simple_one_where_it_serves(monkeypatch):
+    from scmamba.training import engine
+
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    cpu = torch.device("cpu")
+    assert isinstance(choose_engine("32", cpu, quick=True), Direct)
+    monkeypatch.setattr(engine, "fabric_installed", lambda: False)
+    assert isinstance(choose_engine("32", cpu, quick=False), Direct)
+    with pytest.raises(ScMambaError, match="need Lightning"):
+        choose_engine("bf16", cpu, quick=True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ScMambaError, match="need Lightning"):
+        choose_engine("32", cpu, quick=True)

@@ -1,0 +1,409 @@
+"""The paper's recipes, number by number, and the objectives against sums in float64."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from scipy import sparse
+from torch import nn
+
+from scmamba._errors import ScMambaError
+from scmamba.datasets import brain_cohort
+from scmamba.genes import Vocabulary
+from scmamba.model import Model, ModelConfig, ScMamba
+from scmamba.training import LoopConfig, finetune, finetune_on, pretrain, recipes
+from scmamba.training.engine import Loss, Share, SharedStep
+from scmamba.training.feeds import SourceFeed, reconstruction
+from scmamba.training.rates import RateConfig, rate_step, source_log_rate
+from scmamba.training.recipes import (
+    IMPUTE,
+    PRETRAIN,
+    both,
+    clone,
+    in_turn,
+    reconstruction_loss,
+    reconstruction_step,
+    validation,
+)
+from scmamba.training.sequences import Source, draw_batch
+from scmamba.training.settings import RECIPES, Settings, read_settings
+
+PAPER = {  # specification, "Pre-training" and "Fine-tuning"
+    "pretrain": dict(
+        epochs=2.0,
+        batch_size=16,
+        lr=1e-3,
+        mask_nonzero=0.15,
+        mask_zero=0.0,
+        min_total=200,
+        min_donor_cells=200,
+        above=0,
+    ),
+    "impute": dict(epochs=5.0, batch_size=8, lr=1e-4, mask_nonzero=0.4, mask_zero=0.04, above=4000),
+    "annotate": dict(epochs=5.0, batch_size=16, lr=1e-4, balance=0.0, probe=False, freeze=False),
+    "doublets": dict(
+        epochs=5.0, batch_size=16, lr=1e-4, doublet_recipe="mean", doublet_fraction=0.1
+    ),
+}
+SAME = dict(final_lr=0.1, warmup=0.01, weight_decay=0.1, clip=1.0, d_model=256, layers=6, reads="all", genes_per_step=0, precision="auto",
+            accumulate=1, steps=0, ema=0.0, seed=0, save_every=200, keep=3)  # fmt: skip
+SMALL = {
+    "pretrain": dict(
+        steps=2000,
+        lr=3e-3,
+        warmup=0.03,
+        d_model=64,
+        layers=2,
+        reads="expressed",
+        mask_nonzero=0.3,
+        mask_zero=0.0,
+    ),
+    "impute": dict(
+        steps=2000, lr=1e-3, warmup=0.03, mask_nonzero=0.4, mask_zero=0.04, above=0, batch_size=16
+    ),
+    "annotate": dict(epochs=5.0, steps=0, lr=1e-3, balance=0.5, probe=True),
+    "doublets": dict(
+        epochs=5.0,
+        steps=0,
+        lr=1e-3,
+        balance=0.5,
+        probe=False,
+        doublet_recipe="mixed",
+        doublet_fraction=0.5,
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", PAPER)
+def test_recipes_hold_the_papers_numbers(verb):
+    found = asdict(read_settings(verb)[0])
+    assert {name: found[name] for name in {**SAME, **PAPER[verb]}} == {**SAME, **PAPER[verb]}
+    small = asdict(read_settings(verb, "small")[0])
+    expected = {**SMALL[verb], "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32"}
+    assert {name: small[name] for name in expected} == expected
+
+
+def test_hidden_shares_of_the_two_objectives():
+    assert asdict(PRETRAIN) == dict(
+        mask_nonzero=0.15, mask_zero=0.0, genes_per_step=0, zeros=(100, 2000)
+    )
+    assert asdict(IMPUTE) == dict(
+        mask_nonzero=0.4, mask_zero=0.04, genes_per_step=0, zeros=(100, 2000)
+    )
+    assert set(RECIPES) == set(PAPER)
+
+
+def test_settings_become_a_loop_and_a_sequence():
+    given = Settings(epochs=3.0, batch_size=5, accumulate=2, lr=0.2, final_lr=0.3, warmup=0.4, weight_decay=0.5, clip=0.6, ema=0.7, seed=8,
+                     save_every=9, keep=10, mask_nonzero=0.11, mask_zero=0.12, genes_per_step=13, precision="bf16")  # fmt: skip
+    # Three times through 1,000 cells, ten at once in each of four processes.
+    assert given.loop(1000, 4, False) == LoopConfig(steps=75, batch_size=5, lr=0.2, final_lr=0.3, warmup=0.4, weight_decay=0.5, clip=0.6,
+                                                    seed=8, save_every=9, keep=10, accumulate=2, precision="bf16", ema=0.7)  # fmt: skip
+    assert (
+        replace(given, steps=12).loop(1000, 4, False).steps == 12
+        and given.loop(1, 4, False).steps == 1
+    )
+    assert [
+        replace(given, precision="auto").loop(9, 1, gpu).precision for gpu in (True, False)
+    ] == ["16", "32"]
+    sequence = given.sequence()
+    assert (sequence.mask_nonzero, sequence.mask_zero, sequence.genes_per_step) == (0.11, 0.12, 13)
+    lines = dict(line.split(": ") for line in given.text().splitlines())
+    assert (
+        lines["lr"] == "0.2"
+        and lines["precision"] == "'bf16'"
+        and lines["freeze"] == "False"
+        and len(lines) == len(asdict(given))
+    )
+
+
+def test_a_value_of_the_wrong_kind_is_answered(tmp_path):
+    pytest.importorskip("yaml")
+    assert (
+        read_settings("pretrain", given={"batch_size": "8", "lr": "1e-4", "precision": 16})[
+            0
+        ].precision
+        == "16"
+    )
+    assert (
+        read_settings("pretrain", given={"batch_size": 8.0})[0].batch_size == 8
+        and read_settings("pretrain", given={"lr": 1})[0].lr == 1.0
+    )
+    assert read_settings("annotate", "small", given={"probe": False})[0].probe is False
+    wrong = (
+        {"batch_size": 8.5},
+        {"lr": True},
+        {"freeze": 1},
+        {"reads": [1]},
+        {"steps": "two"},
+        {"lr": None, "clip": {}},
+    )
+    for given, kind in zip(
+        wrong, ("whole number", "a number", "true or false", "one word", "whole number", "a number")
+    ):
+        with pytest.raises(ScMambaError, match=kind):
+            read_settings("pretrain", given=given)
+    steps, chosen = read_settings("pretrain", "small", given={"epochs": 1.0, "steps": 7})
+    assert (
+        steps.steps == 7
+        and chosen == {"epochs", "steps"}
+        and read_settings("pretrain", "small", given={"lr": 1e-4})[0].steps == 2000
+    )
+    file = tmp_path / "a.yaml"
+    for text, said in (("- a\n", "holds a list"), ("a: [", "is not YAML")):
+        file.write_text(text)
+        with pytest.raises(ScMambaError, match=said):
+            read_settings("pretrain", file=file)
+    file.write_text("")
+    assert read_settings("pretrain", file=file)[0] == Settings()
+    with pytest.raises(ScMambaError, match="no configuration"):
+        read_settings("pretrain", file=tmp_path / "none.yaml")
+
+
+# ---------------------------------------------------------------- objectives
+
+
+class Level(nn.Module):
+    """Predicts one learnt number at every position it is asked for."""
+
+    def __init__(self, reads: str, n_genes: int = 60) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(1.5))
+        self.config = SimpleNamespace(reads=reads, n_genes=n_genes)
+        self.asked: list[tuple] = []
+
+    def reconstruct(self, x, mask, genes, keep):
+        self.asked.append((x, mask, genes, keep))
+        return self.level + 0 * x
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    rng = np.random.default_rng(0)
+    genes = np.arange(3, 53)
+    values = sparse.random(100, 50, 0.4, "csr", np.float32, rng, lambda k: rng.uniform(1, 4, k))
+    return Source("s", values, genes, np.full(100, ""), rng.integers(500, 900, 100).astype(float))
+
+
+SEQUENCE = replace(IMPUTE, zeros=(4, 9))
+
+
+@pytest.mark.parametrize("reads", ["all", "expressed"])
+def test_reconstruction_is_the_weighted_squared_error_of_what_is_hidden(source, reads):
+    network, rows = Level(reads), np.array([5, 80, 7])
+    found = reconstruction_loss(network, source, rows, SEQUENCE, np.random.default_rng(3)).item()
+    batch = draw_batch(source, rows, SEQUENCE, reads, np.random.default_rng(3))
+    x, w, m = batch.x.numpy().astype(float), batch.weight.numpy().astype(float), batch.mask.numpy()
+    assert found == pytest.approx(np.average((1.5 - x[m]) ** 2, weights=w[m]), rel=1e-5)
+    given, mask, genes, keep = network.asked[0]
+    if reads == "all":  # every gene of the vocabulary, unmeasured ones as zeros nobody hides
+        assert genes is None and keep is None and given.shape == (3, 60)
+        np.testing.assert_array_equal(given[:, 3:53], batch.x)
+        np.testing.assert_array_equal(mask[:, 3:53], batch.mask)
+        assert not given[:, [0, 1, 2, 53, 59]].any() and not mask[:, [0, 1, 2, 53, 59]].any()
+    else:
+        assert torch.equal(genes, batch.genes) and torch.equal(keep, batch.keep)
+
+
+def test_validation_is_the_mean_over_eights_of_the_same_cells(source):
+    judge, network = validation([source, source.take(np.arange(9))], SEQUENCE), Level("expressed")
+    first = judge(network)["validation_loss"]
+    expected = []
+    for own in (source, source.take(np.arange(9))):
+        rng = np.random.default_rng(12345)
+        rows = own.by_length[np.sort(rng.choice(len(own), min(64, len(own)), replace=False))]
+        for part in np.array_split(rows, max(1, len(rows) // 8)):
+            expected.append(reconstruction_loss(network, own, part, SEQUENCE, rng).item())
+    assert (
+        len(expected) == 9
+        and first == pytest.approx(np.mean(expected), rel=1e-6)
+        and judge(network)["validation_loss"] == first
+    )
+    assert validation([source], SEQUENCE, seed=1)(network) != validation([source], SEQUENCE)(
+        network
+    )
+    assert validation([source], SEQUENCE, cells=5)(network) != validation([source], SEQUENCE)(
+        network
+    )
+
+
+def test_objectives_take_turns():
+    told = []
+
+    def plain(name):
+        return lambda network, k, rng: told.append((name, k)) or torch.tensor(2.0)
+
+    shared = SharedStep(
+        lambda network, k, rng, share: (
+            told.append(("shared", k, share)) or Loss(torch.tensor(3.0), torch.tensor(4.0))
+        )
+    )
+    step = in_turn(plain("a"), shared, plain("b"))
+    answers = [step.draw(None, k, None, Share(1, 2)) for k in range(4)]
+    assert told == [("a", 0), ("shared", 1, Share(1, 2)), ("b", 2), ("a", 3)]
+    assert answers[1] == (3.0, 4.0) and answers[0] == (2.0, 1.0)
+    joint = both(lambda n: {"validation_loss": 1.0}, lambda n: {"validation_loss": 2.0})
+    assert joint(None) == {"validation_loss": 1.0, "validation_squared_error": 2.0}
+
+
+def test_a_clone_is_equal_and_apart():
+    model = small_model("expressed", n_genes=30)
+    model.network.backend, model.card = "reference", "about"
+    twin = clone(model, "twin")
+    assert twin.config == replace(model.config, name="twin") and clone(model).config == model.config
+    assert (
+        twin.network.backend == "reference" and twin.card == "about" and twin.genes is model.genes
+    )
+    assert all(
+        torch.equal(v, model.network.state_dict()[k]) for k, v in twin.network.state_dict().items()
+    )
+    with torch.no_grad():
+        twin.network.regressor.bias.add_(1)
+    assert model.network.regressor.bias.item() == 0.5
+    half = small_model("expressed", n_genes=30)
+    half.network.to(torch.bfloat16)
+    assert next(clone(half).network.parameters()).dtype == torch.bfloat16
+
+
+# ---------------------------------------------------------------- what the verbs ask of the loop
+
+
+@pytest.fixture(scope="module")
+def cells() -> ad.AnnData:
+    return brain_cohort(30, n_donors=2, n_genes=2500, seed=5)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What a recipe hands to the loop; nothing is trained."""
+    seen: dict = {}
+
+    def fit(network, step, config, *, folder=None, description="", verbose=True, validate=None):
+        seen.update(network=network, step=step, config=config, folder=folder, validate=validate)
+        return []
+
+    monkeypatch.setattr(recipes, "fit", fit)
+    return seen
+
+
+def same_loss(found, expected, network, k: int) -> None:
+    with torch.no_grad():
+        a, b = (
+            s.draw(network, k, np.random.default_rng([7, k]), Share()) for s in (found, expected)
+        )
+    assert a.total.item() == pytest.approx(
+        b.total.item(), rel=1e-6
+    ) and a.weight.item() == pytest.approx(b.weight.item(), rel=1e-6)
+
+
+def test_pre_training_hides_fifteen_percent_from_a_network_made_anew(cells, asked, tmp_path):
+    config = ModelConfig(n_genes=5, d_model=4, n_layer=1, d_state=4, reads="expressed")
+    model = pretrain(
+        [cells],
+        config=config,
+        held_out=[cells],
+        folder=tmp_path,
+        name="mine",
+        seed=7,
+        verbose=False,
+    )
+    assert (
+        asked["config"] == LoopConfig(seed=7)
+        and asked["folder"] == tmp_path
+        and asked["network"] is model.network
+    )
+    assert model.config.n_genes == 19306 and model.config.name == "mine" and model.genes is not None
+    source = recipes.open_feed([cells], Vocabulary.published(), seed=7, reads="expressed").sources
+    same_loss(
+        asked["step"],
+        reconstruction(SourceFeed(source), PRETRAIN, LoopConfig(seed=7)),
+        model.network,
+        3,
+    )
+    assert asked["validate"](model.network) == validation(source, PRETRAIN)(model.network)
+    torch.manual_seed(7)
+    again = ScMamba(replace(config, n_genes=19306))
+    assert torch.equal(again.regressor.weight, model.network.regressor.weight)
+    pretrain([cells], config=config, loop=LoopConfig(steps=3, seed=1), seed=2, verbose=False)
+    assert asked["config"] == LoopConfig(steps=3, seed=2) and asked["validate"] is None
+
+
+def test_fine_tuning_for_imputation_masks_four_tenths_at_a_tenth_of_the_rate(cells, asked):
+    model = small_model("expressed")
+    tuned = finetune([cells], model=model, held_out=[cells], seed=7, verbose=False)
+    assert (
+        asked["config"] == LoopConfig(lr=1e-4, seed=7)
+        and tuned.config.name == "small"
+        and tuned is not model
+    )
+    sources = recipes.open_feed([cells], model.genes, seed=7, reads="expressed").sources
+    same_loss(
+        asked["step"],
+        reconstruction(SourceFeed(sources), IMPUTE, LoopConfig(lr=1e-4, seed=7)),
+        tuned.network,
+        0,
+    )
+    assert asked["validate"](tuned.network) == validation(sources, IMPUTE)(tuned.network)
+    deep = np.median(np.asarray(cells.X.sum(axis=1)))
+    finetune([cells], model=model, min_total=deep, verbose=False)
+    some = recipes.open_feed([cells], model.genes, seed=0, reads="expressed", min_total=deep)
+    assert len(some) < 30
+    same_loss(asked["step"], reconstruction(some, IMPUTE, LoopConfig(lr=1e-4)), tuned.network, 1)
+
+
+def test_a_model_with_a_rate_head_learns_rates_three_steps_of_four(cells, asked):
+    torch.manual_seed(0)
+    model = small_model("expressed")
+    rated = Model(ScMamba(replace(model.config, rates=True)), model.genes)
+    tuned = finetune([cells], model=rated, held_out=[cells], seed=7, verbose=False)
+    sources = recipes.open_feed([cells], model.genes, seed=7, reads="expressed").sources
+    share = torch.full((19306,), 1e-7)
+    share[torch.from_numpy(sources[0].genes)] += torch.from_numpy(
+        np.exp(source_log_rate(sources[0]))
+    ).float()
+    torch.testing.assert_close(tuned.network.gene_log_rate, (share / share.sum()).log())
+    assert not torch.equal(rated.network.gene_log_rate, tuned.network.gene_log_rate)
+    loop = LoopConfig(lr=1e-4, seed=7)
+    rates, masked = (
+        rate_step(SourceFeed(sources), RateConfig(), loop),
+        reconstruction(SourceFeed(sources), IMPUTE, loop),
+    )
+    for k, expected in enumerate((rates, rates, rates, masked, rates)):
+        same_loss(asked["step"], expected, tuned.network, k)
+    assert set(asked["validate"](tuned.network)) == {"validation_loss", "validation_squared_error"}
+
+
+def test_ones_own_cells_train_whatever_their_depth(cells, asked):
+    tuned, card = finetune_on(
+        cells, model=small_model("expressed"), steps=12, name="own", seed=3, verbose=False
+    )
+    assert (
+        asked["config"] == LoopConfig(steps=12, lr=1e-3, warmup=0.05, seed=3)
+        and tuned.config.name == "own"
+    )
+    assert "30 cells" in card and "12 steps" in card and "from small" in card
+    shallow = cells.copy()
+    shallow.X = sparse.csr_matrix(
+        (shallow.X > 0)
+        .astype(np.float32)
+        .multiply(np.random.default_rng(0).random(shallow.shape) < 0.05)
+    )
+    assert np.asarray(shallow.X.sum(axis=1)).max() < 200
+    assert (
+        "1 steps"
+        in finetune_on(shallow, model=small_model("expressed"), steps=1, force=True, verbose=False)[
+            1
+        ]
+    )
+
+
+def test_steps_of_sources_in_memory(source):
+    network = Level("expressed")
+    same_loss(reconstruction_step([source], SEQUENCE, LoopConfig(seed=2)), reconstruction(SourceFeed([source]), SEQUENCE, LoopConfig(seed=2)),
+              network, 4)  # fmt: skip
