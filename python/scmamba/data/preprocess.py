@@ -71,9 +71,9 @@ class Cells:
         return block
 
     def counts(self, rows: slice | np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """(r, n_vars) counts and (r,) depths. Where only logs were given, a cell's smallest value is taken as a count of one."""
+        """(r, n_vars) counts and (r,) depths. Where counts were scaled before the log, a cell's smallest value is taken as a count of one."""
         block = self.linear(rows)
-        if self.values.kind != "counts" and block.nnz:
+        if self.values.kind == "log1p" and block.nnz:
             block.eliminate_zeros()
             size = np.diff(block.indptr)
             full = size > 0
