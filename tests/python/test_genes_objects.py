@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -82,6 +84,8 @@ def test_a_named_column_is_the_one_that_is_read():
     own = match_adata(table(nonsense(2), symbol=["AbC", "7x"]), small)
     assert own.vocabulary == small and own.positions.tolist() == [2, -1]
     assert match_adata(data, small, gene_column="mine").vocabulary == small
+    index = match_adata(table(["7x", "AbC"]), small)
+    assert index.vocabulary == small and index.positions.tolist() == [-1, 2]
     with pytest.raises(GeneError, match=r"no column 'nope'; its columns are \['mine'\]"):
         match_adata(data, gene_column="nope")
 
@@ -96,7 +100,9 @@ def test_mouse_genes_get_the_names_of_their_orthologs():
         np.arange(12, dtype=np.float32).reshape(2, 6),
         var=pd.DataFrame({"chr": list("abcdef")}, index=names),
     )
-    human_data = mouse_to_human(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a view that is written to would say so
+        human_data = mouse_to_human(data)
     # Of two rows of one gene the first stays; the others keep their order and their counts.
     assert human_data.var_names.tolist() == [SNAP25, GFAP, AQP4]
     assert human_data.var["mouse_gene"].tolist() == ["Snap25", "ENSMUSG00000020932.5", "Aqp4"]
