@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata as ad
 import pytest
 import torch
+from serving import database, queue, queue_url, server  # noqa: F401
 
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +19,8 @@ from scipy import sparse
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from serving import Server
+
 import scmamba
 from scmamba._errors import ScMambaError
 from scmamba.client import Client
@@ -28,47 +28,6 @@ from scmamba.datasets import brain_cohort
 from scmamba.serve import wire
 from scmamba.serve.jobs import Queue
 from scmamba.serve.tokens import Tokens
-
-
-class Server:
-    """A server process on a free port; all of its workers share its process group."""
-
-    def __init__(self, data: Path, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url, self.data = f"http://127.0.0.1:{self.port}", data
-        command = [sys.executable, "-m", "scmamba.serve", "--data", str(data), "--port", str(self.port), *options]
-        self.process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        for _ in range(1800):  # a busy machine takes long
-            try:
-                urllib.request.urlopen(self.url + "/v2/health/live", timeout=1)
-                return
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.1)
-        raise AssertionError("the server did not start")
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-    def post(self, path: str, body: bytes, token: str | None = None) -> tuple[int, str]:
-        request = urllib.request.Request(self.url + path, data=body, method="POST")
-        if token:
-            request.add_header("Authorization", f"Bearer {token}")
-        try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.read().decode()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("serve"))
-    yield running
-    running.kill()
 
 
 @pytest.fixture(scope="module")

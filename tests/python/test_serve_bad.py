@@ -27,7 +27,7 @@ from scipy import sparse
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from test_serve import Server
+from serving import Server
 
 from scmamba._errors import ScMambaError
 from scmamba.client import Client

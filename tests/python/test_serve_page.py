@@ -15,8 +15,6 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 sync_api = pytest.importorskip("playwright.sync_api")
 
-from test_serve import Server
-
 import scmamba
 from scmamba.datasets import brain_cohort
 
@@ -26,13 +24,6 @@ if CHROMIUM is None:
 
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
           "--disable-component-update", "--disable-sync"]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("serve"))
-    yield running
-    running.kill()
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,28 @@
-"""The queue alone: whose turn it is."""
+"""The queue alone, in SQLite and in PostgreSQL: whose turn it is, whose job it is, and how it ends."""
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import time
 from pathlib import Path
 
-from scmamba.serve.jobs import Queue
+import pytest
+
+from scmamba.serve import jobs
+from scmamba.serve.jobs import Queue, Unavailable
+from scmamba.serve.postgres import open_queue
 
 
 def send(queue: Queue, user: str, n: int) -> list[str]:
     return [queue.add(user, "embed", "brain-mini", {}, Path("upload")) for _ in range(n)]
+
+
+def put(queue: Queue, job: str, **columns: object) -> None:
+    """Change a row as time would: there is no other way to make a worker silent for a minute."""
+    with queue._open() as db:
+        for name, value in columns.items():
+            db.execute(f"UPDATE jobs SET {name}=? WHERE id=?", (value, job))
 
 
 def work(queue: Queue) -> str | None:
@@ -21,8 +34,10 @@ def work(queue: Queue) -> str | None:
     return str(job["user"])
 
 
-def test_users_take_turns_whatever_they_sent_before(tmp_path):
-    queue = Queue(tmp_path)
+# -- whose turn ----------------------------------------------------------------------------------------
+
+
+def test_users_take_turns_whatever_they_sent_before(queue):
     send(queue, "ann", 6)
     send(queue, "bob", 2)
     send(queue, "cem", 2)
@@ -31,14 +46,12 @@ def test_users_take_turns_whatever_they_sent_before(tmp_path):
     assert work(queue) is None
 
 
-def test_one_users_jobs_keep_their_order(tmp_path):
-    queue = Queue(tmp_path)
-    jobs = send(queue, "ann", 5)
-    assert [queue.claim(f"w{i}")["id"] for i in range(5)] == jobs
+def test_one_users_jobs_keep_their_order(queue):
+    sent = send(queue, "ann", 5)
+    assert [queue.claim(f"w{i}")["id"] for i in range(5)] == sent
 
 
-def test_deleting_ones_jobs_brings_nobody_to_the_front(tmp_path):
-    queue = Queue(tmp_path)
+def test_deleting_ones_jobs_brings_nobody_to_the_front(queue):
     send(queue, "ann", 4)
     order = []
     for _ in range(4):
@@ -49,8 +62,7 @@ def test_deleting_ones_jobs_brings_nobody_to_the_front(tmp_path):
     assert all(set(order[i : i + 2]) == {"ann", "bob"} for i in range(0, 8, 2))
 
 
-def test_who_holds_a_worker_waits_for_who_holds_none(tmp_path):
-    queue = Queue(tmp_path)
+def test_who_holds_a_worker_waits_for_who_holds_none(queue):
     send(queue, "ann", 3)
     assert queue.claim("w1")["user"] == "ann"  # long, goes on running
     send(queue, "bob", 2)
@@ -58,41 +70,224 @@ def test_who_holds_a_worker_waits_for_who_holds_none(tmp_path):
     assert {queue.claim("w3")["user"], queue.claim("w4")["user"]} == {"ann", "bob"}
 
 
-def test_a_rescued_job_goes_on_in_its_place(tmp_path):
-    queue = Queue(tmp_path)
-    first, second = send(queue, "ann", 2)
-    assert queue.claim("dead")["id"] == first
-    assert queue.rescue(dead="dead") == 1
-    again = queue.claim("alive")
-    assert again["id"] == first and again["attempts"] == 2
-    assert not queue.finish(first, "dead", "done") and queue.finish(first, "alive", "done")
+def test_who_holds_no_worker_comes_first_even_after_a_later_turn(queue):
+    send(queue, "ann", 2)
+    send(queue, "bob", 2)
+    assert queue.claim("w1")["user"] == "ann"  # goes on running; her turn is the older one
+    assert work(queue) == "bob"
+    assert queue.claim("w2")["user"] == "bob"
 
 
 def _claim_all(folder: Path, name: str, out) -> None:
-    queue, got = Queue(folder), []
+    queue, got = open_queue(folder), []
     while (job := queue.claim(name)) is not None:
         got.append(job["id"])
     out.put(got)
 
 
-def test_many_processes_claim_every_job_once(tmp_path):
-    queue = Queue(tmp_path)
-    jobs = [j for user in ("ann", "bob", "cem") for j in send(queue, user, 20)]
+def test_many_processes_claim_every_job_once(queue, tmp_path):
+    sent = [j for user in ("ann", "bob", "cem") for j in send(queue, user, 8)]
     context = multiprocessing.get_context("spawn")
     out = context.Queue()
-    workers = [context.Process(target=_claim_all, args=(tmp_path, f"w{i}", out)) for i in range(3)]
+    workers = [context.Process(target=_claim_all, args=(tmp_path, f"w{i}", out)) for i in range(2)]
     for worker in workers:
         worker.start()
-    claimed = [job for _ in workers for job in out.get(timeout=60)]
+    claimed = [job for _ in workers for job in out.get(timeout=300)]
     for worker in workers:
         worker.join()
-    assert sorted(claimed) == sorted(jobs)
+    assert sorted(claimed) == sorted(sent)
+    assert queue.counts() == {"running": 24} and queue.unfinished("ann") == 8
 
 
-def test_a_file_sent_twice_is_one_job(tmp_path):
-    queue = Queue(tmp_path)
+# -- what a job says of itself -------------------------------------------------------------------------
+
+
+def test_a_job_is_kept_as_it_was_sent(queue):
+    before = time.time()
+    job = queue.add("ann", "impute", "brain-base", {"seed": 3, "batch": "é"}, Path("/data/uploads/x"))
+    found = queue.get(job)
+    assert len(job) == 16 and job != queue.add("ann", "impute", "brain-base", {}, Path("y"))
+    assert json.loads(found.pop("options")) == {"seed": 3, "batch": "é"}
+    assert before <= found.pop("created") <= time.time()
+    assert found == dict(id=job, user="ann", task="impute", model="brain-base", upload="/data/uploads/x", state="queued", done=0,
+                         message="", attempts=0, worker=None, started=None, beat=None, finished=None)  # fmt: skip
+
+
+def test_a_job_is_its_owners_alone(queue):
+    (job,) = send(queue, "ann", 1)
+    assert queue.get(job, "ann")["id"] == job and queue.get(job)["id"] == job
+    assert queue.get(job, "bob") is None and queue.get("another", "ann") is None and queue.get(job, "") is None
+
+
+def test_a_file_sent_twice_is_one_job(queue):
     name = queue.name_of("ann", "k" * 20)
-    assert name != queue.name_of("bob", "k" * 20)
+    assert len(name) == 16 and name == queue.name_of("ann", "k" * 20)
+    assert name not in (queue.name_of("bob", "k" * 20), queue.name_of("ann", "k" * 19 + "l"))
     assert queue.add("ann", "embed", "brain-mini", {}, Path("first"), name) == name
     assert queue.add("ann", "embed", "brain-mini", {}, Path("second"), name) is None
     assert queue.counts() == {"queued": 1} and queue.get(name)["upload"] == "first"
+
+
+def test_ones_jobs_come_newest_first(queue):
+    sent = send(queue, "ann", 3)
+    send(queue, "bob", 1)
+    assert [j["id"] for j in queue.of_user("ann")] == sent[::-1]
+    assert queue.of_user("nobody") == []
+
+
+def test_no_more_than_two_hundred_jobs_are_listed(queue):
+    with queue._open() as db:
+        db.execute("BEGIN")
+        for k in range(203):
+            db.execute("INSERT INTO jobs (id, user, task, model, options, upload, state, created) VALUES (?,?,?,?,?,?,?,?)",
+                       (f"job{k}", "ann", "embed", "m", "{}", "u", "queued", 1000.0 + k))  # fmt: skip
+        db.execute("COMMIT")
+    assert [j["id"] for j in queue.of_user("ann")] == [f"job{k}" for k in range(202, 2, -1)]
+
+
+def test_waiting_and_running_jobs_are_unfinished(queue):
+    send(queue, "bob", 1)
+    sent = send(queue, "ann", 5)
+    for job, state in zip(sent, ("queued", "running", "done", "failed", "cancelled"), strict=True):
+        put(queue, job, state=state)
+    assert queue.unfinished("ann") == 2 and queue.unfinished("bob") == 1 and queue.unfinished("cem") == 0
+    assert queue.counts() == {"queued": 2, "running": 1, "done": 1, "failed": 1, "cancelled": 1}
+
+
+# -- running -------------------------------------------------------------------------------------------
+
+
+def test_a_claimed_job_belongs_to_its_worker(queue):
+    (job,) = send(queue, "ann", 1)
+    put(queue, job, done=0.7)
+    before = time.time()
+    taken = queue.claim("w1")
+    assert (taken["id"], taken["state"], taken["worker"], taken["attempts"]) == (job, "running", "w1", 1)
+    assert before <= taken["started"] == taken["beat"] <= time.time() and taken["done"] == 0
+    assert taken["finished"] is None and queue.get(job) == taken and queue.claim("w2") is None
+
+
+def test_progress_is_said_by_the_worker_that_holds_the_job(queue):
+    (job,) = send(queue, "ann", 1)
+    assert not queue.beat(job, "w1", 0.5, "too early")
+    queue.claim("w1")
+    put(queue, job, beat=5.0)
+    assert queue.beat(job, "w1", 0.25, "reading") and queue.get(job)["beat"] > time.time() - 60
+    assert queue.beat(job, "w1") and (queue.get(job)["done"], queue.get(job)["message"]) == (0.25, "reading")
+    assert queue.beat(job, "w1", 0.5) and queue.get(job)["message"] == "reading"
+    assert not queue.beat(job, "w2", 0.9, "mine") and queue.get(job)["done"] == 0.5
+    queue.finish(job, "w1", "done")
+    assert not queue.beat(job, "w1", 0.1, "still here") and queue.get(job)["done"] == 1
+
+
+@pytest.mark.parametrize("state", ["done", "failed"])
+def test_a_job_ends_once_by_its_own_worker(queue, state):
+    job, other = send(queue, "ann", 2)
+    assert not queue.finish(job, "w1", state)  # it waits
+    queue.claim("w1")
+    queue.claim("w1")
+    assert not queue.finish(job, "w2", state)
+    before = time.time()
+    assert queue.finish(job, "w1", state, "a reason")
+    ended = queue.get(job)
+    assert (ended["state"], ended["message"], ended["done"]) == (state, "a reason", 1)
+    assert before <= ended["finished"] <= time.time() and ended["started"] <= before
+    assert not queue.finish(job, "w1", "failed", "again") and queue.get(job) == ended
+    assert queue.get(other)["state"] == "running" and queue.get(other)["finished"] is None
+
+
+def test_waiting_and_running_jobs_can_be_cancelled_and_no_others(queue):
+    running, waiting, other = send(queue, "ann", 3)
+    queue.claim("w1")
+    for job in (waiting, running):
+        before = time.time()
+        assert queue.cancel(job)
+        now = queue.get(job)
+        assert (now["state"], now["message"]) == ("cancelled", "cancelled") and before <= now["finished"] <= time.time()
+        assert not queue.cancel(job)
+    assert not queue.beat(running, "w1") and not queue.finish(running, "w1", "done") and queue.claim("w2")["id"] == other
+    queue.finish(other, "w2", "failed", "why")
+    assert not queue.cancel(other) and queue.get(other)["message"] == "why" and not queue.cancel("nothing")
+
+
+# -- dead workers --------------------------------------------------------------------------------------
+
+
+def test_a_rescued_job_goes_on_in_its_place(queue):
+    first, second, third = send(queue, "ann", 3)
+    assert queue.claim("dead")["id"] == first and queue.claim("alive")["id"] == second
+    put(queue, first, done=0.8)
+    assert queue.rescue(dead="dead") == 1
+    waits = queue.get(first)
+    assert (waits["state"], waits["worker"], waits["done"], waits["attempts"]) == ("queued", None, 0, 1)
+    assert queue.get(second)["worker"] == "alive" and queue.rescue() == 0
+    again = queue.claim("alive")
+    assert again["id"] == first and again["attempts"] == 2
+    assert not queue.finish(first, "dead", "done") and queue.finish(first, "alive", "done")
+    assert queue.rescue(dead="alive") == 1  # the second; what has ended stays
+    assert queue.get(first)["state"] == "done" and queue.get(third)["state"] == "queued"
+
+
+def test_a_job_fails_after_three_attempts(queue):
+    (job,) = send(queue, "ann", 1)
+    for attempt in (1, 2, 3):
+        assert queue.claim("w")["attempts"] == attempt
+        before = time.time()
+        assert queue.rescue(dead="w") == 1
+        assert queue.get(job)["state"] == ("queued" if attempt < 3 else "failed")
+    ended = queue.get(job)
+    assert "died 3 times" in ended["message"] and before <= ended["finished"] <= time.time()
+    assert queue.claim("w") is None and jobs.ATTEMPTS == 3 and jobs.FINAL == ("done", "failed", "cancelled")
+
+
+def test_workers_silent_for_half_a_minute_lose_their_jobs(queue):
+    send(queue, "ann", 1)
+    job = queue.claim("w")["id"]
+    put(queue, job, beat=time.time() - 22)
+    assert queue.rescue() == 0 and queue.get(job)["state"] == "running"
+    put(queue, job, beat=time.time() - 31)
+    assert queue.rescue() == 1 and queue.get(job)["state"] == "queued"
+    put(queue, job, state="done")
+    assert queue.rescue() == 0  # what has ended is silent for ever
+
+
+def test_workers_silent_for_two_minutes_are_named(queue):
+    a, b, c = send(queue, "ann", 3)
+    for name in ("w1", "w2", "w3"):
+        queue.claim(name)
+    put(queue, a, beat=time.time() - 110)
+    put(queue, b, beat=time.time() - 121)
+    put(queue, c, beat=time.time() - 500, state="done")
+    assert queue.silent() == ["w2"]
+
+
+# -- what is deleted -----------------------------------------------------------------------------------
+
+
+def test_jobs_are_forgotten_by_when_they_ended(queue):
+    old, new, long, waiting = send(queue, "ann", 4)
+    put(queue, old, state="done", created=100.0, finished=200.0)
+    put(queue, new, state="failed", created=400.0, finished=500.0)
+    put(queue, long, state="done", created=100.0, finished=900.0)  # sent early, ended late
+    put(queue, waiting, created=100.0)
+    gone = queue.forget(500.0)
+    assert [j["id"] for j in gone] == [old] and gone[0]["upload"] == "upload"
+    assert queue.get(old) is None and {j["id"] for j in queue.of_user("ann")} == {new, long, waiting}
+    assert {j["id"] for j in queue.forget(1000.0)} == {new, long} and queue.forget(1e12) == []
+    assert queue.counts() == {"queued": 1}
+
+
+def test_one_job_is_removed_alone(queue):
+    first, second = send(queue, "ann", 2)
+    queue.remove(first)
+    assert [j["id"] for j in queue.of_user("ann")] == [second]
+
+
+def test_a_queue_that_cannot_be_opened_is_unavailable(tmp_path, monkeypatch):
+    monkeypatch.delenv("SCMAMBA_QUEUE", raising=False)
+    queue = open_queue(tmp_path / "deep" / "data")
+    for file in queue.folder.glob("queue.sqlite*"):
+        file.unlink()
+    (queue.folder / "queue.sqlite").mkdir()
+    with pytest.raises(Unavailable, match="try again"):
+        queue.counts()

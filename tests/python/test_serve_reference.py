@@ -9,20 +9,11 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from test_serve import Server
-
 import scmamba
 from scmamba._errors import ScMambaError
 from scmamba.client import Client, _only
 from scmamba.datasets import brain_cohort
 from scmamba.serve.references import References
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("serve"))
-    yield running
-    running.kill()
 
 
 @pytest.fixture(scope="module")

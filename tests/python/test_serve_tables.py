@@ -16,8 +16,6 @@ from scipy import sparse
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from test_serve import Server
-
 import scmamba
 from scmamba._errors import ScMambaError
 from scmamba.client import Client
@@ -25,13 +23,6 @@ from scmamba.datasets import brain_cohort
 from scmamba.deg import find_markers, robustness
 from scmamba.serve import wire
 from scmamba.training import finetune_on
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("tables"))
-    yield running
-    running.kill()
 
 
 @pytest.fixture(scope="module")

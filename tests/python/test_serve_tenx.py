@@ -16,8 +16,6 @@ from scipy import sparse
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from test_serve import Server
-
 import scmamba
 from scmamba._errors import DataError, ScMambaError
 from scmamba.client import Client
@@ -66,18 +64,14 @@ def test_as_scanpy_reads_the_folder(nuclei, tmp_path, compressed):
     assert (sparse.csr_matrix(found.X) != sparse.csr_matrix(expected.X)).nnz == 0
 
 
-def test_the_server_takes_it(nuclei, tmp_path):
+def test_the_server_takes_it(server, nuclei, tmp_path):
     path = zipped(tmp_path / "a.zip", parts(nuclei), folder="")
-    server = Server(tmp_path / "serve")
-    try:
-        far = Client(server.url).embed(path, force=True, verbose=False)
-        near = scmamba.embed(tenx.to_adata(path, ROOM), force=True, verbose=False)
-        np.testing.assert_array_equal(far.obsm["X_scmamba"], near.obsm["X_scmamba"])
-        bad = zipped(tmp_path / "bad.zip", {**parts(nuclei), "barcodes.tsv.gz": gzip.compress(b"one\n")})
-        with pytest.raises(ScMambaError, match=r"422.*barcodes has 1 lines"):
-            Client(server.url).submit("embed", bad)
-    finally:
-        server.kill()
+    far = Client(server.url).embed(path, force=True, verbose=False)
+    near = scmamba.embed(tenx.to_adata(path, ROOM), force=True, verbose=False)
+    np.testing.assert_array_equal(far.obsm["X_scmamba"], near.obsm["X_scmamba"])
+    bad = zipped(tmp_path / "bad.zip", {**parts(nuclei), "barcodes.tsv.gz": gzip.compress(b"one\n")})
+    with pytest.raises(ScMambaError, match=r"422.*barcodes has 1 lines"):
+        Client(server.url).submit("embed", bad)
 
 
 HEAD = b"%%MatrixMarket matrix coordinate integer general\n%comment\n"

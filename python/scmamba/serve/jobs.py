@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,14 @@ class Queue:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        db = sqlite3.connect(self.folder / "queue.sqlite", timeout=30, isolation_level=None)
-        db.row_factory = sqlite3.Row
         try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            yield db
-        except sqlite3.OperationalError as error:
+            with closing(sqlite3.connect(self.folder / "queue.sqlite", timeout=30, isolation_level=None)) as db:
+                db.row_factory = sqlite3.Row
+                db.execute("PRAGMA journal_mode=WAL")
+                db.execute("PRAGMA synchronous=FULL")
+                yield db
+        except sqlite3.OperationalError as error:  # opening the file may fail, too: no file handles left, a folder not mounted
             raise Unavailable(f"The queue is not to be had at the moment ({error}); try again.") from error
-        finally:
-            db.close()
 
     @staticmethod
     def name_of(user: str, key: str) -> str:
