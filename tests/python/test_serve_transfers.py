@@ -1,0 +1,328 @@
+"""Files on their way to the server: whole, in parts that are continued, too large, too slow, too many, and their limits to the byte."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import socket
+import time
+from collections import namedtuple
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("fastapi")
+pytest.importorskip("uvicorn")
+
+from fastapi import HTTPException
+from serving import App, plain_bytes
+
+from scmamba.serve import app as face
+from scmamba.serve import uploads
+from scmamba.serve.references import References
+from scmamba.serve.settings import Settings
+from scmamba.serve.tokens import Tokens
+from scmamba.serve.uploads import Places, Uploads
+
+CELLS = plain_bytes()
+TUS = {"content_type": "application/offset+octet-stream"}
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    data = tmp_path_factory.mktemp("transfers")
+    running = App(data, host="0.0.0.0", max_upload=1000, jobs_per_user=50, requests_per_minute=10**6, patience=1.0)
+    running.ann, running.bob = (Tokens(data).add(name, 1) for name in ("ann", "bob"))
+    yield running
+    running.stop()
+
+
+def begin(app: App, length: int, token: str | None = None) -> str:
+    return app.ask("POST", "/v2/uploads", b"", token or app.ann, upload_length=str(length)).headers["location"]
+
+
+def at(app: App, place: str) -> int:
+    answer = app.ask("HEAD", place, token=app.ann)
+    assert answer.status == 200 and answer.headers["tus-resumable"] == "1.0.0"
+    return int(answer.headers["upload-offset"])
+
+
+# -- in parts ------------------------------------------------------------------------------------------
+
+
+def test_what_the_server_says_of_parts(app):
+    answer = app.ask("OPTIONS", "/v2/uploads")
+    assert answer.status == 204 and {k: v for k, v in answer.headers.items() if k.startswith("tus-")} == {
+        "tus-resumable": "1.0.0", "tus-version": "1.0.0", "tus-extension": "creation,termination,expiration",
+        "tus-max-size": "1000"}  # fmt: skip
+
+
+def test_parts_in_order_make_the_file(app):
+    place = begin(app, len(CELLS))
+    assert place.startswith("/v2/uploads/") and at(app, place) == 0
+    for start, end in ((0, 7), (7, 8), (8, len(CELLS))):
+        answer = app.ask("PATCH", place, CELLS[start:end], app.ann, upload_offset=str(start), **TUS)
+        assert (answer.status, answer.headers["upload-offset"], answer.headers["tus-resumable"]) == (204, str(end), "1.0.0")
+        assert "upload-expires" in answer.headers and at(app, place) == end
+    assert app.ask("HEAD", place, token=app.ann).headers["upload-length"] == str(len(CELLS))
+    name = place.rsplit("/", 1)[1]
+    sent = app.ask("POST", f"/v2/models/brain-mini/impute?upload={name}", b"", app.ann)
+    assert sent.status == 202 and sent.json["cells"] == 2
+    with open(app.queue.get(sent.json["id"])["upload"], "rb") as file:
+        assert file.read() == CELLS
+    assert app.ask("HEAD", place, token=app.ann).status == 404 and list((app.data / "parts").glob(f"*/{name}*")) == []
+
+
+def test_a_part_from_the_wrong_place_changes_nothing(app):
+    place = begin(app, 10)
+    assert app.ask("PATCH", place, b"abcd", app.ann, upload_offset="0", **TUS).status == 204
+    for offset in ("0", "3", "5", "04", "-4", "x"):
+        answer = app.ask("PATCH", place, b"ef", app.ann, upload_offset=offset, **TUS)
+        assert answer.status == 409 and "must be 4" in answer.detail
+    assert app.ask("PATCH", place, b"ef", app.ann, **TUS).status == 409
+    assert app.ask("PATCH", place, b"ef", app.ann, upload_offset="4").status == 415
+    assert app.ask("PATCH", place, b"ef", app.bob, upload_offset="4", **TUS).status == 404
+    assert at(app, place) == 4 and next((app.data / "parts").glob("*/" + place.rsplit("/", 1)[1])).read_bytes() == b"abcd"
+
+
+def test_no_more_comes_than_was_promised(app):
+    place = begin(app, 5)
+    assert app.ask("PATCH", place, b"abcdef", app.ann, upload_offset="0", **TUS).status == 413 and at(app, place) == 0
+    assert app.ask("PATCH", place, b"abcde", app.ann, upload_offset="0", **TUS).status == 204
+    assert app.ask("PATCH", place, b"f", app.ann, upload_offset="5", **TUS).status == 413 and at(app, place) == 5
+
+
+def test_an_upload_is_its_owners_and_whole_before_it_is_used(app):
+    place = begin(app, 6)
+    app.ask("PATCH", place, b"abc", app.ann, upload_offset="0", **TUS)
+    name = place.rsplit("/", 1)[1]
+    for target in ("models/brain-mini/impute", "references"):
+        early = app.ask("POST", f"/v2/{target}?upload={name}", b"", app.ann)
+        assert early.status == 409 and "3 of 6" in early.detail
+        assert app.ask("POST", f"/v2/{target}?upload={name}", b"", app.bob).status == 404
+    assert app.ask("HEAD", place, token=app.bob).status == 404 and app.ask("DELETE", place, token=app.bob).status == 404
+    assert at(app, place) == 3
+    gone = app.ask("DELETE", place, token=app.ann)
+    assert gone.status == 204 and gone.headers["tus-resumable"] == "1.0.0"
+    assert app.ask("HEAD", place, token=app.ann).status == 404 and app.ask("DELETE", place, token=app.ann).status == 404
+
+
+@pytest.mark.parametrize(("length", "status"), [("0", 400), ("-1", 400), ("1.5", 400), ("", 400), ("9" * 19, 400), ("1", 201),
+                                                ("1000", 201), ("1001", 413)])  # fmt: skip
+def test_lengths_that_may_come(app, length, status):
+    assert app.ask("POST", "/v2/uploads", b"", app.ann, upload_length=length).status == status
+    assert app.ask("POST", "/v2/uploads", b"", app.ann).status == 400
+
+
+def test_so_many_uploads_and_no_more(tmp_path):
+    kept = Uploads(Settings(tmp_path, jobs_per_user=2))
+    first = kept.create("ann", "5")
+    kept.create("ann", "5")
+    with pytest.raises(HTTPException) as refused:
+        kept.create("ann", "5")
+    assert refused.value.status_code == 429
+    assert kept.create("bob", "5")
+    kept.remove(first, "ann")
+    assert len(kept.create("ann", "5")) == 16
+
+
+def test_uploads_nobody_goes_on_with_are_deleted(tmp_path):
+    kept = Uploads(Settings(tmp_path))
+    names = {what: kept.create("ann", "5") for what in ("old", "begun long ago, continued now", "new")}
+    own = next((tmp_path / "parts").iterdir())
+    for what, (begun, continued) in {"old": (100, 150), "begun long ago, continued now": (100, 900), "new": (900, 900)}.items():
+        os.utime(own / f"{names[what]}.length", (begun, begun))
+        os.utime(own / names[what], (continued, continued))
+    kept.forget(500)
+    assert {f.name for f in own.iterdir()} == {n + e for w, n in names.items() if w != "old" for e in ("", ".length")}
+
+
+def test_a_line_that_hangs_writes_no_more_once_somebody_has_looked(app):
+    place = begin(app, 8)
+    head = (f"PATCH {place} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\nUpload-Offset: 0\r\n"
+            "Content-Type: application/offset+octet-stream\r\nContent-Length: 8\r\n\r\n").encode()  # fmt: skip
+    with socket.create_connection(("127.0.0.1", app.port), timeout=30) as line:
+        line.sendall(head + b"abcd")
+        file = next((app.data / "parts").glob("*/" + place.rsplit("/", 1)[1]))
+        until = time.monotonic() + 20
+        while file.stat().st_size < 4 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert at(app, place) == 4
+        line.sendall(b"efgh")
+        assert line.recv(4096).split()[1] == b"409"
+    assert at(app, place) == 4 and file.read_bytes() == b"abcd"
+
+
+# -- whole ---------------------------------------------------------------------------------------------
+
+
+def test_the_limit_holds_to_the_byte(app):
+    before = app.uploads()
+    for size, status in ((1000, 422), (1001, 413)):  # 1,000 bytes of nothing are looked at and are no file of cells
+        assert app.submit(bytes(size), app.ann).status == status
+        pieces = app.ask("POST", "/v2/models/brain-mini/impute", iter([bytes(500), bytes(size - 500)]), app.ann)
+        assert pieces.status == status
+    assert app.uploads() == before
+
+
+def test_a_body_that_stops_is_given_up(app):
+    before = app.uploads()
+    with socket.create_connection(("127.0.0.1", app.port), timeout=30) as line:
+        line.sendall(f"POST /v2/models/brain-mini/impute HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\n"
+                     "Content-Length: 100\r\n\r\nabc".encode())  # fmt: skip
+        answer = line.recv(4096)
+    assert answer.split()[1] == b"408" and app.uploads() == before
+
+
+class Sender:
+    """A request whose body comes in pieces, each so many seconds after the one before."""
+
+    def __init__(self, *pieces: bytes, clock: list[float] | None = None, each: float = 0.0) -> None:
+        self.pieces, self.clock, self.each = pieces, clock if clock is not None else [0.0], each
+
+    async def stream(self):
+        for piece in self.pieces:
+            self.clock[0] += self.each
+            yield piece
+
+
+def test_slow_uploads_are_given_up_after_their_patience(monkeypatch, tmp_path):
+    clock = [0.0]
+    monkeypatch.setattr(uploads, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    settings = Settings(tmp_path, patience=10.0)
+
+    async def size(*pieces: bytes) -> int:
+        clock[0] = 0.0
+        return sum([len(c) async for c in uploads.chunks(Sender(*pieces, clock=clock, each=10.0), settings)])
+
+    assert asyncio.run(size(b"a")) == 1  # ten seconds: not late yet
+    assert asyncio.run(size(bytes(20480), bytes(20480))) == 40960  # 4,096 bytes for each of the ten seconds it is late
+    with pytest.raises(HTTPException) as late:
+        asyncio.run(size(bytes(20480), bytes(20479)))
+    assert late.value.status_code == 408 and "4096 bytes" in late.value.detail
+
+
+@pytest.mark.parametrize(("free", "length", "status"), [
+    (3 * 600 + (256 << 20), "600", None), (3 * 600 + (256 << 20) - 1, "600", 507), (256 << 20, None, None), ((256 << 20) - 1, None, 507),
+    (1 << 40, "1000", None), (1 << 40, "1001", 413), (1 << 40, "1e2", 413), (1 << 40, "1" * 19, 413),
+])  # fmt: skip
+def test_what_a_disk_has_room_for(monkeypatch, tmp_path, free, length, status):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(uploads.shutil, "disk_usage", lambda folder: usage(1 << 50, 0, free))
+    claim = lambda: uploads.check_claim(length, Settings(tmp_path, max_upload=1000), tmp_path / "new")  # noqa: E731
+    if status is None:
+        assert claim() == int(length or 0) and (tmp_path / "new").is_dir()
+    else:
+        with pytest.raises(HTTPException) as refused:
+            claim()
+        assert refused.value.status_code == status
+
+
+def test_a_disk_that_fills_up_is_said():
+    for number, status in ((errno.ENOSPC, 507), (errno.EDQUOT, 507)):
+        with pytest.raises(HTTPException) as full, uploads._disk():
+            raise OSError(number, "full")
+        assert full.value.status_code == status
+    with pytest.raises(PermissionError), uploads._disk():
+        raise PermissionError(errno.EACCES, "no")
+
+
+def test_a_piece_is_written_whole_where_the_disk_takes_it_in_bits():
+    class Bits:
+        got = b""
+
+        def write(self, view):
+            self.got += bytes(view[:3])
+            return min(3, len(view))
+
+    uploads._write(file := Bits(), b"abcdefgh")
+    assert file.got == b"abcdefgh"
+
+
+def test_places_count_what_is_on_its_way():
+    places = Places()
+    with places.hold("ann", 0, 2), places.hold("ann", 0, 2):
+        for others, limit in ((0, 2), (1, 3)):
+            with pytest.raises(HTTPException) as full, places.hold("ann", others, limit):
+                pass
+            assert full.value.status_code == 429
+        with places.hold("bob", 0, 1), places.hold("ann", 0, 3):
+            pass
+    with pytest.raises(ValueError), places.hold("ann", 1, 2):
+        raise ValueError
+    with places.hold("ann", 1, 2):
+        pass
+    with pytest.raises(HTTPException), places.hold("ann", 2, 2):
+        pass
+
+
+def test_what_is_refused_is_still_read_to_its_end(tmp_path):
+    async def read(limit: int) -> int:
+        sender = Sender(*[bytes(100)] * 10, each=1.0)
+        await uploads.drain(sender, limit)
+        return int(sender.clock[0])
+
+    assert asyncio.run(read(1 << 20)) == 10 and asyncio.run(read(250)) == 3
+
+
+# -- how often -----------------------------------------------------------------------------------------
+
+
+def test_so_many_requests_a_minute(monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(face, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    limiter = face.Limiter(2)
+    assert limiter.allow("ann") and limiter.allow("ann") and not limiter.allow("ann") and limiter.allow("bob")
+    clock[0] = 1059.0
+    assert not limiter.allow("ann")
+    clock[0] = 1061.0
+    assert limiter.allow("ann") and limiter.allow("ann") and not limiter.allow("ann")
+    limiter.seen.update({f"a{k}": face.deque([1000.0]) for k in range(10_001)})
+    assert limiter.allow("cem") and set(limiter.seen) == {"ann", "cem"}  # the others' last request is over a minute old
+
+
+def test_too_many_requests_are_refused_for_each_user_alone(tmp_path):
+    app = App(tmp_path, host="0.0.0.0", requests_per_minute=3)
+    ann, bob = (Tokens(tmp_path).add(name, 1) for name in ("ann", "bob"))
+    try:
+        assert [app.ask("GET", "/v2/jobs", token=ann).status for _ in range(4)] == [200, 200, 200, 429]
+        assert app.ask("GET", "/v2/jobs", token=bob).status == 200
+        assert [app.ask("GET", "/v2/jobs", token="guess").status for _ in range(4)] == [401, 401, 401, 429]
+        assert app.ask("GET", "/v2/health/live").status == 200
+    finally:
+        app.stop()
+
+
+def test_a_queue_that_is_away_is_said_so_that_one_comes_back(tmp_path):
+    app = App(tmp_path)
+    try:
+        for file in tmp_path.glob("queue.sqlite*"):
+            file.unlink()
+        (tmp_path / "queue.sqlite").mkdir()
+        answer = app.ask("GET", "/v2/jobs")
+        assert answer.status == 503 and answer.headers["retry-after"] == "5" and str(tmp_path) not in answer.detail
+    finally:
+        app.stop()
+
+
+# -- references on disk --------------------------------------------------------------------------------
+
+
+def test_references_lie_in_their_owners_folders(tmp_path):
+    kept, names = References(tmp_path), []
+    for user in ("ann", "ann", "bob"):
+        (tmp_path / "upload").write_bytes(user.encode())
+        names.append(kept.add(user, tmp_path / "upload"))
+        assert not (tmp_path / "upload").exists() and len(names[-1]) == 16
+    folder = tmp_path / "references" / hashlib.sha256(b"ann").hexdigest()[:32]
+    assert {f.name for f in folder.iterdir()} == set(names[:2]) and kept.path(names[0], "ann") == folder / names[0]
+    assert (kept.number("ann"), kept.number("bob"), kept.number("cem")) == (2, 1, 0)
+    assert kept.path(names[2], "ann") is None and kept.path("../" + names[2], "bob") is None and kept.path(names[2][:15], "bob") is None
+    assert not kept.remove(names[2], "ann") and kept.number("bob") == 1
+    os.utime(folder / names[0], (100, 100))
+    os.utime(folder / names[1], (900, 900))
+    kept.forget(500)
+    assert kept.path(names[0], "ann") is None and kept.path(names[1], "ann") is not None
+    assert kept.remove(names[1], "ann") and kept.number("ann") == 0
