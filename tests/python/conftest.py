@@ -8,6 +8,7 @@ from pathlib import Path
 import anndata as ad
 import pytest
 import torch
+from reference_numbers import Reference, write_pbmc
 from serving import database, queue, queue_url, server  # noqa: F401
 
 from scmamba.datasets import brain_cohort
@@ -24,13 +25,25 @@ def cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def reference(tmp_path_factory) -> Reference:
+    """What the published code, MAST and Seurat returned; always there."""
+    return Reference(tmp_path_factory.mktemp("reference"))
+
+
+@pytest.fixture(scope="session")
+def pbmc(tmp_path_factory) -> Path:
+    """A file of 300 real blood cells with their clusters; always there."""
+    return write_pbmc(tmp_path_factory.mktemp("pbmc"))
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and reference numbers beside the repository; skip where it is absent."""
+    """The folder of real data beside the repository; skip where it is absent."""
     for parent in Path(__file__).resolve().parents:
         candidate = parent / "shared"
-        if (candidate / "reference").is_dir():
+        if (candidate / "data").is_dir():
             return candidate
-    pytest.skip("the folder of reference numbers (../shared) is not here")
+    pytest.skip("the folder of real cells (../shared/data) is not here")
 
 
 def small_model(reads: str = "all", n_classes: int = 0, seed: int = 0, n_genes: int | None = None) -> Model:

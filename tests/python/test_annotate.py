@@ -131,6 +131,21 @@ def test_markers_alone(query):
         scmamba.annotate(query, markers={"one": ["SLC17A7"], "two": ["NOGENE"]}, verbose=False)
 
 
+def test_markers_find_the_types_of_real_blood_cells(pbmc):
+    """Against the clusters of the well-known PBMC 3k tutorial, which come from all genes and not from these markers."""
+    blood = ad.read_h5ad(pbmc)
+    panel = {"T": ["CD3D", "CD3E", "IL7R", "LDHB"], "B": ["CD79A", "MS4A1", "CD79B"], "NK": ["GNLY", "NKG7", "PRF1", "FGFBP2"],
+             "Mono": ["LYZ", "S100A8", "S100A9", "CST3", "FCER1G"]}  # fmt: skip
+    calls = scmamba.annotate(blood, markers=panel, force=True, verbose=False).labels().astype(str)
+    truth = blood.obs["cell_type"].astype(str).replace({
+        "CD4 T cells": "T", "CD8 T cells": "T", "B cells": "B", "NK cells": "NK", "CD14+ Monocytes": "Mono",
+        "FCGR3A+ Monocytes": "Mono"}).to_numpy()  # fmt: skip
+    judged = np.isin(truth, list(panel))
+    named = judged & (calls != UNASSIGNED)
+    assert named.sum() > 0.6 * judged.sum()
+    assert np.mean(calls[named] == truth[named]) > 0.9
+
+
 def test_markers_find_the_types_of_real_nuclei(shared):
     brain = ad.read_h5ad(shared / "data" / "velmeshev2019_pfc_3types.h5ad")[::8].copy()
     calls = scmamba.annotate(brain, verbose=False).labels().astype(str)

@@ -46,8 +46,8 @@ def test_pretrain_then_finetune_each_in_one_line(folder):
     assert load_model(folder / "tuned").config.name == "tuned" and "in.h5ad" in load_model(folder / "tuned").card
 
 
-def test_convert_checkpoint(shared, tmp_path):
-    official = shared / "reference" / "official"
+def test_convert_checkpoint(reference, tmp_path):
+    official = reference.official
     options = ["--vocabulary", str(official / "vocab.txt"), "--labels", str(official / "celltype.json")]
     result = run(app, ["convert-checkpoint", str(official / "celltype.ckpt"), "-o", str(tmp_path / "m"), *options])
     assert result.exit_code == 0 and "8 classes" in result.output

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.io as sio
 import scipy.sparse as sp
+from reference_numbers import MastSet, Reference
 
 from scmamba.deg import find_markers, zlm
 from scmamba.deg.markers import markers_of, rules_for
@@ -23,29 +20,17 @@ TERMS = {"group": "groupB", "interaction": "groupB:age"}
 NOISE = ["e025", "e026", "e027", "e040"]
 
 
-def _csv(path: Path, **options) -> pd.DataFrame:
-    return pd.read_csv(path, float_precision="round_trip", **options)
+def _runs(reference: Reference) -> list[tuple[pd.Series, MastSet]]:
+    table = reference.runs.table("hyperparameters")
+    return [(row, reference.mast(row["dataset"])) for _, row in table.iterrows()]
 
 
-@cache
-def _data(folder: Path) -> tuple[sp.csr_matrix, pd.DataFrame, pd.Index]:
-    cells, genes = _csv(folder / "cells.csv.gz"), _csv(folder / "genes.csv.gz").iloc[:, 0].astype(str)
-    if (folder / "lognorm.mtx.gz").exists():
-        values = sp.csr_matrix(sio.mmread(folder / "lognorm.mtx.gz")).T.tocsr()
-    else:
-        counts = sp.csr_matrix(sio.mmread(folder / "counts.mtx.gz")).T.tocsr().astype(float)
-        totals = np.asarray(counts.sum(axis=1)).ravel()
-        values = sp.csr_matrix(sp.diags(1 / totals) @ counts * 1e4).log1p()
-    return values, cells, pd.Index(genes)
+def _data(data: MastSet) -> tuple[sp.csr_matrix, pd.DataFrame, pd.Index]:
+    return data.values, data.table("cells"), pd.Index(data.table("genes").iloc[:, 0])
 
 
-def _runs(shared: Path) -> list[tuple[pd.Series, Path]]:
-    table = _csv(shared / "reference" / "mast" / "hyperparameters.csv")
-    return [(row, shared / "reference" / "mast" / row["dataset"]) for _, row in table.iterrows()]
-
-
-def _fit(row: pd.Series, folder: Path, *, own_prior: bool) -> ZlmFit:
-    values, cells, genes = _data(folder)
+def _fit(row: pd.Series, data: MastSet, *, own_prior: bool) -> ZlmFit:
+    values, cells, genes = _data(data)
     prior = None if own_prior else (row["priorVar"], row["priorDOF"])
     return zlm(
         values,
@@ -58,9 +43,9 @@ def _fit(row: pd.Series, folder: Path, *, own_prior: bool) -> ZlmFit:
     )
 
 
-def _lrt_files(row: pd.Series, folder: Path) -> list[tuple[str, Path]]:
+def _lrt_tables(row: pd.Series, data: MastSet) -> list[tuple[str, pd.DataFrame]]:
     head = f"mast_{row['config']}_lrt_"
-    return [(p.name[len(head) : -len(".csv.gz")], p) for p in sorted(folder.glob(f"{head}*.csv.gz"))]
+    return [(name[len(head) :], data.table(name).set_index("gene")) for name in data.names(f"{head}*")]
 
 
 def _off(got: pd.Series, truth: pd.Series) -> float:
@@ -70,14 +55,14 @@ def _off(got: pd.Series, truth: pd.Series) -> float:
     return float((np.abs(a - b) / np.maximum(1, np.abs(b))).max())
 
 
-def test_every_lrt_file_given_masts_prior(shared):
-    files = 0
-    for row, folder in _runs(shared):
-        fit = _fit(row, folder, own_prior=False)
+def test_every_lrt_table_given_masts_prior(reference):
+    tables = 0
+    for row, data in _runs(reference):
+        fit = _fit(row, data, own_prior=False)
         skip = NOISE if row["dataset"] == "simE_edge" and not row["ebayes"] else []
-        for test, path in _lrt_files(row, folder):
-            files += 1
-            truth = _csv(path, index_col=0).drop(skip, errors="ignore")
+        for test, truth in _lrt_tables(row, data):
+            tables += 1
+            truth = truth.drop(skip, errors="ignore")
             got = fit.lrt(TERMS.get(test, test)).loc[truth.index]
             where = f"{row['dataset']} {row['config']} {test}"
             for part in "CDH":
@@ -96,13 +81,14 @@ def test_every_lrt_file_given_masts_prior(shared):
                     where,
                     column,
                 )
-    assert files == len(list((shared / "reference" / "mast").glob("*/mast_*_lrt_*.csv.gz")))
+    names = {row["dataset"] for row, _ in _runs(reference)}
+    assert tables == sum(len(reference.mast(name).names("mast_*_lrt_*")) for name in names) == 40
 
 
-def test_every_fit_file(shared):
-    for row, folder in _runs(shared):
-        truth = _csv(folder / f"mast_{row['config']}_fit.csv.gz", index_col=0)
-        got = _fit(row, folder, own_prior=False).fit_table()
+def test_every_fit_table(reference):
+    for row, data in _runs(reference):
+        truth = data.table(f"mast_{row['config']}_fit").set_index("gene")
+        got = _fit(row, data, own_prior=False).fit_table()
         skip = [*NOISE, "e037", "e038", "e039"] if row["dataset"] == "simE_edge" and not row["ebayes"] else []
         for column in got:
             a, b = got[column].drop(skip, errors="ignore"), truth[column].drop(skip, errors="ignore")
@@ -116,15 +102,14 @@ def test_every_fit_file(shared):
                 )
 
 
-def test_own_prior(shared):
-    for row, folder in _runs(shared):
+def test_own_prior(reference):
+    for row, data in _runs(reference):
         if not row["ebayes"]:
             continue
-        fit = _fit(row, folder, own_prior=True)
+        fit = _fit(row, data, own_prior=True)
         assert fit.prior.n_genes == row["n_genes_used"]
         assert fit.prior.variance == pytest.approx(row["priorVar"], rel=1e-4)
-        for test, path in _lrt_files(row, folder):
-            truth = _csv(path, index_col=0)
+        for test, truth in _lrt_tables(row, data):
             off = np.abs(fit.lrt(TERMS.get(test, test)).loc[truth.index, "p_H"] / truth["p_H"] - 1)
             sure = truth["lambda_H"] > 1e-8
             assert off[sure].max() < 5e-3 and off[sure].median() < 1e-5
@@ -143,15 +128,15 @@ def _call(name: str, folder: str) -> dict:
     return options
 
 
-def test_every_seurat_file(shared):
-    root = shared / "reference" / "mast"
-    runs = _csv(root / "seurat_runs.csv")
-    assert len(runs) == len(list(root.glob("*/seurat_*.csv.gz")))
+def test_every_seurat_table(reference):
+    runs = reference.runs.table("seurat_runs")
+    assert len(runs) == sum(len(reference.mast(name).names("seurat_*")) for name in set(runs["dataset"])) == 31
     for _, run in runs.iterrows():
-        values, cells, genes = _data(root / run["dataset"])
+        data = reference.mast(run["dataset"])
+        values, cells, genes = _data(data)
         adata = ad.AnnData(values, obs=cells.set_index("cell"), var=pd.DataFrame(index=genes))
         got = find_markers(adata, "group", "B", "A", **_call(run["call"], run["dataset"]))
-        truth = _csv(root / run["dataset"] / f"seurat_{run['call']}.csv.gz").set_index("gene")
+        truth = data.table(f"seurat_{run['call']}").set_index("gene")
         where = f"{run['dataset']} {run['call']}"
         assert set(got.index) == set(truth.index), where
         mine = got.loc[truth.index]
@@ -167,9 +152,9 @@ def test_every_seurat_file(shared):
         ).all(), where
 
 
-def test_sums_give_the_same_test_as_the_model(shared):
+def test_sums_give_the_same_test_as_the_model(reference):
     """The closed form from sums against the general fit on the same genes, without going through R."""
-    values, cells, genes = _data(shared / "reference" / "mast" / "simE_edge")
+    values, cells, genes = _data(reference.mast("simE_edge"))
     fit = zlm(values, "~ group", cells, genes=genes)
     truth = fit.lrt("groupB")
     (a, b), centre = group_sums(values, (cells["group"] == "B").to_numpy().astype(int), 2)
@@ -180,8 +165,8 @@ def test_sums_give_the_same_test_as_the_model(shared):
     np.testing.assert_allclose(np.exp(test.log_p), test.p, rtol=1e-10)
 
 
-def test_latent_factor_equals_the_model_written_out(shared):
-    values, cells, genes = _data(shared / "reference" / "mast" / "simD_covariates")
+def test_latent_factor_equals_the_model_written_out(reference):
+    values, cells, genes = _data(reference.mast("simD_covariates"))
     group = np.where(cells["group"] == "B", 0, 1)
     got = markers_of(Source(values, None), genes, group, rules_for("5", 0, 0), "MAST", cells, ["batch"])
     data = cells.assign(group=pd.Categorical(cells["group"], ["B", "A"]))

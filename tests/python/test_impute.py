@@ -38,8 +38,8 @@ def published_rule(model, x, passes):
     return result
 
 
-def test_the_published_rule_on_published_weights(shared):
-    official = shared / "reference" / "official"
+def test_the_published_rule_on_published_weights(reference):
+    official = reference.official
     counts = np.load(official / "expected.npz")["counts"]
     model = scmamba.load_model(official / "pretrain.ckpt")
     data = ad.AnnData(sparse.csr_matrix(counts))

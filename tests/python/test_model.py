@@ -18,8 +18,8 @@ BACKENDS = ["cpu", "chunked", "reference"]
 
 
 @pytest.fixture(scope="module")
-def official(shared):
-    return shared / "reference" / "official"
+def official(reference):
+    return reference.official
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ def model_input(data, **options):
     return cells, x.toarray(), totals
 
 
-def test_input_is_the_published_one(shared):
-    expected = np.load(shared / "reference" / "official" / "expected.npz")
+def test_input_is_the_published_one(reference):
+    expected = np.load(reference.official / "expected.npz")
     data = ad.AnnData(sparse.csr_matrix(expected["counts"]))
     data.var_names = list(PUBLISHED)
     cells, x, totals = model_input(data)
