@@ -1,0 +1,219 @@
+"""Types from marker genes alone: scores, coherence and support worked out by hand."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scmamba._errors import DataError
+from scmamba.tasks import _annotate_markers as markers
+from scmamba.tasks._annotate_markers import (
+    brain_markers,
+    clear_cells,
+    coherence,
+    complete,
+    correlations,
+    from_markers,
+    marker_scores,
+    name_by_panels,
+    without_support,
+)
+from scmamba.training.views import softmax
+
+
+def test_the_panel_is_the_papers_eight_types():
+    panel, more = brain_markers(), brain_markers(more=True)
+    assert (
+        len(panel) == 8
+        and set(more) <= set(panel)
+        and all(len(genes) >= 3 for genes in panel.values())
+    )
+    assert (
+        "SLC17A7" in panel["Excitatory neuron"]
+        and "GAD1" in panel["Inhibitory neuron"]
+        and panel != more
+    )
+    assert (markers.FEW, markers.NEIGHBOURS) == (4, 15)
+
+
+def test_scores_are_means_of_shares_of_the_strongest():
+    rng = np.random.default_rng(0)
+    x = sparse.csr_matrix(rng.gamma(1.0, 2.0, (60, 7)) * (rng.random((60, 7)) < 0.5))
+    x = x.tolil()
+    x[0, 0] = 90.0
+    columns = [np.array([0, 2, 3]), np.array([5])]
+    dense = x.toarray()
+    top = np.maximum(np.quantile(dense, 0.98, axis=0), 1.0)
+    share = np.minimum(dense / top, 1.5)
+    assert share[0, 0] == 1.5
+    found = marker_scores(sparse.csr_matrix(x), columns)
+    np.testing.assert_allclose(
+        found, np.column_stack([share[:, [0, 2, 3]].mean(axis=1), share[:, 5]])
+    )
+    near = np.argsort(rng.random((60, 60)), axis=1)[:, :9]
+    weights = coherence([share[:, [0, 2, 3]], share[:, [5]]], near)
+    found = marker_scores(sparse.csr_matrix(x), columns, near)
+    np.testing.assert_allclose(found[:, 0], share[:, [0, 2, 3]] @ weights[0] / weights[0].sum())
+    assert weights[1].tolist() == [1.0]
+
+
+def test_genes_weigh_by_how_much_better_they_go_with_their_own_panel():
+    rng = np.random.default_rng(1)
+    values = [rng.random((80, 3)), rng.random((80, 2)), rng.random((80, 4))]
+    near = rng.integers(0, 80, (80, 5))
+    smooth = [np.stack([v[row].mean(axis=0) for row in near]) for v in values]
+    for t, weights in enumerate(coherence(values, near)):
+        for g in range(values[t].shape[1]):
+            rest = np.delete(smooth[t], g, axis=1).sum(axis=1)
+            own = np.corrcoef(smooth[t][:, g], rest)[0, 1]
+            rival = max(
+                np.corrcoef(smooth[t][:, g], smooth[u].sum(axis=1))[0, 1]
+                for u in range(3)
+                if u != t
+            )
+            assert weights[g] == pytest.approx(np.clip(0.5 + own - rival, 0.05, 1.0))
+    assert correlations(np.ones((9, 1)), rng.random((9, 2))).tolist() == [[0, 0]]
+
+
+def test_cells_are_clear_by_level_and_by_margin():
+    score = np.array(
+        [[0.50, 0.30], [0.50, 0.36], [0.24, 0.01], [0.26, 0.01], [0.60, 0.20], [0.60, 0.10]]
+    )
+    around = np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1.0]])
+    # Margin above .15 among neighbours of one mind, above .45 against them; at least a quarter of what the strongest show.
+    assert clear_cells(score, around).tolist() == [0, -1, -1, 0, -1, 0]
+    assert clear_cells(score[:, ::-1], around[:, ::-1]).tolist() == [1, -1, -1, 1, -1, 1]
+
+
+def test_support_is_four_tenths_of_the_clear_cells():
+    around = np.array(
+        [[1.0, 0.1], [0.8, 0.2], [0.35, 0.1], [0.35, 0.24], [0.30, 0.24], [0.38, 0.30]]
+    )
+    seeds = np.array([0, 0, -1, -1, -1, -1])
+    # Median of the clear 0.9: below 0.36, and less than one and a half times the rival.
+    assert without_support(around, seeds, np.zeros(6, int)).tolist() == [
+        False,
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert not without_support(
+        around, seeds, np.ones(6, int)
+    ).any()  # no clear cell of that type to compare with
+
+
+def test_short_panels_are_completed_only_among_panels_that_are_not():
+    four, two = np.arange(4), np.array([10, 11])
+    more = {"b": np.array([11, 12]), "c": np.array([], int)}
+    columns = {"a": four, "b": two, "c": two}
+    assert complete(columns, more) == [] and columns["b"].tolist() == [
+        10,
+        11,
+    ]  # one of three is too few
+    columns = {"a": four, "b": two}
+    assert (
+        complete(columns, more) == ["b"]
+        and columns["b"].tolist() == [10, 11, 12]
+        and columns["a"].tolist() == [0, 1, 2, 3]
+    )
+    columns = {"a": four, "c": two}
+    assert complete(columns, more) == []
+
+
+def kinds(n: int) -> tuple[sparse.csr_matrix, np.ndarray]:
+    rng = np.random.default_rng(3)
+    codes = np.arange(n) % 3
+    rates = np.full((3, 60), 1.0)
+    for k in range(3):
+        rates[k, 4 * k : 4 * k + 4] = 6.0
+        rates[k, 20 + 10 * k : 30 + 10 * k] = 3.0
+    counts = rng.poisson(rates[codes]).astype(float)
+    return sparse.csr_matrix(np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))), codes
+
+
+def test_few_cells_are_named_by_their_scores_alone():
+    x, codes = kinds(59)
+    columns = [np.arange(4 * k, 4 * k + 4) for k in range(3)]
+    space = x.toarray()[:, :12]
+    p, strange, curve, clear = name_by_panels(x, columns, space, list("abc"), 0)
+    unit = space / np.linalg.norm(space, axis=1, keepdims=True)
+    near = np.argsort(((unit[:, None] - unit[None]) ** 2).sum(-1), axis=1, kind="stable")[:, :15]
+    score = marker_scores(x, columns, near)
+    np.testing.assert_allclose(p, softmax(8 * score), rtol=1e-6)
+    np.testing.assert_array_equal(strange, score.max(axis=1) < 0.1)
+    assert (
+        curve.shape == (0, 3) and clear == (clear_cells(score, score[near].mean(axis=1)) >= 0).sum()
+    )
+
+
+def test_clear_cells_teach_the_rest():
+    from scmamba.training.typing import learn_types
+
+    x, codes = kinds(90)
+    columns = [np.arange(4 * k, 4 * k + 4) for k in range(3)]
+    space = x.toarray()
+    p, strange, curve, clear = name_by_panels(x, columns, space, ["c", "b", "a"], 2)
+    assert np.mean(p.argmax(axis=1) == codes) > 0.95 and clear >= 30 and curve.shape[1] == 3
+    unit = space / np.linalg.norm(space, axis=1, keepdims=True)
+    near = np.argsort(((unit[:, None] - unit[None]) ** 2).sum(-1), axis=1, kind="stable")[:, :15]
+    score = marker_scores(x, columns, near)
+    around = score[near].mean(axis=1)
+    seeds = clear_cells(score, around)
+    sure = np.flatnonzero(seeds >= 0)
+    typist = learn_types(
+        x[sure],
+        np.array(["c", "b", "a"])[seeds[sure]],
+        np.full(len(sure), ""),
+        seed=2,
+        verbose=False,
+    )
+    own = typist.probabilities(x)[:, [typist.names.index(n) for n in "cba"]]
+    np.testing.assert_allclose(p, 0.5 * own + 0.5 * own[near].mean(axis=1), atol=1e-6)
+    np.testing.assert_array_equal(strange, without_support(around, seeds, p.argmax(axis=1)))
+    np.testing.assert_array_equal(curve, typist.curve)
+
+
+def test_panels_of_the_user_and_of_the_default():
+    x, codes = kinds(45)
+    counts = np.rint(np.expm1(x.toarray()) / 50).astype(np.float32)
+    counts[3] = 0
+    data = ad.AnnData(sparse.csr_matrix(counts[:, :12]))
+    names = [
+        "SLC17A7",
+        "SATB2",
+        "NRGN",
+        "CAMK2A",
+        "GAD1",
+        "GAD2",
+        "SST",
+        "VIP",
+        "MBP",
+        "PLP1",
+        "MOG",
+        "MOBP",
+    ]
+    data.var_names = names
+    panel = {"Exc": names[:4], "Inh": names[4:8], "One": ["MBP", "NOGENE"], "None": ["NOGENE"]}
+    found = from_markers(data, panel, None, None, None, 0, False)
+    assert found.levels == {"type": ["Exc", "Inh", "One"]} and found.threshold == 0.5
+    about = found.provenance
+    assert (
+        about["not_measured"] == ["None"]
+        and about["genes_per_type"] == {"Exc": 4, "Inh": 4, "One": 1}
+        and about["completed"] == []
+    )
+    assert found.strange[3] and found.labels()[3] == "Unassigned"
+    # Panels the user did not choose name nothing by one gene alone, unless further markers stand in.
+    default = from_markers(data, panel, {}, None, None, 0, False)
+    assert default.levels == {"type": ["Exc", "Inh"]}
+    helped = from_markers(data, panel, {"One": ["PLP1", "MOG"]}, None, None, 0, False)
+    assert (
+        helped.provenance["completed"] == ["One"]
+        and helped.provenance["genes_per_type"]["One"] == 3
+    )
+    with pytest.raises(DataError, match="Genes of 1 of the 2 panels"):
+        from_markers(data, {"a": ["MBP"], "b": ["NOGENE"]}, None, None, None, 0, False)

@@ -1,0 +1,337 @@
+"""What annotation answers, from tables small enough to work out by hand."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import small_model
+from scipy import sparse
+from sklearn.metrics import precision_recall_fscore_support
+
+from scmamba._errors import DataError
+from scmamba.tasks._annotate_result import UNASSIGNED, Annotation, own_components, tell
+from scmamba.tasks._annotate_values import all_human_genes, shared_values
+from scmamba.tasks._common import (
+    available_memory,
+    check_free,
+    dense_input,
+    flag_low_depth,
+    positions,
+)
+from scmamba.tasks.annotate import (
+    annotate,
+    label_table,
+    log_probabilities,
+    parent_codes,
+    readable,
+    roll_up,
+)
+
+
+@pytest.fixture
+def answer() -> Annotation:
+    """Five cells; two kinds of neurons and glia, and the level above."""
+    fine = np.array(
+        [[0.5, 0.3, 0.2], [0.25, 0.3, 0.45], [0.1, 0.1, 0.8], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]]
+    )
+    coarse = np.column_stack([fine[:, 2], fine[:, 0] + fine[:, 1]])
+    parents = {"kind": [1, 1, 0]}
+    curve = np.array([[0.0, 1.0, 0.8], [0.5, 0.7, 0.95]])
+    return Annotation(pd.Index([f"c{i}" for i in range(5)]), {"class": ["glia", "neuron"], "kind": ["exc", "inh", "glia"]},
+                      {"class": coarse, "kind": fine}, 0.4, curve, np.array([False] * 3 + [True, False]),
+                      {"way": "reference", "parents": parents}, np.arange(10.0).reshape(5, 2))  # fmt: skip
+
+
+def test_classes_by_threshold_and_by_the_class_above(answer):
+    assert answer.labels("class").tolist() == ["neuron", "neuron", "glia", UNASSIGNED, "neuron"]
+    # Of a neuron only kinds of neurons: the second cell is likeliest glia, and is a neuron; at 0.3 it is not sure enough.
+    assert answer.labels().tolist() == ["exc", UNASSIGNED, "glia", UNASSIGNED, UNASSIGNED]
+    answer.threshold = 0.3
+    assert answer.labels("kind").tolist() == ["exc", "inh", "glia", UNASSIGNED, "exc"]
+    answer.threshold = 0.5  # at the threshold a cell is kept
+    assert answer.labels().tolist()[0] == "exc"
+
+
+def test_the_table_has_the_three_likeliest(answer):
+    table = answer.to_table()
+    assert list(table.columns) == [
+        f"scmamba_{n}_{level}"
+        for level in ("class", "kind")
+        for n in ("type", "probability", "alternatives")
+    ]
+    assert table["scmamba_probability_kind"].tolist() == pytest.approx([0.5, 0.3, 0.8, 0.9, 0.34])
+    assert table["scmamba_alternatives_kind"].tolist()[1] == "glia 0.45; inh 0.30; exc 0.25"
+    assert table["scmamba_alternatives_kind"].tolist()[4] == "exc 0.34; inh 0.33; glia 0.33"
+    assert list(table["scmamba_type_kind"].cat.categories) == [
+        "exc",
+        "inh",
+        "glia",
+        UNASSIGNED,
+    ] and list(table.index) == [f"c{i}" for i in range(5)]
+    one = Annotation(
+        answer.cells,
+        {"type": list("abcd")},
+        {"type": np.tile([0.1, 0.4, 0.3, 0.2], (5, 1))},
+        0.2,
+        np.empty((0, 3)),
+        answer.strange,
+    )
+    assert (
+        one.to_table()["scmamba_alternatives"].iloc[0] == "b 0.40; c 0.30; d 0.20"
+        and "scmamba_type" in one.to_table()
+    )
+    data = ad.AnnData(
+        np.ones((5, 2), np.float32),
+        obs=pd.DataFrame(index=answer.cells),
+        uns={"scmamba": {"impute": {"a": 1}}},
+    )
+    assert answer.to_adata(data) is data
+    assert (
+        data.uns["scmamba"]["impute"] == {"a": 1}
+        and data.uns["scmamba"]["annotate"]["way"] == "reference"
+    )
+    assert (
+        "parents" not in data.uns["scmamba"]["annotate"]
+        and "version" in data.uns["scmamba"]["annotate"]
+    )
+    pd.testing.assert_frame_equal(data.obs[list(table)], table, check_dtype=False)
+
+
+def test_reports_count_unassigned_as_missed(answer):
+    truth = ["exc", "inh", "glia", "exc", "inh"]
+    called = answer.labels().astype(str)
+    expected = precision_recall_fscore_support(
+        truth, called, labels=["exc", "glia", "inh"], zero_division=0
+    )
+    np.testing.assert_allclose(answer.report(truth).to_numpy().T, expected)
+    assert answer.report(truth).columns.tolist() == ["precision", "recall", "f1", "cells"]
+    table = answer.confusion(truth)
+    assert table.loc["inh", UNASSIGNED] == 2 and table.loc["exc"].to_dict() == {
+        UNASSIGNED: 1,
+        "exc": 1,
+        "glia": 0,
+    }
+    assert answer.confusion(["neuron"] * 5, "class").loc["neuron", "glia"] == 1
+
+
+def test_coverage_of_these_cells_or_of_the_references_donors(answer):
+    np.testing.assert_array_equal(answer.coverage().to_numpy(), answer.curve)
+    curve = answer.coverage(["exc", "inh", "exc", "exc", "inh"])
+    top, right = np.array([0.5, 0.3, 0.8, 0.9, 0.34]), np.array([1, 1, 0, 1, 0], bool)
+    assert len(curve) == 91 and list(curve.columns) == ["threshold", "coverage", "accuracy"]
+    for _, (threshold, share, accuracy) in curve.iterrows():
+        kept = top >= threshold
+        assert share == kept.mean() and accuracy == pytest.approx(right[kept].mean())
+
+
+def test_pictures_show_what_was_called(answer):
+    figures = answer.to_plots(["exc", "inh", "glia", "exc", "inh"])
+    assert set(figures) == {"probability", "map", "coverage", "confusion"}
+    axis = figures["probability"].axes[0]
+    assert sum(p.get_height() for p in axis.patches) == 5 and axis.lines[0].get_xdata()[0] == 0.4
+    called, true = figures["map"].axes
+    assert (
+        called.get_title() == "called"
+        and true.get_title() == "true"
+        and called.get_xlabel() == "component 1"
+    )
+    spots = {s.get_label(): s.get_offsets() for s in called.collections}
+    assert (
+        len(spots[UNASSIGNED]) == 3
+        and spots["exc"].tolist() == [[0, 1]]
+        and spots["glia"].tolist() == [[4, 5]]
+    )
+    lines = figures["coverage"].axes[0].lines
+    np.testing.assert_allclose(lines[0].get_xydata(), [[100, 80], [70, 95]])
+    np.testing.assert_allclose(lines[1].get_xydata(), [[70, 95]])  # nearest to the threshold
+    texts = {(t.get_position()): t.get_text() for t in figures["confusion"].axes[0].texts}
+    assert sorted(texts.values()) == ["1", "1", "1", "2"]
+    answer.curve = np.empty((0, 3))
+    assert set(answer.to_plots()) == {"probability", "map"}
+    assert answer.plane()[1] == "component" and answer.plane()[0].tolist() == answer.space.tolist()
+    answer.space = np.ones((5, 1))
+    assert answer.plane()[0].tolist() == [[1, 0]] * 5
+
+
+def test_a_line_says_how_many_of_which(answer, capsys):
+    tell(answer, True)
+    assert f"{UNASSIGNED} 3, exc 1, glia 1" in capsys.readouterr().err
+
+
+def test_own_components_are_as_many_as_there_can_be():
+    rng = np.random.default_rng(0)
+    x = sparse.csr_matrix(rng.poisson(1.0, (50, 40)).astype(float))
+    assert own_components(x, 0).shape == (50, 30) and own_components(x[:4], 0).shape == (4, 3)
+    assert own_components(x[:1], 0).tolist() == [[0.0]] and own_components(
+        sparse.csr_matrix(x.shape), 0
+    ).shape == (50, 1)
+    exact = np.linalg.svd(x.toarray(), compute_uv=False)[:5]
+    np.testing.assert_allclose(
+        np.linalg.norm(own_components(x, 0), axis=0)[:3], exact[:3], rtol=0.02
+    )
+
+
+# ---------------------------------------------------------------- levels
+
+
+def labelled() -> ad.AnnData:
+    obs = pd.DataFrame(
+        {"class": ["n", "n", "g", None, "g"], "kind": pd.Categorical(["e", "i", "o", "e", None])},
+        index=list("abcde"),
+    )
+    return ad.AnnData(np.ones((5, 1), np.float32), obs=obs)
+
+
+def test_levels_nest():
+    table, parents = label_table(labelled(), ["class", "kind"])
+    assert (
+        parents == {"kind": {"e": "n", "i": "n", "o": "g"}}
+        and table["kind"].isna().sum() == 1
+        and table["class"].isna().sum() == 1
+    )
+    assert label_table(labelled(), ["kind"])[1] == {}
+    wrong = labelled()
+    wrong.obs.loc["d", "class"] = "g"
+    with pytest.raises(DataError, match="'e' of 'kind'"):
+        label_table(wrong, ["class", "kind"])
+    with pytest.raises(DataError, match="no column 'x'; it has class, kind"):
+        label_table(labelled(), ["x"])
+
+
+def test_coarse_probabilities_are_sums():
+    p = np.array([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]])
+    parents = {
+        "mid": {"N": "cell", "G": "cell", "V": "vessel"},
+        "fine": {"e": "N", "i": "N", "o": "G", "v": "V"},
+    }
+    found, classes = roll_up(p, ["e", "i", "o", "v"], ["top", "mid", "fine"], parents)
+    assert (
+        list(found) == ["top", "mid", "fine"]
+        and classes["mid"] == ["G", "N", "V"]
+        and classes["top"] == ["cell", "vessel"]
+    )
+    np.testing.assert_allclose(found["mid"], [[0.3, 0.3, 0.4], [0.2, 0.7, 0.1]])
+    np.testing.assert_allclose(found["top"], [[0.6, 0.4], [0.9, 0.1]])
+    assert parent_codes(classes, ["top", "mid", "fine"], parents) == {
+        "mid": [0, 0, 1],
+        "fine": [1, 1, 0, 2],
+    }
+    one = roll_up(p, ["e", "i", "o", "v"], ["fine"], {})
+    assert list(one[0]) == ["type"] and parent_codes(one[1], ["fine"], {}) == {}
+
+
+# ---------------------------------------------------------------- values
+
+
+def test_values_are_normalised_over_the_genes_that_both_have():
+    from scmamba.data import read_cells
+
+    human = all_human_genes()
+    assert len(human) > 40_000 and len(set(human.ensembl_ids)) == len(human)
+    counts = np.random.default_rng(0).poisson(2.0, (7, 30)).astype(np.float32)
+    data = ad.AnnData(sparse.csr_matrix(counts))
+    data.var_names = [human.ensembl_ids[i] for i in range(29, -1, -1)]
+    cells = read_cells(data, human, force=True, min_coverage=0.0)
+    genes, rows = np.array([3, 8, 20]), np.array([6, 0])
+    own = counts[:, ::-1][rows][:, genes].astype(float)
+    expected = np.log1p(1e4 * own / own.sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(shared_values(cells, genes, rows).toarray(), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("reads", ["expressed", "all"])
+def test_the_network_is_given_its_genes_in_its_order(reads):
+    model = small_model(reads, n_classes=3, n_genes=40)
+    rng = np.random.default_rng(0)
+    genes = np.array([7, -1, 30, 2])
+    x = sparse.csr_matrix(rng.uniform(0.5, 3, (5, 4)) * (rng.random((5, 4)) < 0.7))
+    whole = np.zeros((5, 40), np.float32)
+    whole[:, [7, 30, 2]] = x[:, [0, 2, 3]].toarray()
+    logits = model.classify(whole).double().numpy()
+    expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    np.testing.assert_allclose(log_probabilities(model, x, genes), expected, atol=1e-4)
+    columns, place = readable(x, genes)
+    assert place.tolist() == [2, 7, 30] and (columns != x[:, [3, 0, 2]]).nnz == 0
+
+
+def test_input_of_the_network_and_depths(cohort, capsys):
+    from scmamba.data import read_cells
+
+    for reads in ("all", "expressed"):
+        model = small_model(reads)
+        cells = read_cells(cohort, model.genes)
+        where, genes = positions(model, cells)
+        x, totals = dense_input(model, cells, cells.linear(slice(2, 6)))
+        values, expected = cells.to_model(cells.linear(slice(2, 6)))
+        np.testing.assert_array_equal(totals, expected)
+        if reads == "all":
+            assert genes is None and x.shape == (4, 19306) and np.array_equal(where, cells.genes)
+        else:
+            assert (
+                genes.tolist() == cells.genes.tolist()
+                and x.shape == (4, len(cells.genes))
+                and where.tolist() == list(range(len(where)))
+            )
+        np.testing.assert_array_equal(x[:, where], values.toarray())
+        assert x.sum() == pytest.approx(values.sum(), rel=1e-5)
+    data = ad.AnnData(np.ones((3, 1), np.float32))
+    flag_low_depth(data, cells, np.array([199.0, 200.0, 5.0]), True)
+    assert (
+        data.obs["scmamba_low_depth"].tolist() == [True, False, True]
+        and "2 cells have fewer than 200" in capsys.readouterr().err
+    )
+
+
+def test_what_is_the_users_stays(cohort):
+    data = ad.AnnData(np.ones((2, 1), np.float32), layers={"scmamba": np.ones((2, 1))})
+    with pytest.raises(DataError, match="nothing is overwritten"):
+        check_free(data, "layers", "scmamba", "impute")
+    check_free(data, "obsm", "scmamba", "impute")
+    data.uns["scmamba"] = {"embed": {}}
+    with pytest.raises(DataError, match="nothing is overwritten"):
+        check_free(data, "layers", "scmamba", "impute")
+    data.uns["scmamba"]["impute"] = {}
+    check_free(data, "layers", "scmamba", "impute")
+    import psutil
+
+    assert available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
+    model = small_model("expressed", n_classes=3)
+    found = annotate(cohort, model=model, verbose=False)
+    from scmamba.data import read_cells
+
+    cells = read_cells(cohort, model.genes)
+    x, _ = dense_input(model, cells, cells.linear(slice(0, 40)))
+    logits = model.classify(x, genes=positions(model, cells)[1]).double().numpy()
+
+    def softmax(t: float) -> np.ndarray:
+        return np.exp(logits / t) / np.exp(logits / t).sum(axis=1, keepdims=True)
+
+    np.testing.assert_allclose(found.probabilities["type"], softmax(1.0), rtol=1e-4)
+    assert (
+        found.threshold == 0.5
+        and found.curve.shape == (0, 3)
+        and found.levels == {"type": ["type 0", "type 1", "type 2"]}
+    )
+    assert (
+        "not calibrated" in found.provenance["note"]
+        and not found.strange.any()
+        and found.space.shape == (40, 30)
+    )
+    model.calibration = {
+        "temperature": 2.5,
+        "cells": 9,
+        "curve": [[0.0, 1.0, 0.9], [0.4, 0.8, 0.96], [0.6, 0.5, 0.99]],
+    }
+    cool = annotate(cohort, model=model, verbose=False)
+    np.testing.assert_allclose(cool.probabilities["type"], softmax(2.5), rtol=1e-4)
+    assert (
+        cool.threshold == 0.4
+        and annotate(cohort, model=model, error_rate=0.02, verbose=False).threshold == 0.6
+    )
+    empty = cohort[:3].copy()
+    empty.X = sparse.csr_matrix(sparse.diags([1.0, 0.0, 1.0]) @ empty.X)
+    assert annotate(empty, model=model, verbose=False).strange.tolist() == [False, True, False]

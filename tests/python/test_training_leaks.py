@@ -1,0 +1,157 @@
+"""Hidden counts stay hidden: while weights are learnt nothing that is believed or adapted has seen what it is judged by.
+
+Hidden counts are drawn here entry by entry, so that nothing visible foretells them: whoever predicts them better than their spread
+allows has seen them, and whoever changes when they alone change has read them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import small_model
+from scipy import sparse
+
+from scmamba.data.masking import interleaved_values
+from scmamba.model import Model, ScMamba
+from scmamba.training import combine
+from scmamba.training.combine import GeneMap, learn_combination
+
+CELLS, WIDTH, SEED = 160, 60, 4
+
+
+def rated_model() -> Model:
+    small = small_model("expressed", n_genes=WIDTH)
+    torch.manual_seed(3)
+    return Model(ScMamba(replace(small.config, rates=True)), small.genes)
+
+
+def marked(low: float, high: float, seed: int) -> tuple[sparse.csr_matrix, np.ndarray, GeneMap]:
+    """Counts whose hidden entries are ``low`` or ``high`` by the toss of a coin each; depths, which do not follow; genes."""
+    rng = np.random.default_rng(0)
+    kinds = rng.gamma(0.7, 2.0, (2, WIDTH))
+    counts = sparse.csr_matrix(
+        rng.poisson(kinds[rng.integers(0, 2, CELLS)]).astype(float)
+        + (rng.random((CELLS, WIDTH)) < 0.3)
+    )
+    totals = np.asarray(counts.sum(axis=1)).ravel() * 4
+    visible, hidden = interleaved_values(counts, 5, SEED)
+    hidden.data = np.where(np.random.default_rng(seed).random(hidden.nnz) < 0.5, low, high)
+    identity = GeneMap(sparse.identity(WIDTH, format="csr"), np.arange(WIDTH), np.arange(WIDTH))
+    return sparse.csr_matrix(visible + hidden), totals, identity
+
+
+def learn(
+    monkeypatch,
+    data: tuple[sparse.csr_matrix, np.ndarray, GeneMap],
+    *,
+    mix: bool = False,
+    **options,
+):
+    """What was learnt, the sources, and the tables that the mixer was fitted to and judged by; without ``mix`` it stays as it begins."""
+    seen: dict = {}
+    draw, judge, fit = combine._Entries.draw, combine._judge, combine._fit
+
+    def watched(sources, *rest):
+        seen["sources"], seen["table"] = sources, draw(sources, *rest)
+        return seen["table"]
+
+    def judged(mixer, table):
+        seen["judged"] = table
+        return judge(mixer, table)
+
+    def fitted(table, seed):
+        seen["fitted"] = table
+        return fit(table, seed) if mix else combine.Mixer(table.opinions.shape[1])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(combine._Entries, "draw", watched)
+        patch.setattr(combine, "_judge", judged)
+        patch.setattr(combine, "_fit", fitted)
+        found = learn_combination(rated_model(), *data, seed=SEED, verbose=False, **options)
+    return found, seen
+
+
+@pytest.mark.parametrize("batches", [False, True])
+def test_changing_hidden_counts_alone_changes_nothing_that_is_believed(monkeypatch, batches):
+    """Adapted weights, averages, neighbours and every opinion are bit for bit those of other hidden counts."""
+    batch = np.arange(CELLS) % 2 if batches else None
+    (a, one), (b, other) = (
+        learn(monkeypatch, marked(1, 9, seed), adapt=6, batch=batch) for seed in (1, 2)
+    )
+    first, second = one["sources"], other["sources"]
+    assert (
+        a.report["adapt"] | {"seconds": 0} == b.report["adapt"] | {"seconds": 0}
+        and a.report["adapt"]["used"]
+    )
+    for name, value in first.model.network.state_dict().items():
+        assert torch.equal(value, second.model.network.state_dict()[name]), name
+    np.testing.assert_array_equal(first.base, second.base)
+    for name in ("scores", "basis", "mean_value", "seen"):
+        np.testing.assert_array_equal(getattr(first.pool, name), getattr(second.pool, name))
+    assert (first.pool.counts != second.pool.counts).nnz == 0
+    for name in ("opinions", "weight", "base", "depth", "cell"):
+        np.testing.assert_array_equal(getattr(one["table"], name), getattr(other["table"], name))
+    assert not np.array_equal(one["table"].count, other["table"].count), (
+        "the counts themselves differ"
+    )
+    assert a.report["gene_average"] != b.report["gene_average"]
+    # In use nothing is hidden: then they do count.
+    assert not np.array_equal(a.sources.base, b.sources.base)
+    assert (a.sources.pool.counts != b.sources.pool.counts).nnz > 0
+
+
+def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
+    found, seen = learn(monkeypatch, marked(1, 9, 1), adapt=False)
+    judged, fitted = set(seen["judged"].cell), set(seen["fitted"].cell)
+    assert len(judged) == 16 == found.report["judged_cells"] and not judged & fitted
+    assert judged | fitted == set(range(CELLS)) and judged != set(range(16))
+    assert len(seen["judged"].count) + len(seen["fitted"].count) == len(seen["table"].count)
+    np.testing.assert_array_equal(np.unique(seen["judged"].count), [0, 1, 9])
+    # No source has a cell for its own neighbour: its opinion is that of the pool without it.
+    table, sources = seen["table"], seen["sources"]
+    visible, _ = interleaved_values(marked(1, 9, 1)[0], 5, SEED)
+    near = sources.pool.nearest(sources.pool.scores[:4], 8, np.arange(4))
+    assert all(cell not in row for cell, row in enumerate(near))
+    rate = np.asarray(visible[near[2]].sum(axis=0)).ravel() + 2000 * np.exp(sources.base)
+    rate /= visible[near[2]].sum() + 2000
+    own = table.opinions[table.cell == 2, 1]
+    place = {value: j for j, value in enumerate(sources.base)}
+    columns = [place[value] for value in table.base[table.cell == 2]]
+    np.testing.assert_allclose(own, (np.log(rate) - sources.base)[columns], atol=1e-4)
+
+
+@pytest.mark.parametrize("adapt", [False, 40])
+def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypatch, adapt):
+    """Of two values by the toss of a coin nobody can be nearer in the mean square than half their distance, and anybody can be that."""
+    found, seen = learn(monkeypatch, marked(1, 30, 1), mix=True, adapt=adapt)
+    table = seen["judged"].take(seen["judged"].count > 0)
+    low, high = (np.log1p(1e4 / table.depth * v) for v in (1.0, 30.0))
+    least = float(np.mean(((high - low) / 2) ** 2))
+    assert len(table.count) > 100
+    assert 0.9 * least < found.report["combined"] < 1.25 * least
+    for name in ("gene_average", "network", "neighbours"):
+        assert found.report[name] > 0.9 * least, name
+    # The number is that of the cells it names: again, from the mixer and the table.
+    with torch.no_grad():
+        factor = found.mixer(torch.from_numpy(np.ascontiguousarray(table.opinions))).numpy()[:, 1]
+    mu = np.minimum(np.exp(table.base + factor), 1) * table.depth
+    error = np.log1p(1e4 / table.depth * mu / -np.expm1(-mu)) - np.log1p(
+        1e4 / table.depth * table.count
+    )
+    assert found.report["combined"] == pytest.approx(np.mean(error**2), rel=1e-4)
+
+
+def test_the_table_holds_what_was_hidden_of_at_most_so_many_cells(monkeypatch):
+    monkeypatch.setattr(combine, "_FIT_CELLS", 90)
+    counts, totals, genes = marked(1, 9, 1)
+    found, seen = learn(monkeypatch, (counts, totals, genes), adapt=False)
+    table, (_, hidden) = seen["table"], interleaved_values(counts, 5, SEED)
+    cells = np.unique(table.cell)
+    assert len(cells) == 90 and found.report["judged_cells"] == 10
+    np.testing.assert_array_equal(
+        np.sort(table.count[table.count > 0]), np.sort(hidden[cells].data)
+    )
+    assert found.sources.pool.counts.shape[0] == CELLS  # neighbours are looked for among all

@@ -1,0 +1,378 @@
+"""Learning types: folds by donor, temperature, curve and shares against closed forms; nothing is judged by what it was fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import optimize, sparse, special
+from sklearn.metrics import f1_score
+
+from scmamba._errors import DataError
+from scmamba.data.preprocess import log1p_cp10k
+from scmamba.training import typing as typing_module
+from scmamba.training.novelty import told
+from scmamba.training.typing import (
+    Judged,
+    Typist,
+    calibration,
+    choose_evening,
+    choose_share,
+    combine,
+    coverage_curve,
+    fit_temperature,
+    folds,
+    judge,
+    learn_types,
+    log_loss,
+    mix,
+    threshold_for,
+    with_rare,
+)
+from scmamba.training.views import (
+    KINDS,
+    fit_view,
+    floored,
+    log_profiles,
+    profile_logits,
+    shown_markers,
+    softmax,
+)
+
+
+def draw(codes: np.ndarray, seed: int, rates_seed: int = 0) -> sparse.csr_matrix:
+    """log1p(CP10k) of cells of these kinds, 70 genes."""
+    rng = np.random.default_rng(rates_seed)
+    rates = rng.gamma(0.8, 2.0, 70) * np.exp(0.4 * rng.normal(size=(4, 70)))
+    counts = sparse.csr_matrix(np.random.default_rng(seed).poisson(rates[codes]).astype(float))
+    return sparse.csr_matrix(
+        log1p_cp10k(counts, np.asarray(counts.sum(axis=1)).ravel()), dtype=np.float64
+    )
+
+
+@pytest.fixture(scope="module")
+def reference() -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    codes = rng.choice(3, 240, p=[0.6, 0.3, 0.1])
+    return draw(codes, 2), codes, np.array([f"d{i % 6}" for i in range(240)])
+
+
+def test_folds_are_whole_donors_or_spread_classes_evenly():
+    donors = np.repeat([f"d{i}" for i in range(7)], [3, 50, 9, 20, 1, 30, 5])
+    codes = np.arange(118) % 4
+    fold = folds(donors, codes, 3, 0)
+    assert set(fold) == {0, 1, 2} and all(len(set(fold[donors == d])) == 1 for d in set(donors))
+    assert sorted(np.bincount([fold[donors == d][0] for d in sorted(set(donors))])) == [2, 2, 3]
+    assert len({tuple(folds(donors, codes, 3, seed)) for seed in range(5)}) > 1
+    np.testing.assert_array_equal(folds(donors, codes, 3, 0), fold)
+    exactly = folds(np.repeat(["a", "b", "c"], 4), np.zeros(12, int), 3, 0)
+    assert all(len(set(exactly[i : i + 4])) == 1 for i in (0, 4, 8)) and set(exactly) == {0, 1, 2}
+    cells = folds(
+        np.repeat(["a", "b"], 30), np.repeat([0, 1], [50, 10]), 3, 0
+    )  # two donors are too few for three folds
+    assert np.bincount(cells[:50]).tolist() == [17, 17, 16] and np.bincount(
+        cells[50:]
+    ).tolist() == [4, 3, 3]
+    assert cells[:6].tolist() != [0, 1, 2, 0, 1, 2]
+
+
+def test_the_temperature_is_that_of_the_smallest_log_loss():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 500)
+    logits = 2.0 * (np.eye(3)[codes] + 0.8 * rng.normal(size=(500, 3)))
+
+    def loss(t: float) -> float:
+        return -np.log(special.softmax(logits / t, axis=1)[np.arange(500), codes]).mean()
+
+    best = optimize.minimize_scalar(
+        loss, bounds=(0.1, 5), method="bounded", options={"xatol": 1e-8}
+    )
+    assert fit_temperature(logits, codes) == pytest.approx(best.x, rel=1e-3)
+    assert (
+        log_loss(logits, codes)
+        == pytest.approx(best.fun, rel=1e-6)
+        == pytest.approx(log_loss(5 * logits, codes), rel=1e-5)
+    )
+    assert fit_temperature(0.1 * np.eye(3)[codes], codes) == pytest.approx(
+        np.exp(-3), rel=0.05
+    )  # bounds
+    assert fit_temperature(-50 * np.eye(3)[codes], codes) == pytest.approx(np.exp(2), rel=0.05)
+    kept = calibration(logits, codes)
+    assert kept["temperature"] == fit_temperature(logits, codes) and kept["cells"] == 500
+    np.testing.assert_allclose(
+        kept["curve"], coverage_curve(softmax(logits / kept["temperature"]), codes)
+    )
+
+
+def test_the_curve_by_hand():
+    top = np.r_[np.full(12, 0.9), np.full(10, 0.7), np.full(3, 0.95)]
+    p = np.column_stack([top, 1 - top])
+    codes = np.r_[np.zeros(10), 1, 1, np.ones(5), np.zeros(5), np.zeros(3)].astype(int)
+    curve = coverage_curve(p, codes)
+    assert curve[0].tolist() == [0, 1, 18 / 25] and curve[curve[:, 0] == 0.7][0].tolist() == [
+        0.7,
+        1,
+        18 / 25,
+    ]
+    assert curve[curve[:, 0] == 0.71][0].tolist() == pytest.approx([0.71, 15 / 25, 13 / 15])
+    assert curve[-1, 0] == 0.9  # above, three cells are left: too few to say
+    np.testing.assert_allclose(np.diff(curve[:, 0]), 0.01)
+    assert len(coverage_curve(p[:3], codes[:3])) == 1
+    assert (
+        threshold_for(curve, 0.28) == 0
+        and threshold_for(curve, 0.2) == 0.71
+        and threshold_for(curve, 0.1) == 1.0
+    )
+    assert threshold_for(np.array([[0.0, 1.0, 0.9]]), 0.1 + 1e-12) == 0.0
+
+
+def test_shares_and_rare_classes_by_hand():
+    linear, network = np.log([[0.7, 0.3]]), np.log([[0.1, 0.9]])
+    np.testing.assert_allclose(
+        mix(linear, network, 0.25), 0.75 * linear + 0.25 * np.log(np.exp(network) + 1e-4)
+    )
+    out = with_rare(
+        np.array([[1.0, 2.0], [3.0, 4.0]]),
+        np.array([[9.0, 1.0], [9.0, 5.0]]),
+        np.array([False, True]),
+    )
+    assert out.tolist() == [[1, 2], [3, 5]]
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 300)
+    good, noise = (
+        np.log(special.softmax(s * np.eye(3)[codes] + rng.normal(size=(300, 3)), axis=1))
+        for s in (2.5, 0.0)
+    )
+    share, losses = choose_share(noise, good, codes)
+    assert share == 1.0 and choose_share(good, noise, codes)[0] == 0.0
+    table = losses["log_loss_by_network_share"]
+    assert list(table) == ["0.0", "0.15", "0.3", "0.5", "0.7", "1.0"]
+    assert (
+        table["0.3"] == pytest.approx(log_loss(mix(noise, good, 0.3), codes))
+        and min(table.values()) == table["1.0"]
+    )
+
+
+def test_evening_takes_off_the_share_of_the_prior_that_serves_macro_f1_and_accuracy():
+    rng = np.random.default_rng(0)
+    prior = np.array([0.8, 0.15, 0.05])
+    codes = rng.choice(3, 600, p=prior)
+    logits = np.log(prior) * 1.0 + 1.2 * (np.eye(3)[codes] + rng.normal(size=(600, 3)))
+    found = choose_evening(logits, codes, np.log(prior))
+    worth = {}
+    for share in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
+        calls = (logits - share * np.log(prior)).argmax(axis=1)
+        worth[share] = f1_score(codes, calls, average="macro", labels=np.unique(codes)) + np.mean(
+            calls == codes
+        )
+    best = max(worth, key=lambda s: worth[s])
+    assert 0 < best < 0.5 or len(set(worth.values())) > 3
+    np.testing.assert_allclose(found, best * np.log(prior))
+    calls = rng.integers(0, 4, 600)  # one that is called and not there does not count
+    assert typing_module._macro_f1(codes, calls) == pytest.approx(
+        f1_score(codes, calls, average="macro", labels=[0, 1, 2])
+    )
+
+
+def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
+    x, codes, donors = reference
+    fold = folds(donors, codes, 3, 0)
+    seen = judge(x, codes, 4, fold, 5, False)
+    for f in range(3):
+        here = fold == f
+        for kind in KINDS:
+            alone = fit_view(x[~here], codes[~here], 4, kind, 5)
+            np.testing.assert_array_equal(seen.logits[kind][here], alone.logits(x[here]))
+            if kind == "markers":
+                np.testing.assert_array_equal(seen.marks[here], shown_markers(alone, x[here]))
+        profiles = log_profiles(x[~here], codes[~here], 4)
+        expected = profile_logits(x[here], profiles, np.array([False, False, False, True]))
+        np.testing.assert_array_equal(seen.logits["profile"][here], expected)
+    # Labels of the cells looked at change nothing of what is said of them.
+    other = codes.copy()
+    other[fold == 1] = np.roll(codes[fold == 1], 5)
+    again = judge(x, other, 4, fold, 5, False)
+    for kind in (*KINDS, "profile"):
+        np.testing.assert_array_equal(again.logits[kind][fold == 1], seen.logits[kind][fold == 1])
+        assert not np.array_equal(again.logits[kind][fold == 0], seen.logits[kind][fold == 0])
+    assert not judge(
+        x[:9], codes[:9], 4, np.zeros(9, int), 0, False
+    ).marks.any()  # one fold: nobody to judge by
+
+
+def test_views_are_joined_at_their_temperatures():
+    rng = np.random.default_rng(1)
+    codes = np.r_[rng.integers(0, 2, 300), np.full(19, 2), [3]]
+    n = len(codes)
+    logits = {
+        kind: (1 + i) * (1.5 * np.eye(4)[codes] + rng.normal(size=(n, 4)))
+        for i, kind in enumerate(KINDS)
+    }
+    profile = 3.0 * np.eye(4)[codes] + rng.normal(size=(n, 4))
+    for kind in KINDS:
+        logits[kind][codes == 2, 2] -= 9  # the rare class is known to the profiles alone
+    held, weights, temperatures, rare = combine(
+        Judged(logits | {"profile": profile}, np.zeros((n, 4))), codes, 4
+    )
+    assert rare.tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]  # 19 cells are rare, one cell has nobody to be judged by
+    assert set(temperatures) == {*weights, "profile"}
+    for kind in weights:
+        assert temperatures[kind] == pytest.approx(fit_temperature(logits[kind], codes))
+    plain = sum(w * floored(logits[k], temperatures[k]) for k, w in weights.items())
+    np.testing.assert_allclose(
+        held, with_rare(plain, floored(profile, temperatures["profile"]), rare)
+    )
+    twenty = np.r_[codes, 2]
+    more = {
+        k: np.vstack([v, v[codes == 2][:1]]) for k, v in (logits | {"profile": profile}).items()
+    }
+    _, _, temperatures, rare = combine(Judged(more, np.zeros((n + 1, 4))), twenty, 4)
+    assert not rare.any() and "profile" not in temperatures
+    useless = combine(Judged(logits | {"profile": -profile}, np.zeros((n, 4))), codes, 4)
+    assert not useless[3].any()
+    one = combine(
+        Judged({k: np.zeros((5, 1)) for k in logits}, np.zeros((5, 1))), np.zeros(5, int), 1
+    )
+    assert one[1] == {"components": 1.0} and one[0].shape == (5, 1) and one[3].tolist() == [False]
+
+
+@pytest.fixture(scope="module")
+def typist(reference) -> Typist:
+    x, codes, donors = reference
+    return learn_types(x, np.array(list("bac"))[codes], donors, seed=3, verbose=False)
+
+
+def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, typist):
+    x, letters, donors = reference
+    codes = np.array([1, 0, 2])[letters]  # names are sorted
+    fold = folds(donors, codes, 3, 3)
+    seen = judge(x, codes, 3, fold, 3, False)
+    held, weights, temperatures, rare = combine(seen, codes, 3)
+    assert (
+        typist.names == ["a", "b", "c"]
+        and typist.weights == weights
+        and typist.temperatures == temperatures
+    )
+    evening = choose_evening(held, codes, np.log(np.bincount(codes) / 240))
+    np.testing.assert_allclose(typist.evening, evening)
+    final = held - evening
+    temperature = fit_temperature(final, codes)
+    assert typist.temperature == temperature and typist.network_share == 0
+    np.testing.assert_array_equal(typist.curve, coverage_curve(softmax(final / temperature), codes))
+    accuracy = np.mean(final.argmax(axis=1) == codes)
+    assert typist.report == {
+        "views": list(weights),
+        "weights": weights,
+        "accuracy_on_donors_left_out": accuracy,
+        "network_share": 0.0,
+    }
+    assert typist.threshold(0.05) == threshold_for(typist.curve, 0.05)
+    shown = softmax(final / temperature)
+    assert np.array_equal(typist.usual.called, shown.argmax(axis=1)[np.argsort(np.arange(240))])
+    np.testing.assert_allclose(
+        typist.usual.shown[:, -1], told(shown, seen.logits["profile"], seen.marks)[:, 1]
+    )
+    np.testing.assert_array_equal(typist.profiles, log_profiles(x, codes, 3))
+    # Views for use are fitted to all cells.
+    assert set(typist.views) == {*weights, "markers"}
+    for kind, view in typist.views.items():
+        np.testing.assert_array_equal(
+            view.logits(x[:7]), fit_view(x, codes, 3, kind, 3).logits(x[:7])
+        )
+
+
+def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, typist):
+    x = draw(np.arange(40) % 3, 9)
+    parts = sum(
+        w * floored(typist.views[k].logits(x), typist.temperatures[k])
+        for k, w in typist.weights.items()
+    )
+    if typist.rare.any():
+        parts = with_rare(
+            parts,
+            floored(profile_logits(x, typist.profiles), typist.temperatures["profile"]),
+            typist.rare,
+        )
+    np.testing.assert_allclose(
+        typist.probabilities(x),
+        special.softmax((parts - typist.evening) / typist.temperature, axis=1),
+    )
+    network = np.log(special.softmax(np.random.default_rng(0).normal(size=(40, 3)), axis=1))
+    with_network = replace(
+        typist,
+        network_share=0.3,
+        rare=np.array([True, False, False]),
+        temperatures={**typist.temperatures, "profile": 2.0},
+    )
+    parts = sum(
+        w * floored(typist.views[k].logits(x), typist.temperatures[k])
+        for k, w in typist.weights.items()
+    )
+    parts = with_rare(parts, floored(profile_logits(x, typist.profiles), 2.0), with_network.rare)
+    expected = special.softmax(
+        (mix(parts, network, 0.3) - typist.evening) / typist.temperature, axis=1
+    )
+    np.testing.assert_allclose(with_network.probabilities(x, network), expected)
+
+
+def test_the_networks_share_is_chosen_on_the_cells_it_did_not_see(reference):
+    x, codes, donors = reference
+    rows = np.flatnonzero(folds(donors, codes, 3, 3) == 0)
+    truth = np.log(special.softmax(6 * np.eye(3)[codes[rows]], axis=1))
+    found = learn_types(x, codes.astype(str), donors, network=(rows, truth), seed=3, verbose=False)
+    assert found.network_share > 0 and found.report["network_share"] == found.network_share
+    seen = judge(x, codes, 3, folds(donors, codes, 3, 3), 3, False)
+    held = combine(seen, codes, 3)[0]
+    share, losses = choose_share(held[rows], truth, codes[rows])
+    assert (
+        found.network_share == share
+        and found.report["log_loss_by_network_share"] == losses["log_loss_by_network_share"]
+    )
+    final = mix(held[rows], truth, share)
+    final -= choose_evening(final, codes[rows], np.log(np.bincount(codes) / 240))
+    assert found.temperature == fit_temperature(final, codes[rows])
+    np.testing.assert_array_equal(
+        found.curve, coverage_curve(softmax(final / found.temperature), codes[rows])
+    )
+
+
+def test_a_typist_is_read_as_it_was_written(typist, tmp_path):
+    typist.write(tmp_path / "t.npz")
+    again = Typist.read(tmp_path / "t.npz")
+    x = draw(np.arange(30) % 4, 8)
+    p = typist.probabilities(x)
+    np.testing.assert_array_equal(again.probabilities(x), p)
+    reference = draw(np.arange(100) % 3, 2)
+    np.testing.assert_array_equal(
+        again.strange(x, p, reference, 1), typist.strange(x, p, reference, 1)
+    )
+    assert (
+        again.names == typist.names
+        and again.report == typist.report
+        and again.usual.pool == typist.usual.pool == 80
+    )
+    for name in ("curve", "profiles", "rare", "evening"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(typist, name))
+
+
+def test_edges():
+    x = draw(np.zeros(30, int), 1)
+    one = learn_types(x, np.full(30, "only"), np.full(30, ""), verbose=False)
+    assert (
+        one.temperature == 1.0
+        and (one.probabilities(x) == 1).all()
+        and not one.strange(x, one.probabilities(x), x, 0).any()
+    )
+    with pytest.raises(DataError, match="No cell"):
+        learn_types(x[:0], np.zeros(0, dtype=str), np.zeros(0, dtype=str), verbose=False)
+    assert (typing_module.MIN_CELLS_PER_GENE, typing_module.RARE, typing_module._FLOOR) == (
+        5,
+        20,
+        1e-4,
+    )
