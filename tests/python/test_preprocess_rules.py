@@ -100,6 +100,9 @@ def test_how_far_totals_may_lie_apart():
         describe_values(apart)
     forced = describe_values(apart, force=True)
     assert forced.kind == "log1p" and forced.scale == pytest.approx(np.median(totals_of(1.51)))
+    assert describe_values(logs_with_totals(np.array([100.0, 100, 130]))).scale == pytest.approx(
+        100
+    )
     # Cells without any count say nothing of the scale.
     silent = np.vstack([near, np.zeros((60, 3))])
     assert describe_values(silent).scale == pytest.approx(np.median(totals_of(1.49)))
