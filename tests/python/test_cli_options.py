@@ -55,14 +55,16 @@ def verb(monkeypatch):
 
 @pytest.fixture
 def cells(tmp_path) -> ad.AnnData:
-    obs = pd.DataFrame({"known": ["A", "B", None], "call": ["A", "A", "B"], "sure": [0.9, 0.5, 0.4], "score": [0.8, 0.3, 0.1],
+    obs = pd.DataFrame({"known": ["A", "B", None], "call": ["A", "A", "B"],
+                        "sure": [0.9, 0.5, 0.4], "score": [0.8, 0.3, 0.1],
                         "twin": ["doublet", "Singlet", "singlet"], "donor": ["d1", "d2", "d2"]}, index=["a", "b", "c"])  # fmt: skip
     adata = ad.AnnData(np.array([[1.0, 0], [0, 2], [3, 3]], np.float32), obs=obs, layers={"scmamba": np.ones((3, 2), np.float32)})
     adata.write_h5ad(tmp_path / "in.h5ad")
     return adata
 
 
-COMMON = dict(model=None, layer=None, gene_column=None, batch_size=None, device=None, backend=None, force=False, overwrite=False, verbose=True)
+COMMON = dict(model=None, layer=None, gene_column=None, batch_size=None, device=None, backend=None, force=False, overwrite=False,
+              verbose=True)  # fmt: skip
 GIVEN = "--model m --layer L --gene-column g --batch-size 3 --device cpu --backend b --force --overwrite -q"
 SAID = dict(model="m", layer="L", gene_column="g", batch_size=3, device="cpu", backend="b", force=True, overwrite=True, verbose=False)
 
