@@ -75,8 +75,12 @@ name it: make ${MAKECMDGOALS:-demo} PYTHON=/path/to/python3"
 pip_install() { quietly "$VENV/bin/python" -m pip install -q --disable-pip-version-check "$@"; }
 
 python_packages() {
-  local extras="" name
-  [ "$WHAT" != test ] || extras="[test,bench,train,serve]"
+  local extras="" name wanted=()
+  if [ "$WHAT" = test ]; then
+    extras="[test,bench,train,serve,r]"
+    # Newer ones call functions that R gained later, and cannot be loaded.
+    Rscript --vanilla -e "q(status = getRversion() < '4.5')" || wanted+=("rpy2-rinterface<3.6.6")
+  fi
   name="pip-$WHAT-$(fingerprint pyproject.toml scripts/setup.sh)"
   stamped "$name" && [ -e "$STAMPS/venv-$(stat -c %Y "$VENV/pyvenv.cfg")" ] && return 0
   # By name and alone: resolved together with other packages, pip may choose the build with gigabytes of CUDA.
@@ -85,7 +89,7 @@ python_packages() {
     pip_install "$TORCH" || pip_install torch || die "pip could not install torch (its own words are above)."
   fi
   say "installing the Python package scmamba$extras"
-  pip_install -e ".$extras" || die "pip could not install scmamba (its own words are above)."
+  pip_install -e ".$extras" "${wanted[@]}" || die "pip could not install scmamba (its own words are above)."
   stamp "$name" "pip-$WHAT-"
   stamp "venv-$(stat -c %Y "$VENV/pyvenv.cfg")" "venv-"
 }
