@@ -270,6 +270,13 @@ def test_hidden_values_lie_every_so_many_from_a_start_of_each_rows_own():
         starts.append(ranks[0])
     share = np.bincount(starts, minlength=5) / 600
     assert (np.abs(share - 0.2) < 0.07).all(), "every start is as likely"
+    drawn = np.random.default_rng(11).integers(0, 5, 600)
+    np.testing.assert_array_equal(starts, -drawn % 5)
+    # What is hidden of a cell does not depend on what other cells hold.
+    dense[0, :] = 1
+    rest = interleaved_values(sparse.csr_matrix(dense), 5, seed=11)[1][1:]
+    assert (rest != hidden[1:]).nnz == 0
+    dense[0] = (visible + hidden)[0].toarray()
     assert ((visible + hidden).toarray() == dense).all() and visible.multiply(hidden).nnz == 0
     again, other = (
         interleaved_values(counts, 5, seed=11)[1],
