@@ -93,6 +93,20 @@ def test_counts_find_their_genes(order):
     assert found.file_of(np.array([0, 39, 40, 89])).tolist() == [0, 0, 1, 1]
 
 
+def test_of_equal_names_of_genes_the_first_are_read():
+    """As for objects: the index before all columns, then the columns in their fixed order."""
+    ids = list(GENES)
+    part = cells_of(np.ones((2, 4)), names=[f"7x{i}" for i in range(4)])
+    part.var["symbol"], part.var["gene_ids"] = ids[4:], ids[:4]
+    (member,) = gather(part).members
+    assert member.match.source == "var['gene_ids']" and member.slot.tolist() == [0, 1, 2, 3]
+    part.var_names = ids[3:7]
+    (member,) = gather(part).members
+    assert member.match.source == "var_names" and member.slot.tolist() == [3, 4, 5, 6]
+    part.var_names = [*ids[3:6], "7x"]
+    assert gather(part).members[0].match.source == "var['gene_ids']"
+
+
 def test_logs_are_read_like_the_counts_they_came_from():
     relative = np.array([[1, 3, 7, 0], [1, 4, 24, 20]]) / np.array([[11], [49]])
     logs = gather(cells_of(np.log1p(1e4 * relative)))
