@@ -205,6 +205,7 @@ def test_addresses_and_files_that_cannot_be(tmp_path):
     for url in ("ftp://x", "gpu-box:8642", "file:///etc/passwd"):
         with pytest.raises(ScMambaError, match="http"):
             Client(url)
+    assert Client("http://x/").timeout == 60 and Client("http://x/").url == "http://x"
     with pytest.raises(ScMambaError, match="There is no file"):
         Client("https://127.0.0.1:9").submit("impute", tmp_path / "none")
     (tmp_path / "there").mkdir()

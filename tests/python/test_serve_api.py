@@ -16,6 +16,7 @@ pytest.importorskip("uvicorn")
 
 from serving import App, plain_bytes
 
+import scmamba
 from scmamba.serve.references import References
 from scmamba.serve.tokens import Tokens
 
@@ -73,7 +74,8 @@ def test_what_is_open_to_all(app):
     assert app.ask("GET", "/v2/health/live").json == {"live": True}
     ready = app.ask("GET", "/v2/health/ready")
     assert ready.status == 503 and ready.json == {"ready": False, "workers": 0}
-    assert app.ask("GET", "/v2").json["name"] == "scmamba"
+    assert app.ask("GET", "/v2").json == {"name": "scmamba", "version": scmamba.__version__, "extensions": ["jobs"]}
+    assert app.ask("GET", "/docs").status == app.ask("GET", "/redoc").status == 404  # they load scripts from elsewhere
     assert app.ask("GET", "/v2/models", token=app.ann, authorization=f"bearer {app.ann}").status == 200
 
 
@@ -319,6 +321,16 @@ def test_progress_comes_as_events_until_the_end(app):
     assert event()["state"] == "queued"
     app.queue.remove(waits)
     assert event() == {"id": waits, "state": "deleted"} and answer.read() == b""
+
+
+@pytest.mark.parametrize("state", ["cancelled", "failed"])
+def test_events_of_a_job_that_ended_end(app, state):
+    job = app.submit(CELLS, app.ann).json["id"]
+    app.queue.cancel(job)
+    with app.queue._open() as db:
+        db.execute("UPDATE jobs SET state=? WHERE id=?", (state, job))
+    events = app.ask("GET", f"/v2/jobs/{job}/events", token=app.ann).body  # returns, hence the stream has ended
+    assert events.count(b"data: ") == 1 and json.loads(events[6:])["state"] == state
 
 
 def test_an_upload_in_parts_expires_a_day_later(app):

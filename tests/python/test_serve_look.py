@@ -269,3 +269,12 @@ def test_a_map_of_counts_and_of_many_cells(monkeypatch):
     assert found["method"] == "first components of 11 components of log1p CP10k" and len(found["x"]) == len(found["y"]) == 12
     assert found["cells"] == sorted(set(found["cells"])) and max(found["cells"]) > 11 and found == picture.cell_map(adata)
     assert picture.cell_map(adata, seed=1)["cells"] != found["cells"]
+
+
+def test_a_map_is_written_beside_its_result(tmp_path, monkeypatch):
+    from scmamba.serve import picture
+
+    h5ad(tmp_path, obsm={"X_scmamba": np.array([[0.0, 1], [2, 0], [5, 5]])}).rename(tmp_path / "result.h5ad")
+    monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path)])
+    picture.main()
+    assert json.loads((tmp_path / "picture.json").read_text()) == picture.cell_map(ad.read_h5ad(tmp_path / "result.h5ad"))
