@@ -66,7 +66,8 @@ def test_columns_and_a_second_matrix(tmp_path):
     adata = wire.to_adata(file(tmp_path, header, body))
     assert adata.layers["scmamba"].toarray().tolist() == [[0, 0], [0, 7], [0, 0]]
     obs = adata.obs
-    assert list(obs) == ["donor", "age", "odd", "type", "depth"] and obs["odd"].tolist() == [True, False, True]
+    assert list(obs) == ["donor", "age", "odd", "type", "depth"] and obs["odd"].dtype == bool
+    assert obs["odd"].tolist() == [True, False, True]
     assert obs["type"].astype(object).where(obs["type"].notna(), None).tolist() == ["A", None, "N"]
     assert obs["type"].cat.categories.tolist() == ["N", "A"] and obs["depth"].tolist() == [0.1, 2.0, -3.0]
     assert obs["donor"].tolist()[::2] == ["x", "y"] and pd.isna(obs["donor"].iloc[1]) and obs["age"].tolist()[:2] == [1, 2.5]
