@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import sparse
+from sklearn.metrics import silhouette_score
 
 from scmamba._errors import DataError
 from scmamba.evaluation.clusters import ari, leading_components, mixing, nmi, silhouette, zero_imputation_scores
+from scmamba.evaluation.reports import cluster_report
 
 pytest.importorskip("igraph")
 
@@ -47,3 +49,21 @@ def test_types_and_donors_are_told_apart():
     apart, _ = zero_imputation_scores(place, types, donors, embedding=True, resolutions=(0.1, 0.5), seed=0)
     assert apart["mixing_donor"] < 0.1 and apart["ASW_donor"] > 0.4
     assert mixing(place, np.zeros(240), types) != mixing(place, np.zeros(240), types)  # one donor: no answer
+
+
+def test_scores_of_a_clustering_are_those_of_the_best_resolution():
+    rng = np.random.default_rng(1)
+    types, donors = np.repeat(["a", "b", "c"], 50), np.tile(["x", "y"], 75)
+    place = rng.normal(size=(150, 4)) + 7 * np.eye(4)[np.repeat([0, 1, 2], 50)]
+    found, table = zero_imputation_scores(place, types, donors, embedding=True, resolutions=(0.05, 0.4, 3.0))
+    best = table.loc[table["NMI"].idxmax()]
+    for name in ("resolution", "NMI", "ARI", "NMI_donor", "ARI_donor"):
+        assert found[name] == best[name]
+    assert table["NMI"].nunique() > 1 and found["NMI"] == table["NMI"].max()
+    assert found["ASW"] == pytest.approx(silhouette_score(place, types))
+    within = [silhouette_score(place[types == t], donors[types == t]) for t in "abc"]
+    assert found["ASW_donor"] == pytest.approx(np.mean(within)) and found["mixing_donor"] == pytest.approx(mixing(place, donors, types))
+    assert "NMI_donor" not in zero_imputation_scores(place, types, embedding=True, resolutions=(0.4,))[0]
+    report = cluster_report({"one": np.exp(place)}, types, donors, resolutions=(0.4,))
+    direct, _ = zero_imputation_scores(np.exp(place), types, donors, resolutions=(0.4,))
+    assert report.summary.loc["one"].to_dict() == pytest.approx(direct) and report.tables["resolutions"].columns[0] == "values"

@@ -1,0 +1,327 @@
+"""Imputation's arithmetic: what is hidden when, on which scale answers come back, what stays as it was counted."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import small_model
+from scipy import sparse
+
+import scmamba
+from scmamba._errors import DataError, ScMambaError
+from scmamba.data import read_cells
+from scmamba.model import Model, ScMamba
+from scmamba.tasks import _stream
+from scmamba.tasks._shards import _read_shares, _write_share
+from scmamba.training import combine
+from scmamba.training.combine import GeneMap, learn_combination
+
+module = sys.modules["scmamba.tasks.impute"]
+QUIET = dict(verbose=False, force=True)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    small = small_model("expressed", n_genes=50)
+    torch.manual_seed(1)
+    return Model(ScMamba(replace(small.config, rates=True)), small.genes)
+
+
+@pytest.fixture(scope="module")
+def cells(model) -> ad.AnnData:
+    """120 cells of forty genes of the model, one of them in two rows, and a gene it does not know; a cell of nothing."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.5, 3.0, 42), (120, 42)).astype(np.float32)
+    counts[:, 41] += 3
+    counts[7] = 0
+    data = ad.AnnData(
+        sparse.csr_matrix(counts),
+        obs=pd.DataFrame({"lib": list("ab") * 60}, index=[f"c{i}" for i in range(120)]),
+    )
+    data.var_names = [*model.genes.ensembl_ids[5:45], "other", "unknown"]
+    data.var["ensembl_id"] = [*model.genes.ensembl_ids[5:45], model.genes.ensembl_ids[5], "unknown"]
+    return data
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A mixer that believes every source a little, so that nothing has to be learnt here."""
+
+    def fit(table, seed):
+        torch.manual_seed(seed)
+        mixer = combine.Mixer(table.opinions.shape[1])
+        torch.nn.init.normal_(mixer.straight.weight, std=0.2)
+        return mixer
+
+    monkeypatch.setattr(combine, "_fit", fit)
+
+
+def test_constants():
+    assert module.MAX_BATCHES == 500 and module.MAX_POOL == 10_000
+
+
+class Told:
+    """A model whose predictions are known: it records what was hidden, and answers by position."""
+
+    def __init__(self, answer: np.ndarray) -> None:
+        self.answer, self.masks, self.values = answer, [], []
+
+    def reconstruct(self, x, mask, genes=None, batch_size=None):
+        self.masks.append(mask.numpy().copy())
+        self.values.append(x.numpy().copy())
+        return torch.from_numpy(self.answer + len(self.masks))
+
+
+def test_every_zero_is_hidden_once_in_interleaved_groups():
+    rng = np.random.default_rng(0)
+    x = (rng.random((4, 23)) * (rng.random((4, 23)) < 0.4)).astype(np.float32)
+    x[2] = 0
+    told = Told(np.zeros((4, 23), np.float32) - 2)
+    found = module.predict_zeros(told, x, None, 3)
+    np.testing.assert_array_equal(np.sum(told.masks, axis=0), x == 0)
+    for row in range(4):
+        zeros = np.flatnonzero(x[row] == 0)
+        for k in range(3):
+            assert np.flatnonzero(told.masks[k][row]).tolist() == zeros[k::3].tolist()
+    assert all(np.array_equal(v, x) for v in told.values)
+    # Pass 1 answers -1, pass 2 answers 0, pass 3 answers 1: kept where that group was hidden, never below nothing.
+    expected = np.where(told.masks[2], 1.0, 0.0)
+    expected[2] = 0  # a cell without counts has nothing to go by
+    np.testing.assert_array_equal(found, expected)
+    few = Told(np.ones((1, 3), np.float32))
+    module.predict_zeros(few, np.array([[1.0, 0, 2.0]], np.float32), None, 10)
+    assert len(few.masks) == 1, "empty groups are not read"
+
+
+def plan_of(data: ad.AnnData, model: Model, **options):
+    defaults = dict(layer=None, gene_column=None, method=None, batch=None, adapt=False, passes=10, min_value=None, to_counts=False,
+                    batch_size=None, device=None, backend=None, seed=0, force=True, verbose=False)  # fmt: skip
+    return module._prepare(data, model, **{**defaults, **options})
+
+
+@pytest.mark.parametrize("batch", [None, "lib"])
+def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
+    """Rate given a zero, times the cell's depth, on log1p(CP10k) of all genes; counted values as NormalizeData gives them."""
+    data = cells.copy()
+    scmamba.impute(data, model=model, adapt=False, batch=batch, min_value=0, seed=3, **QUIET)
+    counts = cells.X.toarray().astype(float)
+    total = counts.sum(axis=1)
+    full = total > 0
+    codes = np.tile([0, 1], 60)
+    read = read_cells(cells, model.genes, force=True)
+    learnt = learn_combination(model, sparse.csr_matrix(counts[full]), total[full], GeneMap.of(read), adapt=False, seed=3, verbose=False,
+                               batch=codes[full] if batch else None)  # fmt: skip
+    own = np.full(120, -1)
+    own[full] = np.arange(119)
+    rows = np.r_[0:5, 100]
+    expected = learnt.expect(
+        sparse.csr_matrix(counts[rows]), total[rows], own[rows], codes[rows] if batch else None
+    ).rate.astype(float)
+    expected /= 1 + 0.2 * expected * total[rows, None]
+    layer = data.layers["scmamba"].toarray()
+    zero = counts[rows] == 0
+    np.testing.assert_allclose(layer[rows][zero], np.log1p(1e4 * expected)[zero], rtol=1e-4)
+    exact = np.log1p(1e4 * counts[full] / total[full, None])
+    np.testing.assert_allclose(layer[full][counts[full] > 0], exact[counts[full] > 0], rtol=1e-6)
+    assert data.obs["scmamba_low_depth"].tolist() == (total < 200).tolist()
+    about = data.uns["scmamba"]["impute"]
+    assert (
+        about["method"] == "rates"
+        and about["min_value"] == 0
+        and about["seed"] == 3
+        and about["scale"] == "log1p(CP10k)"
+    )
+    assert (
+        about["density"] == pytest.approx(data.layers["scmamba"].nnz / (120 * 42))
+        and about.get("batch") == batch
+    )
+    assert about["combined"] == learnt.report["combined"]
+
+
+def test_small_values_stay_zero_unless_counts_are_asked_for(model, cells):
+    least, full, counts = (scmamba.impute(cells.copy(), model=model, adapt=False, **options, **QUIET)
+                           for options in ({}, {"min_value": 0}, {"to_counts": True}))  # fmt: skip
+    assert (
+        least.uns["scmamba"]["impute"]["min_value"] == 0.2
+        and counts.uns["scmamba"]["impute"]["min_value"] == 0.0
+    )
+    a, b, observed = (
+        least.layers["scmamba"].toarray(),
+        full.layers["scmamba"].toarray(),
+        cells.X.toarray() > 0,
+    )
+    np.testing.assert_array_equal(a[~observed], np.where(b < 0.2, 0, b)[~observed])
+    np.testing.assert_array_equal(a[observed], b[observed])
+    assert (b[~observed] > 0).mean() > 0.9 and least.layers["scmamba"].nnz == (a != 0).sum()
+    total = cells.X.toarray().sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(
+        counts.layers["scmamba"].toarray(),
+        np.expm1(b.astype(float)) * total / 1e4,
+        rtol=1e-3,
+        atol=1e-6,
+    )
+    assert counts.uns["scmamba"]["impute"]["scale"] == "expected counts"
+    published = scmamba.impute(
+        cells.copy(), model=model, method="published", passes=1, adapt=False, **QUIET
+    ).uns["scmamba"]["impute"]
+    assert (
+        published["min_value"] == 0.0
+        and published["passes"] == 1
+        and published["method"] == "published"
+    )
+
+
+def test_masked_predictions_come_from_the_models_scale_to_the_datas(model, cells):
+    found = (
+        scmamba.impute(
+            cells.copy(), model=model, method="published", passes=3, adapt=False, **QUIET
+        )
+        .layers["scmamba"]
+        .toarray()
+    )
+    counts = cells.X.toarray().astype(float)
+    ours = counts[:, :40].copy()
+    ours[:, 0] += counts[:, 40]  # two rows of one gene
+    total = ours.sum(axis=1, keepdims=True)
+    x = np.log1p(1e4 * ours / np.maximum(total, 1)).astype(np.float32)
+    predicted = module.predict_zeros(model, x, torch.arange(5, 45), 3).astype(float)
+    moved = np.log1p(np.expm1(predicted) * total / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+    zero = (ours == 0) & (counts[:, :40] == 0)
+    np.testing.assert_allclose(found[:, :40][zero], moved[zero], rtol=2e-4, atol=1e-6)
+    assert (found[:, 40:][counts[:, 40:] == 0] == 0).all(), (
+        "further rows and unknown genes keep what was counted"
+    )
+    assert not found[7].any()
+
+
+def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
+    read = read_cells(cells, model.genes, force=True)
+    assert module._members(read, 3).tolist() == list(range(120))
+    monkeypatch.setattr(module, "MAX_POOL", 105)
+    members = module._members(read, 3)
+    assert (
+        len(set(members)) == 105
+        and (np.diff(members) > 0).all()
+        and not np.array_equal(members, module._members(read, 4))
+    )
+    plan = plan_of(cells, model)
+    assert plan.settings["judged_cells"] == 10
+    # Cells outside the pool are nobody's own neighbour, those inside are left out of their own.
+    asked = []
+
+    class Flat:
+        def expect(self, counts, totals, own, batch):
+            asked.append(own)
+            return combine.Expected(np.ones(counts.shape), None)
+
+    module.rates_answer(Flat(), read, members)(slice(0, 120), read.linear(slice(0, 120)))
+    expected = np.full(120, -1)
+    expected[members] = np.arange(105)
+    np.testing.assert_array_equal(asked[0], expected)
+
+
+def test_methods_follow_the_heads(model):
+    assert (
+        module._method(None, model) == "rates"
+        and module._method(None, small_model(n_genes=20)) == "published"
+    )
+    assert module._method("published", model) == "published"
+    classifier = small_model("expressed", n_classes=2, n_genes=20)
+    classifier.network.config = replace(classifier.config, reconstructs=False)
+    with pytest.raises(ScMambaError, match="classifies cells"):
+        module._method("published", classifier)
+
+
+def test_batches_are_coded_by_name(cells):
+    assert module.batch_codes(cells, None, "published") is None
+    assert module.batch_codes(cells, "lib", "rates").tolist() == [0, 1] * 60
+    one = cells.copy()
+    one.obs["lib"] = "a"
+    assert module.batch_codes(one, "lib", "rates") is None
+
+
+def test_a_result_too_large_for_memory_is_refused_after_a_block(model, cells, monkeypatch):
+    plan = plan_of(cells, model)
+    block, _ = next(plan.run([slice(0, 10)]))
+    needed = 2 * (block.data.nbytes + block.indices.nbytes) / 10 * 120
+    monkeypatch.setattr(module, "available_memory", lambda: needed / 0.8 + 1)
+    plan.check_memory(block)
+    monkeypatch.setattr(module, "available_memory", lambda: needed / 0.8 - 1)
+    with pytest.raises(DataError, match="Impute file to file"):
+        plan.check_memory(block)
+    assert plan.density_before == pytest.approx(cells.X[:10].nnz / (120 * 42)) and plan.size == 64
+
+
+def test_blocks_of_rows_and_shares_are_the_whole(model, cells, tmp_path):
+    whole = sparse.vstack([b for b, _ in plan_of(cells, model, batch_size=17).run()])
+    blocks = list(plan_of(cells, model, batch_size=17).cells.blocks(17))
+    assert len(blocks) == 8
+    plan, shares = plan_of(cells, model, batch_size=17), []
+    for number, own in enumerate((blocks[:3], blocks[3:])):
+        _write_share(plan, own, tmp_path / f"{number}.h5")
+        shares.append((tmp_path / f"{number}.h5", own))
+    totals: list[np.ndarray] = []
+    again = list(_read_shares(shares, 42, totals))
+    assert [b.shape[0] for b in again] == [b.stop - b.start for b in blocks]
+    assert (sparse.vstack(again) != whole).nnz == 0
+    np.testing.assert_allclose(np.concatenate(totals), np.asarray(cells.X.sum(axis=1)).ravel())
+
+
+def test_a_layer_is_streamed_as_anndata_writes_it(cells, tmp_path):
+    cells.write_h5ad(tmp_path / "a.h5ad")
+    rng = np.random.default_rng(0)
+    layer = sparse.random(120, 42, 0.3, "csr", np.float32, rng)
+    backed = ad.read_h5ad(tmp_path / "a.h5ad")
+
+    def finish(annotations, stored):
+        assert stored == layer.nnz
+        annotations.obs["new"] = np.arange(120)
+        annotations.uns["scmamba"] = {"x": 1}
+        annotations.obsm["X_new"] = np.ones((120, 2))
+
+    blocks = [layer[i : i + 50] for i in range(0, 120, 50)]
+    for _ in range(2):  # an earlier layer of the name is replaced
+        _stream.write_with_layer(
+            tmp_path / "a.h5ad", tmp_path / "b.h5ad", backed, "mine", iter(blocks), finish
+        )
+        (tmp_path / "b.h5ad").replace(tmp_path / "a.h5ad")
+    found = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert (found.layers["mine"] != layer).nnz == 0 and found.layers["mine"].dtype == np.float32
+    assert (
+        found.obs["new"].tolist() == list(range(120))
+        and found.uns["scmamba"] == {"x": 1}
+        and found.obsm["X_new"].shape == (120, 2)
+    )
+    assert (found.X != cells.X).nnz == 0 and found.var_names.equals(cells.var_names)
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        assert (
+            file["layers/mine"].attrs["encoding-type"] == "csr_matrix"
+            and file["layers/mine/indices"].dtype == np.int32
+        )
+
+
+def test_an_embedding_is_the_mean_of_the_networks_output(cells):
+    small = small_model("expressed", n_genes=50)
+    found = scmamba.embed(cells.copy(), model=small, batch_size=33, **QUIET)
+    read = read_cells(cells, small.genes, force=True)
+    values = read.to_model(read.linear(slice(0, 120)))[0].toarray()
+    np.testing.assert_allclose(
+        found.obsm["X_scmamba"],
+        small.cell_embedding(values, genes=torch.from_numpy(read.genes)).numpy(),
+        atol=1e-5,
+    )
+    total = np.asarray(cells.X.sum(axis=1)).ravel()
+    assert (
+        found.obs["scmamba_low_depth"].tolist() == (total < 200).tolist()
+        and found.obsm["X_scmamba"].dtype == np.float32
+    )
+    assert found.uns["scmamba"]["embed"]["model"] == "small"
+    copied = scmamba.embed(cells, model=small, copy=True, **QUIET)
+    assert "X_scmamba" not in cells.obsm and "X_scmamba" in copied.obsm
