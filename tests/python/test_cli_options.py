@@ -216,6 +216,13 @@ def test_evaluate_annotation(run, verb, cells):
     run("evaluate annotation in.h5ad --truth known --called call")
     assert made.calls[1][0][2] is None
     assert "exists already" in run("evaluate annotation in.h5ad --truth known --called call -o out", 1)
+    cells.obs["scmamba_type"], cells.obs["scmamba_probability"] = ["B", "B", "A"], [0.7, 0.6, 0.5]
+    cells.write_h5ad("more.h5ad")
+    run("evaluate annotation more.h5ad --truth known --called call")
+    assert made.calls[2][0][2] is None  # the probabilities are those of other calls
+    run("evaluate annotation more.h5ad --truth known")
+    truth, calls, sure = made.calls[3][0]
+    assert calls["scmamba_type"].tolist() == ["B", "B"] and sure.tolist() == [0.7, 0.6]
     for bad in ("--truth none --called call", "--truth known", "--truth known --called call --confidence none"):
         assert "no column" in run(f"evaluate annotation in.h5ad {bad}", 1)
 

@@ -207,7 +207,9 @@ def test_features_of_one_two_or_three_columns(tmp_path, features, names, cells):
 
 
 @pytest.mark.parametrize(("change", "words"), [
-    ({"matrix": HEAD + "3 2 4\n1 1 5\n3 1 2\n2 2 7\n"}, "promises 4"), ({"features": "E1\nE2\n"}, "features has 2"),
+    ({"matrix": HEAD + "3 2 4\n1 1 5\n3 1 2\n2 2 7\n"}, "promises 4"),
+    ({"matrix": HEAD + "3 2 7\n" + "1 1 5\n" * 6}, "promises 7"),  # a line has six bytes at least
+    ({"features": "E1\nE2\n"}, "features has 2"),
     ({"barcodes": "c1\nc2\nc3\n"}, "barcodes has 3"), ({"d/features.tsv": "x"}, "holds 2"), ({"matrix": HEAD + "3 2\n"}, "how many"),
     ({"matrix": HEAD.replace("general", "symmetric") + "3 2 3\n"}, "no Matrix Market"), ({"name": "other.tsv"}, "holds none"),
     ({"matrix": HEAD.replace("integer", "pattern") + "3 2 3\n"}, "no Matrix Market"), ({"barcodes": ""}, "barcodes has 0"),
