@@ -93,6 +93,10 @@ def test_mixed_droplets_lose_molecules_one_by_one():
     ones = sparse.csr_matrix(np.eye(40)[:, :20])
     few = simulate_doublets(ones, np.zeros(40, int), 300, seed=2)
     assert (few.counts.data == 1).all() or few.counts.data.min() >= 1, "what is lost is not stored"
+    # Two fractions are added up before they are rounded: 0.8 is a molecule, 0.4 is none.
+    for fraction, molecules in ((0.4, {1.0}), (0.2, set())):
+        parts = sparse.csr_matrix(np.full((6, 4), fraction))
+        assert set(simulate_doublets(parts, np.zeros(6, int), 20).counts.data) == molecules
     default = simulate_doublets(counts, np.zeros(6, int), 20, seed=5)
     again = simulate_doublets(counts, np.zeros(6, int), 20, recipe="mixed", seed=5)
     assert (default.counts != again.counts).nnz == 0, "this is the default"

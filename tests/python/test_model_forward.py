@@ -141,6 +141,7 @@ def test_padded_rows_are_cells_of_their_own_genes(backend, pools):
     net, (x, mask) = network("published shape", pools=pools), cells(4)
     x[1, 5:], mask[1] = 0, False  # few
     x[2, ::2] = 1.5  # many
+    x[:, 0] = 2  # what a careless gather would leave in the padding
     net.backend = backend
     w, eps = weights(net), net.config.norm_eps
     values, hides, genes, keep, columns = pack(
@@ -159,6 +160,7 @@ def test_padded_rows_are_cells_of_their_own_genes(backend, pools):
             columns[i, : len(there)].tolist() == genes[i, : len(there)].tolist() == there.tolist()
         )
         assert values[i, : len(there)].tolist() == row[there].astype(np.float32).tolist()
+        assert (values[i, len(there) :] == 0).all()
         assert hides[i].numpy().tolist() == [
             *hidden[there].tolist(),
             *[False] * (keep.shape[1] - len(there)),

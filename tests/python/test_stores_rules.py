@@ -182,7 +182,7 @@ def test_columns_are_strings_and_what_is_missing_is_empty(tmp_path):
     with pytest.raises(DataError, match=r"b.h5ad has no X; name one of its layers \['twice'\]"):
         open_store(tmp_path / "b.h5ad")
     memory = open_store(object_of())
-    memory.read(0, 1).data[:] = 9
+    memory.read(0, 1).data[:] = memory.read(0, 3).data[:] = 9
     assert whole(memory) == COUNTS.tolist(), "what is read is one's own"
 
 
