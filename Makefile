@@ -8,7 +8,7 @@ export PYTHON
 # R puts its own folders there; Python's subprocesses must not load libraries from them.
 unexport LD_LIBRARY_PATH
 
-.PHONY: help setup demo test pytest testthat testthat5 vignettes5 check lint docs site brain-mini brain-base clean distclean
+.PHONY: help setup demo test test-lowest test-newest pytest testthat testthat5 vignettes5 check lint docs site brain-mini brain-base clean distclean
 
 help:
 	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
@@ -17,6 +17,8 @@ help:
 	@echo 'make pytest     Python tests            make testthat   R tests on this Seurat'
 	@echo 'make testthat5  R tests on Seurat 5     make check      R CMD build and R CMD check'
 	@echo 'make vignettes5 R vignettes on Seurat 5  make site       web site of the R package, in dist/site'
+	@echo 'make test-lowest  a reduced Python suite with the lowest declared versions, on Python 3.10'
+	@echo 'make test-newest  the same with the newest of everything, on Python 3.13'
 	@echo 'make lint       ruff, mypy, lintr       make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
 	@echo 'make brain-mini train the default model again (needs the real data sets; half an hour on 2 cores)'
 	@echo 'make brain-base train the larger one (D 128 x 4, 6,000 steps; hours on two cores, less on a GPU)'
@@ -34,6 +36,9 @@ demo:
 test:
 	@scripts/setup.sh test
 	@scripts/test.sh pytest testthat testthat5 vignettes5 check lint
+
+test-lowest test-newest:
+	@scripts/versions.sh $(@:test-%=%)
 
 pytest testthat testthat5 vignettes5 check lint:
 	@scripts/setup.sh test
@@ -56,4 +61,4 @@ clean:
 	find python tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .cache/rlib .cache/rlib-seurat5 .cache/stamps
+	rm -rf .venv .cache/rlib .cache/rlib-seurat5 .cache/stamps .cache/lowest .cache/newest .cache/uv .cache/uv-tools

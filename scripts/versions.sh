@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# A reduced Python suite with other versions of everything, each in a virtual environment of its own.
+#   scripts/versions.sh lowest   the lowest versions pyproject.toml declares, on Python 3.10
+#   scripts/versions.sh newest   the newest of everything, on Python 3.13
+# The environments (some gigabytes each where only the torch with CUDA can be had) stay in .cache until
+# `make distclean`; the versions in them are printed. PYTHON=/path/to/python3 chooses another Python.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. scripts/lib.sh
+unset LD_LIBRARY_PATH
+WHAT="$1"
+case "$WHAT" in
+  lowest) WANTED=3.10 RESOLUTION=lowest-direct ;;
+  newest) WANTED=3.13 RESOLUTION=highest ;;
+  *) die "lowest or newest, not '$WHAT'" ;;
+esac
+ENVIRONMENT="$ROOT/.cache/$WHAT"
+# What the two suites need beside the package's own extras; the rest of [test] serves other suites.
+EXTRAS="[train,serve,prepare]"
+BESIDE=("pytest>=8.2" "statsmodels>=0.14")
+
+version_of() { "$1" -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+
+# The wanted Python, wherever it was installed; else the nearest one there is.
+find_version() {
+  local candidate best=""
+  for candidate in ${PYTHON:-} "python$WANTED" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$WANTED".*/bin/python \
+    "$("$UV" python find --no-python-downloads "$WANTED" 2>/dev/null || true)"; do
+    [ -n "$candidate" ] && [ -n "$(version_of "$candidate")" ] || continue
+    if [ -n "${PYTHON:-}" ] || [ "$(version_of "$candidate")" = "$WANTED" ]; then
+      echo "$candidate"
+      return 0
+    fi
+  done
+  for candidate in python3.10 python3.11 python3.12 python3.13 python3.14 "$VENV/bin/python"; do
+    [ -n "$(version_of "$candidate")" ] || continue
+    best="$candidate"
+    [ "$WHAT" = newest ] || break
+  done
+  [ -n "$best" ] || die "no Python with venv was found; name one: make test-$WHAT PYTHON=/path/to/python3"
+  warn "Python $WANTED was not found; Python $(version_of "$best") is used instead"
+  echo "$best"
+}
+
+# uv knows how to take the lowest declared versions; it is a wheel like any other.
+TOOLS="$ROOT/.cache/uv-tools"
+UV="$TOOLS/bin/uv"
+if [ ! -x "$UV" ]; then
+  python3 -m venv "$TOOLS" || die "python3 -m venv failed (its own words are above)."
+  quietly "$TOOLS/bin/python" -m pip install -q --disable-pip-version-check uv || die "pip could not install uv."
+fi
+export UV_CACHE_DIR="$ROOT/.cache/uv" UV_LINK_MODE=hardlink
+
+STAMP="$WHAT-$(fingerprint pyproject.toml scripts/versions.sh)"
+if ! stamped "$STAMP" || [ ! -x "$ENVIRONMENT/bin/python" ]; then
+  python="$(find_version)"
+  say "creating .cache/$WHAT with $("$python" --version)"
+  rm -rf "$ENVIRONMENT"
+  quietly "$UV" venv --python "$python" "$ENVIRONMENT" || die "uv could not make the environment."
+  say "installing the $WHAT versions of everything (two to ten minutes)"
+  install=("$UV" pip install -q --python "$ENVIRONMENT/bin/python" --resolution "$RESOLUTION" -e ".$EXTRAS" "${BESIDE[@]}")
+  # The small build for processors comes from PyTorch's own index; PyPI's brings gigabytes of CUDA.
+  UV_HTTP_TIMEOUT=20 "${install[@]}" --torch-backend cpu >/dev/null 2>&1 || {
+    warn "PyTorch's own index does not answer: taking the build with CUDA from PyPI"
+    quietly "${install[@]}" || die "uv could not install the $WHAT versions (its own words are above)."
+  }
+  stamp "$STAMP" "$WHAT-"
+fi
+[ "${2:-}" != install ] || exit 0
