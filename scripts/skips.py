@@ -49,7 +49,7 @@ def count(name: str, report: str) -> int:
 
 def allowed() -> dict[re.Pattern[str], str]:
     """Expected reasons."""
-    lines = (ROOT / "tests" / "allowed_skips.tsv").read_text(encoding="utf-8").splitlines()
+    lines = (ROOT / "scripts" / "allowed_skips.tsv").read_text(encoding="utf-8").splitlines()
     pairs = (line.split("\t") for line in lines if line and not line.startswith("#"))
     return {re.compile(pattern): why for pattern, why in pairs}
 
@@ -73,7 +73,7 @@ def listing() -> int:
         tests = sorted(test for test in left if left[test] == reason)
         why = next((why for pattern, why in expected.items() if pattern.search(reason)), None)
         unexpected += 0 if why else len(tests)
-        print(f"  {reason} ({why or 'NOT EXPECTED, see tests/allowed_skips.tsv'})")
+        print(f"  {reason} ({why or 'NOT EXPECTED, see scripts/allowed_skips.tsv'})")
         for test in tests:
             print(f"    {test}")
     if unexpected and os.environ.get("CI"):

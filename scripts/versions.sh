@@ -17,9 +17,9 @@ esac
 ENVIRONMENT="$ROOT/.cache/$WHAT"
 # What the two suites need beside the package's own extras; the rest of [test] serves other suites.
 EXTRAS="[train,serve,prepare]"
-BESIDE=("pytest>=8.2" "statsmodels>=0.14")
+BESIDE=("pytest>=8.2" "pytest-xdist>=3.5" "statsmodels>=0.14" "psutil>=5.9")
 
-version_of() { "$1" -c 'import sys, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
+version_of() { "$1" -c 'import sys, ensurepip, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
 # The wanted Python, wherever it was installed; else the nearest one there is.
 find_version() {
@@ -51,7 +51,7 @@ if [ ! -x "$UV" ]; then
 fi
 export UV_CACHE_DIR="$ROOT/.cache/uv" UV_LINK_MODE=hardlink
 
-STAMP="$WHAT-$(fingerprint pyproject.toml scripts/versions.sh)"
+STAMP="$WHAT-$(echo "$WANTED $RESOLUTION $EXTRAS ${BESIDE[*]}" | fingerprint pyproject.toml -)"
 if ! stamped "$STAMP" || [ ! -x "$ENVIRONMENT/bin/python" ]; then
   python="$(find_version)"
   say "creating .cache/$WHAT with $("$python" --version)"
@@ -67,3 +67,31 @@ if ! stamped "$STAMP" || [ ! -x "$ENVIRONMENT/bin/python" ]; then
   stamp "$STAMP" "$WHAT-"
 fi
 [ "${2:-}" != install ] || exit 0
+
+# Numbers and rules of every part, and a verb from file to file; what is left out tests servers, R and long runs.
+FILES=(genes gene_map genes_rules genes_objects datasets datasets_parts files_progress preprocess preprocess_rules model
+  model_published model_forward scan scan_rules cli cli_options cli_train collection collection_rules stores_rules impute
+  impute_rule annotate_markers annotate_result neighbours_rules clusters deg_edges deg_mast doublets_calls
+  doublets_features training_loop training_feeds training_classes training_combine training_rates training_settings
+  evaluation_numbers prepare_steps serve_rules serve_api)
+FILES=("${FILES[@]/#/tests/python/test_}")
+FILES=("${FILES[@]/%/.py}")
+
+"$ENVIRONMENT/bin/python" - <<'PY'
+import sys
+from importlib.metadata import distributions
+
+names = "torch numpy scipy pandas anndata h5py zarr numba scikit-learn scanpy typer fastapi".split()
+versions = {found.name.lower().replace("_", "-"): found.version for found in distributions()}
+print(f"Python {sys.version.split()[0]}", *(f"{name} {versions.get(name, 'missing')}" for name in names), sep=", ")
+PY
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" NUMBA_NUM_THREADS="${NUMBA_NUM_THREADS:-2}"
+REPORT="$ROOT/.cache/check/$WHAT.xml"
+mkdir -p "$ROOT/.cache/check/skips"
+rm -f "$REPORT"
+code=0
+# shellcheck disable=SC2086
+PYTHONPATH=python "$ENVIRONMENT/bin/python" -m pytest -p no:cacheprovider --junitxml="$REPORT" \
+  -n "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile "${FILES[@]}" ${PYTEST_ARGS:-} || code=$?
+"$ENVIRONMENT/bin/python" scripts/skips.py count "test-$WHAT" "$REPORT" || code=1
+exit "$code"
