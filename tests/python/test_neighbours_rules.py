@@ -236,14 +236,16 @@ def in_turn(scores, batches, member_of, k, own, batch) -> list[int]:
 
 def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
     rng = np.random.default_rng(6)
-    batches = np.repeat([0, 1, 2, 3], [40, 30, 19, 6])  # one smaller than the cells looked at
+    batches = np.repeat([0, 1, 2, 3, 4], [40, 30, 18, 6, 1])  # two smaller than what is looked at
     kind = rng.integers(0, 3, 95)
     kind[(batches == 2) & (kind == 2)] = 0  # the third batch lacks a kind
     rates = np.ones((3, 60))
     for j in range(3):
         rates[j, 20 * j : 20 * j + 20] = 5
     counts = sparse.csr_matrix(
-        rng.poisson(rates[kind] * np.array([1.0, 1.3, 0.8, 1.1])[batches][:, None]).astype(float)
+        rng.poisson(rates[kind] * np.array([1.0, 1.3, 0.8, 1.1, 0.9])[batches][:, None]).astype(
+            float
+        )
     )
     pool = NeighbourPool(counts, sums(counts), components=4, batch=batches)
     everyone = np.arange(95)
@@ -253,7 +255,7 @@ def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
         expected = in_turn(pool.scores, batches, pool.scores[cell], 12, cell, batches[cell])
         assert found[cell].tolist() == expected, cell
     assert len(set(batches[found[0]])) >= 3
-    strangers = pool.nearest(pool.scores[:3], 5, everyone[:3], np.array([-1, 4, 9]))
+    strangers = pool.nearest(pool.scores[:3], 5, everyone[:3], np.array([-1, 5, 9]))
     apart = distances(pool.scores, pool.scores)
     np.fill_diagonal(apart, np.inf)
     assert strangers.tolist() == np.argsort(apart, axis=1)[:3, :5].tolist()

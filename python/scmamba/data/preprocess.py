@@ -71,7 +71,7 @@ class Cells:
         return block
 
     def counts(self, rows: slice | np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """(r, n_vars) counts and (r,) depths. Where counts were scaled before the log, a cell's smallest value is taken as a count of one."""
+        """(r, n_vars) counts and (r,) depths. Of logs of scaled counts a cell's smallest value is one count."""
         block = self.linear(rows)
         if self.values.kind == "log1p" and block.nnz:
             block.eliminate_zeros()
