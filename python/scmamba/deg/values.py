@@ -37,7 +37,7 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
         matrix = matrix.to_memory()
     out = sp.csr_matrix(matrix)
     if out.nnz and not out.data.all():
-        out = out.copy() if out is matrix or out.data is getattr(matrix, "data", None) else out
+        out = out.copy() if sp.issparse(matrix) else out  # it may share its arrays with the caller's
         out.eliminate_zeros()
     return out
 
