@@ -102,7 +102,7 @@ def _finish_step(a, g, b, pen, k):  # pragma: no cover (compiled)
 def _done(iteration, dev, old, bayes):  # pragma: no cover (compiled)
     if bayes and iteration == 1:
         return False
-    return abs(dev - old) / (0.1 + abs(dev)) < 1e-8
+    return abs(dev - old) / (0.1 + abs(dev)) < TOLERANCE
 
 
 @njit(cache=True, parallel=True)
