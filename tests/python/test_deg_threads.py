@@ -26,3 +26,22 @@ print(torch.get_num_threads())
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
     said = subprocess.run([sys.executable, "-c", code, first], env=environment, capture_output=True, text=True, check=True)
     assert said.stdout.split()[-1] == "1"
+
+
+def test_small_work_gets_one_thread_and_all_are_given_back():
+    code = """
+from numba import get_num_threads
+from scmamba.deg.threads import threads_for
+for steps in (9.9e6, 1e7):
+    with threads_for(steps) as threads:
+        print(threads, get_num_threads())
+    print(get_num_threads())
+try:
+    with threads_for(1):
+        raise ValueError
+except ValueError:
+    print(get_num_threads())
+"""
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
+    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["1", "1", "3", "3", "3", "3", "3"]
