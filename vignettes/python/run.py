@@ -17,14 +17,15 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page, flags=re.S | re.M)
 
 
-def run(path: Path, folder: Path) -> None:
-    """Execute all blocks in one namespace, inside ``folder``."""
+def run(path: Path, folder: Path) -> dict[str, object]:
+    """Execute all blocks in one namespace, inside ``folder``, and return the namespace."""
     code = blocks(path.read_text())
     os.chdir(folder)
     space: dict[str, object] = {"__name__": "__page__"}
     for number, block in enumerate(code, start=1):
         print(f"--- block {number} of {len(code)}", flush=True)
         exec(compile(block, f"{path.name}, block {number}", "exec"), space)
+    return space
 
 
 if __name__ == "__main__":
