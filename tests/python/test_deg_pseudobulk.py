@@ -214,6 +214,7 @@ def test_genes_samples_and_order(adata):
     two = np.column_stack([np.ones(8), [1] * 4 + [0] * 4]).astype(float)
     truth = moderated_t(levels.loc[table.index].to_numpy(), two, 1)
     np.testing.assert_allclose(table["t"], truth["t"], rtol=1e-8)
+    np.testing.assert_allclose(table["mean_log2"], levels.mean(axis=1)[table.index], rtol=1e-12)
     change = levels.iloc[:, :4].mean(axis=1) - levels.iloc[:, 4:].mean(axis=1)
     np.testing.assert_allclose(table["log2FC"], change[table.index], rtol=1e-9)
     assert table.loc["g2", "log2FC"] > 0.5
