@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import small_model
 from scipy import sparse, stats
 from sklearn.metrics import f1_score, precision_score, recall_score, silhouette_score
@@ -18,8 +22,10 @@ from scmamba.evaluation.annotation import annotation_scores, calibration_error, 
 from scmamba.evaluation.annotation_report import annotation_report, markdown
 from scmamba.evaluation.clusters import RESOLUTIONS, leading_components, mixing, silhouette
 from scmamba.evaluation.doublets import RATES, doublet_scores, identification_curve, jaccard, top_share
-from scmamba.evaluation.imputation import PREDICTORS, _counts, _groups, _reference_counts, truncated_deviance
+from scmamba.evaluation.imputation import PREDICTORS, Hidden, _counts, _groups, _reference_counts, truncated_deviance
 from scmamba.evaluation.reports import doublet_report, imputation_report
+from scmamba.model import Model, ScMamba
+from scmamba.training import combine
 
 
 def test_the_papers_settings():
@@ -300,3 +306,53 @@ def test_a_models_rows(counts):
     assert table.index.tolist() == ["gene_rate", "mine"] and table.loc["mine", "covered"] == 1
     rows = imputation_module._open({"a": model}, data, None, 7)
     assert list(rows) == ["a"] and rows["a"].batch_size == 7
+
+
+def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts, monkeypatch):
+    """For a model with a rate head: the combination learnt on what is visible, and its network by itself."""
+    monkeypatch.setattr(combine, "MIN_CELLS", 50)
+    monkeypatch.setattr(sys.modules["scmamba.training.adapt"], "MIN_CELLS", 50)
+    monkeypatch.setattr(sys.modules["scmamba.training.adapt"], "STEPS", 2)
+    monkeypatch.setattr(combine, "_fit", lambda table, seed: combine.Mixer(table.opinions.shape[1]))
+    small = small_model("expressed", n_genes=60)
+    torch.manual_seed(0)
+    model = Model(ScMamba(replace(small.config, rates=True)), small.genes)
+    data = counts.copy()
+    data.var_names = [*model.genes.ensembl_ids, *(f"other{i}" for i in range(10))]
+    kept, matrix, totals = _counts(data, None, 0, 0)
+    rows = imputation_module._open({"m": model}, kept, None, None)
+    assert list(rows) == ["m", "m (network alone)", "m (masked, not adapted)"]
+    assert rows["m"].covered(matrix) == 1 and rows["m (network alone)"].covered(matrix) == pytest.approx(
+        np.mean(matrix.indices < 60)
+    )
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
+    group = _groups(matrix, row, 5, 2)
+    here = group == 1
+    visible = matrix.copy()
+    visible.data[here] = 0
+    visible.eliminate_zeros()
+    hidden = Hidden(visible, totals, row[here], matrix.indices[here].astype(np.int64), None, None, kept.var_names, 5, 3)
+    learnt = combine.learn_combination(model, visible, totals, rows["m"].map, seed=3, verbose=False)
+    fallback = np.arange(here.sum(), dtype=float)
+    whole = learnt.expect(visible, totals, np.arange(len(totals))).value
+    found = rows["m"].predict(hidden, matrix, here, fallback)
+    np.testing.assert_allclose(found, whole[hidden.rows, hidden.columns], rtol=1e-5)
+    alone = combine.value_if_counted(learnt.sources.network(visible, totals) + learnt.sources.base, totals[:, None])
+    found = rows["m (network alone)"].predict(hidden, matrix, here, fallback)
+    known = hidden.columns < 60
+    np.testing.assert_allclose(found[known], alone[hidden.rows, hidden.columns][known], rtol=1e-5)
+    np.testing.assert_array_equal(found[~known], fallback[~known])
+    # With a reference its cells are learnt from, too, and nobody is scored on them.
+    both = replace(hidden, reference=visible[:30], reference_totals=totals[:30])
+    assert rows["m"].learn(both).sources.pool.counts.shape[0] == len(totals) + 30
+    # The masked network: hidden values out of sight, the others in it.
+    masked = rows["m (masked, not adapted)"].predict(hidden, matrix, here, fallback)
+    values, own = rows["m"].cells.to_model(matrix)
+    flags = np.zeros(matrix.shape, bool)
+    flags[hidden.rows, hidden.columns] = True
+    answer = model.reconstruct(values.toarray(), flags[:, :60], genes=torch.arange(60)).numpy().astype(float)
+    counted = np.maximum(np.expm1(answer) * own[:, None] / 1e4, 0)
+    expected = np.log1p(1e4 / totals[:, None] * counted)
+    at = hidden.rows[known], hidden.columns[known]
+    np.testing.assert_allclose(masked[known], expected[at], rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(masked[~known], fallback[~known])

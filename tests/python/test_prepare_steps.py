@@ -296,3 +296,42 @@ def test_steps_are_kept_for_the_same_cells_and_settings(tmp_path):
     made = []
     fresh.arrays("2_x", lambda: made.append(1) or {"v": np.ones(1)})
     assert made == [1] and not (tmp_path / "1_filtered.h5ad").exists()
+
+
+def test_the_graph_is_built_as_the_paper_says(monkeypatch):
+    """Forty neighbours in twenty components, Leiden at 1.8; what scanpy is asked for."""
+    sc = pytest.importorskip("scanpy")
+    asked: dict = {}
+
+    def remember(name, **answers):
+        def call(work, **options):
+            asked[name] = options | {"seen": work.obsm["X"]}
+            work.obsm.update({k: v for k, v in answers.items() if k.startswith("X_")})
+            if "leiden" in answers:
+                work.obs["leiden"] = answers["leiden"]
+
+        return call
+
+    monkeypatch.setattr(sc.pp, "neighbors", remember("neighbors"))
+    monkeypatch.setattr(sc.tl, "umap", remember("umap", X_umap=np.ones((60, 2))))
+    monkeypatch.setattr(sc.tl, "leiden", remember("leiden", leiden=[str(i % 3) for i in range(60)]))
+    scores = np.random.default_rng(0).normal(size=(60, 30))
+    found = _prepare._graph(scores, PrepareConfig(seed=6))
+    np.testing.assert_array_equal(asked["neighbors"]["seen"], scores[:, :20])
+    assert (
+        asked["neighbors"]["n_neighbors"],
+        asked["neighbors"]["use_rep"],
+        asked["neighbors"]["random_state"],
+    ) == (40, "X", 6)
+    assert asked["umap"]["random_state"] == 6
+    assert (asked["leiden"]["resolution"], asked["leiden"]["random_state"]) == (1.8, 6) and asked[
+        "leiden"
+    ]["directed"] is False
+    assert (
+        found["cluster"].tolist() == [i % 3 for i in range(60)]
+        and found["umap"].tolist() == [[1, 1]] * 60
+    )
+    monkeypatch.setattr(sc.tl, "umap", remember("umap", X_umap=np.ones((9, 2))))
+    monkeypatch.setattr(sc.tl, "leiden", remember("leiden", leiden=["0"] * 9))
+    _prepare._graph(scores[:9], PrepareConfig())
+    assert asked["neighbors"]["n_neighbors"] == 8

@@ -14,8 +14,8 @@ from torch import nn
 
 from scmamba._errors import CheckpointError, ScMambaError
 from scmamba.training import LoopConfig, fit
-from scmamba.training.engine import Loss, Share, SharedStep, Stepper
-from scmamba.training.loop import learning_rate, make_optimizer
+from scmamba.training.engine import Direct, Loss, Share, SharedStep, Stepper
+from scmamba.training.loop import _Run, learning_rate, make_optimizer
 from scmamba.training.states import state_files
 
 
@@ -118,6 +118,16 @@ def test_the_given_clip_and_decay_are_used():
     )
     expected = adamw(50, slopes, peak=5e-3, warm=10, clip=0.05, decay=0.7, betas=(0.8, 0.9))
     np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
+
+
+def test_fabric_cuts_the_norm_as_well(tmp_path):
+    pytest.importorskip("lightning_fabric")
+    network = Weights()
+    config = LoopConfig(steps=20, lr=0.1, clip=0.3)
+    fit(network, plain_step, config, folder=tmp_path / "run", verbose=False)
+    expected = adamw(20, slopes, peak=0.1, clip=0.3)
+    np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
+    assert np.abs(adamw(20, slopes, peak=0.1, clip=1e9)[-1] - expected[-1]).max() > 1e-3
 
 
 def test_decay_shrinks_matrices_and_nothing_else():
@@ -312,3 +322,17 @@ def test_an_infinite_loss_stops_before_the_weights_change():
             verbose=False,
         )
     assert torch.isfinite(network.w).all()
+
+
+def test_cells_per_step_count_every_process():
+    """What must be equal for a run to go on is the size of a step, not how it is shared out."""
+    two = Direct()
+    two.world = 2
+    network, config = Weights(), LoopConfig(batch_size=3, accumulate=5)
+    found = _Run(two, network, network, None, None, config, None).settings
+    assert found["cells_per_step"] == 30 and not {
+        "precision",
+        "keep",
+        "batch_size",
+        "accumulate",
+    } & set(found)

@@ -98,7 +98,7 @@ def test_zeros_are_the_columns_that_are_none_of_the_others():
     assert np.bincount(drawn.ravel(), minlength=11)[[1, 2, 5, 6, 7, 8, 10]] == pytest.approx(
         9000 / 7, rel=0.1
     )
-    assert _zero_columns(on, 11, 0, rng).tolist() == []
+    assert _zero_columns(on, 11, 0, rng).tolist() == [] and len(_zero_columns(on, 11, 1, rng)) == 1
 
 
 def test_how_many_zeros_are_hidden():

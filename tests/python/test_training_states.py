@@ -41,7 +41,9 @@ def test_states_are_kept_newest_first_and_damage_is_seen(tmp_path, capsys):
         )
         whole[position] ^= 1
         newest.write_bytes(whole)
-    assert load_state(tmp_path) == {"done": 302} and load_state(tmp_path / "empty") is None
+    (tmp_path / ".state-000000303.pt.x1").mkdir()  # what a killed process was writing
+    assert load_state(tmp_path) == {"done": 302} and not list(tmp_path.glob(".*"))
+    assert load_state(tmp_path / "empty") is None
     for path in state_files(tmp_path):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="None of the 2"):
@@ -128,6 +130,16 @@ def test_what_started_the_processes_is_read_from_the_environment(monkeypatch):
     assert number_of_processes() == 1
     if not torch.cuda.is_available():
         assert training_device() == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("SLURM_LOCALID", "3")  # left over where one process runs
+    assert training_device() == torch.device("cuda", 0)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "6")
+    assert training_device() == torch.device("cuda", 3)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert training_device() == torch.device("cuda", 1)
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.delenv("SLURM_LOCALID")
+    assert training_device() == torch.device("cuda", 0)
 
 
 def test_the_engine_is_the_simple_one_where_it_serves(monkeypatch):

@@ -1,0 +1,233 @@
+"""From a labelled reference: what is taken from it, what the network is shown of it, what is kept for the next query."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pytest
+from conftest import small_model
+from scipy import sparse
+
+from scmamba._errors import DataError
+from scmamba.data import read_cells
+from scmamba.tasks._annotate_values import all_human_genes, shared_values
+from scmamba.tasks.annotate import annotate, log_probabilities, readable
+from scmamba.training import LoopConfig, classes, loop
+from scmamba.training.typing import Typist, calibration, folds, learn_types
+
+module = sys.modules["scmamba.tasks.annotate"]
+GENES = 400
+
+
+def cells(n: int, seed: int, kinds: int = 3) -> ad.AnnData:
+    """Cells of three kinds over four hundred human genes, of six donors; every fifth gene is hardly seen."""
+    rates = np.random.default_rng(0).gamma(0.5, 2.0, (kinds, GENES))
+    rates[:, ::5] *= 0.002
+    rng = np.random.default_rng(seed)
+    code = np.arange(n) % kinds
+    data = ad.AnnData(sparse.csr_matrix(rng.poisson(rates[code]).astype(np.float32)))
+    data.obs_names = [f"c{i}" for i in range(n)]
+    data.obs["kind"] = np.array(["q", "p", "r"])[code]
+    data.obs["group"] = np.where(code == 1, "P", "Q")
+    data.obs["donor"] = [f"d{i // 3 % 6}" for i in range(n)]
+    data.var_names = list(all_human_genes().ensembl_ids[100 : 100 + GENES])
+    return data
+
+
+@pytest.fixture(scope="module")
+def reference() -> ad.AnnData:
+    return cells(150, 1)
+
+
+@pytest.fixture(scope="module")
+def query() -> ad.AnnData:
+    return cells(30, 2)[:, :350].copy()
+
+
+def prepared(
+    reference: ad.AnnData, query: ad.AnnData, rows: np.ndarray
+) -> tuple[sparse.csr_matrix, np.ndarray, sparse.csr_matrix]:
+    human = all_human_genes()
+    theirs, ours = (read_cells(d, human, force=True, min_coverage=0.0) for d in (reference, query))
+    shared = np.intersect1d(theirs.genes, ours.genes)
+    x = shared_values(theirs, shared, rows)
+    keep = np.asarray((x > 0).sum(axis=0)).ravel() >= min(5, max(1, len(rows) // 20))
+    return x[:, keep], shared[keep], shared_values(ours, shared[keep], np.arange(len(query)))
+
+
+@pytest.mark.parametrize("donor", ["donor", None])
+def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, donor):
+    known = reference.copy()
+    known.obs["kind"] = known.obs["kind"].astype(object)
+    known.obs.iloc[[4, 5], known.obs.columns.get_loc("kind")] = None
+    found = annotate(
+        query,
+        reference=known,
+        labels=["group", "kind"],
+        donor=donor,
+        network=False,
+        cache=False,
+        seed=3,
+        error_rate=0.2,
+        verbose=False,
+    )
+    rows = np.delete(np.arange(150), [4, 5])
+    x, shared, values = prepared(known, query, rows)
+    assert 250 < len(shared) < 350 == found.provenance["genes"] + 350 - len(shared)
+    names = known.obs["kind"].to_numpy()[rows].astype(str)
+    groups = known.obs["donor"].to_numpy()[rows].astype(str) if donor else np.full(148, "")
+    typist = learn_types(x, names, groups, seed=3, verbose=False)
+    p = typist.probabilities(values)
+    np.testing.assert_allclose(found.probabilities["kind"], p, atol=1e-9)
+    np.testing.assert_allclose(
+        found.probabilities["group"], np.column_stack([p[:, 0], p[:, 1] + p[:, 2]]), atol=1e-9
+    )
+    assert found.levels == {
+        "group": ["P", "Q"],
+        "kind": ["p", "q", "r"],
+    } and found.threshold == typist.threshold(0.2)
+    np.testing.assert_array_equal(found.strange, typist.strange(values, p, x, 3))
+    np.testing.assert_array_equal(found.curve, typist.curve)
+    about = found.provenance
+    assert (
+        about["reference_cells"] == 148
+        and about["parents"] == {"kind": [0, 1, 1]}
+        and about["seed"] == 3
+        and about["error_rate"] == 0.2
+    )
+    assert (
+        about["classes"] == 3
+        and about["accuracy_on_donors_left_out"] == typist.report["accuracy_on_donors_left_out"]
+    )
+
+
+def test_three_hundred_genes_in_common_or_fifty_by_force(reference, query):
+    options = dict(reference=reference, labels="kind", network=False, cache=False, verbose=False)
+    with pytest.raises(DataError, match=r"share 299 genes \(reference 400, query 299\)"):
+        annotate(query[:, :299].copy(), **options)
+    assert annotate(query[:, :300].copy(), **options).provenance["genes"] > 200
+    with pytest.raises(DataError, match="share 49 genes"):
+        annotate(query[:, :49].copy(), force=True, **options)
+    assert annotate(query[:, :50].copy(), force=True, **options).provenance["genes"] > 30
+    empty = query[:3].copy()
+    empty.X = sparse.csr_matrix(sparse.diags([1.0, 0.0, 1.0]) @ empty.X)
+    assert annotate(empty, **options).strange[1]
+
+
+def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
+    """It learns from these and is judged on the others, whom it has not seen."""
+    seen: dict = {}
+    probed = classes.probed_classifier
+
+    def probe(model, labelled, **options):
+        seen.update(labelled=labelled, options=options)
+        return probed(model, labelled, **options)
+
+    monkeypatch.setattr(classes, "probed_classifier", probe)
+    monkeypatch.setattr(
+        loop, "fit", lambda network, step, config, **options: seen.update(config=config, step=step)
+    )
+    x, shared, _ = prepared(reference, reference, np.arange(150))
+    model = small_model("expressed", n_genes=300)
+    inside = np.where(np.arange(len(shared)) % 2, -1, 299 - np.arange(len(shared)) // 2)
+    names, groups = (
+        reference.obs["kind"].to_numpy().astype(str),
+        reference.obs["donor"].to_numpy().astype(str),
+    )
+    tuned, (rows, shown) = module._network_view(model, x, inside, names, groups, 70, 5, False)
+    codes = np.unique(names, return_inverse=True)[1]
+    held = folds(groups, codes, 3, 5) == 0
+    np.testing.assert_array_equal(rows, np.flatnonzero(held))
+    assert len(set(groups[held]) & set(groups[~held])) == 0 and len(set(groups[held])) == 2
+    assert seen["config"] == LoopConfig(steps=70, batch_size=16, lr=1e-3, warmup=0.1, seed=5)
+    assert seen["options"] == {"name": "reference", "seed": 5, "balance": 0.5, "verbose": False}
+    labelled = seen["labelled"]
+    (part,) = labelled.sample(10_000)
+    own, genes = readable(x[~held], inside)
+    np.testing.assert_allclose(part.source.values.toarray(), own.toarray(), rtol=1e-6)
+    np.testing.assert_array_equal(part.source.genes, genes)
+    np.testing.assert_array_equal(labelled.codes(part), codes[~held])
+    assert (
+        labelled.counts.tolist() == np.bincount(codes[~held]).tolist()
+        and labelled.names == ["p", "q", "r"] == tuned.labels
+    )
+    np.testing.assert_array_equal(shown, log_probabilities(tuned, x[rows], inside))
+    assert tuned.calibration == calibration(shown, codes[rows])
+
+
+def test_a_network_that_knows_too_few_genes_is_left_out(reference, query, capsys):
+    few = small_model("expressed", n_genes=40)
+    found = annotate(query, reference=reference, labels="kind", model=few, network=2, cache=False)
+    assert (
+        "the network is left out" in capsys.readouterr().err
+        and found.provenance["network_share"] == 0
+    )
+    one = reference.copy()
+    one.obs["kind"] = "only"
+    assert (
+        annotate(query, reference=one, labels="kind", cache=False, verbose=False).provenance[
+            "classes"
+        ]
+        == 1
+    )  # nothing to fine-tune for
+
+
+def test_what_was_learnt_is_found_again_by_all_it_depends_on(reference):
+    x, shared, _ = prepared(reference, reference, np.arange(150))
+    model = small_model("expressed", n_genes=60)
+    genes = np.column_stack([shared, np.full(len(shared), -1)])
+    names, groups = (
+        reference.obs["kind"].to_numpy().astype(str),
+        reference.obs["donor"].to_numpy().astype(str),
+    )
+    first = module._fingerprint(model, x, genes, names, groups, 3, 0)
+    assert (
+        first == module._fingerprint(model, x.copy(), genes, names, groups, 3, 0)
+        and len(first) == 24
+    )
+    other_x = x.copy()
+    other_x.data[7] += 1e-6
+    other_genes, other_names, other_groups = genes.copy(), names.copy(), groups.copy()
+    other_genes[3, 1], other_names[0], other_groups[1] = 5, "z", "z"
+    other_model = small_model("expressed", n_genes=60, seed=4)
+    renamed = small_model("expressed", n_genes=60)
+    renamed.network.config = replace(renamed.config, name="other")
+    given = dict(model=model, x=x, genes=genes, names=names, groups=groups, steps=3, seed=0)
+    changes = (
+        dict(model=other_model),
+        dict(model=renamed),
+        dict(x=other_x),
+        dict(genes=other_genes),
+        dict(names=other_names),
+        dict(groups=other_groups),
+        dict(steps=4),
+        dict(seed=1),
+    )
+    keys = {first, *(module._fingerprint(**{**given, **change}) for change in changes)}
+    assert len(keys) == 9
+
+
+def test_learnt_once_and_kept_whole(reference, tmp_path, monkeypatch):
+    x, shared, _ = prepared(reference, reference, np.arange(150))
+    genes = np.column_stack([shared, np.full(len(shared), -1)])
+    given = (
+        small_model("expressed", n_genes=60),
+        x,
+        genes,
+        reference.obs["kind"].to_numpy().astype(str),
+        reference.obs["donor"].to_numpy().astype(str),
+    )
+    first, network = module._learnt(*given, 0, 2, tmp_path, False)
+    assert network is None and [p.name for p in tmp_path.iterdir()] == [
+        module._fingerprint(*given, 0, 2)
+    ]
+    monkeypatch.setattr(module, "learn_types", lambda *a, **k: pytest.fail("learnt again"))
+    again, _ = module._learnt(*given, 0, 2, tmp_path, False)
+    assert isinstance(again, Typist)
+    np.testing.assert_array_equal(again.probabilities(x), first.probabilities(x))
+    monkeypatch.undo()
+    module._learnt(*given, 0, 2, False, False)
+    assert len(list(tmp_path.iterdir())) == 1
