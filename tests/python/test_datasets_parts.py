@@ -88,10 +88,11 @@ def test_every_donor_has_a_cell(rng):
 def test_true_changes(rng):
     profile = np.full((3, 40_000), 1.0)
     profile[:, :10_000] = 0.5e-4 - 1e-9  # just below half a count per 10,000
-    profile[:, 10_000] = 0.5e-4
+    profile[:, 10_000:20_000] = 0.5e-4  # from half a count on, genes may change
     quantiles = np.linspace(1.0, 2.0, 10)
     change = _cohort._fold_changes(rng, profile, 0.4, quantiles)
     assert not change[:, :10_000].any()
+    assert abs((change[:, 10_000:20_000] != 0).mean() - (0.12 + 0.88 * 0.28)) < 0.02
     high = change[:, 10_000:]
     moved = high != 0
     common = (high[0] == high[1]) & (high[1] == high[2]) & moved[0]
