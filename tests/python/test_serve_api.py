@@ -282,6 +282,14 @@ def test_a_picture_is_made_of_cells_only(app):
         assert refused.status == 409 and "nothing about single cells" in refused.detail
 
 
+def test_a_picture_that_takes_too_long_is_given_up(app, monkeypatch):
+    monkeypatch.setattr("scmamba.serve.app._DRAWING", 0.001)
+    job = app.submit(CELLS, app.ann).json["id"]
+    app.end(job, h5ad=b"damaged")
+    answer = app.ask("GET", f"/v2/jobs/{job}/picture", token=app.ann)
+    assert answer.status == 503 and "could not be made" in answer.detail
+
+
 def test_a_job_is_cancelled_first_and_deleted_then(app):
     job = app.submit(CELLS, app.ann).json["id"]
     upload = app.queue.get(job)["upload"]

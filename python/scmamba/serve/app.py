@@ -44,6 +44,7 @@ _HEADERS = {
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 }
 _TUS = {"Tus-Resumable": "1.0.0"}
+_DRAWING = 300.0  # seconds a picture may take
 _UNKNOWN = "There is no such job of yours; it may have been deleted."
 
 
@@ -355,8 +356,8 @@ async def draw(folder: Path) -> None:
         sys.executable, "-m", "scmamba.serve.picture", str(folder), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
-        status = await asyncio.wait_for(process.wait(), timeout=300)
-    except TimeoutError:
+        status = await asyncio.wait_for(process.wait(), timeout=_DRAWING)
+    except (TimeoutError, asyncio.TimeoutError):  # two kinds in Python 3.10
         process.kill()
         status = -1
     if status != 0:
