@@ -426,9 +426,9 @@ class Runner:
                 )
             if self._sound(copy, failed[0], limit):
                 return "killed", failed[0]
-            tests = [
-                test for test in tests if test != failed[0]
-            ]  # it fails by itself: it shows nothing
+            tests = [test for test in tests if test != failed[0]]  # it fails by itself
+            if not tests:
+                break
         return "unsure", ""
 
     def _sound(self, copy: Copy, test: str, limit: float) -> bool:

@@ -49,6 +49,10 @@ def unused(n):
     return n * 5
 
 
+def late():
+    return 8
+
+
 def printed(n):
     print(n + 100)
 
@@ -103,6 +107,17 @@ def test_printed():
     assert subprocess.check_output([sys.executable, "-m", "tiny.sums"], text=True) == "101\\n"
 
 
+ORDER = []
+
+
+def test_before():
+    ORDER.append(1)
+
+
+def test_fails_alone():
+    assert ORDER and sums.late() > 0
+
+
 def test_conditions():
     here = pathlib.Path(__file__).resolve()
     assert not list(pathlib.Path.home().iterdir())
@@ -117,6 +132,7 @@ CHANGES = [
     ('"two": 22', '"two": 2', "killed"),
     ("return n * 5", "return n * 6", "not covered"),
     ("print(n + 100)", "print(n)", "killed"),
+    ("return 8", "return 9", "unsure"),
 ]
 
 
@@ -169,10 +185,15 @@ def test_every_change_comes_out_as_it_should(outcomes, old, new, outcome):
 
 def test_only_tests_that_reach_a_change_are_run(outcomes):
     counts = {old: int(row["tests"]) for old, row in outcomes.items()}
-    expected = {"return a + b": 2, "if n > 10:": 2, "wait(timeout=0.01)": 1, '"two": 22': 2}
-    assert {
-        old: counts[old] for old in expected
-    } == expected  # a fixture and a kept result count for all users
+    expected = {
+        "return a + b": 2,  # a fixture counts for all its users
+        "FACTOR = 3": 1,
+        "if n > 10:": 2,
+        "wait(timeout=0.01)": 1,
+        '"two": 22': 2,  # so does a kept result
+        "print(n + 100)": 1,
+    }
+    assert {old: counts[old] for old in expected} == expected
     assert outcomes["return a + b"]["test"] == "tests/test_sums.py::test_second_sum"
     assert outcomes["print(n + 100)"]["test"] == "tests/test_sums.py::test_printed"
 
@@ -237,7 +258,7 @@ def test_a_table_that_does_not_fit_is_refused(tiny, options):
         mutate.main([*options, "--changes", str(table)])
     said = str(refused.value)
     assert (
-        "line 2: this text occurs 7 times" in said and "line 3: this text occurs no times" in said
+        "line 2: this text occurs 8 times" in said and "line 3: this text occurs no times" in said
     )
     assert "line 4: old and new are the same" in said
     with pytest.raises(SystemExit, match="columns old and new"):
