@@ -244,6 +244,7 @@ def test_what_was_recorded_moves_with_the_lines(tiny, options, outcomes):
             mutate_changes.Change("python/tiny/sums.py", start, start + len(text), "pass", "")
         )
 
+    assert reach.unusable == {}  # test_conditions passes too
     assert {test.partition("::")[2] for test in tests("return a + b")} == {
         "test_first_sum",
         "test_second_sum",
