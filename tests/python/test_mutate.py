@@ -6,6 +6,7 @@ import ast
 import csv
 import importlib.metadata
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -159,19 +160,19 @@ def tiny(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def options(tiny, tmp_path_factory) -> list[str]:
+def options(tiny, tmp_path_factory) -> Iterator[list[str]]:
     where = str(tmp_path_factory.mktemp("copies"))
-    return ["--root", str(tiny), "--workspace", where, "--jobs", "2", "--preload", "--cap", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SECRET", "1")
+        yield ["--root", str(tiny), "--workspace", where, "--jobs", "2", "--preload", "--cap", "4"]
 
 
 @pytest.fixture(scope="module")
 def outcomes(tiny, options) -> dict[str, dict[str, str]]:
     """The row of every change, by its old text."""
     table = write_table(tiny.parent / "changes.tsv", [change[:2] for change in CHANGES])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SECRET", "1")
-        mutate.main([*options, "--record"])
-        mutate.main([*options, "--changes", str(table)])
+    mutate.main([*options, "--record"])
+    mutate.main([*options, "--changes", str(table)])
     with (tiny / ".cache" / "mutate" / "table.tsv").open(newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
     return {old: next(row for row in rows if old in row["old"]) for old, *_ in CHANGES}
