@@ -100,6 +100,8 @@ def test_filters_by_hand():
     ]
     apart = screen_genes(first, second, rules_for("5", min_diff_pct=0.04))
     assert apart.passed.tolist() == [5, 6]
+    turned = screen_genes(second, first, rules_for("5", min_diff_pct=0.04))
+    assert turned.passed.tolist() == [5, 6]
     assert screen_genes(first, second, rules_for("5", min_diff_pct=0.4)).passed.tolist() == [6]
     assert screen_genes(first, second, rules_for("5", min_diff_pct=0.41)).passed.size == 0
     # thresholds are inclusive
@@ -214,9 +216,18 @@ def test_latent_variables(adata, logs, latent):
     assert len(table) == 10
 
 
+def test_cells_of_neither_group_are_left_out(adata):
+    adata.obs["third"] = np.array(["a", "b", "c"])[np.arange(60) % 3]
+    some = adata[adata.obs["third"] != "c"].copy()
+    for options in ({}, {"latent_vars": "depth"}, {"latent_vars": ["batch"]}, {"test": "wilcox"}):
+        got = find_markers(adata, "third", "a", "b", **options, **EVERYTHING)
+        truth = find_markers(some, "third", "a", **options, **EVERYTHING)
+        pd.testing.assert_frame_equal(got.loc[truth.index], truth, rtol=1e-6)
+
+
 def test_negative_values_count_in_means_but_are_not_expressed(adata, logs):
     below = logs.copy()
-    below[logs == 0] = -0.2
+    below[logs == 0] = -0.05
     adata.X = below
     table = find_markers(adata, "group", "case", **EVERYTHING)
     case = np.arange(60) % 2 == 0

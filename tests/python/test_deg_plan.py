@@ -313,6 +313,11 @@ def test_whole_analysis(small):
     half = runs.query("layer == 'half' and direction == 'up'")
     called = half["n_called"] > 0  # what the half layer finds, the counts confirm
     assert (half.loc[called, "precision_reference"] == 1).all() and called.any()
+    first = runs.query(
+        "layer == 'counts' and direction == 'up'"
+    )  # its own full data are the reference
+    np.testing.assert_array_equal(first["precision_reference"], first["precision"])
+    assert (first["n_called"] > 3).any()
     assert (result.nulls.groupby(["kind", "layer"]).size() == 2).all() and len(result.nulls) == 8
     assert (result.nulls.query("kind == 'null_cells'")["rate_nominal"] < 0.35).all()
     assert result.settings["scales"] == {"counts": "counts", "half": "log"}

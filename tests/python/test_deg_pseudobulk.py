@@ -240,6 +240,9 @@ def test_covariates(adata):
         pseudobulk(adata, "group", "donor", "case", covariates="batch")
     with pytest.raises(DataError, match="no column 'patient'"):
         pseudobulk(adata, "group", "patient", "case")
+    adata.obs["side"] = np.where(np.arange(101) % 2 == 0, "left", "right")  # two values per donor
+    with pytest.raises(DataError, match="'side' varies within donor d0"):
+        pseudobulk(adata, "group", "donor", "case", covariates="side")
     adata.obs["id"] = adata.obs["donor"]
     with pytest.raises(DataError, match="8 samples leave no degrees of freedom for 8 coefficients"):
         pseudobulk(adata, "group", "donor", "case", covariates="id")

@@ -52,7 +52,7 @@ def _nulls(
 @pytest.fixture(scope="module")
 def result() -> RobustnessResult:
     nulls = _nulls(
-        {"counts": [0.04, 0.06], "scmamba": [0.05, 0.07]}, {"counts": [0, 0], "scmamba": [0, 2]}
+        {"counts": [0.04, 0.06], "scmamba": [0.05, 0.07]}, {"counts": [0, 0], "scmamba": [1, 2]}
     )
     rows = pd.concat([_runs(), nulls], ignore_index=True)
     full = pd.DataFrame({"cell_type": ["MG"], "n_degs": [20]})
@@ -146,8 +146,8 @@ def test_false_positive_table(result):
     )
     assert (
         row["rate_nominal"] == pytest.approx(0.06)
-        and row["mean_called"] == 1
-        and row["runs_with_calls"] == 0.5
+        and row["mean_called"] == 1.5
+        and row["runs_with_calls"] == 1
     )
     assert row["pseudobulk_rate"] == pytest.approx(0.03) and row["pseudobulk_called"] == 0.5
     assert table.loc["counts", "runs_with_calls"] == 0
@@ -195,6 +195,7 @@ def test_what_counts_as_inflated():
     assert (
         found(0.01, 0.075) == [] and len(found(0.01, 0.0751)) == 1
     )  # 5% is right, whatever raw counts do
+    assert found(0.25, 0.375) == []  # just that is not more
     assert found(0.10, 0.149) == [] and len(found(0.10, 0.151)) == 1
     assert found(0.05, 0.05, (0, 1)) == [] and len(found(0.05, 0.05, (0, 2))) == 1
     assert found(0.05, 0.05, (4, 6)) == [] and len(found(0.05, 0.05, (4, 7))) == 1

@@ -323,6 +323,11 @@ def test_donors_within_and_between():
     sig = multipletests(truth["p_val"], method="fdr_bh")[1] < 0.05
     assert paired.bulk_up == (sig & (truth["log2FC"] > 0.25)).sum() == 4
     assert paired.bulk_down == (sig & (truth["log2FC"] < -0.25)).sum() == 2
+    far = _with_bulk(none, _parts(levels), label, list("xyzxyz"), FEW._replace(min_log2fc=1.9))
+    assert far.bulk_up == (sig & (truth["log2FC"] > 1.9)).sum() < 4
+    assert far.bulk_down == (sig & (truth["log2FC"] < -1.9)).sum() < 3
+    strict = _with_bulk(none, _parts(levels), label, list("xyzxyz"), FEW._replace(alpha=1e-9))
+    assert strict.bulk_up == strict.bulk_down == 0 and strict.bulk_nominal == paired.bulk_nominal
     apart = _with_bulk(none, _parts(levels), label, list("uvwxyz"), FEW)
     two = np.column_stack([np.ones(6), 1 - label]).astype(float)
     assert (

@@ -130,6 +130,7 @@ def test_random_splits(n):
     np.testing.assert_array_equal(some, donor_splits(n, 30, 4))
     assert not np.array_equal(some, donor_splits(n, 30, 5))
     assert donor_splits(1, 30, 0).shape == (0, 1) and donor_splits(2, 30, 0).tolist() == [[1, 0]]
+    assert len(donor_splits(4, 4, 0)) == 3  # there are no more
     assert len(donor_splits(4, 3, 0)) == 3 and len(donor_splits(4, 2, 0)) == 2
 
 

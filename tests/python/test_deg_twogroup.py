@@ -76,8 +76,8 @@ def test_centers_of_many_cells_come_from_every_nth_row():
     np.testing.assert_allclose(centres(matrix, cells=3), [3.0, 11.0, 0.0])
     whole = [(9 + 300) / 6, 15.5, 0.0]
     np.testing.assert_allclose(centres(matrix), whole)
-    totals = np.full(30, 50.0)
-    logs = np.log1p(data[::10] / 50.0 * 1e4)
+    totals = np.linspace(40, 200, 30)
+    logs = np.log1p(data[::10] / totals[::10, None] * 1e4)
     np.testing.assert_allclose(
         centres(matrix, totals, 3)[:2], [logs[:, 0].mean(), logs[:, 1].mean()]
     )
