@@ -278,9 +278,9 @@ def test_parts_of_a_collection_are_its_cells_values(collection):
 
 
 def test_averages_of_a_collection_are_its_files_sums(collection):
-    for member, average in zip(
-        collection.members, CollectionFeed(collection, seed=0, similar=False).averages()
-    ):
+    averages = CollectionFeed(collection, seed=0, similar=False).averages()
+    assert [a.name for a in averages] == [m.store.name for m in collection.members]
+    for member, average in zip(collection.members, averages):
         first = collection.members.index(member)
         own = collection.cells[collection.file_of(collection.cells) == first]
         block = collection.read(own)

@@ -155,6 +155,9 @@ def test_one_cells_sequence_by_hand(many):
         many, row, replace(config, genes_per_step=len(on)), np.random.default_rng(0)
     )
     assert (x > 0).sum() == len(on) and np.allclose(weight[x == 0], 0.04 * len(zeros) / 25)
+    one = replace(config, zeros=(1e-9, 1e-9), genes_per_step=0)  # a share so small that it is one
+    columns, x, hidden, weight = _expressed_genes(many, row, one, np.random.default_rng(0))
+    assert weight[x == 0].tolist() == pytest.approx([0.04 * len(zeros)])
     columns, x, hidden, weight = _expressed_genes(
         many, row, replace(config, mask_zero=0.0), np.random.default_rng(0)
     )
