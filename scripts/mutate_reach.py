@@ -53,7 +53,7 @@ class Recorder:
     def __init__(self, out: str):
         import coverage
 
-        self.out, self.tests, self.stack = out, {}, [""]
+        self.out, self.tests, self.stack, self.began = out, {}, [""], 0.0
         self.coverage = coverage.Coverage.current()
         if self.coverage is None:
             raise pytest.UsageError(
@@ -79,6 +79,7 @@ class Recorder:
                         kept = getattr(kept, "__func__", kept)  # of a class or static method
                         if isinstance(kept, functools._lru_cache_wrapper):
                             kept.cache_clear()
+        self.began = sum(os.times()[:4])
         self.stack = [nodeid]
         self._switch()
 
@@ -90,7 +91,10 @@ class Recorder:
             entry["outcome"] = report.outcome
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Count lines for nobody."""
+        """Count lines for nobody; on a busy machine time was spent waiting, which is no cost."""
+        worked = sum(os.times()[:4]) - self.began
+        entry = self.entry(nodeid)
+        entry["seconds"] = round(min(entry["seconds"], 1 + 2 * worked), 3)
         self.stack = [""]
         self._switch()
 
