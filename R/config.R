@@ -59,7 +59,7 @@ scmamba_config <- function() {
 
 .backends <- function() {
   tryCatch(
-    unlist(reticulate::import("scmamba.scan", convert = TRUE)$available_backends()),
+    unlist(reticulate::import("scmamba.ops", convert = TRUE)$available_backends()),
     error = function(e) NULL
   )
 }

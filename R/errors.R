@@ -15,7 +15,7 @@
 
 .abort_python <- function(e) {
   text <- .python_message(e)
-  if (inherits(e, "scmamba._errors.ScMambaError")) {
+  if (inherits(e, "scmamba.utils.errors.ScMambaError")) {
     # As it is: it may hold a table, which cli would run together.
     stop(errorCondition(text, class = "scmamba_error", call = NULL))
   }

@@ -321,13 +321,13 @@ scmamba_available <- function() {
 .import_or_explain <- function(python) {
   tryCatch(
     {
-      host <- reticulate::import("scmamba._host", convert = FALSE)
+      host <- reticulate::import("scmamba.utils.shared_libraries", convert = FALSE)
       .check_openmp(reticulate::py_to_r(host$openmp_clash()))
       reticulate::import("torch", convert = FALSE)
       list(
         scmamba = reticulate::import("scmamba", convert = FALSE),
-        slots = reticulate::import("scmamba.interop.slots", convert = FALSE),
-        progress = reticulate::import("scmamba._progress", convert = FALSE)
+        slots = reticulate::import("scmamba.wire.slots", convert = FALSE),
+        progress = reticulate::import("scmamba.utils.progress", convert = FALSE)
       )
     },
     python.builtin.BaseException = function(e) .abort_import(e, python)

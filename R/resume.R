@@ -1,5 +1,5 @@
 # Sending a large file so that a broken line costs only what was under way (tus 1.0.0,
-# https://tus.io/protocols/resumable-upload); python/scmamba/_resume.py is its twin.
+# https://tus.io/protocols/resumable-upload); python/scmamba/client/upload.py is its twin.
 
 # Files up to here are sent whole: sending them again costs less than asking. In bytes, as the parts are.
 .whole <- 16 * 2^20

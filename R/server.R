@@ -218,7 +218,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   if (is.null(to)) curl::curl_fetch_memory(url, handle) else curl::curl_fetch_disk(url, to, handle)
 }
 
-# scMamba's plain form (python/scmamba/serve/wire.py): a JSON header and raw arrays.
+# scMamba's plain form (python/scmamba/wire/scmb.py): a JSON header and raw arrays.
 .write_plain <- function(path, matrix, cells, layer = NULL) {
   names <- colnames(matrix) %||% as.character(seq_len(ncol(matrix)))
   arrays <- .plain_matrix(matrix)

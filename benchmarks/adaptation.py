@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 
 from scmamba.data.preprocess import read_cells
+from scmamba.imputation.rate_ensemble import GeneMap, fit_rate_ensemble
 from scmamba.model import load_model
-from scmamba.training.combine import GeneMap, learn_combination
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
@@ -66,7 +66,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             row = {"set": name.split("_")[0], "trained on": seen, "cells": len(totals), "seed": seed}
             for adapt in (False, True):
-                report = learn_combination(model, counts, totals, GeneMap.of(cells), adapt=adapt, seed=seed, verbose=False).report
+                report = fit_rate_ensemble(model, counts, totals, GeneMap.of(cells), adapt=adapt, seed=seed, verbose=False).report
                 word = "adapted" if adapt else "as it is"
                 row |= {f"network {word}": report["network"], f"combined, {word}": report["combined"]}
                 if adapt:

@@ -30,7 +30,12 @@ import numpy as np
 import pandas as pd
 from scipy import io, sparse
 
-from scmamba.evaluation.annotation import UNASSIGNED, annotation_scores, calibration_error, coverage_accuracy
+from scmamba.evaluation.annotation import (
+    UNASSIGNED,
+    annotation_scores,
+    calibration_error,
+    coverage_accuracy,
+)
 from scmamba.evaluation.annotation_report import markdown
 
 HERE = Path(__file__).resolve().parent
@@ -241,8 +246,8 @@ PANEL_NAMES = {"astrocytes": "Astrocyte", "inhibitory": "Inhibitory neuron", "ex
 def by_markers(options: argparse.Namespace) -> pd.DataFrame:
     """No labels: the default panel on cells whose truth is known; a set whose genes say too little must be refused."""
     import scmamba
-    from scmamba._errors import DataError
     from scmamba.genes import mouse_to_human
+    from scmamba.utils.errors import DataError
 
     rows = []
     for file, title in PANEL_SETS.items():

@@ -83,10 +83,10 @@ def neighbours(adata: Any, seed: int) -> Any:
     """The rate of 30 neighbours in every entry (what MAGIC and scVI do: observed values are replaced too)."""
     from scipy import sparse
 
-    from scmamba.data.neighbours import neighbour_rate_prediction
+    from scmamba.neighbors.rates import knn_rates
 
     counts = sparse.csr_matrix(adata.X, dtype=np.float64)
-    found = neighbour_rate_prediction(counts, np.asarray(counts.sum(axis=1)).ravel(), seed=seed)
+    found = knn_rates(counts, np.asarray(counts.sum(axis=1)).ravel(), seed=seed)
     return np.log1p(1e4 * found.rate(slice(None)))
 
 

@@ -129,8 +129,8 @@ def bcds(adata: Any, seed: int) -> np.ndarray:
     from scipy import sparse
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    from scmamba.data.doublets import simulate_doublets
-    from scmamba.tasks._doublet_features import log_values, variable_genes
+    from scmamba.data.doublet_simulation import simulate_doublets
+    from scmamba.doublets.features import log_values, variable_genes
 
     counts = sparse.csr_matrix(adata.X, dtype=float)
     n = counts.shape[0]
@@ -165,7 +165,7 @@ def neighbour_shares(counts: Any, pn: float, reaches: np.ndarray, seed: int) -> 
     import scanpy as sc
     from scipy import sparse
 
-    from scmamba.data.neighbours import nearest_cells
+    from scmamba.neighbors.knn import nearest_neighbors
 
     rng, n = np.random.default_rng(seed), counts.shape[0]
     a, b = rng.choice(n, (2, round(n * pn / (1 - pn))))
@@ -178,7 +178,7 @@ def neighbour_shares(counts: Any, pn: float, reaches: np.ndarray, seed: int) -> 
     sc.pp.pca(both, n_comps=10, random_state=seed)
     points = both.obsm["X_pca"].astype(float)
     k = np.maximum((reaches * len(points)).round().astype(int), 1)
-    near = nearest_cells(points[:n], points, int(k.max()) + 1)[:, 1:]
+    near = nearest_neighbors(points[:n], points, int(k.max()) + 1)[:, 1:]
     made = np.cumsum(near >= n, axis=1)
     return made[:, k - 1] / k
 
@@ -203,8 +203,8 @@ def parts(adata: Any, seed: int) -> dict[str, np.ndarray]:
     """Each kind of evidence of the fast detector alone."""
     from scipy import sparse
 
-    from scmamba.data.doublets import simulate_doublets
-    from scmamba.tasks._doublet_features import Clusters, Coexpression, Mixtures, gather
+    from scmamba.data.doublet_simulation import simulate_doublets
+    from scmamba.doublets.features import Clusters, Coexpression, Mixtures, gather
 
     counts = sparse.csr_matrix(adata.X, dtype=float)
     codes = adata.obs["sample"].astype("category").cat.codes.to_numpy().astype(int)

@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from scan_timing import RESULTS, save
 
-from scmamba.model.config import ModelConfig
-from scmamba.model.network import ScMamba
-from scmamba.scan import Direction, available_backends, selective_scan
+from scmamba.nn.config import ModelConfig
+from scmamba.nn.scmamba import ScMamba
+from scmamba.ops.backends import Direction, available_backends
+from scmamba.ops.operator import selective_scan
 
 DRY = os.environ.get("SCMAMBA_DRY_RUN") == "1"
 DEVICE = "cpu" if DRY else "cuda"

@@ -30,7 +30,7 @@ esac
 "$python" - <<'PY'
 import sys
 import torch
-from scmamba.scan import available_backends
+from scmamba.ops import available_backends
 
 if not torch.cuda.is_available():
     sys.exit("torch sees no NVIDIA GPU here: " + torch.__version__)

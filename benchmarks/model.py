@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from scan_timing import RESULTS, grown, interleaved, machine, peak_memory, save, write_table
 
-from scmamba.model.block import use_checkpointing
-from scmamba.model.config import ModelConfig
-from scmamba.model.network import ScMamba
+from scmamba.nn.bimamba import use_checkpointing
+from scmamba.nn.config import ModelConfig
+from scmamba.nn.scmamba import ScMamba
 
 GENES = 19_306
 SIZES = {"D 64 x 2": (64, 2), "D 128 x 4": (128, 4), "D 256 x 6 (published)": (256, 6)}

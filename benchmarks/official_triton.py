@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scmamba import load_model
+from scmamba.model import load_model
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from geo_tables.report import report
 from geo_tables.studies import BASE_URL, EXPECTED_CELLS, STEPS, STUDIES, TASKS
 from geo_tables.train import train
 
-from scmamba._errors import ScMambaError
+from scmamba.utils.errors import ScMambaError
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

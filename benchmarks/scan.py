@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from scan_timing import RESULTS, grown, interleaved, machine, peak_memory, save, write_table
 
-from scmamba.scan import Direction, available_backends, selective_scan
+from scmamba.ops.backends import Direction, available_backends
+from scmamba.ops.operator import selective_scan
 
 LENGTH, CHANNELS, STATES = 19_306, 512, 16
 SHORT = 800  # the published loop's backward pass is quadratic in the length: compared at this one

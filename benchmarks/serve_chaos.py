@@ -37,12 +37,12 @@ import anndata as ad
 import numpy as np
 import psutil
 
-import scmamba.client as client_module
-from scmamba import Client
-from scmamba._errors import ScMambaError
-from scmamba.serve import wire
+import scmamba.client.client as client_module
+from scmamba.client import Client
 from scmamba.serve.jobs import FINAL
 from scmamba.serve.tokens import Tokens
+from scmamba.utils.errors import ScMambaError
+from scmamba.wire import scmb as wire
 
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
 #: Task -> options and how many cells a job has.

@@ -54,7 +54,7 @@ def seeds(folder: Path) -> list[Path]:
     from scipy import sparse
 
     from scmamba.genes import Vocabulary
-    from scmamba.serve import wire
+    from scmamba.wire import scmb as wire
 
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
@@ -155,9 +155,9 @@ def bent(data: bytes, rng: random.Random) -> bytes:
 
 def read_one(path: Path) -> str:
     """What the server would do with a file; anything but its two kinds of refusal goes on upwards."""
-    from scmamba._errors import ScMambaError
-    from scmamba.serve.check import look
+    from scmamba.serve.validation import look
     from scmamba.serve.worker import open_upload
+    from scmamba.utils.errors import ScMambaError
 
     try:
         look(path, 1_000_000, 100_000, 1 << 30)
@@ -177,10 +177,10 @@ def atheris_child(folder: Path, seconds: int) -> None:
     """One libFuzzer process; tallies what it did to ``folder/tally.json``."""
     import atheris
 
-    with atheris.instrument_imports(include=["scmamba.serve.check", "scmamba.serve.tenx", "scmamba.serve.wire"]):
-        import scmamba.serve.check
-        import scmamba.serve.tenx
-        import scmamba.serve.wire
+    with atheris.instrument_imports(include=["scmamba.serve.validation", "scmamba.serve.read_10x", "scmamba.wire.scmb"]):
+        import scmamba.serve.read_10x
+        import scmamba.serve.validation
+        import scmamba.wire.scmb
     import resource
     import warnings
 
@@ -249,7 +249,7 @@ def _last_lines(text: str) -> list[str]:
 
 def confined(path: Path) -> str:
     """How the confined process ends that looks at the file in the real server."""
-    command = [sys.executable, "-m", "scmamba.serve.check", str(path), "1000000", "100000", "0"]
+    command = [sys.executable, "-m", "scmamba.serve.validation", str(path), "1000000", "100000", "0"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:

@@ -19,7 +19,7 @@ peak <- function() {
 # The file as a user's Seurat .rds, made in a process of its own so that its memory is not counted.
 make_rds <- function(h5ad, cells, rds) {
   anndata <- reticulate::import("anndata", convert = FALSE)
-  slots <- reticulate::import("scmamba.interop.slots", convert = FALSE)
+  slots <- reticulate::import("scmamba.wire.slots", convert = FALSE)
   adata <- anndata$read_h5ad(h5ad)
   parts <- reticulate::py_to_r(slots$layer_slots(adata))
   name <- function(index) as.character(reticulate::py_to_r(index$tolist()))

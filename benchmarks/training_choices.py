@@ -32,18 +32,20 @@ from sklearn.preprocessing import StandardScaler
 
 import scmamba
 from scmamba.data import Collection
-from scmamba.data.preprocess import SCALE, Cells, read_cells
+from scmamba.data.preprocess import CellReader, read_cells
+from scmamba.data.values import SCALE
 from scmamba.evaluation import nonzero_imputation
 from scmamba.evaluation.annotation import annotation_scores
 from scmamba.evaluation.imputation import Hidden
-from scmamba.model import Model, ScMamba, load_model
-from scmamba.tasks._common import positions
-from scmamba.tasks.impute import predict_zeros
-from scmamba.training import LoopConfig, fit, read_sources
-from scmamba.training.classes import NOTHING_HIDDEN, finetune_classes
-from scmamba.training.combine import GeneMap, Sources, base_rate, value_if_counted
-from scmamba.training.rates import RateConfig, rate_step, rate_validation, remember_rates
-from scmamba.training.recipes import IMPUTE, clone, reconstruction_step, validation
+from scmamba.imputation._impute import predict_zeros
+from scmamba.imputation.rate_ensemble import BasePredictors, GeneMap, base_rate, value_if_counted
+from scmamba.model import Model, load_model
+from scmamba.model.inference import input_positions
+from scmamba.nn import ScMamba
+from scmamba.training import TrainerConfig, fit, read_sources
+from scmamba.training.finetune_classifier import NO_MASKING, finetune_classes
+from scmamba.training.objectives import RateConfig, nb_rate_step, rate_validation, store_gene_rates
+from scmamba.training.reconstruction import IMPUTE, clone, reconstruction_step, validation
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
@@ -70,7 +72,7 @@ def fresh(model: Model, seed: int) -> Model:
 def tune(model: Model, training: ad.AnnData, sequence, steps: int, seed: int, lr: float = 1e-3) -> Model:
     """Masked imputation fine-tuning of a copy."""
     sources = read_sources([training], model.genes)
-    loop = LoopConfig(steps=steps, batch_size=16, lr=lr, warmup=0.05, seed=seed)
+    loop = TrainerConfig(steps=steps, batch_size=16, lr=lr, warmup=0.05, seed=seed)
     copy = clone(model)
     torch.manual_seed(seed)
     fit(copy.network, reconstruction_step(sources, sequence, loop), loop, description="Fine-tuning", verbose=True)
@@ -86,7 +88,7 @@ class Published:
     def __call__(self, hidden: Hidden) -> np.ndarray:
         started = time.perf_counter()
         cells = read(hidden, self.model)
-        where, genes = positions(self.model, cells)
+        where, genes = input_positions(self.model, cells)
         slot = np.full(len(hidden.genes), -1)
         slot[cells.columns] = where
         out = np.zeros(len(hidden.rows))
@@ -112,7 +114,7 @@ class OneReading:
     def __call__(self, hidden: Hidden) -> np.ndarray:
         started = time.perf_counter()
         genes = GeneMap.of(read(hidden, self.model))
-        sources = Sources(self.model, genes, base_rate(hidden.visible, self.model, genes), None)
+        sources = BasePredictors(self.model, genes, base_rate(hidden.visible, self.model, genes), None)
         out = np.zeros(len(hidden.rows))
         for start in range(0, hidden.visible.shape[0], 64):
             totals = hidden.totals[start : start + 64]
@@ -123,7 +125,7 @@ class OneReading:
         return out
 
 
-def read(hidden: Hidden, model: Model) -> Cells:
+def read(hidden: Hidden, model: Model) -> CellReader:
     """What is visible, as the model reads it."""
     return read_cells(ad.AnnData(hidden.visible.astype(np.float32), var=pd.DataFrame(index=hidden.genes)), model.genes, force=True)
 
@@ -172,7 +174,7 @@ def curves(starts: dict[str, Model], training: ad.AnnData, others: ad.AnnData, a
 
 
 def masked_curve(start: Model, sources, judge, steps: int, seed: int) -> list[tuple[int, float]]:
-    loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
+    loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
     step = reconstruction_step(sources, FEW, loop)
     copy, seen = clone(start), []
     marks = sorted({steps // 8, steps // 4, steps // 2, steps})
@@ -208,16 +210,16 @@ def imputation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> l
     sources, held = (read_sources([cells], start.genes) for cells in (training, others))
     rows = []
     for steps in (arguments.steps // 4, arguments.steps):
-        loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
+        loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
         masked = clone(start)
         torch.manual_seed(seed)
         fit(masked.network, reconstruction_step(sources, FEW, loop), loop, description="Masked values", verbose=False)
         error = validation(held, IMPUTE, cells=48)(masked.network)["validation_loss"]
         rows.append({"task": "masked values, velmeshev: squared error (lower is better)", "steps": steps, "value": error})
         rates = clone(start)
-        remember_rates(rates.network, sources)
+        store_gene_rates(rates.network, sources)
         torch.manual_seed(seed)
-        fit(rates.network, rate_step(sources, RateConfig(), loop), loop, description="Rates", verbose=False)
+        fit(rates.network, nb_rate_step(sources, RateConfig(), loop), loop, description="Rates", verbose=False)
         deviance = rate_validation(held, RateConfig())(rates.network)["validation_loss"]
         rows.append({"task": "rates, velmeshev: deviance per hidden count (lower is better)", "steps": steps, "value": deviance})
     return rows
@@ -284,8 +286,8 @@ def types(arguments: argparse.Namespace) -> pd.DataFrame:
 def fine_tuned_types(start: Model, training: ad.AnnData, others: ad.AnnData, steps: int, seed: int) -> dict:
     """F1 on other donors of a classifier fine-tuned whole, its head started from the embeddings."""
     files = Collection([training], vocabulary=start.genes, label="cell_type", force=True, verbose=False)
-    loop = LoopConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
-    short = replace(NOTHING_HIDDEN, genes_per_step=1536)
+    loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
+    short = replace(NO_MASKING, genes_per_step=1536)
     tuned = finetune_classes("annotate", files, model=start, loop=loop, sequence=short, balance=0.5, verbose=False)
     found = scmamba.annotate(others, model=tuned, force=True, verbose=False)
     (level,) = found.levels

@@ -123,7 +123,7 @@ def logistic_regression(cells: Any, reference: Any) -> None:
 def marker_means(cells: Any, reference: Any) -> None:
     import scanpy as sc
 
-    from scmamba.tasks.annotate import brain_markers
+    from scmamba.datasets.marker_panels import brain_markers
 
     values = logs(cells)
     for kind, genes in brain_markers().items():

@@ -16,11 +16,12 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 
-from scmamba._errors import ScMambaError
 from scmamba.genes import Vocabulary
-from scmamba.model import ModelConfig, save_checkpoint
-from scmamba.training import LoopConfig, finetune, pretrain
-from scmamba.training.recipes import IMPUTE, PRETRAIN
+from scmamba.model import save_checkpoint
+from scmamba.nn import ModelConfig
+from scmamba.training import TrainerConfig, finetune, pretrain
+from scmamba.training.reconstruction import IMPUTE, PRETRAIN
+from scmamba.utils.errors import ScMambaError
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Donors of the Velmeshev set no step of the training sees: two with autism, two controls.
@@ -33,9 +34,9 @@ CONFIGS = {
 #: Steps of pre-training, then of each round of imputation. A round goes on from the one before with other draws, its rate of learning up
 #: and down again: so the training of a larger network can be stretched as far as somebody has the afternoons for.
 STEPS = {"brain-mini": (2000, 3600), "brain-base": (2000, 2000, 2000)}
-PRETRAIN_LOOP = LoopConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
+PRETRAIN_LOOP = TrainerConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 PRETRAIN_SEQUENCE = replace(PRETRAIN, mask_nonzero=0.3, genes_per_step=1536)
-IMPUTE_LOOP = LoopConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
+IMPUTE_LOOP = TrainerConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 IMPUTE_SEQUENCE = replace(IMPUTE, genes_per_step=1536, zeros=(100, 1600))
 
 
@@ -103,7 +104,7 @@ def main() -> None:
         keep_curves(name, work, arguments.seed, loops)
 
 
-def keep_curves(name: str, work: Path, seed: int, loops: dict[str, LoopConfig]) -> None:
+def keep_curves(name: str, work: Path, seed: int, loops: dict[str, TrainerConfig]) -> None:
     """Copy the loss curves and the settings beside the other measurements."""
     results, stem = ROOT / "benchmarks" / "results", name.replace("-", "_")
     for phase in loops:

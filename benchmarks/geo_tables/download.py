@@ -11,8 +11,8 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from scmamba._errors import ScMambaError
-from scmamba._progress import say
+from scmamba.utils.errors import ScMambaError
+from scmamba.utils.progress import say
 
 from .studies import Study, place, read_json, sha256_of, write_json
 

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scmamba._errors import ScMambaError
-from scmamba._progress import say
+from scmamba.utils.errors import ScMambaError
+from scmamba.utils.progress import say
 
 from .studies import (
     LEAST_GENES,

@@ -22,8 +22,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from scmamba._errors import ScMambaError
-from scmamba._progress import progress, say
+from scmamba.utils.errors import ScMambaError
+from scmamba.utils.progress import progress, say
 
 from .download import addresses
 from .studies import LEAST_GENES, MOST_CELLS, Study, keep, made, place, read_json
@@ -136,7 +136,7 @@ def read_archive(study: Study, archive: Path, options: argparse.Namespace) -> ad
 
 def read_sample(study: Study, tar: tarfile.TarFile, sample: Sample, work: Path, options: argparse.Namespace) -> ad.AnnData:
     """One sample: counts, ``obs`` barcode, ``var`` ensembl_id and symbol."""
-    from scmamba.data.stores import open_store
+    from scmamba.data.storage import open_store
 
     triplet = {"barcodes", "features", "matrix"}
     ways = [({"h5 filtered"}, False), (triplet, False), ({"h5"}, False), ({"h5 raw"}, True)]
@@ -167,8 +167,8 @@ def read_sample(study: Study, tar: tarfile.TarFile, sample: Sample, work: Path, 
 
 
 def _barcodes(store: Any) -> np.ndarray:
-    from scmamba.data.files import open_backed
-    from scmamba.data.stores import TenxStore
+    from scmamba.data.h5ad_files import open_backed
+    from scmamba.data.storage import TenxStore
 
     if isinstance(store, TenxStore):
         with h5py.File(store.path) as file:

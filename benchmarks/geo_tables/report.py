@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scmamba._errors import ScMambaError
-from scmamba._files import atomic_path
-from scmamba._progress import say
+from scmamba.utils.atomic import atomic_path
+from scmamba.utils.errors import ScMambaError
+from scmamba.utils.progress import say
 
 from .studies import LEVELS, STUDIES, TASKS, read_json
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scmamba._errors import ScMambaError
-from scmamba._progress import say
+from scmamba.utils.errors import ScMambaError
+from scmamba.utils.progress import say
 
 from .label import known_names
 from .studies import PARTS, Study, obs_of, place, read_json, write_json

@@ -11,7 +11,7 @@ from typing import Any
 import anndata as ad
 import pandas as pd
 
-from scmamba._files import atomic_path
+from scmamba.utils.atomic import atomic_path
 
 BASE_URL = "https://ftp.ncbi.nlm.nih.gov/geo/series"
 STEPS = ("download", "read", "prepare", "train", "report", "all")

@@ -14,8 +14,8 @@ from typing import Any
 import anndata as ad
 import numpy as np
 
-from scmamba._errors import ScMambaError
-from scmamba._progress import progress, say
+from scmamba.utils.errors import ScMambaError
+from scmamba.utils.progress import progress, say
 
 from .label import labels_of
 from .split import collection, splits
@@ -71,9 +71,9 @@ def run_task(study: Study, task: str, parts: dict[str, Any], folder: Path, optio
     """Fine-tune and judge: numbers of cells, scores, and what they were measured with."""
     import scmamba
     from scmamba.model import load_model, save_checkpoint
-    from scmamba.training.classes import MAX_SINGLETS
-    from scmamba.training.engine import number_of_processes, training_device
-    from scmamba.training.settings import read_settings
+    from scmamba.training.config import read_settings
+    from scmamba.training.distributed import number_of_processes, training_device
+    from scmamba.training.finetune_classifier import MAX_SINGLETS
 
     verb = {"doublets": "doublets", "imputation": "impute"}.get(task, "annotate")
     # The published subtypes and subclusters have ten epochs (configs/experiment), everything else five.
@@ -132,7 +132,7 @@ def task_cells(
 def fine_tune(verb: str, start: Any, cells: dict[str, Any], settings: Any, loop: Any, folder: Path) -> Any:
     """The package's own training, with the state in ``folder`` so that a stopped run goes on."""
     from scmamba.training import finetune
-    from scmamba.training.classes import finetune_classes
+    from scmamba.training.finetune_classifier import finetune_classes
 
     held_out, work, name = cells.get("validation"), folder / "training", f"{folder.parent.name}-{folder.name}"
     if verb == "impute":
@@ -157,10 +157,10 @@ def judge_types(tuned: Any, cells: Any, settings: Any, study: Study, options: ar
 
 def all_logits(tuned: Any, cells: Any, block: int = 512) -> Iterator[np.ndarray]:
     """(r, classes) logits, block by block, in the order of the cells (of one file)."""
-    from scmamba.training.classes import sample_logits
-    from scmamba.training.feeds import CollectionFeed
+    from scmamba.training.dataloaders import CollectionSource
+    from scmamba.training.finetune_classifier import sample_logits
 
-    feed = CollectionFeed(cells, seed=0, similar=False)
+    feed = CollectionSource(cells, seed=0, similar=False)
     tuned.network.eval()
     with progress("Judging", len(cells), unit="cells") as advance:
         for first in range(0, len(cells), block):
@@ -172,9 +172,9 @@ def all_logits(tuned: Any, cells: Any, block: int = 512) -> Iterator[np.ndarray]
 def judge_doublets(tuned: Any, cells: Any, settings: Any, study: Study, options: argparse.Namespace) -> dict[str, Any]:
     """Single test cells against doublets simulated from them as in training; called is what the network finds likelier (published code)."""
     from scmamba.evaluation.doublets import doublet_scores
-    from scmamba.training.classes import label_doublets, sample_logits
+    from scmamba.training.finetune_classifier import labels_from_simulated_doublets, sample_logits
 
-    made_of = label_doublets(cells, seed=options.seed + 1, fraction=settings.doublet_fraction, recipe=settings.doublet_recipe)
+    made_of = labels_from_simulated_doublets(cells, seed=options.seed + 1, fraction=settings.doublet_fraction, recipe=settings.doublet_recipe)
     parts = made_of.sample(sys.maxsize)
     truth = np.concatenate([made_of.codes(part) for part in parts]) == 1
     tuned.network.eval()

@@ -9,7 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from ._host import load_torch_apart
+from ._version import __version__
+from .utils.shared_libraries import load_torch_apart
 
 # Torch's threads spin while they wait for each other, which on a shared machine makes small networks up to four times slower.
 # Read when torch is first loaded, hence before anything else; whoever has set it keeps what was set.
@@ -17,32 +18,47 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 load_torch_apart()
 
-__version__ = "0.1.0"
-
 #: Public name -> module that holds it.
 _HOMES = {
     "Client": "client",
-    "impute": "tasks.impute",
-    "impute_file": "tasks.impute",
-    "annotate": "tasks.annotate",
-    "gene_embedding": "tasks.gene_map",
-    "gene_neighbours": "tasks.gene_map",
-    "marker_map": "tasks.gene_map",
-    "embed": "tasks.embed",
-    "embed_file": "tasks.embed",
-    "detect_doublets": "tasks.doublets",
-    "load_model": "model.checkpoint",
-    "save_checkpoint": "model.checkpoint",
-    "models": "model.registry",
-    "Model": "model.checkpoint",
-    "ModelConfig": "model.config",
-    "pretrain": "training.recipes",
-    "finetune": "training.recipes",
-    "prepare": "_prepare",
-    "PrepareConfig": "_prepare",
-    "info": "_info",
+    "impute": "imputation",
+    "impute_file": "imputation",
+    "annotate": "annotation",
+    "gene_embedding": "embedding",
+    "gene_neighbours": "embedding",
+    "marker_map": "embedding",
+    "embed": "embedding",
+    "embed_file": "embedding",
+    "detect_doublets": "doublets",
+    "load_model": "model",
+    "save_checkpoint": "model",
+    "models": "model",
+    "Model": "model",
+    "ModelConfig": "nn",
+    "pretrain": "training",
+    "finetune": "training",
+    "prepare": "preprocessing",
+    "PrepareConfig": "preprocessing",
+    "info": "diagnostics",
 }
-_ROOMS = ("data", "datasets", "deg", "evaluation", "genes", "interop", "model", "plots", "scan", "tasks", "training")
+_ROOMS = (
+    "annotation",
+    "data",
+    "datasets",
+    "deg",
+    "doublets",
+    "embedding",
+    "evaluation",
+    "genes",
+    "imputation",
+    "interop",
+    "model",
+    "neighbors",
+    "nn",
+    "ops",
+    "preprocessing",
+    "training",
+)
 
 __all__ = [
     "Client",
@@ -69,18 +85,17 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from ._info import info
-    from ._prepare import PrepareConfig, prepare
-    from .client import Client
+    from .annotation import annotate
+    from .client.client import Client
+    from .diagnostics import info
+    from .doublets import detect_doublets
+    from .embedding import embed, embed_file, gene_embedding, gene_neighbours, marker_map
+    from .imputation import impute, impute_file
     from .model.checkpoint import Model, load_model, save_checkpoint
-    from .model.config import ModelConfig
-    from .model.registry import models
-    from .tasks.annotate import annotate
-    from .tasks.doublets import detect_doublets
-    from .tasks.embed import embed, embed_file
-    from .tasks.gene_map import gene_embedding, gene_neighbours, marker_map
-    from .tasks.impute import impute, impute_file
-    from .training.recipes import finetune, pretrain
+    from .model.hub import models
+    from .nn.config import ModelConfig
+    from .preprocessing import PrepareConfig, prepare
+    from .training import finetune, pretrain
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ._errors import GeneError
+from .utils.errors import GeneError
 
 if TYPE_CHECKING:
     from anndata import AnnData

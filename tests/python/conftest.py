@@ -13,7 +13,8 @@ from serving import database, queue, queue_url, server  # noqa: F401
 
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
-from scmamba.model import Model, ModelConfig, ScMamba
+from scmamba.model import Model
+from scmamba.nn import ModelConfig, ScMamba
 
 
 @pytest.fixture(scope="session", autouse=True)

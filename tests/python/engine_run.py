@@ -4,36 +4,40 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[0]))
 from conftest import small_model
 
 from scmamba.data.collection import Collection
-from scmamba.training import LoopConfig, fit
-from scmamba.training.engine import Loss, Share, SharedStep, is_first_process
-from scmamba.training.feeds import CollectionFeed, reconstruction, sample_sources
-from scmamba.training.loop import Validate
-from scmamba.training.recipes import PRETRAIN, validation
+from scmamba.training import TrainerConfig, fit
+from scmamba.training.dataloaders import CollectionSource, reconstruction, sample_sources
+from scmamba.training.distributed import BatchShard, Loss, ShardedStep, is_first_process
+from scmamba.training.reconstruction import PRETRAIN, validation
+from scmamba.training.trainer import Validate
 
 
-def prepare(given: argparse.Namespace) -> tuple[torch.nn.Module, SharedStep, LoopConfig, Validate]:
+def prepare(given: argparse.Namespace) -> tuple[torch.nn.Module, ShardedStep, TrainerConfig, Validate]:
     """Network, step, settings and validation of the run the arguments describe."""
     torch.set_num_threads(1)
-    config = LoopConfig(steps=given.steps, batch_size=given.batch, accumulate=given.accumulate, lr=1e-2, save_every=2, seed=5)
+    config = TrainerConfig(steps=given.steps, batch_size=given.batch, accumulate=given.accumulate, lr=1e-2, save_every=2, seed=5)
     cells = Collection(given.data, cache=given.cache, verbose=False)
     sequence = replace(PRETRAIN, genes_per_step=200)
-    step = reconstruction(CollectionFeed(cells, seed=5, similar=True), sequence, config)
+    step = reconstruction(CollectionSource(cells, seed=5, similar=True), sequence, config)
 
-    def slow(network: torch.nn.Module, k: int, rng: np.random.Generator, share: Share) -> Loss:
+    def slow(network: torch.nn.Module, k: int, rng: np.random.Generator, share: BatchShard) -> Loss:
         time.sleep(given.pause)
         print(f"step {k}", flush=True)
         return step.draw(network, k, rng, share)
 
     judge = validation(sample_sources(cells, 4), sequence)
-    return small_model("expressed").network, SharedStep(slow) if given.pause else step, config, judge
+    return small_model("expressed").network, ShardedStep(slow) if given.pause else step, config, judge
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -10,9 +10,9 @@ import rpy2.robjects as ro
 from scipy import sparse
 
 import scmamba.interop as bridge
-from scmamba._errors import DataError, ScMambaError
 from scmamba.interop import _r
 from scmamba.interop._convert import convert_file
+from scmamba.utils.errors import DataError, ScMambaError
 
 _r.bridge()
 _r.need("SeuratObject")

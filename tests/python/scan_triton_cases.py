@@ -6,7 +6,8 @@ import pytest
 import torch
 from test_scan import compare, make, run
 
-from scmamba.scan import available_backends, choose_backend, selective_scan
+from scmamba.ops.backends import available_backends, choose_backend
+from scmamba.ops.operator import selective_scan
 
 CASES = [
     pytest.param((2, 1, 16, 1), (False, True), True, -3.0, id="one step, one state"),

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 from conftest import small_model
 from scipy import sparse
+from scipy.special import softmax
 from typer.testing import CliRunner
 
 import scmamba
-from scmamba._errors import DataError, ScMambaError
-from scmamba.cli import app
+from scmamba.annotation.ensemble import donor_folds
+from scmamba.annotation.result import UNASSIGNED
+from scmamba.cli.main import app
 from scmamba.datasets import brain_cohort
-from scmamba.tasks.annotate import UNASSIGNED, brain_markers
-from scmamba.training.typing import coverage_curve, fit_temperature, folds, softmax
+from scmamba.datasets.marker_panels import brain_markers
+from scmamba.training.calibration import coverage_curve, fit_temperature
+from scmamba.utils.errors import DataError, ScMambaError
 
 QUIET = {"verbose": False, "cache": False, "network": False}
 
@@ -206,9 +209,9 @@ def test_temperature_folds_and_curve():
     # The right posterior of unit normals shifted by one is softmax of the values themselves: temperature one, three if they are tripled.
     assert fit_temperature(logits, codes) == pytest.approx(1.0, abs=0.08)
     assert fit_temperature(3 * logits, codes) == pytest.approx(3.0, abs=0.25)
-    fold = folds(np.repeat([f"d{i}" for i in range(6)], 10), np.zeros(60, dtype=int), 3, 0)
+    fold = donor_folds(np.repeat([f"d{i}" for i in range(6)], 10), np.zeros(60, dtype=int), 3, 0)
     assert all(len(np.unique(fold[i : i + 10])) == 1 for i in range(0, 60, 10)) and set(fold) == {0, 1, 2}
-    curve = coverage_curve(softmax(logits), codes)
+    curve = coverage_curve(softmax(logits, axis=1), codes)
     assert curve[0, 1] == 1 and curve[-1, 2] > curve[0, 2]
 
 
@@ -236,7 +239,7 @@ def test_command_line(reference, query, tmp_path):
 def test_columns_the_network_knows_come_in_its_order():
     from scipy import sparse
 
-    from scmamba.tasks.annotate import readable
+    from scmamba.annotation._reference import readable
 
     x, genes = readable(sparse.csr_matrix(np.array([[1.0, 2, 3, 4]])), np.array([7, -1, 2, 5]))
     assert x.toarray().tolist() == [[3.0, 4.0, 1.0]] and genes.tolist() == [2, 5, 7]
@@ -245,7 +248,7 @@ def test_columns_the_network_knows_come_in_its_order():
 def test_profiles_give_the_cross_entropy_per_count():
     from scipy import sparse
 
-    from scmamba.training.views import COUNTS, profile_logits
+    from scmamba.annotation.base_classifiers import COUNTS, profile_logits
 
     profiles = np.log(np.array([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]))
     x = sparse.csr_matrix(np.log1p([[2.0, 1, 1], [2.0, 1, 1]]))
@@ -255,14 +258,14 @@ def test_profiles_give_the_cross_entropy_per_count():
 
 
 def test_rare_classes_are_helped_only_where_it_helps():
-    from scmamba.training.typing import choose_evening
+    from scmamba.annotation.ensemble import fit_prior_correction
 
     prior = np.log([0.9, 0.1])
     codes = np.array([0] * 9 + [1])
     # The rare cell loses by less than half of the difference of the priors.
     logits = np.vstack([np.tile([3.0, 0.0], (9, 1)), [[0.5, 0.0]]])
-    assert (logits - choose_evening(logits, codes, prior)).argmax(axis=1)[-1] == 1
-    assert not choose_evening(np.tile([3.0, 0.0], (10, 1)) * np.where(codes, -1, 1)[:, None], codes, prior).any()
+    assert (logits - fit_prior_correction(logits, codes, prior)).argmax(axis=1)[-1] == 1
+    assert not fit_prior_correction(np.tile([3.0, 0.0], (10, 1)) * np.where(codes, -1, 1)[:, None], codes, prior).any()
 
 
 def test_a_hundred_samples_of_twenty_cells():
@@ -282,16 +285,16 @@ def test_a_query_that_shares_just_enough_genes(reference, query):
 
 def test_a_classifier_keeps_its_calibration(query, tmp_path):
     from scmamba.model import load_model, save_checkpoint
-    from scmamba.training.classes import fresh_classifier
-    from scmamba.training.typing import calibration
+    from scmamba.training.calibration import fit_calibration
+    from scmamba.training.finetune_classifier import init_classifier
 
-    model = fresh_classifier(small_model("expressed"), ["a", "b"])
+    model = init_classifier(small_model("expressed"), ["a", "b"])
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2, 500)
     logits = 6 * rng.normal(size=(500, 2))
     logits[np.arange(500), codes] += 6
-    model.calibration = calibration(logits, codes)
-    raw = scmamba.annotate(query, model=fresh_classifier(small_model("expressed"), ["a", "b"]), force=True, verbose=False)
+    model.calibration = fit_calibration(logits, codes)
+    raw = scmamba.annotate(query, model=init_classifier(small_model("expressed"), ["a", "b"]), force=True, verbose=False)
     save_checkpoint(model, tmp_path / "m")
     assert load_model(tmp_path / "m").calibration == model.calibration
     found = scmamba.annotate(query, model=tmp_path / "m", force=True, error_rate=0.1, verbose=False)
@@ -304,7 +307,7 @@ def test_a_classifier_keeps_its_calibration(query, tmp_path):
 
 
 def test_few_measured_markers_are_completed(query):
-    from scmamba.tasks.annotate import brain_markers
+    from scmamba.datasets.marker_panels import brain_markers
 
     panel = {g for genes in brain_markers().values() for g in genes}
     assert not panel & {g for genes in brain_markers(more=True).values() for g in genes}
@@ -317,7 +320,7 @@ def test_few_measured_markers_are_completed(query):
 
 
 def test_a_marker_that_goes_with_another_type_counts_less():
-    from scmamba.tasks._annotate_markers import coherence, correlations
+    from scmamba.annotation._markers import coherence, correlations
 
     rng = np.random.default_rng(0)
     kind = np.repeat([0, 1], 100)
@@ -330,23 +333,23 @@ def test_a_marker_that_goes_with_another_type_counts_less():
 
 
 def test_views_that_harm_are_left_out():
-    from scmamba.training.typing import Judged, combine
-    from scmamba.training.views import KINDS
+    from scmamba.annotation.base_classifiers import BASE_CLASSIFIERS
+    from scmamba.annotation.ensemble import OutOfFoldScores, fit_weights
 
     rng = np.random.default_rng(1)
     codes = np.r_[rng.integers(0, 2, 600), np.full(5, 2)]
     right = 4.0 * np.eye(3)[codes] + rng.normal(size=(605, 3))
     noise = 4.0 * np.eye(3)[rng.integers(0, 3, 605)]
     right[codes == 2, 2] = -9  # no view knows the rare class, the profiles do
-    logits = {kind: right if kind == "components" else noise for kind in KINDS}
-    held, weights, temperatures, rare = combine(Judged(logits | {"profile": 6.0 * np.eye(3)[codes]}, np.zeros((605, 3))), codes, 3)
+    logits = {kind: right if kind == "components" else noise for kind in BASE_CLASSIFIERS}
+    held, weights, temperatures, rare = fit_weights(OutOfFoldScores(logits | {"profile": 6.0 * np.eye(3)[codes]}, np.zeros((605, 3))), codes, 3)
     assert weights == {"components": pytest.approx(1.0)} and set(temperatures) == {"components", "profile"}
     assert rare.tolist() == [False, False, True]
     assert (held[codes == 2].argmax(axis=1) == 2).all()
 
 
 def test_cells_of_an_unknown_kind_stand_out():
-    from scmamba.training.novelty import Usual, signs, unit
+    from scmamba.annotation.novelty import NoveltyDetector, novelty_scores, unit
 
     rng = np.random.default_rng(2)
     centres = 5 * np.eye(8)[:4]
@@ -357,18 +360,18 @@ def test_cells_of_an_unknown_kind_stand_out():
     codes = rng.integers(0, 3, 600)
     space, fold = draw(codes), np.arange(600) % 3
     calm = np.zeros((600, 3))
-    usual = Usual.of(space, codes, calm, fold, 0)
+    usual = NoveltyDetector.of(space, codes, calm, fold, 0)
     kinds = np.r_[rng.integers(0, 3, 150), np.full(40, 3)]
     here = draw(kinds)
-    shown = signs(here, space, np.zeros((190, 3)), usual.pool, 0)
-    strange = usual.strange(shown, np.where(kinds == 3, 0, kinds))
-    assert strange[kinds == 3].mean() > 0.9 and strange[kinds < 3].mean() < 0.12
+    shown = novelty_scores(here, space, np.zeros((190, 3)), usual.pool, 0)
+    is_novel = usual.is_novel(shown, np.where(kinds == 3, 0, kinds))
+    assert is_novel[kinds == 3].mean() > 0.9 and is_novel[kinds < 3].mean() < 0.12
     # Another technology: everything lies apart, and only what stands out among cells called alike is refused.
     away = shown + [3.0, 0, 0, 0, 0]
-    assert usual.foreign(away) and not usual.foreign(shown)
-    assert usual.strange(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
-    few = Usual.of(space[:30], codes[:30], calm[:30], fold[:30], 0)
-    assert not few.strange(shown, kinds % 3).any()
+    assert usual.is_domain_shifted(away) and not usual.is_domain_shifted(shown)
+    assert usual.is_novel(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
+    few = NoveltyDetector.of(space[:30], codes[:30], calm[:30], fold[:30], 0)
+    assert not few.is_novel(shown, kinds % 3).any()
 
 
 def counts_of_kinds(rng: np.random.Generator, kinds: np.ndarray) -> sparse.csr_matrix:
@@ -384,38 +387,38 @@ def counts_of_kinds(rng: np.random.Generator, kinds: np.ndarray) -> sparse.csr_m
 
 
 def test_a_rare_kind_that_few_genes_mark_is_seen_by_the_sums_of_markers():
-    from scmamba.training.views import fit_view, shown_markers
+    from scmamba.annotation.base_classifiers import fit_base_classifier, marker_features
 
     rng = np.random.default_rng(3)
     codes, kinds = np.r_[np.repeat([0, 1], 300), np.full(8, 2)], np.repeat([0, 1, 2], 100)
     x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
-    view = fit_view(x, codes, 4, "markers", 0)  # of a fourth class there is no cell
+    view = fit_base_classifier(x, codes, 4, "markers", 0)  # of a fourth class there is no cell
     assert np.mean(view.logits(query).argmax(axis=1) == kinds) > 0.95
     assert {396, 397, 398, 399} == set(np.argsort(-view.basis[:, 4 + 2])[:4])  # beside its nearest class
-    shown = shown_markers(view, query)
+    shown = marker_features(view, query)
     assert shown.shape == (300, 4) and (shown[:, 3] == 0).all()
     # Kind 2 shows what marks kind 1, of which it is one, and something more.
     assert all(shown[kinds == c, c].mean() > shown[kinds == other, c].mean() + 1 for c, other in ((0, 1), (0, 2), (1, 0), (2, 0), (2, 1)))
     for few in (1, 2):
-        alone = fit_view(x[codes < few], codes[codes < few], few, "markers", 0)
+        alone = fit_base_classifier(x[codes < few], codes[codes < few], few, "markers", 0)
         assert np.mean(alone.logits(query[kinds < few]).argmax(axis=1) == kinds[kinds < few]) > 0.99
 
 
 def test_a_cell_that_lacks_what_marks_its_class_is_strange():
-    from scmamba.training.typing import learn_types
+    from scmamba.annotation.ensemble import fit_ensemble
 
     rng = np.random.default_rng(4)
     codes, kinds = np.repeat([0, 1], 300), np.r_[np.repeat([0, 1], 80), np.full(40, 3)]
     x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
-    typist = learn_types(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
+    typist = fit_ensemble(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
     p = typist.probabilities(query)
     assert (p[kinds == 3, 0] > 0.9).all()  # sure of it, and wrong
-    strange = typist.strange(query, p, x, 0)
-    assert strange[kinds == 3].mean() > 0.9 and strange[kinds < 3].mean() < 0.15
+    is_novel = typist.is_novel(query, p, x, 0)
+    assert is_novel[kinds == 3].mean() > 0.9 and is_novel[kinds < 3].mean() < 0.15
 
 
 def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_near():
-    from scmamba.training.typing import learn_types
+    from scmamba.annotation.ensemble import fit_ensemble
 
     rng = np.random.default_rng(7)
     codes, kinds = np.repeat([0, 1], 300), np.repeat([0, 1, 2], [150, 150, 3])
@@ -425,8 +428,8 @@ def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_
     linear[kinds == 2] *= 0.6
     linear[kinds == 2, 399] += 4000
     query = sparse.csr_matrix(np.log1p(linear))
-    typist = learn_types(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
-    strange = typist.strange(query, typist.probabilities(query), x, 0)
-    assert strange[kinds == 2].all()
+    typist = fit_ensemble(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
+    is_novel = typist.is_novel(query, typist.probabilities(query), x, 0)
+    assert is_novel[kinds == 2].all()
     # They do not make their neighbours suspect.
-    assert strange[kinds < 2].mean() < 0.05
+    assert is_novel[kinds < 2].mean() < 0.05

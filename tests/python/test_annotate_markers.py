@@ -6,21 +6,21 @@ import anndata as ad
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.special import softmax
 
-from scmamba._errors import DataError
-from scmamba.tasks import _annotate_markers as markers
-from scmamba.tasks._annotate_markers import (
-    brain_markers,
-    clear_cells,
+from scmamba.annotation import _markers as markers
+from scmamba.annotation._markers import (
+    classify_by_markers,
     coherence,
-    complete,
+    confident_cells,
     correlations,
+    extend_short_panels,
     from_markers,
     marker_scores,
-    name_by_panels,
-    without_support,
+    unsupported_cells,
 )
-from scmamba.training.views import softmax
+from scmamba.datasets.marker_panels import brain_markers
+from scmamba.utils.errors import DataError
 
 
 def test_the_panel_is_the_papers_eight_types():
@@ -83,8 +83,8 @@ def test_cells_are_clear_by_level_and_by_margin():
     )
     around = np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1.0]])
     # Margin above .15 among neighbours of one mind, above .45 against them; at least a quarter of what the strongest show.
-    assert clear_cells(score, around).tolist() == [0, -1, -1, 0, -1, 0]
-    assert clear_cells(score[:, ::-1], around[:, ::-1]).tolist() == [1, -1, -1, 1, -1, 1]
+    assert confident_cells(score, around).tolist() == [0, -1, -1, 0, -1, 0]
+    assert confident_cells(score[:, ::-1], around[:, ::-1]).tolist() == [1, -1, -1, 1, -1, 1]
 
 
 def test_support_is_four_tenths_of_the_clear_cells():
@@ -93,7 +93,7 @@ def test_support_is_four_tenths_of_the_clear_cells():
     )
     seeds = np.array([0, 0, -1, -1, -1, -1])
     # Median of the clear 0.9: below 0.36, and less than one and a half times the rival.
-    assert without_support(around, seeds, np.zeros(6, int)).tolist() == [
+    assert unsupported_cells(around, seeds, np.zeros(6, int)).tolist() == [
         False,
         False,
         False,
@@ -101,7 +101,7 @@ def test_support_is_four_tenths_of_the_clear_cells():
         True,
         False,
     ]
-    assert not without_support(
+    assert not unsupported_cells(
         around, seeds, np.ones(6, int)
     ).any()  # no clear cell of that type to compare with
 
@@ -110,18 +110,18 @@ def test_short_panels_are_completed_only_among_panels_that_are_not():
     four, two = np.arange(4), np.array([10, 11])
     more = {"b": np.array([11, 12]), "c": np.array([], int)}
     columns = {"a": four, "b": two, "c": two}
-    assert complete(columns, more) == [] and columns["b"].tolist() == [
+    assert extend_short_panels(columns, more) == [] and columns["b"].tolist() == [
         10,
         11,
     ]  # one of three is too few
     columns = {"a": four, "b": two}
     assert (
-        complete(columns, more) == ["b"]
+        extend_short_panels(columns, more) == ["b"]
         and columns["b"].tolist() == [10, 11, 12]
         and columns["a"].tolist() == [0, 1, 2, 3]
     )
     columns = {"a": four, "c": two}
-    assert complete(columns, more) == []
+    assert extend_short_panels(columns, more) == []
 
 
 def kinds(n: int) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -139,32 +139,32 @@ def test_few_cells_are_named_by_their_scores_alone():
     x, codes = kinds(59)
     columns = [np.arange(4 * k, 4 * k + 4) for k in range(3)]
     space = x.toarray()[:, :12]
-    p, strange, curve, clear = name_by_panels(x, columns, space, list("abc"), 0)
+    p, is_novel, curve, clear = classify_by_markers(x, columns, space, list("abc"), 0)
     unit = space / np.linalg.norm(space, axis=1, keepdims=True)
     near = np.argsort(((unit[:, None] - unit[None]) ** 2).sum(-1), axis=1, kind="stable")[:, :15]
     score = marker_scores(x, columns, near)
-    np.testing.assert_allclose(p, softmax(8 * score), rtol=1e-6)
-    np.testing.assert_array_equal(strange, score.max(axis=1) < 0.1)
+    np.testing.assert_allclose(p, softmax(8 * score, axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(is_novel, score.max(axis=1) < 0.1)
     assert (
-        curve.shape == (0, 3) and clear == (clear_cells(score, score[near].mean(axis=1)) >= 0).sum()
+        curve.shape == (0, 3) and clear == (confident_cells(score, score[near].mean(axis=1)) >= 0).sum()
     )
 
 
 def test_clear_cells_teach_the_rest():
-    from scmamba.training.typing import learn_types
+    from scmamba.annotation.ensemble import fit_ensemble
 
     x, codes = kinds(90)
     columns = [np.arange(4 * k, 4 * k + 4) for k in range(3)]
     space = x.toarray()
-    p, strange, curve, clear = name_by_panels(x, columns, space, ["c", "b", "a"], 2)
+    p, is_novel, curve, clear = classify_by_markers(x, columns, space, ["c", "b", "a"], 2)
     assert np.mean(p.argmax(axis=1) == codes) > 0.95 and clear >= 30 and curve.shape[1] == 3
     unit = space / np.linalg.norm(space, axis=1, keepdims=True)
     near = np.argsort(((unit[:, None] - unit[None]) ** 2).sum(-1), axis=1, kind="stable")[:, :15]
     score = marker_scores(x, columns, near)
     around = score[near].mean(axis=1)
-    seeds = clear_cells(score, around)
+    seeds = confident_cells(score, around)
     sure = np.flatnonzero(seeds >= 0)
-    typist = learn_types(
+    typist = fit_ensemble(
         x[sure],
         np.array(["c", "b", "a"])[seeds[sure]],
         np.full(len(sure), ""),
@@ -173,7 +173,7 @@ def test_clear_cells_teach_the_rest():
     )
     own = typist.probabilities(x)[:, [typist.names.index(n) for n in "cba"]]
     np.testing.assert_allclose(p, 0.5 * own + 0.5 * own[near].mean(axis=1), atol=1e-6)
-    np.testing.assert_array_equal(strange, without_support(around, seeds, p.argmax(axis=1)))
+    np.testing.assert_array_equal(is_novel, unsupported_cells(around, seeds, p.argmax(axis=1)))
     np.testing.assert_array_equal(curve, typist.curve)
 
 
@@ -206,7 +206,7 @@ def test_panels_of_the_user_and_of_the_default():
         and about["genes_per_type"] == {"Exc": 4, "Inh": 4, "One": 1}
         and about["completed"] == []
     )
-    assert found.strange[3] and found.labels()[3] == "Unassigned"
+    assert found.is_novel[3] and found.labels()[3] == "Unassigned"
     # Panels the user did not choose name nothing by one gene alone, unless further markers stand in.
     default = from_markers(data, panel, {}, None, None, 0, False)
     assert default.levels == {"type": ["Exc", "Inh"]}

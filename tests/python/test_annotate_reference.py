@@ -11,14 +11,18 @@ import pytest
 from conftest import small_model
 from scipy import sparse
 
-from scmamba._errors import DataError
+from scmamba.annotation import annotate
+from scmamba.annotation._reference import log_probabilities, readable
+from scmamba.annotation.ensemble import CellTypeEnsemble, donor_folds, fit_ensemble
+from scmamba.annotation.expression import all_human_genes, shared_values
 from scmamba.data import read_cells
-from scmamba.tasks._annotate_values import all_human_genes, shared_values
-from scmamba.tasks.annotate import annotate, log_probabilities, readable
-from scmamba.training import LoopConfig, classes, loop
-from scmamba.training.typing import Typist, calibration, folds, learn_types
+from scmamba.training import TrainerConfig
+from scmamba.training import finetune_classifier as classes
+from scmamba.training import trainer as loop
+from scmamba.training.calibration import fit_calibration
+from scmamba.utils.errors import DataError
 
-module = sys.modules["scmamba.tasks.annotate"]
+module = sys.modules["scmamba.annotation._reference"]
 GENES = 400
 
 
@@ -79,7 +83,7 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
     assert 250 < len(shared) < 350 == found.provenance["genes"] + 350 - len(shared)
     names = known.obs["kind"].to_numpy()[rows].astype(str)
     groups = known.obs["donor"].to_numpy()[rows].astype(str) if donor else np.full(148, "")
-    typist = learn_types(x, names, groups, seed=3, verbose=False)
+    typist = fit_ensemble(x, names, groups, seed=3, verbose=False)
     p = typist.probabilities(values)
     np.testing.assert_allclose(found.probabilities["kind"], p, atol=1e-9)
     np.testing.assert_allclose(
@@ -89,7 +93,7 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
         "group": ["P", "Q"],
         "kind": ["p", "q", "r"],
     } and found.threshold == typist.threshold(0.2)
-    np.testing.assert_array_equal(found.strange, typist.strange(values, p, x, 3))
+    np.testing.assert_array_equal(found.is_novel, typist.is_novel(values, p, x, 3))
     np.testing.assert_array_equal(found.curve, typist.curve)
     about = found.provenance
     assert (
@@ -114,19 +118,19 @@ def test_three_hundred_genes_in_common_or_fifty_by_force(reference, query):
     assert annotate(query[:, :50].copy(), force=True, **options).provenance["genes"] > 30
     empty = query[:3].copy()
     empty.X = sparse.csr_matrix(sparse.diags([1.0, 0.0, 1.0]) @ empty.X)
-    assert annotate(empty, **options).strange[1]
+    assert annotate(empty, **options).is_novel[1]
 
 
 def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
     """It learns from these and is judged on the others, whom it has not seen."""
     seen: dict = {}
-    probed = classes.probed_classifier
+    probed = classes.linear_probe_init
 
     def probe(model, labelled, **options):
         seen.update(labelled=labelled, options=options)
         return probed(model, labelled, **options)
 
-    monkeypatch.setattr(classes, "probed_classifier", probe)
+    monkeypatch.setattr(classes, "linear_probe_init", probe)
     monkeypatch.setattr(
         loop, "fit", lambda network, step, config, **options: seen.update(config=config, step=step)
     )
@@ -139,10 +143,10 @@ def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
     )
     tuned, (rows, shown) = module._network_view(model, x, inside, names, groups, 70, 5, False)
     codes = np.unique(names, return_inverse=True)[1]
-    held = folds(groups, codes, 3, 5) == 0
+    held = donor_folds(groups, codes, 3, 5) == 0
     np.testing.assert_array_equal(rows, np.flatnonzero(held))
     assert len(set(groups[held]) & set(groups[~held])) == 0 and len(set(groups[held])) == 2
-    assert seen["config"] == LoopConfig(steps=70, batch_size=16, lr=1e-3, warmup=0.1, seed=5)
+    assert seen["config"] == TrainerConfig(steps=70, batch_size=16, lr=1e-3, warmup=0.1, seed=5)
     assert seen["options"] == {"name": "reference", "seed": 5, "balance": 0.5, "verbose": False}
     labelled = seen["labelled"]
     (part,) = labelled.sample(10_000)
@@ -155,7 +159,7 @@ def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
         and labelled.names == ["p", "q", "r"] == tuned.labels
     )
     np.testing.assert_array_equal(shown, log_probabilities(tuned, x[rows], inside))
-    assert tuned.calibration == calibration(shown, codes[rows])
+    assert tuned.calibration == fit_calibration(shown, codes[rows])
 
 
 def test_a_network_that_knows_too_few_genes_is_left_out(reference, query, capsys):
@@ -226,7 +230,7 @@ def test_learnt_once_and_kept_whole(reference, tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(module, "learn_types", lambda *a, **k: pytest.fail("learnt again"))
     again, _ = module._learnt(*given, 0, 2, tmp_path, False)
-    assert isinstance(again, Typist)
+    assert isinstance(again, CellTypeEnsemble)
     np.testing.assert_array_equal(again.probabilities(x), first.probabilities(x))
     monkeypatch.undo()
     module._learnt(*given, 0, 2, False, False)

@@ -10,24 +10,20 @@ from conftest import small_model
 from scipy import sparse
 from sklearn.metrics import precision_recall_fscore_support
 
-from scmamba._errors import DataError
-from scmamba.tasks._annotate_result import UNASSIGNED, Annotation, own_components, tell
-from scmamba.tasks._annotate_values import all_human_genes, shared_values
-from scmamba.tasks._common import (
-    available_memory,
-    check_free,
-    dense_input,
-    flag_low_depth,
-    positions,
-)
-from scmamba.tasks.annotate import (
-    annotate,
+from scmamba.annotation import annotate
+from scmamba.annotation._reference import (
     label_table,
     log_probabilities,
     parent_codes,
     readable,
     roll_up,
 )
+from scmamba.annotation.expression import all_human_genes, shared_values
+from scmamba.annotation.result import UNASSIGNED, Annotation, own_components, report_counts
+from scmamba.data.provenance import flag_low_depth, refuse_foreign
+from scmamba.model.inference import dense_input, input_positions
+from scmamba.utils.errors import DataError
+from scmamba.utils.memory import available_memory
 
 
 @pytest.fixture
@@ -76,7 +72,7 @@ def test_the_table_has_the_three_likeliest(answer):
         {"type": np.tile([0.1, 0.4, 0.3, 0.2], (5, 1))},
         0.2,
         np.empty((0, 3)),
-        answer.strange,
+        answer.is_novel,
     )
     assert (
         one.to_table()["scmamba_alternatives"].iloc[0] == "b 0.40; c 0.30; d 0.20"
@@ -156,7 +152,7 @@ def test_pictures_show_what_was_called(answer):
 
 
 def test_a_line_says_how_many_of_which(answer, capsys):
-    tell(answer, True)
+    report_counts(answer, True)
     assert f"{UNASSIGNED} 3, exc 1, glia 1" in capsys.readouterr().err
 
 
@@ -261,7 +257,7 @@ def test_input_of_the_network_and_depths(cohort, capsys):
     for reads in ("all", "expressed"):
         model = small_model(reads)
         cells = read_cells(cohort, model.genes)
-        where, genes = positions(model, cells)
+        where, genes = input_positions(model, cells)
         x, totals = dense_input(model, cells, cells.linear(slice(2, 6)))
         values, expected = cells.to_model(cells.linear(slice(2, 6)))
         np.testing.assert_array_equal(totals, expected)
@@ -286,13 +282,13 @@ def test_input_of_the_network_and_depths(cohort, capsys):
 def test_what_is_the_users_stays(cohort):
     data = ad.AnnData(np.ones((2, 1), np.float32), layers={"scmamba": np.ones((2, 1))})
     with pytest.raises(DataError, match="nothing is overwritten"):
-        check_free(data, "layers", "scmamba", "impute")
-    check_free(data, "obsm", "scmamba", "impute")
+        refuse_foreign(data, "layers", "scmamba", "impute")
+    refuse_foreign(data, "obsm", "scmamba", "impute")
     data.uns["scmamba"] = {"embed": {}}
     with pytest.raises(DataError, match="nothing is overwritten"):
-        check_free(data, "layers", "scmamba", "impute")
+        refuse_foreign(data, "layers", "scmamba", "impute")
     data.uns["scmamba"]["impute"] = {}
-    check_free(data, "layers", "scmamba", "impute")
+    refuse_foreign(data, "layers", "scmamba", "impute")
     import psutil
 
     assert available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
@@ -305,7 +301,7 @@ def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
 
     cells = read_cells(cohort, model.genes)
     x, _ = dense_input(model, cells, cells.linear(slice(0, 40)))
-    logits = model.classify(x, genes=positions(model, cells)[1]).double().numpy()
+    logits = model.classify(x, genes=input_positions(model, cells)[1]).double().numpy()
 
     def softmax(t: float) -> np.ndarray:
         return np.exp(logits / t) / np.exp(logits / t).sum(axis=1, keepdims=True)
@@ -318,7 +314,7 @@ def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
     )
     assert (
         "not calibrated" in found.provenance["note"]
-        and not found.strange.any()
+        and not found.is_novel.any()
         and found.space.shape == (40, 30)
     )
     model.calibration = {
@@ -334,4 +330,4 @@ def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
     )
     empty = cohort[:3].copy()
     empty.X = sparse.csr_matrix(sparse.diags([1.0, 0.0, 1.0]) @ empty.X)
-    assert annotate(empty, model=model, verbose=False).strange.tolist() == [False, True, False]
+    assert annotate(empty, model=model, verbose=False).is_novel.tolist() == [False, True, False]

@@ -10,8 +10,9 @@ import pytest
 from conftest import small_model
 from typer.testing import CliRunner
 
-from scmamba import __version__, load_model, save_checkpoint
-from scmamba.cli import app
+from scmamba._version import __version__
+from scmamba.cli.main import app
+from scmamba.model import load_model, save_checkpoint
 
 run = CliRunner().invoke
 

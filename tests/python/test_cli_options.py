@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from scmamba._errors import ScMambaError
-from scmamba.cli import app
+from scmamba.cli.main import app
+from scmamba.utils.errors import ScMambaError
 
 IN, OUT = Path("in.h5ad"), Path("out.h5ad")
 
@@ -70,7 +70,7 @@ SAID = dict(model="m", layer="L", gene_column="g", batch_size=3, device="cpu", b
 
 
 def test_impute(run, verb):
-    made = verb("scmamba.tasks._shards.impute_file_shared")
+    made = verb("scmamba.imputation.distributed.impute_file_shared")
     assert "layers['scmamba']" in run("impute in.h5ad -o out.h5ad")
     run(f"impute in.h5ad -o out.h5ad {GIVEN} --method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts --seed 7")
     plain = dict(method=None, batch=None, adapt=True, passes=10, min_value=None, to_counts=False, seed=0)
@@ -91,7 +91,7 @@ def test_annotate(run, verb, cells, tmp_path):
     found = SimpleNamespace(
         to_adata=lambda adata: None, labels=lambda: pd.Series(["A", "Unassigned", "B"]), to_table=lambda: pd.DataFrame({"t": [1]}),
         report=lambda known: pd.DataFrame({"f1": [0.12345]}, index=[list(known)]))  # fmt: skip
-    made = verb("scmamba.tasks.annotate.annotate", found)
+    made = verb("scmamba.annotation._annotate.annotate", found)
     plain = dict(reference=None, labels=None, model=None, markers=None, donor="donor", layer=None, gene_column=None, network=True,
                  error_rate=0.05, device=None, cache=True, seed=0, force=False, verbose=True)  # fmt: skip
     assert "types of 2 of 3 cells" in run("annotate in.h5ad -o out.h5ad")
@@ -120,7 +120,7 @@ def test_doublets(run, verb, cells, tmp_path):
         adata.obs["scmamba_doublet"], adata.obs["scmamba_doublet_score"] = [True, False, True], [0.9, 0.1, 0.8]
         return made(adata.n_obs, **named)
 
-    import scmamba.tasks.doublets as home
+    import scmamba.doublets._find as home
 
     original, home.detect_doublets = home.detect_doublets, detect
     try:
@@ -171,11 +171,11 @@ def test_robustness(run, verb, cells):
 
 
 def test_prepare(run, verb, tmp_path):
-    made = verb("scmamba._prepare.prepare", SimpleNamespace(obs=pd.DataFrame({"scmamba_label": ["a", None]}), n_obs=2, n_vars=5))
+    made = verb("scmamba.preprocessing._prepare.prepare", SimpleNamespace(obs=pd.DataFrame({"scmamba_label": ["a", None]}), n_obs=2, n_vars=5))
     assert "2 cells x 5 genes, 1 labelled" in run("prepare a.h5ad b.h5ad -o out")
     (tmp_path / "m.tsv").write_text("type\tgenes\n#c\tC\nA\tX, Y\n")
     run("prepare a.h5ad -o out --donor d --markers m.tsv --min-total 3 --min-cells-per-donor 4 --resolution 0.5 --seed 6 --overwrite -q")
-    from scmamba._prepare import PrepareConfig
+    from scmamba.preprocessing import PrepareConfig
 
     assert made.calls == [
         (([Path("a.h5ad"), Path("b.h5ad")],), dict(folder=Path("out"), donor="donor", markers=None, overwrite=False, verbose=True,
@@ -200,7 +200,7 @@ def test_cohort_and_convert(run, verb, tmp_path):
 
 
 def test_genes(run, verb, tmp_path):
-    near = verb("scmamba.tasks.gene_map.gene_neighbours", pd.DataFrame({"gene": ["B"], "cosine": [0.98765]}))
+    near = verb("scmamba.embedding._genes.gene_neighbours", pd.DataFrame({"gene": ["B"], "cosine": [0.98765]}))
     assert "0.988" in run("genes A")
     run("genes A B -n 3 --model m")
     assert near.calls == [((["A"],), {"model": None, "n": 10}), ((["A", "B"],), {"model": "m", "n": 3})]

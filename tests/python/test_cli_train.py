@@ -9,11 +9,11 @@ import pytest
 from conftest import small_model
 from typer.testing import CliRunner
 
-from scmamba import load_model, save_checkpoint
-from scmamba.cli import app
-from scmamba.model import ModelConfig
-from scmamba.training.loop import LoopConfig
-from scmamba.training.sequences import SequenceConfig
+from scmamba.cli.main import app
+from scmamba.model import load_model, save_checkpoint
+from scmamba.nn import ModelConfig
+from scmamba.training.batches import SequenceConfig
+from scmamba.training.trainer import TrainerConfig
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def trained(monkeypatch):
 
     monkeypatch.setattr("scmamba.training.pretrain", stand_in("pretrain"))
     monkeypatch.setattr("scmamba.training.finetune", stand_in("finetune"))
-    monkeypatch.setattr("scmamba.training.classes.finetune_classes", stand_in("classes"))
+    monkeypatch.setattr("scmamba.training.finetune_classifier.finetune_classes", stand_in("classes"))
     return calls
 
 
@@ -55,7 +55,7 @@ def test_pre_training_by_the_paper_unless_told(run, trained, tmp_path):
     told = run("pretrain a.h5ad -o model --force -q --min-donor-cells 0 --cache cache")
     (_, (cells,), named) = trained[0]
     assert len(cells) == 20 and named["config"] == ModelConfig(n_genes=19_306, d_model=256, n_layer=6, reads="all")
-    assert named["loop"] == LoopConfig(steps=2, batch_size=16, lr=1e-3, weight_decay=0.1, clip=1.0, save_every=200, precision="32")
+    assert named["loop"] == TrainerConfig(steps=2, batch_size=16, lr=1e-3, weight_decay=0.1, clip=1.0, save_every=200, precision="32")
     assert named["sequence"] == SequenceConfig(mask_nonzero=0.15, mask_zero=0.0, genes_per_step=0)
     assert (named["held_out"], named["folder"], named["name"], named["seed"], named["force"], named["verbose"]) == (
         [], None, "model", 0, True, False)  # fmt: skip
@@ -72,7 +72,7 @@ def test_every_setting_of_pre_training(run, trained):
     (_, (cells,), named) = trained[0]
     assert named["config"] == ModelConfig(n_genes=19_306, d_model=8, n_layer=1, reads="all")
     # 3 epochs of 20 cells, 8 a step.
-    assert named["loop"] == LoopConfig(steps=8, batch_size=4, accumulate=2, lr=0.01, warmup=0.03, ema=0.9, precision="bf16",
+    assert named["loop"] == TrainerConfig(steps=8, batch_size=4, accumulate=2, lr=0.01, warmup=0.03, ema=0.9, precision="bf16",
                                        save_every=7, seed=9)  # fmt: skip
     assert named["sequence"] == SequenceConfig(mask_nonzero=0.3, mask_zero=0.0, genes_per_step=30)
     assert len(named["held_out"]) == 20 and named["folder"] == Path("w") and named["seed"] == 9
@@ -153,7 +153,7 @@ def test_a_vocabulary_is_built_and_used(run, trained, tmp_path, monkeypatch):
         asked.append((data, named))
         return Vocabulary.published().subset(range(5)), pd.DataFrame({"gene": ["a", "b"]})
 
-    monkeypatch.setattr("scmamba.data.vocabulary.build_vocabulary", build)
+    monkeypatch.setattr("scmamba.data.vocabulary_builder.build_vocabulary", build)
     assert "5 of 2 genes seen" in run("vocab build a.h5ad b.h5ad -o genes.tsv")
     run("vocab build a.h5ad -o genes.tsv --gtf g.gtf --min-fraction 0.01 --table t.tsv --cache c --overwrite -q")
     plain = dict(gtf=None, min_fraction=0.005, cache=None, verbose=True)

@@ -17,12 +17,13 @@ pytest.importorskip("uvicorn")
 
 from serving import App, plain_bytes
 
-from scmamba import _resume, client
-from scmamba._errors import ScMambaError
-from scmamba.client import Client, KeptReference, _only
+from scmamba.client import client
+from scmamba.client import upload as _resume
+from scmamba.client.client import Client, KeptReference, _only
 from scmamba.serve import results
 from scmamba.serve.references import References
 from scmamba.serve.tokens import Tokens
+from scmamba.utils.errors import ScMambaError
 
 TOKEN = "a token"
 
@@ -77,7 +78,7 @@ def script():
 def pauses(monkeypatch):
     """The client's pauses, in seconds, without waiting for them."""
     taken: list[float] = []
-    monkeypatch.setattr("scmamba.client.time.sleep", taken.append)
+    monkeypatch.setattr("scmamba.client.client.time.sleep", taken.append)
     return taken
 
 
@@ -182,7 +183,7 @@ def test_a_result_that_came_in_half_is_fetched_again(script, pauses, tmp_path):
 
 
 def test_waiting_shows_progress_and_ends_with_the_job(script, pauses):
-    from scmamba import _progress
+    from scmamba.utils import progress as _progress
 
     states = [{"state": "queued", "done": None}, {"state": "running", "done": 0.25}, {"state": "running", "done": 0.1},
               {"state": "running", "done": 0.5}, {"state": "done", "done": 1, "message": "done"}]  # fmt: skip
@@ -236,7 +237,7 @@ def test_files_from_16_mib_on_go_in_parts(ann, app, tmp_path, monkeypatch):
 def test_parts_are_continued_where_the_server_is(script, tmp_path, monkeypatch):
     monkeypatch.setattr(_resume, "_PART", 4)
     taken: list[float] = []
-    monkeypatch.setattr("scmamba._resume.time.sleep", taken.append)
+    monkeypatch.setattr("scmamba.client.upload.time.sleep", taken.append)
     (tmp_path / "f").write_bytes(b"0123456789")
     at = lambda n: (200, {"Upload-Offset": str(n)}, b"")  # noqa: E731
     begun = (201, {"Location": "/v2/uploads/name"}, b"")
@@ -254,7 +255,7 @@ def test_parts_are_continued_where_the_server_is(script, tmp_path, monkeypatch):
 
 def test_parts_are_given_up_at_last(script, tmp_path, monkeypatch):
     taken: list[float] = []
-    monkeypatch.setattr("scmamba._resume.time.sleep", taken.append)
+    monkeypatch.setattr("scmamba.client.upload.time.sleep", taken.append)
     (tmp_path / "f").write_bytes(b"0123456789")
     for answer, words in (((503, {}, b"busy"), "answered 503: busy"), (None, "cannot be reached")):
         script.told(*[answer] * 16)

@@ -7,9 +7,16 @@ import pytest
 from scipy import sparse
 from sklearn.metrics import silhouette_score
 
-from scmamba._errors import DataError
-from scmamba.evaluation.clusters import ari, leading_components, mixing, nmi, silhouette, zero_imputation_scores
+from scmamba.evaluation.clusters import (
+    ari,
+    leading_components,
+    mixing,
+    nmi,
+    silhouette,
+    zero_imputation_scores,
+)
 from scmamba.evaluation.reports import cluster_report
+from scmamba.utils.errors import DataError
 
 pytest.importorskip("igraph")
 

@@ -17,13 +17,14 @@ import pandas as pd
 import pytest
 from scipy import io, sparse
 
-from scmamba._errors import DataError, GeneError
-from scmamba.data import read_cells, stores
+from scmamba.data import read_cells
+from scmamba.data import storage as stores
 from scmamba.data.collection import Collection, read_splits, write_splits
-from scmamba.data.reading import LANES, Order, span_of
-from scmamba.data.vocabulary import build_vocabulary, read_gtf
+from scmamba.data.sampler import N_STRIPES, EpochSampler, shuffle_window
+from scmamba.data.vocabulary_builder import build_vocabulary, read_gtf
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary, annotation
+from scmamba.utils.errors import DataError, GeneError
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +239,7 @@ def test_an_epoch_holds_every_cell_once_in_another_order_each_time(studies):
     epochs = [np.concatenate([b.cells for b in usable.batches(16, seed=1, epoch=e, span=256)]) for e in (0, 0, 1)]
     np.testing.assert_array_equal(epochs[0], epochs[1])
     for order in epochs:
-        assert len(set(order)) == len(order) == len(usable) // LANES * LANES
+        assert len(set(order)) == len(order) == len(usable) // N_STRIPES * N_STRIPES
         assert set(order) <= set(usable.cells)
     assert (epochs[0] != epochs[2]).mean() > 0.9
     first = usable.file_of(epochs[0][:128])
@@ -262,7 +263,7 @@ def test_processes_and_workers_share_the_order_among_them(studies, readers):
 
 
 def test_order_mixes_lanes_of_whole_blocks():
-    order = Order(n=100_000, block=64, span=8192, seed=0)
+    order = EpochSampler(n=100_000, block=64, span=8192, seed=0)
     epoch = order.epoch(0)
     assert len(set(epoch.tolist())) == len(epoch) == 99_968
     eighth = np.sort(epoch[: order.span][3::8])
@@ -270,16 +271,16 @@ def test_order_mixes_lanes_of_whole_blocks():
     assert runs.mean() > 32, "every eighth position comes from blocks, a few cut at the ends of lanes"
     # Neighbours in the order are far apart in the files, as in a full shuffle (a third of the length on average).
     assert abs(np.abs(np.diff(epoch[: order.span])).mean() / 100_000 - 1 / 3) < 0.03
-    alike = Order(n=10_000, span=4096, group=16, lengths=np.random.default_rng(0).integers(100, 5000, 10_000))
+    alike = EpochSampler(n=10_000, span=4096, group=16, lengths=np.random.default_rng(0).integers(100, 5000, 10_000))
     batches = alike.epoch(0)[:4096].reshape(-1, 16)
     assert np.ptp(alike.lengths[batches], axis=1).mean() < 1000
     assert sorted(alike.epoch(0).tolist()) == sorted(set(alike.epoch(0).tolist()))
 
 
 def test_memory_does_not_grow_with_the_collection():
-    assert span_of(10**6, 1000) * 8 * 1000 <= 100e6
-    assert span_of(10**7, 8000) * 8 * 8000 <= 100e6
-    assert span_of(500, 1000) <= 500
+    assert shuffle_window(10**6, 1000) * 8 * 1000 <= 100e6
+    assert shuffle_window(10**7, 8000) * 8 * 8000 <= 100e6
+    assert shuffle_window(500, 1000) <= 500
 
 
 def test_vocabulary_follows_the_papers_rule(tmp_path):

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scmamba._errors import DataError, GeneError
 from scmamba.data import collection as module
 from scmamba.data.collection import Collection, read_splits, write_splits
 from scmamba.genes import Vocabulary
+from scmamba.utils.errors import DataError, GeneError
 
 GENES = Vocabulary.published().subset(range(8))
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.stats as st
 
-from scmamba._errors import DataError
 from scmamba.datasets import CELL_TYPES, brain_cohort
+from scmamba.utils.errors import DataError
 
 
 def digest(adata):
@@ -183,7 +183,7 @@ def test_impossible_sizes_are_refused(arguments, said):
 def test_command_line_writes_a_whole_file(tmp_path):
     import anndata as ad
 
-    code = "import typer; from scmamba import _cli_data as c; a = typer.Typer();"
+    code = "import typer; from scmamba.cli import data as c; a = typer.Typer();"
     code += " a.callback()(lambda: None); c.register(a); a()"
     target = tmp_path / "out.h5ad"
     run = subprocess.run(

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from scmamba._errors import DataError
 from scmamba.datasets import CELL_TYPES, _cohort, brain_cohort
 from scmamba.genes import Vocabulary
+from scmamba.utils.errors import DataError
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from mast_by_hand import normal, shared_variance
 from scipy.optimize import approx_fprime
 from scipy.special import betaln
 
-from scmamba._errors import DataError
 from scmamba.deg import prior as prior_module
 from scmamba.deg.continuous import fit_continuous, shrunken
 from scmamba.deg.prior import NO_PRIOR, Prior, estimate_prior
+from scmamba.utils.errors import DataError
 
 
 def _fit(x, values, prior):

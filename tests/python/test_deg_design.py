@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scmamba._errors import DataError
 from scmamba.deg import build_design
 from scmamba.deg.design import Design, drop_aliased, factor, r_sort_key
+from scmamba.utils.errors import DataError
 
 
 @pytest.fixture()

@@ -11,13 +11,13 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from scmamba._errors import DataError
 from scmamba.deg import build_design, find_markers, pseudobulk, zlm
 from scmamba.deg.design import r_sort_key
 from scmamba.deg.markers import benjamini_hochberg, round3
 from scmamba.deg.pseudobulk import moderated_t, squeeze
 from scmamba.deg.subsample import donor_combinations, donor_splits
 from scmamba.deg.twogroup import combine_sums, subset_sums
+from scmamba.utils.errors import DataError
 
 
 @pytest.fixture()

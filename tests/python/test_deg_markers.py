@@ -11,7 +11,6 @@ from mast_by_hand import hurdle, shared_variance
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from scmamba._errors import DataError
 from scmamba.deg import benjamini_hochberg, find_markers
 from scmamba.deg.markers import (
     MIN_CELLS,
@@ -27,6 +26,7 @@ from scmamba.deg.markers import (
 )
 from scmamba.deg.twogroup import Sums, group_sums
 from scmamba.deg.wilcoxon import rank_sum_p
+from scmamba.utils.errors import DataError
 
 EVERYTHING = {"min_pct": 0, "logfc_threshold": 0}
 

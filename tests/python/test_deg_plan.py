@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scmamba._errors import DataError
 from scmamba.deg import find_markers, pseudobulk, robustness, zlm
 from scmamba.deg.robustness import (
     RATIOS,
@@ -25,9 +24,10 @@ from scmamba.deg.robustness import (
     _short_of_donors,
     _tasks,
 )
-from scmamba.deg.runs import Block, Outcome, Ranking, make_block
+from scmamba.deg.runs import CellTypeBlock, Outcome, Ranking, make_block
 from scmamba.deg.store import TaskStore, fingerprint
 from scmamba.deg.subsample import Task, run_seed
+from scmamba.utils.errors import DataError
 
 
 def _defaults(function) -> dict:
@@ -129,9 +129,9 @@ def test_cells_of_each_type(obs):
         _cells_of_types(obs, "disease", pair, "donor", "type", None)
 
 
-def _block(first: int, second: int) -> Block:
+def _block(first: int, second: int) -> CellTypeBlock:
     samples = tuple([(0, f"a{i}") for i in range(first)] + [(1, f"b{i}") for i in range(second)])
-    return Block(
+    return CellTypeBlock(
         sp.csc_matrix((2, 2)), np.zeros(2), np.array([0, 0, 1]), np.zeros(3), np.zeros(3), samples
     )
 

@@ -13,9 +13,9 @@ from scipy.optimize import brentq
 from scipy.special import digamma, polygamma
 from statsmodels.stats.multitest import multipletests
 
-from scmamba._errors import DataError
 from scmamba.deg import pseudobulk
 from scmamba.deg.pseudobulk import PRIOR_COUNT, _inverse_trigamma, _spline, moderated_t, squeeze
+from scmamba.utils.errors import DataError
 
 DESIGN = np.column_stack([np.ones(8), np.repeat([0.0, 1.0], 4), [0, 1, 0, 1, 1, 0, 0, 1]])
 

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from scmamba._errors import DataError
 from scmamba.deg import RobustnessResult
 from scmamba.deg import figures as drawn
 from scmamba.deg.report import INFLATION, LOG_P_CAP, MEASURES, _paired, inflation
+from scmamba.utils.errors import DataError
 
 SETTINGS = {
     "group1": "AD", "group2": "Control", "cell_types": ["MG"], "layers": ["counts", "scmamba"], "donors": "3v3",

@@ -17,13 +17,13 @@ from scipy import stats
 from typer import Typer
 from typer.testing import CliRunner
 
-from scmamba import _cli_deg
-from scmamba._errors import DataError
+from scmamba.cli import deg as _cli_deg
 from scmamba.deg import RobustnessResult, find_markers, robustness
 from scmamba.deg.figures import stars
 from scmamba.deg.report import inflation
 from scmamba.deg.runs import run_task
 from scmamba.deg.subsample import cell_subsample
+from scmamba.utils.errors import DataError
 
 QUICK = {"ratios": (0.3, 0.6), "permutations": 3, "null_permutations": 4, "min_degs": 2, "verbose": False}
 

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 
-from scmamba._errors import DataError
 from scmamba.deg.subsample import (
     Task,
     cell_subsample,
@@ -18,6 +17,7 @@ from scmamba.deg.subsample import (
     parse_design,
     run_seed,
 )
+from scmamba.utils.errors import DataError
 
 GROUP = np.repeat([0, 1], [40, 60])
 

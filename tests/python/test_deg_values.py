@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scmamba._errors import DataError
 from scmamba.deg.values import (
     TARGET,
     as_csr,
@@ -18,6 +17,7 @@ from scmamba.deg.values import (
     recognise,
     resolve_layer,
 )
+from scmamba.utils.errors import DataError
 
 COUNTS = np.array([[2, 0, 6], [0, 0, 0], [1, 1, 2]], dtype=float)
 # by hand: log1p(2/8 * 10,000), ...

@@ -12,9 +12,9 @@ from scipy import stats
 from scipy.optimize import approx_fprime
 from scipy.special import expit
 
-from scmamba._errors import DataError
 from scmamba.deg import zlm
 from scmamba.deg.zlm import chi2_p
+from scmamba.utils.errors import DataError
 
 Z95 = stats.norm.ppf(0.975)
 

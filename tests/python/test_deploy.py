@@ -27,12 +27,12 @@ pytest.importorskip("uvicorn")
 
 from slurm_cluster import Cluster, is_possible
 
-from scmamba import impute
-from scmamba._errors import ScMambaError
-from scmamba.client import Client
+from scmamba.client.client import Client
 from scmamba.datasets import brain_cohort
+from scmamba.imputation import impute
 from scmamba.serve import supervisor
 from scmamba.serve.tokens import Tokens
+from scmamba.utils.errors import ScMambaError
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import sparse, stats
 
-from scmamba._errors import DataError, ScMambaError
-from scmamba.data.doublets import LEAST_SHARE, simulate_doublets
+from scmamba.data.doublet_simulation import LEAST_SHARE, simulate_doublets
+from scmamba.utils.errors import DataError, ScMambaError
 
 
 def counts_of(cells: int, genes: int = 12, mean: float = 3.0) -> sparse.csr_matrix:

@@ -12,11 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, silhouette_score
 
 import scmamba
-from scmamba._errors import DataError, ScMambaError
-from scmamba.data.doublets import simulate_doublets
+from scmamba.data.doublet_simulation import simulate_doublets
 from scmamba.datasets import brain_cohort
-from scmamba.tasks import _doublet_features as features
-from scmamba.tasks.doublets import logistic
+from scmamba.doublets import features
+from scmamba.doublets._find import logistic
+from scmamba.utils.errors import DataError, ScMambaError
 
 QUIET = dict(verbose=False)
 
@@ -105,7 +105,7 @@ def test_doublets_are_found_named_and_repeatable(droplets):
 
 
 def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
-    from scmamba.tasks import _doublet_network
+    from scmamba.doublets import network as _doublet_network
 
     monkeypatch.setattr(_doublet_network, "STEPS", (40, 40))
     few = droplets[np.r_[:120, 400:440], :1500].copy()  # all the true doublets, fewer cells
@@ -115,7 +115,7 @@ def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
 
 
 def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypatch):
-    from scmamba.tasks import _doublet_network
+    from scmamba.doublets import network as _doublet_network
 
     monkeypatch.setattr(_doublet_network, "STEPS", (3, 3))
     few = droplets[np.r_[:60, 400:440], :600].copy()
@@ -183,7 +183,7 @@ def test_a_hundred_samples_of_twenty_cells_one_kind_three_hundred_genes():
 def test_command_line(droplets, tmp_path):
     from typer.testing import CliRunner
 
-    from scmamba.cli import app
+    from scmamba.cli.main import app
 
     droplets[:120].copy().write_h5ad(tmp_path / "in.h5ad")
     call = ["doublets", str(tmp_path / "in.h5ad"), "-o", str(tmp_path / "out.h5ad"), "--sample", "donor", "--expected-rate", "0.1", "-q",

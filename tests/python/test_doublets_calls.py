@@ -13,13 +13,13 @@ from conftest import small_model
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
-from scmamba._errors import DataError, ScMambaError
-from scmamba.data.doublets import simulate_doublets
-from scmamba.tasks import _doublet_network as network_module
-from scmamba.tasks._doublet_features import Clusters, Coexpression, Mixtures, gather
-from scmamba.tasks._doublet_network import network_odds
+from scmamba.data.doublet_simulation import simulate_doublets
+from scmamba.doublets import network as network_module
+from scmamba.doublets.features import Clusters, Coexpression, Mixtures, gather
+from scmamba.doublets.network import network_odds
+from scmamba.utils.errors import DataError, ScMambaError
 
-module = sys.modules["scmamba.tasks.doublets"]
+module = sys.modules["scmamba.doublets._find"]
 
 
 def test_constants():
@@ -319,7 +319,8 @@ def test_parts_are_put_in_their_rows():
 
 
 def test_the_network_is_taught_single_cells_that_are_not_suspect(monkeypatch):
-    from scmamba.training import classes, loop
+    from scmamba.training import finetune_classifier as classes
+    from scmamba.training import trainer as loop
 
     model = small_model("expressed", n_genes=60)
     rng = np.random.default_rng(0)
@@ -329,14 +330,14 @@ def test_the_network_is_taught_single_cells_that_are_not_suspect(monkeypatch):
     made = simulate_doublets(counts, np.zeros(50, int), 50, recipe="mean", seed=1)
     doubtful = np.arange(50) < 5
     seen: dict = {}
-    probed = classes.probed_classifier
+    probed = classes.linear_probe_init
 
     def probe(opened, labelled, **options):
         seen.update(labelled=labelled, **options)
         seen["tuned"] = probed(opened, labelled, **options)
         return seen["tuned"]
 
-    monkeypatch.setattr(classes, "probed_classifier", probe)
+    monkeypatch.setattr(classes, "linear_probe_init", probe)
     monkeypatch.setattr(
         loop, "fit", lambda network, step, config, **options: seen.update(config=config)
     )
@@ -354,7 +355,7 @@ def test_the_network_is_taught_single_cells_that_are_not_suspect(monkeypatch):
     ]
     np.testing.assert_allclose(part.source.totals, totals)
     assert part.source.genes.tolist() == list(range(10, 50))
-    assert seen["config"] == loop.LoopConfig(steps=150, batch_size=16, lr=1e-3, warmup=0.05, seed=6)
+    assert seen["config"] == loop.TrainerConfig(steps=150, batch_size=16, lr=1e-3, warmup=0.05, seed=6)
     for odds, own in ((real, counts), (double, made.counts)):
         x = np.zeros((own.shape[0], 60), np.float32)
         x[:, 10:50] = np.log1p(1e4 * own.toarray() / own.toarray().sum(axis=1, keepdims=True))

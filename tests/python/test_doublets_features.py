@@ -9,8 +9,8 @@ import pytest
 from scipy import sparse, stats
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
-from scmamba.tasks import _doublet_features as features
-from scmamba.tasks._doublet_features import (
+from scmamba.doublets import features
+from scmamba.doublets.features import (
     Clusters,
     Coexpression,
     Evidence,

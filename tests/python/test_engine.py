@@ -18,27 +18,34 @@ import torch
 from conftest import small_model
 from typer.testing import CliRunner
 
-from scmamba._errors import CheckpointError, DataError, ScMambaError
-from scmamba.cli import app
+from scmamba.cli.main import app
 from scmamba.data.collection import Collection
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
-from scmamba.model import Model, ScMamba, load_model, save_checkpoint
-from scmamba.training import LoopConfig, finetune, fit, pretrain, read_sources
-from scmamba.training.classes import (
-    NOTHING_HIDDEN,
+from scmamba.model import Model, load_model, save_checkpoint
+from scmamba.nn import ScMamba
+from scmamba.training import TrainerConfig, finetune, fit, pretrain, read_sources
+from scmamba.training.config import RECIPES, read_settings
+from scmamba.training.dataloaders import (
+    CollectionSource,
+    InMemorySource,
+    SourceSlice,
+    make_slices_batch,
+    reconstruction,
+)
+from scmamba.training.distributed import BatchShard, ShardedStep, SingleProcess, choose_strategy
+from scmamba.training.finetune_classifier import (
+    NO_MASKING,
     class_validation,
     finetune_classes,
-    fresh_classifier,
-    label_cells,
-    label_doublets,
-    probed_classifier,
+    init_classifier,
+    labels_from_obs,
+    labels_from_simulated_doublets,
+    linear_probe_init,
 )
-from scmamba.training.engine import Direct, Share, SharedStep, choose_engine
-from scmamba.training.feeds import CollectionFeed, Part, SourceFeed, draw_parts, reconstruction
-from scmamba.training.rates import source_log_rate
-from scmamba.training.recipes import IMPUTE, PRETRAIN
-from scmamba.training.settings import RECIPES, read_settings
+from scmamba.training.objectives import source_log_rate
+from scmamba.training.reconstruction import IMPUTE, PRETRAIN
+from scmamba.utils.errors import CheckpointError, DataError, ScMambaError
 
 HERE = Path(__file__).parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -73,7 +80,7 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(files, whole):
     words = [str(HERE / "engine_run.py"), *files, "--steps", "12", "--batch", "4"]
     done = subprocess.run([*torchrun, *words], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.chunks(done.stdout.strip().splitlines()[-1])
     assert len(found) == 12
     for ours, theirs in zip(found, whole):
         assert ours.keys() == theirs.keys()
@@ -131,23 +138,23 @@ def source(cohort):
 
 def test_fabric_and_the_direct_engine_agree_bit_for_bit(source, tmp_path):
     pytest.importorskip("lightning_fabric")
-    config = LoopConfig(steps=4, lr=1e-2, batch_size=4)
+    config = TrainerConfig(steps=4, lr=1e-2, batch_size=4)
     for feed_sequence in (PRETRAIN, IMPUTE):
-        step = reconstruction(SourceFeed([source]), feed_sequence, config)
+        step = reconstruction(InMemorySource([source]), feed_sequence, config)
         direct = fit(small_model("expressed").network, step, config, verbose=False)
         fabric = fit(small_model("expressed").network, step, config, folder=tmp_path / str(feed_sequence.mask_zero), verbose=False)
         assert direct == fabric
-    assert isinstance(choose_engine("32", torch.device("cpu"), quick=True), Direct), "adaptation must not wait for Lightning"
+    assert isinstance(choose_strategy("32", torch.device("cpu"), quick=True), SingleProcess), "adaptation must not wait for Lightning"
     with pytest.raises(ScMambaError, match="needs a GPU"):
-        choose_engine("16", torch.device("cpu"), quick=True)
+        choose_strategy("16", torch.device("cpu"), quick=True)
     with pytest.raises(ScMambaError, match="precision '64'"):
-        choose_engine("64", torch.device("cpu"), quick=True)
+        choose_strategy("64", torch.device("cpu"), quick=True)
 
 
 def test_half_precision_stays_near_single(source):
     pytest.importorskip("lightning_fabric")
-    config = LoopConfig(steps=3, lr=1e-3, batch_size=4)
-    step = reconstruction(SourceFeed([source]), PRETRAIN, config)
+    config = TrainerConfig(steps=3, lr=1e-3, batch_size=4)
+    step = reconstruction(InMemorySource([source]), PRETRAIN, config)
     single = fit(small_model("expressed").network, step, config, verbose=False)
     half = fit(small_model("expressed").network, step, replace(config, precision="bf16"), verbose=False)
     assert single != half
@@ -155,8 +162,8 @@ def test_half_precision_stays_near_single(source):
 
 
 def test_the_running_mean_of_the_weights_is_what_is_kept(source, tmp_path):
-    config = LoopConfig(steps=6, lr=1e-2, batch_size=4, ema=0.5, save_every=3)
-    step = reconstruction(SourceFeed([source]), PRETRAIN, config)
+    config = TrainerConfig(steps=6, lr=1e-2, batch_size=4, ema=0.5, save_every=3)
+    step = reconstruction(InMemorySource([source]), PRETRAIN, config)
     seen: list[torch.Tensor] = []
 
     def watch(network, k, rng, share):
@@ -164,7 +171,7 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(source, tmp_path):
         return step.draw(network, k, rng, share)
 
     network = small_model("expressed").network
-    fit(network, SharedStep(watch), config, folder=tmp_path / "a", verbose=False)
+    fit(network, ShardedStep(watch), config, folder=tmp_path / "a", verbose=False)
     plain = small_model("expressed").network
     fit(plain, step, replace(config, ema=0.0), verbose=False)
     mean = seen[0]
@@ -179,27 +186,27 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(source, tmp_path):
 
 def test_shares_cover_a_batch_once_and_more_shares_than_cells_do_no_harm(source):
     for world, parts, size in [(1, 1, 5), (2, 3, 12), (3, 2, 7), (8, 1, 4)]:
-        shares = [Share(r, world, p, parts).of(size) for r in range(world) for p in range(parts)]
+        shares = [BatchShard(r, world, p, parts).of(size) for r in range(world) for p in range(parts)]
         assert sorted(np.concatenate(shares)) == list(range(size))
-    config = LoopConfig(steps=2, lr=1e-3, batch_size=1, accumulate=4)
-    step = reconstruction(SourceFeed([source.take(np.arange(2))]), PRETRAIN, config)
+    config = TrainerConfig(steps=2, lr=1e-3, batch_size=1, accumulate=4)
+    step = reconstruction(InMemorySource([source.take(np.arange(2))]), PRETRAIN, config)
     rows = fit(small_model("expressed").network, step, config, verbose=False)
     assert np.isfinite([r["loss"] for r in rows]).all()
 
 
 def test_a_loss_that_is_no_number_stops_with_advice(source):
-    config = LoopConfig(steps=3, batch_size=2)
+    config = TrainerConfig(steps=3, batch_size=2)
     with pytest.raises(ScMambaError, match="The loss is nan at step 0. Lower the learning rate"):
         fit(small_model("expressed").network, lambda network, k, rng: network.regressor.weight.sum() * float("nan"), config, verbose=False)
 
 
 def test_whole_cells_of_several_files_are_read_as_published(files):
     cells = Collection(files[:2], cache=files[3], verbose=False)
-    config = LoopConfig(steps=1, batch_size=4)
-    feed = CollectionFeed(cells, seed=0, similar=False)
-    parts = feed.draw(0, 12, np.random.default_rng(0), Share())
+    config = TrainerConfig(steps=1, batch_size=4)
+    feed = CollectionSource(cells, seed=0, similar=False)
+    parts = feed.draw(0, 12, np.random.default_rng(0), BatchShard())
     assert len(parts) == 2, "a batch of both files"
-    batch = draw_parts(parts, replace(IMPUTE, mask_zero=0.3), "all", 19306, [0, 0])
+    batch = make_slices_batch(parts, replace(IMPUTE, mask_zero=0.3), "all", 19306, [0, 0])
     assert batch.x.shape == (12, 19306) and batch.keep is None
     row = 0
     for part in parts:
@@ -219,12 +226,12 @@ def test_whole_cells_of_several_files_are_read_as_published(files):
 def test_a_collection_feeds_the_rate_objective_with_its_files_averages(files):
     cells = Collection(files[:2], cache=files[3], verbose=False)
     memory = read_sources(files[:2], Vocabulary.published(), min_total=0)
-    for ours, theirs in zip(CollectionFeed(cells, seed=0, similar=True).averages(), memory):
+    for ours, theirs in zip(CollectionSource(cells, seed=0, similar=True).pseudobulk(), memory):
         np.testing.assert_array_equal(ours.genes, theirs.genes)
         np.testing.assert_allclose(source_log_rate(ours), source_log_rate(theirs), rtol=1e-4)
     model = small_model("expressed")
     rates = Model(ScMamba(replace(model.config, rates=True)), model.genes)
-    tuned = finetune(cells, model=rates, loop=LoopConfig(steps=4, batch_size=4, lr=1e-3), held_out=cells, name="t", verbose=False)
+    tuned = finetune(cells, model=rates, loop=TrainerConfig(steps=4, batch_size=4, lr=1e-3), held_out=cells, name="t", verbose=False)
     assert not torch.equal(tuned.network.rate_head.weight, rates.network.rate_head.weight)
 
 
@@ -279,8 +286,8 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(files, tmp_
 
     monkeypatch.setenv("SCMAMBA_CACHE", files[3])
     cells = Collection(files[:1], cache=files[3], verbose=False)
-    labelled = label_cells(cells, seed=0, similar=False)
-    started = probed_classifier(small_model(reads), labelled, verbose=False)
+    labelled = labels_from_obs(cells, seed=0, similar=False)
+    started = linear_probe_init(small_model(reads), labelled, verbose=False)
     (part,) = labelled.sample(40)
     truth = labelled.codes(part)
     heard: dict[str, torch.Tensor] = {}
@@ -326,12 +333,12 @@ def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, 
     monkeypatch.setenv("SCMAMBA_CACHE", files[3])
     cells = Collection(files[:2], cache=files[3], verbose=False)
     model = small_model("expressed")
-    loop = LoopConfig(steps=60, batch_size=12, lr=2e-2, seed=1)
-    sequence = replace(NOTHING_HIDDEN, genes_per_step=200)
+    loop = TrainerConfig(steps=60, batch_size=12, lr=2e-2, seed=1)
+    sequence = replace(NO_MASKING, genes_per_step=200)
     tuned = finetune_classes("annotate", cells, model=model, loop=loop, sequence=sequence, balance=0.5, verbose=False)
     assert tuned.labels == sorted(set(cells.column("label"))) and tuned.config.n_classes == 8
-    judge = class_validation(label_cells(cells, seed=0, similar=False))
-    untrained = judge(fresh_classifier(model, tuned.labels).network)
+    judge = class_validation(labels_from_obs(cells, seed=0, similar=False))
+    untrained = judge(init_classifier(model, tuned.labels).network)
     assert judge(tuned.network)["validation_loss"] < 0.8 * untrained["validation_loss"]
     head_only = finetune_classes("annotate", cells, model=model, loop=replace(loop, steps=2), freeze=True, verbose=False)
     assert torch.equal(head_only.gene_embedding(), model.gene_embedding())
@@ -342,10 +349,10 @@ def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, 
     published = finetune_classes("annotate", cells, model=model, loop=replace(loop, steps=1), sequence=sequence, probe=False, verbose=False)
     assert not published.config.pools and {n for n in published.network.state_dict() if "head" in n} == {"cls_head.weight"}
 
-    pairs = label_doublets(cells, seed=0, fraction=0.1, recipe="mean", verbose=False)
+    pairs = labels_from_simulated_doublets(cells, seed=0, fraction=0.1, recipe="mean", verbose=False)
     assert pairs.names == ["singlet", "doublet"] and pairs.counts[0] == 150 and abs(pairs.counts[1] - 15) < 4
-    for number, source in enumerate(pairs.feed.averages()):
-        part = Part(source, number, np.arange(len(source)), [(number, i) for i in range(len(source))])
+    for number, source in enumerate(pairs.feed.pseudobulk()):
+        part = SourceSlice(source, number, np.arange(len(source)), [(number, i) for i in range(len(source))])
         made = pairs.codes(part) == 1
         assert abs(made.sum() - (9, 6)[number]) < 3
         # The mean of two cells lies between them; no cell was taken for a doublet.

@@ -8,16 +8,13 @@ import scipy.optimize
 import scipy.stats as st
 from scipy import sparse
 
-from scmamba._errors import DataError
-from scmamba.data.neighbours import (
-    nearest_cells,
-    neighbour_rate_prediction,
-    principal_components,
-    truncated_mean,
-)
 from scmamba.datasets import brain_cohort
 from scmamba.evaluation import nonzero_imputation, score
 from scmamba.evaluation.imputation import truncated_deviance
+from scmamba.neighbors.knn import nearest_neighbors
+from scmamba.neighbors.rates import knn_rates, truncated_mean
+from scmamba.neighbors.svd import principal_components
+from scmamba.utils.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +57,14 @@ def test_nearest_cells_are_the_nearest():
     rng = np.random.default_rng(0)
     query, pool = rng.standard_normal((70, 5)), rng.standard_normal((120, 5))
     brute = np.argsort(((query[:, None] - pool[None]) ** 2).sum(-1), axis=1)[:, :7]
-    np.testing.assert_array_equal(nearest_cells(query, pool, 7, block=16), brute)
-    assert (nearest_cells(pool, pool, 3)[:, 0] == np.arange(120)).all()
+    np.testing.assert_array_equal(nearest_neighbors(query, pool, 7, block=16), brute)
+    assert (nearest_neighbors(pool, pool, 3)[:, 0] == np.arange(120)).all()
 
 
 def test_rates_follow_the_formula(cohort):
     counts = sparse.csr_matrix(cohort.X, dtype=float)
     totals = np.asarray(counts.sum(axis=1)).ravel() * 1.2
-    rates = neighbour_rate_prediction(counts, totals, k=10)
+    rates = knn_rates(counts, totals, k=10)
     dense = counts.toarray()
     for cell in (0, 33, 499):
         mine = rates.neighbours[cell]
@@ -84,11 +81,11 @@ def test_rates_follow_the_formula(cohort):
 def test_reference_cells_are_the_only_source(cohort):
     counts = sparse.csr_matrix(cohort.X, dtype=float)
     totals = np.asarray(counts.sum(axis=1)).ravel()
-    rates = neighbour_rate_prediction(counts[:50], totals[:50], k=5, reference=counts[50:])
+    rates = knn_rates(counts[:50], totals[:50], k=5, reference=counts[50:])
     assert rates.neighbours.shape == (50, 5) and rates.neighbours.max() < 450
     np.testing.assert_allclose(rates.gene_rate, np.asarray(counts[50:].sum(0)).ravel() / counts[50:].sum())
     with pytest.raises(DataError, match="genes"):
-        neighbour_rate_prediction(counts[:50], totals[:50], reference=counts[50:, :10])
+        knn_rates(counts[:50], totals[:50], reference=counts[50:, :10])
 
 
 def test_scores_are_what_their_names_say():
@@ -163,8 +160,9 @@ def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
     totals.
     """
     from scmamba.genes import Vocabulary
-    from scmamba.model import Model, ModelConfig
-    from scmamba.model.network import ScMamba
+    from scmamba.model import Model
+    from scmamba.nn import ModelConfig
+    from scmamba.nn.scmamba import ScMamba
 
     ids = cohort.var["ensembl_id"].to_numpy()[::-1][:1200]
     network = ScMamba(ModelConfig(d_model=8, n_layer=1, n_genes=1200))

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, precision_recall_fscore_support
 
-from scmamba._errors import DataError
-from scmamba.evaluation.annotation import annotation_scores, calibration_error, confusion, coverage_accuracy, per_class
+from scmamba.evaluation.annotation import (
+    annotation_scores,
+    calibration_error,
+    confusion,
+    coverage_accuracy,
+    per_class,
+)
+from scmamba.utils.errors import DataError
 
 
 @pytest.fixture
@@ -69,7 +75,7 @@ def test_the_command_writes_a_report(calls, tmp_path):
     import pandas as pd
     from typer.testing import CliRunner
 
-    from scmamba.cli import app
+    from scmamba.cli.main import app
 
     truth, called = calls
     table = pd.DataFrame({"known": truth, "scmamba_type": called, "other": truth, "scmamba_probability": np.linspace(0, 1, 300)})

@@ -14,18 +14,32 @@ from conftest import small_model
 from scipy import sparse, stats
 from sklearn.metrics import f1_score, precision_score, recall_score, silhouette_score
 
-from scmamba._errors import DataError
 from scmamba.evaluation import clusters as clusters_module
 from scmamba.evaluation import imputation as imputation_module
 from scmamba.evaluation import nonzero_imputation, score
 from scmamba.evaluation.annotation import annotation_scores, calibration_error, coverage_accuracy
 from scmamba.evaluation.annotation_report import annotation_report, markdown
 from scmamba.evaluation.clusters import RESOLUTIONS, leading_components, mixing, silhouette
-from scmamba.evaluation.doublets import RATES, doublet_scores, identification_curve, jaccard, top_share
-from scmamba.evaluation.imputation import PREDICTORS, Hidden, _counts, _groups, _reference_counts, truncated_deviance
+from scmamba.evaluation.doublets import (
+    RATES,
+    doublet_scores,
+    identification_curve,
+    jaccard,
+    top_share,
+)
+from scmamba.evaluation.imputation import (
+    PREDICTORS,
+    Hidden,
+    _counts,
+    _groups,
+    _reference_counts,
+    truncated_deviance,
+)
 from scmamba.evaluation.reports import doublet_report, imputation_report
-from scmamba.model import Model, ScMamba
-from scmamba.training import combine
+from scmamba.imputation import rate_ensemble as combine
+from scmamba.model import Model
+from scmamba.nn import ScMamba
+from scmamba.utils.errors import DataError
 
 
 def test_the_papers_settings():
@@ -311,9 +325,9 @@ def test_a_models_rows(counts):
 def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts, monkeypatch):
     """For a model with a rate head: the combination learnt on what is visible, and its network by itself."""
     monkeypatch.setattr(combine, "MIN_CELLS", 50)
-    monkeypatch.setattr(sys.modules["scmamba.training.adapt"], "MIN_CELLS", 50)
-    monkeypatch.setattr(sys.modules["scmamba.training.adapt"], "STEPS", 2)
-    monkeypatch.setattr(combine, "_fit", lambda table, seed: combine.Mixer(table.opinions.shape[1]))
+    monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "MIN_CELLS", 50)
+    monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "STEPS", 2)
+    monkeypatch.setattr(combine, "_fit_gating", lambda table, seed: combine.GatingNetwork(table.features.shape[1]))
     small = small_model("expressed", n_genes=60)
     torch.manual_seed(0)
     model = Model(ScMamba(replace(small.config, rates=True)), small.genes)
@@ -332,7 +346,7 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     visible.data[here] = 0
     visible.eliminate_zeros()
     hidden = Hidden(visible, totals, row[here], matrix.indices[here].astype(np.int64), None, None, kept.var_names, 5, 3)
-    learnt = combine.learn_combination(model, visible, totals, rows["m"].map, seed=3, verbose=False)
+    learnt = combine.fit_rate_ensemble(model, visible, totals, rows["m"].map, seed=3, verbose=False)
     fallback = np.arange(here.sum(), dtype=float)
     whole = learnt.expect(visible, totals, np.arange(len(totals))).value
     found = rows["m"].predict(hidden, matrix, here, fallback)

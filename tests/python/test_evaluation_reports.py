@@ -8,10 +8,10 @@ from scipy import sparse
 from sklearn.metrics import adjusted_rand_score, average_precision_score, f1_score, normalized_mutual_info_score, roc_auc_score
 from typer.testing import CliRunner
 
-from scmamba._errors import DataError, ScMambaError
-from scmamba.cli import app
+from scmamba.cli.main import app
 from scmamba.datasets import brain_cohort
 from scmamba.evaluation.reports import doublet_report
+from scmamba.utils.errors import DataError, ScMambaError
 
 
 def run(*arguments: object):

@@ -6,10 +6,10 @@ import errno
 
 import pytest
 
-from scmamba import _progress
-from scmamba._errors import ScMambaError
-from scmamba._files import atomic_path
-from scmamba._progress import progress, say, track
+from scmamba.utils import progress as _progress
+from scmamba.utils.atomic import atomic_path
+from scmamba.utils.errors import ScMambaError
+from scmamba.utils.progress import progress, say, track
 
 
 def test_a_file_appears_whole(tmp_path):

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scmamba.model import ModelConfig, ScMamba, first
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.nn import projection_cache as first
 
 GENES = 300
 WIDTHS = [pytest.param(32, id="fused"), pytest.param(20, id="torch")]
@@ -258,7 +259,7 @@ def test_copies_start_without_a_table():
 def test_who_has_it_by_default(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(first, "matrix_unit", lambda: False)
-    assert first.serves(cpu, "all") and not first.serves(cpu, "expressed") and not first.serves(torch.device("cuda"), "all")
+    assert first.is_worthwhile(cpu, "all") and not first.is_worthwhile(cpu, "expressed") and not first.is_worthwhile(torch.device("cuda"), "all")
     net, (x, _) = network(), cells()
     net.lookup = None
     with torch.no_grad():

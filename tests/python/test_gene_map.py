@@ -9,9 +9,9 @@ from conftest import small_model
 from typer.testing import CliRunner
 
 import scmamba
-from scmamba._errors import GeneError, ScMambaError
-from scmamba.cli import app
-from scmamba.tasks.gene_map import marker_map, plot_marker_map
+from scmamba.cli.main import app
+from scmamba.embedding import marker_map, plot_marker_map
+from scmamba.utils.errors import GeneError, ScMambaError
 
 
 @pytest.fixture(scope="module")

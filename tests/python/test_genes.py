@@ -6,8 +6,8 @@ import anndata as ad
 import numpy as np
 import pytest
 
-from scmamba._errors import GeneError
 from scmamba.genes import Vocabulary, annotation, match_adata, match_genes, mouse_to_human
+from scmamba.utils.errors import GeneError
 
 PUBLISHED = Vocabulary.published()
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scmamba._errors import GeneError
 from scmamba.genes import Vocabulary, match_adata, mouse_to_human
+from scmamba.utils.errors import GeneError
 
 GFAP, SNAP25, AQP4 = "ENSG00000131095", "ENSG00000132639", "ENSG00000171885"
 

@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scmamba._errors import GeneError
-from scmamba.genes import (
-    Vocabulary,
-    annotation,
-    match_genes,
-    orthologs,
-)
+from scmamba.genes import Vocabulary, annotation, match_genes, orthologs
+from scmamba.utils.errors import GeneError
 
 GFAP, SNAP25, AQP4 = "ENSG00000131095", "ENSG00000132639", "ENSG00000171885"
 TNMD = "ENSG00000000005"  # human, not of the published list

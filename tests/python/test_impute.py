@@ -18,8 +18,8 @@ from conftest import small_model
 from scipy import sparse
 
 import scmamba
-from scmamba._errors import CheckpointError, DataError, GeneError, ScMambaError
-from scmamba.tasks import _stream
+from scmamba.data import h5ad_stream as _stream
+from scmamba.utils.errors import CheckpointError, DataError, GeneError, ScMambaError
 
 QUIET = dict(verbose=False, adapt=False)
 

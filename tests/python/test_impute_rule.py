@@ -15,15 +15,16 @@ from conftest import small_model
 from scipy import sparse
 
 import scmamba
-from scmamba._errors import DataError, ScMambaError
+from scmamba.data import h5ad_stream as _stream
 from scmamba.data import read_cells
-from scmamba.model import Model, ScMamba
-from scmamba.tasks import _stream
-from scmamba.tasks._shards import _read_shares, _write_share
-from scmamba.training import combine
-from scmamba.training.combine import GeneMap, learn_combination
+from scmamba.imputation import rate_ensemble as combine
+from scmamba.imputation.distributed import _read_shares, _write_share
+from scmamba.imputation.rate_ensemble import GeneMap, fit_rate_ensemble
+from scmamba.model import Model
+from scmamba.nn import ScMamba
+from scmamba.utils.errors import DataError, ScMambaError
 
-module = sys.modules["scmamba.tasks.impute"]
+module = sys.modules["scmamba.imputation._impute"]
 QUIET = dict(verbose=False, force=True)
 
 
@@ -56,11 +57,11 @@ def quick(monkeypatch):
 
     def fit(table, seed):
         torch.manual_seed(seed)
-        mixer = combine.Mixer(table.opinions.shape[1])
+        mixer = combine.GatingNetwork(table.features.shape[1])
         torch.nn.init.normal_(mixer.straight.weight, std=0.2)
         return mixer
 
-    monkeypatch.setattr(combine, "_fit", fit)
+    monkeypatch.setattr(combine, "_fit_gating", fit)
 
 
 def test_constants():
@@ -116,7 +117,7 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     full = total > 0
     codes = np.tile([0, 1], 60)
     read = read_cells(cells, model.genes, force=True)
-    learnt = learn_combination(model, sparse.csr_matrix(counts[full]), total[full], GeneMap.of(read), adapt=False, seed=3, verbose=False,
+    learnt = fit_rate_ensemble(model, sparse.csr_matrix(counts[full]), total[full], GeneMap.of(read), adapt=False, seed=3, verbose=False,
                                batch=codes[full] if batch else None)  # fmt: skip
     own = np.full(120, -1)
     own[full] = np.arange(119)
@@ -219,7 +220,7 @@ def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
     class Flat:
         def expect(self, counts, totals, own, batch):
             asked.append(own)
-            return combine.Expected(np.ones(counts.shape), None)
+            return combine.Prediction(np.ones(counts.shape), None)
 
     module.rates_answer(Flat(), read, members)(slice(0, 120), read.linear(slice(0, 120)))
     expected = np.full(120, -1)

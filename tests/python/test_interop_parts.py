@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scmamba._errors import DataError, ScMambaError
-from scmamba.interop import _convert, _r, _values, seurat, slots
+from scmamba.interop import _convert, _r, _values, seurat
+from scmamba.utils.errors import DataError, ScMambaError
+from scmamba.wire import slots
 
 MATRIX = np.array([[0, 5.0, 0], [0.25, 0, -2]])  # two cells x three genes
 
@@ -84,7 +85,7 @@ def test_layers_of_some_cells_are_spread_over_all(made):
 
 def test_names_of_keys():
     assert seurat._key("RNA_snn.0") == "rnasnn0_" and seurat._key("pca", upper=True) == "PCA_" and seurat._key("__") == "x_"
-    assert seurat._in_order({"a": 1, "b": 2, "c": 3}, ["c", "x", "a"]) == ["c", "a", "b"]
+    assert seurat.in_order({"a": 1, "b": 2, "c": 3}, ["c", "x", "a"]) == ["c", "a", "b"]
     assert seurat._free("data", {"counts": 1}) == "data" and seurat._free("data", {"data": 1}) == "data_layer"
 
 
@@ -95,9 +96,9 @@ def test_gene_names_come_back_as_they_were():
 
 
 def test_what_was_lost_is_said_once(capsys):
-    seurat._tell(["tool 'a'", "image 'b'"], "the Seurat object", True)
-    seurat._tell(["x"], "y", False)
-    seurat._tell([], "z", True)
+    seurat.report_lost(["tool 'a'", "image 'b'"], "the Seurat object", True)
+    seurat.report_lost(["x"], "y", False)
+    seurat.report_lost([], "z", True)
     assert capsys.readouterr().err == "scMamba: Not carried over from the Seurat object: tool 'a'; image 'b'\n"
 
 

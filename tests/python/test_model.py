@@ -9,10 +9,11 @@ import pytest
 import torch
 from conftest import small_model
 
-from scmamba._errors import CheckpointError, DataError
 from scmamba.genes import Vocabulary
-from scmamba.model import ModelConfig, ScMamba, load_model, save_checkpoint
-from scmamba.model.network import pack
+from scmamba.model import load_model, save_checkpoint
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.nn.scmamba import pack
+from scmamba.utils.errors import CheckpointError, DataError
 
 BACKENDS = ["cpu", "chunked", "reference"]
 

@@ -14,19 +14,11 @@ from conftest import small_model
 from safetensors.torch import load_file, save_file
 from scipy import sparse
 
-from scmamba._errors import CheckpointError, DataError
 from scmamba.genes import Vocabulary
-from scmamba.model import (
-    Model,
-    ModelConfig,
-    ScMamba,
-    checkpoint,
-    load_model,
-    models,
-    pack_model,
-    save_checkpoint,
-)
-from scmamba.model.registry import fetch_model, registry, unpack_model
+from scmamba.model import Model, checkpoint, load_model, models, pack_model, save_checkpoint
+from scmamba.model.hub import fetch_model, registry, unpack_model
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.utils.errors import CheckpointError, DataError
 
 
 def shapes_seen(model: Model, verb: str, call) -> list[tuple[int, ...]]:

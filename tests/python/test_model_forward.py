@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from scmamba.genes import Vocabulary
-from scmamba.model import Model, ModelConfig, ScMamba
-from scmamba.model.network import pack
-from scmamba.scan import available_backends
+from scmamba.model import Model
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.nn.scmamba import pack
+from scmamba.ops.backends import available_backends
 
 GENES = 41  # odd: after half of them means after 20
 # : Widths of whole vectors and others, several layers, one direction, another epsilon: each takes
@@ -284,7 +285,7 @@ def test_the_rates_of_a_model_read_expressed_genes_in_every_block():
 @pytest.mark.parametrize("verb", ["cell_embedding", "classify"])
 def test_training_and_answers_are_one_forward_pass(verb):
     """With gradients, with layers computed again, and in training mode: the same numbers."""
-    from scmamba.model.block import use_checkpointing
+    from scmamba.nn.bimamba import use_checkpointing
 
     net, (x, _) = network("published shape"), cells()
     w, genes = weights(net), np.arange(GENES)

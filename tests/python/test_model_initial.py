@@ -13,8 +13,8 @@ import pytest
 import torch
 from scipy import stats
 
-from scmamba._errors import CheckpointError
-from scmamba.model import ModelConfig, ScMamba
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.utils.errors import CheckpointError
 
 MIXER = {
     "in_proj.weight": (24, 6),

@@ -12,9 +12,10 @@ import plain_network as plain
 import pytest
 import torch
 
-from scmamba._errors import CheckpointError
 from scmamba.genes import Vocabulary
-from scmamba.model import ModelConfig, ScMamba, load_model, read_published
+from scmamba.model import load_model, read_published
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.utils.errors import CheckpointError
 
 PUBLISHED = Vocabulary.published()
 SIZES = dict(d_model=8, n_layer=2, d_state=3, d_conv=3, expand=1.5, dt_rank=2)

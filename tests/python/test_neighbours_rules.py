@@ -6,14 +6,11 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scmamba._errors import DataError
-from scmamba.data.neighbours import (
-    NeighbourPool,
-    nearest_cells,
-    neighbour_rate_prediction,
-    principal_components,
-    truncated_mean,
-)
+from scmamba.neighbors.batch_balanced import BatchBalancedKNN
+from scmamba.neighbors.knn import nearest_neighbors
+from scmamba.neighbors.rates import knn_rates, truncated_mean
+from scmamba.neighbors.svd import principal_components
+from scmamba.utils.errors import DataError
 
 
 def counts_of(cells: int, genes: int, seed: int = 0) -> sparse.csr_matrix:
@@ -82,13 +79,13 @@ def test_more_passes_come_nearer():
 
 def test_neighbours_come_nearest_first():
     pool = np.array([[0.0], [4.0], [1.0], [1.2], [9.5]])
-    assert nearest_cells(np.array([[0.9], [8.0]]), pool, 3).tolist() == [[2, 3, 0], [4, 1, 3]]
-    assert nearest_cells(np.array([[5.0]]), pool, 99).tolist() == [[1, 3, 2, 4, 0]]
+    assert nearest_neighbors(np.array([[0.9], [8.0]]), pool, 3).tolist() == [[2, 3, 0], [4, 1, 3]]
+    assert nearest_neighbors(np.array([[5.0]]), pool, 99).tolist() == [[1, 3, 2, 4, 0]]
     rng = np.random.default_rng(1)
     query, many = rng.standard_normal((1030, 3)), rng.standard_normal((40, 3))
     brute = np.argsort(distances(query, many), axis=1)[:, :4]
-    np.testing.assert_array_equal(nearest_cells(query, many, 4), brute)
-    np.testing.assert_array_equal(nearest_cells(query, many, 4, block=1), brute)
+    np.testing.assert_array_equal(nearest_neighbors(query, many, 4), brute)
+    np.testing.assert_array_equal(nearest_neighbors(query, many, 4, block=1), brute)
 
 
 # --- rates ---------------------------------------------------------------------------------------
@@ -97,7 +94,7 @@ def test_neighbours_come_nearest_first():
 def test_rates_of_neighbours_with_what_was_hidden_in_the_totals():
     counts = counts_of(300, 40)
     totals = sums(counts) * np.random.default_rng(2).uniform(1, 1.5, 300)
-    found = neighbour_rate_prediction(counts, totals, 7, shrink=90.0, components=3, seed=4)
+    found = knn_rates(counts, totals, 7, shrink=90.0, components=3, seed=4)
     dense = counts.toarray()
     scores = principal_components(sparse.csr_matrix(logs(counts, totals)), 3, seed=4)[0]
     near = np.argsort(distances(scores, scores), axis=1)[:, :7]
@@ -122,12 +119,12 @@ def test_rates_of_neighbours_with_what_was_hidden_in_the_totals():
 def test_thirty_neighbours_five_thousand_counts_and_fifty_components_are_the_default():
     counts = counts_of(80, 70)
     totals = sums(counts)
-    found = neighbour_rate_prediction(counts, totals)
-    own = neighbour_rate_prediction(counts, totals, 30, shrink=5000.0, components=50, seed=0)
+    found = knn_rates(counts, totals)
+    own = knn_rates(counts, totals, 30, shrink=5000.0, components=50, seed=0)
     assert found.neighbours.shape == (80, 30) and found.shrink == 5000.0
     np.testing.assert_array_equal(found.neighbours, own.neighbours)
     np.testing.assert_array_equal(found.totals, totals)
-    fewer = neighbour_rate_prediction(counts, totals, components=20)
+    fewer = knn_rates(counts, totals, components=20)
     assert (fewer.neighbours != found.neighbours).any()
 
 
@@ -137,7 +134,7 @@ def test_a_reference_is_the_only_source(given):
     totals = sums(counts) * 1.3
     depths = sums(reference) * (1.2 if given else 1.0)
     options = {"reference_totals": depths} if given else {}
-    found = neighbour_rate_prediction(
+    found = knn_rates(
         counts, totals, 5, components=4, shrink=10.0, reference=reference, **options
     )
     scores, basis = principal_components(sparse.csr_matrix(logs(reference, depths)), 4)
@@ -156,12 +153,12 @@ def test_cells_without_counts_and_wrong_lengths_are_refused():
     counts = counts_of(20, 30)
     totals = sums(counts)
     with pytest.raises(DataError, match="19 totals came with 20 cells"):
-        neighbour_rate_prediction(counts, totals[:19])
+        knn_rates(counts, totals[:19])
     totals[3:5] = 0
     with pytest.raises(DataError, match="2 cells have no counts"):
-        neighbour_rate_prediction(counts, totals)
+        knn_rates(counts, totals)
     with pytest.raises(DataError, match="reference has 29 genes and the cells have 30"):
-        neighbour_rate_prediction(counts, sums(counts), reference=counts[:, :29])
+        knn_rates(counts, sums(counts), reference=counts[:, :29])
 
 
 # --- pools
@@ -171,7 +168,7 @@ def test_cells_without_counts_and_wrong_lengths_are_refused():
 def test_a_pool_keeps_means_components_and_counts():
     counts = counts_of(50, 25)
     totals = sums(counts) * 1.1
-    pool = NeighbourPool(counts, totals, components=6, seed=3)
+    pool = BatchBalancedKNN(counts, totals, components=6, seed=3)
     values = logs(counts, totals)
     scores, basis = principal_components(sparse.csr_matrix(values), 6, seed=3)
     np.testing.assert_allclose(pool.mean_value, values.mean(axis=0), rtol=1e-10)
@@ -183,28 +180,28 @@ def test_a_pool_keeps_means_components_and_counts():
     )
     for rank in (2, 6, 99):
         np.testing.assert_allclose(
-            pool.rebuild(scores[:3], rank), scores[:3, :rank] @ basis[:, :rank].T, atol=1e-4
+            pool.reconstruct_from_pcs(scores[:3], rank), scores[:3, :rank] @ basis[:, :rank].T, atol=1e-4
         )
-    assert pool.rebuild(scores[:3], 2).dtype == np.float32
-    default = NeighbourPool(counts_of(80, 70), sums(counts_of(80, 70)))
+    assert pool.reconstruct_from_pcs(scores[:3], 2).dtype == np.float32
+    default = BatchBalancedKNN(counts_of(80, 70), sums(counts_of(80, 70)))
     assert default.scores.shape == (80, 50)
 
 
 def test_nearest_members_without_oneself():
     counts = counts_of(50, 25)
-    pool = NeighbourPool(counts, sums(counts), components=6)
+    pool = BatchBalancedKNN(counts, sums(counts), components=6)
     apart = distances(pool.scores, pool.scores)
     own = np.where(np.arange(50) % 2 == 0, np.arange(50), -1)
-    found = pool.nearest(pool.scores, 4, own)
+    found = pool.query(pool.scores, 4, own)
     for cell in range(50):
         order = [c for c in np.argsort(apart[cell]) if c != own[cell]]
         assert found[cell].tolist() == order[:4]
-    assert pool.nearest(pool.scores[:3], 4).tolist() == np.argsort(apart, axis=1)[:3, :4].tolist()
-    assert pool.nearest(pool.scores, 400, np.arange(50)).shape == (50, 49)
+    assert pool.query(pool.scores[:3], 4).tolist() == np.argsort(apart, axis=1)[:3, :4].tolist()
+    assert pool.query(pool.scores, 400, np.arange(50)).shape == (50, 49)
 
 
 def in_turn(scores, batches, member_of, k, own, batch) -> list[int]:
-    """The rule of ``NeighbourPool.nearest`` with batches, one cell at a time, over all members."""
+    """The rule of ``BatchBalancedKNN.nearest`` with batches, one cell at a time, over all members."""
     count = batches.max() + 1
     apart = distances(scores, scores)
 
@@ -247,15 +244,15 @@ def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
             float
         )
     )
-    pool = NeighbourPool(counts, sums(counts), components=4, batch=batches)
+    pool = BatchBalancedKNN(counts, sums(counts), components=4, batch=batches)
     everyone = np.arange(95)
     # As many as a batch holds within reach of what is looked at: the rule over all members.
-    found = pool.nearest(pool.scores, 12, everyone, batches)
+    found = pool.query(pool.scores, 12, everyone, batches)
     for cell in everyone:
         expected = in_turn(pool.scores, batches, pool.scores[cell], 12, cell, batches[cell])
         assert found[cell].tolist() == expected, cell
     assert len(set(batches[found[0]])) >= 3
-    strangers = pool.nearest(pool.scores[:3], 5, everyone[:3], np.array([-1, 5, 9]))
+    strangers = pool.query(pool.scores[:3], 5, everyone[:3], np.array([-1, 5, 9]))
     apart = distances(pool.scores, pool.scores)
     np.fill_diagonal(apart, np.inf)
     assert strangers.tolist() == np.argsort(apart, axis=1)[:3, :5].tolist()
@@ -263,8 +260,8 @@ def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
 
 def test_pooled_rates_grow_with_the_neighbours():
     counts = counts_of(30, 20)
-    pool = NeighbourPool(counts, sums(counts), components=4)
-    nearest = pool.nearest(pool.scores, 6, np.arange(30))
+    pool = BatchBalancedKNN(counts, sums(counts), components=4)
+    nearest = pool.query(pool.scores, 6, np.arange(30))
     average = np.linspace(0.01, 0.09, 20)
     steps = [(2, 10.0), (2, 50.0), (5, 0.0), (99, 7.0)]
     dense = counts.toarray()

@@ -21,8 +21,8 @@ import pytest
 from scipy import io as mtx
 from scipy import sparse
 
-from scmamba._errors import ScMambaError
 from scmamba.datasets import brain_cohort
+from scmamba.utils.errors import ScMambaError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import paper_tables
@@ -474,7 +474,7 @@ def test_labels_that_do_not_fit_are_refused(geo, leng, capsys):
 
 def test_every_name_of_prepare_is_one_of_the_published_code(small, tmp_path, monkeypatch):
     import scmamba
-    from scmamba import _prepare
+    from scmamba.preprocessing import _prepare
 
     names = [*_prepare.brain_panels(), *_prepare.LEFT_OVER]
     cells = named(small, {f"D0{i}": f"AD{i}" for i in range(1, 6)})[: len(names)].copy()

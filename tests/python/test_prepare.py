@@ -8,10 +8,17 @@ import pandas as pd
 import pytest
 
 import scmamba
-from scmamba import _prepare
-from scmamba._errors import DataError, ScMambaError
-from scmamba._prepare import DOUBLET, MYELOID, NEURON_BOTH, NEURON_NEITHER, UNIDENTIFIED, PrepareConfig, name_clusters
 from scmamba.datasets import brain_cohort
+from scmamba.preprocessing import PrepareConfig, _prepare
+from scmamba.preprocessing._prepare import (
+    DOUBLET,
+    MYELOID,
+    NEURON_BOTH,
+    NEURON_NEITHER,
+    UNIDENTIFIED,
+    name_clusters,
+)
+from scmamba.utils.errors import DataError, ScMambaError
 
 pytest.importorskip("harmonypy")
 pytest.importorskip("leidenalg")

@@ -10,19 +10,18 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scmamba import _prepare
-from scmamba._errors import DataError, ScMambaError
-from scmamba._prepare import (
+from scmamba.genes import annotation
+from scmamba.preprocessing import PrepareConfig, _prepare
+from scmamba.preprocessing._prepare import (
     DOUBLET,
     MYELOID,
     NEURON_BOTH,
     NEURON_NEITHER,
     UNIDENTIFIED,
-    PrepareConfig,
     name_clusters,
     panel_scores,
 )
-from scmamba.genes import annotation
+from scmamba.utils.errors import DataError, ScMambaError
 
 
 def test_the_papers_settings():

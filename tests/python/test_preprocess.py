@@ -8,9 +8,9 @@ import pytest
 import scanpy as sc
 from scipy import sparse
 
-from scmamba._errors import DataError
-from scmamba.data import describe_values, interleaved_groups, interleaved_values, read_cells
+from scmamba.data import detect_value_scale, interleaved_groups, interleaved_values, read_cells
 from scmamba.genes import Vocabulary
+from scmamba.utils.errors import DataError
 
 PUBLISHED = Vocabulary.published()
 
@@ -122,7 +122,7 @@ def test_log_values_of_repeated_genes_are_refused(cohort):
 
 
 def test_corrected_counts_pass_as_counts():
-    values = describe_values(np.array([[0.5, 30.2], [1.5, 0.0]]))
+    values = detect_value_scale(np.array([[0.5, 30.2], [1.5, 0.0]]))
     assert values.kind == "counts" and "corrected" in values.sentence
 
 

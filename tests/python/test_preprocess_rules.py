@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scmamba._errors import DataError, GeneError
 from scmamba.data import (
-    describe_values,
+    detect_value_scale,
     interleaved_groups,
     interleaved_values,
     preprocess,
     read_cells,
 )
-from scmamba.data.preprocess import log1p_cp10k
+from scmamba.data.values import SCALE, log1p_cp10k
 from scmamba.genes import Vocabulary
+from scmamba.utils.errors import DataError, GeneError
 
 GENES = ("ENSG00000000001", "ENSG00000000002", "ENSG00000000003", "ENSG00000000004")
 VOCABULARY = Vocabulary(GENES, ("", "", "", ""))
@@ -53,37 +53,37 @@ def test_integers_are_counts():
         np.array([[3.0, 70.0]], np.float32),
         sparse.csc_matrix([[2, 5]]),
     ):
-        values = describe_values(matrix if sparse.issparse(matrix) else np.asarray(matrix))
+        values = detect_value_scale(matrix if sparse.issparse(matrix) else np.asarray(matrix))
         assert (values.kind, values.scale) == ("counts", 1e4)
     assert (
-        describe_values(np.array([[3, 0], [0, 7]])).sentence
+        detect_value_scale(np.array([[3, 0], [0, 7]])).sentence
         == "X holds raw counts (integers, largest 7)"
     )
 
 
 def test_fractions_above_twenty_are_corrected_counts():
-    values = describe_values(np.array([[0.5, 20.1]]))
+    values = detect_value_scale(np.array([[0.5, 20.1]]))
     assert (values.kind, values.scale) == ("counts", 1e4)
     assert values.sentence == "X holds non-integer counts (largest 20.1), read as corrected counts"
-    assert describe_values(np.array([[0.5, 20.0]])).kind == "log1p"
+    assert detect_value_scale(np.array([[0.5, 20.0]])).kind == "log1p"
 
 
 def test_logs_of_counts_give_integers_back():
     counts = np.array([[1.0, 2, 300000], [5, 0, 40001]])
     for dtype in (np.float32, np.float64):
-        values = describe_values(np.log1p(counts).astype(dtype))
+        values = detect_value_scale(np.log1p(counts).astype(dtype))
         assert values.kind == "log1p_counts" and values.scale == 1e4
     # A hundredth beside an integer is no integer, in any cell.
     almost = counts.copy()
     almost[1, 0] = 5.01
-    assert describe_values(np.log1p(almost), force=True).kind == "log1p"
+    assert detect_value_scale(np.log1p(almost), force=True).kind == "log1p"
 
 
 @pytest.mark.parametrize("scale", [100.0, 1e4, 1e6])
 def test_logs_of_one_total_per_cell(scale):
     """Up to a gene that takes nearly all of a million: 13.8."""
     share = np.array([[0.999123457, 0.000876543, 0.0], [0.2003171, 0.3, 0.4996829]])
-    values = describe_values(np.log1p(scale * share))
+    values = detect_value_scale(np.log1p(scale * share))
     assert values.kind == "log1p" and values.scale == pytest.approx(scale)
     assert (
         values.sentence
@@ -95,22 +95,22 @@ def test_how_far_totals_may_lie_apart():
     near, apart = logs_with_totals(totals_of(1.49)), logs_with_totals(totals_of(1.51))
     q = np.quantile(totals_of(1.51), [0.05, 0.95])
     assert q[1] / q[0] == pytest.approx(1.51)
-    assert describe_values(near).scale == pytest.approx(np.median(totals_of(1.49)))
+    assert detect_value_scale(near).scale == pytest.approx(np.median(totals_of(1.49)))
     with pytest.raises(DataError, match=f"sums to anything between {q[0]:,.0f} and {q[1]:,.0f};"):
-        describe_values(apart)
-    forced = describe_values(apart, force=True)
+        detect_value_scale(apart)
+    forced = detect_value_scale(apart, force=True)
     assert forced.kind == "log1p" and forced.scale == pytest.approx(np.median(totals_of(1.51)))
-    assert describe_values(logs_with_totals(np.array([100.0, 100, 130]))).scale == pytest.approx(
+    assert detect_value_scale(logs_with_totals(np.array([100.0, 100, 130]))).scale == pytest.approx(
         100
     )
     # Cells without any count say nothing of the scale.
     silent = np.vstack([near, np.zeros((60, 3))])
-    assert describe_values(silent).scale == pytest.approx(np.median(totals_of(1.49)))
+    assert detect_value_scale(silent).scale == pytest.approx(np.median(totals_of(1.49)))
 
 
 def test_every_block_of_cells_is_looked_at():
     matrix = np.array([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
-    assert describe_values(matrix, block=2).kind == "counts"
+    assert detect_value_scale(matrix, block=2).kind == "counts"
     for row, value, words in (
         (4, np.nan, "1 values are NaN"),
         (2, -1.5, "go down to -1.5: "),
@@ -119,25 +119,25 @@ def test_every_block_of_cells_is_looked_at():
         bad = matrix.copy()
         bad[row, 1] = value
         with pytest.raises(DataError, match=words):
-            describe_values(bad, block=2, force=True)
+            detect_value_scale(bad, block=2, force=True)
     fraction = matrix.copy()
     fraction[4, 0] = 100.5
-    assert "corrected counts" in describe_values(fraction, block=2).sentence
+    assert "corrected counts" in detect_value_scale(fraction, block=2).sentence
     logs = logs_with_totals(totals_of(1.3))
-    assert describe_values(logs, block=7) == describe_values(logs)
+    assert detect_value_scale(logs, block=7) == detect_value_scale(logs)
     with pytest.raises(DataError, match="2 values are NaN or infinite"):
-        describe_values(np.array([[np.nan, 1], [np.inf, 2]]))
+        detect_value_scale(np.array([[np.nan, 1], [np.inf, 2]]))
 
 
 def test_what_is_no_matrix_of_numbers():
     with pytest.raises(DataError, match="Every value is zero"):
-        describe_values(sparse.csr_matrix((np.zeros(2), ([0, 1], [0, 1])), shape=(2, 2)))
+        detect_value_scale(sparse.csr_matrix((np.zeros(2), ([0, 1], [0, 1])), shape=(2, 2)))
     with pytest.raises(DataError, match="object values; numbers are expected"):
-        describe_values(np.array([["a", "b"]], dtype=object))
+        detect_value_scale(np.array([["a", "b"]], dtype=object))
     twice = sparse.csr_matrix(
         (np.array([0.5, 0.5, 2.0]), np.array([1, 1, 0]), np.array([0, 3])), shape=(1, 2)
     )
-    assert describe_values(twice).kind == "counts", "entries of one place are one value"
+    assert detect_value_scale(twice).kind == "counts", "entries of one place are one value"
 
 
 # --- what becomes of them
@@ -159,7 +159,7 @@ def test_values_are_scaled_to_ten_thousand_and_logged():
         and counts.data.tolist() == [1, 0, 7, 2]
     )
     np.testing.assert_array_equal(found.toarray(), expected)
-    assert preprocess.SCALE == 1e4 and preprocess.MIN_TOTAL == 200
+    assert SCALE == 1e4 and preprocess.MIN_TOTAL == 200
 
 
 def test_rows_of_the_data_become_genes_of_the_model():

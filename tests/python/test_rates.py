@@ -13,15 +13,22 @@ from conftest import small_model
 from scipy import integrate, sparse, stats
 
 import scmamba
-from scmamba._errors import ScMambaError
 from scmamba.data import read_cells
-from scmamba.data.neighbours import NeighbourPool
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
-from scmamba.model import Model, ModelConfig, ScMamba
-from scmamba.training.combine import SPREAD, GeneMap, given_zero, learn_combination, value_if_counted
-from scmamba.training.rates import RateConfig, gene_log_rate, rate_loss, source_log_rate
-from scmamba.training.sequences import read_sources
+from scmamba.imputation.rate_ensemble import (
+    SPREAD,
+    GeneMap,
+    fit_rate_ensemble,
+    given_zero,
+    value_if_counted,
+)
+from scmamba.model import Model
+from scmamba.neighbors.batch_balanced import BatchBalancedKNN
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.training.batches import read_sources
+from scmamba.training.objectives import RateConfig, gene_log_rate, rate_loss, source_log_rate
+from scmamba.utils.errors import ScMambaError
 
 
 def rates_model(seed: int = 0) -> Model:
@@ -97,8 +104,8 @@ def test_pooled_rates_of_neighbours_by_hand():
     rng = np.random.default_rng(0)
     counts = sparse.csr_matrix(rng.poisson(0.4, (30, 50)).astype(float))
     totals = np.asarray(counts.sum(axis=1)).ravel()
-    pool = NeighbourPool(counts, totals, components=5)
-    nearest = pool.nearest(pool.scores, 6, own=np.arange(30))
+    pool = BatchBalancedKNN(counts, totals, components=5)
+    nearest = pool.query(pool.scores, 6, own=np.arange(30))
     distance = ((pool.scores[:, None] - pool.scores[None]) ** 2).sum(-1)
     np.fill_diagonal(distance, np.inf)
     assert (np.sort(nearest, axis=1) == np.sort(np.argsort(distance, axis=1)[:, :6], axis=1)).all()
@@ -126,11 +133,11 @@ def test_neighbours_in_turn_come_from_every_batch_that_knows_the_kind():
     counts, kind, batch = two_batches()
     totals = np.asarray(counts.sum(axis=1)).ravel()
     everyone = np.arange(len(kind))
-    plain = NeighbourPool(counts, totals, components=10)
-    near = plain.nearest(plain.scores, 30, own=everyone)
+    plain = BatchBalancedKNN(counts, totals, components=10)
+    near = plain.query(plain.scores, 30, own=everyone)
     assert (batch[near] == batch[:, None]).mean() > 0.95  # without batches a cell keeps to its own
-    pool = NeighbourPool(counts, totals, components=10, batch=batch)
-    turns = pool.nearest(pool.scores, 30, everyone, batch)
+    pool = BatchBalancedKNN(counts, totals, components=10, batch=batch)
+    turns = pool.query(pool.scores, 30, everyone, batch)
     shared = kind < 2
     assert (turns != everyone[:, None]).all() and all(len(set(row)) == 30 for row in turns)
     assert 0.4 < (batch[turns[shared]] == batch[shared, None]).mean() < 0.6
@@ -139,9 +146,9 @@ def test_neighbours_in_turn_come_from_every_batch_that_knows_the_kind():
     assert (kind[turns[~shared]] == 2).mean() > 0.99
     # Cells of no batch, and of one that the pool does not hold, have the nearest of all.
     for unknown in (-1, 7):
-        nobody = pool.nearest(pool.scores[:5], 30, everyone[:5], np.full(5, unknown))
+        nobody = pool.query(pool.scores[:5], 30, everyone[:5], np.full(5, unknown))
         assert (np.sort(nobody, axis=1) == np.sort(near[:5], axis=1)).all()
-    assert pool.nearest(pool.scores[:3], 10_000, everyone[:3], batch[:3]).shape == (3, len(kind) - 1)
+    assert pool.query(pool.scores[:3], 10_000, everyone[:3], batch[:3]).shape == (3, len(kind) - 1)
 
 
 def test_imputation_evens_out_donors_only_if_asked(nuclei):
@@ -184,7 +191,7 @@ def test_batches_that_cannot_be_evened_out_are_answered(nuclei, monkeypatch):
             scmamba.impute(data, model=rates_model(), batch=batch, verbose=False)
     with pytest.raises(ScMambaError, match="each cell alone"):
         scmamba.impute(data, model=rates_model(), method="published", batch="donor", verbose=False)
-    monkeypatch.setattr(sys.modules["scmamba.tasks.impute"], "MAX_BATCHES", 20)
+    monkeypatch.setattr(sys.modules["scmamba.imputation._impute"], "MAX_BATCHES", 20)
     with pytest.raises(ScMambaError, match="150 different values"):
         scmamba.impute(data, model=rates_model(), batch="barcode", verbose=False)
     assert "scmamba" not in data.layers
@@ -194,7 +201,7 @@ def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
     model = rates_model()
     cells = read_cells(nuclei, model.genes)
     counts, totals = cells.counts(np.arange(len(cells)))
-    first, second = (learn_combination(model, counts, totals, GeneMap.of(cells), adapt=2, seed=4, verbose=False) for _ in range(2))
+    first, second = (fit_rate_ensemble(model, counts, totals, GeneMap.of(cells), adapt=2, seed=4, verbose=False) for _ in range(2))
     assert first.report["combined"] < first.report["gene_average"]
     rows = slice(0, 10)
     a, b = (c.expect(counts[rows], totals[rows], np.arange(10)) for c in (first, second))

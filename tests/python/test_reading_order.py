@@ -11,7 +11,8 @@ import pytest
 from scipy import sparse
 
 from scmamba.data.collection import Collection
-from scmamba.data.reading import LANES, Order, Shelf, span_of
+from scmamba.data.loader import PrefetchLoader
+from scmamba.data.sampler import N_STRIPES, EpochSampler, shuffle_window
 from scmamba.genes import Vocabulary
 
 GENES = Vocabulary.published().subset(range(30))
@@ -57,39 +58,39 @@ def written_out(n: int, block: int, span: int, seed: int, epoch: int) -> list[in
     ],
 )
 def test_the_order_is_a_function_of_seed_and_epoch(n, block, span, seed, epoch):
-    order = Order(n, block=block, span=span, seed=seed)
+    order = EpochSampler(n, block=block, span=span, seed=seed)
     assert order.epoch(epoch).tolist() == written_out(n, block, span, seed, epoch)
-    assert len(order) == len(order.epoch(epoch)) == n // order.lanes * order.lanes
+    assert len(order) == len(order.epoch(epoch)) == n // order.n_stripes * order.n_stripes
 
 
 def test_sizes_of_an_order():
-    assert LANES == 64
-    defaults = Order(100_000)
-    assert (defaults.block, defaults.span, defaults.seed, defaults.group, defaults.lanes) == (
+    assert N_STRIPES == 64
+    defaults = EpochSampler(100_000)
+    assert (defaults.block, defaults.span, defaults.seed, defaults.group, defaults.n_stripes) == (
         64,
         8192,
         0,
         0,
         64,
     )
-    assert defaults.loads == -(-99_968 // 8192) == 13
-    small = Order(1000, span=100)
-    assert (small.block, small.span, small.loads, len(small)) == (3, 64, 15, 960)
-    few = Order(63)
-    assert (few.lanes, few.block, few.span, few.loads, len(few)) == (1, 15, 63, 1, 63)
-    assert (Order(64).lanes, Order(64).block, Order(3).block) == (64, 1, 1)
+    assert defaults.chunks == -(-99_968 // 8192) == 13
+    small = EpochSampler(1000, span=100)
+    assert (small.block, small.span, small.chunks, len(small)) == (3, 64, 15, 960)
+    few = EpochSampler(63)
+    assert (few.n_stripes, few.block, few.span, few.chunks, len(few)) == (1, 15, 63, 1, 63)
+    assert (EpochSampler(64).n_stripes, EpochSampler(64).block, EpochSampler(3).block) == (64, 1, 1)
 
 
 def test_cells_of_one_shelf_load():
     # 96 MB of 8 bytes a value, whole lanes, 16,384 at most
-    assert span_of(10**6, 1000) == 12_000 // 64 * 64 == 11_968
-    assert span_of(10**6, 8000) == 1500 // 64 * 64 == 1472
-    assert span_of(10**6, 10) == span_of(10**6, 0.0) == 16_384
-    assert span_of(500, 10) == 448 and span_of(10, 10) == 64 and span_of(10**6, 1e9) == 64
+    assert shuffle_window(10**6, 1000) == 12_000 // 64 * 64 == 11_968
+    assert shuffle_window(10**6, 8000) == 1500 // 64 * 64 == 1472
+    assert shuffle_window(10**6, 10) == shuffle_window(10**6, 0.0) == 16_384
+    assert shuffle_window(500, 10) == 448 and shuffle_window(10, 10) == 64 and shuffle_window(10**6, 1e9) == 64
 
 
 def test_epochs_asked_for_last_are_remembered():
-    order = Order(300)
+    order = EpochSampler(300)
     first = order.epoch(0)
     second = order.epoch(1)
     assert order.epoch(0) is first and order.epoch(1) is second
@@ -101,8 +102,8 @@ def test_epochs_asked_for_last_are_remembered():
 def test_batches_of_similar_length():
     lengths = np.random.default_rng(0).integers(100, 5000, 640)
     plain, alike = (
-        Order(640, span=256, seed=3),
-        Order(640, span=256, seed=3, group=24, lengths=lengths),
+        EpochSampler(640, span=256, seed=3),
+        EpochSampler(640, span=256, seed=3, group=24, lengths=lengths),
     )
     mixed, sorted_ = plain.epoch(0), alike.epoch(0)
     for start in range(0, 640, 256):
@@ -153,9 +154,9 @@ def collection(tmp_path_factory) -> Collection:
 
 def test_the_shelf_hands_out_the_order(collection):
     some = collection.take(np.arange(300) % 3 != 1)  # 200 cells: 192 positions
-    order = Order(len(some), span=64, seed=2)
-    shelf = Shelf(some, order)
-    assert len(shelf) == 192 and order.loads == 3
+    order = EpochSampler(len(some), span=64, seed=2)
+    shelf = PrefetchLoader(some, order)
+    assert len(shelf) == 192 and order.chunks == 3
     expected = np.concatenate([some.cells[order.epoch(e)] for e in range(3)])
     # Straddling loads and epochs, and loads in any order within.
     for positions in (
@@ -170,30 +171,30 @@ def test_the_shelf_hands_out_the_order(collection):
         np.testing.assert_array_equal(block.values.toarray(), truth.values.toarray())
         np.testing.assert_array_equal(block.totals, truth.totals)
         np.testing.assert_array_equal(block.files, collection.file_of(block.cells))
-    epoch = list(Shelf(some, order).epoch(1, 50))
+    epoch = list(PrefetchLoader(some, order).epoch(1, 50))
     assert [len(b) for b in epoch] == [50, 50, 50, 42]
     assert np.concatenate([b.cells for b in epoch]).tolist() == expected[192:384].tolist()
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])
 def test_readers_take_every_so_many_positions_of_all_epochs(collection, shards):
-    order = Order(
+    order = EpochSampler(
         300, span=128, seed=1
     )  # 256 positions an epoch, so positions of odd readers shift from epoch to epoch
     everything = np.concatenate([order.epoch(e) for e in range(3)])
     for shard in range(shards):
-        shelf = Shelf(collection, order, shard=shard, shards=shards)
+        shelf = PrefetchLoader(collection, order, shard=shard, shards=shards)
         mine = np.arange(shard, 3 * len(order), shards)
         assert shelf.at(mine).cells.tolist() == everything[mine].tolist()
-        again = Shelf(collection, order, shard=shard, shards=shards)
+        again = PrefetchLoader(collection, order, shard=shard, shards=shards)
         walked = np.concatenate([b.cells for e in range(3) for b in again.epoch(e, 7)])
         assert walked.tolist() == everything[mine].tolist()
 
 
 def test_the_next_load_is_read_ahead_and_old_ones_are_let_go(collection, monkeypatch):
-    order = Order(300, span=64, seed=0)
-    shelf, reads, done = Shelf(collection, order), [], threading.Event()
-    original = Shelf._read
+    order = EpochSampler(300, span=64, seed=0)
+    shelf, reads, done = PrefetchLoader(collection, order), [], threading.Event()
+    original = PrefetchLoader._read
 
     def noted(self, epoch, load):
         reads.append((epoch, load))
@@ -201,26 +202,26 @@ def test_the_next_load_is_read_ahead_and_old_ones_are_let_go(collection, monkeyp
         done.set()
         return result
 
-    monkeypatch.setattr(Shelf, "_read", noted)
+    monkeypatch.setattr(PrefetchLoader, "_read", noted)
     for batch in range(0, 2 * len(order), 32):
         shelf.at(np.arange(batch, batch + 32))
         shelf._reader.submit(lambda: None).result(30)  # all that was asked for has been read
         load = batch // 64
-        now, following = divmod(load, order.loads), divmod(load + 1, order.loads)
+        now, following = divmod(load, order.chunks), divmod(load + 1, order.chunks)
         assert reads[-1] == following and now in reads
-        assert set(shelf._loads) <= {divmod(load - 1, order.loads), now, following}
-    assert len(reads) == len(set(reads)) == 2 * order.loads + 1, "nothing is read twice"
+        assert set(shelf._loads) <= {divmod(load - 1, order.chunks), now, following}
+    assert len(reads) == len(set(reads)) == 2 * order.chunks + 1, "nothing is read twice"
 
 
 def test_epochs_of_a_collection_are_batches_of_its_order(collection):
     order = collection.order(seed=4, block=8, span=128)
     assert (order.n, order.block, order.span, order.seed, order.group) == (300, 1, 128, 4, 0)
-    assert collection.order().span == span_of(300, float(collection.lengths.mean())) == 256
+    assert collection.order().span == shuffle_window(300, float(collection.lengths.mean())) == 256
     assert collection.order(group=16).lengths.tolist() == collection.lengths.tolist()
     whole = [b.cells.tolist() for b in collection.batches(48, seed=4, epoch=2, block=8, span=128)]
     assert sum(whole, []) == order.epoch(2).tolist() and [len(b) for b in whole] == [48] * 5 + [16]
     default = next(iter(collection.batches(5)))
-    assert default.cells.tolist() == Order(300, span=256).epoch(0)[:5].tolist()
+    assert default.cells.tolist() == EpochSampler(300, span=256).epoch(0)[:5].tolist()
     # Two processes of two workers: process 1's worker 0 is reader 2 of 4.
     part = [
         b.cells.tolist()

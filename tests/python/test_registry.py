@@ -12,10 +12,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from scmamba._errors import CheckpointError
-from scmamba.cli import app
+from scmamba.cli.main import app
 from scmamba.model import load_model, model_folder, models, pack_model
-from scmamba.model.registry import fetch_model, unpack_model
+from scmamba.model.hub import fetch_model, unpack_model
+from scmamba.utils.errors import CheckpointError
 
 
 @pytest.fixture

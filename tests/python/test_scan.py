@@ -11,9 +11,10 @@ import pytest
 import torch
 from scipy.signal import lfilter
 
-from scmamba._errors import BackendError
-from scmamba.scan import Direction, available_backends, choose_backend, selective_scan
-from scmamba.scan import registry as scan_registry
+from scmamba.ops import backends as scan_registry
+from scmamba.ops.backends import Direction, available_backends, choose_backend
+from scmamba.ops.operator import selective_scan
+from scmamba.utils.errors import BackendError
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
 FUSED = [name for name, state in available_backends().items() if state == "available" and name != "reference"]
@@ -294,7 +295,7 @@ def test_choice(monkeypatch, caplog):
     assert choose_backend(x) == "chunked"
     assert choose_backend(x, "reference") == "reference"
     monkeypatch.setattr(scan_registry, "_logged", set())
-    with caplog.at_level(logging.INFO, logger="scmamba.scan"):
+    with caplog.at_level(logging.INFO, logger="scmamba.ops"):
         choose_backend(x)
         choose_backend(x)
     assert [r.getMessage() for r in caplog.records] == ["scan backend chunked for cpu torch.float32"]
@@ -319,7 +320,7 @@ def test_wrong_shapes_are_named():
 
 
 def test_kernels_are_cached_where_one_may_write(monkeypatch, tmp_path):
-    from scmamba.scan._jit import cache_folder
+    from scmamba.ops.cpu.jit import cache_folder
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder().parent == tmp_path / "scmamba"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scmamba.model import block as block_module
-from scmamba.model.config import ModelConfig
-from scmamba.model.network import ScMamba
-from scmamba.scan import products
+from scmamba.nn import bimamba as block_module
+from scmamba.nn.config import ModelConfig
+from scmamba.nn.scmamba import ScMamba
+from scmamba.ops.cpu import matmul as products
 
 
 @pytest.fixture

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scmamba._errors import BackendError
-from scmamba.scan import add_rms_norm, causal_conv1d
+from scmamba.ops.convolution import causal_conv1d
+from scmamba.ops.normalization import add_rms_norm
+from scmamba.utils.errors import BackendError
 
 
 def expected(x, weight, bias, reverse, silu):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scmamba.scan import linear, products
+from scmamba.ops.cpu import matmul as products
+from scmamba.ops.cpu.matmul import linear
 
 needs_unit = pytest.mark.skipif(not products.matrix_unit(), reason="no AMX unit for bfloat16 here")
 # (rows, terms, columns): tails of rows, sixteen terms or columns left over, more rows than one share

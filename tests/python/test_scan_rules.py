@@ -11,20 +11,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from scmamba._errors import BackendError
-from scmamba.scan import (
-    Direction,
-    _memory,
-    _pool,
-    add_rms_norm,
-    available_backends,
-    causal_conv1d,
-    choose_backend,
-    linear,
-    products,
-    selective_scan,
-)
-from scmamba.scan.lookup import lookup
+from scmamba.ops.backends import Direction, available_backends, choose_backend
+from scmamba.ops.convolution import causal_conv1d
+from scmamba.ops.cpu import matmul as products
+from scmamba.ops.cpu import memory as _memory
+from scmamba.ops.cpu import pool as _pool
+from scmamba.ops.cpu.matmul import linear
+from scmamba.ops.embedding_lookup import lookup
+from scmamba.ops.normalization import add_rms_norm
+from scmamba.ops.operator import selective_scan
+from scmamba.utils.errors import BackendError
 
 
 def direction(batch=2, length=13, channels=6, states=3, reverse=False, seed=0) -> Direction:

@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from test_scan import compare, make, run
 
-from scmamba.scan import Direction, _mamba_ssm, available_backends, selective_scan
+from scmamba.ops import mamba_ssm_backend as _mamba_ssm
+from scmamba.ops.backends import Direction, available_backends
+from scmamba.ops.operator import selective_scan
 
 HERE = Path(__file__).parent
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
@@ -53,7 +55,7 @@ def compiled(name: str, capability: int):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from scmamba.scan import _triton as kernels
+    from scmamba.ops import triton_backend as kernels
 
     name, _, of = name.partition(" of ")
     kernel = getattr(kernels, name)
@@ -119,7 +121,7 @@ def test_machine_code(name, capability, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_benchmark_is_ready():
     """Every line of it, once, tiny: who has a GPU must not find a misspelt name after the long part."""
-    repository = HERE.parent.parent
+    repository = HERE.parents[2]
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     results = repository / "benchmarks" / "results"
     before = {p.name: p.stat().st_mtime_ns for p in results.glob("gpu*")}
@@ -135,7 +137,7 @@ def test_the_gpu_benchmark_is_ready():
 @needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_self_check_reports_a_failure_instead_of_raising():
-    from scmamba.scan._triton import self_check
+    from scmamba.ops.triton_backend import self_check
 
     assert "self-check failed" in self_check()
 

@@ -22,12 +22,12 @@ pytest.importorskip("uvicorn")
 from serving import Server
 
 import scmamba
-from scmamba._errors import ScMambaError
-from scmamba.client import Client
+from scmamba.client.client import Client
 from scmamba.datasets import brain_cohort
-from scmamba.serve import wire
 from scmamba.serve.jobs import Queue
 from scmamba.serve.tokens import Tokens
+from scmamba.utils.errors import ScMambaError
+from scmamba.wire import scmb as wire
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_the_page_and_the_headers(server):
 
 
 def test_no_server_there_is_said(monkeypatch):
-    monkeypatch.setattr("scmamba.client._RETRIES", 1)
+    monkeypatch.setattr("scmamba.client.client._RETRIES", 1)
     with pytest.raises(ScMambaError, match="cannot be reached"):
         Client("http://127.0.0.1:9").models()
     with pytest.raises(ScMambaError, match="begins with http"):

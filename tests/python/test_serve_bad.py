@@ -29,10 +29,10 @@ pytest.importorskip("uvicorn")
 
 from serving import Server
 
-from scmamba._errors import ScMambaError
-from scmamba.client import Client
+from scmamba.client.client import Client
 from scmamba.datasets import brain_cohort
 from scmamba.serve.tokens import Tokens
+from scmamba.utils.errors import ScMambaError
 
 FREE = {"adapt": False, "force": True}
 
@@ -319,7 +319,7 @@ def damaged_within(nuclei: ad.AnnData, folder: Path) -> Path:
 
 def plain_file(**arrays: list[float]) -> Callable[[ad.AnnData, Path], Path]:
     def write(nuclei: ad.AnnData, folder: Path) -> Path:
-        from scmamba.serve import wire
+        from scmamba.wire import scmb as wire
 
         kept = {"p": np.array([0, 1, 2], "i4"), "i": np.array([0, 1], "i4"), "x": np.ones(2)}
         kept |= {k: np.array(v, kept[k].dtype) for k, v in arrays.items()}
@@ -559,12 +559,12 @@ def test_a_broken_upload_is_continued(server, nuclei, good, tokens, tmp_path):
 
 def test_the_client_goes_on_where_the_line_broke(server, good, tmp_path, monkeypatch):
     """A real line, cut three times after two thirds of a part."""
-    from scmamba import _resume
+    from scmamba.client import upload as _resume
 
     path = tmp_path / "cells.h5ad"
     path.write_bytes(good)
     part = len(good) // 3
-    monkeypatch.setattr("scmamba.client.WHOLE", 1000)
+    monkeypatch.setattr("scmamba.client.client.WHOLE", 1000)
     monkeypatch.setattr(_resume, "_PART", part)
     tool = Path(__file__).parents[1] / "testthat" / "breaking_line.py"
     port = server.url.rsplit(":", 1)[1]

@@ -16,8 +16,9 @@ import pytest
 from scipy import sparse
 from serving import plain_bytes
 
-from scmamba._errors import DataError
-from scmamba.serve import check, tenx
+from scmamba.serve import read_10x as tenx
+from scmamba.serve import validation as check
+from scmamba.utils.errors import DataError
 
 HEAD = "%%MatrixMarket matrix coordinate integer general\n"
 
@@ -167,11 +168,11 @@ def test_names_fit_for_a_sentence():
 
 
 def test_the_look_runs_confined(tmp_path):
-    code = "from scmamba.serve import check; check.confine(); import resource as r\n"
+    code = "from scmamba.serve import validation as check; check.confine(); import resource as r\n"
     code += "print(*[r.getrlimit(k) for k in (r.RLIMIT_AS, r.RLIMIT_CPU, r.RLIMIT_FSIZE, r.RLIMIT_CORE)])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == f"({2 << 30}, {2 << 30}) (20, 20) (0, 0) (0, 0)"
-    command = [sys.executable, "-m", "scmamba.serve.check", str(h5ad(tmp_path))]
+    command = [sys.executable, "-m", "scmamba.serve.validation", str(h5ad(tmp_path))]
     for limits, answer in ((["3", "4", "0"], {"kind": "h5ad", "cells": 3, "genes": 4}), (["3", "3", "0"], None), (["3", "4", "10"], None)):
         found = json.loads(subprocess.run([*command, *limits], capture_output=True, text=True, check=True).stdout)
         assert found == answer if answer else list(found) == ["error"]
@@ -247,7 +248,7 @@ def test_a_hundred_files_at_most(tmp_path):
 
 
 def test_a_map_of_few_cells_is_their_first_components(tmp_path):
-    from scmamba.serve.picture import cell_map
+    from scmamba.serve.cell_map import cell_map
 
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(15, 4)) * [9, 4, 0.3, 0.1] + 5
@@ -262,7 +263,7 @@ def test_a_map_of_few_cells_is_their_first_components(tmp_path):
 
 
 def test_a_map_of_counts_and_of_many_cells(monkeypatch):
-    from scmamba.serve import picture
+    from scmamba.serve import cell_map as picture
 
     rng = np.random.default_rng(1)
     adata = ad.AnnData(sparse.csr_matrix(rng.poisson(1.0, (40, 12)).astype(float)))
@@ -274,7 +275,7 @@ def test_a_map_of_counts_and_of_many_cells(monkeypatch):
 
 
 def test_a_map_is_written_beside_its_result(tmp_path, monkeypatch):
-    from scmamba.serve import picture
+    from scmamba.serve import cell_map as picture
 
     h5ad(tmp_path, obsm={"X_scmamba": np.array([[0.0, 1], [2, 0], [5, 5]])}).rename(tmp_path / "result.h5ad")
     monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path)])

@@ -9,10 +9,10 @@ pytest.importorskip("fastapi")
 
 from serving import Server
 
-from scmamba._errors import ScMambaError
-from scmamba.client import Client
+from scmamba.client.client import Client
 from scmamba.datasets import brain_cohort
 from scmamba.serve.postgres import PostgresQueue, open_queue, translate
+from scmamba.utils.errors import ScMambaError
 
 
 @pytest.mark.parametrize(("sqlite", "postgres"), [

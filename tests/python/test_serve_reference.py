@@ -10,10 +10,10 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 import scmamba
-from scmamba._errors import ScMambaError
-from scmamba.client import Client, _only
+from scmamba.client.client import Client, _only
 from scmamba.datasets import brain_cohort
 from scmamba.serve.references import References
+from scmamba.utils.errors import ScMambaError
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,11 @@ pytest.importorskip("uvicorn")
 
 import scmamba
 from scmamba.serve import __main__ as command
-from scmamba.serve import tasks, tokens
+from scmamba.serve import tokens
+from scmamba.serve import verbs as tasks
 from scmamba.serve.settings import Settings
-from scmamba.serve.tasks import TASKS, WITH_MODEL, check_options
 from scmamba.serve.tokens import Tokens
+from scmamba.serve.verbs import TASKS, WITH_MODEL, check_options
 
 # -- options -------------------------------------------------------------------------------------------
 

@@ -17,12 +17,12 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 import scmamba
-from scmamba._errors import ScMambaError
-from scmamba.client import Client
+from scmamba.client.client import Client
 from scmamba.datasets import brain_cohort
 from scmamba.deg import find_markers, robustness
-from scmamba.serve import wire
 from scmamba.training import finetune_on
+from scmamba.utils.errors import ScMambaError
+from scmamba.wire import scmb as wire
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def plain_file(path, **changes):
 
 
 def test_columns_and_a_second_matrix_in_the_plain_form(tmp_path):
-    assert wire.peek(plain_file(tmp_path / "a.scmb")) == (2, 3)
+    assert wire.read_shape(plain_file(tmp_path / "a.scmb")) == (2, 3)
     adata = wire.to_adata(tmp_path / "a.scmb")
     assert adata.obs["depth"].tolist()[::2] == [1 / 3, 2.0] and np.isnan(adata.obs["depth"].iloc[1])
     assert adata.obs["odd"].tolist() == [True, False, True] and adata.obs["odd"].dtype == bool
@@ -124,7 +124,7 @@ def test_columns_and_a_second_matrix_in_the_plain_form(tmp_path):
 ])  # fmt: skip
 def test_damaged_columns_are_refused_before_they_are_read(tmp_path, changes):
     with pytest.raises(ScMambaError):
-        wire.peek(plain_file(tmp_path / "a.scmb", **changes))
+        wire.read_shape(plain_file(tmp_path / "a.scmb", **changes))
 
 
 @pytest.mark.parametrize("changes", [

@@ -17,11 +17,11 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
 import scmamba
-from scmamba._errors import DataError, ScMambaError
-from scmamba.client import Client
+from scmamba.client.client import Client
 from scmamba.datasets import brain_cohort
-from scmamba.serve import tenx
-from scmamba.serve.check import look
+from scmamba.serve import read_10x as tenx
+from scmamba.serve.validation import look
+from scmamba.utils.errors import DataError, ScMambaError
 
 ROOM = 1 << 30
 

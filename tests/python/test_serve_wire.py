@@ -10,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scmamba._errors import DataError
-from scmamba.serve import results, wire
+from scmamba.serve import results
+from scmamba.utils.errors import DataError
+from scmamba.wire import scmb as wire
+from scmamba.wire import tables
 
 ONES = struct.pack("<4i", 0, 1, 1, 3) + struct.pack("<3i", 1, 0, 1) + struct.pack("<3d", 5.0, 0.25, -2.0)
 
@@ -34,7 +36,7 @@ def file(folder: Path, header: object, body: bytes = ONES, length: int | None = 
 
 def test_what_is_read_of_a_file_made_by_hand(tmp_path):
     path = file(tmp_path, GOOD)
-    assert wire.peek(path) == (2, 3)
+    assert wire.read_shape(path) == (2, 3)
     adata = wire.to_adata(path)
     assert adata.X.toarray().tolist() == [[0, 5], [0, 0], [0.25, -2]] and adata.X.dtype == np.float64
     assert adata.obs_names.tolist() == ["a", "b", "c"] and adata.var_names.tolist() == ["G1", "G2"]
@@ -119,13 +121,13 @@ REFUSED = {
 def test_claims_that_are_refused_before_they_are_read(tmp_path, kind):
     header, body, more, words = REFUSED[kind]
     with pytest.raises(DataError, match=words):
-        wire.peek(file(tmp_path, header, body, **more))
+        wire.read_shape(file(tmp_path, header, body, **more))
 
 
 def test_claims_at_their_limit_are_taken(tmp_path):
     header = GOOD | {"obs": {"d": [(1 << 53) - 1, -3, None]}, "arrays": [*X1, array("y", "int32", 0, (1 << 48) - 1, 1, 1)]}
-    assert wire.peek(file(tmp_path, header)) == (2, 3)
-    assert wire.peek(file(tmp_path, GOOD | {"genes": ["é", "G\n2"]})) == (2, 3)
+    assert wire.read_shape(file(tmp_path, header)) == (2, 3)
+    assert wire.read_shape(file(tmp_path, GOOD | {"genes": ["é", "G\n2"]})) == (2, 3)
 
 
 @pytest.mark.parametrize(("p", "i", "words"), [
@@ -159,8 +161,8 @@ def test_tables_arrive_as_they_were(tmp_path):
                            index=["G1", "G2", "G3"])  # fmt: skip
     empty = pd.DataFrame({"a": np.array([], float), "b": np.array([], object)})
     about = {"notes": ["one", "two"], "settings": {"seed": 3}}
-    results.write_result(results.Tables({"markers": numbers, "runs": empty}, about), "markers", tmp_path)
-    got = results.read_tables(tmp_path / "result.scmb")
+    results.write_result(tables.Tables({"markers": numbers, "runs": empty}, about), "markers", tmp_path)
+    got = tables.read_tables(tmp_path / "result.scmb")
     assert got.about == about and list(got.frames) == ["markers", "runs"]
     expected = numbers.assign(n=numbers["n"].astype(float))
     pd.testing.assert_frame_equal(got.frames["markers"].astype({"name": object}), expected.astype({"name": object}), check_exact=True)
@@ -176,8 +178,8 @@ def test_tables_arrive_as_they_were(tmp_path):
 
 def test_rows_without_names_get_none(tmp_path):
     frame = pd.DataFrame({"p": [0.5, 0.25]})
-    results.write_result(results.Tables({"t": frame}), "markers", tmp_path)
-    got = results.read_tables(tmp_path / "result.scmb").frames["t"]
+    results.write_result(tables.Tables({"t": frame}), "markers", tmp_path)
+    got = tables.read_tables(tmp_path / "result.scmb").frames["t"]
     assert got.index.tolist() == [0, 1] and got["p"].tolist() == [0.5, 0.25]
 
 
@@ -209,8 +211,8 @@ def test_what_a_task_added_stands_alone_in_the_plain_form(tmp_path, task):
 def test_a_model_is_packed_with_its_card(tmp_path):
     from conftest import small_model
 
-    from scmamba import load_model
-    from scmamba.model.registry import unpack_model
+    from scmamba.model import load_model
+    from scmamba.model.hub import unpack_model
 
     model = small_model("expressed", n_genes=50)
     results.write_result((model, "# mine\n\nhow it came to be"), "finetune", tmp_path)

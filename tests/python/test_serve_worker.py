@@ -19,15 +19,15 @@ pytest.importorskip("fastapi")
 
 from serving import plain_bytes
 
-from scmamba import _progress
-from scmamba._errors import DataError, ScMambaError
 from scmamba.serve import supervisor, worker
 from scmamba.serve.jobs import Queue, Unavailable
 from scmamba.serve.references import References
-from scmamba.serve.results import Tables, read_tables
 from scmamba.serve.settings import Settings
 from scmamba.serve.supervisor import Supervisor, share
 from scmamba.serve.uploads import Uploads
+from scmamba.utils import progress as _progress
+from scmamba.utils.errors import DataError, ScMambaError
+from scmamba.wire.tables import Tables, read_tables
 
 
 @pytest.fixture

@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 from scipy import io, sparse
 
-from scmamba._errors import DataError
-from scmamba.data import stores
+from scmamba.data import storage as stores
 from scmamba.data.collection import Collection
-from scmamba.data.files import open_backed
-from scmamba.data.stores import cache_folder, fingerprint, open_store
-from scmamba.data.vocabulary import MIN_FRACTION, build_vocabulary, read_gtf
+from scmamba.data.h5ad_files import open_backed
+from scmamba.data.storage import cache_folder, fingerprint, open_store
+from scmamba.data.vocabulary_builder import MIN_FRACTION, build_vocabulary, read_gtf
 from scmamba.genes import annotation
+from scmamba.utils.errors import DataError
 
 COUNTS = np.array([[1, 0, 2, 0], [0, 0, 0, 0], [0, 3, 0, 4]])
 IDS = ["ENSG00000000003", "ENSG00000000419", "ENSG00000000457", "ENSG00000000460"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from scmamba import annotate, detect_doublets
-from scmamba._threads import single_blas_thread
+from scmamba.annotation import annotate
+from scmamba.doublets import detect_doublets
+from scmamba.utils.threads import single_blas_thread
 
 
 def blas_threads() -> list[int]:

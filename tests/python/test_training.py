@@ -11,13 +11,13 @@ import torch
 from conftest import small_model
 from scipy import sparse
 
-from scmamba._errors import CheckpointError, DataError, ScMambaError
 from scmamba.genes import Vocabulary
-from scmamba.model import ModelConfig
-from scmamba.training import LoopConfig, draw_batch, finetune, fit, pretrain, read_sources
-from scmamba.training.loop import learning_rate, make_optimizer
-from scmamba.training.recipes import IMPUTE, PRETRAIN, reconstruction_step, validation
-from scmamba.training.sequences import draw_rows
+from scmamba.nn import ModelConfig
+from scmamba.training import TrainerConfig, finetune, fit, make_batch, pretrain, read_sources
+from scmamba.training.batches import sample_rows
+from scmamba.training.reconstruction import IMPUTE, PRETRAIN, reconstruction_step, validation
+from scmamba.training.trainer import learning_rate, make_optimizer
+from scmamba.utils.errors import CheckpointError, DataError, ScMambaError
 
 CONFIG = ModelConfig(n_genes=19306, d_model=8, n_layer=1, d_state=4, reads="expressed")
 
@@ -30,7 +30,7 @@ def source(cohort):
 def test_short_sequences_hold_expressed_genes_and_hidden_zeros(source):
     config = replace(IMPUTE, zeros=(50, 80))
     rng = np.random.default_rng(0)
-    batch = draw_batch(source, np.arange(5), config, "expressed", rng)
+    batch = make_batch(source, np.arange(5), config, "expressed", rng)
     for row in range(5):
         keep = batch.keep[row]
         genes = batch.genes[row][keep]
@@ -47,18 +47,18 @@ def test_short_sequences_hold_expressed_genes_and_hidden_zeros(source):
 
 
 def test_pretraining_hides_no_zero(source):
-    batch = draw_batch(source, np.arange(8), PRETRAIN, "expressed", np.random.default_rng(0))
+    batch = make_batch(source, np.arange(8), PRETRAIN, "expressed", np.random.default_rng(0))
     assert (batch.x[batch.mask] != 0).all() and 0.1 < batch.mask.sum() / batch.keep.sum() < 0.2
-    whole = draw_batch(source, np.arange(8), IMPUTE, "all", np.random.default_rng(0))
+    whole = make_batch(source, np.arange(8), IMPUTE, "all", np.random.default_rng(0))
     assert abs(whole.mask[whole.x == 0].float().mean() - 0.04) < 0.005
 
 
 def test_batches_hold_cells_of_similar_length_and_all_are_drawn(source):
     lengths = np.diff(source.values.indptr)
     rng = np.random.default_rng(0)
-    seen = np.concatenate([draw_rows(source, 4, rng) for _ in range(400)])
+    seen = np.concatenate([sample_rows(source, 4, rng) for _ in range(400)])
     assert set(seen) == set(range(len(source)))
-    rows = draw_rows(source, 4, rng)
+    rows = sample_rows(source, 4, rng)
     rank = np.argsort(np.argsort(lengths, kind="stable"))[rows]
     assert len(set(rows)) == 4 and rank.max() - rank.min() < 16
 
@@ -72,7 +72,7 @@ def test_filters_are_those_of_the_paper(cohort):
 
 
 def test_learning_rate_follows_the_recipe():
-    config = LoopConfig(steps=1000, lr=1e-3)
+    config = TrainerConfig(steps=1000, lr=1e-3)
     assert learning_rate(9, config) == pytest.approx(1e-3)
     assert learning_rate(0, config) < 2e-4
     assert learning_rate(505, config) == pytest.approx(1e-3 * 0.55, rel=0.01)
@@ -81,7 +81,7 @@ def test_learning_rate_follows_the_recipe():
 
 def test_optimizer_decays_matrices_only():
     network = small_model(n_genes=30).network
-    decayed, free = make_optimizer(network, LoopConfig()).param_groups
+    decayed, free = make_optimizer(network, TrainerConfig()).param_groups
     assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0
     assert any(p is network.backbone.gene_id_embedding.weight for p in decayed["params"])
     assert any(p is network.backbone.layers[0].mixer.A_log for p in free["params"])
@@ -89,14 +89,14 @@ def test_optimizer_decays_matrices_only():
 
 def test_training_lowers_the_loss_on_fixed_hidden_values(source):
     network, judge = small_model("expressed").network, validation([source], PRETRAIN)
-    config = LoopConfig(steps=40, lr=1e-2, batch_size=4)
+    config = TrainerConfig(steps=40, lr=1e-2, batch_size=4)
     before = judge(network)["validation_loss"]
     fit(network, reconstruction_step([source], PRETRAIN, config), config, verbose=False)
     assert judge(network)["validation_loss"] < 0.9 * before
 
 
 def test_runs_repeat(cohort):
-    loop = LoopConfig(steps=4, lr=1e-2, batch_size=8)
+    loop = TrainerConfig(steps=4, lr=1e-2, batch_size=8)
     models = [pretrain([cohort], config=CONFIG, loop=loop, seed=3, verbose=False) for _ in range(2)]
     for a, b in zip(models[0].network.parameters(), models[1].network.parameters()):
         assert torch.equal(a, b)
@@ -105,7 +105,7 @@ def test_runs_repeat(cohort):
 
 
 def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
-    config = LoopConfig(steps=12, lr=1e-2, batch_size=4, save_every=4)
+    config = TrainerConfig(steps=12, lr=1e-2, batch_size=4, save_every=4)
     step = reconstruction_step([source], PRETRAIN, config)
     whole = fit(small_model("expressed").network, step, config, verbose=False)
 
@@ -125,7 +125,7 @@ def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
 def test_finetuning_starts_from_the_model_and_leaves_it_alone(cohort):
     model = small_model("expressed")
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
-    loop = LoopConfig(steps=3, lr=1e-3, batch_size=4)
+    loop = TrainerConfig(steps=3, lr=1e-3, batch_size=4)
     tuned = finetune([cohort], model=model, loop=loop, held_out=[cohort], name="tuned", verbose=False)
     assert tuned.config.name == "tuned"
     assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
@@ -136,5 +136,5 @@ def test_finetuning_starts_from_the_model_and_leaves_it_alone(cohort):
 
 
 def test_whole_cells_train_too(cohort):
-    model = pretrain([cohort[:4].copy()], config=replace(CONFIG, reads="all"), loop=LoopConfig(steps=1, batch_size=2), verbose=False)
+    model = pretrain([cohort[:4].copy()], config=replace(CONFIG, reads="all"), loop=TrainerConfig(steps=1, batch_size=2), verbose=False)
     assert model.config.reads == "all" and all(torch.isfinite(p).all() for p in model.network.parameters())

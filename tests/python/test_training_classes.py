@@ -14,13 +14,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from torch import nn
 
-from scmamba._errors import DataError
 from scmamba.data.collection import Collection
 from scmamba.datasets import brain_cohort
-from scmamba.training import LoopConfig, classes
-from scmamba.training.classes import (
-    NOTHING_HIDDEN,
-    Labelled,
+from scmamba.training import TrainerConfig
+from scmamba.training import finetune_classifier as classes
+from scmamba.training.batches import CellSource
+from scmamba.training.calibration import fit_calibration
+from scmamba.training.dataloaders import InMemorySource, SourceSlice
+from scmamba.training.distributed import BatchShard
+from scmamba.training.finetune_classifier import (
+    NO_MASKING,
+    LabelledCells,
     _by_length,
     _counts,
     _pieces,
@@ -30,17 +34,14 @@ from scmamba.training.classes import (
     classification,
     classify_parts,
     finetune_classes,
-    fresh_classifier,
-    label_cells,
-    label_doublets,
+    init_classifier,
+    labels_from_obs,
+    labels_from_simulated_doublets,
+    linear_probe_init,
     macro_f1,
-    probed_classifier,
     sample_logits,
 )
-from scmamba.training.engine import Share
-from scmamba.training.feeds import Part, SourceFeed
-from scmamba.training.sequences import Source
-from scmamba.training.typing import calibration
+from scmamba.utils.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -61,23 +62,23 @@ def collection(cohort_cells, tmp_path_factory) -> Collection:
 
 
 @pytest.fixture(scope="module")
-def labelled() -> Labelled:
+def labelled() -> LabelledCells:
     """Fifty cells of three classes, unequal, over sixty genes."""
     rng = np.random.default_rng(0)
     codes = np.r_[np.zeros(35, int), np.ones(12, int), np.full(3, 2)]
     values = sparse.random(50, 60, 0.4, "csr", np.float32, rng, lambda k: rng.uniform(1, 4, k))
-    source = Source("s", values, np.arange(60), np.full(50, ""), np.full(50, 1e3))
-    feed = SourceFeed([source])
-    return Labelled(feed, lambda part: codes[part.rows], ["x", "y", "z"], np.bincount(codes), feed.sample)
+    source = CellSource("s", values, np.arange(60), np.full(50, ""), np.full(50, 1e3))
+    feed = InMemorySource([source])
+    return LabelledCells(feed, lambda part: codes[part.rows], ["x", "y", "z"], np.bincount(codes), feed.sample)
 
 
 def test_constants():
-    assert NOTHING_HIDDEN.mask_nonzero == NOTHING_HIDDEN.mask_zero == 0 and NOTHING_HIDDEN.genes_per_step == 0
+    assert NO_MASKING.mask_nonzero == NO_MASKING.mask_zero == 0 and NO_MASKING.genes_per_step == 0
     assert (classes.MAX_SINGLETS, classes.PROBE_CELLS) == (50_000, 4096)
 
 
 def test_cells_have_the_classes_of_their_column(collection):
-    found = label_cells(collection, seed=0, similar=True)
+    found = labels_from_obs(collection, seed=0, similar=True)
     assert found.names == ["a", "b", "c", "rare"] and found.counts.sum() == 78 == len(found.feed) and found.feed.similar
     own = np.r_[np.array(["b", "a", "c", "rare"])[np.r_[np.arange(57) % 3, 3, 3, 3]], np.full(20, "a")]
     for part in found.sample(1000):
@@ -88,20 +89,20 @@ def test_cells_have_the_classes_of_their_column(collection):
     sizes = [sum(len(p.rows) for p in found.sample(n)) for n in (10, 1000)]
     assert sizes == [10, 78] and [p.keys for p in found.sample(10)] == [p.keys for p in found.sample(10)]
     # The classes of a model that is there: other labels are no class, the order is the model's.
-    some = label_cells(collection, seed=0, similar=False, names=["c", "nobody", "a"])
+    some = labels_from_obs(collection, seed=0, similar=False, names=["c", "nobody", "a"])
     assert some.names == ["c", "nobody", "a"] and some.counts.tolist() == [
         found.counts[2],
         0,
         found.counts[0],
     ]
     with pytest.raises(DataError, match="None of the cells has one of the labels q"):
-        label_cells(collection, seed=0, similar=False, names=["q"])
+        labels_from_obs(collection, seed=0, similar=False, names=["q"])
     with pytest.raises(DataError, match="1 different labels"):
-        label_cells(collection.take(collection.cells >= 60), seed=0, similar=False)
+        labels_from_obs(collection.take(collection.cells >= 60), seed=0, similar=False)
 
 
 def test_doublets_are_the_papers_tenth_made_within_donors(collection, cohort_cells):
-    found = label_doublets(collection, seed=3, verbose=False)
+    found = labels_from_simulated_doublets(collection, seed=3, verbose=False)
     sources = found.feed.sources
     assert found.names == ["singlet", "doublet"] and [s.name for s in sources] == [
         m.store.name for m in collection.members
@@ -109,7 +110,7 @@ def test_doublets_are_the_papers_tenth_made_within_donors(collection, cohort_cel
     made = [len(s) - n for s, n in zip(sources, (60, 20))]
     assert abs(made[0] - 6) <= 2 and abs(made[1] - 2) <= 2 and found.counts.tolist() == [80, sum(made)]
     first = sources[0]
-    part = Part(first, 0, np.arange(len(first)), [(0, i) for i in range(len(first))])
+    part = SourceSlice(first, 0, np.arange(len(first)), [(0, i) for i in range(len(first))])
     assert found.codes(part).tolist() == [0] * 60 + [1] * made[0]
     counts = np.rint(np.expm1(first.values.toarray().astype(float)) * first.totals[:, None] / 1e4 * 2) / 2
     block = collection.read(np.arange(60))
@@ -121,32 +122,32 @@ def test_doublets_are_the_papers_tenth_made_within_donors(collection, cohort_cel
             (i, j) for i in range(60) for j in range(i) if np.abs((singles[i] + singles[j]) / 2 - doublet).max() < 0.3
         ]
         assert len(close) == 1 and donors[close[0][0]] == donors[close[0][1]]
-    few = label_doublets(collection, seed=3, fraction=0.5, recipe="sum", max_cells=30, verbose=False)
+    few = labels_from_simulated_doublets(collection, seed=3, fraction=0.5, recipe="sum", max_cells=30, verbose=False)
     assert few.counts[0] == 30 and abs(few.counts[1] - 15) <= 4
-    assert label_doublets(collection, seed=4, verbose=False).feed.sources[0].totals[-1] != first.totals[-1]
+    assert labels_from_simulated_doublets(collection, seed=4, verbose=False).feed.sources[0].totals[-1] != first.totals[-1]
 
 
 def test_counts_come_back_from_logs():
     counts = np.array([[3.0, 0, 1], [0, 7, 2]])
     totals = np.array([10.0, 12.0])
     values = sparse.csr_matrix(np.log1p(1e4 * counts / totals[:, None]), dtype=np.float32)
-    np.testing.assert_array_equal(_counts(Source("s", values, np.arange(3), np.full(2, ""), totals)).toarray(), counts)
+    np.testing.assert_array_equal(_counts(CellSource("s", values, np.arange(3), np.full(2, ""), totals)).toarray(), counts)
 
 
 def test_a_fresh_classifier_keeps_the_body_and_makes_the_head_anew():
     model = small_model("expressed", n_classes=2, n_genes=40)
     model.network.backend = "reference"
-    tuned = fresh_classifier(model, ["p", "q", "r"], name="new", seed=5, pools=True)
+    tuned = init_classifier(model, ["p", "q", "r"], name="new", seed=5, pools=True)
     assert tuned.labels == ["p", "q", "r"] and tuned.genes is model.genes and tuned.network.backend == "reference"
     assert tuned.config == replace(model.config, n_classes=3, pools=True, reconstructs=False, rates=False, name="new")
     old, own = model.network.state_dict(), tuned.network.state_dict()
     assert not own["backbone.cls_token"].any() and old["backbone.cls_token"].any()
     shared = set(old) & set(own) - {"cls_head.weight", "backbone.cls_token"}
     assert "regressor.weight" not in own and len(shared) > 10 and all(torch.equal(old[k], own[k]) for k in shared)
-    again = fresh_classifier(model, ["p", "q", "r"], seed=5, pools=True)
+    again = init_classifier(model, ["p", "q", "r"], seed=5, pools=True)
     assert torch.equal(again.network.cls_head.weight, own["cls_head.weight"]) and again.config.name == "small"
-    assert not torch.equal(fresh_classifier(model, list("pqr"), seed=6).network.cls_head.weight, own["cls_head.weight"])
-    same = fresh_classifier(model, ["p", "q"], seed=5)
+    assert not torch.equal(init_classifier(model, list("pqr"), seed=6).network.cls_head.weight, own["cls_head.weight"])
+    same = init_classifier(model, ["p", "q"], seed=5)
     assert not torch.equal(same.network.cls_head.weight, old["cls_head.weight"]) and not same.config.pools
 
 
@@ -176,7 +177,7 @@ def test_the_probe_is_logistic_regression_weighed_by_class(balance):
 
 
 def test_the_head_starts_from_the_probe(labelled):
-    started = probed_classifier(
+    started = linear_probe_init(
         small_model("expressed", n_genes=60), labelled, name="n", seed=2, balance=0.5, verbose=False
     )
     (part,) = labelled.sample(1000)
@@ -193,8 +194,8 @@ def test_the_head_starts_from_the_probe(labelled):
     assert not network.cls_head.weight.any() and started.config.pools and started.config.name == "n"
 
 
-def _batch(model, part: Part):
-    batch = classes.draw_parts([part], NOTHING_HIDDEN, model.config.reads, model.config.n_genes, [0])
+def _batch(model, part: SourceSlice):
+    batch = classes.make_slices_batch([part], NO_MASKING, model.config.reads, model.config.n_genes, [0])
     return batch.x, batch.genes, batch.keep
 
 
@@ -224,11 +225,11 @@ class Head(nn.Module):
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
 def test_cross_entropy_is_weighed_so_that_the_mean_cell_weighs_one(labelled, balance):
-    network, config = Head(), LoopConfig(batch_size=20, seed=3)
-    loss = classification(labelled, NOTHING_HIDDEN, config, balance=balance).draw(
-        network, 1, np.random.default_rng(0), Share()
+    network, config = Head(), TrainerConfig(batch_size=20, seed=3)
+    loss = classification(labelled, NO_MASKING, config, balance=balance).draw(
+        network, 1, np.random.default_rng(0), BatchShard()
     )
-    (part,) = labelled.feed.draw(1, 20, np.random.default_rng(0), Share())
+    (part,) = labelled.feed.draw(1, 20, np.random.default_rng(0), BatchShard())
     codes = labelled.codes(part)
     sums = part.source.values[part.rows].toarray().astype(float).sum(axis=1)
     logits = sums[:, None] * np.array([0.01, -0.02, 0.005]) + [1, 0, -1]
@@ -243,12 +244,12 @@ def test_cross_entropy_is_weighed_so_that_the_mean_cell_weighs_one(labelled, bal
             w * n for w, n in zip(np.unique(raw / (raw * np.array([35, 12, 3]) / 50).sum())[::-1], (3, 12, 35))
         ] == pytest.approx([50 / 3] * 3)
     absent = replace(labelled, names=["x", "y", "z", "w"], counts=np.array([35, 12, 3, 0]))
-    again = classification(absent, NOTHING_HIDDEN, config, balance=balance).draw(
-        network, 1, np.random.default_rng(0), Share()
+    again = classification(absent, NO_MASKING, config, balance=balance).draw(
+        network, 1, np.random.default_rng(0), BatchShard()
     )
     assert again.total.item() == pytest.approx(loss.total.item(), rel=1e-6)
-    nobody = classification(labelled, NOTHING_HIDDEN, replace(config, batch_size=1)).draw(
-        network, 1, np.random.default_rng(0), Share(60, 61)
+    nobody = classification(labelled, NO_MASKING, replace(config, batch_size=1)).draw(
+        network, 1, np.random.default_rng(0), BatchShard(60, 61)
     )
     assert nobody.weight == 0
 
@@ -259,7 +260,7 @@ def test_validation_is_on_the_same_cells_every_time(labelled):
     (part,) = labelled.sample(30)
     truth = labelled.codes(part)
     logits = sample_logits(network, [part])
-    direct = classify_parts(network, [part], NOTHING_HIDDEN, [0]).detach()
+    direct = classify_parts(network, [part], NO_MASKING, [0]).detach()
     torch.testing.assert_close(logits, direct)
     calls = logits.argmax(dim=1).numpy()
     expected = nn.functional.cross_entropy(logits.double(), torch.from_numpy(truth)).item()
@@ -284,7 +285,7 @@ def test_a_cell_is_read_as_the_network_reads(labelled, reads):
     model = small_model(reads, n_classes=3, n_genes=60)
     (part,) = labelled.sample(12)
     with torch.no_grad():
-        found = classify_parts(model.network, [part], NOTHING_HIDDEN, [0])
+        found = classify_parts(model.network, [part], NO_MASKING, [0])
     expected = model.classify(part.source.values[part.rows].toarray())
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -296,14 +297,14 @@ def test_calibration_is_that_of_the_others_cells(labelled):
     assert model.network.training
     (part,) = labelled.sample(40)
     logits = model.classify(part.source.values[part.rows].toarray()).double().numpy()
-    expected = calibration(logits, labelled.codes(part))
+    expected = fit_calibration(logits, labelled.codes(part))
     assert model.calibration["cells"] == 40
     assert model.calibration["temperature"] == pytest.approx(expected["temperature"], rel=1e-3)
 
 
 @pytest.mark.parametrize("task", ["annotate", "doublets"])
 def test_what_fine_tuning_asks_of_the_loop(collection, monkeypatch, task):
-    """Classes of the training cells, validation and calibration on the donors that were held out alone."""
+    """Classes of the training cells, validation and fit_calibration on the donors that were held out alone."""
     seen: dict = {}
 
     def fit(network, step, config, *, folder=None, description="", verbose=True, validate=None):
@@ -315,7 +316,7 @@ def test_what_fine_tuning_asks_of_the_loop(collection, monkeypatch, task):
     held, rest = collection.take(donors == donors[0]), collection.take(donors != donors[0])
     model = small_model("expressed")
     tuned = finetune_classes(task, rest, model=model, held_out=held, balance=0.5, freeze=True, name="t", verbose=False)
-    assert seen["config"] == LoopConfig(lr=1e-4) and seen["trained"] == {
+    assert seen["config"] == TrainerConfig(lr=1e-4) and seen["trained"] == {
         "backbone.cls_token",
         "cls_head.weight",
         "mean_head.weight",
@@ -323,18 +324,18 @@ def test_what_fine_tuning_asks_of_the_loop(collection, monkeypatch, task):
     }
     assert all(p.requires_grad for p in tuned.network.parameters()) and tuned.config.name == "t" and tuned.config.pools
     if task == "annotate":
-        labelled = label_cells(rest, seed=0, similar=True)
-        others = label_cells(held, seed=0, similar=False, names=labelled.names)
+        labelled = labels_from_obs(rest, seed=0, similar=True)
+        others = labels_from_obs(held, seed=0, similar=False, names=labelled.names)
     else:
-        labelled = label_doublets(rest, seed=0, verbose=False)
-        others = label_doublets(held, seed=0, max_cells=5000, verbose=False)
+        labelled = labels_from_simulated_doublets(rest, seed=0, verbose=False)
+        others = labels_from_simulated_doublets(held, seed=0, max_cells=5000, verbose=False)
     assert tuned.labels == labelled.names
     assert seen["validate"](tuned.network) == class_validation(others)(tuned.network)
     assert tuned.calibration["cells"] == others.counts.sum() <= len(held) * 1.2
-    a, b = (s.draw(tuned.network, 2, np.random.default_rng(1), Share())
-            for s in (seen["step"], classification(labelled, NOTHING_HIDDEN, LoopConfig(lr=1e-4), balance=0.5)))  # fmt: skip
+    a, b = (s.draw(tuned.network, 2, np.random.default_rng(1), BatchShard())
+            for s in (seen["step"], classification(labelled, NO_MASKING, TrainerConfig(lr=1e-4), balance=0.5)))  # fmt: skip
     assert a.total.item() == pytest.approx(b.total.item()) and a.weight.item() == pytest.approx(b.weight.item())
-    plain = finetune_classes(task, rest, model=model, probe=False, loop=LoopConfig(steps=2, seed=8), verbose=False)
+    plain = finetune_classes(task, rest, model=model, probe=False, loop=TrainerConfig(steps=2, seed=8), verbose=False)
     assert (
         not plain.config.pools and plain.calibration is None and seen["validate"] is None and seen["config"].seed == 8
     )

@@ -11,20 +11,21 @@ from conftest import small_model
 from scipy import sparse, stats
 
 from scmamba.data.masking import interleaved_values
-from scmamba.data.neighbours import NeighbourPool
-from scmamba.data.preprocess import log1p_cp10k
-from scmamba.model import Model, ScMamba
-from scmamba.training import combine
-from scmamba.training.combine import (
-    Combination,
+from scmamba.data.values import log1p_cp10k
+from scmamba.imputation import rate_ensemble as combine
+from scmamba.imputation.rate_ensemble import (
+    BasePredictors,
+    GatingNetwork,
     GeneMap,
-    Mixer,
-    Sources,
+    RateEnsemble,
     base_rate,
+    fit_rate_ensemble,
     given_zero,
-    learn_combination,
     value_if_counted,
 )
+from scmamba.model import Model
+from scmamba.neighbors.batch_balanced import BatchBalancedKNN
+from scmamba.nn import ScMamba
 
 KNOWN, WIDTH = 40, 44  # genes of the network, columns of the data
 
@@ -64,9 +65,9 @@ def totals(counts) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def sources(model, genes, counts, totals) -> Sources:
+def sources(model, genes, counts, totals) -> BasePredictors:
     base = base_rate(counts, model, genes)
-    return Sources(model, genes, base, NeighbourPool(counts, totals, components=50, seed=1))
+    return BasePredictors(model, genes, base, BatchBalancedKNN(counts, totals, components=50, seed=1))
 
 
 def test_constants():
@@ -121,10 +122,10 @@ def test_the_networks_opinion_keeps_its_genes_joint_share(model, genes, counts, 
 @pytest.mark.parametrize("batches", [False, True])
 def test_each_opinion_by_brute_force(model, genes, counts, totals, sources, batches):
     batch = np.arange(130) % 2 if batches else None
-    pool = NeighbourPool(counts, totals, components=50, seed=1, batch=batch)
+    pool = BatchBalancedKNN(counts, totals, components=50, seed=1, batch=batch)
     sources = replace(sources, pool=pool)
     rows = np.array([3, 60, 129])
-    found = sources.opinions(
+    found = sources.features(
         counts[rows], totals[rows], rows, None if batch is None else batch[rows]
     )
     assert found.shape == (9, 3, WIDTH) and sources.number == 9
@@ -132,7 +133,7 @@ def test_each_opinion_by_brute_force(model, genes, counts, totals, sources, batc
     scores = log1p_cp10k(counts, totals).toarray().astype(float) @ pool.basis
     dense, average = counts.toarray(), np.exp(sources.base)
     level = np.log(log1p_cp10k(counts, totals).toarray().astype(float).mean(axis=0) + 0.02)
-    nearest = pool.nearest(scores[rows], 200, rows, None if batch is None else batch[rows])
+    nearest = pool.query(scores[rows], 200, rows, None if batch is None else batch[rows])
     assert nearest.shape == (3, 129)
     for i, row in enumerate(rows):
         near = nearest[i]
@@ -157,39 +158,39 @@ def test_each_opinion_by_brute_force(model, genes, counts, totals, sources, batc
 
 def test_a_mixer_that_has_seen_nothing_answers_the_average(counts, totals, sources):
     torch.manual_seed(0)
-    mixer = Mixer(9)
+    mixer = GatingNetwork(9)
     assert not mixer(torch.randn(50, 9)).any() and mixer(torch.randn(50, 9)).shape == (50, 2)
     with torch.no_grad():
-        mixer.straight.weight[0, 0], mixer.straight.bias[1] = 1.0, 0.5
-        mixer.bent[-1].weight.normal_()
+        mixer.linear.weight[0, 0], mixer.linear.bias[1] = 1.0, 0.5
+        mixer.mlp[-1].weight.normal_()
     x = torch.randn(6, 9)
     torch.testing.assert_close(
-        mixer(x), x @ mixer.straight.weight.T + mixer.straight.bias + mixer.bent(x)
+        mixer(x), x @ mixer.linear.weight.T + mixer.linear.bias + mixer.mlp(x)
     )
-    plain = Combination(sources, Mixer(9)).expect(counts[:4], totals[:4], np.arange(4))
+    plain = RateEnsemble(sources, GatingNetwork(9)).expect(counts[:4], totals[:4], np.arange(4))
     np.testing.assert_allclose(plain.rate, np.tile(np.exp(sources.base), (4, 1)), rtol=1e-5)
     mu = np.exp(sources.base) * totals[:4, None]
     np.testing.assert_allclose(
         plain.value, np.log1p(1e4 / totals[:4, None] * mu / -np.expm1(-mu)), rtol=1e-4
     )
-    bent = Combination(sources, mixer).expect(counts[:4], totals[:4], np.arange(4))
-    opinions = sources.opinions(counts[:4], totals[:4], np.arange(4))
+    mlp = RateEnsemble(sources, mixer).expect(counts[:4], totals[:4], np.arange(4))
+    features = sources.features(counts[:4], totals[:4], np.arange(4))
     with torch.no_grad():
-        factor = mixer(torch.from_numpy(opinions).permute(1, 2, 0)).numpy().astype(float)
+        factor = mixer(torch.from_numpy(features).permute(1, 2, 0)).numpy().astype(float)
     np.testing.assert_allclose(
-        bent.rate, np.minimum(np.exp(sources.base + factor[..., 0]), 1), rtol=1e-4
+        mlp.rate, np.minimum(np.exp(sources.base + factor[..., 0]), 1), rtol=1e-4
     )
     mu = np.minimum(np.exp(sources.base + factor[..., 1]), 1) * totals[:4, None]
     np.testing.assert_allclose(
-        bent.value,
+        mlp.value,
         np.log1p(1e4 / totals[:4, None] * mu / -np.expm1(-np.maximum(mu, 1e-9))),
         rtol=1e-3,
     )
-    alone = Combination(replace(sources, pool=None), None).expect(counts[:4], totals[:4])
+    alone = RateEnsemble(replace(sources, pool=None), None).expect(counts[:4], totals[:4])
     np.testing.assert_allclose(
         alone.rate, np.exp(sources.network(counts[:4], totals[:4]) + sources.base), rtol=1e-4
     )
-    deep = Combination(replace(sources, pool=None), None).expect(counts[:4] * 0, totals[:4] * 0)
+    deep = RateEnsemble(replace(sources, pool=None), None).expect(counts[:4] * 0, totals[:4] * 0)
     assert np.isfinite(deep.value).all()
 
 
@@ -241,8 +242,8 @@ def test_the_mixers_loss_is_that_of_scipy():
 def test_entries_are_the_hidden_counts_and_as_many_zeros(counts, totals, sources):
     visible, hidden = interleaved_values(counts, 5, 0)
     cells = np.array([2, 50, 51, 110])
-    own = replace(sources, pool=NeighbourPool(visible, totals, components=50, seed=1))
-    table = combine._Entries.draw(
+    own = replace(sources, pool=BatchBalancedKNN(visible, totals, components=50, seed=1))
+    table = combine.TrainingEntries.draw(
         own, visible, hidden, totals, cells, np.random.default_rng(0), None, False
     )
     at, dense = hidden[cells].tocoo(), counts.toarray()
@@ -266,11 +267,11 @@ def test_entries_are_the_hidden_counts_and_as_many_zeros(counts, totals, sources
         and len(set(zip(table.cell[number:], column[number:]))) == number
     )
     np.testing.assert_array_equal(table.depth, totals[table.cell])
-    opinions = own.opinions(visible[cells], totals[cells], cells)
+    features = own.features(visible[cells], totals[cells], cells)
     row = np.searchsorted(cells, table.cell)
-    np.testing.assert_array_equal(table.opinions, opinions[:, row, column].T)
+    np.testing.assert_array_equal(table.features, features[:, row, column].T)
     some = table.take(table.count > 0)
-    assert len(some.cell) == number == len(some.weight) == len(some.opinions)
+    assert len(some.cell) == number == len(some.weight) == len(some.features)
 
 
 def test_the_report_is_the_squared_error_of_each_source():
@@ -281,7 +282,7 @@ def test_the_report_is_the_squared_error_of_each_source():
         rng.uniform(500, 4000, n),
         rng.normal(-6, 1, n),
     )
-    table = combine._Entries(
+    table = combine.TrainingEntries(
         rng.normal(size=(n, 9)).astype(np.float32),
         count,
         np.ones(n),
@@ -289,11 +290,11 @@ def test_the_report_is_the_squared_error_of_each_source():
         depth,
         np.arange(n) // 7,
     )
-    mixer = Mixer(9)
+    mixer = GatingNetwork(9)
     with torch.no_grad():
-        mixer.straight.weight[1] = torch.linspace(-1, 1, 9)
-        mixer.straight.weight[0] = 5.0
-    found = combine._judge(mixer, table)
+        mixer.linear.weight[1] = torch.linspace(-1, 1, 9)
+        mixer.linear.weight[0] = 5.0
+    found = combine._evaluate(mixer, table)
     on = count > 0
 
     def error(factor: np.ndarray | float) -> float:
@@ -301,7 +302,7 @@ def test_the_report_is_the_squared_error_of_each_source():
         value = np.log1p(1e4 / depth * mu / -np.expm1(-mu))
         return ((value - np.log1p(1e4 / depth * count)) ** 2)[on].mean()
 
-    said = table.opinions.astype(float)
+    said = table.features.astype(float)
     expected = {"gene_average": error(0.0), "network": error(said[:, 0]), "neighbours": error(said[:, 2]),
                 "combined": error(said @ np.linspace(-1, 1, 9))}  # fmt: skip
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4)
@@ -314,29 +315,29 @@ def test_the_mixer_finds_the_source_that_is_right():
     n = 1500
     base, depth, factor = rng.normal(-6, 0.5, n), rng.uniform(1000, 3000, n), rng.normal(0, 1, n)
     count = rng.poisson(np.exp(base + factor) * depth).astype(float)
-    opinions = rng.normal(size=(n, 9)).astype(np.float32)
-    opinions[:, 4] = factor
-    table = combine._Entries(opinions, count, np.ones(n), base, depth, np.arange(n))
-    mixer = combine._fit(table, 0)
+    features = rng.normal(size=(n, 9)).astype(np.float32)
+    features[:, 4] = factor
+    table = combine.TrainingEntries(features, count, np.ones(n), base, depth, np.arange(n))
+    mixer = combine._fit_gating(table, 0)
     assert not mixer.training
     with torch.no_grad():
-        answer = mixer(torch.from_numpy(opinions)).numpy()
+        answer = mixer(torch.from_numpy(features)).numpy()
     for column in range(2):
         assert np.corrcoef(answer[:, column], factor)[0, 1] > 0.95
     slope = np.polyfit(factor, answer[:, 0], 1)
     assert slope[0] == pytest.approx(1, abs=0.2) and abs(slope[1]) < 0.1
     some = table.take(np.arange(300))
     assert not torch.equal(
-        combine._fit(some, 0).straight.weight, combine._fit(some, 1).straight.weight
+        combine._fit_gating(some, 0).linear.weight, combine._fit_gating(some, 1).linear.weight
     )
 
 
 def test_few_cells_are_left_to_the_network(model, genes, counts, totals):
-    few = learn_combination(model, counts[:99], totals[:99], genes, verbose=False)
+    few = fit_rate_ensemble(model, counts[:99], totals[:99], genes, verbose=False)
     assert few.mixer is None and few.sources.pool is None and few.sources.model is model
     assert few.report == {"adapt": {"used": False, "reason": "fewer than 100 cells"}}
     np.testing.assert_array_equal(few.sources.base, base_rate(counts[:99], model, genes))
-    enough = learn_combination(model, counts[:100], totals[:100], genes, adapt=False, verbose=False)
+    enough = fit_rate_ensemble(model, counts[:100], totals[:100], genes, adapt=False, verbose=False)
     assert (
         enough.mixer is not None
         and "adapt" not in enough.report

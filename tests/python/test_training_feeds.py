@@ -11,41 +11,41 @@ from conftest import small_model
 from scipy import sparse
 from torch import nn
 
-from scmamba._errors import DataError
 from scmamba.data.collection import Collection
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
-from scmamba.training import LoopConfig
-from scmamba.training.engine import Loss, Share
-from scmamba.training.feeds import (
-    CollectionFeed,
-    Part,
-    SourceFeed,
+from scmamba.training import TrainerConfig
+from scmamba.training.batches import Batch, CellSource, SequenceConfig, expressed_genes
+from scmamba.training.dataloaders import (
+    CollectionSource,
+    InMemorySource,
+    SourceSlice,
     batch_loss,
-    draw_parts,
-    open_feed,
+    make_slices_batch,
+    open_batch_source,
     open_held_out,
     reconstruction,
     sample_sources,
-    together,
+    sum_losses,
 )
-from scmamba.training.sequences import Batch, SequenceConfig, Source, _expressed_genes
+from scmamba.training.distributed import BatchShard, Loss
+from scmamba.utils.errors import DataError
 
 SEQUENCE = SequenceConfig(mask_nonzero=0.4, mask_zero=0.1, zeros=(5, 9))
 
 
-def random_source(n: int, genes: np.ndarray, seed: int) -> Source:
+def random_source(n: int, genes: np.ndarray, seed: int) -> CellSource:
     rng = np.random.default_rng(seed)
     values = sparse.random(
         n, len(genes), 0.4, "csr", np.float32, rng, lambda k: rng.uniform(1, 4, k)
     )
-    return Source(
+    return CellSource(
         f"s{seed}", values, genes, np.full(n, ""), rng.integers(500, 900, n).astype(float)
     )
 
 
 @pytest.fixture(scope="module")
-def sources() -> list[Source]:
+def sources() -> list[CellSource]:
     return [random_source(30, np.arange(0, 60), 0), random_source(10, np.arange(20, 70), 1)]
 
 
@@ -69,11 +69,11 @@ class Fixed(nn.Module):
 
 
 def test_sources_are_drawn_by_their_number_of_cells(sources):
-    feed = SourceFeed(sources)
-    assert len(feed) == 40 and feed.averages() is feed.sources
+    feed = InMemorySource(sources)
+    assert len(feed) == 40 and feed.pseudobulk() is feed.sources
     rng, numbers = np.random.default_rng(0), []
     for _ in range(2000):
-        (part,) = feed.draw(0, 4, rng, Share())
+        (part,) = feed.draw(0, 4, rng, BatchShard())
         numbers.append(part.number)
         assert (
             part.source is sources[part.number]
@@ -82,41 +82,41 @@ def test_sources_are_drawn_by_their_number_of_cells(sources):
         )
     assert np.mean(numbers) == pytest.approx(0.25, abs=0.03)
     with pytest.raises(DataError, match="no file"):
-        SourceFeed([])
+        InMemorySource([])
 
 
 def test_shares_of_a_step_are_parts_of_one_batch(sources):
-    feed = SourceFeed(sources)
-    (whole,) = feed.draw(3, 8, np.random.default_rng(5), Share())
+    feed = InMemorySource(sources)
+    (whole,) = feed.draw(3, 8, np.random.default_rng(5), BatchShard())
     pieces = [
-        feed.draw(3, 8, np.random.default_rng(5), Share(r, 2, p, 2))
+        feed.draw(3, 8, np.random.default_rng(5), BatchShard(r, 2, p, 2))
         for r in range(2)
         for p in range(2)
     ]
     assert sorted(row for (part,) in pieces for row in part.rows) == sorted(whole.rows)
-    assert feed.draw(3, 1, np.random.default_rng(5), Share(1, 2)) == []
+    assert feed.draw(3, 1, np.random.default_rng(5), BatchShard(1, 2)) == []
 
 
 def test_samples_for_validation_are_always_the_same(sources):
-    first, second = SourceFeed(sources).sample(24), SourceFeed(sources).sample(24)
+    first, second = InMemorySource(sources).sample(24), InMemorySource(sources).sample(24)
     assert [len(p.rows) for p in first] == [12, 10] and [p.number for p in first] == [0, 1]
     for a, b in zip(first, second):
         np.testing.assert_array_equal(a.rows, b.rows)
         assert (np.diff(a.rows) > 0).all() and a.keys == [(a.number, int(r)) for r in a.rows]
-    assert [len(p.rows) for p in SourceFeed(sources).sample(1)] == [1, 1]
-    assert not np.array_equal(SourceFeed(sources).sample(24, seed=1)[0].rows, first[0].rows)
+    assert [len(p.rows) for p in InMemorySource(sources).sample(1)] == [1, 1]
+    assert not np.array_equal(InMemorySource(sources).sample(24, seed=1)[0].rows, first[0].rows)
 
 
 def test_what_is_hidden_follows_the_cell_wherever_it_is_read(sources):
     parts = [
-        Part(sources[0], 0, np.array([4, 9]), [(0, 4), (0, 9)]),
-        Part(sources[1], 1, np.array([2]), [(1, 2)]),
+        SourceSlice(sources[0], 0, np.array([4, 9]), [(0, 4), (0, 9)]),
+        SourceSlice(sources[1], 1, np.array([2]), [(1, 2)]),
     ]
-    batch = draw_parts(parts, SEQUENCE, "expressed", 70, [3, 8])
+    batch = make_slices_batch(parts, SEQUENCE, "expressed", 70, [3, 8])
     for i, (source, row, key) in enumerate(
         [(sources[0], 4, (0, 4)), (sources[0], 9, (0, 9)), (sources[1], 2, (1, 2))]
     ):
-        columns, x, hidden, weight = _expressed_genes(
+        columns, x, hidden, weight = expressed_genes(
             source, row, SEQUENCE, np.random.default_rng([3, 8, *key])
         )
         keep = batch.keep[i]
@@ -124,15 +124,15 @@ def test_what_is_hidden_follows_the_cell_wherever_it_is_read(sources):
         np.testing.assert_array_equal(batch.x[i][keep], x)
         np.testing.assert_array_equal(batch.mask[i][keep], hidden)
         np.testing.assert_array_equal(batch.weight[i][keep], weight.astype(np.float32))
-    alone = draw_parts(parts[1:], SEQUENCE, "expressed", 70, [3, 8])
+    alone = make_slices_batch(parts[1:], SEQUENCE, "expressed", 70, [3, 8])
     n = int(alone.keep.sum())
     assert torch.equal(alone.mask[0, :n], batch.mask[2, :n])
 
 
 def test_whole_cells_are_read_at_the_vocabularys_positions(sources):
     source = sources[1]
-    parts = [Part(source, 1, np.arange(10), [(1, r) for r in range(10)])]
-    batch = draw_parts(parts, SEQUENCE, "all", 70, [0, 1])
+    parts = [SourceSlice(source, 1, np.arange(10), [(1, r) for r in range(10)])]
+    batch = make_slices_batch(parts, SEQUENCE, "all", 70, [0, 1])
     expected = np.zeros((10, 70), np.float32)
     expected[:, source.genes] = source.values.toarray()
     np.testing.assert_array_equal(batch.x, expected)
@@ -148,8 +148,8 @@ def test_whole_cells_are_read_at_the_vocabularys_positions(sources):
 
 @pytest.mark.parametrize("reads", ["all", "expressed"])
 def test_the_loss_is_the_squared_error_of_what_is_hidden_alone(sources, reads):
-    parts = [Part(sources[0], 0, np.arange(12), [(0, r) for r in range(12)])]
-    batch = draw_parts(parts, SEQUENCE, reads, 70, [0])
+    parts = [SourceSlice(sources[0], 0, np.arange(12), [(0, r) for r in range(12)])]
+    batch = make_slices_batch(parts, SEQUENCE, reads, 70, [0])
     network = Fixed(70, reads)
     loss = batch_loss(network, batch)
     x, w, m = batch.x.numpy().astype(float), batch.weight.numpy().astype(float), batch.mask.numpy()
@@ -189,39 +189,39 @@ def test_the_loss_hands_the_network_values_hidden_positions_and_genes():
 
 def test_losses_are_added_and_none_is_nothing():
     network = Fixed(5, "all")
-    both = together(
+    both = sum_losses(
         [Loss(torch.tensor(2.0), torch.tensor(3.0)), Loss(torch.tensor(5.0), torch.tensor(0.5))],
         network,
     )
     assert (both.total, both.weight) == (7.0, 3.5)
-    nothing = together([], network)
+    nothing = sum_losses([], network)
     nothing.total.backward()
     assert nothing.total == 0 and nothing.weight == 0 and network.level.grad == 0
 
 
 def test_the_step_reads_a_batch_for_every_share(sources):
-    step = reconstruction(SourceFeed(sources), SEQUENCE, LoopConfig(batch_size=3, seed=6))
+    step = reconstruction(InMemorySource(sources), SEQUENCE, TrainerConfig(batch_size=3, seed=6))
     network = Fixed(70, "expressed")
-    whole = step.draw(network, 2, np.random.default_rng(1), Share())
-    (part,) = SourceFeed(sources).draw(2, 3, np.random.default_rng(1), Share())
-    expected = batch_loss(network, draw_parts([part], SEQUENCE, "expressed", 70, [6, 2]))
+    whole = step.draw(network, 2, np.random.default_rng(1), BatchShard())
+    (part,) = InMemorySource(sources).draw(2, 3, np.random.default_rng(1), BatchShard())
+    expected = batch_loss(network, make_slices_batch([part], SEQUENCE, "expressed", 70, [6, 2]))
     assert whole.total == expected.total and whole.weight == expected.weight
-    big = reconstruction(SourceFeed(sources), SEQUENCE, LoopConfig(batch_size=6, seed=6)).draw(
-        network, 2, np.random.default_rng(1), Share()
+    big = reconstruction(InMemorySource(sources), SEQUENCE, TrainerConfig(batch_size=6, seed=6)).draw(
+        network, 2, np.random.default_rng(1), BatchShard()
     )
-    halves = [step.draw(network, 2, np.random.default_rng(1), Share(r, 2)) for r in range(2)]
+    halves = [step.draw(network, 2, np.random.default_rng(1), BatchShard(r, 2)) for r in range(2)]
     assert sum(h.total.item() for h in halves) == pytest.approx(big.total.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("similar", [False, True])
 def test_every_cell_of_a_collection_is_read_once_an_epoch(collection, similar):
-    feed = CollectionFeed(collection, seed=2, similar=similar)
+    feed = CollectionSource(collection, seed=2, similar=similar)
     assert len(feed) == 64
     epochs = []
     for epoch in range(2):
         cells, lengths = [], []
         for k in range(8):
-            parts = feed.draw(8 * epoch + k, 8, np.random.default_rng(0), Share())
+            parts = feed.draw(8 * epoch + k, 8, np.random.default_rng(0), BatchShard())
             cells += [key[0] for part in parts for key in part.keys]
             lengths.append(np.concatenate([np.diff(p.source.values.indptr)[p.rows] for p in parts]))
             assert len(lengths[-1]) == 8
@@ -230,8 +230,8 @@ def test_every_cell_of_a_collection_is_read_once_an_epoch(collection, similar):
     assert epochs[0][0] != epochs[1][0]
     every = np.diff(collection.read(collection.cells).values.indptr)
     assert (epochs[0][1] < 0.5 * np.ptp(every)) == similar, "cells of similar length, if asked"
-    plain = CollectionFeed(collection, seed=3, similar=similar).draw(
-        0, 8, np.random.default_rng(0), Share()
+    plain = CollectionSource(collection, seed=3, similar=similar).draw(
+        0, 8, np.random.default_rng(0), BatchShard()
     )
     assert [key[0] for part in plain for key in part.keys] != epochs[0][0][:8], (
         "the seed sets the order"
@@ -239,29 +239,29 @@ def test_every_cell_of_a_collection_is_read_once_an_epoch(collection, similar):
 
 
 def test_shares_of_a_collections_step_are_its_cells(collection):
-    whole = CollectionFeed(collection, seed=2, similar=True).draw(
-        1, 12, np.random.default_rng(0), Share()
+    whole = CollectionSource(collection, seed=2, similar=True).draw(
+        1, 12, np.random.default_rng(0), BatchShard()
     )
     found = []
     for rank in range(2):
-        feed = CollectionFeed(collection, seed=2, similar=True)
+        feed = CollectionSource(collection, seed=2, similar=True)
         for part in range(3):
             found += [
                 key[0]
-                for p in feed.draw(1, 12, np.random.default_rng(0), Share(rank, 2, part, 3))
+                for p in feed.draw(1, 12, np.random.default_rng(0), BatchShard(rank, 2, part, 3))
                 for key in p.keys
             ]
     assert sorted(found) == sorted(key[0] for p in whole for key in p.keys)
     assert (
-        CollectionFeed(collection, seed=2, similar=True).draw(
-            1, 1, np.random.default_rng(0), Share(1, 2)
+        CollectionSource(collection, seed=2, similar=True).draw(
+            1, 1, np.random.default_rng(0), BatchShard(1, 2)
         )
         == []
     )
 
 
 def test_parts_of_a_collection_are_its_cells_values(collection):
-    feed = CollectionFeed(collection, seed=0, similar=False)
+    feed = CollectionSource(collection, seed=0, similar=False)
     cells = np.array([3, 39, 40, 63])
     parts = list(feed.parts(collection.read(cells)))
     assert [p.number for p in parts] == [0, 1] and [p.keys for p in parts] == [
@@ -278,7 +278,7 @@ def test_parts_of_a_collection_are_its_cells_values(collection):
 
 
 def test_averages_of_a_collection_are_its_files_sums(collection):
-    averages = CollectionFeed(collection, seed=0, similar=False).averages()
+    averages = CollectionSource(collection, seed=0, similar=False).pseudobulk()
     assert [a.name for a in averages] == [m.store.name for m in collection.members]
     for member, average in zip(collection.members, averages):
         first = collection.members.index(member)
@@ -304,20 +304,20 @@ def test_samples_of_a_collection_are_so_many_of_each_file(collection):
 
 def test_feeds_are_opened_for_the_models_genes(collection):
     vocabulary = Vocabulary.published()
-    assert open_feed(collection, vocabulary, seed=4, reads="expressed").similar
-    feed = open_feed(collection, vocabulary, seed=4, reads="all")
+    assert open_batch_source(collection, vocabulary, seed=4, reads="expressed").similar
+    feed = open_batch_source(collection, vocabulary, seed=4, reads="all")
     assert not feed.similar and feed.seed == 4 and feed.collection is collection
     with pytest.raises(DataError, match="another vocabulary"):
-        open_feed(collection, small_model(n_genes=50).genes, seed=0, reads="all")
+        open_batch_source(collection, small_model(n_genes=50).genes, seed=0, reads="all")
     cells = brain_cohort(30, n_donors=2, n_genes=700, seed=1)
-    memory = open_feed([cells], vocabulary, seed=0, reads="all", min_total=600, force=True)
+    memory = open_batch_source([cells], vocabulary, seed=0, reads="all", min_total=600, force=True)
     totals = np.asarray(cells.X.sum(axis=1)).ravel()
     assert (
-        isinstance(memory, SourceFeed)
+        isinstance(memory, InMemorySource)
         and len(memory) < (totals >= 200).sum()
         and memory.sources[0].totals.min() >= 600
     )
     assert sum(map(len, open_held_out([cells], vocabulary, force=True))) == len(
-        open_feed([cells], vocabulary, seed=0, reads="all", force=True)
+        open_batch_source([cells], vocabulary, seed=0, reads="all", force=True)
     )
     assert [len(s) for s in open_held_out(collection, vocabulary)] == [40, 24]

@@ -15,9 +15,10 @@ from conftest import small_model
 from scipy import sparse
 
 from scmamba.data.masking import interleaved_values
-from scmamba.model import Model, ScMamba
-from scmamba.training import combine
-from scmamba.training.combine import GeneMap, learn_combination
+from scmamba.imputation import rate_ensemble as combine
+from scmamba.imputation.rate_ensemble import GeneMap, fit_rate_ensemble
+from scmamba.model import Model
+from scmamba.nn import ScMamba
 
 CELLS, WIDTH, SEED = 160, 60, 4
 
@@ -52,7 +53,7 @@ def learn(
 ):
     """What was learnt, the sources, and the tables that the mixer was fitted to and judged by; without ``mix`` it stays as it begins."""
     seen: dict = {}
-    draw, judge, fit = combine._Entries.draw, combine._judge, combine._fit
+    draw, judge, fit = combine.TrainingEntries.draw, combine._evaluate, combine._fit_gating
 
     def watched(sources, *rest):
         seen["sources"], seen["table"] = sources, draw(sources, *rest)
@@ -64,13 +65,13 @@ def learn(
 
     def fitted(table, seed):
         seen["fitted"] = table
-        return fit(table, seed) if mix else combine.Mixer(table.opinions.shape[1])
+        return fit(table, seed) if mix else combine.GatingNetwork(table.features.shape[1])
 
     with monkeypatch.context() as patch:
-        patch.setattr(combine._Entries, "draw", watched)
-        patch.setattr(combine, "_judge", judged)
-        patch.setattr(combine, "_fit", fitted)
-        found = learn_combination(rated_model(), *data, seed=SEED, verbose=False, **options)
+        patch.setattr(combine.TrainingEntries, "draw", watched)
+        patch.setattr(combine, "_evaluate", judged)
+        patch.setattr(combine, "_fit_gating", fitted)
+        found = fit_rate_ensemble(rated_model(), *data, seed=SEED, verbose=False, **options)
     return found, seen
 
 
@@ -92,7 +93,7 @@ def test_changing_hidden_counts_alone_changes_nothing_that_is_believed(monkeypat
     for name in ("scores", "basis", "mean_value", "seen"):
         np.testing.assert_array_equal(getattr(first.pool, name), getattr(second.pool, name))
     assert (first.pool.counts != second.pool.counts).nnz == 0
-    for name in ("opinions", "weight", "base", "depth", "cell"):
+    for name in ("features", "weight", "base", "depth", "cell"):
         np.testing.assert_array_equal(getattr(one["table"], name), getattr(other["table"], name))
     assert not np.array_equal(one["table"].count, other["table"].count), (
         "the counts themselves differ"
@@ -113,11 +114,11 @@ def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
     # No source has a cell for its own neighbour: its opinion is that of the pool without it.
     table, sources = seen["table"], seen["sources"]
     visible, _ = interleaved_values(marked(1, 9, 1)[0], 5, SEED)
-    near = sources.pool.nearest(sources.pool.scores[:4], 8, np.arange(4))
+    near = sources.pool.query(sources.pool.scores[:4], 8, np.arange(4))
     assert all(cell not in row for cell, row in enumerate(near))
     rate = np.asarray(visible[near[2]].sum(axis=0)).ravel() + 2000 * np.exp(sources.base)
     rate /= visible[near[2]].sum() + 2000
-    own = table.opinions[table.cell == 2, 1]
+    own = table.features[table.cell == 2, 1]
     place = {value: j for j, value in enumerate(sources.base)}
     columns = [place[value] for value in table.base[table.cell == 2]]
     np.testing.assert_allclose(own, (np.log(rate) - sources.base)[columns], atol=1e-4)
@@ -136,7 +137,7 @@ def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypa
         assert found.report[name] > 0.9 * least, name
     # The number is that of the cells it names: again, from the mixer and the table.
     with torch.no_grad():
-        factor = found.mixer(torch.from_numpy(np.ascontiguousarray(table.opinions))).numpy()[:, 1]
+        factor = found.mixer(torch.from_numpy(np.ascontiguousarray(table.features))).numpy()[:, 1]
     mu = np.minimum(np.exp(table.base + factor), 1) * table.depth
     error = np.log1p(1e4 / table.depth * mu / -np.expm1(-mu)) - np.log1p(
         1e4 / table.depth * table.count

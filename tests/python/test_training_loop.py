@@ -12,11 +12,11 @@ import torch
 from conftest import small_model
 from torch import nn
 
-from scmamba._errors import CheckpointError, ScMambaError
-from scmamba.training import LoopConfig, fit
-from scmamba.training.engine import Direct, Loss, Share, SharedStep, Stepper
-from scmamba.training.loop import _Run, learning_rate, make_optimizer
-from scmamba.training.states import state_files
+from scmamba.training import TrainerConfig, fit
+from scmamba.training.checkpointing import state_files
+from scmamba.training.distributed import BatchShard, Loss, ShardedStep, SingleProcess, StepModule
+from scmamba.training.trainer import Trainer, learning_rate, make_optimizer
+from scmamba.utils.errors import CheckpointError, ScMambaError
 
 
 class Weights(nn.Module):
@@ -69,14 +69,14 @@ def adamw(
 
 
 def test_defaults_are_the_papers():
-    assert asdict(LoopConfig()) == {
+    assert asdict(TrainerConfig()) == {
         "steps": 1000, "batch_size": 16, "lr": 1e-3, "final_lr": 0.1, "warmup": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95),
         "clip": 1.0, "seed": 0, "save_every": 200, "keep": 3, "accumulate": 1, "precision": "32", "ema": 0.0,
     }  # fmt: skip
 
 
 def test_the_schedule_in_closed_form():
-    config = LoopConfig(steps=400, lr=2e-3, warmup=0.05, final_lr=0.25)
+    config = TrainerConfig(steps=400, lr=2e-3, warmup=0.05, final_lr=0.25)
     assert [learning_rate(k, config) for k in range(400)] == pytest.approx(
         [schedule(k, 400, 2e-3, 20, 0.25) for k in range(400)]
     )
@@ -87,12 +87,12 @@ def test_the_schedule_in_closed_form():
         learning_rate(19, config) == pytest.approx(2e-3) == pytest.approx(learning_rate(20, config))
     )
     assert learning_rate(400, config) == learning_rate(9999, config) == pytest.approx(5e-4)
-    assert learning_rate(0, LoopConfig()) == pytest.approx(1e-6 + (1e-3 - 1e-6) / 10)
+    assert learning_rate(0, TrainerConfig()) == pytest.approx(1e-6 + (1e-3 - 1e-6) / 10)
 
 
 def test_weights_follow_adamw_with_the_norm_cut_at_one():
     network = Weights()
-    rows = fit(network, plain_step, LoopConfig(steps=200), verbose=False)
+    rows = fit(network, plain_step, TrainerConfig(steps=200), verbose=False)
     expected = adamw(200, slopes, warm=2)
     np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
     before = np.vstack([[1.0, -2.0, 0.5], expected[:-1]])
@@ -113,7 +113,7 @@ def test_the_given_clip_and_decay_are_used():
     fit(
         network,
         plain_step,
-        LoopConfig(steps=50, lr=5e-3, clip=0.05, weight_decay=0.7, betas=(0.8, 0.9), warmup=0.2),
+        TrainerConfig(steps=50, lr=5e-3, clip=0.05, weight_decay=0.7, betas=(0.8, 0.9), warmup=0.2),
         verbose=False,
     )
     expected = adamw(50, slopes, peak=5e-3, warm=10, clip=0.05, decay=0.7, betas=(0.8, 0.9))
@@ -123,7 +123,7 @@ def test_the_given_clip_and_decay_are_used():
 def test_fabric_cuts_the_norm_as_well(tmp_path):
     pytest.importorskip("lightning_fabric")
     network = Weights()
-    config = LoopConfig(steps=20, lr=0.1, clip=0.3)
+    config = TrainerConfig(steps=20, lr=0.1, clip=0.3)
     fit(network, plain_step, config, folder=tmp_path / "run", verbose=False)
     expected = adamw(20, slopes, peak=0.1, clip=0.3)
     np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
@@ -134,7 +134,7 @@ def test_decay_shrinks_matrices_and_nothing_else():
     """Without a gradient a step of AdamW multiplies what decays by 1 - lr * decay and leaves the rest."""
     network = small_model("expressed", n_classes=3, n_genes=20).network
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
-    config = LoopConfig(steps=1, lr=0.5, weight_decay=0.2)
+    config = TrainerConfig(steps=1, lr=0.5, weight_decay=0.2)
     fit(
         network, lambda n, k, rng: sum((p * 0).sum() for p in n.parameters()), config, verbose=False
     )
@@ -165,7 +165,7 @@ def test_pieces_of_a_step_form_one_mean_by_weight():
         return Loss((network.w * c).sum(), torch.tensor([0.5, 2.0, 4.5][share.part]))
 
     network = Weights()
-    rows = fit(network, SharedStep(draw), LoopConfig(steps=30, accumulate=3), verbose=False)
+    rows = fit(network, ShardedStep(draw), TrainerConfig(steps=30, accumulate=3), verbose=False)
 
     def gradient(k: int) -> np.ndarray:
         return sum(slopes(10 * k + part) for part in range(3)) / 7.0
@@ -183,23 +183,23 @@ def test_every_step_and_share_has_a_generator_of_its_own():
         drawn[k] = rng.random()
         return network.w.sum() * 0
 
-    fit(Weights(), remember, LoopConfig(steps=3, seed=11), verbose=False)
+    fit(Weights(), remember, TrainerConfig(steps=3, seed=11), verbose=False)
     assert drawn == {k: np.random.default_rng([11, k]).random() for k in range(3)}
-    stepper = Stepper(Weights(), remember, 11)
-    stepper(5, Share(2, 4, 1, 3))
+    stepper = StepModule(Weights(), remember, 11)
+    stepper(5, BatchShard(2, 4, 1, 3))
     assert drawn[5] == np.random.default_rng([11, 5, 2, 1]).random()
-    shared = Stepper(
+    shared = StepModule(
         Weights(),
-        SharedStep(
+        ShardedStep(
             lambda n, k, rng, share: Loss(
                 torch.tensor(rng.random()), torch.tensor(float(share.rank))
             )
         ),
         11,
     )
-    total, weight = shared(5, Share(2, 4, 1, 3))
+    total, weight = shared(5, BatchShard(2, 4, 1, 3))
     assert float(total) == pytest.approx(np.random.default_rng([11, 5]).random()) and weight == 2
-    alone = SharedStep(
+    alone = ShardedStep(
         lambda n, k, rng, share: Loss(
             torch.tensor(6.0 + share.rank), torch.tensor(2.0 * share.whole)
         )
@@ -208,12 +208,12 @@ def test_every_step_and_share_has_a_generator_of_its_own():
 
 
 def test_shares_are_every_nth_cell_in_consecutive_pieces():
-    assert Share().of(5).tolist() == [0, 1, 2, 3, 4] and Share().whole == 1
-    assert Share(1, 3, 0, 2).of(14).tolist() == [1, 4, 7] and Share(1, 3, 1, 2).of(14).tolist() == [
+    assert BatchShard().of(5).tolist() == [0, 1, 2, 3, 4] and BatchShard().whole == 1
+    assert BatchShard(1, 3, 0, 2).of(14).tolist() == [1, 4, 7] and BatchShard(1, 3, 1, 2).of(14).tolist() == [
         10,
         13,
     ]
-    assert Share(1, 3, 0, 2).whole == 6
+    assert BatchShard(1, 3, 0, 2).whole == 6
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.75])
@@ -233,7 +233,7 @@ def test_validation_comes_with_each_state_and_at_the_end_on_what_is_kept(ema):
     rows = fit(
         network,
         step,
-        LoopConfig(steps=7, save_every=3, lr=0.1, ema=ema),
+        TrainerConfig(steps=7, save_every=3, lr=0.1, ema=ema),
         validate=validate,
         verbose=False,
     )
@@ -254,7 +254,7 @@ def test_validation_comes_with_each_state_and_at_the_end_on_what_is_kept(ema):
 @pytest.mark.parametrize("ema", [0.0, 0.5])
 def test_a_run_taken_up_again_is_equal_bit_by_bit(tmp_path, ema):
     """Weights, moments, running mean, torch's generator: all of them go on."""
-    config = LoopConfig(steps=8, save_every=2, keep=2, lr=0.05, ema=ema)
+    config = TrainerConfig(steps=8, save_every=2, keep=2, lr=0.05, ema=ema)
 
     def step(network, k, rng):
         return (network.w * (torch.from_numpy(slopes(k)).float() + torch.randn(3))).sum()
@@ -318,7 +318,7 @@ def test_an_infinite_loss_stops_before_the_weights_change():
         fit(
             network,
             lambda n, k, rng: n.w.sum() * (float("inf") if k else 1e-9),
-            LoopConfig(steps=3, warmup=0.9),
+            TrainerConfig(steps=3, warmup=0.9),
             verbose=False,
         )
     assert torch.isfinite(network.w).all()
@@ -326,10 +326,10 @@ def test_an_infinite_loss_stops_before_the_weights_change():
 
 def test_cells_per_step_count_every_process():
     """What must be equal for a run to go on is the size of a step, not how it is shared out."""
-    two = Direct()
+    two = SingleProcess()
     two.world = 2
-    network, config = Weights(), LoopConfig(batch_size=3, accumulate=5)
-    found = _Run(two, network, network, None, None, config, None).settings
+    network, config = Weights(), TrainerConfig(batch_size=3, accumulate=5)
+    found = Trainer(two, network, network, None, None, config, None).settings
     assert found["cells_per_step"] == 30 and not {
         "precision",
         "keep",

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from scmamba.training import novelty
-from scmamba.training.novelty import Usual, common_space, signs, told, unit
+from scmamba.annotation import novelty
+from scmamba.annotation.novelty import (
+    NoveltyDetector,
+    call_evidence,
+    common_space,
+    novelty_scores,
+    unit,
+)
 
 
 def test_constants():
@@ -41,7 +47,7 @@ def test_directions_by_hand():
 
 def test_what_is_told_of_a_cell():
     p = np.array([[0.7, 0.3], [0.2, 0.8]])
-    found = told(p, np.array([[-10.0, -20], [-30, -40]]), np.array([[1.0, 2], [3, 4]]))
+    found = call_evidence(p, np.array([[-10.0, -20], [-30, -40]]), np.array([[1.0, 2], [3, 4]]))
     np.testing.assert_allclose(found, [[0.3, 10, -1], [0.2, 40, -4]])
 
 
@@ -69,29 +75,29 @@ def test_the_signs_by_brute_force(n, pool):
         else np.sort(np.random.default_rng(7).choice(n, pool, replace=False))
     )
     np.testing.assert_allclose(
-        signs(here, there, said, pool, 7), brute(here, there, said, own), atol=1e-8
+        novelty_scores(here, there, said, pool, 7), brute(here, there, said, own), atol=1e-8
     )
 
 
 def test_few_cells_are_not_isolated():
     rng = np.random.default_rng(0)
     here, there = rng.normal(size=(6, 3)), rng.normal(size=(30, 3))
-    assert not signs(here, there, np.zeros((6, 3)), 100, 0)[:, 0].any()
-    assert signs(rng.normal(size=(7, 3)), there, np.zeros((7, 3)), 100, 0)[:, 0].all()
+    assert not novelty_scores(here, there, np.zeros((6, 3)), 100, 0)[:, 0].any()
+    assert novelty_scores(rng.normal(size=(7, 3)), there, np.zeros((7, 3)), 100, 0)[:, 0].all()
 
 
 @pytest.fixture(scope="module")
-def usual() -> Usual:
+def usual() -> NoveltyDetector:
     rng = np.random.default_rng(1)
     called = np.r_[np.zeros(150, int), np.ones(60, int), np.full(19, 2)]
-    return Usual(called, rng.gamma(2.0, size=(229, 5)) * (1 + called[:, None]), 1.0, 70)
+    return NoveltyDetector(called, rng.gamma(2.0, size=(229, 5)) * (1 + called[:, None]), 1.0, 70)
 
 
 def test_standing_counts_in_deciles_of_the_class_called(usual):
     rng = np.random.default_rng(2)
     shown, called = rng.gamma(2.0, size=(12, 5)) * 2, np.array([0, 1, 2] * 4)
     shown[0, 1] = 1e6
-    found = usual.standing(shown, called)
+    found = usual.standardized_score(shown, called)
     for i in range(12):
         base = (
             usual.shown[usual.called == called[i]] if called[i] < 2 else usual.shown
@@ -106,7 +112,7 @@ def test_standing_counts_in_deciles_of_the_class_called(usual):
 def test_cells_of_another_technology_are_compared_with_each_other(usual):
     rng = np.random.default_rng(3)
     shown, called = rng.gamma(2.0, size=(80, 5)) * 3 + 4, np.arange(80) % 2
-    found = usual.standing(shown, called, foreign=True)
+    found = usual.standardized_score(shown, called, foreign=True)
     for c in (0, 1):
         own, base = shown[called == c], usual.shown[usual.called == c]
         here, middle = np.median(own, axis=0), np.median(base, axis=0)
@@ -119,41 +125,41 @@ def test_cells_of_another_technology_are_compared_with_each_other(usual):
     low, middle, high = np.quantile(usual.shown[:, 0], [0.25, 0.5, 0.9])
     for shift, foreign in ((high - middle + low - 1e-6, False), (high - middle + low + 1e-6, True)):
         moved = np.tile(np.r_[shift - 1, np.full(3, shift), shift + 9][:, None], (1, 5))
-        assert usual.foreign(moved) == foreign
+        assert usual.is_domain_shifted(moved) == foreign
 
 
 def test_strange_cells_stand_out_further_than_is_usual(usual):
     rng = np.random.default_rng(4)
     shown, called = rng.gamma(2.0, size=(50, 5)), np.arange(50) % 2
     np.testing.assert_array_equal(
-        usual.strange(shown, called), usual.standing(shown, called, usual.foreign(shown)) > 1.0
+        usual.is_novel(shown, called), usual.standardized_score(shown, called, usual.is_domain_shifted(shown)) > 1.0
     )
     away = shown + 50
-    assert usual.foreign(away)
+    assert usual.is_domain_shifted(away)
     np.testing.assert_array_equal(
-        usual.strange(away, called), usual.standing(away, called, True) > 1.0
+        usual.is_novel(away, called), usual.standardized_score(away, called, True) > 1.0
     )
-    assert usual.strange(shown[:0], called[:0]).shape == (0,)
-    assert not Usual(usual.called, usual.shown, np.inf, 70).strange(away, called).any()
+    assert usual.is_novel(shown[:0], called[:0]).shape == (0,)
+    assert not NoveltyDetector(usual.called, usual.shown, np.inf, 70).is_novel(away, called).any()
 
 
 def test_what_is_usual_is_seen_on_each_fold_beside_the_others():
     rng = np.random.default_rng(5)
     space, said = rng.normal(size=(150, 4)), rng.normal(size=(150, 3))
     fold, called = np.repeat([0, 1, 2], [60, 50, 40]), np.arange(150) % 2
-    found = Usual.of(space, called, said, fold, 3)
+    found = NoveltyDetector.of(space, called, said, fold, 3)
     assert found.pool == 40
     for f in range(3):
         here = fold == f
         np.testing.assert_allclose(
-            found.shown[here], signs(space[here], space[~here], said[here], 40, 3)
+            found.shown[here], novelty_scores(space[here], space[~here], said[here], 40, 3)
         )
-    standing = found.standing(found.shown, called)
+    standing = found.standardized_score(found.shown, called)
     assert found.level == pytest.approx(np.quantile(standing, 0.92)) and np.mean(
         standing > found.level
     ) == pytest.approx(0.08, abs=0.01)
-    assert np.isinf(Usual.of(space[:59], called[:59], said[:59], np.arange(59) % 3, 3).level)
-    assert np.isfinite(Usual.of(space[:60], called[:60], said[:60], np.arange(60) % 3, 3).level)
+    assert np.isinf(NoveltyDetector.of(space[:59], called[:59], said[:59], np.arange(59) % 3, 3).level)
+    assert np.isfinite(NoveltyDetector.of(space[:60], called[:60], said[:60], np.arange(60) % 3, 3).level)
     assert (
-        len(Usual.of(space, called, said, np.zeros(150, int), 3).called) == 0
+        len(NoveltyDetector.of(space, called, said, np.zeros(150, int), 3).called) == 0
     )  # one fold has nobody beside it

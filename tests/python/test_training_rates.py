@@ -13,37 +13,38 @@ from scipy import sparse, special, stats
 from torch import nn
 
 from scmamba.data import read_cells
-from scmamba.data.preprocess import log1p_cp10k
+from scmamba.data.values import log1p_cp10k
 from scmamba.datasets import brain_cohort
-from scmamba.model import Model, ScMamba
-from scmamba.training import LoopConfig
-from scmamba.training.engine import Share
-from scmamba.training.feeds import SourceFeed
-from scmamba.training.rates import (
+from scmamba.model import Model
+from scmamba.nn import ScMamba
+from scmamba.training import TrainerConfig
+from scmamba.training.batches import CellSource
+from scmamba.training.dataloaders import InMemorySource
+from scmamba.training.distributed import BatchShard
+from scmamba.training.objectives import (
     RateConfig,
     gene_log_rate,
+    nb_rate_step,
     rate_loss,
-    rate_step,
     rate_sums,
     rate_validation,
-    remember_rates,
     source_counts,
     source_log_rate,
+    store_gene_rates,
 )
-from scmamba.training.recipes import IMPUTE, validation
-from scmamba.training.sequences import Source
+from scmamba.training.reconstruction import IMPUTE, validation
 
-adapting = sys.modules["scmamba.training.adapt"]  # the package gives the name to the function
+adapting = sys.modules["scmamba.imputation.adaptation"]  # the package gives the name to the function
 GENES = np.arange(2, 42)
 
 
-def counted(n: int, seed: int, depth: float = 1.3) -> tuple[Source, np.ndarray]:
+def counted(n: int, seed: int, depth: float = 1.3) -> tuple[CellSource, np.ndarray]:
     """Cells of forty genes, deeper than what is counted here by ``depth``; and their counts."""
     rng = np.random.default_rng(seed)
     counts = rng.poisson(rng.gamma(0.4, 2.0, 40), (n, 40))
     counts[:, 0] += 1
     totals = depth * counts.sum(axis=1)
-    return Source(
+    return CellSource(
         f"s{seed}", log1p_cp10k(sparse.csr_matrix(counts), totals), GENES, np.full(n, ""), totals
     ), counts
 
@@ -101,7 +102,7 @@ def test_a_sources_counts_come_back_and_its_averages_are_kept():
     second = replace(second, genes=GENES + 5)
     network = ScMamba(replace(small_model(n_genes=60).config, rates=True))
     with torch.no_grad():
-        remember_rates(network, [first, second])
+        store_gene_rates(network, [first, second])
     share = np.full(60, 1e-7)
     for genes, counts in ((GENES, a), (GENES + 5, b)):  # each counts alike, whatever its cells
         share[genes] += np.exp(gene_log_rate(counts.sum(axis=0))) / 2
@@ -171,7 +172,7 @@ def test_the_deviance_of_hidden_counts_in_float64(spread):
 def test_a_tenth_to_a_half_is_hidden_and_long_cells_are_cut():
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 5, (300, 40))
-    source = Source(
+    source = CellSource(
         "s",
         log1p_cp10k(sparse.csr_matrix(counts), counts.sum(axis=1)),
         GENES,
@@ -212,14 +213,14 @@ def test_steps_and_validation_use_each_sources_average():
     sources = [s for s, _ in pair]
     network, loop, config = (
         Ratios(np.zeros(40)),
-        LoopConfig(batch_size=5, seed=9),
+        TrainerConfig(batch_size=5, seed=9),
         RateConfig(hidden=(0.3, 0.3)),
     )
     for bases in (None, [torch.linspace(-3, -1, 40), torch.linspace(-1, -3, 40)]):
-        step = rate_step(sources, config, loop, bases)
+        step = nb_rate_step(sources, config, loop, bases)
         for k in range(6):
-            found = step.draw(network, k, np.random.default_rng([9, k]), Share())
-            (part,) = SourceFeed(sources).draw(k, 5, np.random.default_rng([9, k]), Share())
+            found = step.draw(network, k, np.random.default_rng([9, k]), BatchShard())
+            (part,) = InMemorySource(sources).draw(k, 5, np.random.default_rng([9, k]), BatchShard())
             base = (
                 torch.from_numpy(source_log_rate(part.source)).float()
                 if bases is None
@@ -328,7 +329,7 @@ def test_a_copy_that_predicts_worse_is_not_used(rated, monkeypatch, capsys):
         and found.report["loss_after"] > found.report["loss_before"]
     )
     assert "adapting did not help" in capsys.readouterr().err
-    assert seen == [LoopConfig(steps=300, lr=1e-3, warmup=0.05, seed=3, batch_size=16)]
+    assert seen == [TrainerConfig(steps=300, lr=1e-3, warmup=0.05, seed=3, batch_size=16)]
     few = adapting.adapt_rates(rated, source.take(np.arange(99)), seed=3)
     assert (
         few.model is rated
@@ -350,7 +351,7 @@ def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
     cells = read_cells(data, model.genes, force=True)
     rows = np.sort(np.random.default_rng(4).choice(230, 230, replace=False))
     values, totals = cells.to_model(cells.linear(rows))
-    source = Source("cells", values, cells.genes, np.full(230, ""), totals)
+    source = CellSource("cells", values, cells.genes, np.full(230, ""), totals)
     rng = np.random.default_rng(4)
     rng.choice(230, 230, replace=False)
     held = rng.permutation(np.flatnonzero(totals > 0))[:23]
@@ -359,7 +360,7 @@ def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
 
     def change(network, step, config, **options):
         with torch.no_grad():
-            seen.append((config, step.draw(network, 0, np.random.default_rng([4, 0]), Share())))
+            seen.append((config, step.draw(network, 0, np.random.default_rng([4, 0]), BatchShard())))
             network.regressor.bias.add_(better)
 
     monkeypatch.setattr(adapting, "fit", change)
@@ -380,10 +381,10 @@ def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
             judge(twin.network)["validation_loss"], rel=1e-6
         )
     config, drawn = seen[0]
-    assert config == LoopConfig(steps=300, lr=5e-4, warmup=0.05, seed=4, batch_size=16)
+    assert config == TrainerConfig(steps=300, lr=5e-4, warmup=0.05, seed=4, batch_size=16)
     training = source.take(np.setdiff1d(np.arange(230), held))
     expected = adapting.reconstruction_step([training], adapting._SHORT, config).draw(
-        model.network, 0, np.random.default_rng([4, 0]), Share()
+        model.network, 0, np.random.default_rng([4, 0]), BatchShard()
     )
     assert drawn.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
     few = read_cells(data[:99].copy(), model.genes, force=True)

@@ -15,22 +15,30 @@ from torch import nn
 
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
-from scmamba.model import Model, ModelConfig, ScMamba
-from scmamba.training import LoopConfig, finetune, finetune_on, pretrain, recipes
-from scmamba.training.engine import Loss, Share, SharedStep
-from scmamba.training.feeds import SourceFeed, reconstruction
-from scmamba.training.rates import RateConfig, rate_step, source_log_rate
-from scmamba.training.recipes import (
+from scmamba.model import Model
+from scmamba.nn import ModelConfig, ScMamba
+from scmamba.training import (
+    TrainerConfig,
+    _finetune,
+    _pretrain,
+    finetune,
+    finetune_on,
+    pretrain,
+)
+from scmamba.training.batches import CellSource, make_batch
+from scmamba.training.dataloaders import InMemorySource, open_batch_source, reconstruction
+from scmamba.training.distributed import BatchShard, Loss, ShardedStep
+from scmamba.training.objectives import RateConfig, nb_rate_step, source_log_rate
+from scmamba.training.reconstruction import (
     IMPUTE,
     PRETRAIN,
-    both,
+    alternate,
     clone,
-    in_turn,
+    combine_validations,
     reconstruction_loss,
     reconstruction_step,
     validation,
 )
-from scmamba.training.sequences import Source, draw_batch
 
 # ---------------------------------------------------------------- objectives
 
@@ -50,11 +58,11 @@ class Level(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def source() -> Source:
+def source() -> CellSource:
     rng = np.random.default_rng(0)
     genes = np.arange(3, 53)
     values = sparse.random(100, 50, 0.4, "csr", np.float32, rng, lambda k: rng.uniform(1, 4, k))
-    return Source("s", values, genes, np.full(100, ""), rng.integers(500, 900, 100).astype(float))
+    return CellSource("s", values, genes, np.full(100, ""), rng.integers(500, 900, 100).astype(float))
 
 
 SEQUENCE = replace(IMPUTE, zeros=(4, 9))
@@ -64,7 +72,7 @@ SEQUENCE = replace(IMPUTE, zeros=(4, 9))
 def test_reconstruction_is_the_weighted_squared_error_of_what_is_hidden(source, reads):
     network, rows = Level(reads), np.array([5, 80, 7])
     found = reconstruction_loss(network, source, rows, SEQUENCE, np.random.default_rng(3)).item()
-    batch = draw_batch(source, rows, SEQUENCE, reads, np.random.default_rng(3))
+    batch = make_batch(source, rows, SEQUENCE, reads, np.random.default_rng(3))
     x, w, m = batch.x.numpy().astype(float), batch.weight.numpy().astype(float), batch.mask.numpy()
     assert found == pytest.approx(np.average((1.5 - x[m]) ** 2, weights=w[m]), rel=1e-5)
     given, mask, genes, keep = network.asked[0]
@@ -105,16 +113,16 @@ def test_objectives_take_turns():
     def plain(name):
         return lambda network, k, rng: told.append((name, k)) or torch.tensor(2.0)
 
-    shared = SharedStep(
+    shared = ShardedStep(
         lambda network, k, rng, share: (
             told.append(("shared", k, share)) or Loss(torch.tensor(3.0), torch.tensor(4.0))
         )
     )
-    step = in_turn(plain("a"), shared, plain("b"))
-    answers = [step.draw(None, k, None, Share(1, 2)) for k in range(4)]
-    assert told == [("a", 0), ("shared", 1, Share(1, 2)), ("b", 2), ("a", 3)]
+    step = alternate(plain("a"), shared, plain("b"))
+    answers = [step.draw(None, k, None, BatchShard(1, 2)) for k in range(4)]
+    assert told == [("a", 0), ("shared", 1, BatchShard(1, 2)), ("b", 2), ("a", 3)]
     assert answers[1] == (3.0, 4.0) and answers[0] == (2.0, 1.0)
-    joint = both(lambda n: {"validation_loss": 1.0}, lambda n: {"validation_loss": 2.0})
+    joint = combine_validations(lambda n: {"validation_loss": 1.0}, lambda n: {"validation_loss": 2.0})
     assert joint(None) == {"validation_loss": 1.0, "validation_squared_error": 2.0}
 
 
@@ -154,14 +162,15 @@ def asked(monkeypatch):
         seen.update(network=network, step=step, config=config, folder=folder, validate=validate)
         return []
 
-    monkeypatch.setattr(recipes, "fit", fit)
+    for module in (_finetune, _pretrain):
+        monkeypatch.setattr(module, "fit", fit)
     return seen
 
 
 def same_loss(found, expected, network, k: int) -> None:
     with torch.no_grad():
         a, b = (
-            s.draw(network, k, np.random.default_rng([7, k]), Share()) for s in (found, expected)
+            s.draw(network, k, np.random.default_rng([7, k]), BatchShard()) for s in (found, expected)
         )
     assert a.total.item() == pytest.approx(
         b.total.item(), rel=1e-6
@@ -180,15 +189,15 @@ def test_pre_training_hides_fifteen_percent_from_a_network_made_anew(cells, aske
         verbose=False,
     )
     assert (
-        asked["config"] == LoopConfig(seed=7)
+        asked["config"] == TrainerConfig(seed=7)
         and asked["folder"] == tmp_path
         and asked["network"] is model.network
     )
     assert model.config.n_genes == 19306 and model.config.name == "mine" and model.genes is not None
-    source = recipes.open_feed([cells], Vocabulary.published(), seed=7, reads="expressed").sources
+    source = open_batch_source([cells], Vocabulary.published(), seed=7, reads="expressed").sources
     same_loss(
         asked["step"],
-        reconstruction(SourceFeed(source), PRETRAIN, LoopConfig(seed=7)),
+        reconstruction(InMemorySource(source), PRETRAIN, TrainerConfig(seed=7)),
         model.network,
         3,
     )
@@ -196,31 +205,31 @@ def test_pre_training_hides_fifteen_percent_from_a_network_made_anew(cells, aske
     torch.manual_seed(7)
     again = ScMamba(replace(config, n_genes=19306))
     assert torch.equal(again.regressor.weight, model.network.regressor.weight)
-    pretrain([cells], config=config, loop=LoopConfig(steps=3, seed=1), seed=2, verbose=False)
-    assert asked["config"] == LoopConfig(steps=3, seed=2) and asked["validate"] is None
+    pretrain([cells], config=config, loop=TrainerConfig(steps=3, seed=1), seed=2, verbose=False)
+    assert asked["config"] == TrainerConfig(steps=3, seed=2) and asked["validate"] is None
 
 
 def test_fine_tuning_for_imputation_masks_four_tenths_at_a_tenth_of_the_rate(cells, asked):
     model = small_model("expressed")
     tuned = finetune([cells], model=model, held_out=[cells], seed=7, verbose=False)
     assert (
-        asked["config"] == LoopConfig(lr=1e-4, seed=7)
+        asked["config"] == TrainerConfig(lr=1e-4, seed=7)
         and tuned.config.name == "small"
         and tuned is not model
     )
-    sources = recipes.open_feed([cells], model.genes, seed=7, reads="expressed").sources
+    sources = open_batch_source([cells], model.genes, seed=7, reads="expressed").sources
     same_loss(
         asked["step"],
-        reconstruction(SourceFeed(sources), IMPUTE, LoopConfig(lr=1e-4, seed=7)),
+        reconstruction(InMemorySource(sources), IMPUTE, TrainerConfig(lr=1e-4, seed=7)),
         tuned.network,
         0,
     )
     assert asked["validate"](tuned.network) == validation(sources, IMPUTE)(tuned.network)
     deep = np.median(np.asarray(cells.X.sum(axis=1)))
     finetune([cells], model=model, min_total=deep, verbose=False)
-    some = recipes.open_feed([cells], model.genes, seed=0, reads="expressed", min_total=deep)
+    some = open_batch_source([cells], model.genes, seed=0, reads="expressed", min_total=deep)
     assert len(some) < 30
-    same_loss(asked["step"], reconstruction(some, IMPUTE, LoopConfig(lr=1e-4)), tuned.network, 1)
+    same_loss(asked["step"], reconstruction(some, IMPUTE, TrainerConfig(lr=1e-4)), tuned.network, 1)
 
 
 def test_a_model_with_a_rate_head_learns_rates_three_steps_of_four(cells, asked):
@@ -228,17 +237,17 @@ def test_a_model_with_a_rate_head_learns_rates_three_steps_of_four(cells, asked)
     model = small_model("expressed")
     rated = Model(ScMamba(replace(model.config, rates=True)), model.genes)
     tuned = finetune([cells], model=rated, held_out=[cells], seed=7, verbose=False)
-    sources = recipes.open_feed([cells], model.genes, seed=7, reads="expressed").sources
+    sources = open_batch_source([cells], model.genes, seed=7, reads="expressed").sources
     share = torch.full((19306,), 1e-7)
     share[torch.from_numpy(sources[0].genes)] += torch.from_numpy(
         np.exp(source_log_rate(sources[0]))
     ).float()
     torch.testing.assert_close(tuned.network.gene_log_rate, (share / share.sum()).log())
     assert not torch.equal(rated.network.gene_log_rate, tuned.network.gene_log_rate)
-    loop = LoopConfig(lr=1e-4, seed=7)
+    loop = TrainerConfig(lr=1e-4, seed=7)
     rates, masked = (
-        rate_step(SourceFeed(sources), RateConfig(), loop),
-        reconstruction(SourceFeed(sources), IMPUTE, loop),
+        nb_rate_step(InMemorySource(sources), RateConfig(), loop),
+        reconstruction(InMemorySource(sources), IMPUTE, loop),
     )
     for k, expected in enumerate((rates, rates, rates, masked, rates)):
         same_loss(asked["step"], expected, tuned.network, k)
@@ -250,7 +259,7 @@ def test_ones_own_cells_train_whatever_their_depth(cells, asked):
         cells, model=small_model("expressed"), steps=12, name="own", seed=3, verbose=False
     )
     assert (
-        asked["config"] == LoopConfig(steps=12, lr=1e-3, warmup=0.05, seed=3)
+        asked["config"] == TrainerConfig(steps=12, lr=1e-3, warmup=0.05, seed=3)
         and tuned.config.name == "own"
     )
     assert "30 cells" in card and "12 steps" in card and "from small" in card
@@ -271,6 +280,6 @@ def test_ones_own_cells_train_whatever_their_depth(cells, asked):
 
 def test_steps_of_sources_in_memory(source):
     network = Level("expressed")
-    loop = LoopConfig(seed=2)
-    expected = reconstruction(SourceFeed([source]), SEQUENCE, loop)
+    loop = TrainerConfig(seed=2)
+    expected = reconstruction(InMemorySource([source]), SEQUENCE, loop)
     same_loss(reconstruction_step([source], SEQUENCE, loop), expected, network, 4)

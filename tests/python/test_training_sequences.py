@@ -11,35 +11,35 @@ import pytest
 import torch
 from scipy import sparse
 
-from scmamba._errors import DataError
-from scmamba.data.preprocess import log1p_cp10k
+from scmamba.data.values import log1p_cp10k
 from scmamba.genes import Vocabulary
-from scmamba.training import draw_batch, read_sources
-from scmamba.training.sequences import (
+from scmamba.training import make_batch, read_sources
+from scmamba.training.batches import (
+    CellSource,
     SequenceConfig,
-    Source,
-    _expressed_genes,
     _number_of_zeros,
     _share,
     _zero_columns,
-    draw_rows,
+    expressed_genes,
+    is_zero_share,
     pad,
-    shares_of_zeros,
+    sample_rows,
 )
+from scmamba.utils.errors import DataError
 
 
-def source_of(counts: np.ndarray, genes: np.ndarray | None = None) -> Source:
+def source_of(counts: np.ndarray, genes: np.ndarray | None = None) -> CellSource:
     """Cells of these counts; a fifth more than what is counted is their depth."""
     totals = 1.2 * counts.sum(axis=1)
     values = log1p_cp10k(sparse.csr_matrix(counts), totals)
     where = np.arange(counts.shape[1]) if genes is None else genes
-    return Source(
+    return CellSource(
         "cells", values, where, np.array([f"d{i % 3}" for i in range(len(counts))]), totals
     )
 
 
 @pytest.fixture(scope="module")
-def many() -> Source:
+def many() -> CellSource:
     rng = np.random.default_rng(0)
     return source_of(
         (rng.random((50, 300)) < np.linspace(0.2, 0.8, 50)[:, None])
@@ -112,9 +112,9 @@ def test_how_many_zeros_are_hidden():
     assert _number_of_zeros(replace(between, mask_zero=0.0), 100, rng) == 0
     shares = SequenceConfig(mask_zero=0.04, zeros=(0.01, 1.0))
     assert (
-        shares_of_zeros(shares)
-        and not shares_of_zeros(between)
-        and not shares_of_zeros(replace(shares, mask_zero=0.0))
+        is_zero_share(shares)
+        and not is_zero_share(between)
+        and not is_zero_share(replace(shares, mask_zero=0.0))
     )
     # Evenly drawn on the scale of logarithms: half below the geometric mean of both ends.
     drawn = np.array([_share(shares, rng) for _ in range(4000)])
@@ -141,7 +141,7 @@ def test_one_cells_sequence_by_hand(many):
     on, zeros = np.flatnonzero(truth), np.flatnonzero(truth == 0)
     hidden_share = []
     for seed in range(60):
-        columns, x, hidden, weight = _expressed_genes(
+        columns, x, hidden, weight = expressed_genes(
             many, row, config, np.random.default_rng(seed)
         )
         np.testing.assert_array_equal(x, truth[columns])
@@ -151,21 +151,21 @@ def test_one_cells_sequence_by_hand(many):
         np.testing.assert_allclose(weight[x == 0], 0.04 * len(zeros) * (40 / len(on)) / 25)
         hidden_share.append(hidden[x > 0].mean())
     assert np.mean(hidden_share) == pytest.approx(0.4, abs=0.03)
-    columns, x, hidden, weight = _expressed_genes(
+    columns, x, hidden, weight = expressed_genes(
         many, row, replace(config, genes_per_step=len(on)), np.random.default_rng(0)
     )
     assert (x > 0).sum() == len(on) and np.allclose(weight[x == 0], 0.04 * len(zeros) / 25)
     one = replace(config, zeros=(1e-9, 1e-9), genes_per_step=0)  # a share so small that it is one
-    columns, x, hidden, weight = _expressed_genes(many, row, one, np.random.default_rng(0))
+    columns, x, hidden, weight = expressed_genes(many, row, one, np.random.default_rng(0))
     assert weight[x == 0].tolist() == pytest.approx([0.04 * len(zeros)])
-    columns, x, hidden, weight = _expressed_genes(
+    columns, x, hidden, weight = expressed_genes(
         many, row, replace(config, mask_zero=0.0), np.random.default_rng(0)
     )
     assert (x > 0).all() and len(x) == 40
 
 
 def test_a_batch_of_short_sequences_names_the_vocabularys_genes(many):
-    batch = draw_batch(
+    batch = make_batch(
         many,
         np.array([49, 3]),
         SequenceConfig(mask_nonzero=0.0),
@@ -182,7 +182,7 @@ def test_a_batch_of_short_sequences_names_the_vocabularys_genes(many):
 
 def test_whole_cells_hide_by_their_chances(many):
     rows, rng = np.tile(np.arange(50), 4), np.random.default_rng(0)
-    batch = draw_batch(many, rows, SequenceConfig(mask_nonzero=0.4, mask_zero=0.04), "all", rng)
+    batch = make_batch(many, rows, SequenceConfig(mask_nonzero=0.4, mask_zero=0.04), "all", rng)
     np.testing.assert_array_equal(batch.x, many.values[rows].toarray())
     np.testing.assert_array_equal(batch.genes, many.genes)
     there, mask = batch.x.numpy() != 0, batch.mask.numpy()
@@ -191,7 +191,7 @@ def test_whole_cells_hide_by_their_chances(many):
         ~there
     ].mean() == pytest.approx(0.04, abs=0.006)
     # Shares: each cell hides its own share of zeros, whose weights undo it.
-    batch = draw_batch(
+    batch = make_batch(
         many, rows, SequenceConfig(mask_nonzero=0.4, mask_zero=0.04, zeros=(0.02, 0.9)), "all", rng
     )
     mask, weight = batch.mask.numpy(), batch.weight.numpy()
@@ -203,7 +203,7 @@ def test_whole_cells_hide_by_their_chances(many):
         shares.append(share)
     assert min(shares) > 0.0199 and max(shares) < 0.901 and len(set(shares)) > 150
     assert np.corrcoef(shares, [mask[i][~there[i]].mean() for i in range(200)])[0, 1] > 0.98
-    only = draw_batch(many, rows, SequenceConfig(), "all", rng)
+    only = make_batch(many, rows, SequenceConfig(), "all", rng)
     assert not only.mask.numpy()[~there].any() and only.mask.numpy()[there].mean() == pytest.approx(
         0.15, abs=0.01
     )
@@ -215,7 +215,7 @@ def test_cells_are_drawn_from_a_window_of_the_ranking(many):
     rank = np.argsort(many.by_length)
     rng, seen = np.random.default_rng(0), np.zeros(n)
     for _ in range(6000):
-        rows = draw_rows(many, size, rng)
+        rows = sample_rows(many, size, rng)
         assert len(set(rows)) == size and np.ptp(rank[rows]) < window
         seen[rank[rows]] += 1
     expected = np.zeros(n)
@@ -223,7 +223,7 @@ def test_cells_are_drawn_from_a_window_of_the_ranking(many):
         first = min(max(start, 0), n - window)
         expected[first : first + window] += size / window / 51
     np.testing.assert_allclose(seen / 6000, expected, atol=0.02)
-    assert sorted(draw_rows(many, 80, rng)) == list(range(50))
+    assert sorted(sample_rows(many, 80, rng)) == list(range(50))
 
 
 def genes_and_cells() -> tuple[Vocabulary, ad.AnnData]:

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from scmamba._errors import ScMambaError
-from scmamba.training import LoopConfig
-from scmamba.training.recipes import IMPUTE, PRETRAIN
-from scmamba.training.settings import RECIPES, Settings, read_settings
+from scmamba.training import TrainerConfig
+from scmamba.training.config import RECIPES, Settings, read_settings
+from scmamba.training.reconstruction import IMPUTE, PRETRAIN
+from scmamba.utils.errors import ScMambaError
 
 PAPER = {  # specification, "Pre-training" and "Fine-tuning"
     "pretrain": dict(
@@ -80,7 +80,7 @@ def test_settings_become_a_loop_and_a_sequence():
     given = Settings(epochs=3.0, batch_size=5, accumulate=2, lr=0.2, final_lr=0.3, warmup=0.4, weight_decay=0.5, clip=0.6, ema=0.7, seed=8,
                      save_every=9, keep=10, mask_nonzero=0.11, mask_zero=0.12, genes_per_step=13, precision="bf16")  # fmt: skip
     # Three times through 1,000 cells, ten at once in each of four processes.
-    assert given.loop(1000, 4, False) == LoopConfig(steps=75, batch_size=5, lr=0.2, final_lr=0.3, warmup=0.4, weight_decay=0.5, clip=0.6,
+    assert given.loop(1000, 4, False) == TrainerConfig(steps=75, batch_size=5, lr=0.2, final_lr=0.3, warmup=0.4, weight_decay=0.5, clip=0.6,
                                                     seed=8, save_every=9, keep=10, accumulate=2, precision="bf16", ema=0.7)  # fmt: skip
     assert (
         replace(given, steps=12).loop(1000, 4, False).steps == 12

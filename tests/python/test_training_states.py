@@ -1,4 +1,4 @@
-"""What is kept of a run, and what carries it out: states, the record and its picture, one process or several."""
+"""What is kept of a run, and what carries it out: states, the record and its plot_metrics, one process or several."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from scmamba._errors import CheckpointError, ScMambaError
-from scmamba.training import curves as curves_module
-from scmamba.training import engine
-from scmamba.training.curves import Record, pack_rows, picture, unpack_rows
-from scmamba.training.engine import (
+from scmamba.training import distributed as engine
+from scmamba.training import metrics_log as curves_module
+from scmamba.training.checkpointing import load_state, save_state, state_files
+from scmamba.training.distributed import (
     PRECISIONS,
-    Direct,
-    choose_engine,
+    SingleProcess,
+    choose_strategy,
+    is_distributed,
     is_first_process,
     number_of_processes,
-    several_processes,
     training_device,
 )
-from scmamba.training.states import load_state, save_state, state_files
+from scmamba.training.metrics_log import MetricsLog, pack_rows, plot_metrics, unpack_rows
+from scmamba.utils.errors import CheckpointError, ScMambaError
 
 
 def test_states_are_kept_newest_first_and_damage_is_seen(tmp_path, capsys):
@@ -66,13 +66,13 @@ def test_rows_are_packed_exactly():
 def test_a_long_run_writes_its_record_every_half_minute(tmp_path, monkeypatch):
     clock = [100.0]
     monkeypatch.setattr(curves_module.time, "monotonic", lambda: clock[0])
-    record = Record(tmp_path, [])
+    record = MetricsLog(tmp_path, [])
     for elapsed, written in ((29.0, 0), (30.5, 2), (59.0, 2), (61.0, 4)):
         clock[0] = 100.0 + elapsed
         record.add({"step": len(record.rows), "loss": 1.0})
         file = tmp_path / "log.csv"
         assert (len(file.read_text().splitlines()) - 1 if file.exists() else 0) == written
-    Record(None, []).add({"step": 0, "loss": 1.0})
+    MetricsLog(None, []).add({"step": 0, "loss": 1.0})
 
 
 def test_the_picture_shows_losses_their_running_mean_and_the_validation(tmp_path, monkeypatch):
@@ -88,7 +88,7 @@ def test_the_picture_shows_losses_their_running_mean_and_the_validation(tmp_path
         {"step": k + 10, "loss": v, **({"validation_loss": 0.1 * k} if k % 100 == 0 else {})}
         for k, v in enumerate(losses)
     ]
-    picture(rows, tmp_path / "a.png")
+    plot_metrics(rows, tmp_path / "a.png")
     raw, mean, validation = drawn[0].axes[0].lines
     np.testing.assert_allclose(raw.get_xydata(), np.column_stack([np.arange(10, 310), losses]))
     expected = [losses[i : i + 6].mean() for i in range(295)]
@@ -110,12 +110,12 @@ def test_what_started_the_processes_is_read_from_the_environment(monkeypatch):
         "SLURM_NNODES",
     ):
         monkeypatch.delenv(name, raising=False)
-    assert number_of_processes() == 1 and not several_processes() and is_first_process()
+    assert number_of_processes() == 1 and not is_distributed() and is_first_process()
     monkeypatch.setenv("RANK", "3")  # left over: one process is the first
     assert is_first_process()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
-    assert number_of_processes() == 8 and several_processes() and not is_first_process()
+    assert number_of_processes() == 8 and is_distributed() and not is_first_process()
     monkeypatch.setenv("RANK", "0")
     assert is_first_process()
     for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "RANK"):
@@ -146,15 +146,15 @@ def test_the_engine_is_the_simple_one_where_it_serves(monkeypatch):
     for name in ("LOCAL_WORLD_SIZE", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     cpu = torch.device("cpu")
-    assert isinstance(choose_engine("32", cpu, quick=True), Direct)
+    assert isinstance(choose_strategy("32", cpu, quick=True), SingleProcess)
     monkeypatch.setattr(engine, "fabric_installed", lambda: False)
-    assert isinstance(choose_engine("32", cpu, quick=False), Direct)
+    assert isinstance(choose_strategy("32", cpu, quick=False), SingleProcess)
     with pytest.raises(ScMambaError, match="need Lightning"):
-        choose_engine("bf16", cpu, quick=True)
+        choose_strategy("bf16", cpu, quick=True)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ScMambaError, match="need Lightning"):
-        choose_engine("32", cpu, quick=True)
+        choose_strategy("32", cpu, quick=True)
 
 
 def test_precisions_are_what_fabric_calls_them():

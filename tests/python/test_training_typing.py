@@ -7,38 +7,40 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import optimize, sparse, special
+from scipy.special import softmax
 from sklearn.metrics import f1_score
 
-from scmamba._errors import DataError
-from scmamba.data.preprocess import log1p_cp10k
-from scmamba.training import typing as typing_module
-from scmamba.training.novelty import told
-from scmamba.training.typing import (
-    Judged,
-    Typist,
-    calibration,
-    choose_evening,
-    choose_share,
-    combine,
-    coverage_curve,
-    fit_temperature,
-    folds,
-    judge,
-    learn_types,
-    log_loss,
-    mix,
-    threshold_for,
-    with_rare,
-)
-from scmamba.training.views import (
-    KINDS,
-    fit_view,
-    floored,
-    log_profiles,
+from scmamba.annotation import ensemble as typing_module
+from scmamba.annotation.base_classifiers import (
+    BASE_CLASSIFIERS,
+    class_log_profiles,
+    fit_base_classifier,
+    marker_features,
     profile_logits,
-    shown_markers,
-    softmax,
+    tempered_log_probs,
 )
+from scmamba.annotation.ensemble import (
+    CellTypeEnsemble,
+    OutOfFoldScores,
+    cross_validate,
+    donor_folds,
+    fit_ensemble,
+    fit_network_weight,
+    fit_prior_correction,
+    fit_weights,
+    mix_network,
+    with_rare_class_profiles,
+)
+from scmamba.annotation.novelty import call_evidence
+from scmamba.data.values import log1p_cp10k
+from scmamba.training.calibration import (
+    coverage_curve,
+    fit_calibration,
+    fit_temperature,
+    log_loss,
+    threshold_for,
+)
+from scmamba.utils.errors import DataError
 
 
 def draw(codes: np.ndarray, seed: int, rates_seed: int = 0) -> sparse.csr_matrix:
@@ -61,14 +63,14 @@ def reference() -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
 def test_folds_are_whole_donors_or_spread_classes_evenly():
     donors = np.repeat([f"d{i}" for i in range(7)], [3, 50, 9, 20, 1, 30, 5])
     codes = np.arange(118) % 4
-    fold = folds(donors, codes, 3, 0)
+    fold = donor_folds(donors, codes, 3, 0)
     assert set(fold) == {0, 1, 2} and all(len(set(fold[donors == d])) == 1 for d in set(donors))
     assert sorted(np.bincount([fold[donors == d][0] for d in sorted(set(donors))])) == [2, 2, 3]
-    assert len({tuple(folds(donors, codes, 3, seed)) for seed in range(5)}) > 1
-    np.testing.assert_array_equal(folds(donors, codes, 3, 0), fold)
-    exactly = folds(np.repeat(["a", "b", "c"], 4), np.zeros(12, int), 3, 0)
+    assert len({tuple(donor_folds(donors, codes, 3, seed)) for seed in range(5)}) > 1
+    np.testing.assert_array_equal(donor_folds(donors, codes, 3, 0), fold)
+    exactly = donor_folds(np.repeat(["a", "b", "c"], 4), np.zeros(12, int), 3, 0)
     assert all(len(set(exactly[i : i + 4])) == 1 for i in (0, 4, 8)) and set(exactly) == {0, 1, 2}
-    cells = folds(
+    cells = donor_folds(
         np.repeat(["a", "b"], 30), np.repeat([0, 1], [50, 10]), 3, 0
     )  # two donors are too few for three folds
     assert np.bincount(cells[:50]).tolist() == [17, 17, 16] and np.bincount(
@@ -98,10 +100,10 @@ def test_the_temperature_is_that_of_the_smallest_log_loss():
         np.exp(-3), rel=0.05
     )  # bounds
     assert fit_temperature(-50 * np.eye(3)[codes], codes) == pytest.approx(np.exp(2), rel=0.05)
-    kept = calibration(logits, codes)
+    kept = fit_calibration(logits, codes)
     assert kept["temperature"] == fit_temperature(logits, codes) and kept["cells"] == 500
     np.testing.assert_allclose(
-        kept["curve"], coverage_curve(softmax(logits / kept["temperature"]), codes)
+        kept["curve"], coverage_curve(softmax(logits / kept["temperature"], axis=1), codes)
     )
 
 
@@ -130,9 +132,9 @@ def test_the_curve_by_hand():
 def test_shares_and_rare_classes_by_hand():
     linear, network = np.log([[0.7, 0.3]]), np.log([[0.1, 0.9]])
     np.testing.assert_allclose(
-        mix(linear, network, 0.25), 0.75 * linear + 0.25 * np.log(np.exp(network) + 1e-4)
+        mix_network(linear, network, 0.25), 0.75 * linear + 0.25 * np.log(np.exp(network) + 1e-4)
     )
-    out = with_rare(
+    out = with_rare_class_profiles(
         np.array([[1.0, 2.0], [3.0, 4.0]]),
         np.array([[9.0, 1.0], [9.0, 5.0]]),
         np.array([False, True]),
@@ -144,12 +146,12 @@ def test_shares_and_rare_classes_by_hand():
         np.log(special.softmax(s * np.eye(3)[codes] + rng.normal(size=(300, 3)), axis=1))
         for s in (2.5, 0.0)
     )
-    share, losses = choose_share(noise, good, codes)
-    assert share == 1.0 and choose_share(good, noise, codes)[0] == 0.0
+    share, losses = fit_network_weight(noise, good, codes)
+    assert share == 1.0 and fit_network_weight(good, noise, codes)[0] == 0.0
     table = losses["log_loss_by_network_share"]
     assert list(table) == ["0.0", "0.15", "0.3", "0.5", "0.7", "1.0"]
     assert (
-        table["0.3"] == pytest.approx(log_loss(mix(noise, good, 0.3), codes))
+        table["0.3"] == pytest.approx(log_loss(mix_network(noise, good, 0.3), codes))
         and min(table.values()) == table["1.0"]
     )
 
@@ -159,7 +161,7 @@ def test_evening_takes_off_the_share_of_the_prior_that_serves_macro_f1_and_accur
     prior = np.array([0.8, 0.15, 0.05])
     codes = rng.choice(3, 600, p=prior)
     logits = np.log(prior) * 1.0 + 1.2 * (np.eye(3)[codes] + rng.normal(size=(600, 3)))
-    found = choose_evening(logits, codes, np.log(prior))
+    found = fit_prior_correction(logits, codes, np.log(prior))
     worth = {}
     for share in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
         calls = (logits - share * np.log(prior)).argmax(axis=1)
@@ -177,26 +179,26 @@ def test_evening_takes_off_the_share_of_the_prior_that_serves_macro_f1_and_accur
 
 def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
     x, codes, donors = reference
-    fold = folds(donors, codes, 3, 0)
-    seen = judge(x, codes, 4, fold, 5, False)
+    fold = donor_folds(donors, codes, 3, 0)
+    seen = cross_validate(x, codes, 4, fold, 5, False)
     for f in range(3):
         here = fold == f
-        for kind in KINDS:
-            alone = fit_view(x[~here], codes[~here], 4, kind, 5)
+        for kind in BASE_CLASSIFIERS:
+            alone = fit_base_classifier(x[~here], codes[~here], 4, kind, 5)
             np.testing.assert_array_equal(seen.logits[kind][here], alone.logits(x[here]))
             if kind == "markers":
-                np.testing.assert_array_equal(seen.marks[here], shown_markers(alone, x[here]))
-        profiles = log_profiles(x[~here], codes[~here], 4)
+                np.testing.assert_array_equal(seen.marks[here], marker_features(alone, x[here]))
+        profiles = class_log_profiles(x[~here], codes[~here], 4)
         expected = profile_logits(x[here], profiles, np.array([False, False, False, True]))
         np.testing.assert_array_equal(seen.logits["profile"][here], expected)
     # Labels of the cells looked at change nothing of what is said of them.
     other = codes.copy()
     other[fold == 1] = np.roll(codes[fold == 1], 5)
-    again = judge(x, other, 4, fold, 5, False)
-    for kind in (*KINDS, "profile"):
+    again = cross_validate(x, other, 4, fold, 5, False)
+    for kind in (*BASE_CLASSIFIERS, "profile"):
         np.testing.assert_array_equal(again.logits[kind][fold == 1], seen.logits[kind][fold == 1])
         assert not np.array_equal(again.logits[kind][fold == 0], seen.logits[kind][fold == 0])
-    assert not judge(
+    assert not cross_validate(
         x[:9], codes[:9], 4, np.zeros(9, int), 0, False
     ).marks.any()  # one fold: nobody to judge by
 
@@ -207,13 +209,13 @@ def test_views_are_joined_at_their_temperatures():
     n = len(codes)
     logits = {
         kind: (1 + i) * (1.5 * np.eye(4)[codes] + rng.normal(size=(n, 4)))
-        for i, kind in enumerate(KINDS)
+        for i, kind in enumerate(BASE_CLASSIFIERS)
     }
     profile = 3.0 * np.eye(4)[codes] + rng.normal(size=(n, 4))
-    for kind in KINDS:
+    for kind in BASE_CLASSIFIERS:
         logits[kind][codes == 2, 2] -= 9  # the rare class is known to the profiles alone
-    held, weights, temperatures, rare = combine(
-        Judged(logits | {"profile": profile}, np.zeros((n, 4))), codes, 4
+    held, weights, temperatures, rare = fit_weights(
+        OutOfFoldScores(logits | {"profile": profile}, np.zeros((n, 4))), codes, 4
     )
     assert rare.tolist() == [
         False,
@@ -224,47 +226,47 @@ def test_views_are_joined_at_their_temperatures():
     assert set(temperatures) == {*weights, "profile"}
     for kind in weights:
         assert temperatures[kind] == pytest.approx(fit_temperature(logits[kind], codes))
-    plain = sum(w * floored(logits[k], temperatures[k]) for k, w in weights.items())
+    plain = sum(w * tempered_log_probs(logits[k], temperatures[k]) for k, w in weights.items())
     np.testing.assert_allclose(
-        held, with_rare(plain, floored(profile, temperatures["profile"]), rare)
+        held, with_rare_class_profiles(plain, tempered_log_probs(profile, temperatures["profile"]), rare)
     )
     twenty = np.r_[codes, 2]
     more = {
         k: np.vstack([v, v[codes == 2][:1]]) for k, v in (logits | {"profile": profile}).items()
     }
-    _, _, temperatures, rare = combine(Judged(more, np.zeros((n + 1, 4))), twenty, 4)
+    _, _, temperatures, rare = fit_weights(OutOfFoldScores(more, np.zeros((n + 1, 4))), twenty, 4)
     assert not rare.any() and "profile" not in temperatures
-    useless = combine(Judged(logits | {"profile": -profile}, np.zeros((n, 4))), codes, 4)
+    useless = fit_weights(OutOfFoldScores(logits | {"profile": -profile}, np.zeros((n, 4))), codes, 4)
     assert not useless[3].any()
-    one = combine(
-        Judged({k: np.zeros((5, 1)) for k in logits}, np.zeros((5, 1))), np.zeros(5, int), 1
+    one = fit_weights(
+        OutOfFoldScores({k: np.zeros((5, 1)) for k in logits}, np.zeros((5, 1))), np.zeros(5, int), 1
     )
     assert one[1] == {"components": 1.0} and one[0].shape == (5, 1) and one[3].tolist() == [False]
 
 
 @pytest.fixture(scope="module")
-def typist(reference) -> Typist:
+def typist(reference) -> CellTypeEnsemble:
     x, codes, donors = reference
-    return learn_types(x, np.array(list("bac"))[codes], donors, seed=3, verbose=False)
+    return fit_ensemble(x, np.array(list("bac"))[codes], donors, seed=3, verbose=False)
 
 
 def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, typist):
     x, letters, donors = reference
     codes = np.array([1, 0, 2])[letters]  # names are sorted
-    fold = folds(donors, codes, 3, 3)
-    seen = judge(x, codes, 3, fold, 3, False)
-    held, weights, temperatures, rare = combine(seen, codes, 3)
+    fold = donor_folds(donors, codes, 3, 3)
+    seen = cross_validate(x, codes, 3, fold, 3, False)
+    held, weights, temperatures, rare = fit_weights(seen, codes, 3)
     assert (
         typist.names == ["a", "b", "c"]
         and typist.weights == weights
         and typist.temperatures == temperatures
     )
-    evening = choose_evening(held, codes, np.log(np.bincount(codes) / 240))
-    np.testing.assert_allclose(typist.evening, evening)
-    final = held - evening
+    prior_correction = fit_prior_correction(held, codes, np.log(np.bincount(codes) / 240))
+    np.testing.assert_allclose(typist.prior_correction, prior_correction)
+    final = held - prior_correction
     temperature = fit_temperature(final, codes)
     assert typist.temperature == temperature and typist.network_share == 0
-    np.testing.assert_array_equal(typist.curve, coverage_curve(softmax(final / temperature), codes))
+    np.testing.assert_array_equal(typist.curve, coverage_curve(softmax(final / temperature, axis=1), codes))
     accuracy = np.mean(final.argmax(axis=1) == codes)
     assert typist.report == {
         "views": list(weights),
@@ -273,35 +275,35 @@ def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, typist
         "network_share": 0.0,
     }
     assert typist.threshold(0.05) == threshold_for(typist.curve, 0.05)
-    shown = softmax(final / temperature)
+    shown = softmax(final / temperature, axis=1)
     assert np.array_equal(typist.usual.called, shown.argmax(axis=1)[np.argsort(np.arange(240))])
     np.testing.assert_allclose(
-        typist.usual.shown[:, -1], told(shown, seen.logits["profile"], seen.marks)[:, 1]
+        typist.usual.shown[:, -1], call_evidence(shown, seen.logits["profile"], seen.marks)[:, 1]
     )
-    np.testing.assert_array_equal(typist.profiles, log_profiles(x, codes, 3))
+    np.testing.assert_array_equal(typist.profiles, class_log_profiles(x, codes, 3))
     # Views for use are fitted to all cells.
     assert set(typist.views) == {*weights, "markers"}
     for kind, view in typist.views.items():
         np.testing.assert_array_equal(
-            view.logits(x[:7]), fit_view(x, codes, 3, kind, 3).logits(x[:7])
+            view.logits(x[:7]), fit_base_classifier(x, codes, 3, kind, 3).logits(x[:7])
         )
 
 
 def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, typist):
     x = draw(np.arange(40) % 3, 9)
     parts = sum(
-        w * floored(typist.views[k].logits(x), typist.temperatures[k])
+        w * tempered_log_probs(typist.views[k].logits(x), typist.temperatures[k])
         for k, w in typist.weights.items()
     )
     if typist.rare.any():
-        parts = with_rare(
+        parts = with_rare_class_profiles(
             parts,
-            floored(profile_logits(x, typist.profiles), typist.temperatures["profile"]),
+            tempered_log_probs(profile_logits(x, typist.profiles), typist.temperatures["profile"]),
             typist.rare,
         )
     np.testing.assert_allclose(
         typist.probabilities(x),
-        special.softmax((parts - typist.evening) / typist.temperature, axis=1),
+        special.softmax((parts - typist.prior_correction) / typist.temperature, axis=1),
     )
     network = np.log(special.softmax(np.random.default_rng(0).normal(size=(40, 3)), axis=1))
     with_network = replace(
@@ -311,66 +313,66 @@ def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, typis
         temperatures={**typist.temperatures, "profile": 2.0},
     )
     parts = sum(
-        w * floored(typist.views[k].logits(x), typist.temperatures[k])
+        w * tempered_log_probs(typist.views[k].logits(x), typist.temperatures[k])
         for k, w in typist.weights.items()
     )
-    parts = with_rare(parts, floored(profile_logits(x, typist.profiles), 2.0), with_network.rare)
+    parts = with_rare_class_profiles(parts, tempered_log_probs(profile_logits(x, typist.profiles), 2.0), with_network.rare)
     expected = special.softmax(
-        (mix(parts, network, 0.3) - typist.evening) / typist.temperature, axis=1
+        (mix_network(parts, network, 0.3) - typist.prior_correction) / typist.temperature, axis=1
     )
     np.testing.assert_allclose(with_network.probabilities(x, network), expected)
 
 
 def test_the_networks_share_is_chosen_on_the_cells_it_did_not_see(reference):
     x, codes, donors = reference
-    rows = np.flatnonzero(folds(donors, codes, 3, 3) == 0)
+    rows = np.flatnonzero(donor_folds(donors, codes, 3, 3) == 0)
     truth = np.log(special.softmax(6 * np.eye(3)[codes[rows]], axis=1))
-    found = learn_types(x, codes.astype(str), donors, network=(rows, truth), seed=3, verbose=False)
+    found = fit_ensemble(x, codes.astype(str), donors, network=(rows, truth), seed=3, verbose=False)
     assert found.network_share > 0 and found.report["network_share"] == found.network_share
-    seen = judge(x, codes, 3, folds(donors, codes, 3, 3), 3, False)
-    held = combine(seen, codes, 3)[0]
-    share, losses = choose_share(held[rows], truth, codes[rows])
+    seen = cross_validate(x, codes, 3, donor_folds(donors, codes, 3, 3), 3, False)
+    held = fit_weights(seen, codes, 3)[0]
+    share, losses = fit_network_weight(held[rows], truth, codes[rows])
     assert (
         found.network_share == share
         and found.report["log_loss_by_network_share"] == losses["log_loss_by_network_share"]
     )
-    final = mix(held[rows], truth, share)
-    final -= choose_evening(final, codes[rows], np.log(np.bincount(codes) / 240))
+    final = mix_network(held[rows], truth, share)
+    final -= fit_prior_correction(final, codes[rows], np.log(np.bincount(codes) / 240))
     assert found.temperature == fit_temperature(final, codes[rows])
     np.testing.assert_array_equal(
-        found.curve, coverage_curve(softmax(final / found.temperature), codes[rows])
+        found.curve, coverage_curve(softmax(final / found.temperature, axis=1), codes[rows])
     )
 
 
 def test_a_typist_is_read_as_it_was_written(typist, tmp_path):
     typist.write(tmp_path / "t.npz")
-    again = Typist.read(tmp_path / "t.npz")
+    again = CellTypeEnsemble.read(tmp_path / "t.npz")
     x = draw(np.arange(30) % 4, 8)
     p = typist.probabilities(x)
     np.testing.assert_array_equal(again.probabilities(x), p)
     reference = draw(np.arange(100) % 3, 2)
     np.testing.assert_array_equal(
-        again.strange(x, p, reference, 1), typist.strange(x, p, reference, 1)
+        again.is_novel(x, p, reference, 1), typist.is_novel(x, p, reference, 1)
     )
     assert (
         again.names == typist.names
         and again.report == typist.report
         and again.usual.pool == typist.usual.pool == 80
     )
-    for name in ("curve", "profiles", "rare", "evening"):
+    for name in ("curve", "profiles", "rare", "prior_correction"):
         np.testing.assert_array_equal(getattr(again, name), getattr(typist, name))
 
 
 def test_edges():
     x = draw(np.zeros(30, int), 1)
-    one = learn_types(x, np.full(30, "only"), np.full(30, ""), verbose=False)
+    one = fit_ensemble(x, np.full(30, "only"), np.full(30, ""), verbose=False)
     assert (
         one.temperature == 1.0
         and (one.probabilities(x) == 1).all()
-        and not one.strange(x, one.probabilities(x), x, 0).any()
+        and not one.is_novel(x, one.probabilities(x), x, 0).any()
     )
     with pytest.raises(DataError, match="No cell"):
-        learn_types(x[:0], np.zeros(0, dtype=str), np.zeros(0, dtype=str), verbose=False)
+        fit_ensemble(x[:0], np.zeros(0, dtype=str), np.zeros(0, dtype=str), verbose=False)
     assert (typing_module.MIN_CELLS_PER_GENE, typing_module.RARE, typing_module._FLOOR) == (
         5,
         20,

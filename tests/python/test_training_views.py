@@ -5,24 +5,24 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import optimize, sparse, special
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
-from scmamba.data.preprocess import log1p_cp10k
-from scmamba.training import views
-from scmamba.training.views import (
-    Alike,
-    View,
-    choose_weights,
-    fit_alike,
-    fit_view,
-    floored,
-    log_profiles,
+from scmamba.annotation import base_classifiers as views
+from scmamba.annotation.base_classifiers import (
+    KNNClassifier,
+    LinearClassifier,
+    class_log_profiles,
+    fit_base_classifier,
+    fit_classifier_weights,
+    fit_knn,
+    load_base_classifier,
+    marker_features,
     profile_logits,
-    shown_markers,
-    softmax,
-    view_of,
+    tempered_log_probs,
 )
+from scmamba.data.values import log1p_cp10k
 
 
 @pytest.fixture(scope="module")
@@ -52,18 +52,18 @@ def test_constants():
         views.MARKERS,
         views.ASKED,
         views.DIRECTIONS,
-        views.LEAST,
+        views.MIN_EXPRESSING,
     ) == (50, 3000, 30, 20, 30, 0.05)
-    assert (views._EVEN, views._FLOOR, views._CLIP, views.COUNTS) == (0.02, 1e-4, 5.0, 200)
-    assert views.KINDS == ("genes", "components", "scaled", "markers", "plain", "alike")
+    assert (views.MIN_CLASS_SHARE, views._FLOOR, views._CLIP, views.COUNTS) == (0.02, 1e-4, 5.0, 200)
+    assert views.BASE_CLASSIFIERS == ("genes", "components", "scaled", "markers", "plain", "alike")
 
 
 def test_probabilities_by_hand():
     logits = np.array([[0.0, np.log(3.0)], [1000.0, 0.0]])
-    np.testing.assert_allclose(softmax(logits), [[0.25, 0.75], [1, 0]])
-    np.testing.assert_allclose(np.exp(floored(logits)), [[0.2501, 0.7501], [1.0001, 1e-4]])
+    np.testing.assert_allclose(softmax(logits, axis=1), [[0.25, 0.75], [1, 0]])
+    np.testing.assert_allclose(np.exp(tempered_log_probs(logits)), [[0.2501, 0.7501], [1.0001, 1e-4]])
     np.testing.assert_allclose(
-        np.exp(floored(logits, 2.0))[0], special.softmax(logits[0] / 2) + 1e-4
+        np.exp(tempered_log_probs(logits, 2.0))[0], special.softmax(logits[0] / 2) + 1e-4
     )
 
 
@@ -76,7 +76,7 @@ def test_probabilities_by_hand():
 )
 def test_views_of_all_genes_are_scikit_learns(cells, kind, settings):
     x, codes = cells
-    view = fit_view(x, codes, 3, kind, 0)
+    view = fit_base_classifier(x, codes, 3, kind, 0)
     same(view.logits(x), LogisticRegression(**settings).fit(x, codes), x)
 
 
@@ -95,8 +95,8 @@ def test_the_scaled_view_sees_variable_genes_divided_by_their_spread(cells, monk
         :, chosen
     ]
     assert (np.abs(z) == 5).any()
-    view = fit_view(x, codes, 3, "scaled", 0)
-    assert isinstance(view, View)
+    view = fit_base_classifier(x, codes, 3, "scaled", 0)
+    assert isinstance(view, LinearClassifier)
     np.testing.assert_array_equal(view.columns, chosen)
     np.testing.assert_allclose(view.scores(x), z, atol=1e-3)
     same(
@@ -113,7 +113,7 @@ def test_the_view_of_components_sees_standardised_scores(cells, monkeypatch):
     capped = x.copy()
     capped.data[::7] += 6  # beyond ten a value says no more
     assert (capped.data > 10).any()
-    view = fit_view(capped, codes, 3, "components", 0)
+    view = fit_base_classifier(capped, codes, 3, "components", 0)
     dense = np.minimum(capped.toarray(), 10)
     exact = np.linalg.svd(dense, full_matrices=False)[2][:5]
     np.testing.assert_allclose(np.abs(np.diag(exact @ view.basis)), 1, atol=0.05)
@@ -137,7 +137,7 @@ def test_sums_of_markers_by_hand(cells, monkeypatch):
             for gene in np.argsort(-gap, kind="stable")[:4]:
                 basis[gene, column] = max(gap[gene], 0) / spread[gene]
     basis /= np.maximum(np.linalg.norm(basis, axis=0), 1e-9)
-    view = fit_view(x, codes, classes, "markers", 0)
+    view = fit_base_classifier(x, codes, classes, "markers", 0)
     np.testing.assert_allclose(view.basis, basis, atol=1e-9)
     scores = dense @ basis
     z = (scores - scores.mean(axis=0)) / (scores.std(axis=0) + 1e-9)
@@ -146,20 +146,20 @@ def test_sums_of_markers_by_hand(cells, monkeypatch):
         LogisticRegression(C=1.0, class_weight="balanced", max_iter=500).fit(z, codes),
         z,
     )
-    np.testing.assert_allclose(shown_markers(view, x), z[:, :4], atol=1e-6)
+    np.testing.assert_allclose(marker_features(view, x), z[:, :4], atol=1e-6)
 
 
 def test_classes_without_a_cell_are_never_called_and_two_are_as_good_as_three(cells):
     x, codes = cells
     two = codes < 2
-    view = fit_view(x[two], np.where(codes[two] == 1, 3, 1), 5, "plain", 0)
+    view = fit_base_classifier(x[two], np.where(codes[two] == 1, 3, 1), 5, "plain", 0)
     logits = view.logits(x[two])
     peer = LogisticRegression(C=1.0, max_iter=300).fit(x[two], codes[two])
     np.testing.assert_allclose(
         special.softmax(logits[:, [1, 3]], axis=1), peer.predict_proba(x[two]), atol=2e-3
     )
     assert (logits[:, [0, 2, 4]] == -30).all()
-    one = fit_view(x[codes == 0], np.full((codes == 0).sum(), 2), 3, "plain", 0).logits(x)
+    one = fit_base_classifier(x[codes == 0], np.full((codes == 0).sum(), 2), 3, "plain", 0).logits(x)
     assert (one[:, 2] == 0).all() and (one[:, :2] == -30).all()
 
 
@@ -170,8 +170,8 @@ def test_the_most_alike_by_hand(cells, monkeypatch):
     x, codes = cells
     dense = x.toarray()
     z = np.clip((dense - dense.mean(axis=0)) / np.sqrt(np.maximum(dense.var(axis=0), 1e-4)), -5, 5)
-    view = fit_alike(x, codes, 3, 0)
-    assert isinstance(view, Alike) and view.turn.shape == (90, 2) and len(view.pool) == 150
+    view = fit_knn(x, codes, 3, 0)
+    assert isinstance(view, KNNClassifier) and view.rotation.shape == (90, 2) and len(view.pool) == 150
     place = PCA(2, svd_solver="full").fit_transform(z)
     place /= np.linalg.norm(place, axis=1, keepdims=True)
     np.testing.assert_allclose(view.pool @ view.pool.T, place @ place.T, atol=0.03)
@@ -182,15 +182,15 @@ def test_the_most_alike_by_hand(cells, monkeypatch):
     expected = np.log(even / even.sum(axis=1, keepdims=True) + 0.02)
     found = view.logits(x)
     assert np.mean(np.abs(found - expected).max(axis=1) < 1e-6) > 0.97  # ties of float32
-    few = fit_alike(x[:2], codes[:2], 3, 0)
-    assert few.turn.size == 0 and few.pool.shape == (2, 90) and np.isfinite(few.logits(x[:2])).all()
+    few = fit_knn(x[:2], codes[:2], 3, 0)
+    assert few.rotation.size == 0 and few.pool.shape == (2, 90) and np.isfinite(few.logits(x[:2])).all()
 
 
-@pytest.mark.parametrize("kind", views.KINDS)
+@pytest.mark.parametrize("kind", views.BASE_CLASSIFIERS)
 def test_what_is_kept_answers_as_before(cells, kind):
     x, codes = cells
-    view = fit_view(x, codes, 3, kind, 0)
-    again = view_of(kind, view.arrays(f"{kind}_"))
+    view = fit_base_classifier(x, codes, 3, kind, 0)
+    again = load_base_classifier(kind, view.arrays(f"{kind}_"))
     assert type(again) is type(view)
     np.testing.assert_array_equal(again.logits(x), view.logits(x))
 
@@ -199,7 +199,7 @@ def test_profiles_by_hand(cells):
     x, codes = cells
     linear = np.expm1(x.toarray())
     average = linear.mean(axis=0) + 1e-3
-    found = log_profiles(x, codes, 4)
+    found = class_log_profiles(x, codes, 4)
     for c in range(4):
         mixed = linear[codes == c].sum(axis=0) + average
         np.testing.assert_allclose(found[c], np.log(mixed / mixed.sum()))
@@ -218,7 +218,7 @@ def test_weights_are_those_of_the_smallest_loss():
     codes = rng.integers(0, 3, 400)
     good = {name: np.log(special.softmax(scale * np.eye(3)[codes] + rng.normal(size=(400, 3)), axis=1))
             for name, scale in (("a", 1.5), ("b", 1.0), ("c", 0.8))}  # fmt: skip
-    found = choose_weights(good, codes)
+    found = fit_classifier_weights(good, codes)
 
     def loss(w: np.ndarray) -> float:
         mixed = sum(abs(v) * good[k] for v, k in zip(w, good))
@@ -236,13 +236,13 @@ def test_weights_are_those_of_the_smallest_loss():
         found.values()
     ) == pytest.approx(1)
     # One that says hardly anything is left out, and the others are weighed again without it.
-    weak = choose_weights(
+    weak = fit_classifier_weights(
         {**good, "weak": np.log(special.softmax(rng.normal(size=(400, 3)), axis=1))}, codes
     )
     assert "weak" not in weak or weak["weak"] >= 0.05
     harmful = {**good, "wrong": np.log(special.softmax(3.0 * np.eye(3)[(codes + 1) % 3], axis=1))}
-    assert choose_weights(harmful, codes) == pytest.approx(found)
+    assert fit_classifier_weights(harmful, codes) == pytest.approx(found)
     wrong = {
         name: np.log(special.softmax(9.0 * np.eye(3)[(codes + 1) % 3], axis=1)) for name in "ab"
     }
-    assert choose_weights(wrong, codes) == {"a": 0.5, "b": 0.5}
+    assert fit_classifier_weights(wrong, codes) == {"a": 0.5, "b": 0.5}

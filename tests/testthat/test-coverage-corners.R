@@ -61,8 +61,8 @@ test_that("a matrix and its columns come through the server's plain form unchang
   skip_without_python()
   # The server's own reader takes it for the same cells and genes.
   path <- reticulate::import("pathlib", convert = FALSE)$Path(file)
-  adata <- reticulate::import("scmamba.serve.wire", convert = FALSE)$to_adata(path)
-  slots <- reticulate::import("scmamba.interop.slots", convert = FALSE)$layer_slots(adata)
+  adata <- reticulate::import("scmamba.wire.scmb", convert = FALSE)$to_adata(path)
+  slots <- reticulate::import("scmamba.wire.slots", convert = FALSE)$layer_slots(adata)
   expect_identical(scMamba:::.from_slots(slots, dim(matrix), dimnames(matrix)), matrix)
   expect_identical(as.character(reticulate::py_to_r(adata$obs_names$tolist())), colnames(matrix))
   seen <- reticulate::py_to_r(adata$obs)

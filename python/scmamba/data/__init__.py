@@ -2,6 +2,7 @@
 
 from .collection import Collection
 from .masking import interleaved_groups, interleaved_values
-from .preprocess import Cells, describe_values, read_cells
+from .preprocess import CellReader, read_cells
+from .values import detect_value_scale
 
-__all__ = ["Cells", "Collection", "describe_values", "interleaved_groups", "interleaved_values", "read_cells"]
+__all__ = ["CellReader", "Collection", "detect_value_scale", "interleaved_groups", "interleaved_values", "read_cells"]

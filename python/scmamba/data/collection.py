@@ -17,13 +17,16 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._errors import DataError
-from .._files import atomic_path
-from .._progress import progress, say
 from ..genes import MIN_COVERAGE, GeneMatch, Vocabulary, match_genes
-from .preprocess import MIN_TOTAL, Values, describe_values, log1p_cp10k
-from .reading import Order, Shelf, span_of
-from .stores import MemoryStore, Store, cache_folder, fingerprint, only_one, open_store
+from ..utils.atomic import atomic_path
+from ..utils.errors import DataError
+from ..utils.progress import progress, say
+from .cell_batch import CellBatch
+from .loader import PrefetchLoader
+from .preprocess import MIN_TOTAL
+from .sampler import EpochSampler, shuffle_window
+from .storage import MemoryStore, Store, cache_folder, fingerprint, only_one, open_store
+from .values import ValueScale, detect_value_scale, log1p_cp10k
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,37 +47,12 @@ MIN_DONOR_CELLS = 200
 _SAMPLE_BLOCKS = 8
 
 
-@dataclass
-class Block:
-    """Some cells.
-
-    Attributes
-    ----------
-    values
-        (r, L) float32 CSR of log1p(CP10k) over the whole vocabulary.
-    totals
-        (r,) counts over the vocabulary's genes.
-    cells, files
-        (r,) numbers of the cells in the collection's files taken together, and of their files.
-    """
-
-    values: sparse.csr_matrix
-    totals: np.ndarray
-    cells: np.ndarray
-    files: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.cells)
-
-    def take(self, rows: np.ndarray) -> Block:
-        """The cells at ``rows``."""
-        return Block(self.values[rows], self.totals[rows], self.cells[rows], self.files[rows])
 
 
-class Member:
+class CellFile:
     """One file of a collection, its genes matched."""
 
-    def __init__(self, store: Store, match: GeneMatch, values: Values) -> None:
+    def __init__(self, store: Store, match: GeneMatch, values: ValueScale) -> None:
         self.store, self.match, self.values = store, match, values
         self.slot = match.positions.astype(np.int32)
         self.genes = np.unique(match.positions[match.matched])
@@ -85,12 +63,12 @@ class Member:
 
     def linear(self, start: int, stop: int) -> sparse.csr_matrix:
         """(r, L) float64 CSR: counts of consecutive rows over the vocabulary."""
-        from ._gather import gather_rows
+        from .csr_remap import remap_columns
 
         rows, width = self.store.read(start, stop), len(self.match.vocabulary)
         data = rows.data if self.values.kind == "counts" else np.expm1(rows.data.astype(np.float64))
         in_order = self._in_order and bool(rows.has_sorted_indices)
-        return sparse.csr_matrix(gather_rows(data, rows.indices, rows.indptr, self.slot, width, in_order), shape=(stop - start, width))
+        return sparse.csr_matrix(remap_columns(data, rows.indices, rows.indptr, self.slot, width, in_order), shape=(stop - start, width))
 
 
 class Collection:
@@ -99,7 +77,7 @@ class Collection:
     Parameters
     ----------
     sources
-        Files (see :func:`scmamba.data.stores.open_store`) or AnnData objects of raw counts.
+        Files (see :func:`scmamba.data.storage.open_store`) or AnnData objects of raw counts.
     vocabulary
         Genes in the model's order; default the published 19,306.
     donor, study, disease, label
@@ -142,13 +120,13 @@ class Collection:
             raise DataError("A collection is made of a list of at least one file.")
         self.vocabulary = vocabulary or Vocabulary.published()
         folder = Path(cache) if cache is not None else cache_folder()
-        self.members: list[Member] = []
+        self.members: list[CellFile] = []
         for source in sources:
             store = open_store(source, layer=layer, cache=folder, verbose=verbose)
             match = _match(store, self.vocabulary)
             try:
                 match.check(force=force, min_coverage=min_coverage)
-                self.members.append(Member(store, match, _look(store, force)))
+                self.members.append(CellFile(store, match, _look(store, force)))
             except ValueError as error:
                 raise type(error)(f"{store.name}: {error}") from error
         self.offsets = np.concatenate([[0], np.cumsum([len(m) for m in self.members])]).astype(np.int64)
@@ -156,7 +134,7 @@ class Collection:
         asked = {"donor": donor, "study": study, "disease": disease, "label": label}
         self._columns = pd.DataFrame({name: _column(self.members, name, wanted) for name, wanted in asked.items()})
         self._cache, self._verbose = folder, verbose
-        self._known: list[_Facts] | None = None
+        self._known: list[FileSummary] | None = None
 
     def __len__(self) -> int:
         return len(self.cells)
@@ -218,26 +196,26 @@ class Collection:
         """(files, L) counts of each gene; not affected by filters."""
         return np.stack([f.sums for f in self._facts()])
 
-    def _facts(self) -> list[_Facts]:
+    def _facts(self) -> list[FileSummary]:
         """What looking through every file once tells; kept in the cache folder."""
         if self._known is None:
             digest = str(hash_of(self.vocabulary))
             total = sum(len(m) for m in self.members)
-            known = [_read_facts(self._facts_path(m, digest), len(m)) for m in self.members]
+            known = [read_summary(self._facts_path(m, digest), len(m)) for m in self.members]
             missing = sum(len(m) for m, f in zip(self.members, known) if f is None)
             with progress("Looking through the files", missing, self._verbose and total > 20_000, unit="cells") as advance:
                 for i, member in enumerate(self.members):
                     path = self._facts_path(member, digest)
                     with nullcontext() if path is None or known[i] is not None else only_one(path):
-                        found = known[i] or _read_facts(path, len(member))
+                        found = known[i] or read_summary(path, len(member))
                         if found is None:
-                            found = _look_through(member, advance)
-                            _write_facts(path, found)
+                            found = summarize_file(member, advance)
+                            write_summary(path, found)
                         known[i] = found
             self._known = known  # type: ignore[assignment]
         return self._known  # type: ignore[return-value]
 
-    def _facts_path(self, member: Member, digest: str) -> Path | None:
+    def _facts_path(self, member: CellFile, digest: str) -> Path | None:
         path: Path | None = getattr(member.store, "path", None)
         layer: str | None = getattr(member.store, "layer", None)
         return None if path is None else self._cache / f"{member.store.name}-{fingerprint(path, digest, layer or '')}.npz"
@@ -354,13 +332,13 @@ class Collection:
 
     # ---------------------------------------------------------------------------------------------------- reading
 
-    def read(self, cells: np.ndarray) -> Block:
+    def read(self, cells: np.ndarray) -> CellBatch:
         """Any cells, given by number (see ``cells``), in the order given; neighbouring rows are read together."""
         wanted, back = np.unique(np.asarray(cells, dtype=np.int64), return_inverse=True)
         block = self.read_sorted(wanted)
         return block if np.array_equal(wanted, cells) else block.take(back)
 
-    def read_sorted(self, wanted: np.ndarray) -> Block:
+    def read_sorted(self, wanted: np.ndarray) -> CellBatch:
         """Cells given by increasing numbers."""
         files = self.file_of(wanted)
         values, totals = [], []
@@ -373,15 +351,15 @@ class Collection:
                 total = np.asarray(counts.sum(axis=1)).ravel()
                 values.append(log1p_cp10k(counts, total))
                 totals.append(total)
-        return Block(_stack(values, len(self.vocabulary)), np.concatenate(totals) if totals else np.empty(0), wanted, files)
+        return CellBatch(_stack(values, len(self.vocabulary)), np.concatenate(totals) if totals else np.empty(0), wanted, files)
 
-    def order(self, *, seed: int = 0, block: int = 64, span: int | None = None, group: int = 0) -> Order:
-        """The order in which epochs visit the cells (see :class:`scmamba.data.reading.Order`).
+    def order(self, *, seed: int = 0, block: int = 64, span: int | None = None, group: int = 0) -> EpochSampler:
+        """The order in which epochs visit the cells (see :class:`scmamba.data.loader.Order`).
 
         ``group`` puts cells of similar length together in batches of that many.
         """
-        span = span or span_of(len(self), float(self.lengths.mean()))
-        return Order(len(self), block=block, span=span, seed=seed, group=group, lengths=self.lengths if group else None)
+        span = span or shuffle_window(len(self), float(self.lengths.mean()))
+        return EpochSampler(len(self), block=block, span=span, seed=seed, group=group, lengths=self.lengths if group else None)
 
     def batches(
         self,
@@ -395,14 +373,14 @@ class Collection:
         workers: int = 1,
         block: int = 64,
         span: int | None = None,
-    ) -> Iterator[Block]:
+    ) -> Iterator[CellBatch]:
         """One epoch of shuffled batches: every cell once (but for a remainder of less than 64 cells), in constant memory.
 
         Contiguous blocks of ``block`` cells are read at random offsets, about ``span`` cells are kept at a time and shuffled. The order
         depends on ``seed`` and ``epoch`` alone; processes (``rank`` of ``world``) and their workers divide it among themselves.
         """
         order = self.order(seed=seed, block=block, span=span)
-        shelf = Shelf(self, order, shard=rank * workers + worker, shards=world * workers)
+        shelf = PrefetchLoader(self, order, shard=rank * workers + worker, shards=world * workers)
         yield from shelf.epoch(epoch, batch_size)
 
 
@@ -439,7 +417,7 @@ def read_splits(path: str | os.PathLike[str]) -> pd.DataFrame:
 
 
 @dataclass
-class _Facts:
+class FileSummary:
     """Per cell the total and the detected genes; per gene the cells it is seen in and the sum of its counts."""
 
     totals: np.ndarray
@@ -448,10 +426,10 @@ class _Facts:
     sums: np.ndarray
 
 
-def _look_through(member: Member, advance) -> _Facts:
+def summarize_file(member: CellFile, advance) -> FileSummary:
     """Totals and detected genes of every cell, and in how many cells each gene is seen."""
     n, genes = len(member), len(member.match.vocabulary)
-    facts = _Facts(np.zeros(n), np.zeros(n, np.int32), np.zeros(genes, np.int64), np.zeros(genes))
+    facts = FileSummary(np.zeros(n), np.zeros(n, np.int32), np.zeros(genes, np.int64), np.zeros(genes))
     for start, stop in member.store.blocks():
         counts = member.linear(start, stop)
         if len(counts.data) and (not np.isfinite(counts.data).all() or counts.data.min() < 0):
@@ -464,18 +442,18 @@ def _look_through(member: Member, advance) -> _Facts:
     return facts
 
 
-def _read_facts(path: Path | None, n: int) -> _Facts | None:
+def read_summary(path: Path | None, n: int) -> FileSummary | None:
     if path is None or not path.is_file():
         return None
     try:
         with np.load(path) as stored:
-            facts = _Facts(*(stored[name] for name in ("totals", "lengths", "detected", "sums")))
+            facts = FileSummary(*(stored[name] for name in ("totals", "lengths", "detected", "sums")))
     except Exception:  # a damaged cache is made anew
         return None
     return facts if len(facts.totals) == n else None
 
 
-def _write_facts(path: Path | None, facts: _Facts) -> None:
+def write_summary(path: Path | None, facts: FileSummary) -> None:
     if path is not None:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, **facts.__dict__)
@@ -495,10 +473,10 @@ class _Sample:
         return self.rows[rows]
 
 
-def _look(store: Store, force: bool) -> Values:
+def _look(store: Store, force: bool) -> ValueScale:
     if 0 in store.shape:
         raise DataError(f"it is empty: {store.shape[0]} cells x {store.shape[1]} genes.")
-    return describe_values(_Sample(store), force=force)
+    return detect_value_scale(_Sample(store), force=force)
 
 
 def _match(store: Store, vocabulary: Vocabulary) -> GeneMatch:
@@ -514,7 +492,7 @@ def _match(store: Store, vocabulary: Vocabulary) -> GeneMatch:
     return best
 
 
-def _column(members: Sequence[Member], name: str, wanted: str | Sequence[str] | Mapping[str, str] | None) -> pd.Categorical:
+def _column(members: Sequence[CellFile], name: str, wanted: str | Sequence[str] | Mapping[str, str] | None) -> pd.Categorical:
     """One column over all files; '' where a file has none (its own name, for the study)."""
     names = USUAL_COLUMNS[name] if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
     codes: list[np.ndarray] = []
@@ -548,4 +526,4 @@ def _distinct(names: list[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
 
 
-__all__ = ["Block", "Collection", "IMPUTE_TOTAL", "MIN_DONOR_CELLS", "NOT_CELLS", "MemoryStore", "read_splits", "write_splits"]
+__all__ = ["CellBatch", "Collection", "IMPUTE_TOTAL", "MIN_DONOR_CELLS", "NOT_CELLS", "MemoryStore", "read_splits", "write_splits"]

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 CELL_TYPES = (
     "Astrocyte",

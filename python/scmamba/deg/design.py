@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 INTERCEPT = "(Intercept)"
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._errors import DataError
+from ..utils.errors import DataError
 from .design import factor
 from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior
 from .values import Scale, Source, layer_source

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
 from threadpoolctl import ThreadpoolController
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 
 @cache

@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.special import digamma, polygamma, stdtr
 
-from .._errors import DataError
+from ..utils.errors import DataError
 from .design import build_design
 from .markers import benjamini_hochberg, two_groups
 from .values import Scale, as_csr, recognise, resolve_layer

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from .._errors import DataError
-from .._files import atomic_path
+from ..utils.atomic import atomic_path
+from ..utils.errors import DataError
 
 MEASURES = ("overlap", "overlap_matched", "precision", "precision_reference")
 LOG_P_CAP = 20.0

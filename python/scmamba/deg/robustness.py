@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from .._errors import DataError
-from .._progress import progress
+from ..utils.errors import DataError
+from ..utils.progress import progress
 from .markers import MIN_CELLS, rules_for
 from .report import RobustnessResult
-from .runs import Block, Criteria, Outcome, full_test, make_block, run_task
+from .runs import CellTypeBlock, Criteria, Outcome, full_test, make_block, run_task
 from .store import TaskStore, fingerprint
 from .subsample import Task, donor_combinations, donor_splits, parse_design, run_seed
 from .values import as_csr, normalise, recognise, resolve_layer
@@ -241,7 +241,7 @@ def _cells_of_types(
     return plan, notes
 
 
-def _tasks(name: str, block: Block, settings: dict[str, Any]) -> Iterator[Task]:
+def _tasks(name: str, block: CellTypeBlock, settings: dict[str, Any]) -> Iterator[Task]:
     """All tasks of one cell type, every layer with the same runs."""
     counts = [("cells", r, settings["permutations"]) for r in settings["ratios"]]
     null = settings["null_permutations"]
@@ -259,7 +259,7 @@ def _tasks(name: str, block: Block, settings: dict[str, Any]) -> Iterator[Task]:
                 yield Task(kind, name, layer, 1.0, first, (seed,) * len(part), part)
 
 
-def _donor_runs(name: str, block: Block, settings: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _donor_runs(name: str, block: CellTypeBlock, settings: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     """Which samples (donor x group) take part in each run, as 0/1 rows."""
     first = sum(g == 0 for g, _ in block.samples)
     second = len(block.samples) - first
@@ -272,7 +272,7 @@ def _donor_runs(name: str, block: Block, settings: dict[str, Any]) -> Iterator[t
         yield "null_donors", donor_splits(second, settings["null_permutations"], seed)
 
 
-def _short_of_donors(name: str, block: Block, settings: dict[str, Any]) -> list[str]:
+def _short_of_donors(name: str, block: CellTypeBlock, settings: dict[str, Any]) -> list[str]:
     """A sentence for every kind of donor run this cell type cannot have."""
     if settings["donor"] is None:
         return []
@@ -290,7 +290,7 @@ def _short_of_donors(name: str, block: Block, settings: dict[str, Any]) -> list[
     return notes
 
 
-def _full_rows(name: str, layer: str, block: Block, outcome: Outcome) -> list[dict[str, Any]]:
+def _full_rows(name: str, layer: str, block: CellTypeBlock, outcome: Outcome) -> list[dict[str, Any]]:
     """The DEGs of all cells, and what a per-donor test of the same comparison finds."""
     common = {
         "cell_type": name,
@@ -311,7 +311,7 @@ def _full_rows(name: str, layer: str, block: Block, outcome: Outcome) -> list[di
 
 def _execute(
     tasks: list[Task],
-    blocks: dict[str, Block],
+    blocks: dict[str, CellTypeBlock],
     outcomes: dict[str, Outcome],
     criteria: Criteria,
     n_jobs: int | None,

@@ -29,7 +29,7 @@ class Criteria(NamedTuple):
     n_features: int
 
 
-class Block(NamedTuple):
+class CellTypeBlock(NamedTuple):
     """One cell type in one layer: log values genes-major, and each cell's group, stratum and donor sample."""
 
     values: sp.csc_matrix
@@ -68,23 +68,23 @@ def make_block(
     pair: tuple[str, str],
     donor: str | None,
     min_cells: int,
-) -> Block:
+) -> CellTypeBlock:
     """Cells of one cell type with their labels as numbers."""
     group = (obs[groupby].astype(str).to_numpy() == pair[1]).astype(np.int64)
     n = np.diff(values.indptr)
     centre = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel() / np.maximum(n, 1)
     if donor is None:
-        return Block(values, centre, group, group, np.full(group.size, -1), ())
+        return CellTypeBlock(values, centre, group, group, np.full(group.size, -1), ())
     keys = list(zip(group.tolist(), obs[donor].astype(str), strict=True))
     every = sorted(set(keys))
     strata = np.array([every.index(k) for k in keys])
     enough = np.bincount(strata, minlength=len(every)) >= min_cells
     samples = tuple(k for k, good in zip(every, enough, strict=True) if good)
     position = np.where(enough, np.cumsum(enough) - 1, -1)
-    return Block(values, centre, group, strata, position[strata], samples)
+    return CellTypeBlock(values, centre, group, strata, position[strata], samples)
 
 
-def full_test(block: Block, criteria: Criteria) -> Outcome:
+def full_test(block: CellTypeBlock, criteria: Criteria) -> Outcome:
     """The test on all cells, and the per-donor test beside it."""
     member = np.column_stack([block.group == 0, block.group == 1]).astype(np.uint8)
     first, second = subset_sums(block.values, block.centre, member)
@@ -97,7 +97,7 @@ def full_test(block: Block, criteria: Criteria) -> Outcome:
     return _with_bulk(outcome, parts, label, names, criteria)
 
 
-def run_task(task: Task, block: Block, full: Outcome, reference: Outcome, matched: dict[str, int], criteria: Criteria) -> pd.DataFrame:
+def run_task(task: Task, block: CellTypeBlock, full: Outcome, reference: Outcome, matched: dict[str, int], criteria: Criteria) -> pd.DataFrame:
     """All runs of a task.
 
     ``reference`` is the full test of the first layer, ``matched`` the number of DEGs every layer has.
@@ -123,7 +123,7 @@ def run_task(task: Task, block: Block, full: Outcome, reference: Outcome, matche
     return pd.DataFrame(rows)
 
 
-def _pairs(task: Task, block: Block, parts: list[Sums]) -> list[tuple[Sums, Sums, str]]:
+def _pairs(task: Task, block: CellTypeBlock, parts: list[Sums]) -> list[tuple[Sums, Sums, str]]:
     """The two groups' sums of every run, from one pass over the matrix."""
     if task.weights is None:
         if task.kind == "cells":
@@ -151,7 +151,7 @@ def _sides(task: Task, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return first, second
 
 
-def _sample_sums(block: Block) -> list[Sums]:
+def _sample_sums(block: CellTypeBlock) -> list[Sums]:
     """Sums of every donor x group sample."""
     member = np.zeros((block.group.size, len(block.samples)), dtype=np.uint8)
     inside = np.flatnonzero(block.sample >= 0)
@@ -232,7 +232,7 @@ def _null_columns(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _null_bulk(outcome: Outcome, task: Task, run: int, block: Block, parts: list[Sums], criteria: Criteria) -> Outcome:
+def _null_bulk(outcome: Outcome, task: Task, run: int, block: CellTypeBlock, parts: list[Sums], criteria: Criteria) -> Outcome:
     """The per-donor test of one split of the second group's donors."""
     group = np.array([g for g, _ in block.samples])
     keep = np.flatnonzero(group == 1)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._errors import DataError
-from .._files import atomic_path
+from ..utils.atomic import atomic_path
+from ..utils.errors import DataError
 from .subsample import Task
 
 

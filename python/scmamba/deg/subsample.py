@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 
 class Task(NamedTuple):

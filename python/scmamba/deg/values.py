@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 Scale = Literal["auto", "counts", "log"]
 TARGET = 1e4

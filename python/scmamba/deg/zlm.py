@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.special import chdtrc, expit
 
-from .._errors import DataError
+from ..utils.errors import DataError
 from .continuous import ContinuousFit, fit_continuous
 from .design import INTERCEPT, Design, build_design
 from .discrete import DiscreteFit, fit_discrete

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 #: Calls with this name are no call.
 UNASSIGNED = "Unassigned"

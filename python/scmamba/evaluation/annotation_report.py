@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .annotation import annotation_scores, calibration_error, confusion, coverage_accuracy, per_class
+from .annotation import (
+    annotation_scores,
+    calibration_error,
+    confusion,
+    coverage_accuracy,
+    per_class,
+)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._errors import DataError, ScMambaError
+from ..utils.errors import DataError, ScMambaError
 
 #: The paper's resolutions.
 RESOLUTIONS = tuple(np.round(np.arange(0.1, 2.01, 0.1), 1))
@@ -140,14 +140,14 @@ def mixing(points: np.ndarray, donors: np.ndarray, types: np.ndarray, k: int = 3
 
     Mean share of a cell's ``k`` nearest cells of its type that are of other donors, over the share expected in that type.
     """
-    from ..data.neighbours import nearest_cells
+    from ..neighbors.knn import nearest_neighbors
 
     got, expected = 0.0, 0.0
     for kind in pd.unique(types):
         rows = np.flatnonzero(types == kind)
         if len(rows) < 3 or len(np.unique(donors[rows])) < 2:
             continue
-        near = nearest_cells(points[rows], points[rows], min(k + 1, len(rows)))[:, 1:]
+        near = nearest_neighbors(points[rows], points[rows], min(k + 1, len(rows)))[:, 1:]
         code = pd.factorize(donors[rows])[0]
         got += (code[near] != code[:, None]).mean(axis=1).sum()
         size = np.bincount(code)

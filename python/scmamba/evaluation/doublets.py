@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 #: The paper's identification rates.
 RATES = (0.1, 0.2, 0.3, 0.4)

@@ -18,10 +18,10 @@ import pandas as pd
 from scipy import sparse
 from scipy.special import gammaln, lambertw
 
-from .._errors import DataError
-from .._progress import progress, say
-from ..data.neighbours import NeighbourRates, neighbour_rate_prediction, truncated_mean
-from ..data.preprocess import describe_values
+from ..data.values import detect_value_scale
+from ..neighbors.rates import NeighborRates, knn_rates, truncated_mean
+from ..utils.errors import DataError
+from ..utils.progress import progress, say
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,9 +64,9 @@ class Hidden:
         return self.reference, self.reference_totals
 
     @cached_property
-    def neighbours(self) -> NeighbourRates:
+    def neighbours(self) -> NeighborRates:
         """The neighbours' rates, found once for all predictors that use them."""
-        return neighbour_rate_prediction(
+        return knn_rates(
             self.visible,
             self.totals,
             self.k,
@@ -432,7 +432,7 @@ def _counts(
 ) -> tuple[AnnData, sparse.csr_matrix, np.ndarray]:
     """The cells and genes that are scored: object, sorted CSR float64 counts, totals over all genes."""
     matrix = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer])
-    values = describe_values(matrix)
+    values = detect_value_scale(matrix)
     if values.kind != "counts":
         raise DataError(
             f"Raw counts are needed to hide and score values, but {values.sentence}. "
@@ -505,11 +505,11 @@ class _ModelRow:
     def __init__(self, model: Any, kept: AnnData, layer: str | None, batch_size: int | None) -> None:
         from ..data.preprocess import read_cells
         from ..model import load_model
-        from ..tasks._common import positions
+        from ..model.inference import input_positions
 
         self.model = load_model(model)
         self.cells = read_cells(kept, self.model.genes, layer=layer, force=True, min_coverage=0.0)
-        self.where, self.genes = positions(self.model, self.cells)
+        self.where, self.genes = input_positions(self.model, self.cells)
         self.batch_size = batch_size
         # column of the data -> column of the network's input; only a gene's first row is predicted
         self.slot = np.full(kept.n_vars, -1)
@@ -553,7 +553,7 @@ class _CombinedRow(_ModelRow):
     """What :func:`scmamba.impute` does by default: the network adapted to the visible counts, combined with the neighbours."""
 
     def __init__(self, row: _ModelRow) -> None:
-        from ..training.combine import GeneMap
+        from ..imputation.rate_ensemble import GeneMap
 
         self.model, self.cells, self.slot, self.batch_size = row.model, row.cells, row.slot, row.batch_size
         self.map = GeneMap.of(row.cells)
@@ -565,14 +565,14 @@ class _CombinedRow(_ModelRow):
 
     def learn(self, hidden: Hidden) -> Any:
         """The combination learnt on what is visible, kept for the other row that asks for it."""
-        from ..training.combine import learn_combination
+        from ..imputation.rate_ensemble import fit_rate_ensemble
 
         if self._learnt is None or self._learnt[0] is not hidden:
             counts, totals = hidden.visible, hidden.totals
             if hidden.reference is not None and hidden.reference_totals is not None:
                 counts = sparse.vstack([counts, hidden.reference], format="csr")
                 totals = np.concatenate([totals, hidden.reference_totals])
-            self._learnt = hidden, learn_combination(self.model, counts, totals, self.map, seed=hidden.seed, verbose=False)
+            self._learnt = hidden, fit_rate_ensemble(self.model, counts, totals, self.map, seed=hidden.seed, verbose=False)
         return self._learnt[1]
 
     def predict(
@@ -598,7 +598,7 @@ class _NetworkRow(_ModelRow):
         self, hidden: Hidden, counts: sparse.csr_matrix, masked: np.ndarray, fallback: np.ndarray
     ) -> np.ndarray:
         """(n,) log1p(CP10k) at the hidden places."""
-        from ..training.combine import value_if_counted
+        from ..imputation.rate_ensemble import value_if_counted
 
         sources = self.combined.learn(hidden).sources
 

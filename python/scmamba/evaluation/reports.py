@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .._errors import DataError
+from ..utils.errors import DataError
 from .annotation_report import markdown
 from .clusters import RESOLUTIONS, zero_imputation_scores
 from .doublets import doublet_scores, identification_curve

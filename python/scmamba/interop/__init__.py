@@ -1,6 +1,6 @@
 """Seurat and SingleCellExperiment objects to AnnData and back (extra ``r``: rpy2; R with Seurat).
 
-Nothing here imports rpy2 before a function is called: :mod:`scmamba.interop.slots` also serves Python inside
+Nothing here imports rpy2 before a function is called: :mod:`scmamba.wire.slots` also serves Python inside
 R.
 """
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .._errors import DataError
-from .._files import atomic_path
+from ..utils.atomic import atomic_path
+from ..utils.errors import DataError
 
 
 def convert_file(

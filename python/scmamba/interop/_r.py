@@ -8,7 +8,7 @@ import sys
 from importlib import resources
 from typing import Any
 
-from .._errors import DataError, ScMambaError
+from ..utils.errors import DataError, ScMambaError
 
 _bridge: Any = None
 

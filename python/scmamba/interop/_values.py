@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._errors import DataError
+from ..utils.errors import DataError
 
 _NA_INTEGER = -(2**31)
 _NA_REAL = np.array([0x7FF00000000007A2], dtype=np.uint64).view(np.float64)  # R's NA among the NaNs

@@ -11,10 +11,18 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._errors import DataError
+from ..utils.errors import DataError
 from . import _r
 from . import _values as v
-from .seurat import _frame, _in_order, _items, _lost, _Maker, _tell, save_rds
+from .seurat import (
+    SeuratBuilder,
+    frame_from_r,
+    in_order,
+    named_items,
+    report_lost,
+    save_rds,
+    warn_lost,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -50,14 +58,14 @@ def from_sce(sce: Any, *, verbose: bool = True) -> AnnData:
 
     _r.need("SingleCellExperiment")
     parts = v.named(_r.call("sce_apart", sce))
-    lost = _lost(parts)
+    lost = warn_lost(parts)
     features = parts["features"]
     if features.__class__.__name__ == "NULLType" or parts["cells"].__class__.__name__ == "NULLType":
         raise DataError("The object has no gene or no cell names (rownames, colnames); set them first.")
-    obs, types = _frame(parts["obs"], parts["obs.names"], v.strings(parts["cells"]))
-    var, var_types = _frame(parts["var"], parts["var.names"], v.strings(features))
+    obs, types = frame_from_r(parts["obs"], parts["obs.names"], v.strings(parts["cells"]))
+    var, var_types = frame_from_r(parts["var"], parts["var.names"], v.strings(features))
     adata = anndata.AnnData(obs=obs, var=var)
-    assays = {name or "assay": value for name, value in _items(parts["assays"])}
+    assays = {name or "assay": value for name, value in named_items(parts["assays"])}
     if not assays:
         raise DataError("The object has no named assay; there is no matrix to read.")
     first = "counts" if "counts" in assays else next(iter(assays))
@@ -67,20 +75,20 @@ def from_sce(sce: Any, *, verbose: bool = True) -> AnnData:
             adata.layers[name] = v.matrix(value)
     note: dict[str, Any] = {"X": first, "assays": np.array(list(assays), dtype=object), "main": str(parts["main"][0]),
                             "types": types, "feature_types": var_types, "reductions": {}, "alternatives": {}}  # fmt: skip
-    for name, value in _items(parts["reductions"]):
+    for name, value in named_items(parts["reductions"]):
         note["reductions"][name] = _place_reduction(adata, name, v.named(value))
     note["order"] = np.array([info["key"] for info in note["reductions"].values()], dtype=object)
-    for name, value in _items(parts["alternatives"]):
+    for name, value in named_items(parts["alternatives"]):
         note["alternatives"][name] = _place_alternative(adata, name, v.named(value))
-    for name, value in _items(parts["pairs"]):
+    for name, value in named_items(parts["pairs"]):
         adata.obsp[name] = sparse.csr_matrix(v.matrix(value).T)
-    for name, value in _items(parts["metadata"]):
+    for name, value in named_items(parts["metadata"]):
         try:
             adata.uns[name] = v.tree(value)
         except v.Unknown as error:
             lost.append(f"metadata '{name}' ({error})")
     adata.uns["sce"] = note
-    _tell(lost, "the SingleCellExperiment", verbose)
+    report_lost(lost, "the SingleCellExperiment", verbose)
     return adata
 
 
@@ -99,7 +107,7 @@ def _place_reduction(adata: AnnData, name: str, part: dict[str, Any]) -> dict[st
 
 def _place_alternative(adata: AnnData, name: str, part: dict[str, Any]) -> dict[str, Any]:
     place = {}
-    for layer, value in _items(part["assays"]):
+    for layer, value in named_items(part["assays"]):
         adata.obsm[f"altexp_{name}_{layer}"] = v.matrix(value)
         place[layer] = f"altexp_{name}_{layer}"
     return {"features": np.array(v.strings(part["features"]), dtype=object), "place": place}
@@ -124,7 +132,7 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
     found = adata.uns.get("sce")
     note: dict[str, Any] = found if isinstance(found, dict) and "assays" in found else {}
     lost: list[str] = []
-    helper = _Maker(adata, "counts", "auto", lost)
+    helper = SeuratBuilder(adata, "counts", "auto", lost)
     lost.clear()  # a SingleCellExperiment takes gene names as they are
     used = {place for a in note.get("alternatives", {}).values() for place in a["place"].values()}
     reductions = _reductions(adata, note, used, lost)
@@ -141,11 +149,11 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
         "metadata": v.to_list(_metadata(adata, lost)),
     }
     made = _r.call("sce_together", v.to_list(parts))
-    _tell(lost, "the AnnData", verbose)
+    report_lost(lost, "the AnnData", verbose)
     return made
 
 
-def _assays(adata: AnnData, note: dict[str, Any], helper: _Maker) -> dict[str, Any]:
+def _assays(adata: AnnData, note: dict[str, Any], helper: SeuratBuilder) -> dict[str, Any]:
     """Assays in their old order, new layers after them."""
     first = str(note.get("X") or ("counts" if "counts" in helper._guess() and "counts" not in adata.layers else "logcounts"))
     matrices = {} if adata.X is None else {first: adata.X}
@@ -158,7 +166,7 @@ def _reductions(adata: AnnData, note: dict[str, Any], used: set[str], lost: list
     noted = note.get("reductions", {})
     names = {info["key"]: name for name, info in noted.items()}
     out = {}
-    for key in _in_order(adata.obsm, np.array(note.get("order", list(names)), dtype=object)):
+    for key in in_order(adata.obsm, np.array(note.get("order", list(names)), dtype=object)):
         if key in used:
             continue
         value = adata.obsm[key]

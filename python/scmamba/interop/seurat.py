@@ -29,9 +29,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._errors import DataError
-from .._files import atomic_path
-from .._progress import say
+from ..utils.atomic import atomic_path
+from ..utils.errors import DataError
+from ..utils.progress import say
 from . import _r
 from . import _values as v
 
@@ -107,9 +107,9 @@ def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) 
     if main not in assays:
         raise DataError(f"The object has no assay '{main}'; its assays are {', '.join(assays)}.")
     cells = v.strings(parts["cells"])
-    lost = _lost(parts)
-    obs, types = _frame(parts["obs"], parts["obs.names"], cells)
-    var, var_types = _frame(assays[main].meta, assays[main].meta_names, assays[main].features)
+    lost = warn_lost(parts)
+    obs, types = frame_from_r(parts["obs"], parts["obs.names"], cells)
+    var, var_types = frame_from_r(assays[main].meta, assays[main].meta_names, assays[main].features)
     adata = anndata.AnnData(obs=obs, var=var)
     note: dict[str, Any] = {"main": main, "default": default, "project": str(parts["project"][0]), "types": types,
                             "feature_types": var_types, "assays": {}, "reductions": {}, "graphs": {}}  # fmt: skip
@@ -120,9 +120,9 @@ def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) 
         note["had_highly_variable"] = "highly_variable" in var
         adata.var["highly_variable"] = adata.var_names.isin(variable)
     _place_ident(adata, parts["ident"], note)
-    for name, value in _items(parts["reductions"]):
+    for name, value in named_items(parts["reductions"]):
         note["reductions"][name] = _place_reduction(adata, name, v.named(value))
-    for name, value in _items(parts["graphs"]):
+    for name, value in named_items(parts["graphs"]):
         graph = v.named(value)
         adata.obsp[name] = _graph(graph)
         note["graphs"][name] = str(graph["assay"][0])
@@ -131,7 +131,7 @@ def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) 
         note[f"{kind}_order"] = np.array(list(note[kind]), dtype=object)
     adata.uns["seurat"] = note
     _restore_names(adata)
-    _tell(lost, "the Seurat object", verbose)
+    report_lost(lost, "the Seurat object", verbose)
     return adata
 
 
@@ -147,15 +147,15 @@ class _Assay:
         self.layers = {n: v.named(x) for n, x in v.named(part["layers"]).items() if x.__class__.__name__ != "NULLType"}
 
 
-def _items(value: Any) -> list[tuple[str, Any]]:
+def named_items(value: Any) -> list[tuple[str, Any]]:
     return list(v.named(value).items())
 
 
-def _lost(parts: dict[str, Any]) -> list[str]:
+def warn_lost(parts: dict[str, Any]) -> list[str]:
     return [] if parts["lost"].__class__.__name__ == "NULLType" else [str(s) for s in v.strings(parts["lost"])]
 
 
-def _frame(columns: Any, names: Any, index: list[Any]) -> tuple[pd.DataFrame, dict[str, str]]:
+def frame_from_r(columns: Any, names: Any, index: list[Any]) -> tuple[pd.DataFrame, dict[str, str]]:
     """A DataFrame and the R classes of the columns AnnData has no type for."""
     frame, types = {}, {}
     for name, value in zip(v.strings(names), columns):
@@ -189,7 +189,7 @@ def _place_assay(adata: AnnData, name: str, value: _Assay, main: str) -> dict[st
     note: dict[str, Any] = {"class": value.kind, "key": value.key, "place": place, "layer_features": names,
                             "variable": np.array(value.variable, dtype=object)}  # fmt: skip
     if not is_main:
-        frame, note["types"] = _frame(value.meta, value.meta_names, value.features)
+        frame, note["types"] = frame_from_r(value.meta, value.meta_names, value.features)
         note["features"] = np.array(value.features, dtype=object)
         note["meta"] = frame
     return note
@@ -253,7 +253,7 @@ def _graph(part: dict[str, Any]) -> sparse.csr_matrix:
 
 
 def _place_misc(adata: AnnData, misc: Any, lost: list[str]) -> None:
-    for name, value in _items(misc):
+    for name, value in named_items(misc):
         try:
             adata.uns[name] = v.tree(value)
         except v.Unknown as error:
@@ -296,14 +296,14 @@ def to_seurat(adata: AnnData, *, assay: str = "RNA", assay_class: str = "auto", 
     if not adata.obs_names.is_unique:
         raise DataError("Cell names repeat, and Seurat needs unique ones: call adata.obs_names_make_unique() first.")
     lost: list[str] = []
-    maker = _Maker(adata.to_memory() if adata.isbacked else adata, assay, assay_class, lost)
+    maker = SeuratBuilder(adata.to_memory() if adata.isbacked else adata, assay, assay_class, lost)
     parts = maker.parts()
     made = _r.call("seurat_together", v.to_list(parts))
-    _tell(lost, "the AnnData", verbose)
+    report_lost(lost, "the AnnData", verbose)
     return made
 
 
-class _Maker:
+class SeuratBuilder:
     """Builds the plain lists ``seurat_together`` takes; remembers which parts of the AnnData were used."""
 
     def __init__(self, adata: AnnData, assay: str, assay_class: str, lost: list[str]) -> None:
@@ -317,10 +317,10 @@ class _Maker:
     def parts(self) -> dict[str, Any]:
         adata, note = self.adata, self.note
         assays = {self.main: self._main_assay()}
-        for name in _in_order(note.get("assays", {}), note.get("assays_order", [])):
+        for name in in_order(note.get("assays", {}), note.get("assays_order", [])):
             if name != self.main and (made := self._noted_assay(name)) is not None:
                 assays[name] = made
-        embeddings = _in_order(adata.obsm, [f"X_{n}" for n in note.get("reductions_order", [])])
+        embeddings = in_order(adata.obsm, [f"X_{n}" for n in note.get("reductions_order", [])])
         reductions = {n: r for n in embeddings if (r := self._reduction(n)) is not None}
         for layer in adata.layers:
             if f"layers/{layer}" not in self.used:
@@ -335,7 +335,7 @@ class _Maker:
             "obs": v.to_list(self._columns(obs, types, "cell metadata")),
             "ident": self._ident(),
             "reductions": v.to_list({n.removeprefix("X_"): r for n, r in reductions.items()}),
-            "graphs": v.to_list({n: self._graph(n) for n in _in_order(adata.obsp, note.get("graphs_order", []))}),
+            "graphs": v.to_list({n: self._graph(n) for n in in_order(adata.obsp, note.get("graphs_order", []))}),
             "project": v.to_strings([str(note.get("project", "scMamba"))]),
             "misc": v.to_list(self._misc()),
         }
@@ -566,7 +566,7 @@ def _key(name: str, *, upper: bool = False) -> str:
     return f"{letters.upper() if upper else letters.lower()}_"
 
 
-def _in_order(found: Any, noted: Any) -> list[str]:
+def in_order(found: Any, noted: Any) -> list[str]:
     """Keys in the order they came in (a file sorts them), new ones after."""
     first = [str(n) for n in noted if n in found]
     return [*first, *(n for n in found if n not in first)]
@@ -576,6 +576,6 @@ def _free(name: str, taken: dict[str, Any]) -> str:
     return name if name not in taken else f"{name}_layer"
 
 
-def _tell(lost: list[str], what: str, verbose: bool) -> None:
+def report_lost(lost: list[str], what: str, verbose: bool) -> None:
     if lost:
         say(f"Not carried over from {what}: " + "; ".join(lost), verbose)

@@ -1,10 +1,10 @@
 """The network and its checkpoints."""
 
+from ..nn.config import ModelConfig
+from ..nn.scmamba import ScMamba
 from .checkpoint import Model, load_model, save_checkpoint
-from .config import ModelConfig
-from .network import ScMamba
-from .published import read_published
-from .registry import fetch_model, model_folder, models, pack_model, registry
+from .convert import read_published
+from .hub import fetch_model, model_folder, models, pack_model, registry
 
 __all__ = [
     "Model",

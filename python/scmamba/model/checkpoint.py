@@ -17,13 +17,13 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from .._errors import CheckpointError, DataError
-from .._files import atomic_path
 from ..genes import Vocabulary
-from .config import ModelConfig
-from .network import ScMamba, pack
-from .published import read_published
-from .registry import fetch_model, models, registry
+from ..nn.config import ModelConfig
+from ..nn.scmamba import ScMamba, pack
+from ..utils.atomic import atomic_path
+from ..utils.errors import CheckpointError, DataError
+from .convert import read_published
+from .hub import fetch_model, models, registry
 
 #: The model every verb uses when none is named.
 DEFAULT_MODEL = "brain-mini"
@@ -243,7 +243,7 @@ def load_model(
     device
         Default: the GPU if there is one.
     backend
-        Which selective scan to use (see :func:`scmamba.scan.available_backends`).
+        Which selective scan to use (see :func:`scmamba.ops.available_backends`).
 
     Raises
     ------

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from .._errors import ScMambaError
+from ..utils.errors import ScMambaError
 from .settings import Settings
 
 

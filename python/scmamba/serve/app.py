@@ -21,16 +21,16 @@ from typing import Any
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 
-from .. import __version__
-from .check import plain
+from .._version import __version__
 from .jobs import FINAL, Queue, Unavailable
 from .postgres import open_queue
 from .references import References
 from .settings import Settings
 from .supervisor import Supervisor
-from .tasks import TASKS, check_options
 from .tokens import Tokens
-from .uploads import KEPT, Places, Uploads, drain, look_at, receive
+from .uploads import KEPT, Places, Uploads, discard_body, inspect_upload, receive
+from .validation import plain
+from .verbs import TASKS, check_options
 
 _log = logging.getLogger("scmamba.serve")
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -109,7 +109,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def headers(request: Request, call_next: Any) -> Any:
         answer = await call_next(request)
         if request.method in ("POST", "PATCH") and answer.status_code >= 400 and answer.status_code != 408:
-            await drain(request)
+            await discard_body(request)
         for key, value in _HEADERS.items():
             answer.headers.setdefault(key, value)
         return answer
@@ -150,7 +150,7 @@ def create_app(settings: Settings) -> FastAPI:
         wanted = _options(task, options)
         job = _name(who, request)
         if there := queue.get(job, who):  # sent again because our answer was lost
-            await drain(request)
+            await discard_body(request)
             return {"id": job, "state": there["state"]}
         if "reference" in wanted and references.path(wanted["reference"], who) is None:
             raise HTTPException(422, "There is no such reference of yours; send it to /v2/references first.")
@@ -162,7 +162,7 @@ def create_app(settings: Settings) -> FastAPI:
     ) -> dict[str, Any]:
         path = await receive(request, settings) if upload is None else uploads.take(upload, who)
         try:
-            found = await look_at(path, settings)
+            found = await inspect_upload(path, settings)
             (settings.data / "jobs" / job).mkdir(parents=True, exist_ok=True)  # before the job: a worker may take it at once
             added = queue.add(who, task, name, wanted, path, job)
         except BaseException:
@@ -181,7 +181,7 @@ def create_app(settings: Settings) -> FastAPI:
             raise HTTPException(429, f"You have {settings.jobs_per_user} references here; delete some.")
         path = await receive(request, settings) if upload is None else uploads.take(upload, who)
         try:
-            found = await look_at(path, settings)
+            found = await inspect_upload(path, settings)
             name = references.add(who, path)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -353,7 +353,7 @@ def _options(task: str, text: str) -> dict[str, Any]:
 async def draw(folder: Path) -> None:
     """Make the picture of a result in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scmamba.serve.picture", str(folder), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        sys.executable, "-m", "scmamba.serve.cell_map", str(folder), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
     )
     try:
         status = await asyncio.wait_for(process.wait(), timeout=_DRAWING)

@@ -13,7 +13,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._errors import ScMambaError
+from ..utils.errors import ScMambaError
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .._errors import ScMambaError
+from ..utils.errors import ScMambaError
 from .jobs import Queue, Unavailable
 
 #: Names the database; an environment variable, so that a password in it is in no list of processes.

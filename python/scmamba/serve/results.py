@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..wire.tables import Tables, plain_frame, plain_value, write_tables
+
 if TYPE_CHECKING:
-    import pandas as pd
     from anndata import AnnData
 
     from ..model import Model
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The answer of a task that says something about the cells together; what is no table stands in ``about``."""
-
-    frames: Mapping[str, pd.DataFrame]
-    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_result(result: AnnData | Tables | tuple[Model, str], task: str, folder: Path) -> None:
     """``result.h5ad`` and what was added alone in the plain form, ``result.scmb``; tables in both; a model as ``result.zip``."""
     if isinstance(result, Tables):
-        _write_tables(result, task, folder)
+        write_tables(result, task, folder)
     elif isinstance(result, tuple):
         _write_model(result[0], result[1], folder)
     else:
@@ -36,8 +29,8 @@ def write_result(result: AnnData | Tables | tuple[Model, str], task: str, folder
 
 
 def _write_cells(adata: AnnData, task: str, folder: Path) -> None:
-    from ..interop.slots import layer_slots
-    from .wire import write
+    from ..wire.scmb import write
+    from ..wire.slots import layer_slots
 
     arrays: dict[str, np.ndarray] = {}
     if task == "impute":
@@ -45,52 +38,15 @@ def _write_cells(adata: AnnData, task: str, folder: Path) -> None:
         arrays |= {"x": np.asarray(slots["x"]), "i": np.asarray(slots["i"]), "p": np.asarray(slots["p"])}
     if task == "embed":
         arrays["embedding"] = np.asarray(adata.obsm["X_scmamba"], dtype=np.float64)
-    columns = {str(c): _plain(adata.obs[c]) for c in adata.obs.columns if str(c).startswith("scmamba_")}
+    columns = {str(c): plain_frame(adata.obs[c]) for c in adata.obs.columns if str(c).startswith("scmamba_")}
     header = {"task": task, "genes": int(adata.n_vars), "cells": list(map(str, adata.obs_names)), "obs": columns,
-              "provenance": json.loads(json.dumps(dict(adata.uns["scmamba"][task]), default=_plain_value))}  # fmt: skip
+              "provenance": json.loads(json.dumps(dict(adata.uns["scmamba"][task]), default=plain_value))}  # fmt: skip
     write(folder / "result.scmb", header, arrays)
     adata.write_h5ad(folder / "result.h5ad")
 
 
-def _write_tables(tables: Tables, task: str, folder: Path) -> None:
-    """Numbers go as raw doubles, not as text, so that they arrive as they were."""
-    import anndata
-
-    from .wire import write
-
-    arrays: dict[str, np.ndarray] = {}
-    about: dict[str, Any] = {}
-    for name, frame in tables.frames.items():
-        columns: list[dict[str, Any]] = []
-        for column in frame.columns:
-            values, place = frame[column], f"{name}/{column}"
-            if values.dtype.kind in "iufb":
-                arrays[place] = values.to_numpy(dtype=np.int32 if values.dtype.kind == "b" else np.float64)
-                columns.append({"name": str(column), "kind": "flag" if values.dtype.kind == "b" else "number"})
-            else:
-                columns.append({"name": str(column), "kind": "text", "values": [None if v is None or v != v else str(v) for v in values]})
-        named = frame.index.dtype.kind not in "iu"
-        about[name] = {"n": len(frame), "rows": list(map(str, frame.index)) if named else None, "columns": columns}
-    write(folder / "result.scmb", {"task": task, "tables": about, "about": dict(tables.about)}, arrays)
-    text = {key: json.dumps(value) for key, value in tables.about.items()}
-    anndata.AnnData(uns={"scmamba": {task: {**tables.frames, **text}}}).write_h5ad(folder / "result.h5ad")
 
 
-def read_tables(path: Path) -> Tables:
-    """What :func:`write_result` wrote of tables, from the plain form."""
-    import pandas as pd
-
-    from .wire import read
-
-    header, arrays = read(path)
-    frames = {}
-    for name, table in header["tables"].items():
-        columns: dict[str, Any] = {}
-        for column in table["columns"]:
-            values = column["values"] if column["kind"] == "text" else arrays[f"{name}/{column['name']}"]
-            columns[column["name"]] = values.astype(bool) if column["kind"] == "flag" else values
-        frames[name] = pd.DataFrame(columns, index=table["rows"] if table["rows"] is not None else range(table["n"]))
-    return Tables(frames, header["about"])
 
 
 def _write_model(model: Model, card: str, folder: Path) -> None:
@@ -103,17 +59,7 @@ def _write_model(model: Model, card: str, folder: Path) -> None:
     shutil.rmtree(folder / "model")
 
 
-def _plain(column: Any) -> list[Any]:
-    import pandas as pd
-
-    return [None if pd.isna(v) else _plain_value(v) for v in column]
 
 
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .._files import atomic_path
+from ..utils.atomic import atomic_path
 
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 

@@ -50,7 +50,7 @@ class Places:
             self.taken[who] -= 1
 
 
-async def drain(request: Request, limit: int = 256 << 20) -> None:
+async def discard_body(request: Request, limit: int = 256 << 20) -> None:
     """Read the rest of a refused upload: who is still sending sees a broken line instead of the reason otherwise."""
     stream, size, end = request.stream().__aiter__(), 0, time.monotonic() + 30
     with contextlib.suppress(Exception, StopAsyncIteration):
@@ -136,11 +136,11 @@ async def receive(request: Request, settings: Settings) -> Path:
 _looking: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
-async def look_at(path: Path, settings: Settings) -> Found:
+async def inspect_upload(path: Path, settings: Settings) -> Found:
     """Look at the upload in a confined process; 422 with its sentence if it is none of ours."""
     async with _looking.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_LOOKS)):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "scmamba.serve.check", str(path), str(settings.max_cells), str(settings.max_genes),
+            sys.executable, "-m", "scmamba.serve.validation", str(path), str(settings.max_cells), str(settings.max_genes),
             str(settings.max_memory // 2), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
         try:

@@ -17,15 +17,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._errors import DataError, ScMambaError
-from .._files import atomic_path
-from .check import check_content, plain
+from ..utils.atomic import atomic_path
+from ..utils.errors import DataError, ScMambaError
 from .jobs import Queue, Unavailable
 from .postgres import open_queue
 from .references import References
 from .results import write_result
 from .settings import Settings
-from .tasks import TASKS, WITH_MODEL
+from .validation import check_content, plain
+from .verbs import TASKS, WITH_MODEL
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -70,13 +70,13 @@ def _open(path: Path) -> AnnData:
     with open(path, "rb") as file:
         start = file.read(6)
     if start == b"SCMB1\n":
-        from .wire import to_adata
+        from ..wire.scmb import to_adata
 
         return to_adata(path)
     if start.startswith(b"PK\x03\x04"):
-        from .check import memory_limit
-        from .tenx import limit_of
-        from .tenx import to_adata as from_folder
+        from .read_10x import limit_of
+        from .read_10x import to_adata as from_folder
+        from .validation import memory_limit
 
         return from_folder(path, limit_of(path, memory_limit()))
     import h5py
@@ -102,7 +102,7 @@ def open_reference(settings: Settings, name: str, user: str) -> AnnData:
 
 def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) -> None:
     """One job from its upload to its result."""
-    from .. import _progress
+    from ..utils import progress as _progress
 
     folder = settings.data / "jobs" / job["id"]
     lost = threading.Event()

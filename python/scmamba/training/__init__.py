@@ -1,8 +1,18 @@
-"""One loop, a few recipes: pre-train, fine-tune, adapt to somebody's own cells."""
+"""Training: batches of cells, objectives, the trainer, pre-training and fine-tuning."""
 
-from .adapt import adapt
-from .loop import LoopConfig, fit
-from .recipes import finetune, finetune_on, pretrain
-from .sequences import SequenceConfig, Source, draw_batch, read_sources
+from ._finetune import finetune, finetune_on
+from ._pretrain import pretrain
+from .batches import CellSource, SequenceConfig, make_batch, read_sources
+from .trainer import TrainerConfig, fit
 
-__all__ = ["LoopConfig", "SequenceConfig", "Source", "adapt", "draw_batch", "finetune", "finetune_on", "fit", "pretrain", "read_sources"]
+__all__ = [
+    "CellSource",
+    "SequenceConfig",
+    "TrainerConfig",
+    "finetune",
+    "finetune_on",
+    "fit",
+    "make_batch",
+    "pretrain",
+    "read_sources",
+]

@@ -1,0 +1,161 @@
+"""Types from marker genes alone: cells that clearly express one panel teach a classifier the rest; neighbours smooth what is left."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy import sparse
+
+from ..data import read_cells
+from ..genes import match_genes
+from ..neighbors.knn import nearest_neighbors
+from ..utils.errors import DataError
+from ..utils.progress import say
+from .base_classifiers import softmax
+from .ensemble import fit_ensemble
+from .expression import all_human_genes, shared_values
+from .novelty import unit
+from .result import Annotation, own_components, report_counts
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: A panel of the default with fewer measured genes is completed from the longer list.
+FEW = 4
+#: Cells whose panels are looked at together, the cell among them.
+NEIGHBOURS = 15
+
+
+
+
+def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, list[str]] | None, layer: str | None,
+                 gene_column: str | None, seed: int, verbose: bool) -> Annotation:  # fmt: skip
+    """Name cells by ``panel``, types -> genes; ``more`` completes types of which fewer than four genes were measured."""
+    vocabulary = all_human_genes()
+    cells = read_cells(adata, vocabulary, layer=layer, gene_column=gene_column, force=True, min_coverage=0.0)
+    x = shared_values(cells, cells.genes, np.arange(len(cells)))
+
+    def measured(genes: list[str]) -> np.ndarray:
+        found = match_genes(list(genes), vocabulary).positions
+        return np.flatnonzero(np.isin(cells.genes, found[found >= 0]))
+
+    columns = {name: measured(genes) for name, genes in panel.items()}
+    short = extend_short_panels(columns, {name: measured(genes) for name, genes in (more or {}).items()})
+    if short:
+        say(f"few genes of the panel were measured for {', '.join(short)}: further markers of these types stand in", verbose)
+    # Of the default panel, whose genes the user did not choose, one gene alone names nothing.
+    columns = {name: own for name, own in columns.items() if len(own) >= (1 if more is None else 2)}
+    missing = sorted(set(panel) - set(columns))
+    if len(columns) < 2:
+        raise DataError(
+            f"Genes of {len(columns)} of the {len(panel)} panels were measured; at least two types must be told apart. "
+            "Check the gene names, or give markers= for your tissue."
+        )
+    if missing:
+        few = "no gene" if more is None else "fewer than two genes"
+        lost = ", ".join(missing)
+        say(f"{few} of the panel measured for {lost}: these types cannot be found, and their cells may be called another's", verbose)
+    names = sorted(columns)
+    space = own_components(x, seed)
+    p, is_novel, curve, clear = classify_by_markers(x, [columns[n] for n in names], space, names, seed)
+    say(f"{clear} of {len(p)} cells clearly express one panel", verbose)
+    provenance = {"way": "markers", "types": names, "not_measured": missing, "completed": short, "clear_cells": clear, "threshold": 0.5,
+                  "genes_per_type": {n: len(columns[n]) for n in names}, "parents": {},
+                  "note": "probabilities are calibrated on cells that express one panel, not on known types"}  # fmt: skip
+    is_novel = is_novel | (np.diff(x.indptr) == 0)
+    answer = Annotation(adata.obs_names, {"type": names}, {"type": p}, 0.5, curve, is_novel, provenance, space)
+    report_counts(answer, verbose)
+    return answer
+
+
+def extend_short_panels(columns: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> list[str]:
+    """Add further markers to types of which few were measured; returns these types.
+
+    Further markers are less particular (SLC1A2 and CLU are in neurons, too), so they are used only where at least half of the types are
+    measured well and compete for the cells.
+    """
+    well = [name for name, own in columns.items() if len(own) >= FEW]
+    if 2 * len(well) < len(columns):
+        return []
+    short = [name for name in columns if name not in well and len(more.get(name, [])) > 0]
+    for name in short:
+        columns[name] = np.union1d(columns[name], more[name])
+    return short
+
+
+def classify_by_markers(x: sparse.csr_matrix, columns: list[np.ndarray], space: np.ndarray, names: list[str],
+                   seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # fmt: skip
+    """(n, types) probabilities, (n,) cells without support, the curve, and how many cells stood out to learn from."""
+    nearest = nearest_neighbors(unit(space), unit(space), NEIGHBOURS)
+    score = marker_scores(x, columns, nearest)
+    around = score[nearest].mean(axis=1)
+    seeds = confident_cells(score, around)
+    sure = np.flatnonzero(seeds >= 0)
+    if len(np.unique(seeds[sure])) < 2 or x.shape[0] < 60:
+        return softmax(8 * score), score.max(axis=1) < 0.1, np.empty((0, 3)), len(sure)
+    typist = fit_ensemble(x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False)
+    p = np.zeros((len(seeds), len(names)))
+    p[:, [names.index(n) for n in typist.names]] = typist.probabilities(x)
+    p = 0.5 * p + 0.5 * p[nearest].mean(axis=1)
+    return p, unsupported_cells(around, seeds, p.argmax(axis=1)), typist.curve, len(sure)
+
+
+def marker_scores(x: sparse.csr_matrix, columns: list[np.ndarray], nearest: np.ndarray | None = None) -> np.ndarray:
+    """(n, types) weighted mean of each panel's genes, each as a share of what its strongest cells show.
+
+    Not centred: where most cells are of one type, being average means being of it. With ``nearest`` (n, k) neighbours, genes that go
+    along with another type's panel rather than with their own count less.
+    """
+    values = []
+    for own in columns:
+        raw = x[:, own].toarray()
+        values.append(np.minimum(raw / np.maximum(np.quantile(raw, 0.98, axis=0), 1.0), 1.5))
+    weights = [np.ones(v.shape[1]) for v in values] if nearest is None else coherence(values, nearest)
+    return np.column_stack([v @ w / w.sum() for v, w in zip(values, weights)])
+
+
+def coherence(values: list[np.ndarray], nearest: np.ndarray) -> list[np.ndarray]:
+    """Weights of the genes of each panel: by how much better they go with the rest of it than with any other, over neighbourhoods."""
+    smooth = [v[nearest].mean(axis=1) for v in values]
+    sums = [s.sum(axis=1) for s in smooth]
+    weights = []
+    for t, genes in enumerate(smooth):
+        others = np.column_stack([sums[u] for u in range(len(sums)) if u != t])
+        own = [correlations(genes[:, [g]], (sums[t] - genes[:, g])[:, None])[0, 0] for g in range(genes.shape[1])]
+        rivals = correlations(genes, others).max(axis=1)
+        weights.append(np.clip(0.5 + np.array(own) - rivals, 0.05, 1.0) if genes.shape[1] > 1 else np.ones(1))
+    return weights
+
+
+def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(p, q) Pearson correlations of the columns; 0 where one is constant."""
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    size = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)[None, :]
+    return np.where(size > 1e-9, a.T @ b / np.maximum(size, 1e-9), 0.0)
+
+
+def confident_cells(score: np.ndarray, around: np.ndarray) -> np.ndarray:
+    """(n,) the type whose panel a cell expresses, and well above any other's; -1 where none stands out.
+
+    Its neighbours must be of one mind with it, or it must stand out by far: among few counts a stray transcript makes a type.
+    """
+    order = np.sort(score, axis=1)
+    margin = order[:, -1] - order[:, -2]
+    own = score.argmax(axis=1)
+    clear = (order[:, -1] > 0.25) & (margin > np.where(around.argmax(axis=1) == own, 0.15, 0.45))
+    return np.where(clear, own, -1)
+
+
+def unsupported_cells(around: np.ndarray, seeds: np.ndarray, called: np.ndarray) -> np.ndarray:
+    """(n,) True: neighbourhoods that express the panel of their call less than 0.4 times as much as the clear cells do, and hardly more
+    than another panel.
+    """
+    out = np.zeros(len(called), dtype=bool)
+    for c in np.unique(called):
+        if (seeds == c).any():
+            own = called == c
+            rival = np.delete(around[own], c, axis=1).max(axis=1)
+            weak = around[own, c] < 0.4 * np.median(around[seeds == c, c])
+            out[own] = weak & (around[own, c] < 1.5 * rival)
+    return out

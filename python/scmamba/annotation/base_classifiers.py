@@ -1,0 +1,321 @@
+"""Simple ways to look at a cell: each sees types that the others miss.
+
+``genes`` weighs all genes alike, rare classes as much as common ones (few genes that mark a type). ``components`` sees leading
+components (programmes of many genes). ``scaled`` sees the most variable genes, each divided by its spread (genes whose every count
+matters). ``markers`` sees a few sums of genes, those that mark each class: a platelet or a plasmacytoid cell among thousands of T cells is
+told by ten genes, which drown among all. ``plain`` is multinomial logistic regression on all genes as anybody would run it, so that nothing
+is lost beside it. These are linear. ``alike`` asks the most alike reference cells: types that were found by clustering are often no
+half-space.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scipy.special import logsumexp
+
+from ..neighbors.knn import nearest_neighbors
+from ..neighbors.svd import principal_components
+from .novelty import unit
+
+BASE_CLASSIFIERS = ("genes", "components", "scaled", "markers", "plain", "alike")
+#: Components of the reduced view.
+COMPONENTS = 50
+#: Most variable genes of the scaled one.
+VARIABLE = 3000
+#: Genes in each sum of markers.
+MARKERS = 30
+#: Reference cells neighbors, and directions in which they are alike.
+ASKED, DIRECTIONS = 20, 30
+#: Views with a smaller share of the weight are left out: they cost time.
+MIN_EXPRESSING = 0.05
+MIN_CLASS_SHARE = 0.02  # share of cells that a class has at least, where classes are evened out, and of the neighbors ones
+_FLOOR = 1e-4  # no view may rule a class out alone
+_CLIP = 5.0  # spreads from the mean beyond which a gene says no more
+_BLOCK = 2000
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "genes": {"C": 0.02, "class_weight": "balanced", "max_iter": 300},
+    "components": {"C": 1.0, "max_iter": 500},
+    "scaled": {"C": 1e-3, "class_weight": "balanced", "max_iter": 100},
+    "markers": {"C": 1.0, "class_weight": "balanced", "max_iter": 500},
+    "plain": {"C": 1.0, "max_iter": 300},
+}
+_PARTS = ("columns", "basis", "centre", "spread", "weight", "bias")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(n, k) rows that sum to one."""
+    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
+
+
+def tempered_log_probs(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """(n, k) log probabilities at a temperature, none of them quite zero."""
+    return np.log(softmax(logits / temperature) + _FLOOR)
+
+
+@dataclass
+class LinearClassifier:
+    """One linear model of log1p(CP10k) values.
+
+    Attributes
+    ----------
+    columns
+        (d,) genes it sees, all if empty.
+    basis
+        (m, d) of the components, or sums of markers, it sees instead; empty if none.
+    centre, spread
+        (d,) of the scores, empty where values are taken as they are.
+    weight, bias
+        (k, d) and (k,).
+    """
+
+    columns: np.ndarray
+    basis: np.ndarray
+    centre: np.ndarray
+    spread: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def scores(self, x: sparse.csr_matrix) -> sparse.csr_matrix | np.ndarray:
+        """What the linear model sees of (n, m) values."""
+        if self.basis.size:
+            capped = x.copy()
+            capped.data = np.minimum(capped.data, 10.0)
+            return (capped @ self.basis - self.centre) / self.spread
+        if self.columns.size:
+            values = x[:, self.columns].toarray().astype(np.float32)
+            return np.clip((values - self.centre) / self.spread, -_CLIP, _CLIP).astype(np.float32)
+        return x
+
+    def logits(self, x: sparse.csr_matrix) -> np.ndarray:
+        """(n, k) of (n, m) values, a block of cells at a time."""
+        starts = range(0, max(x.shape[0], 1), _BLOCK)
+        return np.vstack([np.asarray(self.scores(x[i : i + _BLOCK]) @ self.weight.T + self.bias) for i in starts])
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """Everything, by name."""
+        return {prefix + part: getattr(self, part) for part in _PARTS}
+
+    @classmethod
+    def of(cls, kept: dict[str, np.ndarray], prefix: str) -> LinearClassifier:
+        """From what :meth:`arrays` gave."""
+        return cls(*(kept[prefix + part] for part in _PARTS))
+
+
+@dataclass
+class KNNClassifier:
+    """The classes of the reference cells most alike in the leading directions of variable genes, classes evened out.
+
+    Attributes
+    ----------
+    seen
+        The genes, scaled (its weights are empty).
+    rotation, offset
+        (d, 30) and (30,) directions of these; empty where there are too few cells to have any.
+    pool, codes
+        (r, 30 or d) reference cells there, of length one, and (r,) their classes.
+    classes
+        Number of classes.
+    """
+
+    seen: LinearClassifier
+    rotation: np.ndarray
+    offset: np.ndarray
+    pool: np.ndarray
+    codes: np.ndarray
+    classes: int
+
+    def place(self, scores: np.ndarray) -> np.ndarray:
+        """Where cells with these (n, d) scores lie: rows of length one."""
+        return unit(scores @ self.rotation - self.offset if self.rotation.size else scores)
+
+    def logits(self, x: sparse.csr_matrix) -> np.ndarray:
+        """(n, k) of (n, m) values, a block of cells at a time."""
+        kinds = np.eye(self.classes)[self.codes]
+        usual = kinds.mean(axis=0) + MIN_CLASS_SHARE
+        out = []
+        for start in range(0, max(x.shape[0], 1), _BLOCK):
+            neighbors = nearest_neighbors(self.place(np.asarray(self.seen.scores(x[start : start + _BLOCK]))), self.pool, ASKED)
+            even = kinds[neighbors].mean(axis=1) / usual
+            out.append(np.log(even / even.sum(axis=1, keepdims=True) + MIN_CLASS_SHARE))
+        return np.vstack(out)
+
+    def arrays(self, prefix: str) -> dict[str, np.ndarray]:
+        """Everything, by name."""
+        own = {"rotation": self.rotation, "offset": self.offset, "pool": self.pool, "codes": self.codes, "classes": np.array(self.classes)}
+        return self.seen.arrays(prefix) | {prefix + name: value for name, value in own.items()}
+
+    @classmethod
+    def of(cls, kept: dict[str, np.ndarray], prefix: str) -> KNNClassifier:
+        """From what :meth:`arrays` gave."""
+        rotation, offset, pool, codes, classes = (kept[prefix + name] for name in ("rotation", "offset", "pool", "codes", "classes"))
+        return cls(LinearClassifier.of(kept, prefix), rotation, offset, pool, codes, int(classes))
+
+
+def load_base_classifier(kind: str, kept: dict[str, np.ndarray]) -> LinearClassifier | KNNClassifier:
+    """The view of that kind from what ``arrays(kind + "_")`` gave."""
+    return KNNClassifier.of(kept, f"{kind}_") if kind == "alike" else LinearClassifier.of(kept, f"{kind}_")
+
+
+def fit_knn(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) -> KNNClassifier:
+    """Place the reference."""
+    from sklearn.decomposition import PCA
+
+    none = np.zeros(0)
+    seen = LinearClassifier(np.zeros(0, dtype=np.int64), np.zeros((0, 0)), none, none, none, none)
+    _scale(seen, x)
+    scores, rotation, offset = np.asarray(seen.scores(x)), np.zeros((0, 0)), none
+    if min(scores.shape) > DIRECTIONS:
+        found = PCA(DIRECTIONS, svd_solver="randomized", random_state=seed).fit(scores)
+        rotation, offset = found.components_.T, found.mean_ @ found.components_.T
+    view = KNNClassifier(seen, rotation, offset, np.zeros((0, 0)), codes, classes)
+    view.pool = view.place(scores).astype(np.float32)
+    return view
+
+
+def fit_base_classifier(x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int) -> LinearClassifier | KNNClassifier:
+    """Fit one of :data:`BASE_CLASSIFIERS` to (n, m) log1p(CP10k) and the class (n,) of each cell; classes without a cell are never called."""
+    if kind == "alike":
+        return fit_knn(x, codes, classes, seed)
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    none = np.zeros(0)
+    view = LinearClassifier(np.zeros(0, dtype=np.int64), np.zeros((0, 0)), none, none, none, none)
+    if kind == "components":
+        _reduce(view, x, seed)
+    elif kind == "scaled":
+        _scale(view, x)
+    elif kind == "markers":
+        _select_markers(view, x, codes, classes)
+    model = LogisticRegression(**_SETTINGS[kind])
+    seen = np.unique(codes)
+    scores = view.scores(x)
+    weight, bias = np.zeros((classes, scores.shape[1])), np.full(classes, -30.0)
+    if len(seen) == 1:
+        bias[seen] = 0.0
+    else:
+        with warnings.catch_warnings():  # a model that stopped early is judged on donors left out like any other
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(scores, codes)
+        if len(seen) == 2:  # scikit-learn keeps one row for two classes
+            weight[seen[1]], bias[seen[0]], bias[seen[1]] = model.coef_[0], 0.0, model.intercept_[0]
+        else:
+            weight[seen], bias[seen] = model.coef_, model.intercept_
+    view.weight, view.bias = weight, bias
+    return view
+
+
+def _reduce(view: LinearClassifier, x: sparse.csr_matrix, seed: int) -> None:
+    capped = x.copy()
+    capped.data = np.minimum(capped.data, 10.0)
+    scores, view.basis = principal_components(capped, COMPONENTS, seed=seed)
+    view.centre, view.spread = scores.mean(axis=0), scores.std(axis=0) + 1e-9
+
+
+def _select_markers(view: LinearClassifier, x: sparse.csr_matrix, codes: np.ndarray, classes: int) -> None:
+    """Sums of genes: k of those each class shows more than the others do on average, k of those it shows more than the class nearest to it.
+
+    The sums of a class without a cell are zero.
+    """
+    spread = np.sqrt(np.maximum(_variance(x), 1e-3))
+    present = np.unique(codes)
+    means = (_members(codes, classes) @ x).toarray()[present] / np.bincount(codes)[present, None] / spread
+    view.basis = np.zeros((x.shape[1], 2 * classes))
+    for c, own in zip(present, means):
+        others = means[present != c]
+        if not len(others):
+            continue
+        nearest = others[np.square(others - own).sum(axis=1).argmin()]
+        for column, gap in ((c, own - others.mean(axis=0)), (classes + c, own - nearest)):
+            best = np.argsort(-gap, kind="stable")[:MARKERS]
+            view.basis[best, column] = np.maximum(gap[best], 0) / spread[best]
+    view.basis /= np.maximum(np.linalg.norm(view.basis, axis=0), 1e-9)
+    scores = np.asarray(x @ view.basis)
+    view.centre, view.spread = scores.mean(axis=0), scores.std(axis=0) + 1e-9
+
+
+def marker_features(view: LinearClassifier, x: sparse.csr_matrix) -> np.ndarray:
+    """(n, k) how much each cell shows of what marks each class, in standard deviations of the reference."""
+    starts = range(0, max(x.shape[0], 1), _BLOCK)
+    both = np.vstack([np.asarray(view.scores(x[i : i + _BLOCK])) for i in starts])
+    return both[:, : both.shape[1] // 2]
+
+
+def _variance(x: sparse.csr_matrix) -> np.ndarray:
+    mean = np.asarray(x.mean(axis=0)).ravel()
+    return np.asarray(x.multiply(x).mean(axis=0)).ravel() - mean**2
+
+
+def _members(codes: np.ndarray, classes: int) -> sparse.csr_matrix:
+    """(k, n) one where a cell is of a class."""
+    return sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(classes, len(codes)))
+
+
+def _scale(view: LinearClassifier, x: sparse.csr_matrix) -> None:
+    mean = np.asarray(x.mean(axis=0)).ravel()
+    variance = np.maximum(_variance(x), 1e-4)
+    view.columns = np.argsort(-variance / np.maximum(mean, 1e-3), kind="stable")[:VARIABLE]
+    view.centre = mean[view.columns].astype(np.float32)
+    view.spread = np.sqrt(variance[view.columns]).astype(np.float32)
+
+
+# ---------------------------------------------------------------- profiles
+
+
+def class_log_profiles(x: sparse.csr_matrix, codes: np.ndarray, classes: int) -> np.ndarray:
+    """(k, m) log share of each gene in the mean cell of each class, with one average cell of all classes mixed in."""
+    linear = x.copy()
+    np.expm1(linear.data, out=linear.data)
+    overall = np.asarray(linear.mean(axis=0)).ravel() + 1e-3
+    sums = (_members(codes, classes) @ linear).toarray() + overall
+    return np.log(sums / sums.sum(axis=1, keepdims=True))
+
+
+#: Counts a profile's likelihood is worked out for.
+COUNTS = 200
+
+
+def profile_logits(x: sparse.csr_matrix, profiles: np.ndarray, absent: np.ndarray | None = None) -> np.ndarray:
+    """(n, k) log likelihood of 200 counts drawn like the cell's own, under the profile of each class; ``absent`` (k,) classes have none.
+
+    200, not the cell's depth: genes are no independent draws, and a temperature is chosen afterwards. Divided by -200 it is how many
+    nats a count of the cell surprises somebody who expects the class.
+    """
+    linear = x.copy()
+    np.expm1(linear.data, out=linear.data)
+    total = np.maximum(np.asarray(linear.sum(axis=1)).ravel(), 1e-12)
+    likelihood = COUNTS * np.asarray(linear @ profiles.T) / total[:, None]
+    if absent is not None and absent.any():
+        likelihood[:, absent] = likelihood.min(axis=1, keepdims=True) - 60.0
+    return likelihood
+
+
+def fit_classifier_weights(views: dict[str, np.ndarray], codes: np.ndarray) -> dict[str, float]:
+    """Weights, of sum one, of the views (log probabilities (n, k) by name) whose sum has the smallest log loss; weak ones are left out."""
+    from scipy.optimize import minimize
+
+    kinds = list(views)
+    while True:
+        every, rows = np.stack([views[kind] for kind in kinds]), np.arange(len(codes))
+
+        def loss(weights: np.ndarray, every: np.ndarray = every, rows: np.ndarray = rows) -> tuple[float, np.ndarray]:
+            mixed = np.tensordot(weights, every, 1)
+            wrong = softmax(mixed)
+            value = float(np.mean(logsumexp(mixed, axis=1) - mixed[rows, codes]))
+            wrong[rows, codes] -= 1
+            return value, np.einsum("vnk,nk->v", every, wrong) / len(rows)
+
+        start = np.full(len(kinds), 1 / len(kinds))
+        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(kinds)).x
+        if found.sum() <= 0:  # no view is better than guessing
+            return dict.fromkeys(kinds, 1 / len(kinds))
+        share = found / found.sum()
+        strong = [kind for kind, own in zip(kinds, share) if own >= MIN_EXPRESSING]
+        if len(strong) == len(kinds):
+            return dict(zip(kinds, share.tolist()))
+        kinds = strong

@@ -1,0 +1,300 @@
+"""Learning cell types from a labelled reference: simple views and the network, weighed and calibrated on donors left out.
+
+None of them is best everywhere: the weights of the views (:mod:`.views`), the network's share and the temperatures are chosen on
+donors that none of them had seen.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from ..training.calibration import coverage_curve, fit_temperature, log_loss, threshold_for
+from ..utils.errors import DataError
+from ..utils.progress import say, track
+from .base_classifiers import (
+    BASE_CLASSIFIERS,
+    KNNClassifier,
+    LinearClassifier,
+    class_log_profiles,
+    fit_base_classifier,
+    fit_classifier_weights,
+    load_base_classifier,
+    marker_features,
+    profile_logits,
+    softmax,
+    tempered_log_probs,
+)
+from .novelty import NoveltyDetector, call_evidence, common_space, novelty_scores
+
+#: Genes found in fewer reference cells teach nothing.
+MIN_CELLS_PER_GENE = 5
+#: Classes with fewer cells are too small for a linear model with a penalty; their profile may speak for them.
+RARE = 20
+_FLOOR = 1e-4  # the network may not rule a class out alone
+
+
+@dataclass
+class CellTypeEnsemble:
+    """What was learnt from a reference.
+
+    Attributes
+    ----------
+    names
+        Classes of the finest level.
+    views
+        Kind -> model, of those that take part and ``markers``; the network's logits come from outside and have the share
+        ``network_share``.
+    weights
+        Kind -> share of each of these in their weighted mean of log probabilities.
+    temperatures
+        Kind -> what its logits are divided by before they are averaged: of the views that take part, and of the profiles.
+    temperature
+        Divides the averaged log probabilities; chosen on donors left out.
+    curve
+        (points, 3) threshold, share of cells kept, share of those that are right, on donors left out.
+    usual
+        What reference cells of donors left out look like beside the others (:class:`~.novelty.Usual`).
+    profiles
+        (k, m) :func:`~.views.log_profiles`.
+    rare
+        (k,) classes whose profile may speak for them.
+    prior_correction
+        (k,) taken off the log probabilities, so that rare classes are not swallowed by common ones; chosen on donors left out.
+    """
+
+    names: list[str]
+    views: dict[str, LinearClassifier | KNNClassifier]
+    weights: dict[str, float]
+    temperatures: dict[str, float]
+    temperature: float
+    network_share: float
+    curve: np.ndarray
+    usual: NoveltyDetector
+    profiles: np.ndarray
+    rare: np.ndarray
+    prior_correction: np.ndarray
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def probabilities(self, x: sparse.csr_matrix, network: np.ndarray | None = None) -> np.ndarray:
+        """(n, k) calibrated; ``network`` (n, k) log probabilities of the fine-tuned network, if it takes part."""
+        return softmax(self._averaged(x, network) / self.temperature)
+
+    def _averaged(self, x: sparse.csr_matrix, network: np.ndarray | None) -> np.ndarray:
+        parts = [share * tempered_log_probs(self.views[kind].logits(x), self.temperatures[kind]) for kind, share in self.weights.items()]
+        linear = np.sum(parts, axis=0)
+        if self.rare.any():
+            linear = with_rare_class_profiles(linear, tempered_log_probs(profile_logits(x, self.profiles), self.temperatures["profile"]), self.rare)
+        return (linear if network is None else mix_network(linear, network, self.network_share)) - self.prior_correction
+
+    def threshold(self, error_rate: float) -> float:
+        """Smallest probability above which at most ``error_rate`` of the cells of unseen donors were wrong."""
+        return threshold_for(self.curve, error_rate)
+
+    def is_novel(self, x: sparse.csr_matrix, probabilities: np.ndarray, reference: sparse.csr_matrix, seed: int) -> np.ndarray:
+        """(n,) True: like nothing in the reference, whose (r, m) values are needed again; ``probabilities`` (n, k) as given above."""
+        if not np.isfinite(self.usual.level):
+            return np.zeros(x.shape[0], dtype=bool)
+        space = common_space(sparse.csr_matrix(sparse.vstack([reference, x], format="csr")), seed)
+        called = probabilities.argmax(axis=1)
+        here, there = space[reference.shape[0] :], space[: reference.shape[0]]
+        said = call_evidence(probabilities, profile_logits(x, self.profiles), marker_features(self.markers, x))
+        return self.usual.is_novel(novelty_scores(here, there, said, self.usual.pool, seed), called)
+
+    @property
+    def markers(self) -> LinearClassifier:
+        """Sums of the genes that mark each class."""
+        view = self.views["markers"]
+        assert isinstance(view, LinearClassifier)
+        return view
+
+    def write(self, path: Path) -> None:
+        """Keep everything in one .npz file of plain arrays."""
+        arrays: dict[str, np.ndarray] = {"names": np.array(self.names, dtype=str), "curve": self.curve, "profiles": self.profiles,
+                                         "usual_called": self.usual.called, "usual_shown": self.usual.shown,
+                                         "usual": np.array([self.usual.level, self.usual.pool]),
+                                         "rare": self.rare, "prior_correction": self.prior_correction}  # fmt: skip
+        for kind, view in self.views.items():
+            arrays |= view.arrays(f"{kind}_")
+        settings = {"temperature": self.temperature, "temperatures": self.temperatures, "weights": self.weights,
+                    "network_share": self.network_share,
+                    "views": list(self.views), "report": self.report}  # fmt: skip
+        with open(path, "wb") as file:
+            np.savez(file, settings=np.array(json.dumps(settings)), **arrays)  # type: ignore[arg-type]
+
+    @classmethod
+    def read(cls, path: Path) -> CellTypeEnsemble:
+        """Read what :meth:`write` wrote."""
+        with np.load(path, allow_pickle=False) as file:
+            kept = {name: file[name] for name in file.files}
+        settings = json.loads(str(kept["settings"]))
+        views = {kind: load_base_classifier(kind, kept) for kind in settings["views"]}
+        names = [str(n) for n in kept["names"]]
+        usual = NoveltyDetector(kept["usual_called"], kept["usual_shown"], float(kept["usual"][0]), int(kept["usual"][1]))
+        return cls(names, views, settings["weights"], settings["temperatures"], settings["temperature"], settings["network_share"],
+                   kept["curve"], usual, kept["profiles"], kept["rare"], kept["prior_correction"], settings["report"])  # fmt: skip
+
+
+def with_rare_class_profiles(linear: np.ndarray, profile: np.ndarray, rare: np.ndarray) -> np.ndarray:
+    """Log probabilities where a rare class is as likely as its profile says, if that is more."""
+    out = linear.copy()
+    out[:, rare] = np.maximum(linear[:, rare], profile[:, rare])
+    return out
+
+
+def mix_network(linear: np.ndarray, network: np.ndarray, share: float) -> np.ndarray:
+    """Weighted mean of two sets of log probabilities."""
+    return (1 - share) * linear + share * np.log(np.exp(network) + _FLOOR)
+
+
+def donor_folds(groups: np.ndarray, codes: np.ndarray, number: int, seed: int) -> np.ndarray:
+    """(n,) fold of each cell: whole donors where there are enough of them, else cells, classes spread evenly."""
+    rng = np.random.default_rng(seed)
+    names = np.unique(groups)
+    if len(names) >= number:
+        order = rng.permutation(names)
+        place = {name: i % number for i, name in enumerate(order)}
+        return np.array([place[g] for g in groups])
+    fold = np.empty(len(codes), dtype=int)
+    for c in np.unique(codes):
+        own = rng.permutation(np.flatnonzero(codes == c))
+        fold[own] = np.arange(len(own)) % number
+    return fold
+
+
+
+
+
+
+def fit_ensemble(
+    x: sparse.csr_matrix,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    network: tuple[np.ndarray, np.ndarray] | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> CellTypeEnsemble:
+    """Learn the classes of labelled cells.
+
+    Parameters
+    ----------
+    x
+        (n, m) log1p(CP10k).
+    labels, groups
+        (n,) class and donor of each cell.
+    network
+        Rows of cells a fine-tuned network was not trained on, and its (r, k) log probabilities there, classes in sorted order.
+
+    Raises
+    ------
+    DataError
+        No labelled cell.
+    """
+    names, codes = np.unique(labels.astype(str), return_inverse=True)
+    if len(names) == 0:
+        raise DataError("No cell of the reference has a label.")
+    fold = donor_folds(groups, codes, 3, seed)
+    seen = cross_validate(x, codes, len(names), fold, seed, verbose)
+    held, weights, temperatures, rare = fit_weights(seen, codes, len(names))
+    share = 0.0
+    report: dict[str, Any] = {"views": list(weights), "weights": weights}
+    judged = np.arange(len(codes))
+    if network is not None:
+        rows, logits = network
+        share, losses = fit_network_weight(held[rows], logits, codes[rows])
+        report |= losses
+        judged = rows
+    final = mix_network(held[judged], network[1], share) if network is not None else held
+    prior_correction = fit_prior_correction(final, codes[judged], np.log(np.bincount(codes, minlength=len(names)) / len(codes)))
+    final = final - prior_correction
+    temperature = fit_temperature(final, codes[judged]) if len(names) > 1 else 1.0
+    calibrated = softmax(final / temperature)
+    report["accuracy_on_donors_left_out"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
+    report["network_share"] = share
+    say(f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out", verbose)
+    views = {kind: fit_base_classifier(x, codes, len(names), kind, seed) for kind in dict.fromkeys([*weights, "markers"])}
+    shown = softmax((held - prior_correction) / temperature)
+    usual = NoveltyDetector.of(common_space(x, seed), shown.argmax(axis=1), call_evidence(shown, seen.logits["profile"], seen.marks), fold, seed)
+    profiles = class_log_profiles(x, codes, len(names))
+    curve = coverage_curve(calibrated, codes[judged])
+    return CellTypeEnsemble(list(names), views, weights, temperatures, temperature, share, curve, usual, profiles, rare, prior_correction, report)
+
+
+@dataclass
+class OutOfFoldScores:
+    """What each view, and the profiles, say of cells of donors they were not fitted to: logits by kind, and shown markers, (n, k) each."""
+
+    logits: dict[str, np.ndarray]
+    marks: np.ndarray
+
+
+def cross_validate(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarray, seed: int, verbose: bool) -> OutOfFoldScores:
+    """Fit every view to the cells outside each fold, and look at those inside."""
+    out = OutOfFoldScores({kind: np.zeros((len(codes), classes)) for kind in (*BASE_CLASSIFIERS, "profile")}, np.zeros((len(codes), classes)))
+    for f in track(range(3), "Judging on donors left out", 3, verbose):
+        here = fold == f
+        if not here.any() or here.all():
+            continue
+        views = {kind: fit_base_classifier(x[~here], codes[~here], classes, kind, seed) for kind in BASE_CLASSIFIERS}
+        for kind, view in views.items():
+            out.logits[kind][here] = view.logits(x[here])
+        out.marks[here] = marker_features(views["markers"], x[here])  # type: ignore[arg-type]
+        profiles = class_log_profiles(x[~here], codes[~here], classes)
+        absent = np.bincount(codes[~here], minlength=classes) == 0
+        out.logits["profile"][here] = profile_logits(x[here], profiles, absent)
+    return out
+
+
+def fit_weights(seen: OutOfFoldScores, codes: np.ndarray, classes: int) -> tuple[np.ndarray, dict[str, float], dict[str, float], np.ndarray]:
+    """The views weighed as is best on donors left out, (n, k), the weights, all temperatures, and for which classes profiles speak."""
+    sizes = np.bincount(codes, minlength=classes)
+    if classes == 1:
+        return np.zeros((len(codes), 1)), {"components": 1.0}, {"components": 1.0}, np.zeros(1, dtype=bool)
+    temperatures = {kind: fit_temperature(logits, codes) for kind, logits in seen.logits.items()}
+    views = {kind: tempered_log_probs(seen.logits[kind], temperatures[kind]) for kind in BASE_CLASSIFIERS}
+    weights = fit_classifier_weights(views, codes)
+    held = np.sum([share * views[kind] for kind, share in weights.items()], axis=0)
+    rare = (sizes < RARE) & (sizes > 1)
+    spoken = with_rare_class_profiles(held, tempered_log_probs(seen.logits["profile"], temperatures["profile"]), rare)
+    if rare.any() and log_loss(spoken, codes) < log_loss(held, codes):
+        return spoken, weights, {kind: temperatures[kind] for kind in (*weights, "profile")}, rare
+    return held, weights, {kind: temperatures[kind] for kind in weights}, np.zeros(classes, dtype=bool)
+
+
+
+
+
+
+
+
+def fit_network_weight(linear: np.ndarray, network: np.ndarray, codes: np.ndarray) -> tuple[float, dict[str, Any]]:
+    """How much of the average is the network's: the share with the smallest log loss after fit_calibration."""
+    losses = {}
+    for share in (0.0, 0.15, 0.3, 0.5, 0.7, 1.0):
+        losses[share] = log_loss(mix_network(linear, network, share), codes)
+    best = min(losses, key=lambda s: losses[s])
+    return best, {"log_loss_by_network_share": {str(k): v for k, v in losses.items()}}
+
+
+def fit_prior_correction(logits: np.ndarray, codes: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
+    """(k,) the share of the log prior whose removal gives the best mean of macro F1 and accuracy."""
+    best, worth = 0.0, -1.0
+    for share in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):
+        found = (logits - share * log_prior).argmax(axis=1)
+        value = _macro_f1(codes, found) + float(np.mean(found == codes))
+        if value > worth + 1e-9:
+            best, worth = share, value
+    return best * log_prior
+
+
+def _macro_f1(codes: np.ndarray, found: np.ndarray) -> float:
+    present = np.unique(codes)
+    hits = np.array([np.sum((codes == c) & (found == c)) for c in present])
+    sizes = np.array([np.sum(codes == c) + np.sum(found == c) for c in present])
+    return float(np.mean(2 * hits / sizes))

@@ -1,0 +1,7 @@
+"""The command line: ``scmamba --help``."""
+
+from .main import app
+
+__all__ = [
+    "app",
+]

@@ -1,0 +1,99 @@
+"""An h5ad file in, a copy of it with one more layer out, without holding either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+from scipy import sparse
+
+from ..utils.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_CHUNK = 1 << 16
+
+
+def write_with_layer(
+    source: Path,
+    target: Path,
+    adata: AnnData,
+    name: str,
+    blocks: Iterable[sparse.csr_matrix],
+    finish: Callable[[AnnData, int], None],
+) -> None:
+    """Copy ``source`` to ``target`` with ``layers[name]`` made of ``blocks`` (CSR row blocks, in order).
+
+    ``finish(annotations, stored)`` edits ``obs`` and ``uns`` of an object without a matrix once all blocks are written; both are
+    then stored. The copy keeps everything else of the file as it is, whatever it holds.
+    """
+    with atomic_path(target) as temporary:
+        _copy(source, temporary)
+        with h5py.File(temporary, "r+") as file:
+            stored = append_layer(file, name, blocks, (adata.n_obs, adata.n_vars))
+            _write_annotations(file, adata, finish, stored)
+
+
+def write_with_annotations(source: Path, target: Path, adata: AnnData, finish: Callable[[AnnData], None]) -> None:
+    """Copy ``source`` to ``target`` with the ``obs``, ``uns`` and new ``obsm`` that ``finish(annotations)`` made."""
+    with atomic_path(target) as temporary:
+        _copy(source, temporary)
+        with h5py.File(temporary, "r+") as file:
+            _write_annotations(file, adata, lambda annotations, _: finish(annotations), 0)
+
+
+def _copy(source: Path, temporary: Path) -> None:
+    """Group by group through HDF5, so that a file open for reading elsewhere is copied consistently."""
+    with h5py.File(source, "r") as old, h5py.File(temporary, "w") as new:
+        for key, value in old.attrs.items():
+            new.attrs[key] = value
+        for key in old:
+            old.copy(old[key], new, name=key)
+
+
+def append_layer(file: h5py.File, name: str, blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int]) -> int:
+    """Write a CSR matrix of the h5ad layout block by block; returns the number of stored values."""
+    layers = file.require_group("layers")
+    if "encoding-type" not in layers.attrs:
+        layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+    if name in layers:
+        del layers[name]
+    group = layers.create_group(name)
+    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(shape, dtype=np.int64)})
+    options = dict(maxshape=(None,), chunks=(_CHUNK,), compression="gzip", compression_opts=1, shuffle=True)
+    data = group.create_dataset("data", (0,), dtype=np.float32, **options)
+    indices = group.create_dataset("indices", (0,), dtype=np.int32, **options)
+    indptr = [np.zeros(1, dtype=np.int64)]
+    stored = 0
+    for block in blocks:
+        for dataset, values in ((data, block.data), (indices, block.indices)):
+            dataset.resize((stored + len(values),))
+            dataset[stored:] = values
+        indptr.append(block.indptr[1:].astype(np.int64) + stored)
+        stored += block.nnz
+    group.create_dataset("indptr", data=np.concatenate(indptr))
+    return stored
+
+
+def _write_annotations(file: h5py.File, adata: AnnData, finish: Callable[[AnnData, int], None], stored: int) -> None:
+    """Replace ``obs`` and ``uns`` by what ``finish`` made of them."""
+    import anndata
+
+    annotations = anndata.AnnData(obs=adata.obs.copy(), uns=dict(adata.uns))
+    finish(annotations, stored)
+    for key, value in (("obs", annotations.obs), ("uns", dict(annotations.uns))):
+        _replace(file, key, value)
+    for key, value in annotations.obsm.items():
+        _replace(file, f"obsm/{key}", value)
+
+
+def _replace(file: h5py.File, key: str, value: object) -> None:
+    import anndata
+
+    if key in file:
+        del file[key]
+    anndata.io.write_elem(file, key, value)

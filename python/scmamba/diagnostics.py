@@ -1,0 +1,35 @@
+"""What is installed here: versions, device, scan backends, models."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib import metadata
+from typing import Any
+
+
+def info() -> dict[str, Any]:
+    """Versions of what matters, the device in use, the scan backends and the shipped models."""
+    import torch
+
+    from ._version import __version__
+    from .model import models
+    from .ops.backends import available_backends, choose_backend
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {
+        "scmamba": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "packages": {name: _version(name) for name in ("torch", "numpy", "scipy", "pandas", "anndata", "numba", "mamba-ssm", "triton")},
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "scan": choose_backend(torch.zeros(1, device=device)),
+        "scan backends": available_backends(),
+        "models": {name: str(path) for name, path in models().items()},
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"

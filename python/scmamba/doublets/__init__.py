@@ -1,0 +1,7 @@
+"""Droplets with two cells."""
+
+from ._find import detect_doublets
+
+__all__ = [
+    "detect_doublets",
+]

@@ -1,0 +1,347 @@
+"""What tells two cells in one droplet from one: six kinds of evidence, each also a detector of its own.
+
+1. share of simulated doublets among the nearest cells, at several reaches (the idea of Scrublet and DoubletFinder);
+2. how much better two clusters' profiles explain the counts than one does, cross-fitted (multinomial likelihood ratio);
+3. genes that hardly ever occur together, occurring together (the idea of cxds);
+4. counts and detected genes, alone and compared with the neighbours';
+5. the leading principal components, so that what is usual may differ between kinds of cells;
+6. their squares and products: between two kinds of cells lie droplets that hold both (a fit of its own, :mod:`scmamba.doublets._find`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+from scipy.special import log_ndtr
+
+from ..neighbors.knn import nearest_neighbors
+from ..neighbors.svd import principal_components
+
+COMPONENTS = 30
+CURVED = 15  # leading components whose squares and products are looked at
+REACHES = (10, 25, 50, 100)
+#: Columns that say how much is in the droplet.
+DEPTH = ("counts", "genes", "counts_beside", "genes_beside")
+#: Share of the lesser parent's profile in the droplet.
+SHARES = (0.05, 0.2, 0.5)
+_GENES = 2000  # most variable genes that distances are measured in
+_PAIRED = 500  # genes whose joint occurrence is looked at
+_SHRINK = 200.0  # counts' worth of the average profile mixed into each cluster's
+_FOLDS = 5
+# When a cluster is taken for doublets: how much two others explain of it, how much deeper it is, its largest share of the cells.
+_EXPLAINED, _DEEPER, _SMALL = 0.55, 1.2, 0.1
+
+
+def log_values(counts: sparse.csr_matrix, scale: float) -> sparse.csr_matrix:
+    """(n, genes) log1p of counts scaled to ``scale`` per cell."""
+    totals = np.asarray(counts.sum(axis=1)).ravel()
+    out = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
+    out.data = np.log1p(out.data * np.repeat(scale / np.maximum(totals, 1e-12), np.diff(out.indptr)))
+    return out
+
+
+def median_total(counts: sparse.csr_matrix) -> float:
+    """Median count of a cell; the scale that logs are taken on."""
+    return float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
+
+
+def variable_genes(values: sparse.csr_matrix, n: int = _GENES) -> np.ndarray:
+    """Columns with the largest variance of log values, in order."""
+    mean = np.asarray(values.mean(axis=0)).ravel()
+    variance = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2
+    return np.sort(np.argsort(-variance, kind="stable")[:n])
+
+
+def kmeans(points: np.ndarray, k: int, *, seed: int = 0, starts: int = 4, steps: int = 40) -> np.ndarray:
+    """(n,) codes of the best of several k-means runs begun by k-means++; some of the k may stay empty and are left out."""
+    rng = np.random.default_rng(seed)
+    k = min(k, len(points))
+    best, result = np.inf, np.zeros(len(points), dtype=np.int64)
+    for _ in range(starts):
+        centre = _spread(points, k, rng)
+        for _ in range(steps):
+            distance = _squares(points, centre)
+            code = distance.argmin(axis=1)
+            size = np.bincount(code, minlength=k)
+            member = sparse.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))), shape=(k, len(code)))
+            moved = np.where(size[:, None] > 0, (member @ points) / np.maximum(size, 1)[:, None], centre)
+            done = np.allclose(moved, centre, atol=1e-6)
+            centre = moved
+            if done:
+                break
+        cost = distance.min(axis=1).sum()
+        if cost < best:
+            best, result = cost, code
+    return np.unique(result, return_inverse=True)[1]
+
+
+def _squares(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    return np.maximum((points**2).sum(axis=1)[:, None] - 2 * points @ centre.T + (centre**2).sum(axis=1), 0)
+
+
+def _spread(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
+    """First centres by k-means++ (Arthur and Vassilvitskii 2007): each far from those before it."""
+    chosen = [int(rng.integers(len(points)))]
+    nearest = _squares(points, points[chosen])[:, 0]
+    while len(chosen) < k:
+        total = nearest.sum()
+        chosen.append(int(rng.choice(len(points), p=nearest / total)) if total > 0 else int(rng.integers(len(points))))
+        nearest = np.minimum(nearest, _squares(points, points[chosen[-1:]])[:, 0])
+    return points[chosen]
+
+
+def silhouette_k(points: np.ndarray, choices: range, *, seed: int = 0, sample: int = 1000) -> np.ndarray:
+    """(n,) codes of the k-means whose clusters stand farthest apart (mean silhouette of at most ``sample`` points)."""
+    from scipy.spatial.distance import cdist
+
+    rng = np.random.default_rng(seed)
+    part = rng.choice(len(points), min(sample, len(points)), replace=False)
+    distance = cdist(points[part], points[part])
+    best, result = -np.inf, np.zeros(len(points), dtype=np.int64)
+    for k in choices:
+        if k >= len(points):
+            break
+        code = kmeans(points, k, seed=seed, starts=2)
+        value = silhouette(distance, code[part])
+        if value > best:
+            best, result = value, code
+    return result
+
+
+def silhouette(distance: np.ndarray, code: np.ndarray) -> float:
+    """Mean silhouette width from (n, n) distances and (n,) codes; -1 where all are one cluster."""
+    names, code = np.unique(code, return_inverse=True)
+    if len(names) < 2:
+        return -1.0
+    size = np.bincount(code)
+    to = distance @ np.eye(len(names))[code]
+    own = np.arange(len(code)), code
+    inside = to[own] / np.maximum(size[code] - 1, 1)
+    to = to / size
+    to[own] = np.inf
+    outside = to.min(axis=1)
+    width = (outside - inside) / np.maximum(np.maximum(inside, outside), 1e-12)
+    return float(np.where(size[code] > 1, width, 0).mean())
+
+
+@dataclass
+class Clusters:
+    """Two views of the cells: few clusters that stand apart, and about ten to twenty finer ones."""
+
+    coarse: np.ndarray
+    fine: np.ndarray
+
+    @classmethod
+    def find(cls, counts: sparse.csr_matrix, *, seed: int = 0) -> Clusters:
+        """Cluster (n, genes) counts in 15 components of their log values."""
+        values = log_values(counts, median_total(counts))
+        scores, _ = principal_components(values[:, variable_genes(values)], min(15, counts.shape[0] - 2), seed=seed)
+        n = len(scores)
+        coarse, fine = silhouette_k(scores, range(3, 13), seed=seed), kmeans(scores, int(np.clip(n // 100, 4, 20)), seed=seed)
+        return cls(without_mixtures(counts, coarse), without_mixtures(counts, fine))
+
+
+def without_mixtures(counts: sparse.csr_matrix, cluster: np.ndarray) -> np.ndarray:
+    """(n,) codes without clusters that are doublets themselves; their cells join the cluster that explains them best.
+
+    Doublets of two common kinds form a cluster of their own, whose profile then makes each of them look like one cell. It is known by
+    three signs: a mixture of two other clusters explains most of what it has beyond the one most like it, it has more counts than they
+    have, and it is small.
+    """
+    cells, n = len(cluster), int(cluster.max()) + 1
+    if n < 4:
+        return cluster
+    size = np.bincount(cluster, minlength=n)
+    member = sparse.csr_matrix((np.ones(cells), (cluster, np.arange(cells))), shape=(n, cells))
+    pooled = (member @ counts).toarray()
+    average = pooled.sum(axis=0) + 0.5
+    profile = (pooled + _SHRINK * average / average.sum()) / (pooled.sum(axis=1, keepdims=True) + _SHRINK)
+    alone = pooled @ np.log(profile).T
+    own = alone.diagonal().copy()
+    np.fill_diagonal(alone, -np.inf)
+    mixed, pair = _best_mixtures(pooled, profile)
+    explained = (mixed - alone.max(axis=1)) / np.maximum(own - alone.max(axis=1), 1e-9)
+    depth = pooled.sum(axis=1) / np.maximum(size, 1)
+    double = (explained > _EXPLAINED) & (depth > _DEEPER * depth[pair].mean(axis=1)) & (size <= _SMALL * cells)
+    if not double.any() or (~double).sum() < 2:
+        return cluster
+    stay = np.flatnonzero(~double)
+    out, moved = cluster.copy(), double[cluster]
+    out[moved] = stay[(counts[np.flatnonzero(moved)] @ np.log(profile[stay]).T).argmax(axis=1)]
+    return np.unique(out, return_inverse=True)[1]
+
+
+def _best_mixtures(pooled: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(clusters,) log-likelihood of each cluster's counts under the best mixture of two others, and (clusters, 2) which."""
+    best, pair = np.full(len(pooled), -np.inf), np.zeros((len(pooled), 2), dtype=np.int64)
+    for a, b in combinations(range(len(pooled)), 2):
+        for share in (0.2, 0.35, 0.5, 0.65, 0.8):
+            value = pooled @ np.log(share * profile[a] + (1 - share) * profile[b])
+            value[[a, b]] = -np.inf
+            better = value > best
+            best[better], pair[better] = value[better], (a, b)
+    return best, pair
+
+
+class Mixtures:
+    """Are the counts of a cell better explained by the profiles of two clusters than by one?
+
+    The log-likelihood ratio of the multinomials, maximised over the pair. Profiles are those of the cells that look least like doublets,
+    without the cell's own fold: a cell that helped make its cluster's profile is explained too well by it, above all where the lesser
+    share is small. Cells are moved to the cluster that explains them best between rounds.
+    """
+
+    def __init__(self, counts: sparse.csr_matrix, cluster: np.ndarray, *, suspected: float, rounds: int = 3, seed: int = 0) -> None:
+        self.counts, self.cluster, self.n = counts, cluster.copy(), int(cluster.max()) + 1
+        self.keep = np.ones(len(cluster), dtype=bool)
+        self.average = np.asarray(counts.sum(axis=0)).ravel() + 0.5
+        self.average /= self.average.sum()
+        fold = np.random.default_rng(seed).integers(0, _FOLDS, len(cluster))
+        for last in [False] * (rounds - 1) + [True]:
+            shares = SHARES if last else (0.1,)
+            ratio, moved = np.zeros((len(cluster), len(shares))), self.cluster.copy()
+            pair = np.zeros((len(cluster), 2), dtype=np.int64)
+            for k in range(_FOLDS):
+                rows = np.flatnonzero(fold == k)
+                if len(rows):
+                    ratio[rows], pair[rows], moved[rows] = _ratios(counts[rows], self.profiles(fold != k), shares)
+            self.cluster = moved
+            self.keep = ratio[:, 0] <= np.quantile(ratio[:, 0], 1 - suspected)
+        self.ratio, self.pair = ratio, pair
+
+    def profiles(self, among: np.ndarray) -> np.ndarray:
+        """(clusters, genes) profiles of the cells ``among`` that do not look like doublets, mixed with a little of the average."""
+        use = (self.keep & among).astype(float)
+        member = sparse.csr_matrix((use, (self.cluster, np.arange(len(use)))), shape=(self.n, len(use)))
+        profile = (member @ self.counts).toarray()
+        return (profile + _SHRINK * self.average) / (profile.sum(axis=1, keepdims=True) + _SHRINK)
+
+    def of(self, counts: sparse.csr_matrix) -> np.ndarray:
+        """(r, shares) ratios of other cells."""
+        return _ratios(counts, self.profiles(np.ones(len(self.keep), dtype=bool)), SHARES)[0]
+
+
+def _ratios(counts: sparse.csr_matrix, profiles: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(r, shares) log ratios, (r, 2) the pair of the best one and (r,) the best single cluster."""
+    rows, n = counts.shape[0], len(profiles)
+    single = counts @ np.log(profiles).T
+    alone = single.max(axis=1)
+    ratio, pair = np.full((rows, len(shares)), -np.inf), np.zeros((rows, 2), dtype=np.int64)
+    top = np.full(rows, -np.inf)
+    for j, share in enumerate(shares):
+        for lesser, greater in _ordered_pairs(n, share):
+            value = counts @ np.log(share * profiles[lesser] + (1 - share) * profiles[greater]) - alone
+            np.maximum(ratio[:, j], value, out=ratio[:, j])
+            better = value > top
+            top[better], pair[better] = value[better], (greater, lesser)
+    if n < 2:
+        ratio[:] = 0
+    return ratio, pair, single.argmax(axis=1)
+
+
+def _ordered_pairs(n: int, share: float) -> Iterator[tuple[int, int]]:
+    for a, b in combinations(range(n), 2):
+        yield a, b
+        if share != 0.5:
+            yield b, a
+
+
+class Coexpression:
+    """Pairs of genes that occur together less often than chance allows, and how much of that a cell has together.
+
+    The score of cxds (Bais and Kostka 2020): for each pair of the genes whose detection varies most, minus the log of the probability of so
+    many cells with exactly one of the two if they were independent; a cell's score is the sum over the pairs it has both of.
+    """
+
+    def __init__(self, counts: sparse.csr_matrix, genes: int = _PAIRED) -> None:
+        seen = sparse.csr_matrix((np.ones_like(counts.data, dtype=np.float32), counts.indices, counts.indptr), shape=counts.shape)
+        rate = np.asarray(seen.mean(axis=0)).ravel()
+        self.columns = np.sort(np.argsort(-rate * (1 - rate), kind="stable")[:genes])
+        dense = seen[:, self.columns].toarray()
+        rate, n = dense.mean(axis=0, dtype=np.float64), len(dense)
+        both = (dense.T @ dense).astype(np.float64)
+        one = both.diagonal()[:, None] + both.diagonal()[None, :] - 2 * both
+        chance = rate[:, None] * (1 - rate)[None, :]
+        chance = chance + chance.T
+        z = (one - n * chance) / np.sqrt(np.maximum(n * chance * (1 - chance), 1e-9))
+        weight = np.where(z > 0, np.minimum(-log_ndtr(-z), 700), 0)
+        np.fill_diagonal(weight, 0)
+        self.weight = weight.astype(np.float32)
+
+    def score(self, counts: sparse.csr_matrix) -> np.ndarray:
+        """(r,) scores of cells."""
+        dense = (counts[:, self.columns].toarray() > 0).astype(np.float32)
+        return np.einsum("ij,ij->i", dense @ self.weight, dense).astype(np.float64) / 2
+
+
+@dataclass
+class Evidence:
+    """All features of real cells and simulated doublets, side by side.
+
+    Attributes
+    ----------
+    table
+        One row per droplet, the real ones first.
+    simulated
+        (rows,) bool.
+    scores
+        (rows, d) principal components.
+    """
+
+    table: pd.DataFrame
+    simulated: np.ndarray
+    scores: np.ndarray
+
+    def curved(self) -> np.ndarray:
+        """(rows, k + k (k + 1) / 2) leading components, standardised, their squares and products."""
+        x = self.scores[:, :CURVED]
+        x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
+        first, second = np.triu_indices(x.shape[1])
+        return np.column_stack([x, x[:, first] * x[:, second]])
+
+
+def gather(
+    counts: sparse.csr_matrix,
+    simulated: sparse.csr_matrix,
+    mixtures: dict[str, Mixtures],
+    coexpression: Coexpression,
+    *,
+    seed: int = 0,
+) -> Evidence:
+    """Compute the features of (n, genes) real cells and (m, genes) simulated doublets."""
+    n, m = counts.shape[0], simulated.shape[0]
+    both = sparse.vstack([counts, simulated], format="csr")
+    artificial = np.r_[np.zeros(n), np.ones(m)].astype(bool)
+    values = log_values(both, median_total(counts))
+    values = values[:, variable_genes(values[:n])]
+    scores, _ = principal_components(values, min(COMPONENTS, min(values.shape) - 1), seed=seed)
+    table: dict[str, np.ndarray] = {}
+    table["counts"] = np.log1p(np.asarray(both.sum(axis=1)).ravel())
+    table["genes"] = np.log1p(np.diff(both.indptr))
+    near = _others(scores, min(REACHES[-1], n + m - 1))
+    for k in REACHES:
+        share = artificial[near[:, :k]].mean(axis=1)
+        table[f"neighbours{k}"] = np.log((share + 0.02) / (1.02 - share))
+    for name in ("counts", "genes"):
+        table[f"{name}_beside"] = table[name] - table[name][near[:, :25]].mean(axis=1)
+    table["together"] = np.log1p(coexpression.score(both))
+    for name, mixture in mixtures.items():
+        ratio = np.arcsinh(np.vstack([mixture.ratio, mixture.of(simulated)]))
+        for j, share in enumerate(SHARES):
+            table[f"{name}{100 * share:.0f}"] = ratio[:, j]
+    for j in range(min(10, scores.shape[1])):
+        table[f"component{j + 1}"] = scores[:, j]
+    return Evidence(pd.DataFrame(table), artificial, scores)
+
+
+def _others(scores: np.ndarray, k: int) -> np.ndarray:
+    """(n, k) nearest rows, nearest first, without the row itself."""
+    found = nearest_neighbors(scores, scores, k + 1)
+    itself = found == np.arange(len(found))[:, None]
+    itself[~itself.any(axis=1), -1] = True  # among many identical cells the cell itself may be missing
+    return found[~itself].reshape(len(found), -1)

@@ -1,0 +1,165 @@
+"""One file imputed by several processes, of one machine or many: ``torchrun --nproc-per-node 4 -m scmamba impute in.h5ad -o out.h5ad``.
+
+What is learnt from the data (adaptation, the weights of the neighbours) is learnt by the first process and sent to the others; the cells
+are divided by blocks of rows, each process imputes its share into a file beside the target, and the first one joins them. A cell's answer
+does not depend on who computes it, so the file is the same as one process would write.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+import torch.distributed as dist
+from scipy import sparse
+
+from ..data.h5ad_stream import append_layer, write_with_layer
+from ..data.provenance import KEY
+from ..utils.errors import ScMambaError
+from ._impute import Imputer, impute_file, open_file
+
+#: The first process may learn, and others wait, for hours.
+_PATIENCE = timedelta(days=2)
+
+
+def is_rank0() -> bool:
+    """Is this the first process, or the only one?"""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def impute_file_shared(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+    """As :func:`scmamba.tasks.impute_file`; under torchrun the processes share the work.
+
+    Each process takes the GPU of its local rank, if there are any. All of them must see ``source`` and the folder of ``target``.
+
+    Raises
+    ------
+    ScMambaError
+        As :func:`scmamba.tasks.impute_file`, in every process; or another process ended before its share was done.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        impute_file(source, target, overwrite=overwrite, **options)
+        return
+    device = _device(options.get("device"))
+    options = {**options, "device": device, "verbose": bool(options.get("verbose", True)) and is_rank0()}
+    with _processes():
+        _impute(Path(source), Path(target), overwrite, options, device)
+
+
+def _device(asked: str | None) -> str | None:
+    if asked in (None, "cuda") and torch.cuda.is_available():
+        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    return asked
+
+
+@contextmanager
+def _processes() -> Iterator[None]:
+    """The group of processes torchrun started; gloo, because only what was learnt and a few words are sent."""
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield
+    except RuntimeError as error:
+        if "gloo" not in str(error).lower():
+            raise
+        raise ScMambaError("Another of the processes has ended before its share was done; its own message says why.") from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _impute(source: Path, target: Path, overwrite: bool, options: dict[str, Any], device: str | None) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    adata, plan = open_file(source, target, overwrite, options, once=lambda learn: broadcast_from_rank0(learn, device))
+    folder = Path(broadcast_from_rank0(lambda: _new_folder(target), None))
+    try:
+        blocks = list(plan.cells.blocks(plan.size))
+        bounds = [len(blocks) * r // world for r in range(world + 1)]
+        _write_share(plan, blocks[bounds[rank] : bounds[rank + 1]], folder / f"{rank}.h5")
+        dist.barrier()
+        if rank == 0:
+            totals: list[np.ndarray] = []
+            shares = [(folder / f"{r}.h5", blocks[bounds[r] : bounds[r + 1]]) for r in range(world)]
+            write_with_layer(source, target, adata, KEY, _read_shares(shares, adata.n_vars, totals),
+                             lambda result, stored: plan.annotate(result, np.concatenate(totals), stored))  # fmt: skip
+    finally:
+        if rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
+    """The result of ``work``, done by the first process and sent to the others; its refusal is everybody's.
+
+    Models arrive on ``device``.
+    """
+    result: Any = None
+    message = torch.zeros(0, dtype=torch.uint8)
+    problem: ScMambaError | None = None
+    if dist.get_rank() == 0:
+        try:
+            result = work()
+        except ScMambaError as error:
+            problem = error
+        buffer = io.BytesIO()
+        torch.save((str(problem) if problem else None, result), buffer)
+        message = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+    size = torch.tensor([len(message)])
+    dist.broadcast(size, 0)
+    if dist.get_rank() != 0:
+        message = torch.empty(int(size), dtype=torch.uint8)
+    dist.broadcast(message, 0)
+    if dist.get_rank() == 0:
+        if problem:
+            raise problem
+        return result
+    # Written by our own first process a moment ago: not a file of unknown origin.
+    refusal, result = torch.load(io.BytesIO(message.numpy().tobytes()), map_location=device or "cpu", weights_only=False)
+    if refusal:
+        raise ScMambaError(refusal)
+    return result
+
+
+def _new_folder(target: Path) -> str:
+    if not target.parent.is_dir():
+        raise ScMambaError(f"The folder {target.parent} does not exist. Create it, or choose another output path.")
+    try:
+        return tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise ScMambaError(f"Nothing can be written in {target.parent}: {error.strerror}.") from error
+
+
+def _write_share(plan: Imputer, blocks: list[slice], path: Path) -> None:
+    """The imputed rows of some blocks, and their totals, as HDF5."""
+    totals: list[np.ndarray] = [np.zeros(0)]
+
+    def rows() -> Iterator[sparse.csr_matrix]:
+        for block, block_totals in plan.run(blocks):
+            totals.append(block_totals)
+            yield block
+
+    with h5py.File(path, "w") as file:
+        append_layer(file, KEY, rows(), (sum(b.stop - b.start for b in blocks), plan.cells.adata.n_vars))
+        file["totals"] = np.concatenate(totals)
+
+
+def _read_shares(shares: list[tuple[Path, list[slice]]], n_vars: int, totals: list[np.ndarray]) -> Iterator[sparse.csr_matrix]:
+    """The blocks of all shares in the order of the rows; their totals are appended to ``totals``."""
+    for path, blocks in shares:
+        with h5py.File(path, "r") as file:
+            layer, done = file[f"layers/{KEY}"], 0
+            totals.append(file["totals"][:])
+            indptr = layer["indptr"][:]
+            for block in blocks:
+                part = indptr[done : done + block.stop - block.start + 1]
+                values = slice(part[0], part[-1])
+                yield sparse.csr_matrix((layer["data"][values], layer["indices"][values], part - part[0]), shape=(len(part) - 1, n_vars))
+                done += len(part) - 1

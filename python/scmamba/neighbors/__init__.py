@@ -1,0 +1,15 @@
+"""Nearest neighbors, principal components and what neighbors express."""
+
+from .batch_balanced import BatchBalancedKNN
+from .knn import nearest_neighbors
+from .rates import NeighborRates, knn_rates, truncated_mean
+from .svd import principal_components
+
+__all__ = [
+    "BatchBalancedKNN",
+    "NeighborRates",
+    "knn_rates",
+    "nearest_neighbors",
+    "principal_components",
+    "truncated_mean",
+]

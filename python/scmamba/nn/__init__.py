@@ -1,0 +1,9 @@
+"""The network in torch modules."""
+
+from .config import ModelConfig
+from .scmamba import ScMamba
+
+__all__ = [
+    "ModelConfig",
+    "ScMamba",
+]

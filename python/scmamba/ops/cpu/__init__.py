@@ -1,0 +1,1 @@
+"""The selective scan and its products compiled for CPUs with numba."""

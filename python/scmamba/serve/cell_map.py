@@ -1,0 +1,84 @@
+"""A map of a finished job's cells for the page: two coordinates each, made when somebody looks.
+
+``python -m scmamba.serve.cell_map RESULT_FOLDER`` writes ``picture.json`` there; a process of its own, so that the server stays small.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..utils.atomic import atomic_path
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Cells drawn at most; more would not be seen.
+MOST = 5000
+
+
+def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
+    """Coordinates of at most :data:`MOST` cells.
+
+    Returns
+    -------
+    ``cells`` (row numbers), ``x``, ``y`` (scaled to 0..1) and ``method``: UMAP of the model's embedding where there is one, else of 30
+    principal components of log1p CP10k; the first two components where there are too few cells for a UMAP.
+    """
+    from sklearn.decomposition import TruncatedSVD
+
+    from ..data.values import log1p_cp10k
+
+    rows = np.arange(adata.n_obs)
+    if len(rows) > MOST:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
+    if "X_scmamba" in adata.obsm:
+        basis, what = np.asarray(adata.obsm["X_scmamba"])[rows], "the model's embedding"
+    else:
+        from scipy import sparse
+
+        counts = sparse.csr_matrix(adata.X)[rows]
+        totals = np.asarray(counts.sum(axis=1)).ravel()
+        values = log1p_cp10k(counts, np.maximum(totals, 1))
+        parts = max(2, min(30, min(values.shape) - 1))
+        basis, what = TruncatedSVD(parts, random_state=seed).fit_transform(values), f"{parts} components of log1p CP10k"
+    basis = basis - basis.mean(axis=0)
+    method, flat = _flatten(basis, seed)
+    low, high = flat.min(axis=0), flat.max(axis=0)
+    flat = (flat - low) / np.where(high > low, high - low, 1)
+    return {"cells": rows.tolist(), "x": flat[:, 0].round(4).tolist(), "y": flat[:, 1].round(4).tolist(), "method": f"{method} of {what}"}
+
+
+def _flatten(basis: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
+    if len(basis) >= 20:
+        try:
+            import umap
+        except ImportError:
+            pass
+        else:
+            return "UMAP", umap.UMAP(n_neighbors=min(15, len(basis) - 1), random_state=seed, n_jobs=1).fit_transform(basis)
+    if len(basis) < 3:
+        return "first components", np.pad(basis, ((0, 0), (0, 2)))[:, :2]
+    left, size, _ = np.linalg.svd(basis, full_matrices=False)
+    return "first components", (left * size)[:, :2]
+
+
+def main() -> None:
+    """Make the picture of one result."""
+    import warnings
+
+    import anndata
+
+    warnings.filterwarnings("ignore")
+    folder = Path(sys.argv[1])
+    picture = cell_map(anndata.read_h5ad(folder / "result.h5ad"))
+    with atomic_path(folder / "picture.json") as path:
+        path.write_text(json.dumps(picture))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Errors, files, progress and threads: what everything else stands on."""

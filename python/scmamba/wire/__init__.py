@@ -1,0 +1,1 @@
+"""Formats in which objects travel between R, Python and the server."""
