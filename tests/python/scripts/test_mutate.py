@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 import mutate
 import mutate_changes
 import mutate_reach
@@ -356,7 +356,7 @@ def test_a_sample_is_spread_over_the_kinds_and_goes_into_a_table(tiny):
 
 
 def test_the_list_of_known_changes_fits_the_code():
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     sources = {
         p.relative_to(root).as_posix(): p.read_text() for p in (root / "python").rglob("*.py")
     }

@@ -12,7 +12,7 @@ from scipy import stats
 
 from scmamba import deg
 
-PAGES = Path(__file__).resolve().parents[2] / "vignettes" / "python"
+PAGES = Path(__file__).resolve().parents[3] / "vignettes" / "python"
 
 
 def _runner():

@@ -1,7 +1,7 @@
 """What a round trip through h5ad keeps, slot by slot; R's own ``identical`` is the judge.
 
-    RPY2_CFFI_MODE=ABI PYTHONPATH=python python tests/python/round_trip_table.py --write                        # Seurat 4 and SCE
-    RPY2_CFFI_MODE=ABI PYTHONPATH=python scripts/in_seurat5.sh .venv/bin/python tests/python/round_trip_table.py --write   # Seurat 5
+    RPY2_CFFI_MODE=ABI PYTHONPATH=python python tests/python/interop/round_trip_table.py --write                        # Seurat 4 and SCE
+    RPY2_CFFI_MODE=ABI PYTHONPATH=python scripts/in_seurat5.sh .venv/bin/python tests/python/interop/round_trip_table.py --write   # Seurat 5
 
 writes this R's part of docs/round_trips.md; ``interop_cases.py`` measures the same in every run of the tests and compares with that page.
 A slot that does not come back must be named in a message on the way: otherwise its line says "LOST WITHOUT A WORD" and the test fails.
@@ -23,7 +23,7 @@ import rpy2.robjects as ro
 import scmamba.interop as bridge
 from scmamba.interop import _r
 
-PAGE = Path(__file__).parents[2] / "docs" / "round_trips.md"
+PAGE = Path(__file__).parents[3] / "docs" / "round_trips.md"
 
 SETUP = """
 layer <- function(assay, name) {
@@ -250,7 +250,7 @@ INTRODUCTION = """# Round trips, slot by slot
 
 Objects with something in every slot went to an `.h5ad` file and back; R's `identical()` compared each slot. *kept*: identical.
 *changed*, *lost*: not as it was, and a message on the way named it (but for the order of the names in a nested list). Written by
-`tests/python/round_trip_table.py`, which says how; every run of the tests measures it again and compares. What stands where in the
+`tests/python/interop/round_trip_table.py`, which says how; every run of the tests measures it again and compares. What stands where in the
 AnnData: [interop.md](interop.md).
 
 """

@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("psutil")
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "serve_chaos.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "serve_chaos.py"
 
 
 @pytest.fixture(scope="module")

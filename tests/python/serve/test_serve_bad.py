@@ -566,7 +566,7 @@ def test_the_client_goes_on_where_the_line_broke(server, good, tmp_path, monkeyp
     part = len(good) // 3
     monkeypatch.setattr("scmamba.client.client.WHOLE", 1000)
     monkeypatch.setattr(_resume, "_PART", part)
-    tool = Path(__file__).parents[1] / "testthat" / "breaking_line.py"
+    tool = Path(__file__).parents[2] / "testthat" / "breaking_line.py"
     port = server.url.rsplit(":", 1)[1]
     with subprocess.Popen([sys.executable, tool, port, str(part * 2 // 3), "3"], stdout=subprocess.PIPE, text=True) as line:
         try:

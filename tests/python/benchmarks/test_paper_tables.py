@@ -24,7 +24,7 @@ from scipy import sparse
 from scmamba.datasets import brain_cohort
 from scmamba.utils.errors import ScMambaError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 import paper_tables
 from geo_tables.download import addresses
 from geo_tables.label import by_markers

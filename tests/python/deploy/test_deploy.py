@@ -34,7 +34,7 @@ from scmamba.serve import supervisor
 from scmamba.serve.tokens import Tokens
 from scmamba.utils.errors import ScMambaError
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
 
 class Running:
