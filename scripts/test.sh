@@ -79,12 +79,14 @@ suite_check() {
 suite_lint() {
   local failed=0
   "$VENV/bin/python" -m ruff check --no-cache python tests benchmarks scripts || failed=$((failed + 1))
+  "$VENV/bin/python" -m ruff format --no-cache --check python tests benchmarks scripts || failed=$((failed + 1))
+  PYTHONPATH=python "$VENV/bin/lint-imports" --no-cache || failed=$((failed + 1))
   "$VENV/bin/python" -m mypy --cache-dir "$ROOT/.cache/mypy" || failed=$((failed + 1))
   (
     r_environment
     Rscript --vanilla -e 'found <- lintr::lint_package(); print(found); quit(status = length(found) > 0)'
   ) || failed=$((failed + 1))
-  echo "lint (ruff, mypy, lintr): $((3 - failed)) passed, $failed failed, 0 skipped"
+  echo "lint (ruff, format, import-linter, mypy, lintr): $((5 - failed)) passed, $failed failed, 0 skipped"
   [ "$failed" = 0 ]
 }
 

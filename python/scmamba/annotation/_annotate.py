@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.special import softmax
 
 from ..data import read_cells
 from ..data.h5ad_files import open_backed
@@ -20,7 +21,6 @@ from ..utils.progress import say
 from ..utils.threads import single_blas_thread
 from ._markers import from_markers
 from ._reference import from_reference
-from .base_classifiers import softmax
 from .expression import shared_values
 from .result import UNASSIGNED, Annotation, own_components, report_counts
 
@@ -130,7 +130,7 @@ def _from_model(adata: AnnData, model: Model, layer: str | None, gene_column: st
         x, _ = dense_input(model, cells, cells.linear(rows))
         logits[rows] = model.classify(x, genes=genes).double().numpy()
     known = model.calibration or {}
-    p = softmax(logits / known.get("temperature", 1.0))
+    p = softmax(logits / known.get("temperature", 1.0), axis=1)
     curve = np.array(known["curve"]) if known.get("curve") else np.empty((0, 3))
     threshold = threshold_for(curve, error_rate) if len(curve) else 0.5
     note = f"calibrated on {known['cells']} cells of donors left out" if known else "probabilities are the network's, not calibrated"

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
+from scipy.special import softmax
 
 from ..data import read_cells
 from ..genes import match_genes
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
 from ..utils.progress import say
-from .base_classifiers import softmax
 from .ensemble import fit_ensemble
 from .expression import all_human_genes, shared_values
 from .novelty import unit
@@ -93,7 +93,7 @@ def classify_by_markers(x: sparse.csr_matrix, columns: list[np.ndarray], space: 
     seeds = confident_cells(score, around)
     sure = np.flatnonzero(seeds >= 0)
     if len(np.unique(seeds[sure])) < 2 or x.shape[0] < 60:
-        return softmax(8 * score), score.max(axis=1) < 0.1, np.empty((0, 3)), len(sure)
+        return softmax(8 * score, axis=1), score.max(axis=1) < 0.1, np.empty((0, 3)), len(sure)
     typist = fit_ensemble(x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False)
     p = np.zeros((len(seeds), len(names)))
     p[:, [names.index(n) for n in typist.names]] = typist.probabilities(x)

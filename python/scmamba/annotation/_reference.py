@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from scipy import sparse
+from scipy.special import softmax
 
 from .._version import __version__
 from ..data import read_cells
@@ -21,7 +22,7 @@ from ..training.calibration import fit_calibration
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import say
-from .base_classifiers import BASE_CLASSIFIERS, softmax
+from .base_classifiers import BASE_CLASSIFIERS
 from .ensemble import CellTypeEnsemble, donor_folds, fit_ensemble
 from .expression import all_human_genes, shared_values
 from .result import Annotation, own_components, report_counts
@@ -223,5 +224,5 @@ def log_probabilities(classifier: Model, x: sparse.csr_matrix, genes: np.ndarray
             logits = classifier.classify(whole)
         else:
             logits = classifier.classify(block, genes=which)
-        out[start : start + 256] = np.log(softmax(logits.double().numpy()) + 1e-12)
+        out[start : start + 256] = np.log(softmax(logits.double().numpy(), axis=1) + 1e-12)
     return out

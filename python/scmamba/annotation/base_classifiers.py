@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
-from scipy.special import logsumexp
+from scipy.special import logsumexp, softmax
 
 from ..neighbors.knn import nearest_neighbors
 from ..neighbors.svd import principal_components
@@ -47,14 +47,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 _PARTS = ("columns", "basis", "centre", "spread", "weight", "bias")
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(n, k) rows that sum to one."""
-    return np.exp(logits - logsumexp(logits, axis=1, keepdims=True))
-
-
 def tempered_log_probs(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """(n, k) log probabilities at a temperature, none of them quite zero."""
-    return np.log(softmax(logits / temperature) + _FLOOR)
+    return np.log(softmax(logits / temperature, axis=1) + _FLOOR)
 
 
 @dataclass
@@ -305,7 +300,7 @@ def fit_classifier_weights(views: dict[str, np.ndarray], codes: np.ndarray) -> d
 
         def loss(weights: np.ndarray, every: np.ndarray = every, rows: np.ndarray = rows) -> tuple[float, np.ndarray]:
             mixed = np.tensordot(weights, every, 1)
-            wrong = softmax(mixed)
+            wrong = softmax(mixed, axis=1)
             value = float(np.mean(logsumexp(mixed, axis=1) - mixed[rows, codes]))
             wrong[rows, codes] -= 1
             return value, np.einsum("vnk,nk->v", every, wrong) / len(rows)

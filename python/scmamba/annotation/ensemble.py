@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from scipy import sparse
+from scipy.special import softmax
 
 from ..training.calibration import coverage_curve, fit_temperature, log_loss, threshold_for
 from ..utils.errors import DataError
@@ -27,7 +28,6 @@ from .base_classifiers import (
     load_base_classifier,
     marker_features,
     profile_logits,
-    softmax,
     tempered_log_probs,
 )
 from .novelty import NoveltyDetector, call_evidence, common_space, novelty_scores
@@ -83,7 +83,7 @@ class CellTypeEnsemble:
 
     def probabilities(self, x: sparse.csr_matrix, network: np.ndarray | None = None) -> np.ndarray:
         """(n, k) calibrated; ``network`` (n, k) log probabilities of the fine-tuned network, if it takes part."""
-        return softmax(self._averaged(x, network) / self.temperature)
+        return softmax(self._averaged(x, network) / self.temperature, axis=1)
 
     def _averaged(self, x: sparse.csr_matrix, network: np.ndarray | None) -> np.ndarray:
         parts = [share * tempered_log_probs(self.views[kind].logits(x), self.temperatures[kind]) for kind, share in self.weights.items()]
@@ -214,12 +214,12 @@ def fit_ensemble(
     prior_correction = fit_prior_correction(final, codes[judged], np.log(np.bincount(codes, minlength=len(names)) / len(codes)))
     final = final - prior_correction
     temperature = fit_temperature(final, codes[judged]) if len(names) > 1 else 1.0
-    calibrated = softmax(final / temperature)
+    calibrated = softmax(final / temperature, axis=1)
     report["accuracy_on_donors_left_out"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
     report["network_share"] = share
     say(f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out", verbose)
     views = {kind: fit_base_classifier(x, codes, len(names), kind, seed) for kind in dict.fromkeys([*weights, "markers"])}
-    shown = softmax((held - prior_correction) / temperature)
+    shown = softmax((held - prior_correction) / temperature, axis=1)
     usual = NoveltyDetector.of(common_space(x, seed), shown.argmax(axis=1), call_evidence(shown, seen.logits["profile"], seen.marks), fold, seed)
     profiles = class_log_profiles(x, codes, len(names))
     curve = coverage_curve(calibrated, codes[judged])

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._version import __version__
-from ..model import Model
 from ..utils.errors import DataError
 from ..utils.progress import say
 from .preprocess import MIN_TOTAL, CellReader
@@ -36,11 +35,11 @@ def flag_low_depth(adata: AnnData, cells: CellReader, totals: np.ndarray, verbos
         )
 
 
-def write_provenance(adata: AnnData, task: str, model: Model, cells: CellReader, **settings: Any) -> None:
+def write_provenance(adata: AnnData, task: str, model_name: str, cells: CellReader, **settings: Any) -> None:
     """Write provenance to ``uns["scmamba"][task]`` in types every file format keeps."""
     entry = {
         "version": __version__,
-        "model": model.config.name,
+        "model": model_name,
         "genes": cells.match.summary(),
         "values": cells.values.sentence,
         **{key: value for key, value in settings.items() if value is not None},

@@ -113,4 +113,4 @@ def _run(model: Model, cells: CellReader, batch_size: int | None, verbose: bool)
 def _write(adata: AnnData, model: Model, cells: CellReader, result: np.ndarray, totals: np.ndarray, verbose: bool) -> None:
     adata.obsm[f"X_{KEY}"] = result
     flag_low_depth(adata, cells, totals, verbose)
-    write_provenance(adata, "embed", model, cells)
+    write_provenance(adata, "embed", model.config.name, cells)

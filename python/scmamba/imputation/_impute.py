@@ -117,7 +117,7 @@ def impute(
     adata.layers[KEY] = result
     flag_low_depth(adata, plan.cells, np.concatenate(totals), verbose)
     density = result.nnz / max(np.prod(result.shape), 1)
-    write_provenance(adata, "impute", plan.model, plan.cells, density=float(density), **plan.settings)
+    write_provenance(adata, "impute", plan.model.config.name, plan.cells, density=float(density), **plan.settings)
     say(f"layers['{KEY}'] holds values for {100 * density:.0f}% of all entries (before: {100 * plan.density_before:.0f}%)", verbose)
     return adata
 
@@ -192,7 +192,7 @@ class Imputer:
         """Note in ``obs`` and ``uns`` what was done: ``totals`` (n,) of the cells, ``stored`` values of the layer."""
         flag_low_depth(result, self.cells, totals, self.verbose)
         density = stored / max(len(self.cells) * self.cells.adata.n_vars, 1)
-        write_provenance(result, "impute", self.model, self.cells, density=density, **self.settings)
+        write_provenance(result, "impute", self.model.config.name, self.cells, density=density, **self.settings)
 
     def _on_scale_of_data(self, linear: sparse.csr_matrix, expected: sparse.csr_matrix) -> sparse.csr_matrix:
         """Put expected values beside the observed ones, both on the user's scale, so that observed entries stay exactly what

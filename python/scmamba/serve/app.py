@@ -7,7 +7,6 @@ import json
 import logging
 import re
 import secrets
-import shutil
 import sys
 import time
 from collections import deque
@@ -19,9 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import (
+    FileResponse,
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 
 from .._version import __version__
+from .job_files import discard
 from .jobs import FINAL, Queue, Unavailable
 from .postgres import open_queue
 from .references import References
@@ -367,12 +374,6 @@ async def draw(folder: Path) -> None:
 def shown(job: dict[str, Any]) -> dict[str, Any]:
     """What a user sees of a job."""
     return {k: job[k] for k in ("id", "task", "model", "state", "done", "message", "attempts", "created", "started", "finished")}
-
-
-def discard(settings: Settings, job: dict[str, Any]) -> None:
-    """Remove a job's files."""
-    Path(job["upload"]).unlink(missing_ok=True)
-    shutil.rmtree(settings.data / "jobs" / job["id"], ignore_errors=True)
 
 
 def _models() -> list[str]:

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from .job_files import discard
 from .jobs import Queue, Unavailable
 from .references import References
 from .settings import Settings
@@ -98,7 +99,6 @@ class Supervisor:
 
     def _clear(self) -> None:
         """Remove what is old."""
-        from .app import discard
         from .uploads import KEPT, Uploads
 
         for job in self.queue.forget(time.time() - 86400 * self.settings.keep_days):

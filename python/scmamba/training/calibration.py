@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy.special import logsumexp
-
-from ..annotation.base_classifiers import (
-    softmax,
-)
+from scipy.special import logsumexp, softmax
 
 
 def fit_temperature(logits: np.ndarray, codes: np.ndarray) -> float:
@@ -43,7 +39,7 @@ def threshold_for(curve: np.ndarray, error_rate: float) -> float:
 def fit_calibration(logits: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
     """What a classifier's checkpoint keeps of its (n, k) logits for cells it was not trained on: temperature, curve, cells."""
     temperature = fit_temperature(logits, codes)
-    curve = coverage_curve(softmax(logits / temperature), codes)
+    curve = coverage_curve(softmax(logits / temperature, axis=1), codes)
     return {"temperature": temperature, "cells": len(codes), "curve": [[float(v) for v in point] for point in curve]}
 
 
