@@ -44,7 +44,9 @@ def cells_of(data: Path, name: str, number: int) -> ad.AnnData:
         cells = cells[cells.obs["donor"].astype(str).isin(HELD_OUT).to_numpy()].copy()
     if "ortholog_one2one" in cells.var:
         single = cells.var["ortholog_one2one"].astype(str).isin(["True", "1"]).to_numpy()
-        cells = cells[:, single & (cells.var["human_ensembl_id"].astype(str) != "").to_numpy()].copy()
+        cells = cells[
+            :, single & (cells.var["human_ensembl_id"].astype(str) != "").to_numpy()
+        ].copy()
         cells.var_names = cells.var["human_ensembl_id"].astype(str)
         cells = cells[:, ~cells.var_names.duplicated()].copy()
     chosen = np.random.default_rng(0).choice(cells.n_obs, min(number, cells.n_obs), replace=False)
@@ -52,7 +54,9 @@ def cells_of(data: Path, name: str, number: int) -> ad.AnnData:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="brain-mini")
     parser.add_argument("--cells", type=int, default=800)
@@ -64,17 +68,36 @@ def main() -> None:
         counts, totals = cells.counts(np.arange(len(cells)))
         counts, totals = counts[totals > 0], totals[totals > 0]
         for seed in range(arguments.seeds):
-            row = {"set": name.split("_")[0], "trained on": seen, "cells": len(totals), "seed": seed}
+            row = {
+                "set": name.split("_")[0],
+                "trained on": seen,
+                "cells": len(totals),
+                "seed": seed,
+            }
             for adapt in (False, True):
-                report = fit_rate_ensemble(model, counts, totals, GeneMap.of(cells), adapt=adapt, seed=seed, verbose=False).report
+                report = fit_rate_ensemble(
+                    model, counts, totals, GeneMap.of(cells), adapt=adapt, seed=seed, verbose=False
+                ).report
                 word = "adapted" if adapt else "as it is"
-                row |= {f"network {word}": report["network"], f"combined, {word}": report["combined"]}
+                row |= {
+                    f"network {word}": report["network"],
+                    f"combined, {word}": report["combined"],
+                }
                 if adapt:
-                    row |= {"neighbours": report["neighbours"], "used": report["adapt"]["used"], "seconds": report["adapt"]["seconds"]}
+                    row |= {
+                        "neighbours": report["neighbours"],
+                        "used": report["adapt"]["used"],
+                        "seconds": report["adapt"]["seconds"],
+                    }
             rows.append(row)
             print(row, flush=True)
     table = pd.DataFrame(rows)
-    mean = table.groupby(["set", "trained on", "cells"], sort=False).mean(numeric_only=False).drop(columns="seed").astype(float)
+    mean = (
+        table.groupby(["set", "trained on", "cells"], sort=False)
+        .mean(numeric_only=False)
+        .drop(columns="seed")
+        .astype(float)
+    )
     print(mean.round(4).to_string())
     head = f"# {arguments.model}, mean of {arguments.seeds} seeds, squared error; {time.perf_counter() - started:.0f} s; {MACHINE}\n"
     (RESULTS / "adaptation.tsv").write_text(head + mean.round(4).to_csv(sep="\t"))

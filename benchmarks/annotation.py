@@ -62,7 +62,10 @@ def load(name: str, data: Path, seed: int) -> tuple[ad.AnnData, ad.AnnData, str,
     else:
         from scmamba.genes import mouse_to_human
 
-        adata, label = mouse_to_human(ad.read_h5ad(data / "marques2016_mouse_oligo_lineage_8691genes.h5ad")), "cell_type_original"
+        adata, label = (
+            mouse_to_human(ad.read_h5ad(data / "marques2016_mouse_oligo_lineage_8691genes.h5ad")),
+            "cell_type_original",
+        )
     out = left_out(name, adata, label, seed)
     return adata[~out].copy(), adata[out].copy(), label, "donor"
 
@@ -99,14 +102,26 @@ def by_logistic_regression(reference, query, label, donor, seed, options):
 
 def by_celltypist(reference, query, label, donor, seed, options):
     if not options.celltypist:
-        raise SystemExit("CellTypist: give --celltypist PYTHON, an environment with celltypist and scikit-learn < 1.8.")
+        raise SystemExit(
+            "CellTypist: give --celltypist PYTHON, an environment with celltypist and scikit-learn < 1.8."
+        )
     with tempfile.TemporaryDirectory() as folder:
         for name, adata in (("reference", reference), ("query", query)):
-            values, genes = log_values(adata).astype(np.float32), pd.DataFrame(index=adata.var_names)
+            values, genes = (
+                log_values(adata).astype(np.float32),
+                pd.DataFrame(index=adata.var_names),
+            )
             slim = ad.AnnData(values, obs=adata.obs[[label]].astype(str), var=genes)
             slim.var_names_make_unique()
             slim.write_h5ad(f"{folder}/{name}.h5ad")
-        command = [options.celltypist, "-W", "ignore", str(HERE / "annotation_celltypist.py"), folder, label]
+        command = [
+            options.celltypist,
+            "-W",
+            "ignore",
+            str(HERE / "annotation_celltypist.py"),
+            folder,
+            label,
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return told(folder)
 
@@ -115,8 +130,14 @@ def by_seurat(reference, query, label, donor, seed, options):
     with tempfile.TemporaryDirectory() as folder:
         for name, adata in (("reference", reference), ("query", query)):
             io.mmwrite(f"{folder}/{name}.mtx", sparse.coo_matrix(adata.X.T, dtype=np.int64))
-        pd.Series(reference.obs[label].astype(str)).to_csv(f"{folder}/labels.txt", index=False, header=False)
-        subprocess.run(["Rscript", str(HERE / "annotation_seurat.R"), folder, str(seed)], check=True, stdout=subprocess.DEVNULL)
+        pd.Series(reference.obs[label].astype(str)).to_csv(
+            f"{folder}/labels.txt", index=False, header=False
+        )
+        subprocess.run(
+            ["Rscript", str(HERE / "annotation_seurat.R"), folder, str(seed)],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         return told(folder)
 
 
@@ -126,10 +147,23 @@ def by_scanvi(reference, query, label, donor, seed, options):
     with tempfile.TemporaryDirectory() as folder:
         for name, adata in (("reference", reference), ("query", query)):
             batch = adata.obs[donor].astype(str) if donor in adata.obs else "one"
-            slim = ad.AnnData(sparse.csr_matrix(adata.X), obs=adata.obs[[label]].astype(str).assign(donor=batch), var=adata.var[[]])
+            slim = ad.AnnData(
+                sparse.csr_matrix(adata.X),
+                obs=adata.obs[[label]].astype(str).assign(donor=batch),
+                var=adata.var[[]],
+            )
             slim.var_names_make_unique()
             slim.write_h5ad(f"{folder}/{name}.h5ad")
-        command = [options.scvi, "-W", "ignore", str(HERE / "annotation_scanvi.py"), folder, label, str(seed), str(options.epochs)]
+        command = [
+            options.scvi,
+            "-W",
+            "ignore",
+            str(HERE / "annotation_scanvi.py"),
+            folder,
+            label,
+            str(seed),
+            str(options.epochs),
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return told(folder)
 
@@ -144,8 +178,16 @@ def by_scmamba(reference, query, label, donor, seed, options, network=None):
     import scmamba
 
     network = (options.steps or True) if network is None else network
-    found = scmamba.annotate(query, reference=reference, labels=label, donor=donor, network=network, seed=seed,
-                             cache=cache_of(reference, seed, options) or False, verbose=options.verbose)  # fmt: skip
+    found = scmamba.annotate(
+        query,
+        reference=reference,
+        labels=label,
+        donor=donor,
+        network=network,
+        seed=seed,
+        cache=cache_of(reference, seed, options) or False,
+        verbose=options.verbose,
+    )
     return answers(found)
 
 
@@ -157,7 +199,11 @@ def cache_of(reference, seed, options):
 def answers(found):
     level = list(found.levels)[-1]
     p = found.probabilities[level]
-    return np.array(found.levels[level], dtype=object)[p.argmax(axis=1)], p.max(axis=1), found.labels(level)
+    return (
+        np.array(found.levels[level], dtype=object)[p.argmax(axis=1)],
+        p.max(axis=1),
+        found.labels(level),
+    )
 
 
 def by_linear_views(*arguments):
@@ -170,8 +216,17 @@ def by_network_alone(reference, query, label, donor, seed, options):
 
     with tempfile.TemporaryDirectory() as folder:
         cache = cache_of(reference, seed, options) or Path(folder)
-        scmamba.annotate(query[:2].copy(), reference=reference, labels=label, donor=donor, seed=seed, cache=cache,
-                         network=options.steps or True, force=True, verbose=options.verbose)  # fmt: skip
+        scmamba.annotate(
+            query[:2].copy(),
+            reference=reference,
+            labels=label,
+            donor=donor,
+            seed=seed,
+            cache=cache,
+            network=options.steps or True,
+            force=True,
+            verbose=options.verbose,
+        )
         (kept,) = cache.glob("*/network")
         return answers(scmamba.annotate(query, model=kept, force=True, verbose=False))
 
@@ -198,11 +253,30 @@ def run_one(name: str, method: str, seed: int, options: argparse.Namespace) -> d
     row["coverage"] = row["accuracy"] = np.nan
     if cut is not None:
         kept = annotation_scores(truth, cut)
-        row |= {"coverage": kept["coverage"], "accuracy": kept["accuracy"], "calibration_error": calibration_error(truth, calls, best)}
+        row |= {
+            "coverage": kept["coverage"],
+            "accuracy": kept["accuracy"],
+            "calibration_error": calibration_error(truth, calls, best),
+        }
     # Linux counts KiB; children are R and the Python of CellTypist.
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-    row |= {"cells": len(truth), "reference_cells": reference.n_obs, "seconds": seconds, "peak_mib": peak}
-    return row | {"curve": coverage_accuracy(truth, calls, best, SHARES)[["coverage", "accuracy"]].to_numpy().tolist()}
+    peak = (
+        max(
+            resource.getrusage(who).ru_maxrss
+            for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
+        / 1024
+    )
+    row |= {
+        "cells": len(truth),
+        "reference_cells": reference.n_obs,
+        "seconds": seconds,
+        "peak_mib": peak,
+    }
+    return row | {
+        "curve": coverage_accuracy(truth, calls, best, SHARES)[["coverage", "accuracy"]]
+        .to_numpy()
+        .tolist()
+    }
 
 
 def novel_types(options: argparse.Namespace) -> pd.DataFrame:
@@ -214,22 +288,41 @@ def novel_types(options: argparse.Namespace) -> pd.DataFrame:
     rows = []
     for name in options.types or np.unique(truth):
         known = reference[reference.obs[label].astype(str) != name].copy()
-        found = scmamba.annotate(query, reference=known, labels=label, donor=donor, network=False, cache=False, verbose=False)
+        found = scmamba.annotate(
+            query,
+            reference=known,
+            labels=label,
+            donor=donor,
+            network=False,
+            cache=False,
+            verbose=False,
+        )
         calls, own = found.labels().astype(str), truth == name
         taken = pd.Series(calls[own & (calls != UNASSIGNED)]).value_counts()
         given = calls != UNASSIGNED
-        rows.append({"type": name, "cells": own.sum(), "rejected": np.mean(calls[own] == UNASSIGNED),
-                     "strange": np.mean(found.strange[own]),
-                     "others_right": np.mean(calls[given & ~own] == truth[given & ~own]),
-                     "others_rejected": np.mean(calls[~own] == UNASSIGNED),
-                     "else_called": taken.index[0] if len(taken) else ""})  # fmt: skip
+        rows.append(
+            {
+                "type": name,
+                "cells": own.sum(),
+                "rejected": np.mean(calls[own] == UNASSIGNED),
+                "strange": np.mean(found.strange[own]),
+                "others_right": np.mean(calls[given & ~own] == truth[given & ~own]),
+                "others_rejected": np.mean(calls[~own] == UNASSIGNED),
+                "else_called": taken.index[0] if len(taken) else "",
+            }
+        )
     return with_all(pd.DataFrame(rows))
 
 
 def with_all(table: pd.DataFrame) -> pd.DataFrame:
     """With a last row: the shares of all types' cells together."""
-    every = {name: np.average(table[name], weights=table["cells"]) for name in ("rejected", "strange")}
-    return pd.concat([table, pd.DataFrame([{"type": "all", "cells": table["cells"].sum(), **every}])], ignore_index=True)
+    every = {
+        name: np.average(table[name], weights=table["cells"]) for name in ("rejected", "strange")
+    }
+    return pd.concat(
+        [table, pd.DataFrame([{"type": "all", "cells": table["cells"].sum(), **every}])],
+        ignore_index=True,
+    )
 
 
 #: Sets for annotation without labels.
@@ -240,7 +333,12 @@ PANEL_SETS = {
     "allen_acc_visp_nuclei_2023genes": "allen, human nuclei, 2,023 genes",
 }
 #: How their types are called in the panel; ependymal cells have none.
-PANEL_NAMES = {"astrocytes": "Astrocyte", "inhibitory": "Inhibitory neuron", "excitatory": "Excitatory neuron", "OPC": "OPC"}
+PANEL_NAMES = {
+    "astrocytes": "Astrocyte",
+    "inhibitory": "Inhibitory neuron",
+    "excitatory": "Excitatory neuron",
+    "OPC": "OPC",
+}
 
 
 def by_markers(options: argparse.Namespace) -> pd.DataFrame:
@@ -258,9 +356,19 @@ def by_markers(options: argparse.Namespace) -> pd.DataFrame:
         except DataError as error:
             rows.append({"set": title, "note": f"refused: {error}"})
             continue
-        truth = cells.obs["cell_type"].astype(str).map(lambda name: PANEL_NAMES.get(name, name.capitalize()))
+        truth = (
+            cells.obs["cell_type"]
+            .astype(str)
+            .map(lambda name: PANEL_NAMES.get(name, name.capitalize()))
+        )
         scores = annotation_scores(truth, found.labels().astype(str))
-        rows.append({"set": title, **{k: scores[k] for k in ("macro", "micro", "coverage", "accuracy")}, "note": ""})
+        rows.append(
+            {
+                "set": title,
+                **{k: scores[k] for k in ("macro", "micro", "coverage", "accuracy")},
+                "note": "",
+            }
+        )
     return pd.DataFrame(rows)[["set", "macro", "micro", "coverage", "accuracy", "note"]]
 
 
@@ -278,20 +386,29 @@ def replace(path: Path, rows: pd.DataFrame) -> None:
         same = (table[KEYS].astype(str) == rows[KEYS].iloc[0].astype(str)).all(axis=1)
         rows = pd.concat([table[~same], rows])
     order = {m: i for i, m in enumerate(METHODS)}
-    rows = rows.sort_values(KEYS, kind="stable", key=lambda column: column.map(order) if column.name == "method" else column)
+    rows = rows.sort_values(
+        KEYS,
+        kind="stable",
+        key=lambda column: column.map(order) if column.name == "method" else column,
+    )
     rows.round(4).to_csv(path, sep="\t", index=False, lineterminator="\n")
 
 
 def section(name: str, table: pd.DataFrame) -> str:
-    lines = [f"### {TITLES[name]}", "",
-             "| method | runs | F1 macro | F1 micro | F1 weighted | kept at 5% stated error | right of these | seconds | peak MiB |",
-             "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [
+        f"### {TITLES[name]}",
+        "",
+        "| method | runs | F1 macro | F1 micro | F1 weighted | kept at 5% stated error | right of these | seconds | peak MiB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
     for method, (title, _, _) in METHODS.items():
         own = table[(table["set"] == name) & (table["method"] == method)]
         if not len(own):
             continue
         cells = [spread(own[c]) for c in ("macro", "micro", "weighted", "coverage", "accuracy")]
-        lines.append(f"| {title} | {len(own)} | {' | '.join(cells)} | {own['seconds'].mean():.0f} | {own['peak_mib'].max():.0f} |")
+        lines.append(
+            f"| {title} | {len(own)} | {' | '.join(cells)} | {own['seconds'].mean():.0f} | {own['peak_mib'].max():.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -300,7 +417,11 @@ def spread(values: pd.Series) -> str:
     if not len(values):
         return ""
     text = f"{values.mean():.3f}"
-    return text if values.max() - values.min() < 5e-4 else f"{text} ({values.min():.3f}-{values.max():.3f})"
+    return (
+        text
+        if values.max() - values.min() < 5e-4
+        else f"{text} ({values.min():.3f}-{values.max():.3f})"
+    )
 
 
 ABSENT = "Not run: SciBet, scBERT and scHyena, which are on no package registry; the paper compares with them on other data."
@@ -309,12 +430,18 @@ ABSENT = "Not run: SciBet, scBERT and scHyena, which are on no package registry;
 def report() -> None:
     """Markdown from the committed tables, into results and docs."""
     table = pd.read_csv(TABLE, sep="\t")
-    parts = [f"Made by `benchmarks/annotation.py` ({MACHINE}). Mean over seeds, range in brackets where it is wider than 0.0005.",
-             *[section(name, table) for name in TITLES if (table["set"] == name).any()]]  # fmt: skip
-    for file, title in (("annotation_novel.tsv", "A type left out of the reference (kang, `network=False`)"),
-                        ("annotation_markers.tsv", "No labels: the default marker panel")):  # fmt: skip
+    parts = [
+        f"Made by `benchmarks/annotation.py` ({MACHINE}). Mean over seeds, range in brackets where it is wider than 0.0005.",
+        *[section(name, table) for name in TITLES if (table["set"] == name).any()],
+    ]
+    for file, title in (
+        ("annotation_novel.tsv", "A type left out of the reference (kang, `network=False`)"),
+        ("annotation_markers.tsv", "No labels: the default marker panel"),
+    ):
         if (TABLE.parent / file).exists():  # numbers stay as they are written, gaps stay gaps
-            rows = pd.read_csv(TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str, index_col=0)
+            rows = pd.read_csv(
+                TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str, index_col=0
+            )
             parts.append(f"### {title}\n\n" + markdown(rows))
     text = "\n\n".join([*parts, ABSENT]) + "\n"
     (TABLE.parent / "annotation.md").write_text(text, encoding="utf-8")
@@ -324,29 +451,51 @@ def report() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path)
     parser.add_argument("--set", nargs="*", default=list(TITLES), choices=list(TITLES))
     parser.add_argument("--method", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--celltypist", help="Python of an environment with celltypist and scikit-learn < 1.8")
+    parser.add_argument(
+        "--celltypist", help="Python of an environment with celltypist and scikit-learn < 1.8"
+    )
     parser.add_argument("--scvi", help="Python of an environment with scvi-tools")
-    parser.add_argument("--epochs", type=int, default=100, help="epochs of scVI; a fifth of them follow for scANVI")
-    parser.add_argument("--cache", help="folder for what is learnt; 'network' then need not learn again what 'scmamba' has")
-    parser.add_argument("--steps", type=int, help="fine-tuning steps of 16 cells; default: those of annotate()")
+    parser.add_argument(
+        "--epochs", type=int, default=100, help="epochs of scVI; a fifth of them follow for scANVI"
+    )
+    parser.add_argument(
+        "--cache",
+        help="folder for what is learnt; 'network' then need not learn again what 'scmamba' has",
+    )
+    parser.add_argument(
+        "--steps", type=int, help="fine-tuning steps of 16 cells; default: those of annotate()"
+    )
     parser.add_argument("--novel", action="store_true", help="types left out of the reference")
     parser.add_argument("--types", nargs="*", help="with --novel: which types; all if not given")
     parser.add_argument("--markers", action="store_true", help="annotation by the default panel")
-    parser.add_argument("--report", action="store_true", help="only write the pages from the tables")
+    parser.add_argument(
+        "--report", action="store_true", help="only write the pages from the tables"
+    )
     parser.add_argument("--verbose", action="store_true")
     parser.add_argument("--one", nargs=3, metavar=("SET", "METHOD", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(run_one(options.one[0], options.one[1], int(options.one[2]), options), default=float))
+        print(
+            json.dumps(
+                run_one(options.one[0], options.one[1], int(options.one[2]), options), default=float
+            )
+        )
         return
-    for wanted, function, name in ((options.novel, novel_types, "novel"), (options.markers, by_markers, "markers")):
+    for wanted, function, name in (
+        (options.novel, novel_types, "novel"),
+        (options.markers, by_markers, "markers"),
+    ):
         if wanted:
-            function(options).round(3).to_csv(TABLE.parent / f"annotation_{name}.tsv", sep="\t", index=False, lineterminator="\n")
+            function(options).round(3).to_csv(
+                TABLE.parent / f"annotation_{name}.tsv", sep="\t", index=False, lineterminator="\n"
+            )
     if not (options.report or options.novel or options.markers):
         run_all(options)
     report()
@@ -357,17 +506,33 @@ def run_all(options: argparse.Namespace) -> None:
         for method in options.method:
             seeds = options.seeds if METHODS[method][2] or name == "marques" else options.seeds[:1]
             for seed in seeds:
-                command = [sys.executable, __file__, "--data", str(options.data), "--one", name, method, str(seed)]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--data",
+                    str(options.data),
+                    "--one",
+                    name,
+                    method,
+                    str(seed),
+                ]
                 command += ["--verbose"] * options.verbose
                 for option in ("celltypist", "scvi", "epochs", "cache", "steps"):
-                    command += [f"--{option}", str(getattr(options, option))] if getattr(options, option) else []
+                    command += (
+                        [f"--{option}", str(getattr(options, option))]
+                        if getattr(options, option)
+                        else []
+                    )
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
                 if done.returncode:
                     print(f"{name} {method} {seed}: failed", file=sys.stderr)
                     continue
                 row = json.loads(done.stdout.splitlines()[-1])
                 put(row)
-                print(f"{name} {method} {seed}: macro {row['macro']:.3f} micro {row['micro']:.3f} {row['seconds']:.0f} s", flush=True)
+                print(
+                    f"{name} {method} {seed}: macro {row['macro']:.3f} micro {row['micro']:.3f} {row['seconds']:.0f} s",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def load(name: str, data: Path, seed: int) -> Any:
     if name == "kang":
         adata = ad.read_h5ad(data / "kang2018_ifnb_8donors_2cond.h5ad")
         adata = adata[adata.obs["demuxlet_call"] == "SNG"].copy()
-        adata.obs[CROSSED] = adata.obs["donor"].astype(str) + " " + adata.obs["condition"].astype(str)
+        adata.obs[CROSSED] = (
+            adata.obs["donor"].astype(str) + " " + adata.obs["condition"].astype(str)
+        )
     else:
         adata = ad.read_h5ad(data / "velmeshev2019_pfc_3types.h5ad")
         if name == "heldout":
@@ -59,7 +61,10 @@ def stratified(obs: pd.DataFrame, n: int, seed: int) -> np.ndarray:
     """About ``n`` rows, the same share of every type of every donor, at least one of each."""
     rng = np.random.default_rng(seed)
     groups = obs.groupby(["cell_type", "donor"], observed=True).indices
-    chosen = [rng.choice(rows, max(1, round(len(rows) * n / len(obs))), replace=False) for _, rows in sorted(groups.items())]
+    chosen = [
+        rng.choice(rows, max(1, round(len(rows) * n / len(obs))), replace=False)
+        for _, rows in sorted(groups.items())
+    ]
     return np.sort(np.concatenate(chosen))
 
 
@@ -99,14 +104,21 @@ def neighbours_zeros(adata: Any, seed: int) -> Any:
 def magic(adata: Any, seed: int) -> Any:
     import magic as package
 
-    return np.asarray(package.MAGIC(verbose=0, random_state=seed, n_jobs=1).fit_transform(raw(adata, seed).toarray()))
+    return np.asarray(
+        package.MAGIC(verbose=0, random_state=seed, n_jobs=1).fit_transform(
+            raw(adata, seed).toarray()
+        )
+    )
 
 
 def scvi(adata: Any, seed: int, batch: str | None = None) -> Any:
     """With a column of batches: what each cell would show in all of them, on average."""
     model = trained_scvi(adata, seed, batch)
     batches = None if batch is None else sorted(set(adata.obs[batch]))
-    return np.log1p(1e4 * np.asarray(model.get_normalized_expression(transform_batch=batches, return_numpy=True)))
+    return np.log1p(
+        1e4
+        * np.asarray(model.get_normalized_expression(transform_batch=batches, return_numpy=True))
+    )
 
 
 def trained_scvi(adata: Any, seed: int, batch: str | None) -> Any:
@@ -120,7 +132,13 @@ def trained_scvi(adata: Any, seed: int, batch: str | None) -> Any:
     data = anndata.AnnData(sparse.csr_matrix(adata.X, dtype=np.float32), obs=adata.obs)
     package.model.SCVI.setup_anndata(data, batch_key=batch)
     model = package.model.SCVI(data)
-    model.train(max_epochs=100, early_stopping=True, accelerator="cpu", enable_progress_bar=False, logger=False)
+    model.train(
+        max_epochs=100,
+        early_stopping=True,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        logger=False,
+    )
     return model
 
 
@@ -149,7 +167,9 @@ def run_one(set_name: str, method: str, seed: int, data: Path) -> None:
     seconds = time.perf_counter() - started
     points = leading_components(values, seed=seed)
     KEPT.mkdir(parents=True, exist_ok=True)
-    about = json.dumps({"set": set_name, "method": method, "seed": seed, "seconds": round(seconds, 1)})
+    about = json.dumps(
+        {"set": set_name, "method": method, "seed": seed, "seconds": round(seconds, 1)}
+    )
     np.savez(kept_path(set_name, method, seed), points=points, about=about)
     print(f"{set_name}: {method}, seed {seed}: {seconds:.0f} s", flush=True)
 
@@ -169,7 +189,9 @@ def scored(path: Path, data: Path) -> dict[str, Any]:
     about = json.loads(str(kept["about"]))
     obs = load(about["set"], data, about["seed"]).obs
     types, donors = obs["cell_type"].astype(str).to_numpy(), obs["donor"].astype(str).to_numpy()
-    scores, _ = zero_imputation_scores(kept["points"], types, donors, embedding=True, seed=about["seed"])
+    scores, _ = zero_imputation_scores(
+        kept["points"], types, donors, embedding=True, seed=about["seed"]
+    )
     beside.write_text(json.dumps(about | scores))
     return about | scores
 
@@ -177,9 +199,17 @@ def scored(path: Path, data: Path) -> dict[str, Any]:
 def report(data: Path) -> None:
     rows = [scored(path, data) for path in sorted(KEPT.glob("*.npz"))]
     table = pd.DataFrame(rows).sort_values(["set", "method", "seed"])
-    table.round(4).to_csv(HERE / "results" / "clusters.tsv", sep="\t", index=False, lineterminator="\n")
-    text = "\n\n".join(section(name, table[table["set"] == name]) for name in TITLES if (table["set"] == name).any())
-    (HERE / "results" / "clusters.md").write_text(text + f"\n\nMachine: {MACHINE}.\n", encoding="utf-8")
+    table.round(4).to_csv(
+        HERE / "results" / "clusters.tsv", sep="\t", index=False, lineterminator="\n"
+    )
+    text = "\n\n".join(
+        section(name, table[table["set"] == name])
+        for name in TITLES
+        if (table["set"] == name).any()
+    )
+    (HERE / "results" / "clusters.md").write_text(
+        text + f"\n\nMachine: {MACHINE}.\n", encoding="utf-8"
+    )
     print(text)
 
 
@@ -204,19 +234,32 @@ def section(name: str, table: pd.DataFrame) -> str:
             low, high = own[c].min(), own[c].max()
             value = f"{middle.loc[method, c]:.3f}"
             value = f"**{value}**" if f"{best[c]:.3f}" == value else value
-            cells.append(f"{value} ({low:.3f}-{high:.3f})" if f"{low:.3f}" != f"{high:.3f}" else value)
-        lines.append(f"| {method} | {len(own)} | " + " | ".join(cells) + f" | {own['seconds'].mean():.0f} |")
+            cells.append(
+                f"{value} ({low:.3f}-{high:.3f})" if f"{low:.3f}" != f"{high:.3f}" else value
+            )
+        lines.append(
+            f"| {method} | {len(own)} | " + " | ".join(cells) + f" | {own['seconds'].mean():.0f} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--set", dest="sets", nargs="*", default=list(TITLES))
     parser.add_argument("--only", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".cache/peers/doublets/bin/python")
-    parser.add_argument("--one", nargs=3, metavar=("SET", "METHOD", "SEED"), help="internal: one run in this process")
+    parser.add_argument(
+        "--peers-python", type=Path, default=HERE.parent / ".cache/peers/doublets/bin/python"
+    )
+    parser.add_argument(
+        "--one",
+        nargs=3,
+        metavar=("SET", "METHOD", "SEED"),
+        help="internal: one run in this process",
+    )
     parser.add_argument("--report", action="store_true", help="only make the tables")
     options = parser.parse_args()
     if options.one:
@@ -229,10 +272,25 @@ def main() -> None:
                 pointless = set_name != "kang" and "conditions" in method
                 if kept_path(set_name, method, seed).exists() or not python.exists() or pointless:
                     continue
-                call = [str(python), __file__, "--data", str(options.data), "--one", set_name, method, str(seed)]
-                environment = os.environ | {"PYTHONPATH": str(HERE.parent / "python")}  # the peers' Python need not have scmamba
+                call = [
+                    str(python),
+                    __file__,
+                    "--data",
+                    str(options.data),
+                    "--one",
+                    set_name,
+                    method,
+                    str(seed),
+                ]
+                environment = os.environ | {
+                    "PYTHONPATH": str(HERE.parent / "python")
+                }  # the peers' Python need not have scmamba
                 done = subprocess.run(call, capture_output=True, text=True, env=environment)
-                print(done.stdout.strip() or f"{set_name}: {method} failed: {done.stderr.strip()[-300:]}", flush=True)
+                print(
+                    done.stdout.strip()
+                    or f"{set_name}: {method} failed: {done.stderr.strip()[-300:]}",
+                    flush=True,
+                )
     report(options.data)
 
 

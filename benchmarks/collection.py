@@ -43,8 +43,10 @@ def write_files(folder: Path, cells: int) -> list[Path]:
     vocabulary = Vocabulary.published()
     cohort = brain_cohort(5000, n_donors=20, seed=0)
     match = match_genes(cohort.var_names.tolist(), vocabulary)
-    place = sparse.csr_matrix((np.ones(len(match.matched), np.float32), (match.matched, match.positions[match.matched])),
-                              shape=(cohort.n_vars, len(vocabulary)))  # fmt: skip
+    place = sparse.csr_matrix(
+        (np.ones(len(match.matched), np.float32), (match.matched, match.positions[match.matched])),
+        shape=(cohort.n_vars, len(vocabulary)),
+    )
     base = sparse.csr_matrix(sparse.csr_matrix(cohort.X, dtype=np.float32) @ place)
     base.sort_indices()
     rng = np.random.default_rng(0)
@@ -60,7 +62,9 @@ def write_files(folder: Path, cells: int) -> list[Path]:
             group = file["X"]
             for name, kind in (("data", "f4"), ("indices", "i4")):
                 del group[name]
-                group.create_dataset(name, shape=(0,), maxshape=(None,), chunks=(65536,), dtype=kind)
+                group.create_dataset(
+                    name, shape=(0,), maxshape=(None,), chunks=(65536,), dtype=kind
+                )
             starts = np.concatenate([[0], np.cumsum(np.diff(base.indptr)[drawn])]).astype(np.int64)
             group["indptr"][...] = starts
             for start in range(0, n, CHUNK):
@@ -98,7 +102,9 @@ def _backed(paths: list[str]):
     import anndata as ad
     from anndata.experimental import AnnCollection
 
-    return AnnCollection([ad.read_h5ad(path, backed="r") for path in paths], join_vars="inner", join_obs="inner")
+    return AnnCollection(
+        [ad.read_h5ad(path, backed="r") for path in paths], join_vars="inner", join_obs="inner"
+    )
 
 
 def annloader(paths: list[str], folder: str) -> Iterator[int]:
@@ -117,8 +123,14 @@ def scdataset(paths: list[str], folder: str, block: int, fetch: int) -> Iterator
     from scdataset import BlockShuffling, scDataset
 
     strategy = BlockShuffling(block_size=block)
-    cells = scDataset(_backed(paths), strategy, batch_size=BATCH, fetch_factor=fetch, seed=0,
-                      fetch_callback=lambda data, rows: data[np.asarray(rows)].X)  # fmt: skip
+    cells = scDataset(
+        _backed(paths),
+        strategy,
+        batch_size=BATCH,
+        fetch_factor=fetch,
+        seed=0,
+        fetch_callback=lambda data, rows: data[np.asarray(rows)].X,
+    )
     yield 0
     for batch in cells:
         yield batch.shape[0]
@@ -147,7 +159,14 @@ def measure(name: str, paths: list[str], folder: str, seconds: float) -> dict:
             break
     wall, cpu = time.perf_counter() - started, time.process_time() - used
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"reader": name, "cells": cells, "seconds": wall, "cells_per_s": cells / wall, "cells_per_cpu_s": cells / cpu, "peak_mb": peak}
+    return {
+        "reader": name,
+        "cells": cells,
+        "seconds": wall,
+        "cells_per_s": cells / wall,
+        "cells_per_cpu_s": cells / cpu,
+        "peak_mb": peak,
+    }
 
 
 def table(result: dict) -> str:
@@ -169,10 +188,14 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cells", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=60.0, help="How long the other readers run.")
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="How long the other readers run."
+    )
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmark-collection")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--machine", default="2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only")
+    parser.add_argument(
+        "--machine", default="2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
@@ -185,11 +208,31 @@ def main() -> None:
         paths = write_files(given.folder, given.cells)
         os.sync()
         values = sum(int(h5py.File(p, "r")["X/indptr"][-1]) for p in paths)
-        result = {"cells": given.cells, "machine": given.machine, "python": platform.python_version(), "load": os.getloadavg()[0]}
-        result |= {"gigabytes": sum(p.stat().st_size for p in paths) / 1e9, "values_per_cell": values / given.cells, "readers": []}
+        result = {
+            "cells": given.cells,
+            "machine": given.machine,
+            "python": platform.python_version(),
+            "load": os.getloadavg()[0],
+        }
+        result |= {
+            "gigabytes": sum(p.stat().st_size for p in paths) / 1e9,
+            "values_per_cell": values / given.cells,
+            "readers": [],
+        }
         for name in READERS:
-            command = [sys.executable, __file__, "--one", name, "--folder", str(given.folder), "--seconds", str(given.seconds)]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            command = [
+                sys.executable,
+                __file__,
+                "--one",
+                name,
+                "--folder",
+                str(given.folder),
+                "--seconds",
+                str(given.seconds),
+            ]
+            done = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
             if done.returncode:
                 print(f"{name}: {done.stderr[-400:]}", file=sys.stderr)
                 continue

@@ -45,7 +45,9 @@ R_SECONDS = {
 }
 
 
-def simulate(cells: int, genes: int, nonzero: float, seed: int = 0, block: int = 2000) -> ad.AnnData:
+def simulate(
+    cells: int, genes: int, nonzero: float, seed: int = 0, block: int = 2000
+) -> ad.AnnData:
     """Negative-binomial counts with about the asked share of non-zeros, two groups, a covariate, 10 donors."""
     rng = np.random.default_rng(seed)
     level = np.exp(rng.normal(0, 1.5, genes))
@@ -53,7 +55,9 @@ def simulate(cells: int, genes: int, nonzero: float, seed: int = 0, block: int =
     low, high = 1e-4, 1e3
     for _ in range(60):
         middle = np.sqrt(low * high)
-        low, high = (middle, high) if (1 - 1 / (1 + middle * level)).mean() < nonzero else (low, middle)
+        low, high = (
+            (middle, high) if (1 - 1 / (1 + middle * level)).mean() < nonzero else (low, middle)
+        )
     level *= low
     group = np.arange(cells) % 2
     effect = np.where(rng.random(genes) < 0.1, np.exp(rng.normal(0, 0.5, genes)), 1.0)
@@ -62,7 +66,9 @@ def simulate(cells: int, genes: int, nonzero: float, seed: int = 0, block: int =
         here = group[start : start + block]
         depth = np.exp(rng.normal(0, 0.3, here.size))[:, None]
         mean = depth * level * np.where(here[:, None] == 1, effect, 1.0)
-        parts.append(sp.csr_matrix(rng.poisson(mean * rng.standard_exponential(mean.shape)).astype(np.int32)))
+        parts.append(
+            sp.csr_matrix(rng.poisson(mean * rng.standard_exponential(mean.shape)).astype(np.int32))
+        )
     donor = rng.integers(0, 5, cells) + 5 * group
     obs = pd.DataFrame(
         {
@@ -72,7 +78,11 @@ def simulate(cells: int, genes: int, nonzero: float, seed: int = 0, block: int =
         },
         index=[f"c{i}" for i in range(cells)],
     )
-    return ad.AnnData(sp.vstack(parts, format="csr"), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(genes)]))
+    return ad.AnnData(
+        sp.vstack(parts, format="csr"),
+        obs=obs,
+        var=pd.DataFrame(index=[f"g{i}" for i in range(genes)]),
+    )
 
 
 def filled_layer(adata: ad.AnnData, seed: int = 1) -> sp.csr_matrix:
@@ -83,7 +93,11 @@ def filled_layer(adata: ad.AnnData, seed: int = 1) -> sp.csr_matrix:
     for start in range(0, adata.n_obs, 500):
         counts = adata.X[start : start + 500].toarray()
         logs = np.log1p(counts / totals[start : start + 500, None] * 1e4)
-        parts.append(sp.csr_matrix(np.where(counts > 0, logs, rng.gamma(2, 0.1, counts.shape)).astype(np.float32)))
+        parts.append(
+            sp.csr_matrix(
+                np.where(counts > 0, logs, rng.gamma(2, 0.1, counts.shape)).astype(np.float32)
+            )
+        )
     return sp.vstack(parts, format="csr")
 
 
@@ -108,7 +122,9 @@ def part_small() -> list[dict[str, Any]]:
     rows = []
     jobs = {
         "zlm + LRT, 2,000 x 3,000": lambda: zlm(adata, "~ group").lrt("group"),
-        "find_markers Seurat 4, 2,000 x 3,000": lambda: find_markers(adata, "group", "B", "A", seurat="4"),
+        "find_markers Seurat 4, 2,000 x 3,000": lambda: find_markers(
+            adata, "group", "B", "A", seurat="4"
+        ),
         "find_markers Seurat 5, 2,000 x 3,000": lambda: find_markers(adata, "group", "B", "A"),
     }
     for name, job in jobs.items():
@@ -116,7 +132,9 @@ def part_small() -> list[dict[str, Any]]:
         job()
         first = time.perf_counter() - first
         wall, cpu = timed(job, 5)
-        rows.append({"what": name, "seconds": wall, "cpu_seconds": cpu, "compile": max(0.0, first - wall)})
+        rows.append(
+            {"what": name, "seconds": wall, "cpu_seconds": cpu, "compile": max(0.0, first - wall)}
+        )
     return rows
 
 
@@ -129,7 +147,14 @@ def part_covariate() -> list[dict[str, Any]]:
     zlm(small, "~ group + covariate").lrt("group")
     first = time.perf_counter() - first
     wall, cpu = timed(lambda: zlm(adata, "~ group + covariate").lrt("group"), 3)
-    return [{"what": "zlm + LRT with a covariate, 10,000 x 3,000", "seconds": wall, "cpu_seconds": cpu, "compile": first}]
+    return [
+        {
+            "what": "zlm + LRT with a covariate, 10,000 x 3,000",
+            "seconds": wall,
+            "cpu_seconds": cpu,
+            "compile": first,
+        }
+    ]
 
 
 def part_permutations() -> list[dict[str, Any]]:
@@ -139,9 +164,17 @@ def part_permutations() -> list[dict[str, Any]]:
     adata.layers["scmamba"] = filled_layer(adata)
     before = peak_gb()
     small = adata[:200, :300].copy()
-    options: dict[str, Any] = {"group1": "B", "group2": "A", "ratios": (0.5,), "donors": None, "verbose": False}
+    options: dict[str, Any] = {
+        "group1": "B",
+        "group2": "A",
+        "ratios": (0.5,),
+        "donors": None,
+        "verbose": False,
+    }
     robustness(small, "group", permutations=2, null_permutations=0, min_degs=1, **options)
-    wall, cpu = timed(lambda: robustness(adata, "group", permutations=100, null_permutations=0, **options), 1)
+    wall, cpu = timed(
+        lambda: robustness(adata, "group", permutations=100, null_permutations=0, **options), 1
+    )
     name = "robustness, 100 subsamples at 50% of 4,000 x 15,000, raw and imputed"
     return [{"what": name, "seconds": wall, "cpu_seconds": cpu, "data_gb": before}]
 
@@ -152,7 +185,11 @@ def part_large() -> list[dict[str, Any]]:
     rows = []
     find_markers(simulate(300, 200, 0.1), "group", "B", "A")
     base = simulate(12_500, 19_306, 0.08)
-    for times in (2, 4, 8):  # the same cells again and again: what counts here is how many there are
+    for times in (
+        2,
+        4,
+        8,
+    ):  # the same cells again and again: what counts here is how many there are
         cells = times * base.n_obs
         obs = pd.concat([base.obs] * times, ignore_index=True)
         obs.index = obs.index.astype(str)
@@ -160,7 +197,15 @@ def part_large() -> list[dict[str, Any]]:
         held = (adata.X.data.nbytes + adata.X.indices.nbytes) / 2**30
         wall, cpu = timed(lambda a=adata: find_markers(a, "group", "B", "A"), 1)
         name = f"find_markers Seurat 5, {cells:,} x 19,306, counts"
-        rows.append({"what": name, "seconds": wall, "cpu_seconds": cpu, "data_gb": held, "peak_gb": peak_gb()})
+        rows.append(
+            {
+                "what": name,
+                "seconds": wall,
+                "cpu_seconds": cpu,
+                "data_gb": held,
+                "peak_gb": peak_gb(),
+            }
+        )
         del adata
     return rows
 
@@ -185,7 +230,12 @@ def part_seurat() -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         sio.mmwrite(Path(folder) / "counts.mtx", adata.X.T.tocoo())
         (Path(folder) / "run.R").write_text(R_CODE)
-        done = subprocess.run(["Rscript", str(Path(folder) / "run.R"), folder], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["Rscript", str(Path(folder) / "run.R"), folder],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     rows = []
     for line in done.stdout.splitlines():
         if line.startswith("SECONDS"):
@@ -206,13 +256,18 @@ PARTS = {
 
 def run_part(name: str) -> list[dict[str, Any]]:
     """One part in a process of its own, so that its peak memory is its own."""
-    done = subprocess.run([sys.executable, __file__, "--inside", name], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, __file__, "--inside", name], stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown table."""
-    lines = ["| what | seconds | processor seconds | MAST/Seurat in R | times faster | peak memory |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| what | seconds | processor seconds | MAST/Seurat in R | times faster | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         if "error" in row:
             continue
@@ -240,11 +295,15 @@ def write_docs(text: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--inside", choices=list(PARTS), help=argparse.SUPPRESS)
-    parser.add_argument("--machine", default="", help="Words for the machine, written into the result.")
+    parser.add_argument(
+        "--machine", default="", help="Words for the machine, written into the result."
+    )
     args = parser.parse_args()
     if args.inside:
         rows = PARTS[args.inside]()
@@ -258,8 +317,15 @@ def main() -> None:
     for name in args.parts:
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows += run_part(name)
-    machine = args.machine or f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-    result = {"machine": machine, "load_at_start": load, "rows": rows, "r_reference_seconds": R_SECONDS}
+    machine = (
+        args.machine or f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+    )
+    result = {
+        "machine": machine,
+        "load_at_start": load,
+        "rows": rows,
+        "r_reference_seconds": R_SECONDS,
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "deg_speed.json").write_text(json.dumps(result, indent=1) + "\n")
     text = table(rows) + f"\n\nMachine: {machine}; load average when it started {load:.1f}."

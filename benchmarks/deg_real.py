@@ -51,7 +51,9 @@ def smooth(adata: ad.AnnData, components: int = 30, seed: int = 0) -> sp.csr_mat
     for start in range(0, logs.shape[0], 500):
         seen = logs[start : start + 500].toarray()
         guess = (u[start : start + 500] * s) @ v
-        parts.append(sp.csr_matrix(np.where(seen > 0, seen, np.maximum(guess, 0)).astype(np.float32)))
+        parts.append(
+            sp.csr_matrix(np.where(seen > 0, seen, np.maximum(guess, 0)).astype(np.float32))
+        )
     return sp.vstack(parts, format="csr")
 
 
@@ -71,7 +73,9 @@ def lines(result: RobustnessResult) -> pd.DataFrame:
     keys = ["cell_type", "layer"]
     half = runs[(runs["kind"] == "cells") & np.isclose(runs["ratio"], 0.5)]
     donors = runs[runs["kind"] == "donors"]
-    possible = full.assign(pseudobulk_degs=full["pseudobulk_degs"].where(full["pseudobulk_degs"] >= 0))  # -1: too few donors
+    possible = full.assign(
+        pseudobulk_degs=full["pseudobulk_degs"].where(full["pseudobulk_degs"] >= 0)
+    )  # -1: too few donors
     table = possible.groupby(keys)[["n_degs", "pseudobulk_degs"]].sum(min_count=1)
     table["n_degs"] = table["n_degs"].astype(int)
     table["overlap 50%"] = half.groupby(keys)["overlap"].mean()
@@ -86,7 +90,9 @@ def lines(result: RobustnessResult) -> pd.DataFrame:
             table[f"{short}: p<.05"] = part["rate_nominal"]
             table[f"{short}: called"] = part["mean_called"]
     if len(false):
-        table["split donors, per donor: p<.05"] = false[false["kind"] == "null_donors"].set_index(keys)["pseudobulk_rate"]
+        table["split donors, per donor: p<.05"] = false[false["kind"] == "null_donors"].set_index(
+            keys
+        )["pseudobulk_rate"]
     return table.reset_index()
 
 
@@ -95,7 +101,13 @@ def markdown(table: pd.DataFrame) -> str:
         if isinstance(value, float):
             if np.isnan(value):
                 return ""
-            return f"{value:.0f}" if value.is_integer() and value >= 2 else f"{value:.3f}" if abs(value) < 1 else f"{value:.1f}"
+            return (
+                f"{value:.0f}"
+                if value.is_integer() and value >= 2
+                else f"{value:.3f}"
+                if abs(value) < 1
+                else f"{value:.1f}"
+            )
         return str(value)
 
     rows = [list(table.columns), ["---"] * table.shape[1], *table.itertuples(index=False)]
@@ -118,10 +130,19 @@ def report(name: str, args: argparse.Namespace) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         result = robustness(
-            adata, "condition", "donor", "cell_type", group1=SETS[name]["group1"], group2=SETS[name]["group2"],
-            layers=("counts", args.layer), ratios=args.ratios, permutations=args.permutations,
-            max_combinations=args.combinations, null_permutations=args.nulls, resume=args.resume,
-        )  # fmt: skip
+            adata,
+            "condition",
+            "donor",
+            "cell_type",
+            group1=SETS[name]["group1"],
+            group2=SETS[name]["group2"],
+            layers=("counts", args.layer),
+            ratios=args.ratios,
+            permutations=args.permutations,
+            max_combinations=args.combinations,
+            null_permutations=args.nulls,
+            resume=args.resume,
+        )
     tested = time.perf_counter() - started
     target = args.out / f"deg_real_{name}_{args.layer}"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -147,17 +168,23 @@ def report(name: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--set", nargs="*", default=list(SETS), choices=list(SETS))
     parser.add_argument("--layer", default="scmamba", choices=["scmamba", "smooth"])
-    parser.add_argument("--adapt", action="store_true", help="Adapt the model to the data before imputing.")
+    parser.add_argument(
+        "--adapt", action="store_true", help="Adapt the model to the data before imputing."
+    )
     parser.add_argument("--ratios", nargs="*", type=float, default=[0.1, 0.2, 0.35, 0.5, 0.75, 0.9])
     parser.add_argument("--permutations", type=int, default=100)
     parser.add_argument("--nulls", type=int, default=20)
     parser.add_argument("--combinations", type=int, default=200)
     parser.add_argument("--cell-types", nargs="*")
-    parser.add_argument("--max-cells", type=int, help="At random at most so many cells of each type.")
+    parser.add_argument(
+        "--max-cells", type=int, help="At random at most so many cells of each type."
+    )
     parser.add_argument("--resume", type=Path, help="Keep finished work here; removed at the end.")
     parser.add_argument("--machine", default="2 cores, CPU only")
     parser.add_argument("--out", type=Path, default=HERE / "results")

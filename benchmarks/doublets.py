@@ -33,8 +33,14 @@ OURS = {
     "scMamba network, sums": {"method": "network", "recipe": "sum"},
     "scMamba both": {"method": "both"},
 }
-PARTS = {"neighbours25": "neighbours", "coarse5": "two clusters, coarse", "fine5": "two clusters, fine", "together": "cxds equivalent",
-         "counts": "number of counts", "genes": "number of detected genes"}  # fmt: skip
+PARTS = {
+    "neighbours25": "neighbours",
+    "coarse5": "two clusters, coarse",
+    "fine5": "two clusters, fine",
+    "together": "cxds equivalent",
+    "counts": "number of counts",
+    "genes": "number of detected genes",
+}
 PEERS = ("Scrublet", "DoubletDetection", "SOLO", "bcds equivalent", "DoubletFinder equivalent")
 ABSENT = {
     "DoubletFinder": "R package, distributed on GitHub only; row 'DoubletFinder equivalent' is our own code after its paper",
@@ -57,7 +63,9 @@ def load(name: str, data: Path, seed: int = 0) -> Any:
         return adata
     if name == "velmeshev":
         adata = ad.read_h5ad(data / "velmeshev2019_pfc_3types.h5ad")
-        return with_doublets(adata[adata.obs["donor"].astype(str).isin(HELD_OUT)].copy(), "donor", seed)
+        return with_doublets(
+            adata[adata.obs["donor"].astype(str).isin(HELD_OUT)].copy(), "donor", seed
+        )
     adata = ad.read_h5ad(data / "pbmc3k_10x.h5ad")
     adata.obs["one"] = "all"
     return with_doublets(adata, "one", seed)
@@ -78,13 +86,21 @@ def with_doublets(adata: Any, donor: str, seed: int, share: float = 0.1) -> Any:
         pairs += [(order[2 * i], order[2 * i + 1]) for i in range(number)]
     a, b = np.array(pairs).T
     used[a] = used[b] = True
-    obs = pd.DataFrame({"sample": np.r_[adata.obs[donor].astype(str)[~used], adata.obs[donor].astype(str).to_numpy()[a]]})
+    obs = pd.DataFrame(
+        {
+            "sample": np.r_[
+                adata.obs[donor].astype(str)[~used], adata.obs[donor].astype(str).to_numpy()[a]
+            ]
+        }
+    )
     obs["truth"] = np.r_[np.zeros((~used).sum(), bool), np.ones(len(a), bool)]
     types = adata.obs["cell_type"].astype(str).to_numpy()
     obs["homotypic"] = np.r_[np.zeros((~used).sum(), bool), types[a] == types[b]]
     obs.index = [f"d{i}" for i in range(len(obs))]
     order = rng.permutation(len(obs))
-    made = ad.AnnData(sparse.vstack([x[~used], x[a] + x[b]], format="csr"), obs=obs, var=adata.var[[]])
+    made = ad.AnnData(
+        sparse.vstack([x[~used], x[a] + x[b]], format="csr"), obs=obs, var=adata.var[[]]
+    )
     return made[order].copy()
 
 
@@ -94,14 +110,25 @@ def scrublet(adata: Any, seed: int) -> np.ndarray:
 
     several = adata.obs["sample"].nunique() > 1
     copy = adata.copy()
-    sc.pp.scrublet(copy, batch_key="sample" if several else None, random_state=seed, verbose=False, threshold=0.25)
+    sc.pp.scrublet(
+        copy,
+        batch_key="sample" if several else None,
+        random_state=seed,
+        verbose=False,
+        threshold=0.25,
+    )
     return copy.obs["doublet_score"].to_numpy()
 
 
 def doubletdetection(adata: Any, seed: int) -> np.ndarray:
     import doubletdetection
 
-    settings = {"n_iters": 10, "clustering_algorithm": "leiden", "standard_scaling": True, "n_jobs": 1}
+    settings = {
+        "n_iters": 10,
+        "clustering_algorithm": "leiden",
+        "standard_scaling": True,
+        "n_jobs": 1,
+    }
     detector = doubletdetection.BoostClassifier(random_state=seed, **settings)
     detector.fit(adata.X.tocsr().astype(float))
     detector.predict(p_thresh=1e-16, voter_thresh=0.5)
@@ -138,7 +165,9 @@ def bcds(adata: Any, seed: int) -> np.ndarray:
     values = log_values(sparse.vstack([counts, made.counts], format="csr"), 1e4)
     values = values[:, variable_genes(values[:n], 500)].toarray()
     kind = np.arange(len(values)) >= n
-    fitted = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=31, random_state=seed).fit(values, kind)
+    fitted = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=31, random_state=seed).fit(
+        values, kind
+    )
     return fitted.predict_proba(values[:n])[:, 1]
 
 
@@ -153,10 +182,17 @@ def doubletfinder(adata: Any, seed: int) -> np.ndarray:
 def best_neighbour_share(counts: Any, seed: int) -> np.ndarray:
     """The share with pN 0.25 at the pK whose bimodality, mean over variance across pN, is largest."""
     reaches = np.r_[0.005, np.arange(0.01, 0.31, 0.01)]
-    shares = {pn: neighbour_shares(counts, pn, reaches, seed) for pn in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)}
+    shares = {
+        pn: neighbour_shares(counts, pn, reaches, seed) for pn in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    }
     found = np.array([[bimodality(share) for share in shares[pn].T] for pn in shares])
     spread = found.var(axis=0)
-    return shares[0.25][:, int(np.argmax(np.where(spread > 0, found.mean(axis=0) / np.maximum(spread, 1e-12) ** 2, -1)))]
+    return shares[0.25][
+        :,
+        int(
+            np.argmax(np.where(spread > 0, found.mean(axis=0) / np.maximum(spread, 1e-12) ** 2, -1))
+        ),
+    ]
 
 
 def neighbour_shares(counts: Any, pn: float, reaches: np.ndarray, seed: int) -> np.ndarray:
@@ -169,7 +205,9 @@ def neighbour_shares(counts: Any, pn: float, reaches: np.ndarray, seed: int) -> 
 
     rng, n = np.random.default_rng(seed), counts.shape[0]
     a, b = rng.choice(n, (2, round(n * pn / (1 - pn))))
-    both = ad.AnnData(sparse.vstack([counts, (counts[a] + counts[b]) / 2], format="csr").astype(np.float32))
+    both = ad.AnnData(
+        sparse.vstack([counts, (counts[a] + counts[b]) / 2], format="csr").astype(np.float32)
+    )
     sc.pp.normalize_total(both, target_sum=1e4)
     sc.pp.log1p(both)
     sc.pp.highly_variable_genes(both, n_top_genes=min(2000, both.n_vars))
@@ -191,11 +229,19 @@ def bimodality(values: np.ndarray) -> float:
         return 0.0
     density = gaussian_kde(values)(np.linspace(values.min(), values.max(), len(values)))
     n = len(density)
-    return float((skew(density, bias=False) ** 2 + 1) / (kurtosis(density, bias=False) + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3))))
+    return float(
+        (skew(density, bias=False) ** 2 + 1)
+        / (kurtosis(density, bias=False) + 3 * (n - 1) ** 2 / ((n - 2) * (n - 3)))
+    )
 
 
-DETECTORS = {"Scrublet": scrublet, "DoubletDetection": doubletdetection, "SOLO": solo, "bcds equivalent": bcds,
-             "DoubletFinder equivalent": doubletfinder}  # fmt: skip
+DETECTORS = {
+    "Scrublet": scrublet,
+    "DoubletDetection": doubletdetection,
+    "SOLO": solo,
+    "bcds equivalent": bcds,
+    "DoubletFinder equivalent": doubletfinder,
+}
 ELSEWHERE = ("DoubletDetection", "SOLO")
 
 
@@ -209,10 +255,14 @@ def parts(adata: Any, seed: int) -> dict[str, np.ndarray]:
     counts = sparse.csr_matrix(adata.X, dtype=float)
     codes = adata.obs["sample"].astype("category").cat.codes.to_numpy().astype(int)
     clusters = Clusters.find(counts, seed=seed)
-    mixtures = {"coarse": Mixtures(counts, clusters.coarse, suspected=0.1, seed=seed),
-                "fine": Mixtures(counts, clusters.fine, suspected=0.1, seed=seed)}  # fmt: skip
+    mixtures = {
+        "coarse": Mixtures(counts, clusters.coarse, suspected=0.1, seed=seed),
+        "fine": Mixtures(counts, clusters.fine, suspected=0.1, seed=seed),
+    }
     made = simulate_doublets(counts, codes, len(codes), cluster=clusters.fine, seed=seed)
-    table = gather(counts, made.counts, mixtures, Coexpression(counts), seed=seed).table[: len(codes)]
+    table = gather(counts, made.counts, mixtures, Coexpression(counts), seed=seed).table[
+        : len(codes)
+    ]
     return {name: table[column].to_numpy() for column, name in PARTS.items()}
 
 
@@ -220,17 +270,30 @@ def ours(adata: Any, seed: int, options: dict[str, Any]) -> tuple[np.ndarray, np
     import scmamba
 
     several = adata.obs["sample"].nunique() > 1
-    rate = float(adata.obs["truth"].mean())  # calls at the true rate, so that calls of all detectors compare; scores do not use it
+    rate = float(
+        adata.obs["truth"].mean()
+    )  # calls at the true rate, so that calls of all detectors compare; scores do not use it
     sample = "sample" if several else None
-    found = scmamba.detect_doublets(adata, sample=sample, expected_rate=rate, seed=seed, copy=True, verbose=False, **options)
+    found = scmamba.detect_doublets(
+        adata, sample=sample, expected_rate=rate, seed=seed, copy=True, verbose=False, **options
+    )
     return found.obs["scmamba_doublet_score"].to_numpy(), found.obs["scmamba_doublet"].to_numpy()
 
 
 # --- running ------------------------------------------------------------------------------------------
-def keep(set_name: str, detector: str, seed: int, score: np.ndarray, called: np.ndarray | None, seconds: float) -> None:
+def keep(
+    set_name: str,
+    detector: str,
+    seed: int,
+    score: np.ndarray,
+    called: np.ndarray | None,
+    seconds: float,
+) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    about = json.dumps({"set": set_name, "detector": detector, "seed": seed, "seconds": seconds, "peak_mib": peak})
+    about = json.dumps(
+        {"set": set_name, "detector": detector, "seed": seed, "seconds": seconds, "peak_mib": peak}
+    )
     extra = {} if called is None else {"called": called}
     np.savez(kept_path(set_name, detector, seed), score=score, about=about, **extra)
     print(f"{set_name}: {detector}, seed {seed}: {seconds:.0f} s", flush=True)
@@ -251,17 +314,35 @@ def run_one(set_name: str, detector: str, seed: int, data: Path) -> None:
         score, called = ours(adata, seed, OURS[detector])
         keep(set_name, detector, seed, score, called, time.perf_counter() - started)
         return
-    keep(set_name, detector, seed, DETECTORS[detector](adata, seed), None, time.perf_counter() - started)
+    keep(
+        set_name,
+        detector,
+        seed,
+        DETECTORS[detector](adata, seed),
+        None,
+        time.perf_counter() - started,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
-    parser.add_argument("--set", dest="sets", nargs="*", default=["stoeckius", "velmeshev", "pbmc3k"])
+    parser.add_argument(
+        "--set", dest="sets", nargs="*", default=["stoeckius", "velmeshev", "pbmc3k"]
+    )
     parser.add_argument("--only", nargs="*", default=["parts", *OURS, *PEERS])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".cache/peers/doublets/bin/python")
-    parser.add_argument("--one", nargs=3, metavar=("SET", "DETECTOR", "SEED"), help="internal: one run in this process")
+    parser.add_argument(
+        "--peers-python", type=Path, default=HERE.parent / ".cache/peers/doublets/bin/python"
+    )
+    parser.add_argument(
+        "--one",
+        nargs=3,
+        metavar=("SET", "DETECTOR", "SEED"),
+        help="internal: one run in this process",
+    )
     parser.add_argument("--report", action="store_true", help="only make the tables and the page")
     options = parser.parse_args()
     if options.one:
@@ -275,9 +356,22 @@ def main() -> None:
                 if kept_path(set_name, first, seed).exists() or not python.exists():
                     continue
                 # A process each, so that peak memory is the detector's own.
-                call = [str(python), __file__, "--data", str(options.data), "--one", set_name, detector, str(seed)]
+                call = [
+                    str(python),
+                    __file__,
+                    "--data",
+                    str(options.data),
+                    "--one",
+                    set_name,
+                    detector,
+                    str(seed),
+                ]
                 done = subprocess.run(call, capture_output=True, text=True)
-                print(done.stdout.strip() or f"{set_name}: {detector} failed: {done.stderr.strip()[-300:]}", flush=True)
+                print(
+                    done.stdout.strip()
+                    or f"{set_name}: {detector} failed: {done.stderr.strip()[-300:]}",
+                    flush=True,
+                )
     from doublets_report import report
 
     report(options.data, load, KEPT, HERE, ABSENT)

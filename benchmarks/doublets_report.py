@@ -17,12 +17,23 @@ TITLES = {
     "velmeshev": "Brain nuclei of four donors (velmeshev2019), a tenth of each donor's droplets made of two of its nuclei",
     "pbmc3k": "PBMC 3k, a tenth of the droplets made of two cells",
 }
-PICTURED = ("scMamba both", "scMamba fast", "scMamba network", "Scrublet", "SOLO", "DoubletDetection", "DoubletFinder equivalent",
-            "hybrid equivalent", "number of detected genes")  # fmt: skip
+PICTURED = (
+    "scMamba both",
+    "scMamba fast",
+    "scMamba network",
+    "Scrublet",
+    "SOLO",
+    "DoubletDetection",
+    "DoubletFinder equivalent",
+    "hybrid equivalent",
+    "number of detected genes",
+)
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
 
 
-def report(data: Path, load: Callable[..., Any], kept: Path, here: Path, absent: dict[str, str]) -> None:
+def report(
+    data: Path, load: Callable[..., Any], kept: Path, here: Path, absent: dict[str, str]
+) -> None:
     """Write results/doublets.tsv, doublets_rates.tsv, doublets.md and docs/doublets.md."""
     runs = read_runs(kept)
     truths = {name: load(name, data).obs for name in {run["set"] for run in runs}}
@@ -31,19 +42,37 @@ def report(data: Path, load: Callable[..., Any], kept: Path, here: Path, absent:
     for run in runs:
         truth = truths[run["set"]]["truth"].to_numpy()
         own = {key: run[key] for key in ("set", "detector", "seed", "seconds", "peak_mib")}
-        rows.append(own | doublet_scores(truth, run["score"], run.get("called")) | detectable(truths[run["set"]], run["score"]))
-        curves.append(identification_curve(truth, run["score"]).assign(**{k: own[k] for k in ("set", "detector", "seed")}))
+        rows.append(
+            own
+            | doublet_scores(truth, run["score"], run.get("called"))
+            | detectable(truths[run["set"]], run["score"])
+        )
+        curves.append(
+            identification_curve(truth, run["score"]).assign(
+                **{k: own[k] for k in ("set", "detector", "seed")}
+            )
+        )
     table, curve = pd.DataFrame(rows), pd.concat(curves)
     out = here / "results"
     table.round(4).to_csv(out / "doublets.tsv", sep="\t", index=False, lineterminator="\n")
     curve.round(4).to_csv(out / "doublets_rates.tsv", sep="\t", index=False, lineterminator="\n")
-    text = "\n\n".join([*[section(name, table, curve, runs) for name in TITLES if name in truths], absentees(absent)])
+    text = "\n\n".join(
+        [
+            *[section(name, table, curve, runs) for name in TITLES if name in truths],
+            absentees(absent),
+        ]
+    )
     (out / "doublets.md").write_text(text + "\n", encoding="utf-8")
     picture(truths, runs, out / "doublets_rates.png")
     page = here.parent / "docs" / "doublets.md"
     head = page.read_text(encoding="utf-8").split("<!-- results -->")[0] if page.exists() else ""
     page.write_text(head + "<!-- results -->\n\n" + text + "\n", encoding="utf-8")
-    print(table.groupby(["set", "detector"])["AUPRC"].agg(["mean", "min", "max", "count"]).round(3).to_string())
+    print(
+        table.groupby(["set", "detector"])["AUPRC"]
+        .agg(["mean", "min", "max", "count"])
+        .round(3)
+        .to_string()
+    )
 
 
 def picture(truths: dict[str, pd.DataFrame], runs: list[dict[str, Any]], path: Path) -> None:
@@ -55,15 +84,23 @@ def picture(truths: dict[str, pd.DataFrame], runs: list[dict[str, Any]], path: P
 
     rates = np.arange(0.01, 0.501, 0.01)
     names = [name for name in TITLES if name in truths]
-    figure, axes = plt.subplots(2, len(names), figsize=(4.2 * len(names), 6.4), sharex=True, sharey="row", squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(names), figsize=(4.2 * len(names), 6.4), sharex=True, sharey="row", squeeze=False
+    )
     for column, name in enumerate(names):
         truth = truths[name]["truth"].to_numpy()
         for colour, detector in enumerate(PICTURED):
-            own = [identification_curve(truth, r["score"], rates) for r in runs if r["set"] == name and r["detector"] == detector]
+            own = [
+                identification_curve(truth, r["score"], rates)
+                for r in runs
+                if r["set"] == name and r["detector"] == detector
+            ]
             for row, measure in enumerate(("recall", "precision")) if own else ():
                 mean = np.mean([curve[measure] for curve in own], axis=0)
                 width = 2.2 if detector.startswith("scMamba") else 1.2
-                axes[row, column].plot(rates, mean, color=f"C{colour}", lw=width, label=f"{detector} ({len(own)})")
+                axes[row, column].plot(
+                    rates, mean, color=f"C{colour}", lw=width, label=f"{detector} ({len(own)})"
+                )
         perfect = np.minimum(rates / truth.mean(), 1), np.minimum(truth.mean() / rates, 1)
         for row, best in enumerate(perfect):
             axes[row, column].plot(rates, best, color="0.7", ls=":", lw=1, label="all known")
@@ -81,7 +118,10 @@ def read_runs(kept: Path) -> list[dict[str, Any]]:
     runs = []
     for path in sorted(kept.glob("*.npz")):
         with np.load(path) as file:
-            runs.append(json.loads(str(file["about"])) | {key: file[key] for key in file.files if key != "about"})
+            runs.append(
+                json.loads(str(file["about"]))
+                | {key: file[key] for key in file.files if key != "about"}
+            )
     return runs
 
 
@@ -94,7 +134,9 @@ def add_hybrid(runs: list[dict[str, Any]]) -> None:
             continue
         both = [(s - s.min()) / (s.max() - s.min()) for s in (run["score"], other["score"])]
         seconds = run["seconds"] + other["seconds"]
-        runs.append({**run, "detector": "hybrid equivalent", "seconds": seconds, "score": both[0] + both[1]})
+        runs.append(
+            {**run, "detector": "hybrid equivalent", "seconds": seconds, "score": both[0] + both[1]}
+        )
 
 
 def detectable(obs: pd.DataFrame, score: np.ndarray) -> dict[str, float]:
@@ -125,14 +167,35 @@ def section(name: str, table: pd.DataFrame, curve: pd.DataFrame, runs: list[dict
         middle = own.mean(numeric_only=True)
         spread = f"**{middle['AUPRC']:.3f}** ({own['AUPRC'].min():.3f}-{own['AUPRC'].max():.3f})"
         same = jaccard([top(r) for r in runs if r["set"] == name and r["detector"] == detector])
-        cells = " | ".join(f"{middle[c]:.3f}" for c in ("AUPRC_heterotypic", "AUROC", "precision", "recall", "TNR", "F1"))
+        cells = " | ".join(
+            f"{middle[c]:.3f}"
+            for c in ("AUPRC_heterotypic", "AUROC", "precision", "recall", "TNR", "F1")
+        )
         steady = f"{same.mean():.2f}" if len(same) else "-"
-        lines.append(f"| {detector} | {len(own)} | {spread} | {cells} | {steady} | {middle['seconds']:.0f} | {middle['peak_mib']:.0f} |")
-    lines += ["", "Identification rates (precision / recall / TNR):", "", "| detector | 10% | 20% | 30% | 40% |", "|---|---|---|---|---|"]
+        lines.append(
+            f"| {detector} | {len(own)} | {spread} | {cells} | {steady} | {middle['seconds']:.0f} | {middle['peak_mib']:.0f} |"
+        )
+    lines += [
+        "",
+        "Identification rates (precision / recall / TNR):",
+        "",
+        "| detector | 10% | 20% | 30% | 40% |",
+        "|---|---|---|---|---|",
+    ]
     here = curve[curve["set"] == name]
     for detector in order:
-        own = here[here["detector"] == detector].groupby("rate")[["precision", "recall", "TNR"]].mean()
-        lines.append(f"| {detector} | " + " | ".join(f"{r.precision:.2f} / {r.recall:.2f} / {r.TNR:.2f}" for r in own.itertuples()) + " |")
+        own = (
+            here[here["detector"] == detector]
+            .groupby("rate")[["precision", "recall", "TNR"]]
+            .mean()
+        )
+        lines.append(
+            f"| {detector} | "
+            + " | ".join(
+                f"{r.precision:.2f} / {r.recall:.2f} / {r.TNR:.2f}" for r in own.itertuples()
+            )
+            + " |"
+        )
     return "\n".join([*lines, "", f"Machine: {MACHINE}."])
 
 

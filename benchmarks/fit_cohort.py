@@ -64,7 +64,17 @@ TREM2 APP SNAP25 SYT1
 """.split()  # noqa: SIM905
 # The usual make-up of human cortex preparations; an assumption, no set here holds all eight types.
 PROPORTIONS = dict(zip(TYPES, [0.13, 0.07, 0.25, 0.07, 0.26, 0.14, 0.045, 0.035]))
-EXCITATORY = ["SLC17A7", "SLC17A6", "SATB2", "NEUROD2", "NEUROD6", "TBR1", "CAMK2A", "NRGN", "NPTX1"]
+EXCITATORY = [
+    "SLC17A7",
+    "SLC17A6",
+    "SATB2",
+    "NEUROD2",
+    "NEUROD6",
+    "TBR1",
+    "CAMK2A",
+    "NRGN",
+    "NPTX1",
+]
 EPSILON = 0.2  # CP10k: levels below it are not told apart across species and platforms
 
 
@@ -104,7 +114,9 @@ def human_profiles(source: Source) -> dict[str, np.ndarray]:
     for name, label in HUMAN.items():
         donors, weights = [], []
         for _, cells in (
-            source.obs[source.obs.cell_type == label].groupby("donor", observed=True).indices.items()
+            source.obs[source.obs.cell_type == label]
+            .groupby("donor", observed=True)
+            .indices.items()
         ):
             rows = np.flatnonzero((source.obs.cell_type == label).to_numpy())[cells]
             donors.append(source.rates(rows))
@@ -129,13 +141,17 @@ def moved(
     return np.where(measured, target * scale * np.clip(ratio, 1 / 32, 32), np.nan)
 
 
-def fill(profile: np.ndarray, fallback: np.ndarray, marker: np.ndarray, other: np.ndarray) -> np.ndarray:
+def fill(
+    profile: np.ndarray, fallback: np.ndarray, marker: np.ndarray, other: np.ndarray
+) -> np.ndarray:
     """Genes not measured: the fallback times the mean effect of being a marker, from measured genes."""
     seen = ~np.isnan(profile)
 
     def effect(group: np.ndarray) -> float:
         both = seen & group
-        return float(np.exp(np.median(np.log((profile[both] + EPSILON) / (fallback[both] + EPSILON)))))
+        return float(
+            np.exp(np.median(np.log((profile[both] + EPSILON) / (fallback[both] + EPSILON))))
+        )
 
     factor = np.where(marker, effect(marker), np.where(other, min(effect(other), 1.0), 1.0))
     return np.where(seen, profile, fallback * factor)
@@ -145,7 +161,9 @@ def all_profiles(
     sources: dict[str, Source], marker_of: dict[str, np.ndarray], names: pd.Series
 ) -> dict[str, np.ndarray]:
     """CP10k of the eight types (genes,), each summing to 10,000."""
-    human, zeisel, marques, paired = (sources[k] for k in ("velmeshev", "zeisel", "marques", "paired"))
+    human, zeisel, marques, paired = (
+        sources[k] for k in ("velmeshev", "zeisel", "marques", "paired")
+    )
     out = human_profiles(human)
     grand = np.mean(list(out.values()), axis=0)
     ambient = np.min(list(out.values()), axis=0)
@@ -163,10 +181,17 @@ def all_profiles(
     # Genes the human file lacks (TREM2 among them) take the level of mouse microglia.
     out["Microglia"] = np.where(human.measured | ~zeisel.measured, out["Microglia"], microglia)
     for name, label in (("Inhibitory", "inhibitory"), ("Oligodendrocyte", "oligodendrocyte")):
-        finish(name, moved(rates(zeisel, label), microglia, out["Microglia"], zeisel.measured), grand)
+        finish(
+            name, moved(rates(zeisel, label), microglia, out["Microglia"], zeisel.measured), grand
+        )
     oligo = rates(marques, "oligodendrocyte")
-    for name, label, fallback in (("OPC", "OPC", grand), ("Pericyte", "PPR_vascular", out["Endothelial"])):
-        moved_profile = moved(rates(marques, label), oligo, out["Oligodendrocyte"], marques.measured)
+    for name, label, fallback in (
+        ("OPC", "OPC", grand),
+        ("Pericyte", "PPR_vascular", out["Endothelial"]),
+    ):
+        moved_profile = moved(
+            rates(marques, label), oligo, out["Oligodendrocyte"], marques.measured
+        )
         finish(name, moved_profile, fallback)
     excitatory = moved(
         rates(paired, "excitatory"), rates(paired, "inhibitory"), out["Inhibitory"], paired.measured
@@ -175,7 +200,9 @@ def all_profiles(
     # How far a neuron's level lies above its ambient level, from neuronal markers that interneurons express.
     known = marker_of["neu"] & zeisel.measured & (inhibitory > 2 * grand)
     scale = np.median((inhibitory[known] + EPSILON) / (ambient[known] + EPSILON))
-    print(f"neuronal level over ambient level of neuronal markers: {scale:.2f} ({known.sum()} genes)")
+    print(
+        f"neuronal level over ambient level of neuronal markers: {scale:.2f} ({known.sum()} genes)"
+    )
     # The ambient RNA of human cortex comes mostly from excitatory neurons: what is neuronal (a marker, or
     # higher in interneurons than in glia) follows it; what is not keeps the interneurons' level.
     neuronal = marker_of["neu"] | (inhibitory > 2 * grand) | names.isin(EXCITATORY)
@@ -186,7 +213,9 @@ def all_profiles(
     return {name: out[name] for name in TYPES}
 
 
-def groups_of(source: Source, smallest: int, by: str = "donor") -> list[tuple[str, str, np.ndarray]]:
+def groups_of(
+    source: Source, smallest: int, by: str = "donor"
+) -> list[tuple[str, str, np.ndarray]]:
     """(type, donor, rows) of the groups with at least ``smallest`` cells."""
     found = source.obs.reset_index(drop=True).groupby(["cell_type", by], observed=True).indices
     return [(str(t), str(d), rows) for (t, d), rows in found.items() if len(rows) >= smallest]
@@ -211,7 +240,9 @@ def dispersions(sources: dict[str, Source], level: np.ndarray) -> np.ndarray:
     squared = np.zeros_like(above)
     within = {"velmeshev": "donor", "zeisel": "pseudo_individual", "marques": "cell_type_original"}
     groups = [
-        (sources[key], rows) for key, by in within.items() for *_, rows in groups_of(sources[key], 20, by)
+        (sources[key], rows)
+        for key, by in within.items()
+        for *_, rows in groups_of(sources[key], 20, by)
     ]
     for source, rows in groups:
         counts = source.counts[rows]
@@ -300,7 +331,9 @@ def libraries(sources: dict[str, Source]) -> dict[str, list[float]]:
 
     def log_depth(key: str, label: str) -> np.ndarray:
         source = sources[key]
-        totals = np.asarray(source.counts[(source.obs.cell_type == label).to_numpy()].sum(axis=1)).ravel()
+        totals = np.asarray(
+            source.counts[(source.obs.cell_type == label).to_numpy()].sum(axis=1)
+        ).ravel()
         return np.log(totals[totals > 0])
 
     out = {
@@ -322,7 +355,11 @@ def libraries(sources: dict[str, Source]) -> dict[str, list[float]]:
 def effect_quantiles(path: Path) -> list[float]:
     """Deciles of |log2 fold change between samples| of the DEGs Velmeshev 2019 published."""
     table = pd.read_csv(path)
-    return np.quantile(table["Sample fold change"].abs(), np.linspace(0.05, 0.95, 10)).round(3).tolist()
+    return (
+        np.quantile(table["Sample fold change"].abs(), np.linspace(0.05, 0.95, 10))
+        .round(3)
+        .tolist()
+    )
 
 
 def fit(data: Path, n_genes: int) -> tuple[pd.DataFrame, dict]:
@@ -331,13 +368,21 @@ def fit(data: Path, n_genes: int) -> tuple[pd.DataFrame, dict]:
     genes = pd.Index(vocabulary.ensembl_id)
     sources = {
         "velmeshev": load(data / "velmeshev2019_pfc_3types.h5ad", "ensembl_id", genes),
-        "zeisel": load(data / "zeisel2018_mouse_pseudocases_27998genes.h5ad", "human_ensembl_id", genes),
-        "marques": load(data / "marques2016_mouse_oligo_lineage_8691genes.h5ad", "human_ensembl_id", genes),
-        "paired": load(data / "pairedtag2021_mouse_brain_nuclei_2000genes.h5ad", "human_ensembl_id", genes),
+        "zeisel": load(
+            data / "zeisel2018_mouse_pseudocases_27998genes.h5ad", "human_ensembl_id", genes
+        ),
+        "marques": load(
+            data / "marques2016_mouse_oligo_lineage_8691genes.h5ad", "human_ensembl_id", genes
+        ),
+        "paired": load(
+            data / "pairedtag2021_mouse_brain_nuclei_2000genes.h5ad", "human_ensembl_id", genes
+        ),
     }
     reference = pd.read_csv(data / "ref_bretigea_human.csv")
     reference = reference[reference.groupby("cell").cumcount() < 200]  # the best 200 of each class
-    marker_of = {c: vocabulary.symbol.isin(g.markers).to_numpy() for c, g in reference.groupby("cell")}
+    marker_of = {
+        c: vocabulary.symbol.isin(g.markers).to_numpy() for c, g in reference.groupby("cell")
+    }
     profiles = all_profiles(sources, marker_of, vocabulary.symbol)
     level = np.maximum(np.mean([profiles[name] for name in HUMAN], axis=0), 1e-4)
     dispersion = dispersions(sources, level)
@@ -371,7 +416,10 @@ def write(table: pd.DataFrame, parameters: dict, path: Path) -> None:
     for name in [*TYPES, "dispersion", "donor_sd"]:
         shown[name] = [f"{v:.3g}" for v in shown[name]]
     shown.to_csv(text, sep="\t", index=False)
-    with open(path, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed:
+    with (
+        open(path, "wb") as raw,
+        gzip.GzipFile(fileobj=raw, mode="wb", filename="", mtime=0) as packed,
+    ):
         packed.write(text.getvalue().encode())
 
 

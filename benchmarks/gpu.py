@@ -29,7 +29,9 @@ DRY = os.environ.get("SCMAMBA_DRY_RUN") == "1"
 DEVICE = "cpu" if DRY else "cuda"
 GENES, CHANNELS, STATES = (24, 16, 2) if DRY else (19_306, 512, 16)
 LENGTH, CHECKED = (8, 6) if DRY else (GENES, 2_000)  # of the scans timed, and compared
-SIDE, COPIED = (64, 2**10) if DRY else (8192, 2**28)  # of the matrices multiplied, of the vector copied
+SIDE, COPIED = (
+    (64, 2**10) if DRY else (8192, 2**28)
+)  # of the matrices multiplied, of the vector copied
 NOT_FOR_GPUS = ("cpu", "chunked", "reference")
 
 
@@ -70,7 +72,9 @@ def problem(batch: int, length: int, dtype: torch.dtype) -> tuple[list[Direction
     directions = []
     for reverse in (False, True):
         rows = normal(batch, length, 2 * STATES).to(dtype)
-        dt = torch.exp(torch.rand(CHANNELS, generator=g, device=DEVICE) * math.log(100) + math.log(1e-3))
+        dt = torch.exp(
+            torch.rand(CHANNELS, generator=g, device=DEVICE) * math.log(100) + math.log(1e-3)
+        )
         directions.append(
             Direction(
                 normal(batch, length, CHANNELS).to(dtype),
@@ -89,7 +93,9 @@ def problem(batch: int, length: int, dtype: torch.dtype) -> tuple[list[Direction
 def trained(directions: list[Direction], z: torch.Tensor, backend: str) -> list[torch.Tensor]:
     leaves = [[t.detach().requires_grad_() for t in d.tensors] for d in directions]
     gate = z.detach().requires_grad_()
-    out = selective_scan([Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend)
+    out = selective_scan(
+        [Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend
+    )
     out.backward(z)
     return [out.detach(), gate.grad, *(t.grad for x in leaves for t in x)]
 
@@ -116,16 +122,22 @@ def errors() -> dict[str, float]:
     for name, state in available_backends().items():
         if state == "available" and name not in NOT_FOR_GPUS:
             pairs = zip(trained(directions, z, name), truth)
-            found[name] = max(((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs)
+            found[name] = max(
+                ((a.double() - b).abs().max() / b.abs().max()).item() for a, b in pairs
+            )
     return found
 
 
 def cells(batch: int) -> torch.Tensor:
     g = torch.Generator().manual_seed(1)
-    return (torch.rand(batch, GENES, generator=g) * 4 * (torch.rand(batch, GENES, generator=g) < 0.1)).to(DEVICE)
+    return (
+        torch.rand(batch, GENES, generator=g) * 4 * (torch.rand(batch, GENES, generator=g) < 0.1)
+    ).to(DEVICE)
 
 
-def step(model: ScMamba, x: torch.Tensor, optimiser: torch.optim.Optimizer, half: bool) -> torch.Tensor:
+def step(
+    model: ScMamba, x: torch.Tensor, optimiser: torch.optim.Optimizer, half: bool
+) -> torch.Tensor:
     mask = (x > 0) & (torch.rand_like(x) < (0.5 if DRY else 0.15))
     optimiser.zero_grad(set_to_none=True)
     with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=half):
@@ -137,8 +149,12 @@ def step(model: ScMamba, x: torch.Tensor, optimiser: torch.optim.Optimizer, half
 
 def fresh() -> tuple[ScMamba, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = ScMamba(ModelConfig(n_genes=GENES, **({"d_model": 16, "n_layer": 1} if DRY else {}))).to(DEVICE)
-    return model, torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+    model = ScMamba(
+        ModelConfig(n_genes=GENES, **({"d_model": 16, "n_layer": 1} if DRY else {}))
+    ).to(DEVICE)
+    return model, torch.optim.AdamW(
+        model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1
+    )
 
 
 def throughput(batch: int, half: bool) -> dict[str, float]:
@@ -185,22 +201,38 @@ def table(r: dict[str, Any]) -> str:
     for dtype, rows in r["scans"].items():
         for name, t in rows.items():
             far = f"{r['errors'][name]:.0e}" if dtype == "float32" and name in r["errors"] else "-"
-            lines.append(f"| {name}, {dtype} | {t['forward_ms']:.1f} | {t['training_ms']:.1f} | {far} |")
-    lines += ["", "| model | inference cells/s | training cells/s | GB per cell |", "|---|---|---|---|"]
+            lines.append(
+                f"| {name}, {dtype} | {t['forward_ms']:.1f} | {t['training_ms']:.1f} | {far} |"
+            )
+    lines += [
+        "",
+        "| model | inference cells/s | training cells/s | GB per cell |",
+        "|---|---|---|---|",
+    ]
     for name, t in r["model"].items():
         figures = [t["inference_cells_per_s"], t["training_cells_per_s"], t["training_gb_per_cell"]]
         lines.append(f"| {name} | {figures[0]:.0f} | {figures[1]:.0f} | {figures[2]:.2f} |")
     last = {name: sum(losses[-20:]) / len(losses[-20:]) for name, losses in r["losses"].items()}
-    lines += ["", "Mean loss of the last 20 steps: " + ", ".join(f"{n} {x:.4f}" for n, x in last.items()) + "."]
+    lines += [
+        "",
+        "Mean loss of the last 20 steps: "
+        + ", ".join(f"{n} {x:.4f}" for n, x in last.items())
+        + ".",
+    ]
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
-    result: dict[str, Any] = {"gpu": "dry run" if DRY else torch.cuda.get_device_name(), "torch": torch.__version__}
+    result: dict[str, Any] = {
+        "gpu": "dry run" if DRY else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
     result["backends"], result["peaks"], result["errors"] = available_backends(), peaks(), errors()
     kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     result["scans"] = {name: scans(options.batch, dtype) for name, dtype in kinds.items()}

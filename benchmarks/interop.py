@@ -36,15 +36,21 @@ def simulate(cells: int, genes: int, values: int) -> ad.AnnData:
     per_gene = np.minimum(rng.poisson(values * share / share.sum()), cells)
     per_gene = np.minimum((per_gene * values / per_gene.sum()).astype(int), cells)
     column = np.repeat(np.arange(genes, dtype=np.int32), per_gene)
-    row = np.concatenate([rng.choice(cells, n, replace=False, shuffle=False).astype(np.int32) for n in per_gene])
+    row = np.concatenate(
+        [rng.choice(cells, n, replace=False, shuffle=False).astype(np.int32) for n in per_gene]
+    )
     data = rng.poisson(0.7, len(row)).astype(np.int32) + 1
     counts = sparse.csr_matrix((data, (row, column)), shape=(cells, genes))
     counts.sort_indices()
     obs = pd.DataFrame(
-        {"cell_type": pd.Categorical(rng.choice(list("ABCDEFGH"), cells)), "passed": rng.random(cells) < 0.9,
-         "note": rng.choice(["x", "y"], cells).astype(object), "score": rng.random(cells)},
+        {
+            "cell_type": pd.Categorical(rng.choice(list("ABCDEFGH"), cells)),
+            "passed": rng.random(cells) < 0.9,
+            "note": rng.choice(["x", "y"], cells).astype(object),
+            "score": rng.random(cells),
+        },
         index=[f"CELL{i:06d}-1" for i in range(cells)],
-    )  # fmt: skip
+    )
     made = ad.AnnData(counts, obs=obs)
     made.var_names = [f"GENE{i}" for i in range(genes)]
     return made
@@ -73,7 +79,9 @@ def measured(step: Callable[[], Any]) -> tuple[Any, float, float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", type=int, default=20_000)
     parser.add_argument("--genes", type=int, default=15_000)
     parser.add_argument("--values", type=int, default=21_000_000)
@@ -86,7 +94,14 @@ def main() -> None:
 
     def note(name: str, step: Callable[[], Any]) -> Any:
         result, seconds, busy, memory = measured(step)
-        rows.append({"step": name, "seconds": round(seconds, 2), "processor_seconds": round(busy, 2), "memory_MB": round(memory)})
+        rows.append(
+            {
+                "step": name,
+                "seconds": round(seconds, 2),
+                "processor_seconds": round(busy, 2),
+                "memory_MB": round(memory),
+            }
+        )
         print(rows[-1], flush=True)
         return result
 
@@ -106,14 +121,18 @@ def main() -> None:
         f"{adata.n_obs} cells x {adata.n_vars} genes, {adata.X.nnz} values: {size:.0f} MB as a dgCMatrix",
         "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside; R 4.2.2, Seurat 4.3.0",
     ]
-    arguments.out.write_text("".join(f"# {line}\n" for line in head) + pd.DataFrame(rows).to_csv(sep="\t", index=False))
+    arguments.out.write_text(
+        "".join(f"# {line}\n" for line in head) + pd.DataFrame(rows).to_csv(sep="\t", index=False)
+    )
 
 
 def theirs(adata: ad.AnnData) -> Any:
     import anndata2ri
     import rpy2.robjects as ro
 
-    plain = ad.AnnData(adata.X.astype(np.float64), obs=adata.obs[["cell_type", "score"]], var=adata.var)
+    plain = ad.AnnData(
+        adata.X.astype(np.float64), obs=adata.obs[["cell_type", "score"]], var=adata.var
+    )
     with (ro.default_converter + anndata2ri.converter).context():
         ro.globalenv["theirs"] = plain
     return None

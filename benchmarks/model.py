@@ -16,7 +16,9 @@ import json
 import os
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a waiting thread must not count as work; read when torch is imported
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # a waiting thread must not count as work; read when torch is imported
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +64,14 @@ def products(model: ScMamba, genes: int, train: bool) -> None:
     with torch.no_grad():
         for layer in model.backbone.layers:
             mixer = layer.mixer
-            for linear in (mixer.in_proj, mixer.out_proj, mixer.x_proj, mixer.x_proj_b, mixer.dt_proj, mixer.dt_proj_b):
+            for linear in (
+                mixer.in_proj,
+                mixer.out_proj,
+                mixer.x_proj,
+                mixer.x_proj_b,
+                mixer.dt_proj,
+                mixer.dt_proj_b,
+            ):
                 weight = linear.weight
                 x = _inputs(genes, weight.shape[1], inner)
                 y = F.linear(x, weight)
@@ -115,14 +124,21 @@ def memory(mode: str) -> None:
     model, x = network(*SIZES["D 256 x 6 (published)"]), cell()
     use_checkpointing(model, mode == "checkpointing")
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    step(ScMamba(ModelConfig(n_genes=100, d_model=16, n_layer=1)), cell(100), torch.optim.SGD([torch.zeros(1)]))
+    step(
+        ScMamba(ModelConfig(n_genes=100, d_model=16, n_layer=1)),
+        cell(100),
+        torch.optim.SGD([torch.zeros(1)]),
+    )
     print(grown(lambda: step(model, x, optimiser)))
 
 
 def measure(rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"machine": machine(), "genes": GENES}
     result["sizes"] = {name: timed(*size, rounds) for name, size in SIZES.items()}
-    result["training_mb"] = {mode: peak_memory(__file__, "--memory", mode) for mode in ("everything kept", "checkpointing")}
+    result["training_mb"] = {
+        mode: peak_memory(__file__, "--memory", mode)
+        for mode in ("everything kept", "checkpointing")
+    }
     result["length_s"] = by_length(rounds)
     result["machine"]["load_average_after"] = machine()["load_average_1_min"]
     return result
@@ -146,7 +162,9 @@ def table(r: dict[str, Any]) -> str:
         f"average {m['load_average_1_min']:.1f} before and {m['load_average_after']:.1f} after the run: processor "
         "seconds, all threads together, not seconds on a clock. Peak memory of a "
         f"training step at the published size: {mb['everything kept']:,.0f} MB, with checkpointing "
-        f"{mb['checkpointing']:,.0f} MB. Cost per gene: " + ", ".join(f"{per_gene[n]:.0f} us at L {n:,}" for n in sorted(per_gene)) + "."
+        f"{mb['checkpointing']:,.0f} MB. Cost per gene: "
+        + ", ".join(f"{per_gene[n]:.0f} us at L {n:,}" for n in sorted(per_gene))
+        + "."
         + "".join(" " + note for note in r.get("notes", []))
     )
 
@@ -161,7 +179,14 @@ def picture(r: dict[str, Any]) -> None:
     names = list(r["sizes"])
     for offset, part, colour in ((-0.2, "inference", "#2a6f97"), (0.2, "training", "#bc6c25")):
         at = [i + offset for i in range(len(names))]
-        left.bar(at, [r["sizes"][n][f"{part}_processor_s"] for n in names], 0.36, color=colour, alpha=0.45, label=part)
+        left.bar(
+            at,
+            [r["sizes"][n][f"{part}_processor_s"] for n in names],
+            0.36,
+            color=colour,
+            alpha=0.45,
+            label=part,
+        )
         bare = [r["sizes"][n][f"{part}_products_processor_s"] for n in names]
         left.bar(at, bare, 0.36, color=colour, label=f"its matrix products ({part})")
     left.set_xticks(range(len(names)), names, fontsize=8)
@@ -170,8 +195,20 @@ def picture(r: dict[str, Any]) -> None:
     lengths = sorted(int(n) for n in r["length_s"])
     seconds = [r["length_s"][str(n)] for n in lengths]
     right.plot(lengths, seconds, "o-", color="#2a6f97")
-    right.plot(lengths, [seconds[-1] * n / lengths[-1] for n in lengths], ":", color="grey", label="proportional to L")
-    right.set(xlabel="L (genes)", ylabel="processor seconds per cell", title="inference, D 256 x 6", xlim=0, ylim=0)
+    right.plot(
+        lengths,
+        [seconds[-1] * n / lengths[-1] for n in lengths],
+        ":",
+        color="grey",
+        label="proportional to L",
+    )
+    right.set(
+        xlabel="L (genes)",
+        ylabel="processor seconds per cell",
+        title="inference, D 256 x 6",
+        xlim=0,
+        ylim=0,
+    )
     right.legend(fontsize=7, frameon=False)
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
@@ -192,11 +229,16 @@ def lookup(rounds: int) -> str:
         ways = {"with": lambda f=answer: f(True), "without": lambda f=answer: f(False)}
         interleaved(ways, dict.fromkeys(ways, rounds), processor)
         lines.append(f"{name}: {processor['with'] / processor['without']:.2f}")
-    return f"with the table / without, SCMAMBA_LINEAR={os.environ.get('SCMAMBA_LINEAR', 'unset')}: " + "; ".join(lines)
+    return (
+        f"with the table / without, SCMAMBA_LINEAR={os.environ.get('SCMAMBA_LINEAR', 'unset')}: "
+        + "; ".join(lines)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--lookup", action="store_true")
     parser.add_argument("--rounds", type=int, default=4)

@@ -44,7 +44,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--model", nargs="*", default=[], help="models by name or folder, a row each")
+    parser.add_argument(
+        "--model", nargs="*", default=[], help="models by name or folder, a row each"
+    )
     parser.add_argument("--set", dest="only", nargs="*", help="only these sets")
     parser.add_argument("--skip", nargs="*", default=[], help="predictors to leave out")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -54,7 +56,9 @@ def main() -> None:
             continue
         started = time.perf_counter()
         wanted = [
-            p for p, (_, needs, _) in PREDICTORS.items() if p not in arguments.skip and installed(needs)
+            p
+            for p, (_, needs, _) in PREDICTORS.items()
+            if p not in arguments.skip and installed(needs)
         ]
         models = {f"scmamba:{Path(m).name}": m for m in arguments.model}
         adata = options.pop("adata")

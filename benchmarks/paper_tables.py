@@ -35,22 +35,58 @@ from scmamba.utils.errors import ScMambaError
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("step", choices=STEPS)
     parser.add_argument("--work", type=Path, required=True, help="folder for everything")
     parser.add_argument("--study", nargs="*", default=list(STUDIES), choices=list(STUDIES))
     parser.add_argument("--task", nargs="*", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--base-url", default=BASE_URL, help="GEO's series folder, or a mirror of it")
-    parser.add_argument("--expected-cells", type=int, default=EXPECTED_CELLS, help="raw droplets: cells expected in a sample")
-    parser.add_argument("--min-total", type=float, help="raw droplets: least counts of a cell, in place of Cell Ranger's rule")
-    parser.add_argument("--min-donor-cells", type=int, default=200, help="samples with fewer cells are left out (paper: 200)")
+    parser.add_argument(
+        "--base-url", default=BASE_URL, help="GEO's series folder, or a mirror of it"
+    )
+    parser.add_argument(
+        "--expected-cells",
+        type=int,
+        default=EXPECTED_CELLS,
+        help="raw droplets: cells expected in a sample",
+    )
+    parser.add_argument(
+        "--min-total",
+        type=float,
+        help="raw droplets: least counts of a cell, in place of Cell Ranger's rule",
+    )
+    parser.add_argument(
+        "--min-donor-cells",
+        type=int,
+        default=200,
+        help="samples with fewer cells are left out (paper: 200)",
+    )
     parser.add_argument("--labels", type=Path, help="TSV: study, id, celltype, subtype, subcluster")
-    parser.add_argument("--splits", type=Path, help="JSON: study -> train, validation, test -> samples or donors")
-    parser.add_argument("--test-samples", choices=["published", "seed"], default="published", help="without --splits: the test set")
-    parser.add_argument("--model", default="brain-mini", help="name, checkpoint folder or published .ckpt to fine-tune")
+    parser.add_argument(
+        "--splits", type=Path, help="JSON: study -> train, validation, test -> samples or donors"
+    )
+    parser.add_argument(
+        "--test-samples",
+        choices=["published", "seed"],
+        default="published",
+        help="without --splits: the test set",
+    )
+    parser.add_argument(
+        "--model",
+        default="brain-mini",
+        help="name, checkpoint folder or published .ckpt to fine-tune",
+    )
     parser.add_argument("--recipe", choices=["paper", "small"], default="paper")
-    parser.add_argument("--steps", type=int, help="optimiser steps in place of the recipe's epochs: for a trial")
-    parser.add_argument("--imputation-cells", type=int, default=2000, help="at most so many test cells for imputation")
+    parser.add_argument(
+        "--steps", type=int, help="optimiser steps in place of the recipe's epochs: for a trial"
+    )
+    parser.add_argument(
+        "--imputation-cells",
+        type=int,
+        default=2000,
+        help="at most so many test cells for imputation",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
 

@@ -73,7 +73,9 @@ def mambapy_pscan(d: Direction) -> torch.Tensor:
 
 def methods() -> dict[str, Any]:
     found: dict[str, Any] = {
-        name: lambda d, name=name: selective_scan([d], backend=name) for name, state in available_backends().items() if state == "available"
+        name: lambda d, name=name: selective_scan([d], backend=name)
+        for name, state in available_backends().items()
+        if state == "available"
     }
     found["published loop"] = published_loop
     try:
@@ -146,7 +148,12 @@ def measure(rounds: int) -> dict[str, Any]:
     slow = {"published loop", "reference"}  # minutes in training at the whole length
     everything = list(known)
     trainable = [n for n in everything if n not in slow and n != "mambapy pscan"]
-    result: dict[str, Any] = {"machine": machine(), "length": LENGTH, "channels": CHANNELS, "states": STATES}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "length": LENGTH,
+        "channels": CHANNELS,
+        "states": STATES,
+    }
     result["peaks"] = peaks()
     result["forward_s"] = times(LENGTH, everything, False, rounds)
     result["training_s"] = times(LENGTH, trainable, True, rounds)
@@ -156,7 +163,9 @@ def measure(rounds: int) -> dict[str, Any]:
     result["training_mb"] = {n: peak_memory(__file__, "--memory", n, "training") for n in trainable}
     result["errors"] = errors(trainable)
     work = LENGTH * CHANNELS * STATES * OPERATIONS
-    result["roofline_fraction"] = work / result["peaks"]["multiply_adds_per_s"] / result["forward_s"]["cpu"]
+    result["roofline_fraction"] = (
+        work / result["peaks"]["multiply_adds_per_s"] / result["forward_s"]["cpu"]
+    )
     result["machine"]["load_average_after"] = machine()["load_average_1_min"]
     return result
 
@@ -190,15 +199,20 @@ def table(r: dict[str, Any]) -> str:
         cells = [f"{1e3 * seconds:,.1f} ({seconds / ours:.1f}x)"]
         for part in ("training_s", "short_training_s"):
             value = r[part].get(name)
-            cells.append("-" if value is None else f"{1e3 * value:,.1f} ({value / r[part]['cpu']:.1f}x)")
+            cells.append(
+                "-" if value is None else f"{1e3 * value:,.1f} ({value / r[part]['cpu']:.1f}x)"
+            )
         training = r["training_mb"].get(name)
-        cells.append(f"{r['forward_mb'][name]:,.0f} / " + ("-" if training is None else f"{training:,.0f}"))
+        cells.append(
+            f"{r['forward_mb'][name]:,.0f} / " + ("-" if training is None else f"{training:,.0f}")
+        )
         far = r["errors"].get(name)
         cells.append("-" if far is None else f"{far['output']:.0e} / {far['gradients']:.0e}")
         rows.append(f"| {name} | " + " | ".join(cells) + " |")
     m, p = r["machine"], r["peaks"]
     return (
-        "\n".join(rows) + f"\n\n{m['processor']}, {m['threads']} threads, torch {m['torch']}; L {r['length']:,}, d_inner {r['channels']}, "
+        "\n".join(rows)
+        + f"\n\n{m['processor']}, {m['threads']} threads, torch {m['torch']}; L {r['length']:,}, d_inner {r['channels']}, "
         f"d_state {r['states']}, one cell, one direction. In brackets: times as long as `cpu`. The machine's own peaks in "
         f"the same run: {p['multiply_adds_per_s'] / 1e9:.0f} G multiply-adds/s in a matrix product, "
         f"{p['torch_exp_per_s'] / 1e9:.2f} G torch.exp/s, {p['copied_bytes_per_s'] / 1e9:.0f} GB/s copied; the fused forward "
@@ -232,7 +246,9 @@ def picture(r: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--memory", nargs=2, metavar=("METHOD", "MODE"))

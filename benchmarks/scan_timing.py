@@ -19,7 +19,9 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def interleaved(
-    functions: dict[str, Callable[[], object]], rounds: dict[str, int], processor: dict[str, float] | None = None
+    functions: dict[str, Callable[[], object]],
+    rounds: dict[str, int],
+    processor: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """Best seconds of each function; rounds alternate, so that a busy moment of the machine hits all alike.
 
@@ -44,13 +46,21 @@ def interleaved(
 
 def peak_memory(script: str, *arguments: str) -> float:
     """MB by which ``script arguments`` grew at its peak; it prints what ``grown`` returns."""
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=True, timeout=1800)
+    done = subprocess.run(
+        [sys.executable, script, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=1800,
+    )
     return float(done.stdout.strip().splitlines()[-1])
 
 
 def grown(function: Callable[[], object]) -> float:
     """MB by which the process's peak exceeds what it held before ``function`` (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far; rusage would remember the parent's
+    Path("/proc/self/clear_refs").write_text(
+        "5"
+    )  # forget the peak so far; rusage would remember the parent's
     before = _status("VmRSS")
     function()
     return (_status("VmHWM") - before) / 1024
@@ -65,7 +75,9 @@ def _status(field: str) -> int:
 def machine() -> dict[str, Any]:
     """The processor, the software and how busy the machine was."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    names = [line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")
+    ]
     wide = [flag for flag in ("avx2", "avx512f", "amx_tile") if f" {flag} " in info]
     return {
         "processor": names[0] if names else platform.processor(),

@@ -61,7 +61,9 @@ class Ledger:
     """What the clients saw; one lock for all."""
 
     accepted: dict[str, str] = field(default_factory=dict)  # job -> user
-    times: list[tuple[str, float, float]] = field(default_factory=list)  # task, start, seconds from sending to having the result
+    times: list[tuple[str, float, float]] = field(
+        default_factory=list
+    )  # task, start, seconds from sending to having the result
     failed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -77,8 +79,20 @@ class Victim:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url, self.log = f"http://127.0.0.1:{self.port}", log
-        self.command = [sys.executable, "-m", "scmamba.serve", "--data", str(data), "--port", str(self.port), "--workers", str(workers)]
-        self.killed: list[tuple[float, str, float]] = []  # when, what, seconds until the server answered again
+        self.command = [
+            sys.executable,
+            "-m",
+            "scmamba.serve",
+            "--data",
+            str(data),
+            "--port",
+            str(self.port),
+            "--workers",
+            str(workers),
+        ]
+        self.killed: list[
+            tuple[float, str, float]
+        ] = []  # when, what, seconds until the server answered again
         self.start()
 
     def start(self) -> float:
@@ -87,7 +101,10 @@ class Victim:
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
         while time.monotonic() < began + 1200:  # on a busy machine
-            with contextlib.suppress(OSError), urllib.request.urlopen(self.url + "/v2/health/live", timeout=2):
+            with (
+                contextlib.suppress(OSError),
+                urllib.request.urlopen(self.url + "/v2/health/live", timeout=2),
+            ):
                 return time.monotonic() - began
             time.sleep(0.1)
         raise SystemExit("the server did not start")
@@ -95,7 +112,11 @@ class Victim:
     def workers(self) -> list[int]:
         """Their process ids."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return [p.pid for p in psutil.Process(self.process.pid).children() if "scmamba.serve.worker" in p.cmdline()]
+            return [
+                p.pid
+                for p in psutil.Process(self.process.pid).children()
+                if "scmamba.serve.worker" in p.cmdline()
+            ]
         return []
 
     def kill(self, what: str, draw: random.Random, since: float) -> None:
@@ -103,7 +124,11 @@ class Victim:
         workers = self.workers()
         if what == "worker" and not workers:
             what = "server"
-        pids = [draw.choice(workers)] if what == "worker" else [self.process.pid] + (workers if what == "both" else [])
+        pids = (
+            [draw.choice(workers)]
+            if what == "worker"
+            else [self.process.pid] + (workers if what == "both" else [])
+        )
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -143,7 +168,16 @@ def slices(folder: Path, clients: int, source: Path | None) -> list[dict[str, Pa
     return out
 
 
-def be_a_client(i: int, url: str, token: str, files: dict[str, Path], until: float, ledger: Ledger, folder: Path, began: float) -> None:
+def be_a_client(
+    i: int,
+    url: str,
+    token: str,
+    files: dict[str, Path],
+    until: float,
+    ledger: Ledger,
+    folder: Path,
+    began: float,
+) -> None:
     """One job after the other until the time is over, and a look at other people's jobs now and then."""
     client, draw, seen, user = Client(url, token), random.Random(i), dict[str, str](), f"user{i}"
     turn = i
@@ -179,10 +213,16 @@ def be_a_client(i: int, url: str, token: str, files: dict[str, Path], until: flo
 def check(result: Path, user: str, task: str, seen: dict[str, str]) -> str | None:
     """What is wrong with a result: other cells than were sent, or another answer than before."""
     header, _ = wire.read(result)
-    if header["task"] != task or header["cells"] != [f"{user}-{task}-{k}" for k in range(TASKS[task][1])]:
+    if header["task"] != task or header["cells"] != [
+        f"{user}-{task}-{k}" for k in range(TASKS[task][1])
+    ]:
         return f"result of {header['task']} with cells {header['cells'][:2]}"
     digest = hashlib.sha256(result.read_bytes()).hexdigest()
-    return None if seen.setdefault(task, digest) == digest else f"{task} gave another answer than before"
+    return (
+        None
+        if seen.setdefault(task, digest) == digest
+        else f"{task} gave another answer than before"
+    )
 
 
 def pry(client: Client, user: str, draw: random.Random, ledger: Ledger) -> None:
@@ -193,7 +233,12 @@ def pry(client: Client, user: str, draw: random.Random, ledger: Ledger) -> None:
     found = []
     if others:
         job = draw.choice(others)
-        for method, end in (("GET", ""), ("GET", "/result?format=scmb"), ("GET", "/events"), ("DELETE", "")):
+        for method, end in (
+            ("GET", ""),
+            ("GET", "/result?format=scmb"),
+            ("GET", "/events"),
+            ("DELETE", ""),
+        ):
             try:
                 client._request(method, f"/v2/jobs/{job}{end}")
                 found.append(f"{method} {end} of another user's job was answered")
@@ -204,7 +249,11 @@ def pry(client: Client, user: str, draw: random.Random, ledger: Ledger) -> None:
         # A job whose acceptance is still on its way to this client may be listed already: only those of others count.
         listed = {j["id"] for j in client._json("GET", "/v2/jobs")["jobs"]} - mine
         with ledger.lock:
-            found += [f"{job} is listed for {user}" for job in listed if ledger.accepted.get(job, user) != user]
+            found += [
+                f"{job} is listed for {user}"
+                for job in listed
+                if ledger.accepted.get(job, user) != user
+            ]
     with ledger.lock:
         ledger.prying += 1
         ledger.wrong += found
@@ -215,14 +264,18 @@ def watch_ends(data: Path) -> None:
     final = ",".join(f"'{s}'" for s in FINAL)
     with sqlite3.connect(data / "queue.sqlite", timeout=60) as db:
         db.execute("CREATE TABLE ended (id TEXT, was TEXT, is_now TEXT)")
-        db.execute(f"CREATE TRIGGER ends AFTER UPDATE OF state ON jobs WHEN NEW.state IN ({final}) OR OLD.state IN ({final}) "
-                   "BEGIN INSERT INTO ended VALUES (NEW.id, OLD.state, NEW.state); END")  # fmt: skip
+        db.execute(
+            f"CREATE TRIGGER ends AFTER UPDATE OF state ON jobs WHEN NEW.state IN ({final}) OR OLD.state IN ({final}) "
+            "BEGIN INSERT INTO ended VALUES (NEW.id, OLD.state, NEW.state); END"
+        )
 
 
 def audit(data: Path, ledger: Ledger) -> dict[str, Any]:
     """What the database says of the accepted jobs."""
     with sqlite3.connect(data / "queue.sqlite", timeout=60) as db:
-        states = {i: (u, s, n) for i, u, s, n in db.execute("SELECT id, user, state, attempts FROM jobs")}
+        states = {
+            i: (u, s, n) for i, u, s, n in db.execute("SELECT id, user, state, attempts FROM jobs")
+        }
         ends: dict[str, int] = {}
         for (job,) in db.execute("SELECT id FROM ended"):
             ends[job] = ends.get(job, 0) + 1
@@ -230,7 +283,9 @@ def audit(data: Path, ledger: Ledger) -> dict[str, Any]:
     return {
         "accepted": len(jobs),
         "lost": sum(job not in states for job in jobs),
-        "of_another_user": sum(states[job][0] != user for job, user in jobs.items() if job in states),
+        "of_another_user": sum(
+            states[job][0] != user for job, user in jobs.items() if job in states
+        ),
         "not_ended": sum(states[job][1] not in FINAL for job in jobs if job in states),
         "ended_once": sum(ends.get(job, 0) == 1 for job in jobs),
         "ended_more_than_once": sum(n > 1 for n in ends.values()),
@@ -248,29 +303,57 @@ def table(ledger: Ledger, seconds: float) -> list[dict[str, Any]]:
         took = np.array([t for name, _, t in ledger.times if task in (name, "all")])
         if len(took):
             p50, p95, top = np.percentile(took, [50, 95, 100]).round(1).tolist()
-            rows.append({"task": task, "jobs": len(took), "p50_s": p50, "p95_s": p95, "max_s": top,
-                         "per_minute": round(60 * len(took) / seconds, 1)})  # fmt: skip
+            rows.append(
+                {
+                    "task": task,
+                    "jobs": len(took),
+                    "p50_s": p50,
+                    "p95_s": p95,
+                    "max_s": top,
+                    "per_minute": round(60 * len(took) / seconds, 1),
+                }
+            )
     return rows
 
 
 def run(
-    clients: int, seconds: float, kills: int, workers: int, source: Path | None, folder: Path, seed: int = 0, drain: float = 1800
+    clients: int,
+    seconds: float,
+    kills: int,
+    workers: int,
+    source: Path | None,
+    folder: Path,
+    seed: int = 0,
+    drain: float = 1800,
 ) -> dict[str, Any]:
     """The whole experiment; ``folder`` is new and stays. Seconds; ``drain`` is how long the last jobs are waited for."""
-    patience, client_module._PATIENT = client_module._PATIENT, 400  # on a machine with other work a server may need minutes to start
+    patience, client_module._PATIENT = (
+        client_module._PATIENT,
+        400,
+    )  # on a machine with other work a server may need minutes to start
     data, files, results = folder / "serve", folder / "files", folder / "results"
     for new in (data, files, results):
         new.mkdir(parents=True)
     tokens = Tokens(data)
     keys = [tokens.add(f"user{i}", 1) for i in range(clients)]
     uploads = slices(files, clients, source)
-    victim, ledger, draw = Victim(data, workers, folder / "server.log"), Ledger(), random.Random(seed)
+    victim, ledger, draw = (
+        Victim(data, workers, folder / "server.log"),
+        Ledger(),
+        random.Random(seed),
+    )
     watch_ends(data)
     began, loads = time.monotonic(), [os.getloadavg()[0]]
     try:
         until, work = began + seconds, be_a_client
-        people = [threading.Thread(target=work, args=(i, victim.url, keys[i], uploads[i], until, ledger, results, began), daemon=True)
-                  for i in range(clients)]  # fmt: skip
+        people = [
+            threading.Thread(
+                target=work,
+                args=(i, victim.url, keys[i], uploads[i], until, ledger, results, began),
+                daemon=True,
+            )
+            for i in range(clients)
+        ]
         for person in people:
             person.start()
         moments = [(0.05 + 0.85 * (n + draw.random()) / kills) * seconds for n in range(kills)]
@@ -278,17 +361,30 @@ def run(
             time.sleep(max(0.0, began + moment - time.monotonic()))
             victim.kill(("worker", "server", "worker", "both")[n % 4], draw, began)
             loads.append(os.getloadavg()[0])
-            print(f"{time.monotonic() - began:5.0f} s: killed {victim.killed[-1][1]}, {len(ledger.times)} jobs done", flush=True)
+            print(
+                f"{time.monotonic() - began:5.0f} s: killed {victim.killed[-1][1]}, {len(ledger.times)} jobs done",
+                flush=True,
+            )
         ends = time.monotonic() + drain
         for person in people:
             person.join(timeout=max(1.0, ends - time.monotonic()))
         took = time.monotonic() - began
         stuck = sum(person.is_alive() for person in people)
-        answer = {"clients": clients, "seconds": round(took), "workers": workers, "machine": MACHINE, **audit(data, ledger),
-                  "clients_stuck": stuck, "kills": [dict(zip(("at_s", "what", "back_after_s"), k)) for k in victim.killed],
-                  "load_average": [round(min(loads), 1), round(max(loads), 1)],
-                  "looks_at_others_jobs": ledger.prying, "wrong": ledger.wrong, "failures": ledger.failed, "refused": ledger.refused,
-                  "latency": table(ledger, took)}  # fmt: skip
+        answer = {
+            "clients": clients,
+            "seconds": round(took),
+            "workers": workers,
+            "machine": MACHINE,
+            **audit(data, ledger),
+            "clients_stuck": stuck,
+            "kills": [dict(zip(("at_s", "what", "back_after_s"), k)) for k in victim.killed],
+            "load_average": [round(min(loads), 1), round(max(loads), 1)],
+            "looks_at_others_jobs": ledger.prying,
+            "wrong": ledger.wrong,
+            "failures": ledger.failed,
+            "refused": ledger.refused,
+            "latency": table(ledger, took),
+        }
     finally:
         victim.stop()
         client_module._PATIENT = patience
@@ -301,9 +397,13 @@ def verdict(answer: dict[str, Any]) -> list[str]:
     rules = {
         "every accepted job is still known": answer["lost"] == 0,
         "every accepted job has ended": answer["not_ended"] == 0 and answer["clients_stuck"] == 0,
-        "every accepted job ended exactly once": answer["ended_once"] == n and answer["ended_more_than_once"] == 0,
+        "every accepted job ended exactly once": answer["ended_once"] == n
+        and answer["ended_more_than_once"] == 0,
         "no job went to another user": answer["of_another_user"] == 0 and not answer["wrong"],
-        "no job is in the queue that no client knows of": answer["in_the_queue_unknown_to_any_client"] == 0,
+        "no job is in the queue that no client knows of": answer[
+            "in_the_queue_unknown_to_any_client"
+        ]
+        == 0,
         "nothing was refused": not answer["refused"],
     }
     return [rule for rule, kept in rules.items() if not kept]
@@ -314,37 +414,55 @@ def report(answer: dict[str, Any]) -> str:
     kinds = [k["what"] for k in answer["kills"]]
     broken = verdict(answer)
     lines = [
-        f"# {answer['clients']} users and a server that is killed", "",
+        f"# {answer['clients']} users and a server that is killed",
+        "",
         f"{answer['clients']} clients at once for {answer['seconds'] / 60:.1f} minutes on {answer['machine']}, {answer['workers']} "
         f"workers; {len(kinds)} times SIGKILL: {kinds.count('worker')} of one worker, {kinds.count('server')} of the server, "
         f"{kinds.count('both')} of the server and all workers. Slices of real data (see the script). Other people's work ran on "
-        f"the machine: load average {answer['load_average'][0]} to {answer['load_average'][1]} on its 2 cores.", "",
+        f"the machine: load average {answer['load_average'][0]} to {answer['load_average'][1]} on its 2 cores.",
+        "",
         f"- accepted jobs: {answer['accepted']}; lost: {answer['lost']}; not ended: {answer['not_ended']}; ended exactly once: "
         f"{answer['ended_once']}; more than once: {answer['ended_more_than_once']}",
         f"- done: {answer['done']}; failed: {answer['failed']}; begun again after a kill: {answer['begun_again_after_a_kill']}",
         f"- jobs in the queue unknown to their sender: {answer['in_the_queue_unknown_to_any_client']}; refused: {len(answer['refused'])}",
         f"- looks at other people's jobs: {answer['looks_at_others_jobs']}, answered: {len(answer['wrong'])}",
-        f"- not kept: {'; '.join(broken) or 'nothing'}", "",
-        "Seconds from sending a file to having its result, outages included:", "",
-        "| task | jobs | p50 | p95 | longest | jobs a minute |", "|---|---|---|---|---|---|",
-        *(f"| {r['task']} | {r['jobs']} | {r['p50_s']} | {r['p95_s']} | {r['max_s']} | {r['per_minute']} |" for r in answer["latency"]),
-    ]  # fmt: skip
+        f"- not kept: {'; '.join(broken) or 'nothing'}",
+        "",
+        "Seconds from sending a file to having its result, outages included:",
+        "",
+        "| task | jobs | p50 | p95 | longest | jobs a minute |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {r['task']} | {r['jobs']} | {r['p50_s']} | {r['p95_s']} | {r['max_s']} | {r['per_minute']} |"
+            for r in answer["latency"]
+        ),
+    ]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--drain", type=float, default=30, help="minutes the last jobs are waited for")
-    parser.add_argument("--data", type=Path, help="folder with the real sets; simulated cells without it")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "serve_chaos")
+    parser.add_argument(
+        "--drain", type=float, default=30, help="minutes the last jobs are waited for"
+    )
+    parser.add_argument(
+        "--data", type=Path, help="folder with the real sets; simulated cells without it"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results" / "serve_chaos"
+    )
     a = parser.parse_args()
     # A worker whose server was killed last may still be writing when the folder is removed.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        answer = run(a.clients, 60 * a.minutes, a.kills, a.workers, a.data, Path(folder), drain=60 * a.drain)
+        answer = run(
+            a.clients, 60 * a.minutes, a.kills, a.workers, a.data, Path(folder), drain=60 * a.drain
+        )
         a.output.with_suffix(".json").write_text(json.dumps(answer, indent=1) + "\n")
         a.output.with_suffix(".md").write_text(report(answer))
     print(report(answer))

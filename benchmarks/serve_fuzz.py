@@ -59,34 +59,73 @@ def seeds(folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     counts = rng.poisson(0.5, (12, 20)).astype(np.float32)
-    obs = pd.DataFrame({"donor": pd.Categorical(["a", "b"] * 6), "depth": counts.sum(1)}, index=[f"c{i}" for i in range(12)])
+    obs = pd.DataFrame(
+        {"donor": pd.Categorical(["a", "b"] * 6), "depth": counts.sum(1)},
+        index=[f"c{i}" for i in range(12)],
+    )
     var = pd.DataFrame(index=list(Vocabulary.published().symbols[:20]))
     csr = sparse.csr_matrix(counts)
     for name, x in (("dense", counts), ("csr", csr), ("csc", sparse.csc_matrix(counts))):
         adata = ad.AnnData(x, obs=obs.copy(), var=var.copy())
         if name == "csr":
-            adata.layers["counts"], adata.obsm["X_pca"], adata.uns["nested"] = csr.copy(), np.ones((12, 2)), {"a": {"b": np.arange(3)}}
+            adata.layers["counts"], adata.obsm["X_pca"], adata.uns["nested"] = (
+                csr.copy(),
+                np.ones((12, 2)),
+                {"a": {"b": np.arange(3)}},
+            )
             adata.raw = adata.copy()
         adata.write_h5ad(folder / f"{name}.h5ad", compression="gzip" if name == "csc" else None)
     with h5py.File(folder / "tenx.h5", "w") as file:
         group = file.create_group("matrix")
-        group["barcodes"], group["shape"] = np.array([f"b{i}-1" for i in range(12)], dtype="S"), np.array([20, 12], dtype="i4")
-        group["data"], group["indices"], group["indptr"] = csr.data.astype("i4"), csr.indices, csr.indptr
+        group["barcodes"], group["shape"] = (
+            np.array([f"b{i}-1" for i in range(12)], dtype="S"),
+            np.array([20, 12], dtype="i4"),
+        )
+        group["data"], group["indices"], group["indptr"] = (
+            csr.data.astype("i4"),
+            csr.indices,
+            csr.indptr,
+        )
         features = group.create_group("features")
         features["name"] = features["id"] = np.array(var.index.to_list(), dtype="S")
-        features["feature_type"], features["genome"] = np.array(["Gene Expression"] * 20, dtype="S"), np.array(["GRCh38"] * 20, dtype="S")
-    header = {"genes": var.index.tolist(), "cells": obs.index.tolist(), "obs": {"donor": obs["donor"].astype(str).tolist()}}
+        features["feature_type"], features["genome"] = (
+            np.array(["Gene Expression"] * 20, dtype="S"),
+            np.array(["GRCh38"] * 20, dtype="S"),
+        )
+    header = {
+        "genes": var.index.tolist(),
+        "cells": obs.index.tolist(),
+        "obs": {"donor": obs["donor"].astype(str).tolist()},
+    }
     slots = {"p": csr.indptr, "i": csr.indices, "x": csr.data.astype(float)}
     wire.write(folder / "plain.scmb", header, slots)
     more = {"levels": {"sex": ["f", "m"]}, "flags": ["odd"]}
-    columns = {"obs/depth": counts.sum(1).astype(float), "obs/sex": np.arange(12, dtype="i4") % 2, "obs/odd": np.ones(12, "i4")}
-    wire.write(folder / "layer.scmb", {**header, **more}, {**slots, **{f"layer/{k}": v for k, v in slots.items()}, **columns})
+    columns = {
+        "obs/depth": counts.sum(1).astype(float),
+        "obs/sex": np.arange(12, dtype="i4") % 2,
+        "obs/odd": np.ones(12, "i4"),
+    }
+    wire.write(
+        folder / "layer.scmb",
+        {**header, **more},
+        {**slots, **{f"layer/{k}": v for k, v in slots.items()}, **columns},
+    )
     for name in ("folder", "folder_gz"):
-        lines = "".join(f"{g + 1} {c + 1} {int(counts[c, g])}\n" for c, g in zip(*counts.nonzero(), strict=True))
-        parts = {"matrix.mtx": f"%%MatrixMarket matrix coordinate integer general\n20 12 {csr.nnz}\n{lines}",
-                 "features.tsv": "".join(f"ENSG{i}\t{g}\tGene Expression\n" for i, g in enumerate(var.index)),
-                 "barcodes.tsv": "".join(f"b{i}-1\n" for i in range(12))}  # fmt: skip
-        with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED if name == "folder" else zipfile.ZIP_DEFLATED) as archive:
+        lines = "".join(
+            f"{g + 1} {c + 1} {int(counts[c, g])}\n" for c, g in zip(*counts.nonzero(), strict=True)
+        )
+        parts = {
+            "matrix.mtx": f"%%MatrixMarket matrix coordinate integer general\n20 12 {csr.nnz}\n{lines}",
+            "features.tsv": "".join(
+                f"ENSG{i}\t{g}\tGene Expression\n" for i, g in enumerate(var.index)
+            ),
+            "barcodes.tsv": "".join(f"b{i}-1\n" for i in range(12)),
+        }
+        with zipfile.ZipFile(
+            folder / f"{name}.zip",
+            "w",
+            zipfile.ZIP_STORED if name == "folder" else zipfile.ZIP_DEFLATED,
+        ) as archive:
             for part, text in parts.items():
                 packed = gzip.compress(text.encode()) if name == "folder_gz" else text.encode()
                 archive.writestr(part + (".gz" if name == "folder_gz" else ""), packed)
@@ -106,7 +145,9 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
             out[at] ^= 1 << rng.randrange(8)
         elif kind == 1:
             width = rng.choice((1, 2, 4, 8))
-            number = rng.choice((0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1, 10**9, rng.getrandbits(64)))
+            number = rng.choice(
+                (0, 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 2**64 - 1, 10**9, rng.getrandbits(64))
+            )
             out[at : at + width] = (number & ((1 << 8 * width) - 1)).to_bytes(width, "little")
         elif kind == 2:
             del out[at : at + rng.randrange(1, 200)]
@@ -130,14 +171,39 @@ def bent(data: bytes, rng: random.Random) -> bytes:
         header = json.loads(data[14 : 14 + length])
     except (ValueError, RecursionError):
         return data[: rng.randrange(1, len(data))]
-    odd = [None, True, -1, 0, 10**9, 10**400, 1e308, float("nan"), float("inf"), "", "\ud800", "a\0b", [], {}, [[]] * 50, "../etc/passwd",
-           {"name": "p"}, [1, 2], ["x"] * 100]  # fmt: skip
+    odd = [
+        None,
+        True,
+        -1,
+        0,
+        10**9,
+        10**400,
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "\ud800",
+        "a\0b",
+        [],
+        {},
+        [[]] * 50,
+        "../etc/passwd",
+        {"name": "p"},
+        [1, 2],
+        ["x"] * 100,
+    ]
     for _ in range(rng.choice((1, 1, 2, 3))):
         spots: list[tuple[object, object]] = []
         stack: list[object] = [header]
         while stack:
             node = stack.pop()
-            keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+            keys = (
+                list(node)
+                if isinstance(node, dict)
+                else range(len(node))
+                if isinstance(node, list)
+                else ()
+            )
             for key in keys:
                 spots.append((node, key))
                 stack.append(node[key])  # type: ignore[index]
@@ -177,7 +243,9 @@ def atheris_child(folder: Path, seconds: int) -> None:
     """One libFuzzer process; tallies what it did to ``folder/tally.json``."""
     import atheris
 
-    with atheris.instrument_imports(include=["scmamba.serve.validation", "scmamba.serve.read_10x", "scmamba.wire.scmb"]):
+    with atheris.instrument_imports(
+        include=["scmamba.serve.validation", "scmamba.serve.read_10x", "scmamba.wire.scmb"]
+    ):
         import scmamba.serve.read_10x
         import scmamba.serve.validation
         import scmamba.wire.scmb
@@ -214,9 +282,21 @@ def atheris_child(folder: Path, seconds: int) -> None:
     for place in (corpus, found):
         place.mkdir(exist_ok=True)
     atheris.Setup(
-        [sys.argv[0], str(corpus), f"-artifact_prefix={found}/", f"-max_total_time={seconds}", "-max_len=65536", "-timeout=1000",
-         "-rss_limit_mb=5000", "-verbosity=0", "-print_final_stats=0", "-len_control=0"], one, custom_mutator=mutate,
-    )  # fmt: skip
+        [
+            sys.argv[0],
+            str(corpus),
+            f"-artifact_prefix={found}/",
+            f"-max_total_time={seconds}",
+            "-max_len=65536",
+            "-timeout=1000",
+            "-rss_limit_mb=5000",
+            "-verbosity=0",
+            "-print_final_stats=0",
+            "-len_control=0",
+        ],
+        one,
+        custom_mutator=mutate,
+    )
     atheris.Fuzz()
 
 
@@ -231,25 +311,54 @@ def fuzz_reader(folder: Path, minutes: float) -> dict[str, object]:
         if died.returncode != 0:
             kept = folder / f"death-{len(deaths)}"
             kept.write_bytes((folder / "current").read_bytes())
-            deaths.append({"file": kept.name, "status": died.returncode, "said": _last_lines(died.stderr), "confined": confined(kept)})
+            deaths.append(
+                {
+                    "file": kept.name,
+                    "status": died.returncode,
+                    "said": _last_lines(died.stderr),
+                    "confined": confined(kept),
+                }
+            )
             print(deaths[-1], file=sys.stderr, flush=True)
     tally: Counter[str] = Counter()
     for file in folder.glob("tally-*.json"):
         tally.update(json.loads(file.read_text()))
     # A confined process that dies or is stopped is what it is for: the server answers 422. Had it let the file through, a worker would die.
-    contained = [d for d in deaths if not d["confined"].startswith("status 0") and "Uncaught Python exception" not in str(d["said"])]
-    return {"inputs": dict(tally), "kept as new ways through the code": len(list((folder / "corpus").iterdir())),
-            "died or were stopped in the confined process, so refused": dict(Counter(d["confined"] for d in contained)),
-            "findings": [d for d in deaths if d not in contained]}  # fmt: skip
+    contained = [
+        d
+        for d in deaths
+        if not d["confined"].startswith("status 0")
+        and "Uncaught Python exception" not in str(d["said"])
+    ]
+    return {
+        "inputs": dict(tally),
+        "kept as new ways through the code": len(list((folder / "corpus").iterdir())),
+        "died or were stopped in the confined process, so refused": dict(
+            Counter(d["confined"] for d in contained)
+        ),
+        "findings": [d for d in deaths if d not in contained],
+    }
 
 
 def _last_lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "Error" in line or "File" in line or "ERROR" in line or "Uncaught" in line][-8:]
+    return [
+        line
+        for line in text.splitlines()
+        if "Error" in line or "File" in line or "ERROR" in line or "Uncaught" in line
+    ][-8:]
 
 
 def confined(path: Path) -> str:
     """How the confined process ends that looks at the file in the real server."""
-    command = [sys.executable, "-m", "scmamba.serve.validation", str(path), "1000000", "100000", "0"]
+    command = [
+        sys.executable,
+        "-m",
+        "scmamba.serve.validation",
+        str(path),
+        "1000000",
+        "100000",
+        "0",
+    ]
     try:
         told = subprocess.run(command, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
@@ -268,10 +377,27 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url, self.data = f"http://127.0.0.1:{self.port}", data
-        command = [sys.executable, "-m", "scmamba.serve", "--data", str(data), "--port", str(self.port), "--jobs-per-user", "1000000",
-                   "--requests-per-minute", "10000000", "--max-seconds", "3600", "--max-upload", str(max_upload)]  # fmt: skip
+        command = [
+            sys.executable,
+            "-m",
+            "scmamba.serve",
+            "--data",
+            str(data),
+            "--port",
+            str(self.port),
+            "--jobs-per-user",
+            "1000000",
+            "--requests-per-minute",
+            "10000000",
+            "--max-seconds",
+            "3600",
+            "--max-upload",
+            str(max_upload),
+        ]
         self.log = open(data.parent / "server.log", "wb")  # noqa: SIM115
-        self.process = subprocess.Popen(command, start_new_session=True, stderr=self.log, stdout=self.log)
+        self.process = subprocess.Popen(
+            command, start_new_session=True, stderr=self.log, stdout=self.log
+        )
         for _ in range(3000):  # five minutes, and more: the machine may be busy
             if self.alive():
                 return
@@ -290,15 +416,60 @@ class Server:
         self.process.wait()
 
 
-ODD = [None, True, False, -1, 0, 1, 7, 10**9, 10**40, 1.5, -0.0, 1e300, "", "x", "\ud800", "a\0b", "../etc/passwd", [], ["a"], {},
-       {"a": ["APOE"]}]  # fmt: skip
+ODD = [
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    7,
+    10**9,
+    10**40,
+    1.5,
+    -0.0,
+    1e300,
+    "",
+    "x",
+    "\ud800",
+    "a\0b",
+    "../etc/passwd",
+    [],
+    ["a"],
+    {},
+    {"a": ["APOE"]},
+]
 
 
 def odd_options(rng: random.Random) -> str:
     """Options of all tasks with values that may or may not fit."""
-    names = ["adapt", "passes", "min_value", "to_counts", "seed", "force", "batch_size", "layer", "gene_column", "method", "markers",
-             "sample", "error_rate", "expected_rate", "labels", "reference", "network", "model", "__class__", "groupby", "group1",
-             "ratios", "layers", "genes", "resume"]  # fmt: skip
+    names = [
+        "adapt",
+        "passes",
+        "min_value",
+        "to_counts",
+        "seed",
+        "force",
+        "batch_size",
+        "layer",
+        "gene_column",
+        "method",
+        "markers",
+        "sample",
+        "error_rate",
+        "expected_rate",
+        "labels",
+        "reference",
+        "network",
+        "model",
+        "__class__",
+        "groupby",
+        "group1",
+        "ratios",
+        "layers",
+        "genes",
+        "resume",
+    ]
     options: dict[str, Any] = {"adapt": False, "force": True} if rng.random() < 0.7 else {}
     if rng.random() < 0.2:
         options = {"groupby": "donor", "group1": "a"}
@@ -310,7 +481,9 @@ def odd_options(rng: random.Random) -> str:
 def ask(port: int, rng: random.Random, body: bytes) -> int | str:
     """One upload over a socket of our own, sometimes cut off or with a length that lies; the status, or what happened instead."""
     task = rng.choice(["impute", "embed", "annotate", "doublets", "markers", "robustness"])
-    path = f"/v2/models/brain-mini/{task}?" + urllib.parse.urlencode({"options": odd_options(rng).encode("utf-8", "surrogatepass")})
+    path = f"/v2/models/brain-mini/{task}?" + urllib.parse.urlencode(
+        {"options": odd_options(rng).encode("utf-8", "surrogatepass")}
+    )
     kind, claimed = rng.randrange(20), len(body)
     if kind == 0:
         claimed = rng.choice((claimed + 100, 10**12, claimed // 2))
@@ -319,7 +492,12 @@ def ask(port: int, rng: random.Random, body: bytes) -> int | str:
     if kind == 2:
         head.append("X-Odd: " + "a" * rng.choice((100, 10_000, 200_000)))
     if kind == 3:
-        head.append("Content-Type: " + rng.choice(("multipart/form-data; boundary=x", "application/json", "\xff\xfe", "text/html")))
+        head.append(
+            "Content-Type: "
+            + rng.choice(
+                ("multipart/form-data; boundary=x", "application/json", "\xff\xfe", "text/html")
+            )
+        )
     if kind == 1:
         body = b"%x\r\n" % len(body) + body + b"\r\n" + rng.choice((b"0\r\n\r\n", b"", b"zz\r\n"))
     if kind == 4:
@@ -358,10 +536,19 @@ def fuzz_http(server: Server, folder: Path, minutes: float, seed: int) -> dict[s
             break
     jobs = ended(server)
     waiting = sum(j["state"] in ("queued", "running") for j in jobs)
-    inside = Counter(j["message"][:150] for j in jobs if "inside the server" in j["message"] or "worker died" in j["message"])
+    inside = Counter(
+        j["message"][:150]
+        for j in jobs
+        if "inside the server" in j["message"] or "worker died" in j["message"]
+    )
     states = Counter(j["state"] for j in jobs)
-    return {"answers": dict(answers), "jobs": dict(states), "jobs still waiting at the end": waiting,
-            "jobs failed by no sentence of ours": dict(inside), "findings": findings}  # fmt: skip
+    return {
+        "answers": dict(answers),
+        "jobs": dict(states),
+        "jobs still waiting at the end": waiting,
+        "jobs failed by no sentence of ours": dict(inside),
+        "findings": findings,
+    }
 
 
 def ended(server: Server) -> list[dict[str, str]]:
@@ -371,7 +558,10 @@ def ended(server: Server) -> list[dict[str, str]]:
     queue, jobs = Queue(server.data), list[dict[str, str]]()
     for _ in range(90):
         with queue._open() as db:
-            jobs = [dict(row) for row in db.execute("SELECT id, task, state, message FROM jobs").fetchall()]
+            jobs = [
+                dict(row)
+                for row in db.execute("SELECT id, task, state, message FROM jobs").fetchall()
+            ]
         if all(j["state"] in FINAL for j in jobs):
             break
         time.sleep(1)
@@ -382,19 +572,45 @@ def fuzz_schema(server: Server, minutes: float, seed: int) -> dict[str, object]:
     """schemathesis with new seeds until the time is over."""
     end, runs, cases, findings = time.time() + 60 * minutes, 0, 0, list[str]()
     while time.time() < end:
-        told = schemathesis(server.url, examples=30, seed=seed + runs, seconds=max(10, min(300, int(end - time.time()))))
+        told = schemathesis(
+            server.url,
+            examples=30,
+            seed=seed + runs,
+            seconds=max(10, min(300, int(end - time.time()))),
+        )
         runs += 1
-        cases += sum(int(word) for line in told.stdout.splitlines() if "generated" in line for word in line.split() if word.isdigit())
+        cases += sum(
+            int(word)
+            for line in told.stdout.splitlines()
+            if "generated" in line
+            for word in line.split()
+            if word.isdigit()
+        )
         if told.returncode != 0:
             findings.append(told.stdout[-3000:])
     return {"runs": runs, "cases": cases, "findings": findings}
 
 
-def schemathesis(url: str, *, examples: int, seed: int, seconds: int) -> subprocess.CompletedProcess[str]:
+def schemathesis(
+    url: str, *, examples: int, seed: int, seconds: int
+) -> subprocess.CompletedProcess[str]:
     """One run against the server's own OpenAPI, looking for 5xx."""
-    command = [str(Path(sys.executable).parent / "schemathesis"), "run", url + "/openapi.json", "--checks", "not_a_server_error",
-               "--max-examples", str(examples), "--seed", str(seed), "--no-color", "--request-timeout", "100",
-               "--max-time", str(seconds)]  # fmt: skip
+    command = [
+        str(Path(sys.executable).parent / "schemathesis"),
+        "run",
+        url + "/openapi.json",
+        "--checks",
+        "not_a_server_error",
+        "--max-examples",
+        str(examples),
+        "--seed",
+        str(seed),
+        "--no-color",
+        "--request-timeout",
+        "100",
+        "--max-time",
+        str(seconds),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds + 300)
 
 
@@ -402,7 +618,9 @@ def schemathesis(url: str, *, examples: int, seed: int, seconds: int) -> subproc
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -413,7 +631,9 @@ def main() -> None:
         return
     from concurrent.futures import ThreadPoolExecutor
 
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO / "python"), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(REPO / "python"), os.environ.get("PYTHONPATH")])
+    )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as name:
@@ -432,17 +652,32 @@ def main() -> None:
                     try:
                         report[part] = future.result()
                     except Exception as error:
-                        report[part] = {"findings": [f"this part broke off: {type(error).__name__}: {error}"]}
+                        report[part] = {
+                            "findings": [f"this part broke off: {type(error).__name__}: {error}"]
+                        }
                     print(part, report[part], file=sys.stderr, flush=True)
         finally:
             server.stop()
         if a.out:
-            for file in [*folder.glob("reader/death-*"), *folder.glob("http-*"), folder / "server.log"]:
+            for file in [
+                *folder.glob("reader/death-*"),
+                *folder.glob("http-*"),
+                folder / "server.log",
+            ]:
                 print(f"kept {file.name}", file=sys.stderr)
-                (Path(tempfile.gettempdir()) / f"serve_fuzz_{file.name}").write_bytes(file.read_bytes())
-    text = "\n".join([f"benchmarks/serve_fuzz.py --minutes {a.minutes:g} --seed {a.seed}: "
-                      "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, shared with other work",
-                      json.dumps(report, indent=1)]) + "\n"  # fmt: skip
+                (Path(tempfile.gettempdir()) / f"serve_fuzz_{file.name}").write_bytes(
+                    file.read_bytes()
+                )
+    text = (
+        "\n".join(
+            [
+                f"benchmarks/serve_fuzz.py --minutes {a.minutes:g} --seed {a.seed}: "
+                "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, shared with other work",
+                json.dumps(report, indent=1),
+            ]
+        )
+        + "\n"
+    )
     print(text)
     if a.out:
         a.out.write_text(text)

@@ -33,7 +33,9 @@ OPTIONS = {"adapt": False, "force": True, "seed": 0}
 
 def start(folder: Path) -> Any:
     """The server of serve_fuzz, with its limits far away."""
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO / "python"), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(REPO / "python"), os.environ.get("PYTHONPATH")])
+    )
     sys.path.insert(0, str(REPO / "benchmarks"))
     from serve_fuzz import Server
 
@@ -47,7 +49,11 @@ def processors(server: Any) -> float:
     total = time.process_time()
     for process in [main, *main.children(recursive=True)]:
         used = process.cpu_times()
-        total += used.user + used.system + (used.children_user + used.children_system if process.pid == main.pid else 0.0)
+        total += (
+            used.user
+            + used.system
+            + (used.children_user + used.children_system if process.pid == main.pid else 0.0)
+        )
     return total
 
 
@@ -78,14 +84,29 @@ def measure_time(a: argparse.Namespace) -> dict[str, Any]:
                         scmamba.impute(adata.copy(), verbose=False, **OPTIONS)
                     else:
                         client.impute(adata, verbose=False, **OPTIONS)
-                    runs.append({"way": way, "seconds": round(time.perf_counter() - clock, 2), "processor_seconds":
-                                 round(processors(server) - used, 2), "load": round(load, 1)})  # fmt: skip
+                    runs.append(
+                        {
+                            "way": way,
+                            "seconds": round(time.perf_counter() - clock, 2),
+                            "processor_seconds": round(processors(server) - used, 2),
+                            "load": round(load, 1),
+                        }
+                    )
                     print(runs[-1], file=sys.stderr, flush=True)
         finally:
             server.stop()
-    report: dict[str, Any] = {"machine": MACHINE, "cells": adata.n_obs, "genes": adata.n_vars, "options": OPTIONS, "runs": runs}
+    report: dict[str, Any] = {
+        "machine": MACHINE,
+        "cells": adata.n_obs,
+        "genes": adata.n_vars,
+        "options": OPTIONS,
+        "runs": runs,
+    }
     for what in ("seconds", "processor_seconds"):
-        each = {way: statistics.median(float(r[what]) for r in runs if r["way"] == way) for way in ("direct", "server")}
+        each = {
+            way: statistics.median(float(r[what]) for r in runs if r["way"] == way)
+            for way in ("direct", "server")
+        }
         report[what] = {**each, "ratio": round(each["server"] / each["direct"], 3)}
     return report
 
@@ -111,37 +132,66 @@ def measure_memory(a: argparse.Namespace) -> dict[str, Any]:
             with ThreadPoolExecutor(4) as pool:
                 for k, _ in enumerate(pool.map(one, range(a.jobs)), 1):
                     if k % max(1, a.jobs // 20) == 0:
-                        workers = [p for p in main.children() if "scmamba.serve.worker" in p.cmdline()]
-                        taken.append({"jobs": k, "server_mb": round(main.memory_info().rss / 2**20, 1),
-                                      "worker_mb": round(sum(p.memory_info().rss for p in workers) / 2**20, 1)})  # fmt: skip
+                        workers = [
+                            p for p in main.children() if "scmamba.serve.worker" in p.cmdline()
+                        ]
+                        taken.append(
+                            {
+                                "jobs": k,
+                                "server_mb": round(main.memory_info().rss / 2**20, 1),
+                                "worker_mb": round(
+                                    sum(p.memory_info().rss for p in workers) / 2**20, 1
+                                ),
+                            }
+                        )
                         print(taken[-1], file=sys.stderr, flush=True)
         finally:
             server.stop()
     half = taken[len(taken) // 2]
     growth = taken[-1]["server_mb"] - half["server_mb"]
-    return {"machine": MACHINE, "jobs": a.jobs, "server_mb_first": taken[0]["server_mb"], "server_mb_last": taken[-1]["server_mb"],
-            "server_mb_growth_second_half": round(growth, 1), "taken": taken}  # fmt: skip
+    return {
+        "machine": MACHINE,
+        "jobs": a.jobs,
+        "server_mb_first": taken[0]["server_mb"],
+        "server_mb_last": taken[-1]["server_mb"],
+        "server_mb_growth_second_half": round(growth, 1),
+        "taken": taken,
+    }
 
 
 def table(report: dict[str, Any]) -> str:
     """What was measured, for people."""
-    lines = [f"# The server beside the direct call\n\n{MACHINE}; other work beside. `benchmarks/serve_overhead.py`\n"]
+    lines = [
+        f"# The server beside the direct call\n\n{MACHINE}; other work beside. `benchmarks/serve_overhead.py`\n"
+    ]
     if found := report.get("time"):
-        lines += [f"`impute`, {found['cells']:,} cells x {found['genes']:,} genes, options {json.dumps(found['options'])}; median of "
-                  f"{len(found['runs']) // 2}, in turn.\n", "| | direct | server | ratio |\n|---|---:|---:|---:|"]  # fmt: skip
+        lines += [
+            f"`impute`, {found['cells']:,} cells x {found['genes']:,} genes, options {json.dumps(found['options'])}; median of "
+            f"{len(found['runs']) // 2}, in turn.\n",
+            "| | direct | server | ratio |\n|---|---:|---:|---:|",
+        ]
         for what, text in (("seconds", "seconds"), ("processor_seconds", "seconds of processors")):
             row = found[what]
-            lines.append(f"| {text} | {row['direct']:.1f} | {row['server']:.1f} | {row['ratio']:.3f} |")
+            lines.append(
+                f"| {text} | {row['direct']:.1f} | {row['server']:.1f} | {row['ratio']:.3f} |"
+            )
         loads = [r["load"] for r in found["runs"]]
-        lines.append(f"\nLoad of the machine meanwhile: {min(loads)} to {max(loads)} on two cores.\n")
+        lines.append(
+            f"\nLoad of the machine meanwhile: {min(loads)} to {max(loads)} on two cores.\n"
+        )
     if found := report.get("memory"):
-        lines += [f"Memory over {found['jobs']} small jobs (MB):\n", "| jobs | server | worker |\n|---:|---:|---:|"]
+        lines += [
+            f"Memory over {found['jobs']} small jobs (MB):\n",
+            "| jobs | server | worker |\n|---:|---:|---:|",
+        ]
         lines += [f"| {r['jobs']} | {r['server_mb']} | {r['worker_mb']} |" for r in found["taken"]]
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["time", "memory"])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--cells", type=int, default=5000)

@@ -1,6 +1,6 @@
 """Small jobs one after the other: what keeping the model open saves, and what reading several jobs' cells at once would.
 
-    python benchmarks/serve_small_jobs.py        # writes results/serve_small_jobs.{json,md}
+python benchmarks/serve_small_jobs.py        # writes results/serve_small_jobs.{json,md}
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ def measure(cells: int) -> dict[str, Any]:
     kept = load_model("brain-mini")
 
     def embed(data: ad.AnnData, model: Any) -> np.ndarray:
-        return np.asarray(scmamba.embed(data, model=model, force=True, verbose=False).obsm["X_scmamba"])
+        return np.asarray(
+            scmamba.embed(data, model=model, force=True, verbose=False).obsm["X_scmamba"]
+        )
 
     ways: dict[str, Callable[[], np.ndarray]] = {
-        "model opened for each job": lambda: np.vstack([embed(p.copy(), "brain-mini") for p in parts]),
+        "model opened for each job": lambda: np.vstack(
+            [embed(p.copy(), "brain-mini") for p in parts]
+        ),
         "model kept open": lambda: np.vstack([embed(p.copy(), kept) for p in parts]),
         "all jobs' cells read at once": lambda: embed(ad.concat(parts, index_unique="-"), kept),
     }
@@ -52,20 +56,39 @@ def measure(cells: int) -> dict[str, Any]:
             took, answers[name] = seconds(way)
             times[name].append(took / JOBS)
     first = answers["model opened for each job"]
-    return {"cells": cells, "seconds_per_job": {n: round(median(t), 3) for n, t in times.items()},
-            "equal": {n: bool(np.array_equal(first, a)) for n, a in answers.items()}}  # fmt: skip
+    return {
+        "cells": cells,
+        "seconds_per_job": {n: round(median(t), 3) for n, t in times.items()},
+        "equal": {n: bool(np.array_equal(first, a)) for n, a in answers.items()},
+    }
 
 
 def main() -> None:
     torch.set_num_threads(1)
     rows = [measure(cells) for cells in (1, 8)]
     results = Path(__file__).parent / "results"
-    (results / "serve_small_jobs.json").write_text(json.dumps({"machine": MACHINE, "jobs": JOBS, "rows": rows}, indent=1) + "\n")
+    (results / "serve_small_jobs.json").write_text(
+        json.dumps({"machine": MACHINE, "jobs": JOBS, "rows": rows}, indent=1) + "\n"
+    )
     ways = list(rows[0]["seconds_per_job"])
-    lines = ["# Small embedding jobs", "", f"CPU seconds a job, median of {ROUNDS} rounds of {JOBS} jobs with one thread; {MACHINE}.", "",
-             f"| cells a job | {' | '.join(ways)} | same answers |", "|---|" + "---|" * (len(ways) + 1),
-             *(" | ".join(["| " + str(r["cells"]), *(str(r["seconds_per_job"][w]) for w in ways),
-                           "yes |" if all(r["equal"].values()) else "no |"]) for r in rows)]  # fmt: skip
+    lines = [
+        "# Small embedding jobs",
+        "",
+        f"CPU seconds a job, median of {ROUNDS} rounds of {JOBS} jobs with one thread; {MACHINE}.",
+        "",
+        f"| cells a job | {' | '.join(ways)} | same answers |",
+        "|---|" + "---|" * (len(ways) + 1),
+        *(
+            " | ".join(
+                [
+                    "| " + str(r["cells"]),
+                    *(str(r["seconds_per_job"][w]) for w in ways),
+                    "yes |" if all(r["equal"].values()) else "no |",
+                ]
+            )
+            for r in rows
+        ),
+    ]
     (results / "serve_small_jobs.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -69,13 +69,21 @@ def fresh(model: Model, seed: int) -> Model:
     return Model(ScMamba(model.config), model.genes)
 
 
-def tune(model: Model, training: ad.AnnData, sequence, steps: int, seed: int, lr: float = 1e-3) -> Model:
+def tune(
+    model: Model, training: ad.AnnData, sequence, steps: int, seed: int, lr: float = 1e-3
+) -> Model:
     """Masked imputation fine-tuning of a copy."""
     sources = read_sources([training], model.genes)
     loop = TrainerConfig(steps=steps, batch_size=16, lr=lr, warmup=0.05, seed=seed)
     copy = clone(model)
     torch.manual_seed(seed)
-    fit(copy.network, reconstruction_step(sources, sequence, loop), loop, description="Fine-tuning", verbose=True)
+    fit(
+        copy.network,
+        reconstruction_step(sources, sequence, loop),
+        loop,
+        description="Fine-tuning",
+        verbose=True,
+    )
     return copy
 
 
@@ -94,13 +102,18 @@ class Published:
         out = np.zeros(len(hidden.rows))
         for start in range(0, hidden.visible.shape[0], 64):
             known, totals = cells.to_model(hidden.visible[start : start + 64])
-            x = np.zeros((len(totals), len(self.model.genes) if genes is None else len(genes)), dtype=np.float32)
+            x = np.zeros(
+                (len(totals), len(self.model.genes) if genes is None else len(genes)),
+                dtype=np.float32,
+            )
             x[:, where] = known.toarray()
             answer = predict_zeros(self.model, x, genes, self.passes)
             lo, hi = np.searchsorted(hidden.rows, [start, start + len(totals)])
             cell, at = hidden.rows[lo:hi] - start, slot[hidden.columns[lo:hi]]
             expected = np.expm1(answer[cell, at].astype(np.float64)) * totals[cell] / SCALE
-            out[lo:hi] = np.where(at >= 0, np.log1p(SCALE / hidden.totals[cell + start] * expected), 0)
+            out[lo:hi] = np.where(
+                at >= 0, np.log1p(SCALE / hidden.totals[cell + start] * expected), 0
+            )
         self.seconds += time.perf_counter() - started
         return out
 
@@ -114,34 +127,52 @@ class OneReading:
     def __call__(self, hidden: Hidden) -> np.ndarray:
         started = time.perf_counter()
         genes = GeneMap.of(read(hidden, self.model))
-        sources = BasePredictors(self.model, genes, base_rate(hidden.visible, self.model, genes), None)
+        sources = BasePredictors(
+            self.model, genes, base_rate(hidden.visible, self.model, genes), None
+        )
         out = np.zeros(len(hidden.rows))
         for start in range(0, hidden.visible.shape[0], 64):
             totals = hidden.totals[start : start + 64]
             rate = sources.network(hidden.visible[start : start + 64], totals) + sources.base
             lo, hi = np.searchsorted(hidden.rows, [start, start + len(totals)])
-            out[lo:hi] = value_if_counted(rate, totals[:, None])[hidden.rows[lo:hi] - start, hidden.columns[lo:hi]]
+            out[lo:hi] = value_if_counted(rate, totals[:, None])[
+                hidden.rows[lo:hi] - start, hidden.columns[lo:hi]
+            ]
         self.seconds += time.perf_counter() - started
         return out
 
 
 def read(hidden: Hidden, model: Model) -> CellReader:
     """What is visible, as the model reads it."""
-    return read_cells(ad.AnnData(hidden.visible.astype(np.float32), var=pd.DataFrame(index=hidden.genes)), model.genes, force=True)
+    return read_cells(
+        ad.AnnData(hidden.visible.astype(np.float32), var=pd.DataFrame(index=hidden.genes)),
+        model.genes,
+        force=True,
+    )
 
 
 def passes(arguments: argparse.Namespace) -> pd.DataFrame:
     """Accuracy against the number of passes."""
     training, others = nuclei(arguments.data)
-    others = others[np.random.default_rng(0).choice(others.n_obs, min(arguments.cells, others.n_obs), replace=False)].copy()
+    others = others[
+        np.random.default_rng(0).choice(
+            others.n_obs, min(arguments.cells, others.n_obs), replace=False
+        )
+    ].copy()
     start = load_model(arguments.pretrained)
     shipped = load_model("brain-mini")
     models = {
         "100 to 1,600 zeros hidden": tune(start, training, FEW, arguments.steps, arguments.seed),
-        "0.04 to 1 of the zeros hidden": tune(start, training, ANY, arguments.steps, arguments.seed),
+        "0.04 to 1 of the zeros hidden": tune(
+            start, training, ANY, arguments.steps, arguments.seed
+        ),
         "brain-mini as shipped": shipped,
     }
-    rows = {f"{name}, {k} pass{'es' * (k > 1)}": Published(model, k) for name, model in models.items() for k in (1, 2, 5, 10)}
+    rows = {
+        f"{name}, {k} pass{'es' * (k > 1)}": Published(model, k)
+        for name, model in models.items()
+        for k in (1, 2, 5, 10)
+    }
     rows["brain-mini's rate head, one reading"] = OneReading(shipped)
     predictors: dict[str, Callable | None] = {**rows, "gene_rate": None}
     table = nonzero_imputation(others, predictors=predictors, min_total=0, groups=5, verbose=True)
@@ -155,11 +186,23 @@ def mask_token(arguments: argparse.Namespace) -> pd.DataFrame:
     start = load_model(arguments.pretrained)
     dropped = clone(start)
     with torch.no_grad():
-        dropped.network.backbone.mask_token.copy_(torch.zeros_like(dropped.network.backbone.mask_token))
-    return curves({"pre-trained mask token kept": start, "mask token fresh, as published": dropped}, training, others, arguments)
+        dropped.network.backbone.mask_token.copy_(
+            torch.zeros_like(dropped.network.backbone.mask_token)
+        )
+    return curves(
+        {"pre-trained mask token kept": start, "mask token fresh, as published": dropped},
+        training,
+        others,
+        arguments,
+    )
 
 
-def curves(starts: dict[str, Model], training: ad.AnnData, others: ad.AnnData, arguments: argparse.Namespace) -> pd.DataFrame:
+def curves(
+    starts: dict[str, Model],
+    training: ad.AnnData,
+    others: ad.AnnData,
+    arguments: argparse.Namespace,
+) -> pd.DataFrame:
     """Squared error at hidden values of held-out donors after so many steps, the same cells drawn for all; mean over seeds."""
     rows = []
     for name, start in starts.items():
@@ -199,7 +242,10 @@ def pretraining(arguments: argparse.Namespace) -> pd.DataFrame:
         trained = load_model(arguments.pretrained)
         starts = {"pre-trained": trained, "not pre-trained": fresh(trained, seed)}
         for name, start in starts.items():
-            rows += [{"start": name, "seed": seed, **row} for row in imputation_rows(start, arguments, seed)]
+            rows += [
+                {"start": name, "seed": seed, **row}
+                for row in imputation_rows(start, arguments, seed)
+            ]
             print(pd.DataFrame(rows).tail(6).to_string(), flush=True)
     return spread(pd.DataFrame(rows), ["task", "steps", "start"], ["value"])
 
@@ -213,15 +259,39 @@ def imputation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> l
         loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
         masked = clone(start)
         torch.manual_seed(seed)
-        fit(masked.network, reconstruction_step(sources, FEW, loop), loop, description="Masked values", verbose=False)
+        fit(
+            masked.network,
+            reconstruction_step(sources, FEW, loop),
+            loop,
+            description="Masked values",
+            verbose=False,
+        )
         error = validation(held, IMPUTE, cells=48)(masked.network)["validation_loss"]
-        rows.append({"task": "masked values, velmeshev: squared error (lower is better)", "steps": steps, "value": error})
+        rows.append(
+            {
+                "task": "masked values, velmeshev: squared error (lower is better)",
+                "steps": steps,
+                "value": error,
+            }
+        )
         rates = clone(start)
         store_gene_rates(rates.network, sources)
         torch.manual_seed(seed)
-        fit(rates.network, nb_rate_step(sources, RateConfig(), loop), loop, description="Rates", verbose=False)
+        fit(
+            rates.network,
+            nb_rate_step(sources, RateConfig(), loop),
+            loop,
+            description="Rates",
+            verbose=False,
+        )
         deviance = rate_validation(held, RateConfig())(rates.network)["validation_loss"]
-        rows.append({"task": "rates, velmeshev: deviance per hidden count (lower is better)", "steps": steps, "value": deviance})
+        rows.append(
+            {
+                "task": "rates, velmeshev: deviance per hidden count (lower is better)",
+                "steps": steps,
+                "value": deviance,
+            }
+        )
     return rows
 
 
@@ -250,7 +320,10 @@ def frozen(arguments: argparse.Namespace) -> pd.DataFrame:
     for name, (training, others) in labelled(arguments.data).items():
         for seed in range(arguments.seeds):
             for start, model in starts(arguments, seed).items():
-                rows += [{"set": name, "start": start, "seed": seed, **row} for row in probe(model, training, others, seed)]
+                rows += [
+                    {"set": name, "start": start, "seed": seed, **row}
+                    for row in probe(model, training, others, seed)
+                ]
             print(pd.DataFrame(rows).tail(6).to_string(), flush=True)
     return spread(pd.DataFrame(rows), ["set", "labelled_cells", "start"], ["macro", "micro"])
 
@@ -258,12 +331,20 @@ def frozen(arguments: argparse.Namespace) -> pd.DataFrame:
 def probe(model: Model, training: ad.AnnData, others: ad.AnnData, seed: int) -> list[dict]:
     """Rows with 1,000 labelled cells and with 200."""
     drawn = np.random.default_rng(seed).permutation(training.n_obs)[:1000]
-    known, new = (scmamba.embed(cells.copy(), model=model, force=True, verbose=False, copy=True).obsm["X_scmamba"]
-                  for cells in (training[drawn], others))  # fmt: skip
+    known, new = (
+        scmamba.embed(cells.copy(), model=model, force=True, verbose=False, copy=True).obsm[
+            "X_scmamba"
+        ]
+        for cells in (training[drawn], others)
+    )
     types, rows = training.obs["cell_type"].astype(str).to_numpy()[drawn], []
     for number in (len(drawn), 200):
-        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(known[:number], types[:number])
-        score = annotation_scores(others.obs["cell_type"].astype(str).to_numpy(), fitted.predict(new))
+        fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(
+            known[:number], types[:number]
+        )
+        score = annotation_scores(
+            others.obs["cell_type"].astype(str).to_numpy(), fitted.predict(new)
+        )
         rows.append({"labelled_cells": number, "macro": score["macro"], "micro": score["micro"]})
     return rows
 
@@ -276,19 +357,35 @@ def types(arguments: argparse.Namespace) -> pd.DataFrame:
             drawn = np.random.default_rng(seed).permutation(training.n_obs)
             for start, model in starts(arguments, seed).items():
                 for number in (1000, 200):
-                    score = fine_tuned_types(model, training[drawn[:number]].copy(), others, arguments.steps, seed)
+                    score = fine_tuned_types(
+                        model, training[drawn[:number]].copy(), others, arguments.steps, seed
+                    )
                     scores = {"macro": score["macro"], "micro": score["micro"]}
-                    rows.append({"set": name, "labelled_cells": number, "start": start, "seed": seed, **scores})
+                    rows.append(
+                        {
+                            "set": name,
+                            "labelled_cells": number,
+                            "start": start,
+                            "seed": seed,
+                            **scores,
+                        }
+                    )
             print(pd.DataFrame(rows).tail(6).to_string(), flush=True)
     return spread(pd.DataFrame(rows), ["set", "labelled_cells", "start"], ["macro", "micro"])
 
 
-def fine_tuned_types(start: Model, training: ad.AnnData, others: ad.AnnData, steps: int, seed: int) -> dict:
+def fine_tuned_types(
+    start: Model, training: ad.AnnData, others: ad.AnnData, steps: int, seed: int
+) -> dict:
     """F1 on other donors of a classifier fine-tuned whole, its head started from the embeddings."""
-    files = Collection([training], vocabulary=start.genes, label="cell_type", force=True, verbose=False)
+    files = Collection(
+        [training], vocabulary=start.genes, label="cell_type", force=True, verbose=False
+    )
     loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
     short = replace(NO_MASKING, genes_per_step=1536)
-    tuned = finetune_classes("annotate", files, model=start, loop=loop, sequence=short, balance=0.5, verbose=False)
+    tuned = finetune_classes(
+        "annotate", files, model=start, loop=loop, sequence=short, balance=0.5, verbose=False
+    )
     found = scmamba.annotate(others, model=tuned, force=True, verbose=False)
     (level,) = found.levels
     called = np.array(found.levels[level])[found.probabilities[level].argmax(axis=1)]
@@ -298,24 +395,40 @@ def fine_tuned_types(start: Model, training: ad.AnnData, others: ad.AnnData, ste
 def spread(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
     """Mean, least and most over the seeds."""
     table = rows.groupby(by, sort=False)[columns].agg(["mean", "min", "max"])
-    table.columns = [stat if len(columns) == 1 else f"{column}_{stat}" for column, stat in table.columns]
+    table.columns = [
+        stat if len(columns) == 1 else f"{column}_{stat}" for column, stat in table.columns
+    ]
     return table
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["passes", "mask-token", "pretraining", "types", "frozen"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--pretrained", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cells", type=int, default=200, help="held-out cells of the table of passes")
-    parser.add_argument("--start", nargs="+", default=["pre-trained", "not pre-trained", "brain-mini"],
-                        help="types, frozen: only these starts; rows of others stay in the table")  # fmt: skip
+    parser.add_argument(
+        "--cells", type=int, default=200, help="held-out cells of the table of passes"
+    )
+    parser.add_argument(
+        "--start",
+        nargs="+",
+        default=["pre-trained", "not pre-trained", "brain-mini"],
+        help="types, frozen: only these starts; rows of others stay in the table",
+    )
     arguments = parser.parse_args()
     started = time.perf_counter()
-    measure = {"passes": passes, "mask-token": mask_token, "pretraining": pretraining, "types": types, "frozen": frozen}[arguments.what]
+    measure = {
+        "passes": passes,
+        "mask-token": mask_token,
+        "pretraining": pretraining,
+        "types": types,
+        "frozen": frozen,
+    }[arguments.what]
     table = measure(arguments)
     print(table.round(4).to_string(), flush=True)
     path = RESULTS / f"training_{arguments.what.replace('-', '_')}.tsv"

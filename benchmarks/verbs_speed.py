@@ -48,7 +48,9 @@ def embed(cells: Any, reference: Any, **options: Any) -> None:
 def annotate(cells: Any, reference: Any, network: bool = True) -> None:
     import scmamba
 
-    scmamba.annotate(cells, reference=reference, labels="cell_type", network=network, cache=False, verbose=False)
+    scmamba.annotate(
+        cells, reference=reference, labels="cell_type", network=network, cache=False, verbose=False
+    )
 
 
 def annotate_markers(cells: Any, reference: Any) -> None:
@@ -71,7 +73,11 @@ def magic(cells: Any, reference: Any) -> None:
 
 def scvi(cells: Any, reference: Any, latent: bool = False) -> None:
     model = trained_scvi(cells)
-    _ = model.get_latent_representation() if latent else model.get_normalized_expression(return_numpy=True)
+    _ = (
+        model.get_latent_representation()
+        if latent
+        else model.get_normalized_expression(return_numpy=True)
+    )
 
 
 def solo(cells: Any, reference: Any) -> None:
@@ -89,7 +95,13 @@ def trained_scvi(cells: Any) -> Any:
     cells.X = cells.X.astype(np.float32)
     package.model.SCVI.setup_anndata(cells)
     model = package.model.SCVI(cells)
-    model.train(max_epochs=100, early_stopping=True, accelerator="cpu", enable_progress_bar=False, logger=False)
+    model.train(
+        max_epochs=100,
+        early_stopping=True,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        logger=False,
+    )
     return model
 
 
@@ -102,7 +114,9 @@ def scrublet(cells: Any, reference: Any) -> None:
 def doubletdetection(cells: Any, reference: Any) -> None:
     import doubletdetection as package
 
-    detector = package.BoostClassifier(n_iters=10, clustering_algorithm="leiden", standard_scaling=True, n_jobs=2, random_state=0)
+    detector = package.BoostClassifier(
+        n_iters=10, clustering_algorithm="leiden", standard_scaling=True, n_jobs=2, random_state=0
+    )
     detector.fit(cells.X.tocsr().astype(float))
     detector.predict(p_thresh=1e-16, voter_thresh=0.5)
 
@@ -110,14 +124,18 @@ def doubletdetection(cells: Any, reference: Any) -> None:
 def celltypist(cells: Any, reference: Any) -> None:
     import celltypist as package
 
-    model = package.train(logs(reference), labels="cell_type", n_jobs=2, feature_selection=True, check_expression=True)
+    model = package.train(
+        logs(reference), labels="cell_type", n_jobs=2, feature_selection=True, check_expression=True
+    )
     package.annotate(logs(cells), model=model, majority_voting=False)
 
 
 def logistic_regression(cells: Any, reference: Any) -> None:
     from sklearn.linear_model import LogisticRegression
 
-    LogisticRegression(max_iter=300).fit(logs(reference).X, reference.obs["cell_type"].astype(str)).predict(logs(cells).X)
+    LogisticRegression(max_iter=300).fit(
+        logs(reference).X, reference.obs["cell_type"].astype(str)
+    ).predict(logs(cells).X)
 
 
 def marker_means(cells: Any, reference: Any) -> None:
@@ -139,8 +157,14 @@ def seurat(cells: Any, reference: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, adata in (("reference", reference), ("query", cells)):
             io.mmwrite(f"{folder}/{name}.mtx", sparse.coo_matrix(adata.X.T, dtype=np.int64))
-        pd.Series(reference.obs["cell_type"].astype(str)).to_csv(f"{folder}/labels.txt", index=False, header=False)
-        subprocess.run(["Rscript", str(HERE / "annotation_seurat.R"), folder, "0"], check=True, stdout=subprocess.DEVNULL)
+        pd.Series(reference.obs["cell_type"].astype(str)).to_csv(
+            f"{folder}/labels.txt", index=False, header=False
+        )
+        subprocess.run(
+            ["Rscript", str(HERE / "annotation_seurat.R"), folder, "0"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def logs(cells: Any) -> Any:
@@ -166,7 +190,12 @@ RUNS: dict[str, Run] = {
     "scMamba cells, brain-base": ("embed", "own", embed, {"model": "brain-base"}),
     "scVI latent, 100 epochs": ("embed", "peers", scvi, {"latent": True}),
     "scMamba reference": ("annotate by reference", "own", annotate, {}),
-    "scMamba reference, network=False": ("annotate by reference", "own", annotate, {"network": False}),
+    "scMamba reference, network=False": (
+        "annotate by reference",
+        "own",
+        annotate,
+        {"network": False},
+    ),
     "CellTypist": ("annotate by reference", "celltypist", celltypist, {}),
     "Seurat 4 label transfer": ("annotate by reference", "own", seurat, {}),
     "logistic regression": ("annotate by reference", "own", logistic_regression, {}),
@@ -207,7 +236,13 @@ def run_one(name: str, cells: int) -> None:
     warm(name)
     started, cpu = time.perf_counter(), cpu_seconds()
     function(query, reference, **options)
-    row = {"verb": verb, "who": name, "cells": cells, "seconds": time.perf_counter() - started, "cpu_seconds": cpu_seconds() - cpu}
+    row = {
+        "verb": verb,
+        "who": name,
+        "cells": cells,
+        "seconds": time.perf_counter() - started,
+        "cpu_seconds": cpu_seconds() - cpu,
+    }
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if "Seurat" in name else 0
     row["peak_mib"] = (child or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
     kept_path(name, cells).write_text(json.dumps(row))
@@ -217,7 +252,11 @@ def warm(name: str) -> None:
     """Import what the run needs before the clock starts."""
     import importlib
 
-    wanted = {"own": ["scmamba", "scanpy"], "peers": ["scvi", "magic", "doubletdetection"], "celltypist": ["celltypist"]}
+    wanted = {
+        "own": ["scmamba", "scanpy"],
+        "peers": ["scvi", "magic", "doubletdetection"],
+        "celltypist": ["celltypist"],
+    }
     who = RUNS[name][1]
     only = {"MAGIC": "magic", "DoubletDetection": "doubletdetection"}.get(name)
     if name in ("Scrublet", "scanpy score_genes", "logistic regression"):
@@ -231,8 +270,11 @@ def warm(name: str) -> None:
 
 
 def cpu_seconds() -> float:
-    return sum(getattr(resource.getrusage(who), kind) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-               for kind in ("ru_utime", "ru_stime"))  # fmt: skip
+    return sum(
+        getattr(resource.getrusage(who), kind)
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        for kind in ("ru_utime", "ru_stime")
+    )
 
 
 def kept_path(name: str, cells: int) -> Path:
@@ -243,8 +285,12 @@ def report() -> None:
     rows = [json.loads(path.read_text()) for path in KEPT.glob("*.json")]
     table = pd.DataFrame(rows)
     place = {name: k for k, name in enumerate(RUNS)}
-    table = table.sort_values(by=["who", "cells"], key=lambda c: c.map(place) if c.name == "who" else c, kind="stable")
-    table.round(1).to_csv(HERE / "results" / "verbs_speed.tsv", sep="\t", index=False, lineterminator="\n")
+    table = table.sort_values(
+        by=["who", "cells"], key=lambda c: c.map(place) if c.name == "who" else c, kind="stable"
+    )
+    table.round(1).to_csv(
+        HERE / "results" / "verbs_speed.tsv", sep="\t", index=False, lineterminator="\n"
+    )
     sizes = sorted(table["cells"].unique())
     head = " | ".join(f"{n:,} cells: seconds | CPU seconds | MiB" for n in sizes)
     lines = [f"| verb | who | {head} |", "|---" * (2 + 3 * len(sizes)) + "|"]
@@ -259,7 +305,9 @@ def report() -> None:
             elif pd.isna(own.loc[n, "peak_mib"]):
                 cells.append(f"over {own.loc[n, 'seconds']:.0f}, stopped | | ")
             else:
-                cells.append(f"{own.loc[n, 'seconds']:.1f} | {own.loc[n, 'cpu_seconds']:.1f} | {own.loc[n, 'peak_mib']:.0f}")
+                cells.append(
+                    f"{own.loc[n, 'seconds']:.1f} | {own.loc[n, 'cpu_seconds']:.1f} | {own.loc[n, 'peak_mib']:.0f}"
+                )
         lines.append(f"| {verb} | {name} | " + " | ".join(cells) + " |")
     text = "\n".join([*lines, "", f"References hold {REFERENCE:,} cells. Machine: {MACHINE}."])
     (HERE / "results" / "verbs_speed.md").write_text(text + "\n", encoding="utf-8")
@@ -267,19 +315,33 @@ def report() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cells", type=int, nargs="*", default=[1000, 5000])
     parser.add_argument("--only", nargs="*", default=list(RUNS))
-    parser.add_argument("--limit", type=float, default=900, help="seconds after which a run is stopped")
-    parser.add_argument("--peers-python", default=str(HERE.parent / ".cache/peers/doublets/bin/python"))
-    parser.add_argument("--celltypist-python", default=str(HERE.parent / ".cache/peers/celltypist/bin/python"))
-    parser.add_argument("--one", nargs=2, metavar=("NAME", "CELLS"), help="internal: one run in this process")
+    parser.add_argument(
+        "--limit", type=float, default=900, help="seconds after which a run is stopped"
+    )
+    parser.add_argument(
+        "--peers-python", default=str(HERE.parent / ".cache/peers/doublets/bin/python")
+    )
+    parser.add_argument(
+        "--celltypist-python", default=str(HERE.parent / ".cache/peers/celltypist/bin/python")
+    )
+    parser.add_argument(
+        "--one", nargs=2, metavar=("NAME", "CELLS"), help="internal: one run in this process"
+    )
     parser.add_argument("--report", action="store_true", help="only make the tables")
     options = parser.parse_args()
     if options.one:
         run_one(options.one[0], int(options.one[1]))
         return
-    pythons = {"own": sys.executable, "peers": options.peers_python, "celltypist": options.celltypist_python}
+    pythons = {
+        "own": sys.executable,
+        "peers": options.peers_python,
+        "celltypist": options.celltypist_python,
+    }
     if not options.report:
         make_data(options.cells)
     for cells in [] if options.report else options.cells:
@@ -287,18 +349,32 @@ def main() -> None:
             python = pythons[RUNS[name][1]]
             if kept_path(name, cells).exists() or not Path(python).exists():
                 continue
-            print(f"{name}, {cells} cells: {outcome(python, name, cells, options.limit)}", flush=True)
+            print(
+                f"{name}, {cells} cells: {outcome(python, name, cells, options.limit)}", flush=True
+            )
     report()
 
 
 def outcome(python: str, name: str, cells: int, limit: float) -> str:
     call = [python, "-W", "ignore", __file__, "--one", name, str(cells)]
     # Two threads, whatever the library's own guess is; none of them may burn CPU seconds while it waits for the other.
-    env = os.environ | {"OMP_NUM_THREADS": "2", "NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+    env = os.environ | {
+        "OMP_NUM_THREADS": "2",
+        "NUMBA_NUM_THREADS": "2",
+        "OPENBLAS_NUM_THREADS": "2",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     try:
         done = subprocess.run(call, capture_output=True, text=True, timeout=limit, env=env)
     except subprocess.TimeoutExpired:
-        row = {"verb": RUNS[name][0], "who": name, "cells": cells, "seconds": limit, "cpu_seconds": None, "peak_mib": None}
+        row = {
+            "verb": RUNS[name][0],
+            "who": name,
+            "cells": cells,
+            "seconds": limit,
+            "cpu_seconds": None,
+            "peak_mib": None,
+        }
         kept_path(name, cells).write_text(json.dumps(row))
         return f"stopped after {limit:.0f} s"
     if done.returncode:

@@ -22,7 +22,11 @@ def write_table(table: pd.DataFrame, name: str, header: str) -> None:
     """One packed table with a line that says what it is."""
     # mtime=0: the same input gives the same bytes.
     with gzip.GzipFile(RESOURCES / name, "wb", compresslevel=9, mtime=0) as file:
-        file.write(("# " + header + "\n" + table.to_csv(sep="\t", index=False, lineterminator="\n")).encode())
+        file.write(
+            (
+                "# " + header + "\n" + table.to_csv(sep="\t", index=False, lineterminator="\n")
+            ).encode()
+        )
 
 
 def main() -> None:
@@ -50,7 +54,9 @@ def main() -> None:
 
     orthologs = pd.read_csv(data / "mouse_human_orthologs_ens105.csv.gz")
     orthologs = orthologs[orthologs.one2one & orthologs.human_in_scmamba_vocab]
-    orthologs = orthologs[["mouse", "mouse_ensembl_id", "human_ensembl_id"]].rename(columns={"mouse": "mouse_symbol"})
+    orthologs = orthologs[["mouse", "mouse_ensembl_id", "human_ensembl_id"]].rename(
+        columns={"mouse": "mouse_symbol"}
+    )
     about = "one-to-one orthologs, Ensembl 105, human gene in the published scMamba list"
     write_table(orthologs.sort_values("mouse_ensembl_id"), "orthologs_mouse_human.tsv.gz", about)
 

@@ -23,9 +23,24 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "python"))
 
-from reference_numbers import FIRST_DRAW, FOLDER, TABLE, MastSet, Reference, drawn_table, write_pack, write_pbmc  # noqa: E402
+from reference_numbers import (
+    FIRST_DRAW,
+    FOLDER,
+    TABLE,
+    MastSet,
+    Reference,
+    drawn_table,
+    write_pack,
+    write_pbmc,
+)
 
-FOR_R = ("lognorm.mtx.gz", "cells.csv.gz", "genes.csv.gz", "seurat_v4_default.csv.gz", "seurat_v5_default.csv.gz")
+FOR_R = (
+    "lognorm.mtx.gz",
+    "cells.csv.gz",
+    "genes.csv.gz",
+    "seurat_v4_default.csv.gz",
+    "seurat_v5_default.csv.gz",
+)
 
 
 def read_csv(path: Path) -> pd.DataFrame:
@@ -39,7 +54,11 @@ def columns(table: str, frame: pd.DataFrame) -> dict[str, np.ndarray]:
     for name in frame:
         values = frame[name].to_numpy()
         if values.dtype.kind == "i":
-            values = values.astype(np.min_scalar_type(values.max(initial=0)) if values.min(initial=0) >= 0 else np.int64)
+            values = values.astype(
+                np.min_scalar_type(values.max(initial=0))
+                if values.min(initial=0) >= 0
+                else np.int64
+            )
         elif values.dtype == object:
             values = frame[name].fillna("").astype(str).to_numpy().astype("U")
         arrays[f"{table}/{name}"] = values
@@ -49,7 +68,10 @@ def columns(table: str, frame: pd.DataFrame) -> dict[str, np.ndarray]:
 def pack_mast(source: Path) -> None:
     """One pack per data set given to MAST and Seurat, and the few files the R tests read."""
     runs = {n: read_csv(source / f"{n}.csv") for n in ("hyperparameters", "seurat_runs")}
-    write_pack(FOLDER / "mast_runs.npz.xz", {k: a for name, frame in runs.items() for k, a in columns(name, frame).items()})
+    write_pack(
+        FOLDER / "mast_runs.npz.xz",
+        {k: a for name, frame in runs.items() for k, a in columns(name, frame).items()},
+    )
     for folder in sorted(p for p in source.iterdir() if p.is_dir()):
         arrays: dict[str, np.ndarray] = {}
         for path in sorted(folder.glob("*.csv.gz")):
@@ -78,7 +100,9 @@ def check_mast(folder: Path) -> None:
         table = again.table(path.name[: -len(".csv.gz")])
         for column in whole:
             theirs = whole[column].fillna("") if whole[column].dtype == object else whole[column]
-            assert np.array_equal(table[column], theirs, equal_nan=whole[column].dtype.kind == "f"), (path, column)
+            assert np.array_equal(
+                table[column], theirs, equal_nan=whole[column].dtype.kind == "f"
+            ), (path, column)
     if (folder / "lognorm.mtx.gz").exists():
         seen = sio.mmread(folder / "lognorm.mtx.gz").T.tocsr()
         assert abs(again.values - seen).max() < 1e-15 * seen.max() * 8, folder
@@ -102,27 +126,49 @@ def pack_published(source: Path) -> None:
     lines = (source / "vocab.txt").read_text().split()
     special = [line for line in lines if line.startswith("[")]
     numbers = np.array([int(line[len("ensg") :]) for line in lines[len(special) :]])
-    arrays |= {"vocabulary/special": np.array(" ".join(special)), "vocabulary/steps": np.diff(numbers, prepend=0)}
+    arrays |= {
+        "vocabulary/special": np.array(" ".join(special)),
+        "vocabulary/steps": np.diff(numbers, prepend=0),
+    }
     write_pack(FOLDER / "published_code.npz.xz", arrays)
     with tempfile.TemporaryDirectory() as scratch:
         again = Reference(Path(scratch)).official
-        for file in ("vocab.txt", *(f.name for f in source.glob("*.json") if f.name != "config.json")):
+        for file in (
+            "vocab.txt",
+            *(f.name for f in source.glob("*.json") if f.name != "config.json"),
+        ):
             assert (again / file).read_text().split() == (source / file).read_text().split(), file
         for name in FIRST_DRAW:
-            mine, theirs = (torch.load(f / f"{name}.ckpt", weights_only=True)["state_dict"] for f in (again, source))
-            assert list(mine) == list(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine), name
+            mine, theirs = (
+                torch.load(f / f"{name}.ckpt", weights_only=True)["state_dict"]
+                for f in (again, source)
+            )
+            assert list(mine) == list(theirs) and all(
+                torch.equal(mine[k], theirs[k]) for k in mine
+            ), name
         mine, theirs = np.load(again / "expected.npz"), np.load(source / "expected.npz")
-        assert all(np.array_equal(mine[k], theirs[k]) and mine[k].dtype == theirs[k].dtype for k in theirs)
+        assert all(
+            np.array_equal(mine[k], theirs[k]) and mine[k].dtype == theirs[k].dtype for k in theirs
+        )
 
 
 def pack_genes(data: Path) -> None:
     """Gene names of Ensembl, and per gene the total counts of three kinds of nuclei."""
     vocabulary = read_csv(data / "scmamba_vocab_19306.csv")[["ensembl_id", "symbol"]]
     mouse = ad.read_h5ad(data / "marques2016_mouse_oligo_lineage_8691genes.h5ad", backed="r").var
-    orthologs = pd.DataFrame({"mouse": mouse.index.astype(str), "human_ensembl_id": mouse["human_ensembl_id"].astype(str)})
+    orthologs = pd.DataFrame(
+        {
+            "mouse": mouse.index.astype(str),
+            "human_ensembl_id": mouse["human_ensembl_id"].astype(str),
+        }
+    )
     for name in ("ensembl_id", "human_symbol", "ortholog_one2one"):
         if name in mouse:
-            orthologs[name] = mouse[name].to_numpy() if mouse[name].dtype == bool else mouse[name].astype(str).to_numpy()
+            orthologs[name] = (
+                mouse[name].to_numpy()
+                if mouse[name].dtype == bool
+                else mouse[name].astype(str).to_numpy()
+            )
     nuclei = ad.read_h5ad(data / "velmeshev2019_pfc_3types.h5ad")
     totals = pd.DataFrame({"gene": nuclei.var_names.astype(str)})
     for name in ("astrocyte", "microglia", "endothelial"):
@@ -151,7 +197,9 @@ def pack_pbmc(data: Path) -> None:
     write_pack(FOLDER / "pbmc3k_300_cells.npz.xz", arrays)
     with tempfile.TemporaryDirectory() as scratch:
         again = ad.read_h5ad(write_pbmc(Path(scratch)))
-        assert (again.X != cells.X).nnz == 0 and (again.obs["cell_type"] == cells.obs["cell_type"].astype(str)).all()
+        assert (again.X != cells.X).nnz == 0 and (
+            again.obs["cell_type"] == cells.obs["cell_type"].astype(str)
+        ).all()
 
 
 if __name__ == "__main__":

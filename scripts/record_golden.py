@@ -16,8 +16,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests" / "python"), str(ROOT / "python")]
 
-from golden_cases import CASES, FOLDER, MODELS, SMALL, forward  # noqa: E402
-from reference_numbers import write_pack  # noqa: E402
+from golden_cases import CASES, FOLDER, MODELS, SMALL, forward
+from reference_numbers import write_pack
 
 
 def draw_cells() -> None:
@@ -44,7 +44,11 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     if "--cells" in sys.argv:
         draw_cells()
-    answers = {f"network/{m}/{k}": v.astype(np.float32) for m in MODELS for k, v in forward(m, exact=True).items()}
+    answers = {
+        f"network/{m}/{k}": v.astype(np.float32)
+        for m in MODELS
+        for k, v in forward(m, exact=True).items()
+    }
     small = forward(MODELS[0], exact=True, **SMALL)
     answers |= {f"small network/{MODELS[0]}/{k}": v.astype(np.float32) for k, v in small.items()}
     for case, compute in CASES.items():

@@ -77,7 +77,9 @@ def listing() -> int:
         for test in tests:
             print(f"    {test}")
     if unexpected and os.environ.get("CI"):
-        print(f"{unexpected} of them for reasons that are not expected: this fails in continuous integration")
+        print(
+            f"{unexpected} of them for reasons that are not expected: this fails in continuous integration"
+        )
         return 1
     return 0
 

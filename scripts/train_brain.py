@@ -48,7 +48,9 @@ def read(data: Path, mouse: bool = True) -> tuple[list[ad.AnnData], list[ad.AnnD
     """Training and held-out cells."""
     file = data / "velmeshev2019_pfc_3types.h5ad"
     if not file.is_file():
-        raise ScMambaError(f"There is no {file}. Training the shipped model needs the folder of real data: --data FOLDER.")
+        raise ScMambaError(
+            f"There is no {file}. Training the shipped model needs the folder of real data: --data FOLDER."
+        )
     nuclei = ad.read_h5ad(file)
     nuclei.uns["name"] = "velmeshev2019"
     held = nuclei.obs["donor"].astype(str).isin(HELD_OUT).to_numpy()
@@ -67,7 +69,9 @@ def named(data: Path, name: str) -> ad.AnnData:
 
 def through_orthologs(mouse: ad.AnnData) -> ad.AnnData:
     """Mouse cells as human ones: genes with exactly one partner in the other species, under its identifier."""
-    single = mouse.var["ortholog_one2one"].astype(str).isin(["True", "1"]) & (mouse.var["human_ensembl_id"].astype(str) != "")
+    single = mouse.var["ortholog_one2one"].astype(str).isin(["True", "1"]) & (
+        mouse.var["human_ensembl_id"].astype(str) != ""
+    )
     human = mouse[:, single.to_numpy()].copy()
     human.var_names = human.var["human_ensembl_id"].astype(str)
     return human[:, ~human.var_names.duplicated()].copy()
@@ -90,14 +94,37 @@ def main() -> None:
     pretraining, *rounds = (max(1, round(steps * arguments.steps)) for steps in STEPS[name])
     loops = {"pretrain": replace(PRETRAIN_LOOP, steps=pretraining)}
     loops |= {
-        f"impute{'' if n == 0 else n + 1}": replace(IMPUTE_LOOP, steps=steps, seed=arguments.seed + n) for n, steps in enumerate(rounds)
+        f"impute{'' if n == 0 else n + 1}": replace(
+            IMPUTE_LOOP, steps=steps, seed=arguments.seed + n
+        )
+        for n, steps in enumerate(rounds)
     }
-    model = pretrain(training, config=CONFIGS[name], vocabulary=Vocabulary.published(), loop=loops["pretrain"], sequence=PRETRAIN_SEQUENCE,
-                     folder=work / "pretrain", name=f"{name}-pretrained", held_out=held_out, seed=arguments.seed)  # fmt: skip
-    save_checkpoint(model, work / f"{name}-pretrained", card="Intermediate result of scripts/train_brain.py.\n")
+    model = pretrain(
+        training,
+        config=CONFIGS[name],
+        vocabulary=Vocabulary.published(),
+        loop=loops["pretrain"],
+        sequence=PRETRAIN_SEQUENCE,
+        folder=work / "pretrain",
+        name=f"{name}-pretrained",
+        held_out=held_out,
+        seed=arguments.seed,
+    )
+    save_checkpoint(
+        model, work / f"{name}-pretrained", card="Intermediate result of scripts/train_brain.py.\n"
+    )
     for phase, loop in list(loops.items())[1:]:
-        model = finetune(training, model=model, task="impute", loop=loop, sequence=IMPUTE_SEQUENCE, folder=work / phase, name=name,
-                         held_out=held_out, seed=loop.seed)  # fmt: skip
+        model = finetune(
+            training,
+            model=model,
+            task="impute",
+            loop=loop,
+            sequence=IMPUTE_SEQUENCE,
+            folder=work / phase,
+            name=name,
+            held_out=held_out,
+            seed=loop.seed,
+        )
     card = ROOT / "scripts" / f"{name.replace('-', '_')}_card.md"
     save_checkpoint(model, out, card=card.read_text())
     if arguments.steps == 1:
@@ -114,11 +141,16 @@ def keep_curves(name: str, work: Path, seed: int, loops: dict[str, TrainerConfig
         "held_out_donors": HELD_OUT,
         "config": asdict(CONFIGS[name]),
         **{
-            phase: {"loop": asdict(loop), "sequence": asdict(PRETRAIN_SEQUENCE if phase == "pretrain" else IMPUTE_SEQUENCE)}
+            phase: {
+                "loop": asdict(loop),
+                "sequence": asdict(PRETRAIN_SEQUENCE if phase == "pretrain" else IMPUTE_SEQUENCE),
+            }
             for phase, loop in loops.items()
         },
     }
-    plain = json.dumps(settings, indent=1, default=lambda v: v.tolist() if isinstance(v, np.ndarray) else str(v))
+    plain = json.dumps(
+        settings, indent=1, default=lambda v: v.tolist() if isinstance(v, np.ndarray) else str(v)
+    )
     (results / f"{stem}.json").write_text(plain + "\n")
 
 

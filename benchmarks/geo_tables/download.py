@@ -61,7 +61,13 @@ def obtain(url: str, target: Path) -> None:
     if problem is not None:
         say(f"{target.name} {problem}; fetching it", True)
         _fetch(url, target, known)
-    write_json(notes, {**read_json(notes), target.name: {"url": url, "bytes": target.stat().st_size, "sha256": sha256_of(target)}})
+    write_json(
+        notes,
+        {
+            **read_json(notes),
+            target.name: {"url": url, "bytes": target.stat().st_size, "sha256": sha256_of(target)},
+        },
+    )
 
 
 def _fetch(url: str, target: Path, known: dict[str, Any] | None, attempts: int = 3) -> None:
@@ -73,7 +79,9 @@ def _fetch(url: str, target: Path, known: dict[str, Any] | None, attempts: int =
     pooch.get_logger().setLevel(logging.ERROR)
     by_hand = f"See {url.rsplit('/', 1)[0]}/ for what there is; a file put by hand into {target.parent} is used."
     if os.environ.get("SCMAMBA_OFFLINE", "0") not in ("", "0"):
-        raise ScMambaError(f"{target.name} is not (whole) in {target.parent} and SCMAMBA_OFFLINE is set. {by_hand}")
+        raise ScMambaError(
+            f"{target.name} is not (whole) in {target.parent} and SCMAMBA_OFFLINE is set. {by_hand}"
+        )
     target.unlink(missing_ok=True)  # pooch keeps what is there
     known_hash = None if known is None else f"sha256:{known['sha256']}"
     problem: Any = None
@@ -81,7 +89,9 @@ def _fetch(url: str, target: Path, known: dict[str, Any] | None, attempts: int =
         time.sleep(attempt)
         try:
             loader = pooch.HTTPDownloader(progressbar=_Bar(target.name), timeout=60)
-            pooch.retrieve(url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=loader)
+            pooch.retrieve(
+                url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=loader
+            )
         except ValueError as error:  # what pooch raises when the checksum differs; some errors of requests are ValueErrors, too
             if isinstance(error, requests.RequestException):
                 raise ScMambaError(f"{url} cannot be fetched: {error}.") from error
@@ -97,7 +107,9 @@ def _fetch(url: str, target: Path, known: dict[str, Any] | None, attempts: int =
         except requests.RequestException as error:
             problem = f"{type(error).__name__}: {error}"
         except OSError as error:
-            raise ScMambaError(f"{target.name} cannot be written to {target.parent}: {error.strerror}.") from error
+            raise ScMambaError(
+                f"{target.name} cannot be written to {target.parent}: {error.strerror}."
+            ) from error
         else:
             problem = damage(target)
             if problem is None:

@@ -42,17 +42,36 @@ def prepare(study: Study, options: argparse.Namespace) -> None:
     source, target = folder / "cells.h5ad", folder / "labelled.h5ad"
     if not source.is_file():
         raise ScMambaError(f"{study.name}: there is no {source}. Run the step 'read' first.")
-    how = {"cells": read_json(note_of(source)), "labels": labels_of(options), "min_donor_cells": options.min_donor_cells}
+    how = {
+        "cells": read_json(note_of(source)),
+        "labels": labels_of(options),
+        "min_donor_cells": options.min_donor_cells,
+    }
     if made(target, how):
         say(f"{study.name}: {target.name} is there", True)
         return
-    cells = by_table(study, ad.read_h5ad(source), options.labels) if options.labels else by_markers(source, folder / "prepare", how)
+    cells = (
+        by_table(study, ad.read_h5ad(source), options.labels)
+        if options.labels
+        else by_markers(source, folder / "prepare", how)
+    )
     cells.obs["study"] = study.name
-    for column in ("study", "donor", "sample", "disease", "celltype", *(f"label_{level}" for level in LEVELS)):
+    for column in (
+        "study",
+        "donor",
+        "sample",
+        "disease",
+        "celltype",
+        *(f"label_{level}" for level in LEVELS),
+    ):
         cells.obs[column] = pd.Categorical(cells.obs[column].astype(str))
     keep(cells, target, how)
     numbers = cells.obs["celltype"].value_counts()
-    say(f"{study.name}: {cells.n_obs:,} cells: " + ", ".join(f"{name} {number:,}" for name, number in numbers.items()), True)
+    say(
+        f"{study.name}: {cells.n_obs:,} cells: "
+        + ", ".join(f"{name} {number:,}" for name, number in numbers.items()),
+        True,
+    )
 
 
 def labels_of(options: argparse.Namespace) -> str:
@@ -73,13 +92,19 @@ def by_markers(source: Path, folder: Path, how: dict[str, Any]) -> ad.AnnData:
     write_json(folder / "how.json", how)
     config = scmamba.PrepareConfig(min_cells_per_donor=how["min_donor_cells"])
     # The published code calls every sample a donor; of Leng's, two are of one person.
-    prepared = scmamba.prepare(source, folder=folder, donor="sample", config=config, overwrite=fresh)
+    prepared = scmamba.prepare(
+        source, folder=folder, donor="sample", config=config, overwrite=fresh
+    )
     people = obs_of(source)["donor"]
     obs = prepared.obs[["sample", "disease"]].assign(
         donor=people.loc[prepared.obs_names].astype(str).to_numpy(),
         celltype=prepared.obs["scmamba_type"].astype(str).replace(PREPARED).to_numpy(),
     )
-    obs = obs.assign(label_celltype=obs["celltype"].where(obs["celltype"].isin(TYPES), ""), label_subtype="", label_subcluster="")
+    obs = obs.assign(
+        label_celltype=obs["celltype"].where(obs["celltype"].isin(TYPES), ""),
+        label_subtype="",
+        label_subcluster="",
+    )
     return ad.AnnData(prepared.X, obs=obs, var=prepared.var[["symbol"]])
 
 
@@ -93,24 +118,45 @@ def by_table(study: Study, cells: ad.AnnData, file: Path) -> ad.AnnData:
     """
     table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)
     if missing := {"study", "id", "celltype"} - set(table):
-        raise ScMambaError(f"{file.name} has no column {', '.join(sorted(missing))}; it has {', '.join(table)}.")
-    own = table[table["study"].str.lower().isin(known_names(study))].drop_duplicates("id").set_index("id")
+        raise ScMambaError(
+            f"{file.name} has no column {', '.join(sorted(missing))}; it has {', '.join(table)}."
+        )
+    own = (
+        table[table["study"].str.lower().isin(known_names(study))]
+        .drop_duplicates("id")
+        .set_index("id")
+    )
     if not len(own):
         listed = ", ".join(table["study"].unique())
-        raise ScMambaError(f"{file.name} has no cell of {study.name} (or {study.code}); its studies are {listed}.")
+        raise ScMambaError(
+            f"{file.name} has no cell of {study.name} (or {study.code}); its studies are {listed}."
+        )
     ids = matching_ids(cells.obs, own.index, f"{file.name}, {study.name}")
     if strange := sorted(set(own["celltype"]) - {*TYPES, *LEFT_OUT, ""}):
-        raise ScMambaError(f"{file.name}: unknown cell types {', '.join(strange)}. Known are {', '.join((*TYPES, *LEFT_OUT))}.")
+        raise ScMambaError(
+            f"{file.name}: unknown cell types {', '.join(strange)}. Known are {', '.join((*TYPES, *LEFT_OUT))}."
+        )
     found = own.reindex(ids)
-    obs = cells.obs[["donor", "sample", "disease"]].assign(celltype=found["celltype"].fillna("Unidentified").to_numpy())
+    obs = cells.obs[["donor", "sample", "disease"]].assign(
+        celltype=found["celltype"].fillna("Unidentified").to_numpy()
+    )
     obs["celltype"] = obs["celltype"].replace("", "Unidentified")
-    fine = {level: found[level].fillna("").to_numpy(dtype=str) if level in found else np.full(len(found), "") for level in LEVELS[1:]}
+    fine = {
+        level: found[level].fillna("").to_numpy(dtype=str)
+        if level in found
+        else np.full(len(found), "")
+        for level in LEVELS[1:]
+    }
     obs["label_celltype"] = obs["celltype"].where(obs["celltype"].isin(TYPES), "")
     for level, names in fine.items():
         undivided = obs["celltype"].isin(study.whole).to_numpy() & bool((names != "").any())
-        absent = np.isin(names, ("", "doublet", "Unidentified")) | np.isin(fine["subtype"], ("", "doublet", "Unidentified"))
+        absent = np.isin(names, ("", "doublet", "Unidentified")) | np.isin(
+            fine["subtype"], ("", "doublet", "Unidentified")
+        )
         divided = np.where(absent, "", obs["celltype"].to_numpy(dtype=str) + "_" + names)
-        obs[f"label_{level}"] = np.where(undivided, obs["celltype"], np.where(obs["label_celltype"] != "", divided, ""))
+        obs[f"label_{level}"] = np.where(
+            undivided, obs["celltype"], np.where(obs["label_celltype"] != "", divided, "")
+        )
     deep = np.diff(sparse.csr_matrix(cells.X).indptr) >= LEAST_GENES
     return ad.AnnData(cells.X[deep], obs=obs[deep], var=cells.var)
 
@@ -128,10 +174,19 @@ def matching_ids(obs: pd.DataFrame, ids: pd.Index, what: str) -> pd.Index:
         No form matches a single cell.
     """
     sample, barcode = (obs[c].astype(str).to_numpy(dtype=object) for c in ("sample", "barcode"))
-    full = np.where(obs["accession"].astype(str) == "", sample, obs["accession"].astype(str).to_numpy(dtype=object) + "_" + sample)
+    full = np.where(
+        obs["accession"].astype(str) == "",
+        sample,
+        obs["accession"].astype(str).to_numpy(dtype=object) + "_" + sample,
+    )
     bare = np.array([b.split("-")[0] for b in barcode], dtype=object)
     forms = [obs.index.to_numpy(dtype=object), barcode, bare]
-    forms += [a + "_" + b for who in (sample, full) for word in (barcode, bare) for a, b in ((who, word), (word, who))]
+    forms += [
+        a + "_" + b
+        for who in (sample, full)
+        for word in (barcode, bare)
+        for a, b in ((who, word), (word, who))
+    ]
     usable = [form for form in map(pd.Index, forms) if form.is_unique]
     best = max(usable, key=lambda form: int(form.isin(ids).sum()))
     number = int(best.isin(ids).sum())
@@ -139,5 +194,8 @@ def matching_ids(obs: pd.DataFrame, ids: pd.Index, what: str) -> pd.Index:
         raise ScMambaError(
             f"{what}: none of its {len(ids):,} ids is a cell here. Its first is '{ids[0]}'; the cells are called '{obs.index[0]}'."
         )
-    say(f"{what}: {number:,} of {len(obs):,} cells are in it, {len(ids) - number:,} of its ids are not here", True)
+    say(
+        f"{what}: {number:,} of {len(obs):,} cells are in it, {len(ids) - number:,} of its ids are not here",
+        True,
+    )
     return best

@@ -24,16 +24,25 @@ def report(options: argparse.Namespace) -> str:
                 results[name][task] = found
     if not any(results.values()):
         raise ScMambaError(f"There is no result in {options.work}. Run the step 'train' first.")
-    text = "\n\n".join([
-        "# The paper's tables, from GEO",
-        "Made by `benchmarks/paper_tables.py`. 'Published' is the paper's scMamba; its numbers of training cells are those of its code. "
-        "A dash: not measured here, or not published in the code or copied here from the paper.",
-        *_deviations(results),
-        "## Cell types (F1 on the test samples)", type_table(results),
-        "## Doublets (simulated, on the test samples)", doublet_table(results),
-        "## Imputation of non-zero values (test samples)", imputation_table(results),
-        "## How", *_how(results),
-    ]) + "\n"  # fmt: skip
+    text = (
+        "\n\n".join(
+            [
+                "# The paper's tables, from GEO",
+                "Made by `benchmarks/paper_tables.py`. 'Published' is the paper's scMamba; its numbers of training cells are those of its code. "
+                "A dash: not measured here, or not published in the code or copied here from the paper.",
+                *_deviations(results),
+                "## Cell types (F1 on the test samples)",
+                type_table(results),
+                "## Doublets (simulated, on the test samples)",
+                doublet_table(results),
+                "## Imputation of non-zero values (test samples)",
+                imputation_table(results),
+                "## How",
+                *_how(results),
+            ]
+        )
+        + "\n"
+    )
     table = long_table(results).to_csv(sep="\t", index=False, lineterminator="\n")
     for name, content in (("paper_tables.md", text), ("paper_tables.tsv", table)):
         with atomic_path(options.work / name) as temporary:
@@ -51,10 +60,23 @@ def type_table(results: Results) -> str:
     for name, study in STUDIES.items():
         for level, published in zip(LEVELS, study.f1):
             own = results[name].get(level)
-            scores = [own["scores"][key] for key in ("macro", "micro", "weighted")] if own else [None] * 3
+            scores = (
+                [own["scores"][key] for key in ("macro", "micro", "weighted")]
+                if own
+                else [None] * 3
+            )
             rows.append([name, level, published, *scores, study.cells[level], *(_cells_of(own))])
-    head = ["study", "level", "F1 macro, published", "F1 macro, here", "F1 micro, here", "F1 weighted, here",
-            "training cells, published", "training cells, here", "test cells, here"]  # fmt: skip
+    head = [
+        "study",
+        "level",
+        "F1 macro, published",
+        "F1 macro, here",
+        "F1 micro, here",
+        "F1 weighted, here",
+        "training cells, published",
+        "training cells, here",
+        "test cells, here",
+    ]
     return markdown(head, rows)
 
 
@@ -63,8 +85,21 @@ def doublet_table(results: Results) -> str:
     keys, rows = ("precision", "recall", "AUROC", "AUPRC", "prevalence"), []
     for name, study in STUDIES.items():
         own = results[name].get("doublets")
-        rows.append([name, *([own["scores"][key] for key in keys] if own else [None] * 5), study.cells["doublets"], *_cells_of(own)])
-    head = ["study", *keys, "training cells with doublets, published", "without, here", "test cells without, here"]
+        rows.append(
+            [
+                name,
+                *([own["scores"][key] for key in keys] if own else [None] * 5),
+                study.cells["doublets"],
+                *_cells_of(own),
+            ]
+        )
+    head = [
+        "study",
+        *keys,
+        "training cells with doublets, published",
+        "without, here",
+        "test cells without, here",
+    ]
     return markdown(head, rows)
 
 
@@ -74,8 +109,22 @@ def imputation_table(results: Results) -> str:
     for name, study in STUDIES.items():
         own = results[name].get("imputation")
         scored = own["scores"]["rows"] if own else {"fine-tuned": {"mse": None, "pearson": None}}
-        rows += [[name, row, value["mse"], value["pearson"], study.cells["imputation"], *_cells_of(own)] for row, value in scored.items()]
-    return markdown(["study", "predictor", "MSE", "Pearson r", "training cells, published", "here", "test cells, here"], rows)
+        rows += [
+            [name, row, value["mse"], value["pearson"], study.cells["imputation"], *_cells_of(own)]
+            for row, value in scored.items()
+        ]
+    return markdown(
+        [
+            "study",
+            "predictor",
+            "MSE",
+            "Pearson r",
+            "training cells, published",
+            "here",
+            "test cells, here",
+        ],
+        rows,
+    )
 
 
 def _cells_of(own: dict[str, Any] | None) -> list[int | None]:
@@ -101,33 +150,68 @@ def _deviations(results: Results) -> list[str]:
     done = [own for tasks in results.values() for own in tasks.values()]
     lines = []
     if any(own["steps"] for own in done):
-        steps = ", ".join(str(number) for number in sorted({own["steps"] for own in done if own["steps"]}))
-        lines.append(f"**A trial: models were trained for {steps} steps only. Their scores say nothing about the method.**")
+        steps = ", ".join(
+            str(number) for number in sorted({own["steps"] for own in done if own["steps"]})
+        )
+        lines.append(
+            f"**A trial: models were trained for {steps} steps only. Their scores say nothing about the method.**"
+        )
     if any(own["recipe"] != "paper" for own in done):
         lines.append("**Some models were not trained by the paper's recipe (see below).**")
     if any(own["labels"] == "scmamba.prepare" for own in done):
-        lines.append("The paper's label of each cell is not published. Labels of `scmamba.prepare` stand in for them: the paper's "
-                     "procedure, with our own clusters, named by marker genes; cell types only.")  # fmt: skip
+        lines.append(
+            "The paper's label of each cell is not published. Labels of `scmamba.prepare` stand in for them: the paper's "
+            "procedure, with our own clusters, named by marker genes; cell types only."
+        )
     if any(own["splits"].startswith(("published", "divided")) for own in done):
-        lines.append("The paper's division of samples is not published except for the test samples. Where it was not given, the other "
-                     "samples were divided by seed (`splits.json` in each study's folder).")  # fmt: skip
+        lines.append(
+            "The paper's division of samples is not published except for the test samples. Where it was not given, the other "
+            "samples were divided by seed (`splits.json` in each study's folder)."
+        )
     for name, tasks in results.items():
-        if shared := next((own["shared_donors"] for own in tasks.values() if own["shared_donors"]), None):
-            lines.append(f"{name}: the donors {', '.join(shared)} are in the test set with one sample and in training with another, so "
-                         "these scores are not of unseen donors. `--test-samples seed` keeps donors whole.")  # fmt: skip
+        if shared := next(
+            (own["shared_donors"] for own in tasks.values() if own["shared_donors"]), None
+        ):
+            lines.append(
+                f"{name}: the donors {', '.join(shared)} are in the test set with one sample and in training with another, so "
+                "these scores are not of unseen donors. `--test-samples seed` keeps donors whole."
+            )
     if "imputation" in {own["task"] for own in done}:
-        lines.append("Imputation is judged on the number of test cells shown. The paper's method is the masked prediction of the network "
-                     "as it is: the row 'fine-tuned', or for a model with a rate head 'fine-tuned (masked, not adapted)', whose row "
-                     "'fine-tuned' is what `scmamba impute` answers.")  # fmt: skip
+        lines.append(
+            "Imputation is judged on the number of test cells shown. The paper's method is the masked prediction of the network "
+            "as it is: the row 'fine-tuned', or for a model with a rate head 'fine-tuned (masked, not adapted)', whose row "
+            "'fine-tuned' is what `scmamba impute` answers."
+        )
     if "doublets" in {own["task"] for own in done}:
-        lines.append("Doublets are simulated from at most 50,000 training cells; the paper has no such limit.")
+        lines.append(
+            "Doublets are simulated from at most 50,000 training cells; the paper has no such limit."
+        )
     return lines
 
 
 def _how(results: Results) -> list[str]:
-    head = ["study", "task", "labels", "splits", "model", "recipe", "steps", "seed", "device", "seconds", "version"]
+    head = [
+        "study",
+        "task",
+        "labels",
+        "splits",
+        "model",
+        "recipe",
+        "steps",
+        "seed",
+        "device",
+        "seconds",
+        "version",
+    ]
     rows = [
-        [name, task, *(own[key] for key in head[2:6]), own["steps"] or "recipe's", str(own["seed"]), *(own[key] for key in head[8:])]
+        [
+            name,
+            task,
+            *(own[key] for key in head[2:6]),
+            own["steps"] or "recipe's",
+            str(own["seed"]),
+            *(own[key] for key in head[8:]),
+        ]
         for name, tasks in results.items()
         for task, own in tasks.items()
     ]
@@ -136,20 +220,39 @@ def _how(results: Results) -> list[str]:
 
 def long_table(results: Results) -> pd.DataFrame:
     """One number a row: study, task, row, metric, published, here, and what it was measured with."""
-    rows, noted = [], ("train_cells", "test_cells", "labels", "splits", "model", "recipe", "steps", "seed")
+    rows, noted = (
+        [],
+        ("train_cells", "test_cells", "labels", "splits", "model", "recipe", "steps", "seed"),
+    )
     for name, study in STUDIES.items():
         for task in TASKS:
             own = results[name].get(task, {})
             scores = own.get("scores", {})
             if task == "imputation":
-                numbers = {(row, key): value for row, values in scores.get("rows", {}).items() for key, value in values.items()}
+                numbers = {
+                    (row, key): value
+                    for row, values in scores.get("rows", {}).items()
+                    for key, value in values.items()
+                }
             else:
                 numbers = {("", key): value for key, value in scores.items() if key != "classes"}
                 numbers |= {(row, "F1"): value for row, value in scores.get("classes", {}).items()}
             if task in LEVELS and not numbers:
                 numbers = {("", "macro"): None}
             for (row, key), value in numbers.items():
-                published = study.f1[LEVELS.index(task)] if task in LEVELS and key == "macro" else None
-                rows.append({"study": name, "task": task, "row": row, "metric": key, "published": published, "here": value,
-                             "train_cells_published": study.cells[task], **{column: own.get(column) for column in noted}})  # fmt: skip
+                published = (
+                    study.f1[LEVELS.index(task)] if task in LEVELS and key == "macro" else None
+                )
+                rows.append(
+                    {
+                        "study": name,
+                        "task": task,
+                        "row": row,
+                        "metric": key,
+                        "published": published,
+                        "here": value,
+                        "train_cells_published": study.cells[task],
+                        **{column: own.get(column) for column in noted},
+                    }
+                )
     return pd.DataFrame(rows)

@@ -39,14 +39,21 @@ def splits(study: Study, options: argparse.Namespace) -> dict[str, Any]:
         parts, how = {}, f"divided with seed {options.seed}"
     if target.is_file():
         kept = read_json(target)
-        if kept["how"] != how or (options.splits is not None and any(kept[part] != parts[part] for part in PARTS)):
-            raise ScMambaError(f"{target} holds another division ({kept['how']}; now: {how}). Delete it, or choose another --work.")
+        if kept["how"] != how or (
+            options.splits is not None and any(kept[part] != parts[part] for part in PARTS)
+        ):
+            raise ScMambaError(
+                f"{target} holds another division ({kept['how']}; now: {how}). Delete it, or choose another --work."
+            )
         return kept
     if options.splits is None:
         parts = _divide(study, options, parts.get("test", []))
     absent = set(obs["sample"].astype(str)) - {name for part in PARTS for name in parts[part]}
     if absent:
-        say(f"{study.name}: {len(absent)} samples are in no part and not used: {', '.join(sorted(absent))}", True)
+        say(
+            f"{study.name}: {len(absent)} samples are in no part and not used: {', '.join(sorted(absent))}",
+            True,
+        )
     write_json(target, {"how": how, **parts})
     return read_json(target)
 
@@ -57,11 +64,21 @@ def given_splits(study: Study, file: Path, obs: pd.DataFrame) -> dict[str, list[
         raise ScMambaError(f"There is no file of splits {file}.")
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        own = next((value for key, value in content.items() if key.lower() in known_names(study)), None)
+        own = next(
+            (value for key, value in content.items() if key.lower() in known_names(study)), None
+        )
         if own is None:
-            raise ScMambaError(f"{file.name} does not divide {study.name}; it divides {', '.join(content)}.")
-        own = {{"val": "validation", "valid": "validation"}.get(key, key): value for key, value in own.items()}
-        parts = {part: samples_of(study, own.get(part, []), obs, f"{file.name}, {part}") for part in PARTS}
+            raise ScMambaError(
+                f"{file.name} does not divide {study.name}; it divides {', '.join(content)}."
+            )
+        own = {
+            {"val": "validation", "valid": "validation"}.get(key, key): value
+            for key, value in own.items()
+        }
+        parts = {
+            part: samples_of(study, own.get(part, []), obs, f"{file.name}, {part}")
+            for part in PARTS
+        }
     except (json.JSONDecodeError, AttributeError, TypeError) as error:
         form = '{"Lau": {"train": [...], "validation": [...], "test": [...]}}'
         raise ScMambaError(f"{file.name} must be JSON of the form {form} ({error}).") from error
@@ -70,7 +87,9 @@ def given_splits(study: Study, file: Path, obs: pd.DataFrame) -> dict[str, list[
             raise ScMambaError(f"{file.name} puts no donor of {study.name} in '{part}'.")
     several = [name for name in sum(parts.values(), []) if sum(parts.values(), []).count(name) > 1]
     if several:
-        raise ScMambaError(f"{file.name}: {', '.join(sorted(set(several)))} of {study.name} stands in more than one part.")
+        raise ScMambaError(
+            f"{file.name}: {', '.join(sorted(set(several)))} of {study.name} stands in more than one part."
+        )
     return parts
 
 
@@ -104,16 +123,28 @@ def _divide(study: Study, options: argparse.Namespace, test: list[str]) -> dict[
     cells = collection(study, options, None, "donor")
     obs = obs_of(place(study, options) / "labelled.h5ad")[["sample", "donor"]].astype(str)
     rest = cells.take(~obs["sample"].isin(test).to_numpy())
-    where = rest.split(validation=0.1, test=0 if test else 0.2, seed=options.seed).set_index("donor")["split"]
+    where = rest.split(validation=0.1, test=0 if test else 0.2, seed=options.seed).set_index(
+        "donor"
+    )["split"]
     people = obs.drop_duplicates().sort_values("sample")
     part = np.where(people["sample"].isin(test), "test", people["donor"].map(where))
     return {name: list(people["sample"][part == name]) for name in PARTS}
 
 
-def collection(study: Study, options: argparse.Namespace, vocabulary: Any, donor: str, label: str = "celltype") -> Any:
+def collection(
+    study: Study, options: argparse.Namespace, vocabulary: Any, donor: str, label: str = "celltype"
+) -> Any:
     """The labelled cells as the package's training reads them."""
     from scmamba.data import Collection
 
     folder = place(study, options)
-    return Collection([folder / "labelled.h5ad"], vocabulary=vocabulary, donor=donor, study="study", disease="disease", label=label,
-                      cache=folder / "cache", verbose=False)  # fmt: skip
+    return Collection(
+        [folder / "labelled.h5ad"],
+        vocabulary=vocabulary,
+        donor=donor,
+        study="study",
+        disease="disease",
+        label=label,
+        cache=folder / "cache",
+        verbose=False,
+    )

@@ -19,12 +19,31 @@ LEVELS = ("celltype", "subtype", "subcluster")
 TASKS = (*LEVELS, "doublets", "imputation")
 PARTS = ("train", "validation", "test")
 #: Types in the published order (``celltype.json``), and what is left out of annotation (``celltype_dataset.py``; ours, and theirs).
-TYPES = ("Astrocyte", "Microglia", "Oligodendrocyte", "OPC", "Excitatory", "Inhibitory", "Endothelial", "Pericyte")
+TYPES = (
+    "Astrocyte",
+    "Microglia",
+    "Oligodendrocyte",
+    "OPC",
+    "Excitatory",
+    "Inhibitory",
+    "Endothelial",
+    "Pericyte",
+)
 NOT_CELLS = ("Doublet", "Unidentified")
-LEFT_OUT = (*NOT_CELLS, "Double_negative_Neuron", "Double_positive_Neuron", "GNLY_CD44_myeloid_sub1", "Myeloid, not microglia")
+LEFT_OUT = (
+    *NOT_CELLS,
+    "Double_negative_Neuron",
+    "Double_positive_Neuron",
+    "GNLY_CD44_myeloid_sub1",
+    "Myeloid, not microglia",
+)
 #: Names of ``scmamba.prepare`` -> names of the published code.
-PREPARED = {"Excitatory neuron": "Excitatory", "Inhibitory neuron": "Inhibitory", "Neuron, both kinds": "Double_positive_Neuron",
-            "Neuron, neither kind": "Double_negative_Neuron"}  # fmt: skip
+PREPARED = {
+    "Excitatory neuron": "Excitatory",
+    "Inhibitory neuron": "Inhibitory",
+    "Neuron, both kinds": "Double_positive_Neuron",
+    "Neuron, neither kind": "Double_negative_Neuron",
+}
 #: Raw droplets: a cell shows so many genes (paper's filter of cells); Cell Ranger 2 expects so many cells unless told.
 LEAST_GENES, EXPECTED_CELLS = 200, 3000
 #: Fewer cells than this are not scored (``nonzero_imputation``).
@@ -82,21 +101,59 @@ _MIDBRAIN = "GSE157783_IPDCO_hg_midbrain"
 STUDIES = {
     study.name: study
     for study in (
-        Study("Lau", "Lau_2020_PNAS", "GSE157827", ("GSE157827_RAW.tar",), r"(?P<donor>(?P<group>AD|NC)\d+)",
-              {"AD": "AD", "NC": "Control"}, "AD1, NC3", ("AD5", "AD21", "NC3", "NC18"),
-              (0.9983, 0.6916, 0.5575), _cells(87_779, 86_665, 86_665, 98_074, 35_656)),
-        Study("Leng", "Leng_2021_Nat_Neurosci", "GSE147528", ("GSE147528_RAW.tar",), r"(?:EC|SFG)(?P<donor>\d+)",
-              {}, "EC1, SFG10", ("SFG5", "EC1", "EC7", "EC8"),
-              (0.9947, 0.6503, 0.5203), _cells(37_299, 36_796, 36_796, 42_836, 10_885),
-              whole=("OPC", "Endothelial", "Pericyte"), braak=True, droplets=True),
-        Study("Smajic", "Smajic_2022_brain", "GSE157783", tuple(f"{_MIDBRAIN}_{part}.tar.gz" for part in ("UMI", "genes", "cell")),
-              r"I?(?P<donor>(?P<group>C|PD)\d+)", {"C": "Control", "PD": "PD"}, "C1, PD3, IPD3", ("C4", "PD3"),
-              (0.9742, 0.3807, 0.3739), _cells(25_704, 25_541, 25_541, 31_457, 19_766)),
-        Study("Zhu", "Zhu_2022_bioRxiv", "GSE202210", ("GSE202210_RAW.tar",), r"(?P<donor>[A-Z]*\d+(?P<group>HC|PD))(?:[_.-].+)?",
-              {"HC": "Control", "PD": "PD"}, "HSDG10HC, HSDG199PD", ("HSDG10HC", "HSDG199PD"),
-              (0.9940, 0.6889, 0.5667), _cells(50_157, 49_456, 49_456, 55_834, 33_548)),
+        Study(
+            "Lau",
+            "Lau_2020_PNAS",
+            "GSE157827",
+            ("GSE157827_RAW.tar",),
+            r"(?P<donor>(?P<group>AD|NC)\d+)",
+            {"AD": "AD", "NC": "Control"},
+            "AD1, NC3",
+            ("AD5", "AD21", "NC3", "NC18"),
+            (0.9983, 0.6916, 0.5575),
+            _cells(87_779, 86_665, 86_665, 98_074, 35_656),
+        ),
+        Study(
+            "Leng",
+            "Leng_2021_Nat_Neurosci",
+            "GSE147528",
+            ("GSE147528_RAW.tar",),
+            r"(?:EC|SFG)(?P<donor>\d+)",
+            {},
+            "EC1, SFG10",
+            ("SFG5", "EC1", "EC7", "EC8"),
+            (0.9947, 0.6503, 0.5203),
+            _cells(37_299, 36_796, 36_796, 42_836, 10_885),
+            whole=("OPC", "Endothelial", "Pericyte"),
+            braak=True,
+            droplets=True,
+        ),
+        Study(
+            "Smajic",
+            "Smajic_2022_brain",
+            "GSE157783",
+            tuple(f"{_MIDBRAIN}_{part}.tar.gz" for part in ("UMI", "genes", "cell")),
+            r"I?(?P<donor>(?P<group>C|PD)\d+)",
+            {"C": "Control", "PD": "PD"},
+            "C1, PD3, IPD3",
+            ("C4", "PD3"),
+            (0.9742, 0.3807, 0.3739),
+            _cells(25_704, 25_541, 25_541, 31_457, 19_766),
+        ),
+        Study(
+            "Zhu",
+            "Zhu_2022_bioRxiv",
+            "GSE202210",
+            ("GSE202210_RAW.tar",),
+            r"(?P<donor>[A-Z]*\d+(?P<group>HC|PD))(?:[_.-].+)?",
+            {"HC": "Control", "PD": "PD"},
+            "HSDG10HC, HSDG199PD",
+            ("HSDG10HC", "HSDG199PD"),
+            (0.9940, 0.6889, 0.5667),
+            _cells(50_157, 49_456, 49_456, 55_834, 33_548),
+        ),
     )
-}  # fmt: skip
+}
 
 
 def place(study: Study, options: argparse.Namespace) -> Path:
@@ -114,7 +171,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """As JSON, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def made(target: Path, how: dict[str, Any]) -> bool:

@@ -20,8 +20,22 @@ def info() -> dict[str, Any]:
     return {
         "scmamba": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
-        "packages": {name: _version(name) for name in ("torch", "numpy", "scipy", "pandas", "anndata", "numba", "mamba-ssm", "triton")},
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "packages": {
+            name: _version(name)
+            for name in (
+                "torch",
+                "numpy",
+                "scipy",
+                "pandas",
+                "anndata",
+                "numba",
+                "mamba-ssm",
+                "triton",
+            )
+        },
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "scan": choose_backend(torch.zeros(1, device=device)),
         "scan backends": available_backends(),
         "models": {name: str(path) for name, path in models().items()},

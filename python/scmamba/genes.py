@@ -28,12 +28,31 @@ MIN_RECOGNISED = 0.5
 #: Below this share of the model's genes measured, most of what the model sees is missing: refuse.
 MIN_COVERAGE = 0.10
 #: Columns of ``var`` that commonly hold better names than the index does.
-NAME_COLUMNS = ("ensembl_id", "gene_ids", "gene_id", "ensembl", "feature_id", "symbol", "gene_symbols", "gene_symbol",
-                "gene_name", "gene_names", "feature_name")  # fmt: skip
+NAME_COLUMNS = (
+    "ensembl_id",
+    "gene_ids",
+    "gene_id",
+    "ensembl",
+    "feature_id",
+    "symbol",
+    "gene_symbols",
+    "gene_symbol",
+    "gene_name",
+    "gene_names",
+    "feature_name",
+)
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d{11})(\.\d+)?(_PAR_Y)?$", re.IGNORECASE)
-_SPECIES = {"ENSMUSG": "mouse", "ENSRNOG": "rat", "ENSDARG": "zebrafish", "ENSMMUG": "rhesus macaque", "ENSSSCG": "pig",
-            "ENSCJAG": "marmoset", "ENSMFAG": "cynomolgus macaque", "ENSGALG": "chicken"}  # fmt: skip
+_SPECIES = {
+    "ENSMUSG": "mouse",
+    "ENSRNOG": "rat",
+    "ENSDARG": "zebrafish",
+    "ENSMMUG": "rhesus macaque",
+    "ENSSSCG": "pig",
+    "ENSCJAG": "marmoset",
+    "ENSMFAG": "cynomolgus macaque",
+    "ENSGALG": "chicken",
+}
 
 
 @lru_cache(maxsize=1)
@@ -82,7 +101,9 @@ class Vocabulary:
         """Build from Ensembl IDs (any case); symbols are looked up where not given."""
         clean = tuple(_strip_version(str(i)) or str(i).upper() for i in ids)
         if len(set(clean)) != len(clean):
-            raise GeneError("The vocabulary names a gene twice; every Ensembl ID must stand in it once.")
+            raise GeneError(
+                "The vocabulary names a gene twice; every Ensembl ID must stand in it once."
+            )
         if symbols is None:
             known = dict(zip(annotation().ensembl_id, annotation().symbol))
             symbols = [known.get(i, "") for i in clean]
@@ -101,7 +122,9 @@ class Vocabulary:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
         if "ensembl_id" not in table:
             raise GeneError(f"{path} has no column 'ensembl_id'; found {list(table.columns)}.")
-        return cls.from_ids(list(table.ensembl_id), list(table["symbol"]) if "symbol" in table else None)
+        return cls.from_ids(
+            list(table.ensembl_id), list(table["symbol"]) if "symbol" in table else None
+        )
 
     def write(self, path: str | Path) -> None:
         """Write ``genes.tsv``."""
@@ -110,7 +133,9 @@ class Vocabulary:
 
     def subset(self, positions: np.ndarray) -> Vocabulary:
         """The genes at ``positions`` (integers), in that order."""
-        return Vocabulary(tuple(self.ensembl_ids[i] for i in positions), tuple(self.symbols[i] for i in positions))
+        return Vocabulary(
+            tuple(self.ensembl_ids[i] for i in positions), tuple(self.symbols[i] for i in positions)
+        )
 
     @property
     def _lookup(self) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
@@ -198,12 +223,21 @@ class GeneMatch:
         counts = pd.Series(self.how).value_counts()
         rows = [(text, int(counts.get(key, 0))) for key, text in words.items()]
         rows.append(("rows sharing a gene with another row", self.duplicates))
-        rows.append((f"of the model's {len(self.vocabulary):,} genes measured", round(self.coverage * len(self.vocabulary))))
+        rows.append(
+            (
+                f"of the model's {len(self.vocabulary):,} genes measured",
+                round(self.coverage * len(self.vocabulary)),
+            )
+        )
         return pd.DataFrame(rows, columns=["genes", "number"])
 
     def summary(self) -> str:
         """One line: how many genes matched and how much of the model they cover."""
-        again = f"; {self.duplicates:,} rows repeat a gene and count with its first row" if self.duplicates else ""
+        again = (
+            f"; {self.duplicates:,} rows repeat a gene and count with its first row"
+            if self.duplicates
+            else ""
+        )
         return (
             f"{len(self.matched):,} of {len(self.positions):,} genes matched ({self.source}), "
             f"{100 * self.coverage:.1f}% of the model's {len(self.vocabulary):,} genes{again}"
@@ -243,7 +277,9 @@ class GeneMatch:
             )
 
 
-def match_genes(names: Sequence[str], vocabulary: Vocabulary | None = None, *, source: str = "var_names") -> GeneMatch:
+def match_genes(
+    names: Sequence[str], vocabulary: Vocabulary | None = None, *, source: str = "var_names"
+) -> GeneMatch:
     """Map gene names to positions in a vocabulary.
 
     Each name is tried as an Ensembl ID (version removed, any case), as a symbol, then as a symbol with case folded and
@@ -267,7 +303,9 @@ def match_genes(names: Sequence[str], vocabulary: Vocabulary | None = None, *, s
         gene_id = _strip_version(name)
         if gene_id is not None:
             positions[k] = by_id.get(gene_id, -1)
-            how[k] = "ensembl" if positions[k] >= 0 else "known" if gene_id in known_ids else "unknown"
+            how[k] = (
+                "ensembl" if positions[k] >= 0 else "known" if gene_id in known_ids else "unknown"
+            )
         elif name in by_symbol:
             positions[k], how[k] = by_symbol[name], "symbol"
         elif _fold(name) in by_folded:
@@ -287,18 +325,24 @@ def _other_species(names: np.ndarray, how: np.ndarray) -> str | None:
     """The species the names belong to when it is plainly not human, else ``None``."""
     if len(names) == 0:
         return None
-    prefixes = pd.Series([n[:7].upper() for n in names if _strip_version(n) and not n.upper().startswith("ENSG0")])
+    prefixes = pd.Series(
+        [n[:7].upper() for n in names if _strip_version(n) and not n.upper().startswith("ENSG0")]
+    )
     if len(prefixes) > 0.5 * len(names):
         return _SPECIES.get(prefixes.mode()[0], f"another species' ({prefixes.mode()[0]})")
     # 'Snap25' and 'mt-Nd1': one capital, then lower case. Human symbols in title case are rare (C1orf112 keeps its digits).
-    titled = np.array([bool(re.match(r"^([A-Z][a-z][a-z0-9.-]*|mt-[A-Z][a-z0-9]+)$", n)) for n in names])
+    titled = np.array(
+        [bool(re.match(r"^([A-Z][a-z][a-z0-9.-]*|mt-[A-Z][a-z0-9]+)$", n)) for n in names]
+    )
     symbols = np.array([_strip_version(n) is None for n in names])
     if symbols.sum() and titled[symbols].mean() > 0.5 and np.mean(how[symbols] == "symbol") < 0.2:
         return "mouse"
     return None
 
 
-def match_adata(adata: AnnData, vocabulary: Vocabulary | None = None, *, gene_column: str | None = None) -> GeneMatch:
+def match_adata(
+    adata: AnnData, vocabulary: Vocabulary | None = None, *, gene_column: str | None = None
+) -> GeneMatch:
     """Match the genes of an AnnData object, by ``gene_column`` or by whichever of its names match best.
 
     Tries ``var_names`` and the usual columns (``gene_ids``, ``symbol``, ...); the index wins ties.
@@ -310,8 +354,12 @@ def match_adata(adata: AnnData, vocabulary: Vocabulary | None = None, *, gene_co
     """
     if gene_column is not None:
         if gene_column not in adata.var:
-            raise GeneError(f"adata.var has no column '{gene_column}'; its columns are {list(adata.var.columns)}.")
-        return match_genes(adata.var[gene_column].astype(str).tolist(), vocabulary, source=f"var['{gene_column}']")
+            raise GeneError(
+                f"adata.var has no column '{gene_column}'; its columns are {list(adata.var.columns)}."
+            )
+        return match_genes(
+            adata.var[gene_column].astype(str).tolist(), vocabulary, source=f"var['{gene_column}']"
+        )
     best = match_genes(adata.var_names.tolist(), vocabulary)
     for column in NAME_COLUMNS:
         if column in adata.var:
@@ -334,8 +382,12 @@ def mouse_to_human(adata: AnnData) -> AnnData:
         If fewer than 5% of the genes are mouse symbols or mouse Ensembl IDs with an ortholog.
     """
     table = orthologs()
-    by_name = dict(zip(table.mouse_symbol, table.human_ensembl_id)) | dict(zip(table.mouse_ensembl_id, table.human_ensembl_id))
-    human = np.array([by_name.get(_strip_version(str(n)) or str(n), "") for n in adata.var_names], dtype=object)
+    by_name = dict(zip(table.mouse_symbol, table.human_ensembl_id)) | dict(
+        zip(table.mouse_ensembl_id, table.human_ensembl_id)
+    )
+    human = np.array(
+        [by_name.get(_strip_version(str(n)) or str(n), "") for n in adata.var_names], dtype=object
+    )
     first = ~pd.Series(human).duplicated().to_numpy()
     keep = (human != "") & first
     if keep.sum() < 0.05 * adata.n_vars:

@@ -47,13 +47,23 @@ def shared() -> Path:
     pytest.skip("the folder of real cells (../shared/data) is not here")
 
 
-def small_model(reads: str = "all", n_classes: int = 0, seed: int = 0, n_genes: int | None = None) -> Model:
+def small_model(
+    reads: str = "all", n_classes: int = 0, seed: int = 0, n_genes: int | None = None
+) -> Model:
     """A network of the real architecture and vocabulary, tiny and untrained."""
     vocabulary = Vocabulary.published()
     if n_genes:
         vocabulary = vocabulary.subset(range(n_genes))
     torch.manual_seed(seed)
-    config = ModelConfig(n_genes=len(vocabulary), d_model=8, n_layer=1, d_state=4, n_classes=n_classes, reads=reads, name="small")
+    config = ModelConfig(
+        n_genes=len(vocabulary),
+        d_model=8,
+        n_layer=1,
+        d_state=4,
+        n_classes=n_classes,
+        reads=reads,
+        name="small",
+    )
     network = ScMamba(config)
     with torch.no_grad():  # tokens start at zero; a test wants to see them act
         network.backbone.mask_token.normal_()

@@ -41,7 +41,14 @@ NAMES = {
     "t": "t",
     "degrees of freedom": "df",
 }
-MARKERS = ("p", "log2 fold change", "detected 1", "detected 2", "adjusted p", "false-discovery rate")
+MARKERS = (
+    "p",
+    "log2 fold change",
+    "detected 1",
+    "detected 2",
+    "adjusted p",
+    "false-discovery rate",
+)
 DONORS = ("p", "log2 fold change of donors", "mean log2", "t", "degrees of freedom", "adjusted p")
 #: What Triton's interpreter, thousands of times slower than anything else, can do in a few seconds.
 SMALL = {"rows": 1, "width": 40}
@@ -52,7 +59,10 @@ Answers = dict[str, np.ndarray]
 @cache
 def _cells() -> ad.AnnData:
     stored = read_pack(FOLDER / "input.npz.xz")
-    counts = sp.csr_matrix((stored["count"].astype(np.float32), stored["gene"].astype(np.int32), stored["ends"]), stored["shape"])
+    counts = sp.csr_matrix(
+        (stored["count"].astype(np.float32), stored["gene"].astype(np.int32), stored["ends"]),
+        stored["shape"],
+    )
     obs = pd.DataFrame({n[4:]: a.astype(object) for n, a in stored.items() if n.startswith("obs/")})
     obs.index = [f"cell{i}" for i in range(len(obs))]
     obs["kind"] = np.where(obs["cell_type"].isin(["Excitatory", "Inhibitory"]), "Neuron", "Glia")
@@ -80,7 +90,9 @@ def model(name: str) -> scmamba.Model:
     return scmamba.load_model(name)
 
 
-def forward(name: str, backend: str | None = None, exact: bool = False, rows: int = 4, width: int = 800) -> Answers:
+def forward(
+    name: str, backend: str | None = None, exact: bool = False, rows: int = 4, width: int = 800
+) -> Answers:
     """The bare network on four cells, a quarter of their counts and some zeros hidden; ``exact``: in float64, step by step."""
     opened = scmamba.load_model(name)
     opened.network.backend = backend
@@ -95,7 +107,9 @@ def forward(name: str, backend: str | None = None, exact: bool = False, rows: in
     mask &= (x > 0) | (np.arange(len(columns)) % 5 == 0)
     values = sp.csr_matrix(x)
     return {
-        "reconstruction": opened.reconstruct(torch.from_numpy(np.where(mask, 0, x)), mask, genes=genes).numpy(),
+        "reconstruction": opened.reconstruct(
+            torch.from_numpy(np.where(mask, 0, x)), mask, genes=genes
+        ).numpy(),
         "embedding": opened.cell_embedding(torch.from_numpy(x), genes=genes).numpy(),
         "log ratio": opened.log_ratio(values, genes.numpy()),
     }
@@ -103,11 +117,18 @@ def forward(name: str, backend: str | None = None, exact: bool = False, rows: in
 
 def impute(name: str, **options) -> Answers:
     data = scmamba.impute(few()[:10].copy(), model=model(name), force=True, **QUIET, **options)
-    return {"imputed": data.layers[NAMES["imputed"]].toarray(), "low depth": data.obs[NAMES["low depth"]].to_numpy()}
+    return {
+        "imputed": data.layers[NAMES["imputed"]].toarray(),
+        "low depth": data.obs[NAMES["low depth"]].to_numpy(),
+    }
 
 
 def embed(name: str) -> Answers:
-    return {"embedding": scmamba.embed(few(), model=model(name), force=True, **QUIET).obsm[NAMES["embedding"]]}
+    return {
+        "embedding": scmamba.embed(few(), model=model(name), force=True, **QUIET).obsm[
+            NAMES["embedding"]
+        ]
+    }
 
 
 def annotate(query: ad.AnnData, **options) -> Answers:
@@ -121,7 +142,13 @@ def annotate(query: ad.AnnData, **options) -> Answers:
 
 def from_reference() -> Answers:
     """On a sixth of the genes, so that not every cell is certain."""
-    return annotate(few()[:, ::6].copy(), reference=known()[:, ::6].copy(), labels="cell_type", cache=False, network=False)
+    return annotate(
+        few()[:, ::6].copy(),
+        reference=known()[:, ::6].copy(),
+        labels="cell_type",
+        cache=False,
+        network=False,
+    )
 
 
 def from_markers() -> Answers:
@@ -145,7 +172,9 @@ def doublets() -> Answers:
 def _table(table: pd.DataFrame, columns: tuple[str, ...]) -> Answers:
     """By gene, so that ties in p do not matter."""
     table = table.sort_index()
-    return {"genes": table.index.to_numpy().astype("U")} | {name: table[NAMES[name]].to_numpy() for name in columns}
+    return {"genes": table.index.to_numpy().astype("U")} | {
+        name: table[NAMES[name]].to_numpy() for name in columns
+    }
 
 
 def markers(**options) -> Answers:
@@ -153,20 +182,44 @@ def markers(**options) -> Answers:
 
 
 def pseudobulk(**options) -> Answers:
-    return _table(deg.pseudobulk(cells(), "disease", "donor", "AD", "Control", min_cells=3, **options), DONORS)
+    return _table(
+        deg.pseudobulk(cells(), "disease", "donor", "AD", "Control", min_cells=3, **options), DONORS
+    )
 
 
 def robustness() -> Answers:
     data = cells()
     data.layers["smooth"] = _smoothed(data)
-    options = {"layers": ("counts", "smooth"), "ratios": (0.5, 0.9), "permutations": 4, "donors": "2v2", "null_permutations": 4}
-    found = deg.robustness(data, "kind", "donor", group1="Neuron", group2="Glia", min_cells=3, n_jobs=1, **options, **QUIET)
+    options = {
+        "layers": ("counts", "smooth"),
+        "ratios": (0.5, 0.9),
+        "permutations": 4,
+        "donors": "2v2",
+        "null_permutations": 4,
+    }
+    found = deg.robustness(
+        data,
+        "kind",
+        "donor",
+        group1="Neuron",
+        group2="Glia",
+        min_cells=3,
+        n_jobs=1,
+        **options,
+        **QUIET,
+    )
     answers: Answers = {}
     for kind, table in (("runs", found.runs), ("nulls", found.nulls), ("full", found.full)):
         for column in table:
             values = table[column].to_numpy()
-            text = values.dtype.kind in "OUTS" or str(table[column].dtype) in ("str", "string", "category")
-            answers[f"{kind}: {column}"] = np.asarray(table[column].astype(str)).astype("U") if text else values.astype(float)
+            text = values.dtype.kind in "OUTS" or str(table[column].dtype) in (
+                "str",
+                "string",
+                "category",
+            )
+            answers[f"{kind}: {column}"] = (
+                np.asarray(table[column].astype(str)).astype("U") if text else values.astype(float)
+            )
     return answers
 
 
@@ -179,7 +232,10 @@ def _smoothed(data: ad.AnnData) -> sp.csr_matrix:
 
 CASES: dict[str, Callable[[], Answers]] = {
     **{f"impute/{m}": lambda m=m: impute(m, adapt=False) for m in MODELS},
-    **{f"impute as published/{m}": lambda m=m: impute(m, adapt=False, method="published", passes=2) for m in MODELS},
+    **{
+        f"impute as published/{m}": lambda m=m: impute(m, adapt=False, method="published", passes=2)
+        for m in MODELS
+    },
     **{f"embed/{m}": lambda m=m: embed(m) for m in MODELS},
     "annotate by reference": from_reference,
     "annotate by markers": from_markers,

@@ -31,7 +31,9 @@ def write_pack(path: Path, arrays: dict[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if array.dtype.kind == "f":
             planes = np.ascontiguousarray(array).view(np.uint8).reshape(-1, array.itemsize).T
-            stored[f"{name}|{array.dtype.str}|{json.dumps(array.shape)}"] = np.ascontiguousarray(planes)
+            stored[f"{name}|{array.dtype.str}|{json.dumps(array.shape)}"] = np.ascontiguousarray(
+                planes
+            )
         else:
             stored[name] = array
     buffer = io.BytesIO()
@@ -54,7 +56,12 @@ def read_pack(path: Path) -> dict[str, np.ndarray]:
 def frame(columns: dict[str, np.ndarray]) -> pd.DataFrame:
     """Text as Python strings and whole numbers as int64, as reading a csv file gives them."""
     kinds = {"U": object, "u": np.int64}
-    return pd.DataFrame({name: array.astype(kinds.get(array.dtype.kind, array.dtype)) for name, array in columns.items()})
+    return pd.DataFrame(
+        {
+            name: array.astype(kinds.get(array.dtype.kind, array.dtype))
+            for name, array in columns.items()
+        }
+    )
 
 
 def drawn_table(first: int, shape: tuple[int, int]) -> np.ndarray:
@@ -64,7 +71,9 @@ def drawn_table(first: int, shape: tuple[int, int]) -> np.ndarray:
     numpy's Mersenne Twister promises the same stream in every release; torch's own numbers may differ by release and processor.
     """
     size = shape[0] * shape[1]
-    draws = np.random.RandomState(SEED).randint(0, 2**32, size=first + size, dtype=np.uint32)[first:]
+    draws = np.random.RandomState(SEED).randint(0, 2**32, size=first + size, dtype=np.uint32)[
+        first:
+    ]
     uniform = ((draws & 0xFFFFFF).astype(F) * F(2**-24)).reshape(-1, 16)
     logs = np.log((F(1) - uniform[:, :8]).astype(np.float64)).astype(F)
     radius, angle = np.sqrt(F(-2) * logs), (F(2) * F(np.pi) * uniform[:, 8:]).astype(np.float64)
@@ -91,7 +100,9 @@ class MastSet:
         """Cells x genes, the values MAST saw: those stored, or log1p(1e4 x count / total of the cell)."""
         matrix = self.table("matrix")
         shape = len(self.table("cells")), len(self.table("genes"))
-        stored = sp.csr_matrix((matrix["value"].astype(float), (matrix["cell"], matrix["gene"])), shape=shape)
+        stored = sp.csr_matrix(
+            (matrix["value"].astype(float), (matrix["cell"], matrix["gene"])), shape=shape
+        )
         if matrix["value"].dtype.kind == "f":
             return stored
         totals = np.asarray(stored.sum(axis=1)).ravel()
@@ -131,10 +142,18 @@ class Reference:
         folder = self._scratch / "official"
         folder.mkdir()
         arrays = read_pack(FOLDER / "published_code.npz.xz")
-        expected = {name[len("expected/") :]: a for name, a in arrays.items() if name.startswith("expected/")}
+        expected = {
+            name[len("expected/") :]: a
+            for name, a in arrays.items()
+            if name.startswith("expected/")
+        }
         np.savez(folder / "expected.npz", **expected)
         for name, first in FIRST_DRAW.items():
-            state = {n.split("/")[1]: torch.from_numpy(a.copy()) for n, a in arrays.items() if n.startswith(f"{name}/")}
+            state = {
+                n.split("/")[1]: torch.from_numpy(a.copy())
+                for n, a in arrays.items()
+                if n.startswith(f"{name}/")
+            }
             correction = state[TABLE].numpy().astype(np.int32)
             table = drawn_table(first, correction.shape).view(np.int32) + correction
             state[TABLE] = torch.from_numpy(table.view(F))
@@ -143,7 +162,9 @@ class Reference:
             if name.startswith("text/"):
                 (folder / name[len("text/") :]).write_text(str(text))
         genes = [f"ensg{number:011d}" for number in np.cumsum(arrays["vocabulary/steps"])]
-        (folder / "vocab.txt").write_text("\n".join([*str(arrays["vocabulary/special"]).split(), *genes]) + "\n")
+        (folder / "vocab.txt").write_text(
+            "\n".join([*str(arrays["vocabulary/special"]).split(), *genes]) + "\n"
+        )
         return folder
 
 
@@ -152,10 +173,15 @@ def write_pbmc(folder: Path) -> Path:
     arrays = read_pack(FOLDER / "pbmc3k_300_cells.npz.xz")
     shape = len(arrays["cells/cell"]), len(arrays["genes/symbol"])
     ends = np.append(0, np.cumsum(arrays["matrix/genes_of_cell"]))
-    counts = sp.csr_matrix((arrays["matrix/count"].astype(np.int32), arrays["matrix/gene"].astype(np.int32), ends), shape=shape)
+    counts = sp.csr_matrix(
+        (arrays["matrix/count"].astype(np.int32), arrays["matrix/gene"].astype(np.int32), ends),
+        shape=shape,
+    )
     cells = ad.AnnData(
         counts,
-        obs=pd.DataFrame({"cell_type": pd.Categorical(arrays["cells/cell_type"])}, index=arrays["cells/cell"]),
+        obs=pd.DataFrame(
+            {"cell_type": pd.Categorical(arrays["cells/cell_type"])}, index=arrays["cells/cell"]
+        ),
         var=pd.DataFrame({"ensembl_id": arrays["genes/ensembl_id"]}, index=arrays["genes/symbol"]),
     )
     path = folder / "pbmc3k_300_cells.h5ad"

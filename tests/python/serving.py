@@ -33,7 +33,15 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url, self.data = f"http://127.0.0.1:{self.port}", data
-        command = [sys.executable, "-m", "scmamba.serve", "--data", str(data), "--port", str(self.port)]
+        command = [
+            sys.executable,
+            "-m",
+            "scmamba.serve",
+            "--data",
+            str(data),
+            "--port",
+            str(self.port),
+        ]
         self.process = subprocess.Popen(
             [*command, *options], start_new_session=True, stderr=subprocess.DEVNULL
         )
@@ -87,7 +95,9 @@ class App:
         from scmamba.serve.settings import Settings
 
         self.data, self.settings = data, Settings(data, **{"workers": 0, **settings})
-        config = uvicorn.Config(create_app(self.settings), "127.0.0.1", 0, log_level="warning", http="h11")
+        config = uvicorn.Config(
+            create_app(self.settings), "127.0.0.1", 0, log_level="warning", http="h11"
+        )
         self.queue, self.uvicorn = Queue(data), uvicorn.Server(config)
         self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
         self.thread.start()
@@ -113,11 +123,15 @@ class App:
         try:
             line.request(method, path, body, sent)
             answer = line.getresponse()
-            return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+            return Answer(
+                answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read()
+            )
         finally:
             line.close()
 
-    def submit(self, body: bytes, token: str | None = None, task: str = "impute", **more: str) -> Answer:
+    def submit(
+        self, body: bytes, token: str | None = None, task: str = "impute", **more: str
+    ) -> Answer:
         return self.ask("POST", f"/v2/models/brain-mini/{task}", body, token, **more)
 
     def end(self, job: str, state: str = "done", message: str = "", **files: bytes) -> None:
@@ -138,12 +152,26 @@ class App:
 
 def plain_bytes(cells: int = 2, genes: int = 3) -> bytes:
     """A file of the plain form with one value a cell, made by hand."""
-    names = {"genes": [f"GENE{g}" for g in range(genes)], "cells": [f"cell{c}" for c in range(cells)]}
+    names = {
+        "genes": [f"GENE{g}" for g in range(genes)],
+        "cells": [f"cell{c}" for c in range(cells)],
+    }
     shapes = [("p", "int32", cells + 1), ("i", "int32", cells), ("x", "float64", cells)]
     arrays = [{"name": name, "kind": kind, "shape": [n]} for name, kind, n in shapes]
     text = json.dumps({**names, "arrays": arrays}).encode()
-    p, i, x = np.arange(cells + 1, dtype="<i4"), np.arange(cells, dtype="<i4") % genes, np.ones(cells, "<f8")
-    return b"SCMB1\n" + len(text).to_bytes(8, "little") + text + p.tobytes() + i.tobytes() + x.tobytes()
+    p, i, x = (
+        np.arange(cells + 1, dtype="<i4"),
+        np.arange(cells, dtype="<i4") % genes,
+        np.ones(cells, "<f8"),
+    )
+    return (
+        b"SCMB1\n"
+        + len(text).to_bytes(8, "little")
+        + text
+        + p.tobytes()
+        + i.tobytes()
+        + x.tobytes()
+    )
 
 
 @pytest.fixture(scope="session")
@@ -179,7 +207,13 @@ def database() -> Iterator[str]:
     if who is not None:
         shutil.chown(folder, who)
     null = subprocess.DEVNULL
-    quiet: dict[str, Any] = {"user": who, "cwd": folder, "check": True, "stdout": null, "stderr": null}
+    quiet: dict[str, Any] = {
+        "user": who,
+        "cwd": folder,
+        "check": True,
+        "stdout": null,
+        "stderr": null,
+    }
     subprocess.run(
         [tools / "initdb", "-D", folder / "db", "-A", "trust", "-U", "scmamba", "-N"], **quiet
     )

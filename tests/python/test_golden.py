@@ -49,7 +49,11 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def recorded(case: str) -> dict[str, np.ndarray]:
-    return {name.rsplit("/", 1)[1]: values for name, values in golden().items() if name.rsplit("/", 1)[0] == case}
+    return {
+        name.rsplit("/", 1)[1]: values
+        for name, values in golden().items()
+        if name.rsplit("/", 1)[0] == case
+    }
 
 
 def compare(got: dict[str, np.ndarray], case: str, absolute: float, relative: float) -> None:
@@ -62,7 +66,9 @@ def compare(got: dict[str, np.ndarray], case: str, absolute: float, relative: fl
         pair = [got[name], values]
         if case.startswith("impute/"):
             pair = [np.maximum(x, MIN_IMPUTED) for x in pair]
-        np.testing.assert_allclose(*pair, atol=absolute, rtol=relative, equal_nan=True, err_msg=f"{case}: {name}")
+        np.testing.assert_allclose(
+            *pair, atol=absolute, rtol=relative, equal_nan=True, err_msg=f"{case}: {name}"
+        )
 
 
 @pytest.mark.parametrize("backend", ["cpu", "chunked", "reference"])
@@ -79,8 +85,14 @@ def test_the_network_in_tritons_interpreter():
         "import sys, numpy; from golden_cases import MODELS, SMALL, forward;"
         "numpy.savez(sys.stdout.buffer, **forward(MODELS[0], 'triton', **SMALL))"
     )
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(here), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=300, check=False)
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([str(here), *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     compare(dict(np.load(io.BytesIO(done.stdout))), f"small network/{MODELS[0]}", NETWORK, 0)
 
@@ -94,13 +106,20 @@ def test_verbs(case):
 
 def test_nothing_recorded_is_left_uncompared():
     named = {name.rsplit("/", 1)[0] for name in golden()}
-    assert named == {*CASES, *(f"network/{model}" for model in MODELS), f"small network/{MODELS[0]}"}
+    assert named == {
+        *CASES,
+        *(f"network/{model}" for model in MODELS),
+        f"small network/{MODELS[0]}",
+    }
 
 
 def test_the_recorded_answers_say_something():
     """Answers of nothing but zeros, ones and missing values would agree with anything."""
     markers, runs = recorded("markers"), recorded("robustness")
-    assert 100 < (markers["adjusted p"] < 0.05).sum() < 1500 and 0.05 < np.median(recorded("pseudobulk")["p"]) < 0.95
+    assert (
+        100 < (markers["adjusted p"] < 0.05).sum() < 1500
+        and 0.05 < np.median(recorded("pseudobulk")["p"]) < 0.95
+    )
     assert (runs["runs: n_called"] > 10).mean() > 0.3 and (runs["runs: overlap"] > 0).mean() > 0.3
     assert 5 <= recorded("doublets")["doublet"].sum() <= 40
     assert len(set(recorded("annotate by markers")["labels"])) >= 3

@@ -1,6 +1,6 @@
 """A line to a server that breaks: the first lines that carry much are cut after so many bytes, as a bad network cuts them.
 
-    python breaking_line.py PORT_OF_THE_SERVER BYTES LINES     prints its own port
+python breaking_line.py PORT_OF_THE_SERVER BYTES LINES     prints its own port
 """
 
 import asyncio

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-
 @single_blas_thread()
 def annotate(
     adata: AnnData,
@@ -76,47 +75,69 @@ def annotate(
         Columns that do not exist, labels that contradict each other, no genes in common, a model that does not classify.
     """
     if not 0 < error_rate < 1:
-        raise ScMambaError(f"error_rate is {error_rate}; it must lie between 0 and 1, such as 0.05.")
+        raise ScMambaError(
+            f"error_rate is {error_rate}; it must lie between 0 and 1, such as 0.05."
+        )
     if reference is not None:
-        known = open_backed(Path(reference)) if isinstance(reference, (str, PathLike)) else reference
+        known = (
+            open_backed(Path(reference)) if isinstance(reference, (str, PathLike)) else reference
+        )
         if labels is None:
-            raise ScMambaError("Which column of the reference holds the types? Name it with labels=...")
+            raise ScMambaError(
+                "Which column of the reference holds the types? Name it with labels=..."
+            )
         levels = [labels] if isinstance(labels, str) else list(labels)
         return from_reference(
-            adata, known, levels, model, donor, layer, gene_column, network, error_rate, device, cache, seed, force, verbose
+            adata,
+            known,
+            levels,
+            model,
+            donor,
+            layer,
+            gene_column,
+            network,
+            error_rate,
+            device,
+            cache,
+            seed,
+            force,
+            verbose,
         )
     if model is not None and markers is None:
-        return _from_model(adata, load_model(model, device=device), layer, gene_column, error_rate, force, verbose)
-    panel = brain_markers() if markers is None or isinstance(markers, str) else {k: list(v) for k, v in markers.items()}
-    return from_markers(adata, panel, None if markers else brain_markers(more=True), layer, gene_column, seed, verbose)
+        return _from_model(
+            adata, load_model(model, device=device), layer, gene_column, error_rate, force, verbose
+        )
+    panel = (
+        brain_markers()
+        if markers is None or isinstance(markers, str)
+        else {k: list(v) for k, v in markers.items()}
+    )
+    return from_markers(
+        adata,
+        panel,
+        None if markers else brain_markers(more=True),
+        layer,
+        gene_column,
+        seed,
+        verbose,
+    )
 
 
 # ---------------------------------------------------------------- from a reference
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 # ---------------------------------------------------------------- from a model
 
 
-def _from_model(adata: AnnData, model: Model, layer: str | None, gene_column: str | None, error_rate: float, force: bool,
-                verbose: bool) -> Annotation:  # fmt: skip
+def _from_model(
+    adata: AnnData,
+    model: Model,
+    layer: str | None,
+    gene_column: str | None,
+    error_rate: float,
+    force: bool,
+    verbose: bool,
+) -> Annotation:
     if not model.config.n_classes or not model.labels:
         raise ScMambaError(
             f"The model '{model.config.name}' does not classify. Give a labelled reference (reference=, labels=), markers=, or fine-tune "
@@ -133,13 +154,25 @@ def _from_model(adata: AnnData, model: Model, layer: str | None, gene_column: st
     p = softmax(logits / known.get("temperature", 1.0), axis=1)
     curve = np.array(known["curve"]) if known.get("curve") else np.empty((0, 3))
     threshold = threshold_for(curve, error_rate) if len(curve) else 0.5
-    note = f"calibrated on {known['cells']} cells of donors left out" if known else "probabilities are the network's, not calibrated"
+    note = (
+        f"calibrated on {known['cells']} cells of donors left out"
+        if known
+        else "probabilities are the network's, not calibrated"
+    )
     provenance = {"way": "model", "model": model.config.name, "threshold": threshold, "note": note}
     values = shared_values(cells, cells.genes, np.arange(len(cells)))
-    answer = Annotation(adata.obs_names, {"type": list(model.labels)}, {"type": p}, threshold, curve, np.diff(values.indptr) == 0,
-                        provenance, own_components(values, 0))  # fmt: skip
+    answer = Annotation(
+        adata.obs_names,
+        {"type": list(model.labels)},
+        {"type": p},
+        threshold,
+        curve,
+        np.diff(values.indptr) == 0,
+        provenance,
+        own_components(values, 0),
+    )
     report_counts(answer, verbose)
     return answer
 
 
-__all__ = ["NETWORK_STEPS", "UNASSIGNED", "Annotation", "annotate", "brain_markers", "label_table"]
+__all__ = ["UNASSIGNED", "Annotation", "annotate", "brain_markers"]

@@ -27,13 +27,20 @@ FEW = 4
 NEIGHBOURS = 15
 
 
-
-
-def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, list[str]] | None, layer: str | None,
-                 gene_column: str | None, seed: int, verbose: bool) -> Annotation:  # fmt: skip
+def from_markers(
+    adata: AnnData,
+    panel: dict[str, list[str]],
+    more: dict[str, list[str]] | None,
+    layer: str | None,
+    gene_column: str | None,
+    seed: int,
+    verbose: bool,
+) -> Annotation:
     """Name cells by ``panel``, types -> genes; ``more`` completes types of which fewer than four genes were measured."""
     vocabulary = all_human_genes()
-    cells = read_cells(adata, vocabulary, layer=layer, gene_column=gene_column, force=True, min_coverage=0.0)
+    cells = read_cells(
+        adata, vocabulary, layer=layer, gene_column=gene_column, force=True, min_coverage=0.0
+    )
     x = shared_values(cells, cells.genes, np.arange(len(cells)))
 
     def measured(genes: list[str]) -> np.ndarray:
@@ -41,9 +48,14 @@ def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, li
         return np.flatnonzero(np.isin(cells.genes, found[found >= 0]))
 
     columns = {name: measured(genes) for name, genes in panel.items()}
-    short = extend_short_panels(columns, {name: measured(genes) for name, genes in (more or {}).items()})
+    short = extend_short_panels(
+        columns, {name: measured(genes) for name, genes in (more or {}).items()}
+    )
     if short:
-        say(f"few genes of the panel were measured for {', '.join(short)}: further markers of these types stand in", verbose)
+        say(
+            f"few genes of the panel were measured for {', '.join(short)}: further markers of these types stand in",
+            verbose,
+        )
     # Of the default panel, whose genes the user did not choose, one gene alone names nothing.
     columns = {name: own for name, own in columns.items() if len(own) >= (1 if more is None else 2)}
     missing = sorted(set(panel) - set(columns))
@@ -55,16 +67,31 @@ def from_markers(adata: AnnData, panel: dict[str, list[str]], more: dict[str, li
     if missing:
         few = "no gene" if more is None else "fewer than two genes"
         lost = ", ".join(missing)
-        say(f"{few} of the panel measured for {lost}: these types cannot be found, and their cells may be called another's", verbose)
+        say(
+            f"{few} of the panel measured for {lost}: these types cannot be found, and their cells may be called another's",
+            verbose,
+        )
     names = sorted(columns)
     space = own_components(x, seed)
-    p, is_novel, curve, clear = classify_by_markers(x, [columns[n] for n in names], space, names, seed)
+    p, is_novel, curve, clear = classify_by_markers(
+        x, [columns[n] for n in names], space, names, seed
+    )
     say(f"{clear} of {len(p)} cells clearly express one panel", verbose)
-    provenance = {"way": "markers", "types": names, "not_measured": missing, "completed": short, "clear_cells": clear, "threshold": 0.5,
-                  "genes_per_type": {n: len(columns[n]) for n in names}, "parents": {},
-                  "note": "probabilities are calibrated on cells that express one panel, not on known types"}  # fmt: skip
+    provenance = {
+        "way": "markers",
+        "types": names,
+        "not_measured": missing,
+        "completed": short,
+        "clear_cells": clear,
+        "threshold": 0.5,
+        "genes_per_type": {n: len(columns[n]) for n in names},
+        "parents": {},
+        "note": "probabilities are calibrated on cells that express one panel, not on known types",
+    }
     is_novel = is_novel | (np.diff(x.indptr) == 0)
-    answer = Annotation(adata.obs_names, {"type": names}, {"type": p}, 0.5, curve, is_novel, provenance, space)
+    answer = Annotation(
+        adata.obs_names, {"type": names}, {"type": p}, 0.5, curve, is_novel, provenance, space
+    )
     report_counts(answer, verbose)
     return answer
 
@@ -84,8 +111,9 @@ def extend_short_panels(columns: dict[str, np.ndarray], more: dict[str, np.ndarr
     return short
 
 
-def classify_by_markers(x: sparse.csr_matrix, columns: list[np.ndarray], space: np.ndarray, names: list[str],
-                   seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:  # fmt: skip
+def classify_by_markers(
+    x: sparse.csr_matrix, columns: list[np.ndarray], space: np.ndarray, names: list[str], seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """(n, types) probabilities, (n,) cells without support, the curve, and how many cells stood out to learn from."""
     nearest = nearest_neighbors(unit(space), unit(space), NEIGHBOURS)
     score = marker_scores(x, columns, nearest)
@@ -94,14 +122,18 @@ def classify_by_markers(x: sparse.csr_matrix, columns: list[np.ndarray], space: 
     sure = np.flatnonzero(seeds >= 0)
     if len(np.unique(seeds[sure])) < 2 or x.shape[0] < 60:
         return softmax(8 * score, axis=1), score.max(axis=1) < 0.1, np.empty((0, 3)), len(sure)
-    typist = fit_ensemble(x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False)
+    typist = fit_ensemble(
+        x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False
+    )
     p = np.zeros((len(seeds), len(names)))
     p[:, [names.index(n) for n in typist.names]] = typist.probabilities(x)
     p = 0.5 * p + 0.5 * p[nearest].mean(axis=1)
     return p, unsupported_cells(around, seeds, p.argmax(axis=1)), typist.curve, len(sure)
 
 
-def marker_scores(x: sparse.csr_matrix, columns: list[np.ndarray], nearest: np.ndarray | None = None) -> np.ndarray:
+def marker_scores(
+    x: sparse.csr_matrix, columns: list[np.ndarray], nearest: np.ndarray | None = None
+) -> np.ndarray:
     """(n, types) weighted mean of each panel's genes, each as a share of what its strongest cells show.
 
     Not centred: where most cells are of one type, being average means being of it. With ``nearest`` (n, k) neighbours, genes that go
@@ -111,7 +143,9 @@ def marker_scores(x: sparse.csr_matrix, columns: list[np.ndarray], nearest: np.n
     for own in columns:
         raw = x[:, own].toarray()
         values.append(np.minimum(raw / np.maximum(np.quantile(raw, 0.98, axis=0), 1.0), 1.5))
-    weights = [np.ones(v.shape[1]) for v in values] if nearest is None else coherence(values, nearest)
+    weights = (
+        [np.ones(v.shape[1]) for v in values] if nearest is None else coherence(values, nearest)
+    )
     return np.column_stack([v @ w / w.sum() for v, w in zip(values, weights)])
 
 
@@ -122,9 +156,14 @@ def coherence(values: list[np.ndarray], nearest: np.ndarray) -> list[np.ndarray]
     weights = []
     for t, genes in enumerate(smooth):
         others = np.column_stack([sums[u] for u in range(len(sums)) if u != t])
-        own = [correlations(genes[:, [g]], (sums[t] - genes[:, g])[:, None])[0, 0] for g in range(genes.shape[1])]
+        own = [
+            correlations(genes[:, [g]], (sums[t] - genes[:, g])[:, None])[0, 0]
+            for g in range(genes.shape[1])
+        ]
         rivals = correlations(genes, others).max(axis=1)
-        weights.append(np.clip(0.5 + np.array(own) - rivals, 0.05, 1.0) if genes.shape[1] > 1 else np.ones(1))
+        weights.append(
+            np.clip(0.5 + np.array(own) - rivals, 0.05, 1.0) if genes.shape[1] > 1 else np.ones(1)
+        )
     return weights
 
 

@@ -36,9 +36,22 @@ NETWORK_STEPS = 400
 REFERENCE_FORMAT = 2
 
 
-def from_reference(adata: AnnData, known: AnnData, levels: list[str], model: Any, donor: str | None, layer: str | None,
-                    gene_column: str | None, network: bool | int, error_rate: float, device: str | None, cache: Any, seed: int,
-                    force: bool, verbose: bool) -> Annotation:  # fmt: skip
+def from_reference(
+    adata: AnnData,
+    known: AnnData,
+    levels: list[str],
+    model: Any,
+    donor: str | None,
+    layer: str | None,
+    gene_column: str | None,
+    network: bool | int,
+    error_rate: float,
+    device: str | None,
+    cache: Any,
+    seed: int,
+    force: bool,
+    verbose: bool,
+) -> Annotation:
     opened = load_model(model, device=device)
     table, parents = label_table(known, levels)
     rows = np.flatnonzero(table[levels[-1]].notna().to_numpy())
@@ -64,13 +77,24 @@ def from_reference(adata: AnnData, known: AnnData, levels: list[str], model: Any
     names = table[levels[-1]].astype(str).to_numpy()[rows]
     has_donor = donor is not None and donor in known.obs
     groups = known.obs[donor].astype(str).to_numpy()[rows] if has_donor else np.full(len(rows), "")
-    steps = 0 if network is False or len(np.unique(names)) < 2 else NETWORK_STEPS if network is True else int(network)
+    steps = (
+        0
+        if network is False or len(np.unique(names)) < 2
+        else NETWORK_STEPS
+        if network is True
+        else int(network)
+    )
     place = {gene: i for i, gene in enumerate(opened.genes.ensembl_ids)}
     inside = np.array([place.get(human[i], -1) for i in shared], dtype=np.int64)
     if steps and (inside >= 0).sum() < 50:
-        say(f"the model '{opened.config.name}' reads {int((inside >= 0).sum())} of these genes; the network is left out", verbose)
+        say(
+            f"the model '{opened.config.name}' reads {int((inside >= 0).sum())} of these genes; the network is left out",
+            verbose,
+        )
         steps = 0
-    typist, classifier = _learnt(opened, x, np.column_stack([shared, inside]), names, groups, steps, seed, cache, verbose)
+    typist, classifier = _learnt(
+        opened, x, np.column_stack([shared, inside]), names, groups, steps, seed, cache, verbose
+    )
     values = shared_values(ours, shared, np.arange(len(ours)))
     logits = None
     if classifier is not None and typist.network_share > 0:
@@ -78,16 +102,35 @@ def from_reference(adata: AnnData, known: AnnData, levels: list[str], model: Any
     p = typist.probabilities(values, logits)
     is_novel = typist.is_novel(values, p, x, seed) | (np.diff(values.indptr) == 0)
     probabilities, classes = roll_up(p, typist.names, levels, parents)
-    provenance = {"way": "reference", "genes": len(shared), "reference_cells": len(rows), "error_rate": error_rate, "seed": seed,
-                  "classes": len(typist.names), "model": opened.config.name, "parents": parent_codes(classes, levels, parents),
-                  "threshold": typist.threshold(error_rate), **typist.report}  # fmt: skip
-    answer = Annotation(adata.obs_names, classes, probabilities, typist.threshold(error_rate), typist.curve, is_novel, provenance,
-                        own_components(values, seed))  # fmt: skip
+    provenance = {
+        "way": "reference",
+        "genes": len(shared),
+        "reference_cells": len(rows),
+        "error_rate": error_rate,
+        "seed": seed,
+        "classes": len(typist.names),
+        "model": opened.config.name,
+        "parents": parent_codes(classes, levels, parents),
+        "threshold": typist.threshold(error_rate),
+        **typist.report,
+    }
+    answer = Annotation(
+        adata.obs_names,
+        classes,
+        probabilities,
+        typist.threshold(error_rate),
+        typist.curve,
+        is_novel,
+        provenance,
+        own_components(values, seed),
+    )
     report_counts(answer, verbose)
     return answer
 
 
-def label_table(known: AnnData, levels: list[str]) -> tuple[pd.DataFrame, dict[str, dict[str, str]]]:
+def label_table(
+    known: AnnData, levels: list[str]
+) -> tuple[pd.DataFrame, dict[str, dict[str, str]]]:
     """The label columns, and for every level below the first the parent of each class.
 
     Raises
@@ -97,7 +140,9 @@ def label_table(known: AnnData, levels: list[str]) -> tuple[pd.DataFrame, dict[s
     """
     for column in levels:
         if column not in known.obs:
-            raise DataError(f"The reference has no column '{column}'; it has {', '.join(map(str, known.obs.columns))}.")
+            raise DataError(
+                f"The reference has no column '{column}'; it has {', '.join(map(str, known.obs.columns))}."
+            )
     table = known.obs[levels].copy()
     for column in levels:
         table[column] = table[column].astype(object).where(table[column].notna(), None)
@@ -114,7 +159,9 @@ def label_table(known: AnnData, levels: list[str]) -> tuple[pd.DataFrame, dict[s
     return table, parents
 
 
-def roll_up(p: np.ndarray, names: list[str], levels: list[str], parents: dict[str, dict[str, str]]) -> tuple[dict, dict]:
+def roll_up(
+    p: np.ndarray, names: list[str], levels: list[str], parents: dict[str, dict[str, str]]
+) -> tuple[dict, dict]:
     """Probabilities of coarse classes are sums of their fine ones."""
     probabilities, classes = {levels[-1]: p}, {levels[-1]: names}
     for coarse, fine in reversed(list(zip(levels, levels[1:]))):
@@ -123,33 +170,59 @@ def roll_up(p: np.ndarray, names: list[str], levels: list[str], parents: dict[st
         gather = np.array([[a == name for name in found] for a in above], dtype=float)
         probabilities[coarse], classes[coarse] = probabilities[fine] @ gather, found
     order = ["type"] if len(levels) == 1 else levels
-    return {o: probabilities[k] for o, k in zip(order, levels)}, {o: classes[k] for o, k in zip(order, levels)}
+    return {o: probabilities[k] for o, k in zip(order, levels)}, {
+        o: classes[k] for o, k in zip(order, levels)
+    }
 
 
-def parent_codes(classes: dict[str, list[str]], levels: list[str], parents: dict[str, dict[str, str]]) -> dict[str, list[int]]:
+def parent_codes(
+    classes: dict[str, list[str]], levels: list[str], parents: dict[str, dict[str, str]]
+) -> dict[str, list[int]]:
     """Level -> for each of its classes the position of its parent."""
     if len(levels) == 1:
         return {}
-    return {fine: [classes[coarse].index(parents[fine].get(n, n)) for n in classes[fine]] for coarse, fine in zip(levels, levels[1:])}
+    return {
+        fine: [classes[coarse].index(parents[fine].get(n, n)) for n in classes[fine]]
+        for coarse, fine in zip(levels, levels[1:])
+    }
 
 
-def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int,
-            cache: Any, verbose: bool) -> tuple[CellTypeEnsemble, Model | None]:  # fmt: skip
+def _learnt(
+    model: Model,
+    x: sparse.csr_matrix,
+    genes: np.ndarray,
+    names: np.ndarray,
+    groups: np.ndarray,
+    steps: int,
+    seed: int,
+    cache: Any,
+    verbose: bool,
+) -> tuple[CellTypeEnsemble, Model | None]:
     """From the cache if this reference was learnt before, else learnt now and kept; ``genes`` (g, 2): which, and where in the model."""
     key = _fingerprint(model, x, genes, names, groups, steps, seed)
     folder = Path(cache) if isinstance(cache, (str, PathLike)) else cache_folder() / "references"
     path = folder / key
     if cache is not False and path.is_dir():
         try:
-            kept = CellTypeEnsemble.read(path / "typist.npz"), load_model(path / "network", device=model.device) if steps else None
+            kept = (
+                CellTypeEnsemble.read(path / "typist.npz"),
+                load_model(path / "network", device=model.device) if steps else None,
+            )
             say("this reference was learnt before; what was kept is used", verbose)
             return kept
-        except (ScMambaError, OSError, ValueError, KeyError):  # a damaged cache is no reason to stop
+        except (
+            ScMambaError,
+            OSError,
+            ValueError,
+            KeyError,
+        ):  # a damaged cache is no reason to stop
             say("what was kept of this reference cannot be read; it is learnt again", verbose)
             shutil.rmtree(path, ignore_errors=True)
     classifier, shown = None, None
     if steps:
-        classifier, shown = _network_view(model, x, genes[:, 1], names, groups, steps, seed, verbose)
+        classifier, shown = _network_view(
+            model, x, genes[:, 1], names, groups, steps, seed, verbose
+        )
     typist = fit_ensemble(x, names, groups, network=shown, seed=seed, verbose=verbose)
     if cache is not False:
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,9 +236,24 @@ def _learnt(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.nda
 
 
 def _fingerprint(
-    model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int
+    model: Model,
+    x: sparse.csr_matrix,
+    genes: np.ndarray,
+    names: np.ndarray,
+    groups: np.ndarray,
+    steps: int,
+    seed: int,
 ) -> str:
-    about = [__version__, BASE_CLASSIFIERS, REFERENCE_FORMAT, model.config.name, steps, seed, list(names), list(groups)]
+    about = [
+        __version__,
+        BASE_CLASSIFIERS,
+        REFERENCE_FORMAT,
+        model.config.name,
+        steps,
+        seed,
+        list(names),
+        list(groups),
+    ]
     digest = hashlib.sha256(json.dumps(about).encode())
     for part in (x.data, x.indices, x.indptr, genes):
         digest.update(np.ascontiguousarray(part).tobytes())
@@ -173,8 +261,16 @@ def _fingerprint(
     return digest.hexdigest()[:24]
 
 
-def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: np.ndarray, groups: np.ndarray, steps: int, seed: int,
-                  verbose: bool) -> tuple[Model, tuple[np.ndarray, np.ndarray]]:  # fmt: skip
+def _network_view(
+    model: Model,
+    x: sparse.csr_matrix,
+    genes: np.ndarray,
+    names: np.ndarray,
+    groups: np.ndarray,
+    steps: int,
+    seed: int,
+    verbose: bool,
+) -> tuple[Model, tuple[np.ndarray, np.ndarray]]:
     """Fine-tune on two thirds of the donors; its answers for the others say what share it deserves."""
     from ..training.batches import CellSource, SequenceConfig
     from ..training.dataloaders import InMemorySource
@@ -186,12 +282,16 @@ def _network_view(model: Model, x: sparse.csr_matrix, genes: np.ndarray, names: 
     train = np.flatnonzero(~held & (np.diff(x.indptr) > 0))
     seen, positions_seen = readable(x[train], genes)
     nobody, totals = np.full(len(train), ""), np.full(len(train), 1e4)
-    source = CellSource("reference", sparse.csr_matrix(seen, dtype=np.float32), positions_seen, nobody, totals)
+    source = CellSource(
+        "reference", sparse.csr_matrix(seen, dtype=np.float32), positions_seen, nobody, totals
+    )
     own = codes[train]
     sizes = np.bincount(own, minlength=len(classes))
     feed = InMemorySource([source])
     labelled = LabelledCells(feed, lambda part: own[part.rows], list(classes), sizes, feed.sample)
-    tuned = linear_probe_init(model, labelled, name="reference", seed=seed, balance=0.5, verbose=verbose)
+    tuned = linear_probe_init(
+        model, labelled, name="reference", seed=seed, balance=0.5, verbose=verbose
+    )
     loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.1, seed=seed)
     sequence = SequenceConfig(mask_nonzero=0.0, mask_zero=0.0, genes_per_step=1536)
     step = classification(labelled, sequence, loop, balance=0.5)

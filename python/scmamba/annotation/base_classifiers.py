@@ -89,7 +89,9 @@ class LinearClassifier:
     def logits(self, x: sparse.csr_matrix) -> np.ndarray:
         """(n, k) of (n, m) values, a block of cells at a time."""
         starts = range(0, max(x.shape[0], 1), _BLOCK)
-        return np.vstack([np.asarray(self.scores(x[i : i + _BLOCK]) @ self.weight.T + self.bias) for i in starts])
+        return np.vstack(
+            [np.asarray(self.scores(x[i : i + _BLOCK]) @ self.weight.T + self.bias) for i in starts]
+        )
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """Everything, by name."""
@@ -134,26 +136,44 @@ class KNNClassifier:
         usual = kinds.mean(axis=0) + MIN_CLASS_SHARE
         out = []
         for start in range(0, max(x.shape[0], 1), _BLOCK):
-            neighbors = nearest_neighbors(self.place(np.asarray(self.seen.scores(x[start : start + _BLOCK]))), self.pool, ASKED)
+            neighbors = nearest_neighbors(
+                self.place(np.asarray(self.seen.scores(x[start : start + _BLOCK]))),
+                self.pool,
+                ASKED,
+            )
             even = kinds[neighbors].mean(axis=1) / usual
             out.append(np.log(even / even.sum(axis=1, keepdims=True) + MIN_CLASS_SHARE))
         return np.vstack(out)
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
         """Everything, by name."""
-        own = {"rotation": self.rotation, "offset": self.offset, "pool": self.pool, "codes": self.codes, "classes": np.array(self.classes)}
+        own = {
+            "rotation": self.rotation,
+            "offset": self.offset,
+            "pool": self.pool,
+            "codes": self.codes,
+            "classes": np.array(self.classes),
+        }
         return self.seen.arrays(prefix) | {prefix + name: value for name, value in own.items()}
 
     @classmethod
     def of(cls, kept: dict[str, np.ndarray], prefix: str) -> KNNClassifier:
         """From what :meth:`arrays` gave."""
-        rotation, offset, pool, codes, classes = (kept[prefix + name] for name in ("rotation", "offset", "pool", "codes", "classes"))
+        rotation, offset, pool, codes, classes = (
+            kept[prefix + name] for name in ("rotation", "offset", "pool", "codes", "classes")
+        )
         return cls(LinearClassifier.of(kept, prefix), rotation, offset, pool, codes, int(classes))
 
 
-def load_base_classifier(kind: str, kept: dict[str, np.ndarray]) -> LinearClassifier | KNNClassifier:
+def load_base_classifier(
+    kind: str, kept: dict[str, np.ndarray]
+) -> LinearClassifier | KNNClassifier:
     """The view of that kind from what ``arrays(kind + "_")`` gave."""
-    return KNNClassifier.of(kept, f"{kind}_") if kind == "alike" else LinearClassifier.of(kept, f"{kind}_")
+    return (
+        KNNClassifier.of(kept, f"{kind}_")
+        if kind == "alike"
+        else LinearClassifier.of(kept, f"{kind}_")
+    )
 
 
 def fit_knn(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) -> KNNClassifier:
@@ -172,7 +192,9 @@ def fit_knn(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) ->
     return view
 
 
-def fit_base_classifier(x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int) -> LinearClassifier | KNNClassifier:
+def fit_base_classifier(
+    x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int
+) -> LinearClassifier | KNNClassifier:
     """Fit one of :data:`BASE_CLASSIFIERS` to (n, m) log1p(CP10k) and the class (n,) of each cell; classes without a cell are never called."""
     if kind == "alike":
         return fit_knn(x, codes, classes, seed)
@@ -194,7 +216,9 @@ def fit_base_classifier(x: sparse.csr_matrix, codes: np.ndarray, classes: int, k
     if len(seen) == 1:
         bias[seen] = 0.0
     else:
-        with warnings.catch_warnings():  # a model that stopped early is judged on donors left out like any other
+        with (
+            warnings.catch_warnings()
+        ):  # a model that stopped early is judged on donors left out like any other
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(scores, codes)
         if len(seen) == 2:  # scikit-learn keeps one row for two classes
@@ -212,14 +236,20 @@ def _reduce(view: LinearClassifier, x: sparse.csr_matrix, seed: int) -> None:
     view.centre, view.spread = scores.mean(axis=0), scores.std(axis=0) + 1e-9
 
 
-def _select_markers(view: LinearClassifier, x: sparse.csr_matrix, codes: np.ndarray, classes: int) -> None:
+def _select_markers(
+    view: LinearClassifier, x: sparse.csr_matrix, codes: np.ndarray, classes: int
+) -> None:
     """Sums of genes: k of those each class shows more than the others do on average, k of those it shows more than the class nearest to it.
 
     The sums of a class without a cell are zero.
     """
     spread = np.sqrt(np.maximum(_variance(x), 1e-3))
     present = np.unique(codes)
-    means = (_members(codes, classes) @ x).toarray()[present] / np.bincount(codes)[present, None] / spread
+    means = (
+        (_members(codes, classes) @ x).toarray()[present]
+        / np.bincount(codes)[present, None]
+        / spread
+    )
     view.basis = np.zeros((x.shape[1], 2 * classes))
     for c, own in zip(present, means):
         others = means[present != c]
@@ -248,7 +278,9 @@ def _variance(x: sparse.csr_matrix) -> np.ndarray:
 
 def _members(codes: np.ndarray, classes: int) -> sparse.csr_matrix:
     """(k, n) one where a cell is of a class."""
-    return sparse.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(classes, len(codes)))
+    return sparse.csr_matrix(
+        (np.ones(len(codes)), (codes, np.arange(len(codes)))), shape=(classes, len(codes))
+    )
 
 
 def _scale(view: LinearClassifier, x: sparse.csr_matrix) -> None:
@@ -275,7 +307,9 @@ def class_log_profiles(x: sparse.csr_matrix, codes: np.ndarray, classes: int) ->
 COUNTS = 200
 
 
-def profile_logits(x: sparse.csr_matrix, profiles: np.ndarray, absent: np.ndarray | None = None) -> np.ndarray:
+def profile_logits(
+    x: sparse.csr_matrix, profiles: np.ndarray, absent: np.ndarray | None = None
+) -> np.ndarray:
     """(n, k) log likelihood of 200 counts drawn like the cell's own, under the profile of each class; ``absent`` (k,) classes have none.
 
     200, not the cell's depth: genes are no independent draws, and a temperature is chosen afterwards. Divided by -200 it is how many
@@ -298,7 +332,9 @@ def fit_classifier_weights(views: dict[str, np.ndarray], codes: np.ndarray) -> d
     while True:
         every, rows = np.stack([views[kind] for kind in kinds]), np.arange(len(codes))
 
-        def loss(weights: np.ndarray, every: np.ndarray = every, rows: np.ndarray = rows) -> tuple[float, np.ndarray]:
+        def loss(
+            weights: np.ndarray, every: np.ndarray = every, rows: np.ndarray = rows
+        ) -> tuple[float, np.ndarray]:
             mixed = np.tensordot(weights, every, 1)
             wrong = softmax(mixed, axis=1)
             value = float(np.mean(logsumexp(mixed, axis=1) - mixed[rows, codes]))
@@ -306,7 +342,9 @@ def fit_classifier_weights(views: dict[str, np.ndarray], codes: np.ndarray) -> d
             return value, np.einsum("vnk,nk->v", every, wrong) / len(rows)
 
         start = np.full(len(kinds), 1 / len(kinds))
-        found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(kinds)).x
+        found = minimize(
+            loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(kinds)
+        ).x
         if found.sum() <= 0:  # no view is better than guessing
             return dict.fromkeys(kinds, 1 / len(kinds))
         share = found / found.sum()

@@ -86,24 +86,41 @@ class CellTypeEnsemble:
         return softmax(self._averaged(x, network) / self.temperature, axis=1)
 
     def _averaged(self, x: sparse.csr_matrix, network: np.ndarray | None) -> np.ndarray:
-        parts = [share * tempered_log_probs(self.views[kind].logits(x), self.temperatures[kind]) for kind, share in self.weights.items()]
+        parts = [
+            share * tempered_log_probs(self.views[kind].logits(x), self.temperatures[kind])
+            for kind, share in self.weights.items()
+        ]
         linear = np.sum(parts, axis=0)
         if self.rare.any():
-            linear = with_rare_class_profiles(linear, tempered_log_probs(profile_logits(x, self.profiles), self.temperatures["profile"]), self.rare)
-        return (linear if network is None else mix_network(linear, network, self.network_share)) - self.prior_correction
+            linear = with_rare_class_profiles(
+                linear,
+                tempered_log_probs(profile_logits(x, self.profiles), self.temperatures["profile"]),
+                self.rare,
+            )
+        return (
+            linear if network is None else mix_network(linear, network, self.network_share)
+        ) - self.prior_correction
 
     def threshold(self, error_rate: float) -> float:
         """Smallest probability above which at most ``error_rate`` of the cells of unseen donors were wrong."""
         return threshold_for(self.curve, error_rate)
 
-    def is_novel(self, x: sparse.csr_matrix, probabilities: np.ndarray, reference: sparse.csr_matrix, seed: int) -> np.ndarray:
+    def is_novel(
+        self,
+        x: sparse.csr_matrix,
+        probabilities: np.ndarray,
+        reference: sparse.csr_matrix,
+        seed: int,
+    ) -> np.ndarray:
         """(n,) True: like nothing in the reference, whose (r, m) values are needed again; ``probabilities`` (n, k) as given above."""
         if not np.isfinite(self.usual.level):
             return np.zeros(x.shape[0], dtype=bool)
         space = common_space(sparse.csr_matrix(sparse.vstack([reference, x], format="csr")), seed)
         called = probabilities.argmax(axis=1)
         here, there = space[reference.shape[0] :], space[: reference.shape[0]]
-        said = call_evidence(probabilities, profile_logits(x, self.profiles), marker_features(self.markers, x))
+        said = call_evidence(
+            probabilities, profile_logits(x, self.profiles), marker_features(self.markers, x)
+        )
         return self.usual.is_novel(novelty_scores(here, there, said, self.usual.pool, seed), called)
 
     @property
@@ -115,15 +132,26 @@ class CellTypeEnsemble:
 
     def write(self, path: Path) -> None:
         """Keep everything in one .npz file of plain arrays."""
-        arrays: dict[str, np.ndarray] = {"names": np.array(self.names, dtype=str), "curve": self.curve, "profiles": self.profiles,
-                                         "usual_called": self.usual.called, "usual_shown": self.usual.shown,
-                                         "usual": np.array([self.usual.level, self.usual.pool]),
-                                         "rare": self.rare, "prior_correction": self.prior_correction}  # fmt: skip
+        arrays: dict[str, np.ndarray] = {
+            "names": np.array(self.names, dtype=str),
+            "curve": self.curve,
+            "profiles": self.profiles,
+            "usual_called": self.usual.called,
+            "usual_shown": self.usual.shown,
+            "usual": np.array([self.usual.level, self.usual.pool]),
+            "rare": self.rare,
+            "prior_correction": self.prior_correction,
+        }
         for kind, view in self.views.items():
             arrays |= view.arrays(f"{kind}_")
-        settings = {"temperature": self.temperature, "temperatures": self.temperatures, "weights": self.weights,
-                    "network_share": self.network_share,
-                    "views": list(self.views), "report": self.report}  # fmt: skip
+        settings = {
+            "temperature": self.temperature,
+            "temperatures": self.temperatures,
+            "weights": self.weights,
+            "network_share": self.network_share,
+            "views": list(self.views),
+            "report": self.report,
+        }
         with open(path, "wb") as file:
             np.savez(file, settings=np.array(json.dumps(settings)), **arrays)  # type: ignore[arg-type]
 
@@ -135,12 +163,31 @@ class CellTypeEnsemble:
         settings = json.loads(str(kept["settings"]))
         views = {kind: load_base_classifier(kind, kept) for kind in settings["views"]}
         names = [str(n) for n in kept["names"]]
-        usual = NoveltyDetector(kept["usual_called"], kept["usual_shown"], float(kept["usual"][0]), int(kept["usual"][1]))
-        return cls(names, views, settings["weights"], settings["temperatures"], settings["temperature"], settings["network_share"],
-                   kept["curve"], usual, kept["profiles"], kept["rare"], kept["prior_correction"], settings["report"])  # fmt: skip
+        usual = NoveltyDetector(
+            kept["usual_called"],
+            kept["usual_shown"],
+            float(kept["usual"][0]),
+            int(kept["usual"][1]),
+        )
+        return cls(
+            names,
+            views,
+            settings["weights"],
+            settings["temperatures"],
+            settings["temperature"],
+            settings["network_share"],
+            kept["curve"],
+            usual,
+            kept["profiles"],
+            kept["rare"],
+            kept["prior_correction"],
+            settings["report"],
+        )
 
 
-def with_rare_class_profiles(linear: np.ndarray, profile: np.ndarray, rare: np.ndarray) -> np.ndarray:
+def with_rare_class_profiles(
+    linear: np.ndarray, profile: np.ndarray, rare: np.ndarray
+) -> np.ndarray:
     """Log probabilities where a rare class is as likely as its profile says, if that is more."""
     out = linear.copy()
     out[:, rare] = np.maximum(linear[:, rare], profile[:, rare])
@@ -165,10 +212,6 @@ def donor_folds(groups: np.ndarray, codes: np.ndarray, number: int, seed: int) -
         own = rng.permutation(np.flatnonzero(codes == c))
         fold[own] = np.arange(len(own)) % number
     return fold
-
-
-
-
 
 
 def fit_ensemble(
@@ -211,19 +254,48 @@ def fit_ensemble(
         report |= losses
         judged = rows
     final = mix_network(held[judged], network[1], share) if network is not None else held
-    prior_correction = fit_prior_correction(final, codes[judged], np.log(np.bincount(codes, minlength=len(names)) / len(codes)))
+    prior_correction = fit_prior_correction(
+        final, codes[judged], np.log(np.bincount(codes, minlength=len(names)) / len(codes))
+    )
     final = final - prior_correction
     temperature = fit_temperature(final, codes[judged]) if len(names) > 1 else 1.0
     calibrated = softmax(final / temperature, axis=1)
-    report["accuracy_on_donors_left_out"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
+    report["accuracy_on_donors_left_out"] = float(
+        np.mean(calibrated.argmax(axis=1) == codes[judged])
+    )
     report["network_share"] = share
-    say(f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out", verbose)
-    views = {kind: fit_base_classifier(x, codes, len(names), kind, seed) for kind in dict.fromkeys([*weights, "markers"])}
+    say(
+        f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out",
+        verbose,
+    )
+    views = {
+        kind: fit_base_classifier(x, codes, len(names), kind, seed)
+        for kind in dict.fromkeys([*weights, "markers"])
+    }
     shown = softmax((held - prior_correction) / temperature, axis=1)
-    usual = NoveltyDetector.of(common_space(x, seed), shown.argmax(axis=1), call_evidence(shown, seen.logits["profile"], seen.marks), fold, seed)
+    usual = NoveltyDetector.of(
+        common_space(x, seed),
+        shown.argmax(axis=1),
+        call_evidence(shown, seen.logits["profile"], seen.marks),
+        fold,
+        seed,
+    )
     profiles = class_log_profiles(x, codes, len(names))
     curve = coverage_curve(calibrated, codes[judged])
-    return CellTypeEnsemble(list(names), views, weights, temperatures, temperature, share, curve, usual, profiles, rare, prior_correction, report)
+    return CellTypeEnsemble(
+        list(names),
+        views,
+        weights,
+        temperatures,
+        temperature,
+        share,
+        curve,
+        usual,
+        profiles,
+        rare,
+        prior_correction,
+        report,
+    )
 
 
 @dataclass
@@ -234,14 +306,27 @@ class OutOfFoldScores:
     marks: np.ndarray
 
 
-def cross_validate(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: np.ndarray, seed: int, verbose: bool) -> OutOfFoldScores:
+def cross_validate(
+    x: sparse.csr_matrix,
+    codes: np.ndarray,
+    classes: int,
+    fold: np.ndarray,
+    seed: int,
+    verbose: bool,
+) -> OutOfFoldScores:
     """Fit every view to the cells outside each fold, and look at those inside."""
-    out = OutOfFoldScores({kind: np.zeros((len(codes), classes)) for kind in (*BASE_CLASSIFIERS, "profile")}, np.zeros((len(codes), classes)))
+    out = OutOfFoldScores(
+        {kind: np.zeros((len(codes), classes)) for kind in (*BASE_CLASSIFIERS, "profile")},
+        np.zeros((len(codes), classes)),
+    )
     for f in track(range(3), "Judging on donors left out", 3, verbose):
         here = fold == f
         if not here.any() or here.all():
             continue
-        views = {kind: fit_base_classifier(x[~here], codes[~here], classes, kind, seed) for kind in BASE_CLASSIFIERS}
+        views = {
+            kind: fit_base_classifier(x[~here], codes[~here], classes, kind, seed)
+            for kind in BASE_CLASSIFIERS
+        }
         for kind, view in views.items():
             out.logits[kind][here] = view.logits(x[here])
         out.marks[here] = marker_features(views["markers"], x[here])  # type: ignore[arg-type]
@@ -251,29 +336,41 @@ def cross_validate(x: sparse.csr_matrix, codes: np.ndarray, classes: int, fold: 
     return out
 
 
-def fit_weights(seen: OutOfFoldScores, codes: np.ndarray, classes: int) -> tuple[np.ndarray, dict[str, float], dict[str, float], np.ndarray]:
+def fit_weights(
+    seen: OutOfFoldScores, codes: np.ndarray, classes: int
+) -> tuple[np.ndarray, dict[str, float], dict[str, float], np.ndarray]:
     """The views weighed as is best on donors left out, (n, k), the weights, all temperatures, and for which classes profiles speak."""
     sizes = np.bincount(codes, minlength=classes)
     if classes == 1:
-        return np.zeros((len(codes), 1)), {"components": 1.0}, {"components": 1.0}, np.zeros(1, dtype=bool)
+        return (
+            np.zeros((len(codes), 1)),
+            {"components": 1.0},
+            {"components": 1.0},
+            np.zeros(1, dtype=bool),
+        )
     temperatures = {kind: fit_temperature(logits, codes) for kind, logits in seen.logits.items()}
-    views = {kind: tempered_log_probs(seen.logits[kind], temperatures[kind]) for kind in BASE_CLASSIFIERS}
+    views = {
+        kind: tempered_log_probs(seen.logits[kind], temperatures[kind]) for kind in BASE_CLASSIFIERS
+    }
     weights = fit_classifier_weights(views, codes)
     held = np.sum([share * views[kind] for kind, share in weights.items()], axis=0)
     rare = (sizes < RARE) & (sizes > 1)
-    spoken = with_rare_class_profiles(held, tempered_log_probs(seen.logits["profile"], temperatures["profile"]), rare)
+    spoken = with_rare_class_profiles(
+        held, tempered_log_probs(seen.logits["profile"], temperatures["profile"]), rare
+    )
     if rare.any() and log_loss(spoken, codes) < log_loss(held, codes):
         return spoken, weights, {kind: temperatures[kind] for kind in (*weights, "profile")}, rare
-    return held, weights, {kind: temperatures[kind] for kind in weights}, np.zeros(classes, dtype=bool)
+    return (
+        held,
+        weights,
+        {kind: temperatures[kind] for kind in weights},
+        np.zeros(classes, dtype=bool),
+    )
 
 
-
-
-
-
-
-
-def fit_network_weight(linear: np.ndarray, network: np.ndarray, codes: np.ndarray) -> tuple[float, dict[str, Any]]:
+def fit_network_weight(
+    linear: np.ndarray, network: np.ndarray, codes: np.ndarray
+) -> tuple[float, dict[str, Any]]:
     """How much of the average is the network's: the share with the smallest log loss after fit_calibration."""
     losses = {}
     for share in (0.0, 0.15, 0.3, 0.5, 0.7, 1.0):
@@ -282,7 +379,9 @@ def fit_network_weight(linear: np.ndarray, network: np.ndarray, codes: np.ndarra
     return best, {"log_loss_by_network_share": {str(k): v for k, v in losses.items()}}
 
 
-def fit_prior_correction(logits: np.ndarray, codes: np.ndarray, log_prior: np.ndarray) -> np.ndarray:
+def fit_prior_correction(
+    logits: np.ndarray, codes: np.ndarray, log_prior: np.ndarray
+) -> np.ndarray:
     """(k,) the share of the log prior whose removal gives the best mean of macro F1 and accuracy."""
     best, worth = 0.0, -1.0
     for share in (0.0, 0.1, 0.2, 0.3, 0.4, 0.5):

@@ -43,7 +43,11 @@ def unit(scores: np.ndarray) -> np.ndarray:
 
 def common_space(x: sparse.csr_matrix, seed: int) -> np.ndarray:
     """(n, d) directions of the cells in leading components of all of them."""
-    return unit(principal_components(x, COMPONENTS, seed=seed)[0]) if min(x.shape) > 1 else np.ones((x.shape[0], 1))
+    return (
+        unit(principal_components(x, COMPONENTS, seed=seed)[0])
+        if min(x.shape) > 1
+        else np.ones((x.shape[0], 1))
+    )
 
 
 def call_evidence(probabilities: np.ndarray, profile: np.ndarray, shown: np.ndarray) -> np.ndarray:
@@ -56,7 +60,9 @@ def call_evidence(probabilities: np.ndarray, profile: np.ndarray, shown: np.ndar
     return np.column_stack([1 - probabilities[own], -profile[own], -shown[own]])
 
 
-def novelty_scores(here: np.ndarray, there: np.ndarray, said: np.ndarray, pool: int, seed: int) -> np.ndarray:
+def novelty_scores(
+    here: np.ndarray, there: np.ndarray, said: np.ndarray, pool: int, seed: int
+) -> np.ndarray:
     """The five signs of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
 
     Parameters
@@ -71,11 +77,15 @@ def novelty_scores(here: np.ndarray, there: np.ndarray, said: np.ndarray, pool: 
     own = np.arange(n) if n <= pool else np.sort(rng.choice(n, pool, replace=False))
     isolated = np.zeros(n)
     if len(own) > NEAREST + 1:
-        to_reference = np.linalg.norm(here[:, None] - there[nearest_neighbors(here, there, NEAREST)], axis=2).mean(axis=1)
+        to_reference = np.linalg.norm(
+            here[:, None] - there[nearest_neighbors(here, there, NEAREST)], axis=2
+        ).mean(axis=1)
         found = nearest_neighbors(here, here[own], NEAREST + 1)
         gaps = np.linalg.norm(here[:, None] - here[own][found], axis=2)
         # A cell that is in the pool finds itself first; the others lose their farthest.
-        among = np.where(np.isin(np.arange(n), own), gaps[:, 1:].mean(axis=1), gaps[:, :-1].mean(axis=1))
+        among = np.where(
+            np.isin(np.arange(n), own), gaps[:, 1:].mean(axis=1), gaps[:, :-1].mean(axis=1)
+        )
         isolated = np.log(np.maximum(to_reference, 1e-3) / np.maximum(among, 1e-3))
     around = nearest_neighbors(here, here, int(np.clip(n // 20, 1, max(OVER))))
     # A few cells quite unlike all others speak for themselves, not for those around them.
@@ -106,7 +116,9 @@ class NoveltyDetector:
     pool: int
 
     @classmethod
-    def of(cls, space: np.ndarray, called: np.ndarray, said: np.ndarray, fold: np.ndarray, seed: int) -> NoveltyDetector:
+    def of(
+        cls, space: np.ndarray, called: np.ndarray, said: np.ndarray, fold: np.ndarray, seed: int
+    ) -> NoveltyDetector:
         """From the reference's own cells: each fold beside the others."""
         shown = np.zeros((len(called), 2 + len(OVER)))
         judged = np.zeros(len(called), dtype=bool)
@@ -118,10 +130,14 @@ class NoveltyDetector:
                 judged |= here
         usual = cls(called[judged], shown[judged], np.inf, pool)
         if judged.sum() >= FEWEST:
-            usual.level = float(np.quantile(usual.standardized_score(usual.shown, usual.called), 1 - REJECTED))
+            usual.level = float(
+                np.quantile(usual.standardized_score(usual.shown, usual.called), 1 - REJECTED)
+            )
         return usual
 
-    def standardized_score(self, shown: np.ndarray, called: np.ndarray, foreign: bool = False) -> np.ndarray:
+    def standardized_score(
+        self, shown: np.ndarray, called: np.ndarray, foreign: bool = False
+    ) -> np.ndarray:
         """(n,) largest of the signs, each in units of what is usual for the class called: 0 the median, 1 the ninth decile; the last half.
 
         ``foreign`` cells are compared with the others called like them: only what stands out among these still tells.

@@ -79,7 +79,9 @@ class Annotation:
             p, names = self.probabilities[level], np.array(self.levels[level], dtype=object)
             suffix = "" if level == "type" else f"_{level}"
             order = np.argsort(-p, axis=1, kind="stable")[:, :3]
-            out[f"{KEY}_type{suffix}"] = pd.Categorical(self.labels(level), categories=[*names, UNASSIGNED])
+            out[f"{KEY}_type{suffix}"] = pd.Categorical(
+                self.labels(level), categories=[*names, UNASSIGNED]
+            )
             out[f"{KEY}_probability{suffix}"] = p[np.arange(len(p)), self._consistent(level)]
             out[f"{KEY}_alternatives{suffix}"] = [
                 "; ".join(f"{names[j]} {p[i, j]:.2f}" for j in order[i]) for i in range(len(p))
@@ -90,9 +92,13 @@ class Annotation:
         """Write the table into ``obs`` and provenance into ``uns["scmamba"]["annotate"]``."""
         table = self.to_table()
         for column in table:
-            adata.obs[column] = table[column].to_numpy() if table[column].dtype == object else table[column].array
+            adata.obs[column] = (
+                table[column].to_numpy() if table[column].dtype == object else table[column].array
+            )
         notes = dict(adata.uns.get(KEY, {}))
-        notes["annotate"] = {k: v for k, v in self.provenance.items() if k != "parents"} | {"version": __version__}
+        notes["annotate"] = {k: v for k, v in self.provenance.items() if k != "parents"} | {
+            "version": __version__
+        }
         adata.uns[KEY] = notes
         return adata
 
@@ -102,15 +108,21 @@ class Annotation:
 
         known = np.asarray(truth, dtype=str)
         names = sorted(set(known))
-        p, r, f, n = precision_recall_fscore_support(known, self.labels(level).astype(str), labels=names, zero_division=0)
-        return pd.DataFrame({"precision": p, "recall": r, "f1": f, "cells": n}, index=pd.Index(names, name="type"))
+        p, r, f, n = precision_recall_fscore_support(
+            known, self.labels(level).astype(str), labels=names, zero_division=0
+        )
+        return pd.DataFrame(
+            {"precision": p, "recall": r, "f1": f, "cells": n}, index=pd.Index(names, name="type")
+        )
 
     def confusion(self, truth: Sequence[str], level: str | None = None) -> pd.DataFrame:
         """(classes of truth, calls) numbers of cells, ``Unassigned`` among the calls."""
         called = pd.Series(self.labels(level).astype(str), name="called")
         return pd.crosstab(pd.Series(np.asarray(truth, dtype=str), name="true"), called)
 
-    def coverage(self, truth: Sequence[str] | None = None, level: str | None = None) -> pd.DataFrame:
+    def coverage(
+        self, truth: Sequence[str] | None = None, level: str | None = None
+    ) -> pd.DataFrame:
         """``threshold coverage accuracy``: which share of the cells is kept above each threshold, and how many of these are right.
 
         Of the cells at hand where ``truth`` (n,) is known; else what was seen on donors of the reference that were left out.
@@ -123,7 +135,9 @@ class Annotation:
         top = self.probabilities[level][np.arange(len(best)), best]
         right = np.array(self.levels[level], dtype=str)[best] == np.asarray(truth, dtype=str)
         kept = [(t, top >= t) for t in np.round(np.arange(0, 1, 0.01), 2)]
-        return pd.DataFrame([(t, k.mean(), right[k].mean()) for t, k in kept if k.any()], columns=columns)
+        return pd.DataFrame(
+            [(t, k.mean(), right[k].mean()) for t, k in kept if k.any()], columns=columns
+        )
 
     def plane(self, seed: int = 0) -> tuple[np.ndarray, str]:
         """(n, 2) coordinates and the name of the method: UMAP, or the leading components where umap-learn is not installed."""
@@ -135,7 +149,9 @@ class Annotation:
         except ImportError:
             return flat, "component"
         neighbours = min(15, len(flat) - 1)
-        return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(self.space), "UMAP"
+        return UMAP(
+            n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1
+        ).fit_transform(self.space), "UMAP"
 
     def to_plots(self, truth: Sequence[str] | None = None) -> dict[str, Figure]:
         """Pictures by name: ``probability``, ``map`` (UMAP by call), ``coverage`` against accuracy; with ``truth`` also ``confusion``.
@@ -144,11 +160,21 @@ class Annotation:
         """
         import matplotlib.pyplot as plt
 
-        figures = {"probability": _histogram(self.probabilities[list(self.levels)[-1]].max(axis=1), self.threshold)}
+        figures = {
+            "probability": _histogram(
+                self.probabilities[list(self.levels)[-1]].max(axis=1), self.threshold
+            )
+        }
         if self.space.size:
-            figures["map"] = _map(*self.plane(), self.labels().astype(str), None if truth is None else np.asarray(truth, dtype=str))
+            figures["map"] = _map(
+                *self.plane(),
+                self.labels().astype(str),
+                None if truth is None else np.asarray(truth, dtype=str),
+            )
         if truth is not None or len(self.curve):
-            figures["coverage"] = _coverage(self.curve, None if truth is None else self.coverage(truth), self.threshold)
+            figures["coverage"] = _coverage(
+                self.curve, None if truth is None else self.coverage(truth), self.threshold
+            )
         if truth is not None:
             figures["confusion"] = _confusion(self.confusion(truth))
         for figure in figures.values():
@@ -172,12 +198,20 @@ def _map(flat: np.ndarray, method: str, called: np.ndarray, truth: np.ndarray | 
     panels = [("called", called)] + ([] if truth is None else [("true", truth)])
     figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 5), squeeze=False)
     names = sorted({name for _, values in panels for name in values} - {UNASSIGNED})
-    colours = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)} | {UNASSIGNED: (0.8, 0.8, 0.8, 1.0)}
+    colours = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)} | {
+        UNASSIGNED: (0.8, 0.8, 0.8, 1.0)
+    }
     for axis, (title, values) in zip(axes[0], panels):
         for name in [UNASSIGNED, *names]:
             own = values == name
             if own.any():
-                axis.scatter(*flat[own].T, s=max(1.0, 3000 / len(flat)), color=colours[name], label=name, linewidths=0)
+                axis.scatter(
+                    *flat[own].T,
+                    s=max(1.0, 3000 / len(flat)),
+                    color=colours[name],
+                    label=name,
+                    linewidths=0,
+                )
         axis.set(title=title, xlabel=f"{method} 1", ylabel=f"{method} 2", xticks=[], yticks=[])
         axis.legend(markerscale=3, fontsize=6, frameon=False, loc="best")
     return figure
@@ -206,7 +240,15 @@ def _confusion(table: pd.DataFrame) -> Figure:
     axis.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for (i, j), number in np.ndenumerate(table.to_numpy()):
         if number:
-            axis.text(j, i, str(number), ha="center", va="center", fontsize=6, color="black" if share[i, j] > 0.6 else "white")
+            axis.text(
+                j,
+                i,
+                str(number),
+                ha="center",
+                va="center",
+                fontsize=6,
+                color="black" if share[i, j] > 0.6 else "white",
+            )
     axis.set_xticks(range(table.shape[1]), table.columns, rotation=90)
     axis.set_yticks(range(table.shape[0]), table.index)
     axis.set(xlabel="called", ylabel="true")
@@ -218,7 +260,11 @@ def own_components(x: sparse.csr_matrix, seed: int, number: int = 30) -> np.ndar
     from ..neighbors.svd import principal_components
 
     parts = min(number, min(x.shape) - 1)
-    return principal_components(x, parts, seed=seed)[0] if parts >= 1 and x.nnz else np.zeros((x.shape[0], 1))
+    return (
+        principal_components(x, parts, seed=seed)[0]
+        if parts >= 1 and x.nnz
+        else np.zeros((x.shape[0], 1))
+    )
 
 
 def report_counts(answer: Annotation, verbose: bool) -> None:

@@ -13,23 +13,56 @@ from ..utils.errors import ScMambaError
 def annotate(
     data: Annotated[Path, typer.Argument(help="An .h5ad file of counts, cells x genes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")],
-    reference: Annotated[Path | None, typer.Option(help="An .h5ad file of cells whose types are known.")] = None,
-    labels: Annotated[list[str] | None, typer.Option(help="Its column of types; repeat from coarse to fine for several levels.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="A model that classifies, or to fine-tune.")] = None,
-    markers: Annotated[Path | None, typer.Option(help="Tab-separated file: type, gene,gene,...; the brain's types if not given.")] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="An .h5ad file of cells whose types are known.")
+    ] = None,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="Its column of types; repeat from coarse to fine for several levels."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A model that classifies, or to fine-tune.")
+    ] = None,
+    markers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Tab-separated file: type, gene,gene,...; the brain's types if not given."
+        ),
+    ] = None,
     donor: Annotated[str, typer.Option(help="Column of the reference with donors.")] = "donor",
     layer: Annotated[str | None, typer.Option(help="Layer to read; X if not given.")] = None,
-    gene_column: Annotated[str | None, typer.Option(help="Column of var with gene names; the best one is found if not given.")] = None,
-    network: Annotated[bool, typer.Option(help="Fine-tune the network on the reference; --no-network is much quicker.")] = True,
-    error_rate: Annotated[float, typer.Option(help="Share of wrong calls to accept; what is less certain is Unassigned.")] = 0.05,
-    truth: Annotated[str | None, typer.Option(help="Column of the data with known types: prints a report.")] = None,
-    table: Annotated[Path | None, typer.Option(help="Also write types, probabilities and alternatives as .csv.")] = None,
+    gene_column: Annotated[
+        str | None,
+        typer.Option(help="Column of var with gene names; the best one is found if not given."),
+    ] = None,
+    network: Annotated[
+        bool,
+        typer.Option(help="Fine-tune the network on the reference; --no-network is much quicker."),
+    ] = True,
+    error_rate: Annotated[
+        float,
+        typer.Option(help="Share of wrong calls to accept; what is less certain is Unassigned."),
+    ] = 0.05,
+    truth: Annotated[
+        str | None, typer.Option(help="Column of the data with known types: prints a report.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Also write types, probabilities and alternatives as .csv.")
+    ] = None,
     plots: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")] = None,
-    cache: Annotated[bool, typer.Option(help="Keep what is learnt of the reference for the next query.")] = True,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")
+    ] = None,
+    cache: Annotated[
+        bool, typer.Option(help="Keep what is learnt of the reference for the next query.")
+    ] = True,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    force: Annotated[bool, typer.Option("--force", help="Go on although few genes are shared.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although few genes are shared.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output if it exists.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
     """Name the cell types of an .h5ad file (obs/scmamba_type, _probability and _alternatives of a copy)."""
@@ -42,12 +75,28 @@ def annotate(
             raise ScMambaError(f"{path} exists already. Choose another name, or pass --overwrite.")
     adata = open_backed(data).to_memory()
     if truth is not None and truth not in adata.obs:
-        raise ScMambaError(f"The data have no column '{truth}'; they have {', '.join(map(str, adata.obs.columns)) or 'none'}.")
+        raise ScMambaError(
+            f"The data have no column '{truth}'; they have {', '.join(map(str, adata.obs.columns)) or 'none'}."
+        )
     known = open_backed(reference).to_memory() if reference is not None else None
     columns = None if not labels else labels[0] if len(labels) == 1 else labels
-    found = name_types(adata, reference=known, labels=columns, model=model, markers=read_markers(markers) if markers else None,
-                       donor=donor, layer=layer, gene_column=gene_column, network=network, error_rate=error_rate, device=device,
-                       cache=cache, seed=seed, force=force, verbose=not quiet)  # fmt: skip
+    found = name_types(
+        adata,
+        reference=known,
+        labels=columns,
+        model=model,
+        markers=read_markers(markers) if markers else None,
+        donor=donor,
+        layer=layer,
+        gene_column=gene_column,
+        network=network,
+        error_rate=error_rate,
+        device=device,
+        cache=cache,
+        seed=seed,
+        force=force,
+        verbose=not quiet,
+    )
     found.to_adata(adata)
     with atomic_path(output) as path:
         adata.write_h5ad(path, compression="gzip")
@@ -63,7 +112,9 @@ def annotate(
     if known_types is not None:
         typer.echo(found.report(known_types).round(3).to_string())
     unassigned = int((found.labels().astype(str) == "Unassigned").sum())
-    typer.echo(f"{output}: types of {adata.n_obs - unassigned:,} of {adata.n_obs:,} cells, the others Unassigned")
+    typer.echo(
+        f"{output}: types of {adata.n_obs - unassigned:,} of {adata.n_obs:,} cells, the others Unassigned"
+    )
 
 
 def read_markers(path: Path) -> dict[str, list[str]]:
@@ -78,20 +129,33 @@ def read_markers(path: Path) -> dict[str, list[str]]:
         raise ScMambaError(f"There is no file {path}.")
     panel: dict[str, list[str]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip() or line.startswith("#") or (number == 1 and line.lower() == "type\tgenes"):
+        if (
+            not line.strip()
+            or line.startswith("#")
+            or (number == 1 and line.lower() == "type\tgenes")
+        ):
             continue
         name, tab, genes = line.partition("\t")
         if not tab:
-            raise ScMambaError(f"Line {number} of {path} has no tab; each line is a type, a tab, and genes parted by commas.")
-        panel.setdefault(name.strip(), []).extend(gene.strip() for gene in genes.split(",") if gene.strip())
+            raise ScMambaError(
+                f"Line {number} of {path} has no tab; each line is a type, a tab, and genes parted by commas."
+            )
+        panel.setdefault(name.strip(), []).extend(
+            gene.strip() for gene in genes.split(",") if gene.strip()
+        )
     return panel
 
 
 def genes(
     names: Annotated[list[str], typer.Argument(help="Symbols or Ensembl IDs.")],
     n: Annotated[int, typer.Option("-n", min=1, help="Neighbours of each.")] = 10,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name or checkpoint folder; default brain-mini.")] = None,
-    picture: Annotated[Path | None, typer.Option("--map", help="Also draw the brain's marker genes (.png, .pdf).")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Name or checkpoint folder; default brain-mini."),
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option("--map", help="Also draw the brain's marker genes (.png, .pdf).")
+    ] = None,
 ) -> None:
     """Show the genes whose learned embeddings are nearest to those of some genes."""
     from ..embedding import gene_neighbours, marker_map, plot_marker_map
@@ -103,7 +167,9 @@ def genes(
         with atomic_path(picture) as path:
             plot_marker_map(table).savefig(path, dpi=150, bbox_inches="tight")
         own, chance = table["own_type"].mean(), table.attrs["expected"]
-        typer.echo(f"{picture}: the nearest other marker is of the same type for {own:.0%} of {len(table)} markers (chance {chance:.0%})")
+        typer.echo(
+            f"{picture}: the nearest other marker is of the same type for {own:.0%} of {len(table)} markers (chance {chance:.0%})"
+        )
 
 
 def register(app: typer.Typer) -> None:

@@ -19,7 +19,9 @@ def cohort(
     output: Annotated[Path, typer.Argument(help="The .h5ad file to write.")],
     cells: Annotated[int, typer.Option(help="Number of cells.")] = 2000,
     donors: Annotated[int, typer.Option(help="Number of donors.")] = 8,
-    genes: Annotated[int | None, typer.Option(help="Keep this many genes; all 10,000 if not given.")] = None,
+    genes: Annotated[
+        int | None, typer.Option(help="Keep this many genes; all 10,000 if not given.")
+    ] = None,
     disease_fraction: Annotated[float, typer.Option(help="Share of donors with AD.")] = 0.5,
     seed: Annotated[int, typer.Option(help="The same seed gives the same cohort.")] = 0,
 ) -> None:
@@ -28,7 +30,13 @@ def cohort(
     from ..utils.atomic import atomic_path
 
     try:
-        data = brain_cohort(cells, n_donors=donors, n_genes=genes or None, disease_fraction=disease_fraction, seed=seed)
+        data = brain_cohort(
+            cells,
+            n_donors=donors,
+            n_genes=genes or None,
+            disease_fraction=disease_fraction,
+            seed=seed,
+        )
         with atomic_path(output) as path:
             data.write_h5ad(path, compression="gzip")
     except ScMambaError as error:
@@ -37,19 +45,35 @@ def cohort(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(help="An .rds (Seurat, SingleCellExperiment) or .h5ad file.")],
+    source: Annotated[
+        Path, typer.Argument(help="An .rds (Seurat, SingleCellExperiment) or .h5ad file.")
+    ],
     target: Annotated[Path, typer.Argument(help="The .h5ad or .rds file to write.")],
-    assay: Annotated[str, typer.Option(help="Seurat assay that becomes X, or that X becomes.")] = "",
+    assay: Annotated[
+        str, typer.Option(help="Seurat assay that becomes X, or that X becomes.")
+    ] = "",
     to: Annotated[str, typer.Option(help="What to put in an .rds file: seurat or sce.")] = "seurat",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the target if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the target if it exists.")
+    ] = False,
     compress: Annotated[bool, typer.Option(help="Compress the target; slower and smaller.")] = True,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not say what could not be carried over.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Do not say what could not be carried over.")
+    ] = False,
 ) -> None:
     """Convert Seurat or SingleCellExperiment files (.rds) to AnnData (.h5ad), or back."""
     from ..interop._convert import convert_file
 
     try:
-        sentence = convert_file(source, target, assay=assay, to=to, overwrite=overwrite, compress=compress, verbose=not quiet)
+        sentence = convert_file(
+            source,
+            target,
+            assay=assay,
+            to=to,
+            overwrite=overwrite,
+            compress=compress,
+            verbose=not quiet,
+        )
     except ScMambaError as error:
         _stop(error)
     typer.echo(sentence)

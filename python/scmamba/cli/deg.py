@@ -13,7 +13,9 @@ from ..utils.errors import ScMambaError
 if TYPE_CHECKING:
     import pandas as pd
 
-Input = Annotated[Path, typer.Argument(help="An .h5ad file: raw counts or log values, cells x genes.")]
+Input = Annotated[
+    Path, typer.Argument(help="An .h5ad file: raw counts or log values, cells x genes.")
+]
 GroupBy = Annotated[str, typer.Option("--groupby", help="Column of obs that holds the groups.")]
 
 
@@ -45,11 +47,15 @@ def deg(
     group2: Annotated[
         str | None, typer.Option(help="What it is compared with; all other cells if not given.")
     ] = None,
-    test: Annotated[str, typer.Option(help="MAST, wilcox, or pseudobulk (needs --donor).")] = "MAST",
+    test: Annotated[
+        str, typer.Option(help="MAST, wilcox, or pseudobulk (needs --donor).")
+    ] = "MAST",
     donor: Annotated[
         str | None, typer.Option(help="Column of obs that names the donors (pseudobulk).")
     ] = None,
-    latent: Annotated[str | None, typer.Option(help="Columns of obs to adjust for, comma-separated.")] = None,
+    latent: Annotated[
+        str | None, typer.Option(help="Columns of obs to adjust for, comma-separated.")
+    ] = None,
     layer: Annotated[
         str | None, typer.Option(help="Layer to test, for example scmamba; X if not given.")
     ] = None,
@@ -66,14 +72,26 @@ def deg(
         first, second = _values(group1) or [], _values(group2)
         if test == "pseudobulk":
             if donor is None:
-                raise ScMambaError("The pseudobulk test counts donors: name their column with --donor.")
-            table = pseudobulk(adata, groupby, donor, first, second, layer=layer, covariates=_values(latent))
+                raise ScMambaError(
+                    "The pseudobulk test counts donors: name their column with --donor."
+                )
+            table = pseudobulk(
+                adata, groupby, donor, first, second, layer=layer, covariates=_values(latent)
+            )
         else:
             table = find_markers(
-                adata, groupby, first, second, latent_vars=_values(latent), layer=layer, min_pct=min_pct,
-                test=test, seurat=seurat,  # type: ignore[arg-type]  # checked there, with a sentence
-                logfc_threshold=logfc_threshold, only_pos=only_pos,
-            )  # fmt: skip
+                adata,
+                groupby,
+                first,
+                second,
+                latent_vars=_values(latent),
+                layer=layer,
+                min_pct=min_pct,
+                test=test,
+                seurat=seurat,  # type: ignore[arg-type]  # checked there, with a sentence
+                logfc_threshold=logfc_threshold,
+                only_pos=only_pos,
+            )
         _write(table, output)
     except ScMambaError as error:
         _stop(error)
@@ -93,7 +111,9 @@ def robustness(
     groupby: GroupBy,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and figures.")],
     donor: Annotated[str | None, typer.Option(help="Column of obs that names the donors.")] = None,
-    cell_type: Annotated[str | None, typer.Option(help="Column of obs that holds the cell types.")] = None,
+    cell_type: Annotated[
+        str | None, typer.Option(help="Column of obs that holds the cell types.")
+    ] = None,
     group1: Annotated[str | None, typer.Option(help="The condition of interest.")] = None,
     group2: Annotated[str | None, typer.Option(help="What it is compared with.")] = None,
     layers: Annotated[
@@ -123,15 +143,29 @@ def robustness(
         try:
             shares = [float(x) for x in _values(ratios) or []]
         except ValueError as error:
-            raise ScMambaError(f"--ratios {ratios!r} cannot be read: write numbers, as 0.2,0.5.") from error
+            raise ScMambaError(
+                f"--ratios {ratios!r} cannot be read: write numbers, as 0.2,0.5."
+            ) from error
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the result prints its warnings itself
             result = analyse(
-                adata, groupby, donor, cell_type, group1=group1, group2=group2, layers=_values(layers) or [],
-                ratios=shares, permutations=permutations, donors=None if donors == "none" else donors,
-                null_permutations=null_permutations, seurat=seurat, adjust=adjust, seed=seed, n_jobs=jobs,
+                adata,
+                groupby,
+                donor,
+                cell_type,
+                group1=group1,
+                group2=group2,
+                layers=_values(layers) or [],
+                ratios=shares,
+                permutations=permutations,
+                donors=None if donors == "none" else donors,
+                null_permutations=null_permutations,
+                seurat=seurat,
+                adjust=adjust,
+                seed=seed,
+                n_jobs=jobs,
                 resume=resume,
-            )  # fmt: skip
+            )
         result.save(output)
     except ScMambaError as error:
         _stop(error)

@@ -13,18 +13,37 @@ from ..utils.errors import ScMambaError
 def doublets(
     data: Annotated[Path, typer.Argument(help="An .h5ad file of raw counts, cells x genes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")],
-    sample: Annotated[str | None, typer.Option(help="Column of obs that names the library or donor; one sample if not given.")] = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of obs that names the library or donor; one sample if not given."
+        ),
+    ] = None,
     method: Annotated[
-        Literal["fast", "network", "both"], typer.Option(help="fast: a minute on a CPU; network: the paper's; both: their mean.")
+        Literal["fast", "network", "both"],
+        typer.Option(help="fast: a minute on a CPU; network: the paper's; both: their mean."),
     ] = "fast",
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Pre-trained model to fine-tune; default brain-mini.")] = None,
-    expected_rate: Annotated[float | None, typer.Option(help="Share of doublets; by cell numbers if not given.")] = None,
-    identification_rate: Annotated[float | None, typer.Option(help="Call exactly this share of each sample.")] = None,
-    labels: Annotated[str | None, typer.Option(help="Column of obs with cell types, to name the likely parents.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="Pre-trained model to fine-tune; default brain-mini."),
+    ] = None,
+    expected_rate: Annotated[
+        float | None, typer.Option(help="Share of doublets; by cell numbers if not given.")
+    ] = None,
+    identification_rate: Annotated[
+        float | None, typer.Option(help="Call exactly this share of each sample.")
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Column of obs with cell types, to name the likely parents.")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="Layer to read; X if not given.")] = None,
-    table: Annotated[Path | None, typer.Option(help="Also write the scores, calls and parents as .csv.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Also write the scores, calls and parents as .csv.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output if it exists.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
     """Find doublets in an .h5ad file (obs/scmamba_doublet, _score and _parents of a copy)."""
@@ -36,46 +55,91 @@ def doublets(
         if path is not None and path.exists() and not overwrite:
             raise ScMambaError(f"{path} exists already. Choose another name, or pass --overwrite.")
     adata = open_backed(data).to_memory()
-    detect_doublets(adata, sample=sample, method=method, model=model, expected_rate=expected_rate, identification_rate=identification_rate,
-                    labels=labels, layer=layer, seed=seed, verbose=not quiet)  # fmt: skip
+    detect_doublets(
+        adata,
+        sample=sample,
+        method=method,
+        model=model,
+        expected_rate=expected_rate,
+        identification_rate=identification_rate,
+        labels=labels,
+        layer=layer,
+        seed=seed,
+        verbose=not quiet,
+    )
     with atomic_path(output) as path:
         adata.write_h5ad(path, compression="gzip")
     if table is not None:
         with atomic_path(table) as path:
             adata.obs.filter(like="scmamba_doublet").to_csv(path)
-    typer.echo(f"{output}: {int(adata.obs['scmamba_doublet'].sum())} of {adata.n_obs} droplets called doublets")
+    typer.echo(
+        f"{output}: {int(adata.obs['scmamba_doublet'].sum())} of {adata.n_obs} droplets called doublets"
+    )
 
 
 def prepare(
     data: Annotated[list[Path], typer.Argument(help=".h5ad files of raw counts, one a study.")],
-    folder: Annotated[Path, typer.Option("--output", "-o", help="Folder for every step's result and prepared.h5ad.")],
+    folder: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="Folder for every step's result and prepared.h5ad."),
+    ],
     donor: Annotated[str, typer.Option(help="Column of obs that names the donor.")] = "donor",
-    markers: Annotated[Path | None, typer.Option(help="Marker panels: a table of type<TAB>GENE,GENE,... instead of the paper's.")] = None,
+    markers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Marker panels: a table of type<TAB>GENE,GENE,... instead of the paper's."
+        ),
+    ] = None,
     min_total: Annotated[float, typer.Option(help="Least counts of a cell.")] = 200,
     min_cells_per_donor: Annotated[int, typer.Option(help="Least cells of a donor.")] = 200,
     resolution: Annotated[float, typer.Option(help="Resolution of the Leiden clusters.")] = 1.8,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin again in a folder that holds another run.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin again in a folder that holds another run.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages.")] = False,
 ) -> None:
     """Filter, score, integrate, cluster and label libraries as the paper did; stopped runs go on."""
     from ..preprocessing import PrepareConfig
     from ..preprocessing import prepare as run
 
-    config = PrepareConfig(min_total=min_total, min_cells_per_donor=min_cells_per_donor, resolution=resolution, seed=seed)
+    config = PrepareConfig(
+        min_total=min_total,
+        min_cells_per_donor=min_cells_per_donor,
+        resolution=resolution,
+        seed=seed,
+    )
     panels = None if markers is None else _panels(markers)
-    result = run(list(data), folder=folder, donor=donor, markers=panels, config=config, overwrite=overwrite, verbose=not quiet)
+    result = run(
+        list(data),
+        folder=folder,
+        donor=donor,
+        markers=panels,
+        config=config,
+        overwrite=overwrite,
+        verbose=not quiet,
+    )
     labelled = int(result.obs["scmamba_label"].notna().sum())
-    typer.echo(f"{folder / 'prepared.h5ad'}: {result.n_obs} cells x {result.n_vars} genes, {labelled} labelled")
+    typer.echo(
+        f"{folder / 'prepared.h5ad'}: {result.n_obs} cells x {result.n_vars} genes, {labelled} labelled"
+    )
 
 
 def _panels(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         raise ScMambaError(f"There is no file {path}.")
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
+    rows = [
+        line.split("\t")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
     if any(len(row) != 2 for row in rows):
-        raise ScMambaError(f"{path.name}: each line is a type, a tab and its genes with commas between them.")
-    return {row[0]: [gene.strip() for gene in row[1].split(",")] for row in rows if row[0] != "type"}
+        raise ScMambaError(
+            f"{path.name}: each line is a type, a tab and its genes with commas between them."
+        )
+    return {
+        row[0]: [gene.strip() for gene in row[1].split(",")] for row in rows if row[0] != "type"
+    }
 
 
 def register(app: typer.Typer) -> None:

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from ..evaluation.annotation_report import AnnotationReport
     from ..evaluation.reports import Report
 
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder for report.md, the tables and the pictures.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Folder for report.md, the tables and the pictures."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
 
 app = typer.Typer(no_args_is_help=True, help="Compare answers with what is known.")
@@ -24,10 +27,20 @@ app = typer.Typer(no_args_is_help=True, help="Compare answers with what is known
 
 @app.command("annotation")
 def annotation(
-    data: Annotated[Path, typer.Argument(help="An .h5ad file with known types and calls in its obs.")],
+    data: Annotated[
+        Path, typer.Argument(help="An .h5ad file with known types and calls in its obs.")
+    ],
     truth: Annotated[str, typer.Option(help="Column of known types.")],
-    called: Annotated[list[str] | None, typer.Option(help="Column of calls; repeat to compare several. Default scmamba_type.")] = None,
-    confidence: Annotated[str | None, typer.Option(help="Column of probabilities of the first calls; default scmamba_probability.")] = None,
+    called: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of calls; repeat to compare several. Default scmamba_type."),
+    ] = None,
+    confidence: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of probabilities of the first calls; default scmamba_probability."
+        ),
+    ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -38,22 +51,43 @@ def annotation(
     _must_be_new(output, overwrite)
     table = open_backed(data).obs
     columns = called or ["scmamba_type"]
-    sure = confidence or ("scmamba_probability" if columns[0] == "scmamba_type" and "scmamba_probability" in table else None)
+    sure = confidence or (
+        "scmamba_probability"
+        if columns[0] == "scmamba_type" and "scmamba_probability" in table
+        else None
+    )
     _need_columns(table, [truth, *columns] + ([sure] if sure else []))
     kept = table[table[truth].notna().to_numpy()]
     if not len(kept):
         raise ScMambaError(f"The column '{truth}' holds no type.")
-    calls = {column: kept[column].astype(object).fillna("Unassigned").astype(str).to_numpy() for column in columns}
-    report = annotation_report(kept[truth].astype(str).to_numpy(), calls, None if sure is None else kept[sure].to_numpy(dtype=float))
+    calls = {
+        column: kept[column].astype(object).fillna("Unassigned").astype(str).to_numpy()
+        for column in columns
+    }
+    report = annotation_report(
+        kept[truth].astype(str).to_numpy(),
+        calls,
+        None if sure is None else kept[sure].to_numpy(dtype=float),
+    )
     _tell(report, output, f"{len(kept):,} cells")
 
 
 @app.command("doublets")
 def doublets(
-    data: Annotated[Path, typer.Argument(help="An .h5ad file with the truth and scores in its obs.")],
-    truth: Annotated[str, typer.Option(help="Column that is true (or 'doublet') for droplets with two cells.")],
-    score: Annotated[list[str] | None, typer.Option(help="Column of scores; repeat for several. Default scmamba_doublet_score.")] = None,
-    called: Annotated[str | None, typer.Option(help="Column of calls of the first score; by default as many as are true.")] = None,
+    data: Annotated[
+        Path, typer.Argument(help="An .h5ad file with the truth and scores in its obs.")
+    ],
+    truth: Annotated[
+        str, typer.Option(help="Column that is true (or 'doublet') for droplets with two cells.")
+    ],
+    score: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of scores; repeat for several. Default scmamba_doublet_score."),
+    ] = None,
+    called: Annotated[
+        str | None,
+        typer.Option(help="Column of calls of the first score; by default as many as are true."),
+    ] = None,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
@@ -66,21 +100,34 @@ def doublets(
     columns = score or ["scmamba_doublet_score"]
     _need_columns(table, [truth, *columns, *([called] if called else [])])
     kept = table[table[truth].notna().to_numpy()]
-    scores = {name: pd.to_numeric(kept[name], errors="coerce").to_numpy(dtype=float) for name in columns}
+    scores = {
+        name: pd.to_numeric(kept[name], errors="coerce").to_numpy(dtype=float) for name in columns
+    }
     if empty := [name for name, values in scores.items() if not np.isfinite(values).any()]:
         raise ScMambaError(f"The column '{empty[0]}' holds no numbers.")
     calls = {columns[0]: _is_doublet(kept[called])} if called else None
-    _tell(doublet_report(_is_doublet(kept[truth]), scores, calls), output, f"{len(kept):,} droplets")
+    _tell(
+        doublet_report(_is_doublet(kept[truth]), scores, calls), output, f"{len(kept):,} droplets"
+    )
 
 
 @app.command("imputation")
 def imputation(
-    data: Annotated[Path, typer.Argument(help="An .h5ad file of raw counts, of donors the models never saw.")],
-    model: Annotated[list[str] | None, typer.Option("--model", "-m", help="A model; repeat for several. Default brain-mini.")] = None,
-    predictor: Annotated[list[str] | None, typer.Option(help="Simple predictor beside it; default: all installed.")] = None,
+    data: Annotated[
+        Path, typer.Argument(help="An .h5ad file of raw counts, of donors the models never saw.")
+    ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="A model; repeat for several. Default brain-mini."),
+    ] = None,
+    predictor: Annotated[
+        list[str] | None, typer.Option(help="Simple predictor beside it; default: all installed.")
+    ] = None,
     layer: Annotated[str | None, typer.Option(help="Layer to read; X if not given.")] = None,
     min_total: Annotated[float, typer.Option(help="Cells with fewer counts are left out.")] = 2000,
-    cells: Annotated[int | None, typer.Option(help="So many cells at random; all if not given.")] = None,
+    cells: Annotated[
+        int | None, typer.Option(help="So many cells at random; all if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     output: Output = None,
     overwrite: Overwrite = False,
@@ -97,17 +144,30 @@ def imputation(
     if cells is not None and cells < adata.n_obs:
         rows = np.sort(np.random.default_rng(seed).choice(adata.n_obs, cells, replace=False))
     models = {Path(name).name: name for name in model or ["brain-mini"]}
-    table = nonzero_imputation(adata[rows].to_memory(), models, predictors=predictor or None, layer=layer, min_total=min_total,
-                               seed=seed, verbose=not quiet)  # fmt: skip
+    table = nonzero_imputation(
+        adata[rows].to_memory(),
+        models,
+        predictors=predictor or None,
+        layer=layer,
+        min_total=min_total,
+        seed=seed,
+        verbose=not quiet,
+    )
     _tell(imputation_report(table), output, f"{table.attrs['cells']:,} cells")
 
 
 @app.command("clusters")
 def clusters(
-    data: Annotated[Path, typer.Argument(help="An .h5ad file of raw counts with known types, and layers to compare.")],
+    data: Annotated[
+        Path,
+        typer.Argument(help="An .h5ad file of raw counts with known types, and layers to compare."),
+    ],
     truth: Annotated[str, typer.Option(help="Column of known types.")],
     donor: Annotated[str | None, typer.Option(help="Column of donors.")] = None,
-    layer: Annotated[list[str] | None, typer.Option(help="Layer of log values to compare; repeat for several. Default scmamba.")] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Layer of log values to compare; repeat for several. Default scmamba."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     output: Output = None,
     overwrite: Overwrite = False,
@@ -122,12 +182,21 @@ def clusters(
     layers = layer or ["scmamba"]
     if missing := [name for name in layers if name not in adata.layers]:
         have = ", ".join(adata.layers) or "none"
-        raise ScMambaError(f"The data have no layer '{missing[0]}'; they have {have}. 'scmamba impute' makes one.")
+        raise ScMambaError(
+            f"The data have no layer '{missing[0]}'; they have {have}. 'scmamba impute' makes one."
+        )
     _need_columns(adata.obs, [truth, *([donor] if donor else [])])
     kept = adata[adata.obs[truth].notna().to_numpy()].to_memory()
-    values = {"counts": normalise(sparse.csr_matrix(kept.X)), **{name: kept.layers[name] for name in layers}}
+    values = {
+        "counts": normalise(sparse.csr_matrix(kept.X)),
+        **{name: kept.layers[name] for name in layers},
+    }
     donors = None if donor is None else kept.obs[donor].astype(str).to_numpy()
-    _tell(cluster_report(values, kept.obs[truth].astype(str).to_numpy(), donors, seed=seed), output, f"{kept.n_obs:,} cells")
+    _tell(
+        cluster_report(values, kept.obs[truth].astype(str).to_numpy(), donors, seed=seed),
+        output,
+        f"{kept.n_obs:,} cells",
+    )
 
 
 def _is_doublet(column: pd.Series) -> np.ndarray:
@@ -137,7 +206,9 @@ def _is_doublet(column: pd.Series) -> np.ndarray:
     words = column.astype(str).str.lower()
     known = {"doublet": True, "true": True, "1": True, "singlet": False, "false": False, "0": False}
     if is_novel := sorted(set(words) - set(known)):
-        raise ScMambaError(f"The column '{column.name}' holds '{is_novel[0]}'; it must be true or false, or 'doublet' or 'singlet'.")
+        raise ScMambaError(
+            f"The column '{column.name}' holds '{is_novel[0]}'; it must be true or false, or 'doublet' or 'singlet'."
+        )
     return words.map(known).to_numpy(dtype=bool)
 
 
@@ -149,7 +220,9 @@ def _must_be_new(output: Path | None, overwrite: bool) -> None:
 def _need_columns(table: pd.DataFrame, columns: list[str]) -> None:
     for column in columns:
         if column not in table:
-            raise ScMambaError(f"The data have no column '{column}'; they have {', '.join(map(str, table.columns)) or 'none'}.")
+            raise ScMambaError(
+                f"The data have no column '{column}'; they have {', '.join(map(str, table.columns)) or 'none'}."
+            )
 
 
 def _tell(report: Report | AnnotationReport, output: Path | None, what: str) -> None:

@@ -31,14 +31,28 @@ app = typer.Typer(
 
 Input = Annotated[Path, typer.Argument(help="An .h5ad file of counts, cells x genes.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")]
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="Name, checkpoint folder or published .ckpt; default brain-mini.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="Name, checkpoint folder or published .ckpt; default brain-mini."
+    ),
+]
 Layer = Annotated[str | None, typer.Option(help="Layer to read; X if not given.")]
-GeneColumn = Annotated[str | None, typer.Option(help="Column of var with gene names; the best one is found if not given.")]
+GeneColumn = Annotated[
+    str | None,
+    typer.Option(help="Column of var with gene names; the best one is found if not given."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Force = Annotated[bool, typer.Option("--force", help="Go on although few of the model's genes were measured.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on although few of the model's genes were measured.")
+]
 Backend = Annotated[str | None, typer.Option(help="Selective scan to use (see scmamba info).")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Cells at once; chosen by memory if not given.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Cells at once; chosen by memory if not given.")
+]
 Seed = Annotated[int, typer.Option(help="Same seed, same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
 
@@ -50,12 +64,27 @@ def impute(
     model: ModelOption = None,
     layer: Layer = None,
     gene_column: GeneColumn = None,
-    method: Annotated[Literal["rates", "published"] | None, typer.Option(help="Frequencies with neighbours, or the paper's masks.")] = None,
-    batch: Annotated[str | None, typer.Option(help="Column of obs: even out these donors or libraries (rates method).")] = None,
-    adapt: Annotated[bool, typer.Option(help="Adapt a copy of the model to these cells first, if that helps.")] = True,
-    passes: Annotated[int, typer.Option(min=1, help="Groups the zeros are divided into (published method).")] = 10,
-    min_value: Annotated[float | None, typer.Option(min=0, help="Smaller predictions (log1p CP10k) stay zero; 0.2 if not given.")] = None,
-    to_counts: Annotated[bool, typer.Option("--to-counts", help="Write expected counts instead of log1p CP10k.")] = False,
+    method: Annotated[
+        Literal["rates", "published"] | None,
+        typer.Option(help="Frequencies with neighbours, or the paper's masks."),
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(help="Column of obs: even out these donors or libraries (rates method)."),
+    ] = None,
+    adapt: Annotated[
+        bool, typer.Option(help="Adapt a copy of the model to these cells first, if that helps.")
+    ] = True,
+    passes: Annotated[
+        int, typer.Option(min=1, help="Groups the zeros are divided into (published method).")
+    ] = 10,
+    min_value: Annotated[
+        float | None,
+        typer.Option(min=0, help="Smaller predictions (log1p CP10k) stay zero; 0.2 if not given."),
+    ] = None,
+    to_counts: Annotated[
+        bool, typer.Option("--to-counts", help="Write expected counts instead of log1p CP10k.")
+    ] = False,
     batch_size: BatchSize = None,
     device: Device = None,
     backend: Backend = None,
@@ -67,9 +96,26 @@ def impute(
     """Fill the zeros of an .h5ad file with what the model expects (layers/scmamba of a copy); under torchrun by several processes."""
     from ..imputation.distributed import impute_file_shared, is_rank0
 
-    impute_file_shared(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, method=method, batch=batch,
-                       adapt=adapt, passes=passes, min_value=min_value, to_counts=to_counts, batch_size=batch_size, device=device,
-                       backend=backend, seed=seed, force=force, verbose=not quiet)  # fmt: skip
+    impute_file_shared(
+        data,
+        output,
+        overwrite=overwrite,
+        model=model,
+        layer=layer,
+        gene_column=gene_column,
+        method=method,
+        batch=batch,
+        adapt=adapt,
+        passes=passes,
+        min_value=min_value,
+        to_counts=to_counts,
+        batch_size=batch_size,
+        device=device,
+        backend=backend,
+        seed=seed,
+        force=force,
+        verbose=not quiet,
+    )
     if is_rank0():
         typer.echo(f"{output}: layers['scmamba']")
 
@@ -91,8 +137,19 @@ def embed(
     """Embed the cells of an .h5ad file (obsm/X_scmamba of a copy)."""
     from ..embedding import embed_file
 
-    embed_file(data, output, overwrite=overwrite, model=model, layer=layer, gene_column=gene_column, batch_size=batch_size,
-               device=device, backend=backend, force=force, verbose=not quiet)  # fmt: skip
+    embed_file(
+        data,
+        output,
+        overwrite=overwrite,
+        model=model,
+        layer=layer,
+        gene_column=gene_column,
+        batch_size=batch_size,
+        device=device,
+        backend=backend,
+        force=force,
+        verbose=not quiet,
+    )
     typer.echo(f"{output}: obsm['X_scmamba']")
 
 
@@ -100,8 +157,12 @@ def embed(
 def convert_checkpoint(
     checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file in the published layout.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint folder to write.")],
-    vocabulary: Annotated[Path | None, typer.Option(help="Its vocab.txt; the published gene list if not given.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="JSON of class name to index, for classifiers.")] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Its vocab.txt; the published gene list if not given.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="JSON of class name to index, for classifiers.")
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Turn a published .ckpt into a checkpoint folder (safetensors, config, genes, labels, card)."""
@@ -111,7 +172,9 @@ def convert_checkpoint(
     model = load_model(checkpoint, vocabulary, labels=labels, device="cpu")
     save_checkpoint(model, output)
     config = model.config
-    typer.echo(f"{output}: D {config.d_model} x {config.n_layer} layers, {config.n_genes:,} genes, {config.n_classes} classes")
+    typer.echo(
+        f"{output}: D {config.d_model} x {config.n_layer} layers, {config.n_genes:,} genes, {config.n_classes} classes"
+    )
 
 
 @app.command()
@@ -123,7 +186,9 @@ def models() -> None:
     for name in here():
         model = load_model(name, device="cpu")
         size = sum(p.numel() for p in model.network.parameters())
-        typer.echo(f"{name}: D {model.config.d_model} x {model.config.n_layer} layers, {len(model.genes):,} genes, {size:,} parameters")
+        typer.echo(
+            f"{name}: D {model.config.d_model} x {model.config.n_layer} layers, {len(model.genes):,} genes, {size:,} parameters"
+        )
         typer.echo("\n".join("    " + line for line in model.card.splitlines()))
     for name, entry in registry().items():
         if name not in here():
@@ -131,7 +196,9 @@ def models() -> None:
 
 
 @app.command()
-def fetch_model(name: Annotated[str, typer.Argument(help="A model of the registry.")], quiet: Quiet = False) -> None:
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="A model of the registry.")], quiet: Quiet = False
+) -> None:
     """Fetch a model, check it and keep it; load_model does the same when it is first asked for."""
     from ..model import fetch_model as fetch
 

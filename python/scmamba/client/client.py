@@ -58,7 +58,9 @@ class Client:
 
     def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise ScMambaError(f"'{url}' is no address of a server; it begins with http:// or https://.")
+            raise ScMambaError(
+                f"'{url}' is no address of a server; it begins with http:// or https://."
+            )
         self.url, self._token, self.timeout = url.rstrip("/"), token, timeout
         self._reached = False
 
@@ -87,13 +89,17 @@ class Client:
         if reference is None:
             return self.run("annotate", adata, **options)
         if labels is None:
-            raise ScMambaError("Which column of the reference holds the types? Name it with labels=...")
+            raise ScMambaError(
+                "Which column of the reference holds the types? Name it with labels=..."
+            )
         columns = [labels] if isinstance(labels, str) else list(labels)
         if donor is not None:
             options["donor"] = donor
         if isinstance(reference, KeptReference):
             return self.run("annotate", adata, reference=reference.name, labels=columns, **options)
-        kept = self.keep_reference(reference, labels=columns, donor=donor, layer=options.get("layer"))
+        kept = self.keep_reference(
+            reference, labels=columns, donor=donor, layer=options.get("layer")
+        )
         try:
             return self.run("annotate", adata, reference=kept.name, labels=columns, **options)
         finally:
@@ -117,7 +123,9 @@ class Client:
             return KeptReference(str(self._send("/v2/references", Path(reference))["id"]))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reference.h5ad"
-            _only(reference, [*columns, *([donor] if donor in reference.obs else [])], layer).write_h5ad(file)
+            _only(
+                reference, [*columns, *([donor] if donor in reference.obs else [])], layer
+            ).write_h5ad(file)
             return KeptReference(str(self._send("/v2/references", file)["id"]))
 
     def drop_reference(self, reference: KeptReference) -> None:
@@ -129,44 +137,82 @@ class Client:
         return self.run("doublets", adata, **options)
 
     def find_markers(
-        self, adata: AnnData | str | PathLike[str], groupby: str, group1: str | Sequence[str], group2: str | Sequence[str] | None = None,
+        self,
+        adata: AnnData | str | PathLike[str],
+        groupby: str,
+        group1: str | Sequence[str],
+        group2: str | Sequence[str] | None = None,
         **options: Any,
-    ) -> pd.DataFrame:  # fmt: skip
+    ) -> pd.DataFrame:
         """As :func:`scmamba.deg.find_markers`, there."""
-        return self._tables("markers", adata, groupby=groupby, group1=group1, group2=group2, **options).frames["markers"]
+        return self._tables(
+            "markers", adata, groupby=groupby, group1=group1, group2=group2, **options
+        ).frames["markers"]
 
     def robustness(
-        self, adata: AnnData | str | PathLike[str], groupby: str, donor: str | None = None, cell_type: str | None = None, **options: Any
+        self,
+        adata: AnnData | str | PathLike[str],
+        groupby: str,
+        donor: str | None = None,
+        cell_type: str | None = None,
+        **options: Any,
     ) -> RobustnessResult:
         """As :func:`scmamba.deg.robustness`, there."""
         from ..deg import RobustnessResult
 
-        found = self._tables("robustness", adata, groupby=groupby, donor=donor, cell_type=cell_type, **options)
+        found = self._tables(
+            "robustness", adata, groupby=groupby, donor=donor, cell_type=cell_type, **options
+        )
         tables, about = found.frames, found.about
         return RobustnessResult(
-            tables["runs"], tables["nulls"], tables["full"], about["settings"], tuple(about["notes"]), tuple(about["warnings"])
+            tables["runs"],
+            tables["nulls"],
+            tables["full"],
+            about["settings"],
+            tuple(about["notes"]),
+            tuple(about["warnings"]),
         )
 
     def finetune(
-        self, adata: AnnData | str | PathLike[str], folder: str | PathLike[str], *, model: str = "brain-mini", verbose: bool = True,
+        self,
+        adata: AnnData | str | PathLike[str],
+        folder: str | PathLike[str],
+        *,
+        model: str = "brain-mini",
+        verbose: bool = True,
         **options: Any,
-    ) -> Path:  # fmt: skip
+    ) -> Path:
         """As :func:`scmamba.training.finetune_on`, there; the new model comes home into ``folder``."""
         from ..model.hub import unpack_model
 
         if Path(folder).exists():
             raise ScMambaError(f"{folder} exists already; name a new folder.")
-        with self._finished("finetune", adata, "zip", model=model, verbose=verbose, **options) as archive:
+        with self._finished(
+            "finetune", adata, "zip", model=model, verbose=verbose, **options
+        ) as archive:
             return unpack_model(archive, folder)
 
-    def _tables(self, task: str, adata: AnnData | str | PathLike[str], *, verbose: bool = True, **options: Any) -> Tables:
+    def _tables(
+        self,
+        task: str,
+        adata: AnnData | str | PathLike[str],
+        *,
+        verbose: bool = True,
+        **options: Any,
+    ) -> Tables:
         from ..wire.tables import read_tables
 
         with self._finished(task, adata, "scmb", verbose=verbose, **options) as path:
             return read_tables(path)
 
     def run(
-        self, task: str, adata: AnnData | str | PathLike[str], *, model: str = "brain-mini", verbose: bool = True, **options: Any
+        self,
+        task: str,
+        adata: AnnData | str | PathLike[str],
+        *,
+        model: str = "brain-mini",
+        verbose: bool = True,
+        **options: Any,
     ) -> AnnData:
         """Send, wait, fetch; an interrupt cancels the job."""
         import anndata
@@ -176,7 +222,13 @@ class Client:
 
     @contextlib.contextmanager
     def _finished(
-        self, task: str, adata: AnnData | str | PathLike[str], format: str, *, verbose: bool, **options: Any
+        self,
+        task: str,
+        adata: AnnData | str | PathLike[str],
+        format: str,
+        *,
+        verbose: bool,
+        **options: Any,
     ) -> Iterator[Path]:
         """The result's file, while the block lasts."""
         job = self.submit(task, adata, **options)
@@ -187,10 +239,19 @@ class Client:
             raise
         with tempfile.TemporaryDirectory() as folder:
             yield self.fetch(job, Path(folder) / f"result.{format}", format=format)
-        with contextlib.suppress(ScMambaError):  # the result is here; a server just gone deletes the job when its time is over
+        with contextlib.suppress(
+            ScMambaError
+        ):  # the result is here; a server just gone deletes the job when its time is over
             self.cancel(job)
 
-    def submit(self, task: str, adata: AnnData | str | PathLike[str], *, model: str = "brain-mini", **options: Any) -> str:
+    def submit(
+        self,
+        task: str,
+        adata: AnnData | str | PathLike[str],
+        *,
+        model: str = "brain-mini",
+        **options: Any,
+    ) -> str:
         """Send a file or an object; returns the job's name. Sent again if the line breaks."""
         query = urllib.parse.urlencode({"options": json.dumps(options)})
         path = f"/v2/models/{urllib.parse.quote(model)}/{urllib.parse.quote(task)}?{query}"
@@ -254,7 +315,9 @@ class Client:
     def _json(self, method: str, path: str, file: Path | None = None) -> dict[str, Any]:
         return dict(json.loads(self._request(method, path, file)))
 
-    def _request(self, method: str, path: str, file: Path | None = None, into: Path | None = None) -> bytes:
+    def _request(
+        self, method: str, path: str, file: Path | None = None, into: Path | None = None
+    ) -> bytes:
         """One request and its whole answer; again after a pause when the line breaks or the server is busy.
 
         A server that has answered before is given longer: it may be starting again. A file goes under a name of its own, by which the
@@ -268,7 +331,9 @@ class Client:
                 return self._once(method, path, file, into, name)
             except urllib.error.HTTPError as error:
                 if error.code not in (502, 503, 504) or last:
-                    raise ScMambaError(f"The server answered {error.code}: {_detail(error)}") from error
+                    raise ScMambaError(
+                        f"The server answered {error.code}: {_detail(error)}"
+                    ) from error
             except (urllib.error.URLError, ConnectionError, TimeoutError, HTTPException) as error:
                 if last:
                     raise ScMambaError(
@@ -276,7 +341,9 @@ class Client:
                     ) from error
             time.sleep(min(0.5 * 2 ** (tries - 1), 8.0))
 
-    def _once(self, method: str, path: str, file: Path | None, into: Path | None, name: str) -> bytes:
+    def _once(
+        self, method: str, path: str, file: Path | None, into: Path | None, name: str
+    ) -> bytes:
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         if method == "POST":
             headers["Idempotency-Key"] = name
@@ -284,8 +351,13 @@ class Client:
             body = None
             if file is not None:
                 body = stack.enter_context(open(file, "rb"))
-                headers |= {"Content-Length": str(file.stat().st_size), "Content-Type": "application/octet-stream"}
-            request = urllib.request.Request(self.url + path, data=body, headers=headers, method=method)
+                headers |= {
+                    "Content-Length": str(file.stat().st_size),
+                    "Content-Type": "application/octet-stream",
+                }
+            request = urllib.request.Request(
+                self.url + path, data=body, headers=headers, method=method
+            )
             answer = stack.enter_context(urllib.request.urlopen(request, timeout=self.timeout))
             self._reached = True
             if into is None:
@@ -293,7 +365,9 @@ class Client:
             with open(into, "wb") as target:
                 shutil.copyfileobj(answer, target, 1 << 20)
             # A line that breaks in the middle looks like the end otherwise.
-            if (promised := answer.headers.get("Content-Length")) is not None and int(promised) != into.stat().st_size:
+            if (promised := answer.headers.get("Content-Length")) is not None and int(
+                promised
+            ) != into.stat().st_size:
                 raise ConnectionError(f"{into.stat().st_size} bytes of {promised} came")
             return b""
 
@@ -303,10 +377,14 @@ def _only(reference: AnnData, columns: list[Any], layer: str | None) -> AnnData:
     import anndata
 
     if missing := [c for c in columns if c not in reference.obs]:
-        raise ScMambaError(f"The reference has no column '{missing[0]}'; it has {', '.join(map(str, reference.obs.columns))}.")
+        raise ScMambaError(
+            f"The reference has no column '{missing[0]}'; it has {', '.join(map(str, reference.obs.columns))}."
+        )
     matrix = reference.X if layer is None else reference.layers[layer]
     layers = {} if layer is None else {layer: matrix}
-    return anndata.AnnData(matrix, obs=reference.obs[columns].copy(), var=reference.var.copy(), layers=layers)
+    return anndata.AnnData(
+        matrix, obs=reference.obs[columns].copy(), var=reference.var.copy(), layers=layers
+    )
 
 
 def _detail(error: urllib.error.HTTPError) -> str:

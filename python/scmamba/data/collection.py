@@ -39,14 +39,21 @@ USUAL_COLUMNS: dict[str, tuple[str, ...]] = {
     "label": ("label", "cell_type", "celltype", "cluster"),
 }
 #: Labels of droplets that are not one known cell (paper: left out of pre-training).
-NOT_CELLS = ("doublet", "doublets", "unidentified", "unknown", "unassigned", "ambiguous", "mixed", "low quality")
+NOT_CELLS = (
+    "doublet",
+    "doublets",
+    "unidentified",
+    "unknown",
+    "unassigned",
+    "ambiguous",
+    "mixed",
+    "low quality",
+)
 #: Training cells of imputation have more counts than this (paper, Methods).
 IMPUTE_TOTAL = 4000
 #: Donors with fewer cells are left out (paper, Methods).
 MIN_DONOR_CELLS = 200
 _SAMPLE_BLOCKS = 8
-
-
 
 
 class CellFile:
@@ -68,7 +75,10 @@ class CellFile:
         rows, width = self.store.read(start, stop), len(self.match.vocabulary)
         data = rows.data if self.values.kind == "counts" else np.expm1(rows.data.astype(np.float64))
         in_order = self._in_order and bool(rows.has_sorted_indices)
-        return sparse.csr_matrix(remap_columns(data, rows.indices, rows.indptr, self.slot, width, in_order), shape=(stop - start, width))
+        return sparse.csr_matrix(
+            remap_columns(data, rows.indices, rows.indptr, self.slot, width, in_order),
+            shape=(stop - start, width),
+        )
 
 
 class Collection:
@@ -129,10 +139,14 @@ class Collection:
                 self.members.append(CellFile(store, match, _look(store, force)))
             except ValueError as error:
                 raise type(error)(f"{store.name}: {error}") from error
-        self.offsets = np.concatenate([[0], np.cumsum([len(m) for m in self.members])]).astype(np.int64)
+        self.offsets = np.concatenate([[0], np.cumsum([len(m) for m in self.members])]).astype(
+            np.int64
+        )
         self.cells = np.arange(self.offsets[-1], dtype=np.int64)
         asked = {"donor": donor, "study": study, "disease": disease, "label": label}
-        self._columns = pd.DataFrame({name: _column(self.members, name, wanted) for name, wanted in asked.items()})
+        self._columns = pd.DataFrame(
+            {name: _column(self.members, name, wanted) for name, wanted in asked.items()}
+        )
         self._cache, self._verbose = folder, verbose
         self._known: list[FileSummary] | None = None
 
@@ -157,7 +171,9 @@ class Collection:
     @property
     def obs(self) -> pd.DataFrame:
         """(n rows) ``file study donor disease label total genes``; total and genes (detected) are over the vocabulary."""
-        files = pd.Categorical.from_codes(self.file_of(self.cells), categories=pd.Index(_distinct(self.files)))
+        files = pd.Categorical.from_codes(
+            self.file_of(self.cells), categories=pd.Index(_distinct(self.files))
+        )
         frame = self._columns.iloc[self.cells].reset_index(drop=True)
         frame.insert(0, "file", files)
         return frame.assign(total=self.totals, genes=self.lengths)
@@ -175,7 +191,10 @@ class Collection:
         study, donor = self.column("study"), self.column("donor")
         code = study.codes.astype(np.int64) * len(donor.categories) + donor.codes
         present, inverse = np.unique(code, return_inverse=True)
-        names = [f"{study.categories[c // len(donor.categories)]}/{donor.categories[c % len(donor.categories)]}" for c in present]
+        names = [
+            f"{study.categories[c // len(donor.categories)]}/{donor.categories[c % len(donor.categories)]}"
+            for c in present
+        ]
         return pd.Categorical.from_codes(inverse, categories=pd.Index(names))
 
     @property
@@ -203,7 +222,9 @@ class Collection:
             total = sum(len(m) for m in self.members)
             known = [read_summary(self._facts_path(m, digest), len(m)) for m in self.members]
             missing = sum(len(m) for m, f in zip(self.members, known) if f is None)
-            with progress("Looking through the files", missing, self._verbose and total > 20_000, unit="cells") as advance:
+            with progress(
+                "Looking through the files", missing, self._verbose and total > 20_000, unit="cells"
+            ) as advance:
                 for i, member in enumerate(self.members):
                     path = self._facts_path(member, digest)
                     with nullcontext() if path is None or known[i] is not None else only_one(path):
@@ -218,7 +239,11 @@ class Collection:
     def _facts_path(self, member: CellFile, digest: str) -> Path | None:
         path: Path | None = getattr(member.store, "path", None)
         layer: str | None = getattr(member.store, "layer", None)
-        return None if path is None else self._cache / f"{member.store.name}-{fingerprint(path, digest, layer or '')}.npz"
+        return (
+            None
+            if path is None
+            else self._cache / f"{member.store.name}-{fingerprint(path, digest, layer or '')}.npz"
+        )
 
     # ---------------------------------------------------------------------------------------------------- fewer cells
 
@@ -258,7 +283,9 @@ class Collection:
         keep &= ~bad
         if min_donor_cells > 1 and (self.column("donor") != "").any():
             codes = self.donor_keys().codes
-            few = keep & (np.bincount(codes[keep], minlength=codes.max() + 1)[codes] < min_donor_cells)
+            few = keep & (
+                np.bincount(codes[keep], minlength=codes.max() + 1)[codes] < min_donor_cells
+            )
             taken[f"donors with fewer than {min_donor_cells} cells"] = int(few.sum())
             keep &= ~few
         if above is not None:
@@ -268,7 +295,11 @@ class Collection:
         words = "; ".join(f"{what}: {number:,}" for what, number in taken.items() if number)
         if not keep.any():
             raise DataError(f"No cell is left of {len(self):,} ({words}); nothing to train on.")
-        say(f"{int(keep.sum()):,} of {len(self):,} cells are used" + (f" (left out: {words})" if words else ""), self._verbose)
+        say(
+            f"{int(keep.sum()):,} of {len(self):,} cells are used"
+            + (f" (left out: {words})" if words else ""),
+            self._verbose,
+        )
         return self.take(keep)
 
     def select(self, table: pd.DataFrame | str | os.PathLike[str], part: str) -> Collection:
@@ -284,11 +315,15 @@ class Collection:
         keys = self.donor_keys()
         unknown = [name for name in keys.categories if name not in where]
         if unknown:
-            raise DataError(f"The table of splits does not name the donors {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}.")
+            raise DataError(
+                f"The table of splits does not name the donors {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}."
+            )
         chosen = np.array([where[name] == part for name in keys.categories])
         keep = chosen[keys.codes]
         if not keep.any():
-            raise DataError(f"The table of splits puts no donor of this collection in '{part}'; it has {sorted(set(where.values()))}.")
+            raise DataError(
+                f"The table of splits puts no donor of this collection in '{part}'; it has {sorted(set(where.values()))}."
+            )
         return self.take(keep)
 
     def split(self, *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> pd.DataFrame:
@@ -304,12 +339,14 @@ class Collection:
         """
         keys = self.donor_keys()
         first = np.unique(keys.codes, return_index=True)[1]
-        table = pd.DataFrame({
-            "study": np.asarray(self.column("study"))[first].astype(str),
-            "donor": np.asarray(self.column("donor"))[first].astype(str),
-            "disease": np.asarray(self.column("disease"))[first].astype(str),
-            "cells": np.bincount(keys.codes),
-        })  # fmt: skip
+        table = pd.DataFrame(
+            {
+                "study": np.asarray(self.column("study"))[first].astype(str),
+                "donor": np.asarray(self.column("donor"))[first].astype(str),
+                "disease": np.asarray(self.column("disease"))[first].astype(str),
+                "cells": np.bincount(keys.codes),
+            }
+        )
         shares = {"validation": validation, "test": test}
         parts = [name for name, share in shares.items() if share > 0]
         known = table["donor"] != ""
@@ -319,13 +356,17 @@ class Collection:
             )
         rng = np.random.default_rng(seed)
         # A random order that goes round the studies and diseases: any stretch of it holds all of them in proportion.
-        table["rank"] = table.groupby(["study", "disease"])["cells"].transform(lambda c: (rng.permutation(len(c)) + rng.random()) / len(c))
+        table["rank"] = table.groupby(["study", "disease"])["cells"].transform(
+            lambda c: (rng.permutation(len(c)) + rng.random()) / len(c)
+        )
         order = np.argsort(table["rank"].to_numpy(), kind="stable")
         order = order[known.to_numpy()[order]]
         table["split"] = "train"
         start = 0
         for i, name in enumerate(parts):
-            number = max(1, min(round(shares[name] * len(order)), len(order) - start - (len(parts) - i)))
+            number = max(
+                1, min(round(shares[name] * len(order)), len(order) - start - (len(parts) - i))
+            )
             table.loc[order[start : start + number], "split"] = name
             start += number
         return table.drop(columns="rank")
@@ -351,15 +392,29 @@ class Collection:
                 total = np.asarray(counts.sum(axis=1)).ravel()
                 values.append(log1p_cp10k(counts, total))
                 totals.append(total)
-        return CellBatch(_stack(values, len(self.vocabulary)), np.concatenate(totals) if totals else np.empty(0), wanted, files)
+        return CellBatch(
+            _stack(values, len(self.vocabulary)),
+            np.concatenate(totals) if totals else np.empty(0),
+            wanted,
+            files,
+        )
 
-    def order(self, *, seed: int = 0, block: int = 64, span: int | None = None, group: int = 0) -> EpochSampler:
+    def order(
+        self, *, seed: int = 0, block: int = 64, span: int | None = None, group: int = 0
+    ) -> EpochSampler:
         """The order in which epochs visit the cells (see :class:`scmamba.data.loader.Order`).
 
         ``group`` puts cells of similar length together in batches of that many.
         """
         span = span or shuffle_window(len(self), float(self.lengths.mean()))
-        return EpochSampler(len(self), block=block, span=span, seed=seed, group=group, lengths=self.lengths if group else None)
+        return EpochSampler(
+            len(self),
+            block=block,
+            span=span,
+            seed=seed,
+            group=group,
+            lengths=self.lengths if group else None,
+        )
 
     def batches(
         self,
@@ -407,9 +462,13 @@ def read_splits(path: str | os.PathLike[str]) -> pd.DataFrame:
     """
     if not Path(path).is_file():
         raise DataError(f"There is no table of splits {path}.")
-    table = pd.read_csv(path, sep="\t", dtype={"study": str, "donor": str, "split": str}, keep_default_na=False)
+    table = pd.read_csv(
+        path, sep="\t", dtype={"study": str, "donor": str, "split": str}, keep_default_na=False
+    )
     if missing := {"study", "donor", "split"} - set(table):
-        raise DataError(f"{path} has no column {', '.join(sorted(missing))}; a table of splits has study, donor and split.")
+        raise DataError(
+            f"{path} has no column {', '.join(sorted(missing))}; a table of splits has study, donor and split."
+        )
     return table
 
 
@@ -429,11 +488,15 @@ class FileSummary:
 def summarize_file(member: CellFile, advance) -> FileSummary:
     """Totals and detected genes of every cell, and in how many cells each gene is seen."""
     n, genes = len(member), len(member.match.vocabulary)
-    facts = FileSummary(np.zeros(n), np.zeros(n, np.int32), np.zeros(genes, np.int64), np.zeros(genes))
+    facts = FileSummary(
+        np.zeros(n), np.zeros(n, np.int32), np.zeros(genes, np.int64), np.zeros(genes)
+    )
     for start, stop in member.store.blocks():
         counts = member.linear(start, stop)
         if len(counts.data) and (not np.isfinite(counts.data).all() or counts.data.min() < 0):
-            raise DataError(f"{member.store.name} holds negative or missing values in rows {start} to {stop}. Raw counts are expected.")
+            raise DataError(
+                f"{member.store.name} holds negative or missing values in rows {start} to {stop}. Raw counts are expected."
+            )
         facts.totals[start:stop] = np.asarray(counts.sum(axis=1)).ravel()
         facts.lengths[start:stop] = np.diff(counts.indptr)
         facts.detected += np.bincount(counts.indices, minlength=genes)
@@ -447,7 +510,9 @@ def read_summary(path: Path | None, n: int) -> FileSummary | None:
         return None
     try:
         with np.load(path) as stored:
-            facts = FileSummary(*(stored[name] for name in ("totals", "lengths", "detected", "sums")))
+            facts = FileSummary(
+                *(stored[name] for name in ("totals", "lengths", "detected", "sums"))
+            )
     except Exception:  # a damaged cache is made anew
         return None
     return facts if len(facts.totals) == n else None
@@ -486,20 +551,32 @@ def _match(store: Store, vocabulary: Vocabulary) -> GeneMatch:
     best = match_genes(store.var.index.astype(str).tolist(), vocabulary)
     for column in NAME_COLUMNS:
         if column in store.var:
-            other = match_genes(store.var[column].astype(str).tolist(), vocabulary, source=f"var['{column}']")
+            other = match_genes(
+                store.var[column].astype(str).tolist(), vocabulary, source=f"var['{column}']"
+            )
             if len(other.matched) > len(best.matched):
                 best = other
     return best
 
 
-def _column(members: Sequence[CellFile], name: str, wanted: str | Sequence[str] | Mapping[str, str] | None) -> pd.Categorical:
+def _column(
+    members: Sequence[CellFile], name: str, wanted: str | Sequence[str] | Mapping[str, str] | None
+) -> pd.Categorical:
     """One column over all files; '' where a file has none (its own name, for the study)."""
-    names = USUAL_COLUMNS[name] if wanted is None else (wanted,) if isinstance(wanted, str) else tuple(wanted)
+    names = (
+        USUAL_COLUMNS[name]
+        if wanted is None
+        else (wanted,)
+        if isinstance(wanted, str)
+        else tuple(wanted)
+    )
     codes: list[np.ndarray] = []
     categories: dict[str, int] = {}
     found_any = False
     for member in members:
-        text = next((column for column in map(member.store.column, names) if column is not None), None)
+        text = next(
+            (column for column in map(member.store.column, names) if column is not None), None
+        )
         found_any = found_any or text is not None
         if text is None:
             text = np.full(len(member), member.store.name if name == "study" else "", dtype=object)
@@ -518,7 +595,11 @@ def _runs(rows: np.ndarray, gap: int = 32) -> Iterator[tuple[int, int, np.ndarra
 
 
 def _stack(blocks: list[sparse.csr_matrix], width: int) -> sparse.csr_matrix:
-    return sparse.csr_matrix(sparse.vstack(blocks, format="csr")) if blocks else sparse.csr_matrix((0, width), dtype=np.float32)
+    return (
+        sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
+        if blocks
+        else sparse.csr_matrix((0, width), dtype=np.float32)
+    )
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -526,4 +607,13 @@ def _distinct(names: list[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
 
 
-__all__ = ["CellBatch", "Collection", "IMPUTE_TOTAL", "MIN_DONOR_CELLS", "NOT_CELLS", "MemoryStore", "read_splits", "write_splits"]
+__all__ = [
+    "CellBatch",
+    "Collection",
+    "IMPUTE_TOTAL",
+    "MIN_DONOR_CELLS",
+    "NOT_CELLS",
+    "MemoryStore",
+    "read_splits",
+    "write_splits",
+]

@@ -8,7 +8,12 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def remap_columns(
-    data: np.ndarray, columns: np.ndarray, starts: np.ndarray, slot: np.ndarray, width: int, in_order: bool
+    data: np.ndarray,
+    columns: np.ndarray,
+    starts: np.ndarray,
+    slot: np.ndarray,
+    width: int,
+    in_order: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of a CSR matrix with column j moved to ``slot[j]`` (-1: dropped), columns of one slot summed, zeros dropped, sorted.
 

@@ -79,21 +79,41 @@ def simulate_doublets(
         No such recipe, or lengths that do not fit.
     """
     if recipe not in get_args(Recipe):
-        raise ScMambaError(f"There is no recipe '{recipe}' for simulated doublets; choose one of {', '.join(get_args(Recipe))}.")
+        raise ScMambaError(
+            f"There is no recipe '{recipe}' for simulated doublets; choose one of {', '.join(get_args(Recipe))}."
+        )
     cells = counts.shape[0]
     for name, values in (("sample", sample), ("cluster", cluster), ("weight", weight)):
         if values is not None and len(values) != cells:
             raise DataError(f"{name} has {len(values)} entries and there are {cells} cells.")
     rng = np.random.default_rng(seed)
     weight = np.ones(cells) if weight is None else np.asarray(weight, dtype=float)
-    pairs = [_pairs(np.flatnonzero((sample == code) & (weight > 0)), n * np.mean(sample == code), cluster, weight, rng)
-             for code in np.unique(sample)]  # fmt: skip
+    pairs = [
+        _pairs(
+            np.flatnonzero((sample == code) & (weight > 0)),
+            n * np.mean(sample == code),
+            cluster,
+            weight,
+            rng,
+        )
+        for code in np.unique(sample)
+    ]
     parents = np.concatenate(pairs) if pairs else np.empty((0, 2), dtype=np.int64)
     parents = parents[rng.permutation(len(parents))]
-    return Simulated(_join(sparse.csr_matrix(counts, dtype=np.float64), parents, recipe, rng), parents, np.asarray(sample)[parents[:, 0]])
+    return Simulated(
+        _join(sparse.csr_matrix(counts, dtype=np.float64), parents, recipe, rng),
+        parents,
+        np.asarray(sample)[parents[:, 0]],
+    )
 
 
-def _pairs(rows: np.ndarray, n: float, cluster: np.ndarray | None, weight: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _pairs(
+    rows: np.ndarray,
+    n: float,
+    cluster: np.ndarray | None,
+    weight: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """(about n, 2) pairs of different cells among ``rows``, of different clusters where there are several."""
     n = int(n) + int(rng.random() < n % 1)  # the expectation is kept for samples of a few cells
     if len(rows) < 2 or n == 0:
@@ -102,7 +122,9 @@ def _pairs(rows: np.ndarray, n: float, cluster: np.ndarray | None, weight: np.nd
     label = None if cluster is None or len(np.unique(cluster[rows])) < 2 else cluster[rows]
     found: list[np.ndarray] = []
     size, tries = 0, 0
-    while size < n and tries < 50:  # rare clusters need several draws; a single cell of a second cluster still finds a partner
+    while (
+        size < n and tries < 50
+    ):  # rare clusters need several draws; a single cell of a second cluster still finds a partner
         pair = rng.choice(len(rows), (2 * n + 8, 2), p=chance)
         good = pair[:, 0] != pair[:, 1] if label is None else label[pair[:, 0]] != label[pair[:, 1]]
         found.append(pair[good])
@@ -110,7 +132,9 @@ def _pairs(rows: np.ndarray, n: float, cluster: np.ndarray | None, weight: np.nd
     return rows[np.concatenate(found)[:n]]
 
 
-def _join(counts: sparse.csr_matrix, parents: np.ndarray, recipe: str, rng: np.random.Generator) -> sparse.csr_matrix:
+def _join(
+    counts: sparse.csr_matrix, parents: np.ndarray, recipe: str, rng: np.random.Generator
+) -> sparse.csr_matrix:
     joined = sparse.csr_matrix(counts[parents[:, 0]] + counts[parents[:, 1]])
     if recipe == "mixed":
         # Molecules are lost one by one, so a share of a droplet is a binomial draw, not a multiple.
@@ -122,8 +146,12 @@ def _join(counts: sparse.csr_matrix, parents: np.ndarray, recipe: str, rng: np.r
     return joined
 
 
-def _thin(counts: sparse.csr_matrix, share: np.ndarray, rng: np.random.Generator) -> sparse.csr_matrix:
+def _thin(
+    counts: sparse.csr_matrix, share: np.ndarray, rng: np.random.Generator
+) -> sparse.csr_matrix:
     """Keep each molecule of a cell with the cell's probability; fractions of corrected counts are rounded first."""
     out = counts.copy()
-    out.data = rng.binomial(np.rint(out.data).astype(np.int64), np.repeat(share, np.diff(out.indptr))).astype(np.float64)
+    out.data = rng.binomial(
+        np.rint(out.data).astype(np.int64), np.repeat(share, np.diff(out.indptr))
+    ).astype(np.float64)
     return out

@@ -38,7 +38,9 @@ def write_with_layer(
             _write_annotations(file, adata, finish, stored)
 
 
-def write_with_annotations(source: Path, target: Path, adata: AnnData, finish: Callable[[AnnData], None]) -> None:
+def write_with_annotations(
+    source: Path, target: Path, adata: AnnData, finish: Callable[[AnnData], None]
+) -> None:
     """Copy ``source`` to ``target`` with the ``obs``, ``uns`` and new ``obsm`` that ``finish(annotations)`` made."""
     with atomic_path(target) as temporary:
         _copy(source, temporary)
@@ -55,7 +57,9 @@ def _copy(source: Path, temporary: Path) -> None:
             old.copy(old[key], new, name=key)
 
 
-def append_layer(file: h5py.File, name: str, blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int]) -> int:
+def append_layer(
+    file: h5py.File, name: str, blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int]
+) -> int:
     """Write a CSR matrix of the h5ad layout block by block; returns the number of stored values."""
     layers = file.require_group("layers")
     if "encoding-type" not in layers.attrs:
@@ -63,8 +67,16 @@ def append_layer(file: h5py.File, name: str, blocks: Iterable[sparse.csr_matrix]
     if name in layers:
         del layers[name]
     group = layers.create_group(name)
-    group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": np.array(shape, dtype=np.int64)})
-    options = dict(maxshape=(None,), chunks=(_CHUNK,), compression="gzip", compression_opts=1, shuffle=True)
+    group.attrs.update(
+        {
+            "encoding-type": "csr_matrix",
+            "encoding-version": "0.1.0",
+            "shape": np.array(shape, dtype=np.int64),
+        }
+    )
+    options = dict(
+        maxshape=(None,), chunks=(_CHUNK,), compression="gzip", compression_opts=1, shuffle=True
+    )
     data = group.create_dataset("data", (0,), dtype=np.float32, **options)
     indices = group.create_dataset("indices", (0,), dtype=np.int32, **options)
     indptr = [np.zeros(1, dtype=np.int64)]
@@ -79,7 +91,9 @@ def append_layer(file: h5py.File, name: str, blocks: Iterable[sparse.csr_matrix]
     return stored
 
 
-def _write_annotations(file: h5py.File, adata: AnnData, finish: Callable[[AnnData, int], None], stored: int) -> None:
+def _write_annotations(
+    file: h5py.File, adata: AnnData, finish: Callable[[AnnData, int], None], stored: int
+) -> None:
     """Replace ``obs`` and ``uns`` by what ``finish`` made of them."""
     import anndata
 

@@ -21,11 +21,6 @@ if TYPE_CHECKING:
     from .collection import Collection
 
 
-
-
-
-
-
 #: Cells in the order of the files, and where each position of the load finds its own.
 Chunk = tuple["CellBatch", np.ndarray]
 
@@ -39,7 +34,9 @@ class PrefetchLoader:
         This reader takes every ``shards``-th position, beginning with ``shard``.
     """
 
-    def __init__(self, collection: Collection, order: EpochSampler, *, shard: int = 0, shards: int = 1) -> None:
+    def __init__(
+        self, collection: Collection, order: EpochSampler, *, shard: int = 0, shards: int = 1
+    ) -> None:
         self.collection, self.order, self.shard, self.shards = collection, order, shard, shards
         self._loads: OrderedDict[tuple[int, int], Chunk | Future[Chunk]] = OrderedDict()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="scmamba-reading")
@@ -103,4 +100,10 @@ def _join(blocks: list[CellBatch]) -> CellBatch:
     from .cell_batch import CellBatch
 
     values = sparse.csr_matrix(sparse.vstack([b.values for b in blocks], format="csr"))
-    return CellBatch(values, *(np.concatenate([getattr(b, name) for b in blocks]) for name in ("totals", "cells", "files")))
+    return CellBatch(
+        values,
+        *(
+            np.concatenate([getattr(b, name) for b in blocks])
+            for name in ("totals", "cells", "files")
+        ),
+    )

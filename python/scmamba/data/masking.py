@@ -15,7 +15,9 @@ def interleaved_groups(hidden: np.ndarray, groups: int) -> np.ndarray:
     return np.where(hidden, rank % groups, -1)
 
 
-def interleaved_values(counts: sparse.csr_matrix, groups: int, seed: int = 0) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+def interleaved_values(
+    counts: sparse.csr_matrix, groups: int, seed: int = 0
+) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     """Hide one stored value in ``groups``, interleaved along each row from a start drawn per row.
 
     ``counts`` (n, m) CSR. Returns the visible and the hidden values, two matrices of the same shape.
@@ -28,7 +30,11 @@ def interleaved_values(counts: sparse.csr_matrix, groups: int, seed: int = 0) ->
     hide = (np.arange(counts.nnz) - counts.indptr[rows] + start[rows]) % groups == 0
 
     def part(keep: np.ndarray) -> sparse.csr_matrix:
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(rows[keep], minlength=counts.shape[0]))])
-        return sparse.csr_matrix((counts.data[keep], counts.indices[keep], indptr), shape=counts.shape)
+        indptr = np.concatenate(
+            [[0], np.cumsum(np.bincount(rows[keep], minlength=counts.shape[0]))]
+        )
+        return sparse.csr_matrix(
+            (counts.data[keep], counts.indices[keep], indptr), shape=counts.shape
+        )
 
     return part(~hide), part(hide)

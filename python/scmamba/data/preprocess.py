@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 MIN_TOTAL = 200
 
 
-
-
-
 @dataclass
 class CellReader:
     """Cells as a model reads them, drawn lazily from an AnnData object.
@@ -91,15 +88,14 @@ class CellReader:
         slot = np.full(len(self.match.vocabulary), -1)
         slot[self.genes] = np.arange(len(self.genes))
         return sparse.csr_matrix(
-            (np.ones(len(known)), (known, slot[self.match.positions[known]])), shape=(self.adata.n_vars, len(self.genes))
+            (np.ones(len(known)), (known, slot[self.match.positions[known]])),
+            shape=(self.adata.n_vars, len(self.genes)),
         )
 
     def blocks(self, size: int) -> Iterator[slice]:
         """Consecutive row slices of at most ``size`` cells."""
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
-
-
 
 
 def read_cells(
@@ -128,7 +124,9 @@ def read_cells(
         Genes that do not fit (see :meth:`scmamba.genes.GeneMatch.check`).
     """
     if adata.n_obs == 0 or adata.n_vars == 0:
-        raise DataError(f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes. At least one of each is needed.")
+        raise DataError(
+            f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes. At least one of each is needed."
+        )
     if not adata.obs_names.is_unique:
         again = adata.obs_names[adata.obs_names.duplicated()]
         raise DataError(
@@ -136,7 +134,9 @@ def read_cells(
             "adata.obs_names_make_unique()."
         )
     if layer is not None and layer not in adata.layers:
-        raise DataError(f"There is no layer '{layer}'; the layers are {list(adata.layers) or 'none'}. Leave layer out to use X.")
+        raise DataError(
+            f"There is no layer '{layer}'; the layers are {list(adata.layers) or 'none'}. Leave layer out to use X."
+        )
     if layer is None and adata.X is None:
         raise DataError(f"X is empty; name one of the layers {list(adata.layers)} with layer=...")
     match = match_adata(adata, vocabulary, gene_column=gene_column)
@@ -152,9 +152,5 @@ def read_cells(
     return CellReader(adata, layer, match, values, known[first], genes)
 
 
-
-
 def _matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.X if layer is None else adata.layers[layer]
-
-

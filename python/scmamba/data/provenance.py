@@ -18,10 +18,6 @@ if TYPE_CHECKING:
 KEY = "scmamba"
 
 
-
-
-
-
 def flag_low_depth(adata: AnnData, cells: CellReader, totals: np.ndarray, verbose: bool) -> None:
     """Write ``obs["scmamba_low_depth"]``: cells with fewer counts than any training cell had; needs counts."""
     if cells.values.kind == "log1p":
@@ -35,7 +31,9 @@ def flag_low_depth(adata: AnnData, cells: CellReader, totals: np.ndarray, verbos
         )
 
 
-def write_provenance(adata: AnnData, task: str, model_name: str, cells: CellReader, **settings: Any) -> None:
+def write_provenance(
+    adata: AnnData, task: str, model_name: str, cells: CellReader, **settings: Any
+) -> None:
     """Write provenance to ``uns["scmamba"][task]`` in types every file format keeps."""
     entry = {
         "version": __version__,
@@ -58,6 +56,6 @@ def refuse_foreign(adata: AnnData, holder: str, key: str, task: str) -> None:
         ``adata.<holder>[key]`` exists and was not written by this task.
     """
     if key in getattr(adata, holder) and task not in adata.uns.get(KEY, {}):
-        raise DataError(f"{holder}['{key}'] exists already and was not made by scMamba; rename or remove it first, nothing is overwritten.")
-
-
+        raise DataError(
+            f"{holder}['{key}'] exists already and was not made by scMamba; rename or remove it first, nothing is overwritten."
+        )

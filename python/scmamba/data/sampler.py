@@ -81,13 +81,17 @@ class EpochSampler:
         order = np.empty(len(self), dtype=np.int64)
         for load in range(self.chunks):
             part = rng.permuted(lanes[:, load * wide : (load + 1) * wide], axis=1).T.ravel()
-            order[load * self.span : load * self.span + len(part)] = self._alike(part, rng) if self.group else part
+            order[load * self.span : load * self.span + len(part)] = (
+                self._alike(part, rng) if self.group else part
+            )
         return order
 
     def _alike(self, cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Cells of similar length next to each other, the groups in random order."""
         assert self.lengths is not None
-        ranked = cells[np.argsort(self.lengths[cells] * rng.uniform(0.9, 1.1, len(cells)), kind="stable")]
+        ranked = cells[
+            np.argsort(self.lengths[cells] * rng.uniform(0.9, 1.1, len(cells)), kind="stable")
+        ]
         groups = [ranked[i : i + self.group] for i in range(0, len(ranked), self.group)]
         # The last, smaller group stays last: every other one begins at a multiple of the batch.
         turns = [*rng.permutation(len(groups) - 1), len(groups) - 1]

@@ -71,7 +71,9 @@ class MemoryStore(Store):
         self.adata, self.layer, self.name = adata, layer, name
         self.source = name
         if layer is not None and layer not in adata.layers:
-            raise DataError(f"{name} has no layer '{layer}'; its layers are {list(adata.layers) or 'none'}.")
+            raise DataError(
+                f"{name} has no layer '{layer}'; its layers are {list(adata.layers) or 'none'}."
+            )
         self.shape, self.var = adata.shape, adata.var
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
@@ -122,7 +124,11 @@ class _Csr:
         first, last = int(self.indptr[start]), int(self.indptr[stop])
         indices = self.indices[first:last].astype(np.int32, copy=False)
         # 64-bit row starts would make scipy copy the column numbers to 64 bits.
-        parts = self.data[first:last], indices, (self.indptr[start : stop + 1] - first).astype(np.int32)
+        parts = (
+            self.data[first:last],
+            indices,
+            (self.indptr[start : stop + 1] - first).astype(np.int32),
+        )
         return sparse.csr_matrix(parts, shape=(stop - start, self.n_columns))
 
 
@@ -150,16 +156,22 @@ class AnnDataStore(_FileStore):
             self.shape = _shape(element)
             self.var = _frame(root["var"])
         except (KeyError, OSError) as error:
-            raise DataError(f"{path.name} cannot be read as AnnData ({error}). Is it truncated?") from error
+            raise DataError(
+                f"{path.name} cannot be read as AnnData ({error}). Is it truncated?"
+            ) from error
 
     def _element(self, root: Any) -> Any:
         if self.layer is None:
             if "X" not in root:
-                raise DataError(f"{self.path.name} has no X; name one of its layers {list(root.get('layers', {}))} with layer=...")
+                raise DataError(
+                    f"{self.path.name} has no X; name one of its layers {list(root.get('layers', {}))} with layer=..."
+                )
             return root["X"]
         layers = list(root["layers"]) if "layers" in root else []
         if self.layer not in layers:
-            raise DataError(f"{self.path.name} has no layer '{self.layer}'; its layers are {layers or 'none'}.")
+            raise DataError(
+                f"{self.path.name} has no layer '{self.layer}'; its layers are {layers or 'none'}."
+            )
         return root["layers"][self.layer]
 
     @staticmethod
@@ -183,7 +195,11 @@ class AnnDataStore(_FileStore):
         obs = _open_root(self.path)["obs"]
         if isinstance(obs, h5py.Dataset):  # written before anndata 0.7
             return _strings(pd.Series(obs[name])) if name in (obs.dtype.names or ()) else None
-        return _strings(pd.Series(read_elem(obs[name]))) if name in obs and name != "__categories" else None
+        return (
+            _strings(pd.Series(read_elem(obs[name])))
+            if name in obs and name != "__categories"
+            else None
+        )
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Row ranges of about as many stored values each."""
@@ -205,7 +221,11 @@ class TenxStore(_FileStore):
             self._wanted: np.ndarray | None = None
             if "features" in group:
                 ids, names = (_decode(group["features"][k][:]) for k in ("id", "name"))
-                types = _decode(group["features"]["feature_type"][:]) if "feature_type" in group["features"] else None
+                types = (
+                    _decode(group["features"]["feature_type"][:])
+                    if "feature_type" in group["features"]
+                    else None
+                )
                 if types is not None and (types != "Gene Expression").any():
                     self._wanted = np.flatnonzero(types == "Gene Expression")
                     ids, names = ids[self._wanted], names[self._wanted]
@@ -237,7 +257,11 @@ class _ColumnsFirst(Exception):
 
 
 def open_store(
-    source: str | os.PathLike[str] | AnnData, *, layer: str | None = None, cache: Path | None = None, verbose: bool = True
+    source: str | os.PathLike[str] | AnnData,
+    *,
+    layer: str | None = None,
+    cache: Path | None = None,
+    verbose: bool = True,
 ) -> Store:
     """Open cells of any kind.
 
@@ -267,7 +291,9 @@ def open_store(
             return AnnDataStore(path, layer)
     except _ColumnsFirst:
         kind = "csc"
-    target = (cache or cache_folder()) / f"{path.name.split('.')[0]}-{fingerprint(path, layer or '')}.h5ad"
+    target = (
+        cache or cache_folder()
+    ) / f"{path.name.split('.')[0]}-{fingerprint(path, layer or '')}.h5ad"
     with only_one(target):
         if not target.is_file():
             say(f"converting {path.name} once, to {target}", verbose)
@@ -281,7 +307,11 @@ def open_store(
 def cache_folder() -> Path:
     """``SCMAMBA_CACHE``, or ``scmamba`` in the user's cache folder."""
     base = os.environ.get("SCMAMBA_CACHE")
-    return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scmamba"
+    return (
+        Path(base)
+        if base
+        else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scmamba"
+    )
 
 
 @contextmanager
@@ -321,23 +351,35 @@ def _kind(path: Path) -> str:
             return "anndata"
         if any((path / f"matrix.mtx{end}").is_file() for end in ("", ".gz")):
             return "mtx"
-        raise DataError(f"The folder {path} is neither an AnnData zarr nor a matrix.mtx with its barcodes and features.")
+        raise DataError(
+            f"The folder {path} is neither an AnnData zarr nor a matrix.mtx with its barcodes and features."
+        )
     if name.endswith((".mtx", ".mtx.gz")):
         return "mtx"
     if name.endswith(".rds"):
         return "rds"
     if not h5py.is_hdf5(path):
-        raise DataError(f"{path.name} is not a file of cells that can be read here: .h5ad, 10x .h5, .zarr, .mtx, .rds.")
+        raise DataError(
+            f"{path.name} is not a file of cells that can be read here: .h5ad, 10x .h5, .zarr, .mtx, .rds."
+        )
     try:
         with h5py.File(path, "r") as file:
             if "obs" in file and "var" in file:
                 return "anndata"
-            if any(isinstance(file[k], h5py.Group) and {"indptr", "indices", "data", "shape"} <= set(file[k]) for k in file):
+            if any(
+                isinstance(file[k], h5py.Group)
+                and {"indptr", "indices", "data", "shape"} <= set(file[k])
+                for k in file
+            ):
                 return "10x"
             found = list(file)
     except OSError as error:
-        raise DataError(f"{path.name} is HDF5 but cannot be read ({error}). Is it truncated?") from error
-    raise DataError(f"{path.name} is HDF5, but neither AnnData nor 10x (it holds {', '.join(found[:5]) or 'nothing'}).")
+        raise DataError(
+            f"{path.name} is HDF5 but cannot be read ({error}). Is it truncated?"
+        ) from error
+    raise DataError(
+        f"{path.name} is HDF5, but neither AnnData nor 10x (it holds {', '.join(found[:5]) or 'nothing'})."
+    )
 
 
 def _convert(path: Path, kind: str, layer: str | None, target: Path) -> None:
@@ -346,17 +388,31 @@ def _convert(path: Path, kind: str, layer: str | None, target: Path) -> None:
 
     if kind == "rds":
         # In a process of its own: R does not leave the one it was started in, nor its memory.
-        command = [sys.executable, "-m", "scmamba", "convert", str(path), str(target), "--overwrite", "--no-compress", "--quiet"]
+        command = [
+            sys.executable,
+            "-m",
+            "scmamba",
+            "convert",
+            str(path),
+            str(target),
+            "--overwrite",
+            "--no-compress",
+            "--quiet",
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise DataError(f"{path.name} cannot be read: {done.stderr.strip().removeprefix('Error: ')}")
+            raise DataError(
+                f"{path.name} cannot be read: {done.stderr.strip().removeprefix('Error: ')}"
+            )
         converted = anndata.read_h5ad(target)
     elif kind == "mtx":
         converted = _read_mtx(path)
     else:
         converted = anndata.read_h5ad(path) if path.is_file() else anndata.read_zarr(path)
     matrix: Any = converted.X if layer is None else converted.layers[layer]
-    anndata.AnnData(sparse.csr_matrix(matrix), obs=converted.obs, var=converted.var).write_h5ad(target)
+    anndata.AnnData(sparse.csr_matrix(matrix), obs=converted.obs, var=converted.var).write_h5ad(
+        target
+    )
 
 
 def _read_mtx(path: Path) -> AnnData:
@@ -367,7 +423,9 @@ def _read_mtx(path: Path) -> AnnData:
     folder = path if path.is_dir() else path.parent
     matrix_file = path
     if path.is_dir():
-        matrix_file = next(file for file in (folder / "matrix.mtx", folder / "matrix.mtx.gz") if file.is_file())
+        matrix_file = next(
+            file for file in (folder / "matrix.mtx", folder / "matrix.mtx.gz") if file.is_file()
+        )
     prefix = matrix_file.name.split("matrix.mtx")[0] if "matrix.mtx" in matrix_file.name else ""
 
     def table(*names: str) -> pd.DataFrame:
@@ -375,20 +433,30 @@ def _read_mtx(path: Path) -> AnnData:
             for end in ("", ".gz"):
                 file = folder / f"{prefix}{name}.tsv{end}"
                 if file.is_file():
-                    return pd.read_csv(file, sep="\t", header=None, dtype=str, keep_default_na=False)
+                    return pd.read_csv(
+                        file, sep="\t", header=None, dtype=str, keep_default_na=False
+                    )
         raise DataError(f"Beside {matrix_file.name} there is no {prefix}{names[0]}.tsv(.gz).")
 
     features, barcodes = table("features", "genes"), table("barcodes")
     try:
         counts = sparse.csr_matrix(mmread(matrix_file).T)
     except Exception as error:  # scipy raises many kinds for a damaged file
-        raise DataError(f"{matrix_file.name} cannot be read as a MatrixMarket file ({error}).") from error
+        raise DataError(
+            f"{matrix_file.name} cannot be read as a MatrixMarket file ({error})."
+        ) from error
     if counts.shape != (len(barcodes), len(features)):
         raise DataError(
             f"{matrix_file.name} is {counts.shape[1]} x {counts.shape[0]}; its names say {len(features)} genes x {len(barcodes)} cells."
         )
-    var = pd.DataFrame({"symbol": features[min(1, features.shape[1] - 1)].to_numpy()}, index=pd.Index(features[0]))
-    wanted = (features[2] == "Gene Expression").to_numpy() if features.shape[1] > 2 else np.ones(len(features), bool)
+    var = pd.DataFrame(
+        {"symbol": features[min(1, features.shape[1] - 1)].to_numpy()}, index=pd.Index(features[0])
+    )
+    wanted = (
+        (features[2] == "Gene Expression").to_numpy()
+        if features.shape[1] > 2
+        else np.ones(len(features), bool)
+    )
     adata = anndata.AnnData(counts, obs=pd.DataFrame(index=pd.Index(barcodes[0])), var=var)
     adata.var.index.name = adata.obs.index.name = None
     return adata[:, wanted].copy() if not wanted.all() else adata

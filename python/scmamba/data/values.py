@@ -61,7 +61,9 @@ def detect_value_scale(matrix: Any, *, force: bool = False, block: int = 2000) -
         data = rows.data
         if not np.isfinite(data).all():
             bad = int((~np.isfinite(data)).sum())
-            raise DataError(f"{bad} values are NaN or infinite. Raw counts are expected; remove or repair those entries first.")
+            raise DataError(
+                f"{bad} values are NaN or infinite. Raw counts are expected; remove or repair those entries first."
+            )
         if len(data):
             smallest, largest = min(smallest, float(data.min())), max(largest, float(data.max()))
             integer = integer and bool((data == np.rint(data)).all())
@@ -72,7 +74,9 @@ def detect_value_scale(matrix: Any, *, force: bool = False, block: int = 2000) -
             )
         if not integer and largest <= _LOG_CEILING:
             back = np.expm1(data)
-            log_integer = log_integer and bool(np.allclose(back, np.rint(back), atol=1e-3, rtol=1e-5))
+            log_integer = log_integer and bool(
+                np.allclose(back, np.rint(back), atol=1e-3, rtol=1e-5)
+            )
             rows.data = back
             sums.append(np.asarray(rows.sum(axis=1)).ravel())
     if largest <= 0:
@@ -80,9 +84,15 @@ def detect_value_scale(matrix: Any, *, force: bool = False, block: int = 2000) -
     if integer:
         return ValueScale("counts", SCALE, f"X holds raw counts (integers, largest {largest:.0f})")
     if largest > _LOG_CEILING:
-        return ValueScale("counts", SCALE, f"X holds non-integer counts (largest {largest:.1f}), read as corrected counts")
+        return ValueScale(
+            "counts",
+            SCALE,
+            f"X holds non-integer counts (largest {largest:.1f}), read as corrected counts",
+        )
     if log_integer:
-        return ValueScale("log1p_counts", SCALE, "X holds log1p of counts; the counts are taken back from it")
+        return ValueScale(
+            "log1p_counts", SCALE, "X holds log1p of counts; the counts are taken back from it"
+        )
     totals = np.concatenate(sums)
     totals = totals[totals > 0]
     scale = float(np.median(totals))
@@ -93,7 +103,9 @@ def detect_value_scale(matrix: Any, *, force: bool = False, block: int = 2000) -
             f"{np.quantile(totals, 0.95):,.0f}; log1p of values normalised to one total per cell (10,000) is expected. Give raw counts (R: "
             'layer = "counts"), or normalise all genes before selecting some. force=True takes them as they are.'
         )
-    return ValueScale("log1p", scale, f"X holds log-normalised values (expm1 sums to about {scale:,.0f} per cell)")
+    return ValueScale(
+        "log1p", scale, f"X holds log-normalised values (expm1 sums to about {scale:,.0f} per cell)"
+    )
 
 
 def to_csr(block: Any) -> sparse.csr_matrix:

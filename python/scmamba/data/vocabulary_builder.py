@@ -56,16 +56,28 @@ def build_vocabulary(
         Files or annotation that cannot be read, or no gene that passes.
     """
     table = annotation()[["ensembl_id", "symbol", "chromosome"]] if gtf is None else read_gtf(gtf)
-    table = table[~table.chromosome.isin(list(without))].drop_duplicates("ensembl_id").sort_values("ensembl_id")
+    table = (
+        table[~table.chromosome.isin(list(without))]
+        .drop_duplicates("ensembl_id")
+        .sort_values("ensembl_id")
+    )
     known = Vocabulary.from_ids(table.ensembl_id.tolist(), table.symbol.tolist())
-    collection = Collection(sources, vocabulary=known, min_coverage=0.0, cache=cache, verbose=verbose)
+    collection = Collection(
+        sources, vocabulary=known, min_coverage=0.0, cache=cache, verbose=verbose
+    )
     cells = collection.detected()
-    table = table.assign(cells=cells, fraction=cells / len(collection), kept=cells >= min_fraction * len(collection))
+    table = table.assign(
+        cells=cells, fraction=cells / len(collection), kept=cells >= min_fraction * len(collection)
+    )
     table.loc[table.cells == 0, "kept"] = False
     if not table.kept.any():
-        raise DataError(f"No gene is seen in {100 * min_fraction:g}% of the {len(collection):,} cells.")
+        raise DataError(
+            f"No gene is seen in {100 * min_fraction:g}% of the {len(collection):,} cells."
+        )
     kept = table[table.kept]
-    return Vocabulary.from_ids(kept.ensembl_id.tolist(), kept.symbol.tolist()), table[table.cells > 0].reset_index(drop=True)
+    return Vocabulary.from_ids(kept.ensembl_id.tolist(), kept.symbol.tolist()), table[
+        table.cells > 0
+    ].reset_index(drop=True)
 
 
 def read_gtf(path: str | os.PathLike[str]) -> pd.DataFrame:
@@ -87,7 +99,13 @@ def read_gtf(path: str | os.PathLike[str]) -> pd.DataFrame:
                 continue
             named = dict(_ATTRIBUTE.findall(fields[8]))
             if "gene_id" in named and not named["gene_id"].endswith("_PAR_Y"):
-                rows.append((named["gene_id"].split(".")[0], named.get("gene_name", ""), fields[0].removeprefix("chr")))
+                rows.append(
+                    (
+                        named["gene_id"].split(".")[0],
+                        named.get("gene_name", ""),
+                        fields[0].removeprefix("chr"),
+                    )
+                )
     if not rows:
         raise DataError(f"{path} holds no line of feature 'gene' with a gene_id; is it a GTF file?")
     return pd.DataFrame(rows, columns=["ensembl_id", "symbol", "chromosome"])

@@ -116,7 +116,9 @@ def brain_cohort(
         If a size or a name is not possible; the message says what is.
     """
     table, header = _parameters()
-    types = _validated(n_cells, n_donors, n_genes, disease_fraction, cell_types, de_fraction, len(table))
+    types = _validated(
+        n_cells, n_donors, n_genes, disease_fraction, cell_types, de_fraction, len(table)
+    )
     for name, value in (("effect", effect), ("donor_effect", donor_effect)):
         if not 0 <= value < 100:
             raise DataError(f"{name} = {value} must lie between 0 and 100.")
@@ -128,7 +130,9 @@ def brain_cohort(
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
     design = _design(streams[0], n_cells, n_donors, disease_fraction, types, header["proportions"])
     profile = table[types].to_numpy().T / 1e4
-    log2fc = _fold_changes(streams[1], profile, de_fraction, effect * np.asarray(header["effect_quantiles"]))
+    log2fc = _fold_changes(
+        streams[1], profile, de_fraction, effect * np.asarray(header["effect_quantiles"])
+    )
     multiplier = _donor_multipliers(streams[2], design.donors, table, types, donor_effect, header)
     rate = _group_rates(profile, log2fc, multiplier, design.donors, table)
     library = _libraries(streams[3], design.cell_type, types, header["library"])
@@ -167,9 +171,13 @@ def _validated(
     if n_donors < 2:
         raise DataError(f"n_donors = {n_donors}: a cohort needs at least 2 donors.")
     if n_cells < n_donors:
-        raise DataError(f"n_cells = {n_cells} is less than n_donors = {n_donors}; every donor needs a cell.")
+        raise DataError(
+            f"n_cells = {n_cells} is less than n_donors = {n_donors}; every donor needs a cell."
+        )
     if n_cells > 5_000_000:
-        raise DataError(f"n_cells = {n_cells:,} is more than 5,000,000; simulate parts with different seeds.")
+        raise DataError(
+            f"n_cells = {n_cells:,} is more than 5,000,000; simulate parts with different seeds."
+        )
     if n_genes is not None and not 200 <= n_genes <= available:
         raise DataError(f"n_genes = {n_genes} must lie between 200 and {available:,}.")
     if not 0 <= disease_fraction <= 1:
@@ -222,7 +230,9 @@ def _design(
     per_donor = 1 + rng.multinomial(n_cells - n_donors, weights)
     donor = np.repeat(np.arange(n_donors), per_donor)
     composition = rng.dirichlet(30 * share, n_donors) if len(types) > 1 else np.ones((n_donors, 1))
-    cell_type = np.concatenate([rng.choice(len(types), n, p=p) for n, p in zip(per_donor, composition)])
+    cell_type = np.concatenate(
+        [rng.choice(len(types), n, p=p) for n, p in zip(per_donor, composition)]
+    )
     return _Design(donors, donor, cell_type)
 
 
@@ -264,7 +274,11 @@ def _donor_multipliers(
 
 
 def _group_rates(
-    profile: np.ndarray, log2fc: np.ndarray, multiplier: np.ndarray, donors: pd.DataFrame, table: pd.DataFrame
+    profile: np.ndarray,
+    log2fc: np.ndarray,
+    multiplier: np.ndarray,
+    donors: pd.DataFrame,
+    table: pd.DataFrame,
 ) -> np.ndarray:
     """Expected share of a cell's library per donor, type and gene (donors x types x genes)."""
     sick = (donors["disease"] == "AD").to_numpy()
@@ -278,7 +292,10 @@ def _group_rates(
 
 
 def _libraries(
-    rng: np.random.Generator, cell_type: np.ndarray, types: list[str], library: dict[str, list[float]]
+    rng: np.random.Generator,
+    cell_type: np.ndarray,
+    types: list[str],
+    library: dict[str, list[float]],
 ) -> np.ndarray:
     """Log-normal library sizes per cell."""
     parameters = np.array([library[name] for name in types])[cell_type]
@@ -318,7 +335,9 @@ def _counts(
         column = np.minimum(column, n_genes - 1)
         odds = scaled[row, column]
         size = rng.logseries(odds / (1 + odds)).astype(np.int32)
-        block = sp.coo_matrix((size, (row, column)), shape=(len(clusters), n_genes), dtype=np.int32).tocsr()
+        block = sp.coo_matrix(
+            (size, (row, column)), shape=(len(clusters), n_genes), dtype=np.int32
+        ).tocsr()
         if lost > 0:
             block.data[rng.random(block.nnz) < lost] = 0
             block.eliminate_zeros()

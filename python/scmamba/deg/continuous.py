@@ -49,7 +49,9 @@ def _least_squares(indptr, cells, values, design, tol):  # pragma: no cover (com
                 s += a[j, i] * a[j, i]
             norm[j] = np.sqrt(s) if s > 0 else 1.0
         r = 0
-        for j in range(k):  # Householder; a column with nothing left below row r is aliased and skipped
+        for j in range(
+            k
+        ):  # Householder; a column with nothing left below row r is aliased and skipped
             s = 0.0
             for i in range(r, n):
                 s += a[j, i] * a[j, i]
@@ -110,14 +112,18 @@ def shrunken(n: np.ndarray, rss: np.ndarray, prior: Prior) -> tuple[np.ndarray, 
         return s2, -n / 2.0 * (np.log(2 * np.pi * s2) + 1.0)
 
 
-def fit_continuous(indptr: np.ndarray, cells: np.ndarray, values: np.ndarray, design: np.ndarray, prior: Prior) -> ContinuousFit:
+def fit_continuous(
+    indptr: np.ndarray, cells: np.ndarray, values: np.ndarray, design: np.ndarray, prior: Prior
+) -> ContinuousFit:
     """Least squares for every gene over its expressing cells, with variances shrunken towards ``prior``.
 
     ``indptr, cells, values`` are the columns (genes) of a CSC matrix that holds the values above zero only;
     ``design`` is (cells, k). Columns without information among a gene's expressing cells are dropped (1e-11).
     """
     with threads_for(values.size * design.shape[1] ** 2):
-        coef, cov, rss, rank = _least_squares(indptr, cells, values, np.ascontiguousarray(design), 1e-11)
+        coef, cov, rss, rank = _least_squares(
+            indptr, cells, values, np.ascontiguousarray(design), 1e-11
+        )
     n = np.diff(indptr).astype(np.int64)
     df = np.maximum(n - rank, 0)
     fitted = df > 0
@@ -126,4 +132,14 @@ def fit_continuous(indptr: np.ndarray, cells: np.ndarray, values: np.ndarray, de
         s2 = (rss + prior.variance * prior.dof) / (df + prior.dof)
     cov *= np.where(fitted, s2, np.nan)[:, None, None]
     coef[~fitted] = np.nan
-    return ContinuousFit(n, rank, df, fitted, rss, np.where(fitted, log_lik, 0.0), np.where(fitted, s2_ml, np.nan), coef, cov)
+    return ContinuousFit(
+        n,
+        rank,
+        df,
+        fitted,
+        rss,
+        np.where(fitted, log_lik, 0.0),
+        np.where(fitted, s2_ml, np.nan),
+        coef,
+        cov,
+    )

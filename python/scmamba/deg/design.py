@@ -42,7 +42,11 @@ class Design:
         asked = [term] if isinstance(term, str) else list(term)
         wanted: list[str] = []
         for name in asked:
-            wanted += [name] if name in self.names or name in self.aliased else self.terms.get(name, (name,))
+            wanted += (
+                [name]
+                if name in self.names or name in self.aliased
+                else self.terms.get(name, (name,))
+            )
         unknown = [n for n in wanted if n not in self.names and n not in self.aliased]
         if unknown:
             raise DataError(
@@ -77,9 +81,17 @@ def r_sort_key(text: str) -> tuple[object, ...]:
 def factor(values: pd.Series) -> pd.Series:
     """The column as a categorical with R's levels; a categorical keeps its own order, unused levels go."""
     if isinstance(values.dtype, pd.CategoricalDtype):
-        return pd.Series(values.array.remove_unused_categories(), index=values.index, name=values.name)
-    text = values.map({True: "TRUE", False: "FALSE"}) if values.dtype == bool else values.astype(str)
-    return pd.Series(pd.Categorical(text, sorted(set(text), key=r_sort_key)), index=values.index, name=values.name)
+        return pd.Series(
+            values.array.remove_unused_categories(), index=values.index, name=values.name
+        )
+    text = (
+        values.map({True: "TRUE", False: "FALSE"}) if values.dtype == bool else values.astype(str)
+    )
+    return pd.Series(
+        pd.Categorical(text, sorted(set(text), key=r_sort_key)),
+        index=values.index,
+        name=values.name,
+    )
 
 
 def build_design(formula: str, data: pd.DataFrame) -> Design:
@@ -106,8 +118,14 @@ def build_design(formula: str, data: pd.DataFrame) -> Design:
         raise DataError(f"The design of {formula!r} cannot be built: {error}") from error
     names = [_r_name(c) for c in built.columns]
     if not names or names[0] != INTERCEPT:
-        raise DataError(f"The formula {formula!r} has no intercept. The method needs one: remove '0 +' or '- 1'.")
-    terms = {str(term): tuple(names[i] for i in indices) for term, indices in built.model_spec.term_indices.items() if str(term) != "1"}
+        raise DataError(
+            f"The formula {formula!r} has no intercept. The method needs one: remove '0 +' or '- 1'."
+        )
+    terms = {
+        str(term): tuple(names[i] for i in indices)
+        for term, indices in built.model_spec.term_indices.items()
+        if str(term) != "1"
+    }
     return drop_aliased(np.ascontiguousarray(built.to_numpy(dtype=np.float64)), names, terms)
 
 
@@ -146,7 +164,12 @@ def _r_name(column: str) -> str:
     return INTERCEPT if column == "Intercept" else re.sub(r"\[T\.(.*?)\]", r"\1", column)
 
 
-def drop_aliased(matrix: np.ndarray, names: Sequence[str], terms: Mapping[str, tuple[str, ...]], tol: float = 1e-7) -> Design:
+def drop_aliased(
+    matrix: np.ndarray,
+    names: Sequence[str],
+    terms: Mapping[str, tuple[str, ...]],
+    tol: float = 1e-7,
+) -> Design:
     """Drop every column of which less than ``tol`` of its length lies outside the span of those before it.
 
     This is the limited pivoting of R's default QR: of two collinear columns the later goes.
@@ -155,7 +178,9 @@ def drop_aliased(matrix: np.ndarray, names: Sequence[str], terms: Mapping[str, t
     kept, gone = [], []
     for j, name in enumerate(names):
         rest = matrix[:, j].copy()
-        for _ in range(2):  # twice is enough: the second pass removes what rounding left of the first
+        for _ in range(
+            2
+        ):  # twice is enough: the second pass removes what rounding left of the first
             for q in basis:
                 rest -= q * (q @ rest)
         length, size = np.linalg.norm(rest), np.linalg.norm(matrix[:, j])
@@ -164,4 +189,9 @@ def drop_aliased(matrix: np.ndarray, names: Sequence[str], terms: Mapping[str, t
         else:
             kept.append(j)
             basis.append(rest / length)
-    return Design(np.ascontiguousarray(matrix[:, kept]), tuple(names[j] for j in kept), dict(terms), tuple(gone))
+    return Design(
+        np.ascontiguousarray(matrix[:, kept]),
+        tuple(names[j] for j in kept),
+        dict(terms),
+        tuple(gone),
+    )

@@ -18,7 +18,9 @@ from .threads import threads_for
 EPS = float(np.finfo(np.float64).eps)
 MAX_ITERATIONS = 25
 TOLERANCE = 1e-8
-_BLOCK = 256  # rows per block: 16 products of 16 factors, each factor at most 1/eps, stay below overflow
+_BLOCK = (
+    256  # rows per block: 16 products of 16 factors, each factor at most 1/eps, stay below overflow
+)
 _LANES = 16
 
 
@@ -40,7 +42,13 @@ def prior_scales(design: np.ndarray) -> np.ndarray:
     for j in range(1, design.shape[1]):
         column = design[:, j]
         distinct = np.unique(column)
-        scale = 1.0 if distinct.size == 1 else np.ptp(column) if distinct.size == 2 else 2 * column.std(ddof=1)
+        scale = (
+            1.0
+            if distinct.size == 1
+            else np.ptp(column)
+            if distinct.size == 2
+            else 2 * column.std(ddof=1)
+        )
         sd[j] = max(2.5 / max(scale, 1e-300), 1e-12)
     return sd
 
@@ -328,7 +336,9 @@ def _finished(raw: tuple[np.ndarray, ...], back: np.ndarray) -> DiscreteFit:
     beta = coef @ back.T
     beta[~converged] = np.nan
     cov[~converged] = np.nan
-    return DiscreteFit(converged, iterations, deviance, np.where(converged, -deviance / 2, 0.0), beta, cov)
+    return DiscreteFit(
+        converged, iterations, deviance, np.where(converged, -deviance / 2, 0.0), beta, cov
+    )
 
 
 @njit(cache=True)
@@ -426,11 +436,15 @@ def table_tests(
         return _table_tests(k1, k2, m1, m2, bayes, MAX_ITERATIONS)
 
 
-def fit_discrete(indptr: np.ndarray, cells: np.ndarray, design: np.ndarray, *, bayes: bool) -> DiscreteFit:
+def fit_discrete(
+    indptr: np.ndarray, cells: np.ndarray, design: np.ndarray, *, bayes: bool
+) -> DiscreteFit:
     """Fit every gene; ``cells[indptr[g]:indptr[g+1]]`` express gene g; ``design`` is (cells, k)."""
     n, k = design.shape
     distinct, member, sizes = np.unique(design, axis=0, return_inverse=True, return_counts=True)
-    if len(distinct) == k:  # saturated: in the basis of the cell means the weights make a diagonal matrix
+    if (
+        len(distinct) == k
+    ):  # saturated: in the basis of the cell means the weights make a diagonal matrix
         back = np.linalg.inv(distinct)
     else:
         back = np.linalg.inv(np.linalg.qr(design, mode="r") / np.sqrt(n))
@@ -441,7 +455,9 @@ def fit_discrete(indptr: np.ndarray, cells: np.ndarray, design: np.ndarray, *, b
         rows = np.ascontiguousarray(distinct @ back)
         with threads_for(cells.size + genes * len(distinct) * 300):
             expressed = _count_members(indptr, cells, member.reshape(-1), len(distinct))
-            raw = _fit_grouped(expressed, sizes.astype(np.float64), rows, pen, bayes, MAX_ITERATIONS)
+            raw = _fit_grouped(
+                expressed, sizes.astype(np.float64), rows, pen, bayes, MAX_ITERATIONS
+            )
         return _finished(raw, back)
     basis = np.ascontiguousarray((design @ back).T)
     with threads_for(genes * n * 10.0):

@@ -54,7 +54,9 @@ def stars(p: float) -> str:
     return "" if not p < 0.05 else "***" if p < 0.001 else "**" if p < 0.01 else "*"
 
 
-def overlap_heatmap(result: RobustnessResult, *, ratio: float = 0.5, measure: str = "overlap") -> Any:
+def overlap_heatmap(
+    result: RobustnessResult, *, ratio: float = 0.5, measure: str = "overlap"
+) -> Any:
     """Fig. 7a: mean overlap per cell type and layer, and -log10 p of the paired t-tests beside it."""
     plt = _pyplot()
     runs = result.runs[(result.runs["kind"] == "cells") & np.isclose(result.runs["ratio"], ratio)]
@@ -62,23 +64,45 @@ def overlap_heatmap(result: RobustnessResult, *, ratio: float = 0.5, measure: st
     tests = tests[(tests["kind"] == "cells") & np.isclose(tests["ratio"], ratio)]
     layers, names = list(result.settings["layers"]), list(result.settings["cell_types"])
     width = 1.9 + 1.0 * len(layers) * 2 + 1.2
-    figure, axes = plt.subplots(1, 2, figsize=(width, 1.4 + 0.42 * len(names)), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 2, figsize=(width, 1.4 + 0.42 * len(names)), squeeze=False, layout="constrained"
+    )
     image = None
     for axis, way in zip(axes[0], _WAYS, strict=True):
-        means = runs[runs["direction"] == way].groupby(["cell_type", "layer"])[measure].mean().unstack()
+        means = (
+            runs[runs["direction"] == way].groupby(["cell_type", "layer"])[measure].mean().unstack()
+        )
         grid = means.reindex(index=names, columns=layers).to_numpy(dtype=float)
         image = axis.imshow(grid, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
         for i, name in enumerate(names):
             for j, layer in enumerate(layers):
-                mine = (tests["cell_type"] == name) & (tests["layer"] == layer) & (tests["direction"] == way)
+                mine = (
+                    (tests["cell_type"] == name)
+                    & (tests["layer"] == layer)
+                    & (tests["direction"] == way)
+                )
                 mark = tests[mine]["p_val"]
-                text = "-" if np.isnan(grid[i, j]) else f"{grid[i, j]:.2f}{stars(mark.iloc[0]) if len(mark) else ''}"
+                text = (
+                    "-"
+                    if np.isnan(grid[i, j])
+                    else f"{grid[i, j]:.2f}{stars(mark.iloc[0]) if len(mark) else ''}"
+                )
                 dark = not np.isnan(grid[i, j]) and grid[i, j] > 0.55
-                axis.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+                axis.text(
+                    j,
+                    i,
+                    text,
+                    ha="center",
+                    va="center",
+                    fontsize=8,
+                    color="white" if dark else "black",
+                )
         axis.set_xticks(range(len(layers)), layers)
         axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [""] * len(names))
         axis.set_title(_WAYS[way], fontsize=9)
-    figure.colorbar(image, ax=axes[0].tolist(), label=f"overlap of DEGs at {ratio:.0%} of the cells", shrink=0.9)
+    figure.colorbar(
+        image, ax=axes[0].tolist(), label=f"overlap of DEGs at {ratio:.0%} of the cells", shrink=0.9
+    )
     return figure
 
 
@@ -92,10 +116,22 @@ def ratio_bars(result: RobustnessResult, *, cell_type: str, measure: str = "over
     for axis, way in zip(axes, _WAYS, strict=True):
         part = runs[runs["direction"] == way]
         for j, layer in enumerate(layers):
-            values = part[part["layer"] == layer].groupby("ratio")[measure].agg(["mean", "std"]).reindex(ratios)
+            values = (
+                part[part["layer"] == layer]
+                .groupby("ratio")[measure]
+                .agg(["mean", "std"])
+                .reindex(ratios)
+            )
             at = np.arange(len(ratios)) + (j - (len(layers) - 1) / 2) * 0.8 / len(layers)
-            axis.bar(at, values["mean"], 0.8 / len(layers), yerr=values["std"], capsize=2, label=layer,
-                     color=COLOURS[j % len(COLOURS)])  # fmt: skip
+            axis.bar(
+                at,
+                values["mean"],
+                0.8 / len(layers),
+                yerr=values["std"],
+                capsize=2,
+                label=layer,
+                color=COLOURS[j % len(COLOURS)],
+            )
         for i, ratio in enumerate(ratios):
             p = tests[(tests["direction"] == way) & np.isclose(tests["ratio"], ratio)]["p_val"]
             if len(p):
@@ -115,14 +151,27 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
     tests = result.tests(measure).query("kind == 'donors'")
     layers, names = list(result.settings["layers"]), list(pd.unique(runs["cell_type"]))
     size = (2.2 + 1.1 * len(names), 3.0)
-    figure, axes = plt.subplots(1, 2, figsize=(size[0] * 1.6, size[1]), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        1, 2, figsize=(size[0] * 1.6, size[1]), sharey=True, layout="constrained"
+    )
     for axis, way in zip(axes, _WAYS, strict=True):
         part = runs[runs["direction"] == way]
         for j, layer in enumerate(layers):
-            data = [part[(part["layer"] == layer) & (part["cell_type"] == n)][measure].dropna().to_numpy() for n in names]
+            data = [
+                part[(part["layer"] == layer) & (part["cell_type"] == n)][measure]
+                .dropna()
+                .to_numpy()
+                for n in names
+            ]
             at = np.arange(len(names)) + (j - (len(layers) - 1) / 2) * 0.8 / len(layers)
-            boxes = axis.boxplot(data, positions=at, widths=0.7 / len(layers), patch_artist=True,
-                                 medianprops={"color": "black"}, flierprops={"markersize": 2})  # fmt: skip
+            boxes = axis.boxplot(
+                data,
+                positions=at,
+                widths=0.7 / len(layers),
+                patch_artist=True,
+                medianprops={"color": "black"},
+                flierprops={"markersize": 2},
+            )
             for box in boxes["boxes"]:
                 box.set_facecolor(COLOURS[j % len(COLOURS)])
         for i, name in enumerate(names):
@@ -133,7 +182,9 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
         axis.set(title=_WAYS[way], ylim=(-0.02, 1.1))
         axis.title.set_fontsize(9)
     axes[0].set_ylabel(f"overlap of DEGs, {result.settings['donors']} donors")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=COLOURS[j % len(COLOURS)]) for j in range(len(layers))]
+    handles = [
+        plt.Rectangle((0, 0), 1, 1, color=COLOURS[j % len(COLOURS)]) for j in range(len(layers))
+    ]
     axes[1].legend(handles, layers, fontsize=8, frameon=False)
     return figure
 
@@ -144,9 +195,14 @@ def false_positive_bars(result: RobustnessResult) -> Any:
     table = result.false_positives()
     layers, names = list(result.settings["layers"]), list(result.settings["cell_types"])
     kinds = [k for k in ("null_cells", "null_donors") if (table["kind"] == k).any()]
-    titles = {"null_cells": "labels shuffled within donors", "null_donors": "donors of one condition split"}
+    titles = {
+        "null_cells": "labels shuffled within donors",
+        "null_donors": "donors of one condition split",
+    }
     size = (1.5 + 3.4 * len(kinds), 3.0)
-    figure, axes = plt.subplots(1, len(kinds), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
     for axis, kind in zip(axes[0], kinds, strict=True):
         part = table[table["kind"] == kind].set_index(["cell_type", "layer"])
         for j, layer in enumerate(layers):
@@ -154,7 +210,9 @@ def false_positive_bars(result: RobustnessResult) -> Any:
             at = np.arange(len(names)) + (j - (len(layers) - 1) / 2) * 0.8 / len(layers)
             axis.bar(at, rate, 0.8 / len(layers), label=layer, color=COLOURS[j % len(COLOURS)])
             bulk = [part["pseudobulk_rate"].get((n, layer), np.nan) for n in names]
-            axis.plot(at, bulk, "D", ms=4, color="black", label="per donor" if j == 0 else None, ls="none")
+            axis.plot(
+                at, bulk, "D", ms=4, color="black", label="per donor" if j == 0 else None, ls="none"
+            )
         axis.axhline(0.05, color="black", lw=0.8, ls="--")
         axis.set_xticks(range(len(names)), names, rotation=30, ha="right")
         axis.set_title(titles[kind], fontsize=9)

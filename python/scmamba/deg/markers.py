@@ -63,7 +63,9 @@ def round3(fraction: np.ndarray) -> np.ndarray:
     return np.where((to_low < to_high) | ((to_low == to_high) & even_low), low, high)
 
 
-def fold_changes(first: Sums, second: Sums, rules: Rules, log_means: tuple[np.ndarray, np.ndarray] | None) -> np.ndarray:
+def fold_changes(
+    first: Sums, second: Sums, rules: Rules, log_means: tuple[np.ndarray, np.ndarray] | None
+) -> np.ndarray:
     """log2 fold change, group 1 minus group 2, with Seurat's pseudocount of 1."""
     if rules.fold_change == "log":
         assert log_means is not None
@@ -82,7 +84,9 @@ class Screen(NamedTuple):
     passed: np.ndarray
 
 
-def screen_genes(first: Sums, second: Sums, rules: Rules, log_means: tuple[np.ndarray, np.ndarray] | None = None) -> Screen:
+def screen_genes(
+    first: Sums, second: Sums, rules: Rules, log_means: tuple[np.ndarray, np.ndarray] | None = None
+) -> Screen:
     """Apply the filters before the test; the thresholds see the rounded detection rates."""
     pct1, pct2 = round3(first.expressed / first.n), round3(second.expressed / second.n)
     change = fold_changes(first, second, rules, log_means)
@@ -158,9 +162,13 @@ def find_markers(
     group = two_groups(adata.obs, groupby, group1, group2)
     latent = [latent_vars] if isinstance(latent_vars, str) else list(latent_vars or [])
     if test == "wilcox" and latent:
-        raise DataError("The Wilcoxon test takes no latent variables. Use test='MAST', or leave latent_vars out.")
+        raise DataError(
+            "The Wilcoxon test takes no latent variables. Use test='MAST', or leave latent_vars out."
+        )
     source = layer_source(adata, layer, scale)
-    return markers_of(source, pd.Index(adata.var_names), group, rules, test, adata.obs, latent, genes)
+    return markers_of(
+        source, pd.Index(adata.var_names), group, rules, test, adata.obs, latent, genes
+    )
 
 
 def markers_of(
@@ -176,7 +184,9 @@ def markers_of(
     """:func:`find_markers` on a recognised matrix; ``group`` (cells,) is 0, 1, or -1 for cells left out."""
     values = source.matrix
     odd = values.nnz > 0 and not values.data.min() >= 0  # negative or missing values
-    (first, second), centre = group_sums(_only_positive(values) if odd else values, group, 2, totals=source.totals)
+    (first, second), centre = group_sums(
+        _only_positive(values) if odd else values, group, 2, totals=source.totals
+    )
     log_means = _log_means(source.logs(), group) if rules.fold_change == "log" else None
     if odd:
         first, second = _with_all_linear(values, group, first, second)
@@ -205,7 +215,9 @@ class Tested(NamedTuple):
     note: str
 
 
-def pair_tests(pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, rules: Rules) -> list[Tested]:
+def pair_tests(
+    pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, rules: Rules
+) -> list[Tested]:
     """Screen and test many pairs of groups from their sums alone; all discrete fits in one sweep."""
     screens = [screen_genes(a, b, rules) for a, b in pairs]
     few = [(a.take(s.passed), b.take(s.passed)) for (a, b), s in zip(pairs, screens, strict=True)]
@@ -220,10 +232,14 @@ def pair_tests(pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, rules: Ru
     return out
 
 
-def two_groups(obs: pd.DataFrame, groupby: str, group1: str | Sequence[str], group2: str | Sequence[str] | None) -> np.ndarray:
+def two_groups(
+    obs: pd.DataFrame, groupby: str, group1: str | Sequence[str], group2: str | Sequence[str] | None
+) -> np.ndarray:
     """(cells,) 0 for group 1, 1 for group 2, -1 for the rest; checked before any work."""
     if groupby not in obs:
-        raise DataError(f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}.")
+        raise DataError(
+            f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}."
+        )
     column = obs[groupby].astype(str).to_numpy()
     present = sorted(set(column[obs[groupby].notna().to_numpy()]))
     member: list[np.ndarray] = []
@@ -231,10 +247,16 @@ def two_groups(obs: pd.DataFrame, groupby: str, group1: str | Sequence[str], gro
         if asked is None:
             member.append(obs[groupby].notna().to_numpy() & ~member[0])
             continue
-        wanted = [str(asked)] if isinstance(asked, (str, int, float, bool, np.generic)) else [str(x) for x in asked]
+        wanted = (
+            [str(asked)]
+            if isinstance(asked, (str, int, float, bool, np.generic))
+            else [str(x) for x in asked]
+        )
         unknown = [w for w in wanted if w not in present]
         if unknown:
-            raise DataError(f"{groupby!r} has no cells of {unknown[0]!r}. It has: {', '.join(present[:20])}.")
+            raise DataError(
+                f"{groupby!r} has no cells of {unknown[0]!r}. It has: {', '.join(present[:20])}."
+            )
         member.append(np.isin(column, wanted))
     if (member[0] & member[1]).any():
         raise DataError("The two groups share cells. Choose groups that do not overlap.")
@@ -247,7 +269,13 @@ def two_groups(obs: pd.DataFrame, groupby: str, group1: str | Sequence[str], gro
     return np.where(member[0], 0, np.where(member[1], 1, -1))
 
 
-def _model_p(source: Source, group: np.ndarray, passed: np.ndarray, obs: pd.DataFrame | None, latent: Sequence[str]) -> np.ndarray:
+def _model_p(
+    source: Source,
+    group: np.ndarray,
+    passed: np.ndarray,
+    obs: pd.DataFrame | None,
+    latent: Sequence[str],
+) -> np.ndarray:
     """MAST's hurdle p with covariates: group 1 is the reference level, latent variables follow it.
 
     Cells are put in Seurat's order, group 1 before group 2; the levels of a latent factor are R's over these
@@ -259,7 +287,9 @@ def _model_p(source: Source, group: np.ndarray, passed: np.ndarray, obs: pd.Data
     for i, name in enumerate(latent):
         if obs is None or name not in obs:
             known = "" if obs is None else f" It has: {', '.join(map(str, obs.columns[:20]))}."
-            raise DataError(f"There is no column {name!r} in obs to use as a latent variable.{known}")
+            raise DataError(
+                f"There is no column {name!r} in obs to use as a latent variable.{known}"
+            )
         column = obs[name].iloc[order].reset_index(drop=True)
         missing = int(column.isna().sum())
         if missing:
@@ -270,13 +300,17 @@ def _model_p(source: Source, group: np.ndarray, passed: np.ndarray, obs: pd.Data
         whole = pd.api.types.is_numeric_dtype(column) and column.dtype != bool
         data[f"latent{i}"] = column.astype(np.float64) if whole else factor(column)
         if not whole and data[f"latent{i}"].nunique() < 2:
-            raise DataError(f"The latent variable {name!r} has the same value in every cell of the two groups. Leave it out.")
+            raise DataError(
+                f"The latent variable {name!r} has the same value in every cell of the two groups. Leave it out."
+            )
         terms.append(f"latent{i}")
     fit = zlm(source.logs(order, passed), "~ " + " + ".join(terms), data, scale="log")
     return fit.lrt("conditionGroup2")["p_H"].to_numpy()
 
 
-def _table(p: np.ndarray, screen: Screen, passed: np.ndarray, names: pd.Index, rules: Rules) -> pd.DataFrame:
+def _table(
+    p: np.ndarray, screen: Screen, passed: np.ndarray, names: pd.Index, rules: Rules
+) -> pd.DataFrame:
     """Seurat's columns and order, and the false-discovery rate beside its Bonferroni column."""
     table = pd.DataFrame(
         {
@@ -291,13 +325,17 @@ def _table(p: np.ndarray, screen: Screen, passed: np.ndarray, names: pd.Index, r
     )
     if rules.only_pos:
         table = table[table["avg_log2FC"] > 0]
-    second = -(table["pct.1"] - table["pct.2"]).abs() if rules.seurat == "5" else np.zeros(len(table))
+    second = (
+        -(table["pct.1"] - table["pct.2"]).abs() if rules.seurat == "5" else np.zeros(len(table))
+    )
     return table.iloc[np.lexsort((second, table["p_val"]))]
 
 
 def _empty_table() -> pd.DataFrame:
     columns = ["p_val", "avg_log2FC", "pct.1", "pct.2", "p_val_adj", "p_val_bh"]
-    return pd.DataFrame({c: np.zeros(0) for c in columns}, index=pd.Index([], name="gene", dtype=object))
+    return pd.DataFrame(
+        {c: np.zeros(0) for c in columns}, index=pd.Index([], name="gene", dtype=object)
+    )
 
 
 def _only_positive(values: sp.csr_matrix) -> sp.csr_matrix:
@@ -312,8 +350,12 @@ def _log_means(values: sp.csr_matrix, group: np.ndarray) -> tuple[np.ndarray, np
     return parts[0], parts[1]
 
 
-def _with_all_linear(values: sp.csr_matrix, group: np.ndarray, first: Sums, second: Sums) -> tuple[Sums, Sums]:
+def _with_all_linear(
+    values: sp.csr_matrix, group: np.ndarray, first: Sums, second: Sums
+) -> tuple[Sums, Sums]:
     """Seurat's means run over all values, negative ones too."""
-    linear = sp.csr_matrix((np.expm1(values.data), values.indices, values.indptr), shape=values.shape)
+    linear = sp.csr_matrix(
+        (np.expm1(values.data), values.indices, values.indptr), shape=values.shape
+    )
     sums = [np.asarray(linear[group == k].sum(axis=0)).ravel() for k in (0, 1)]
     return first._replace(linear=sums[0]), second._replace(linear=sums[1])

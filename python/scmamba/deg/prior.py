@@ -30,7 +30,9 @@ class Prior(NamedTuple):
 NO_PRIOR = Prior(1.0, 0.0)
 
 
-def estimate_prior(n_expressed: np.ndarray, squares: np.ndarray, scale: np.ndarray, *, relative: float = 1e-26) -> Prior:
+def estimate_prior(
+    n_expressed: np.ndarray, squares: np.ndarray, scale: np.ndarray, *, relative: float = 1e-26
+) -> Prior:
     """Maximise the marginal likelihood of the genes' sums of squares over the prior's shape and rate.
 
     Parameters
@@ -65,7 +67,9 @@ def estimate_prior(n_expressed: np.ndarray, squares: np.ndarray, scale: np.ndarr
         a, b = theta
         logs = np.log1p(gene_squares / (2 * b))
         log_beta = gammaln(half) + gammaln(a) - gammaln(half + a)
-        value = -(count * log_beta).sum() - np.log(b) * gene_half.sum() - ((gene_half + a) * logs).sum()
+        value = (
+            -(count * log_beta).sum() - np.log(b) * gene_half.sum() - ((gene_half + a) * logs).sum()
+        )
         d_a = (count * (digamma(half + a) - digamma(a))).sum() - logs.sum()
         d_b = ((a * gene_squares - 2 * gene_half * b) / (gene_squares * b + 2 * b * b)).sum()
         return -value, np.array([-d_a, -d_b])
@@ -74,9 +78,13 @@ def estimate_prior(n_expressed: np.ndarray, squares: np.ndarray, scale: np.ndarr
     # The optimiser solves 10 x 10 systems: a BLAS that wakes its threads for each is many times slower.
     with _threads().limit(limits=1, user_api="blas"):
         found = minimize(
-            negative, np.array([1.0, 1.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, None)] * 2,
+            negative,
+            np.array([1.0, 1.0]),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(1e-3, None)] * 2,
             options={"ftol": 1e7 * eps, "gtol": 0.0, "maxcor": 5, "maxiter": 100},
-        )  # fmt: skip
+        )
     if not found.success:
         raise DataError(
             f"The shared variance of the {int(keep.sum()):,} genes could not be estimated ({found.message}). "

@@ -92,7 +92,9 @@ def _samples(
     """The donor x group samples with enough cells, and every cell's sample number (-1: none)."""
     missing = int((obs[donor].isna().to_numpy() & (group >= 0)).sum())
     if missing:
-        raise DataError(f"{donor!r} is missing for {missing:,} cells. Name their donors, or leave them out.")
+        raise DataError(
+            f"{donor!r} is missing for {missing:,} cells. Name their donors, or leave them out."
+        )
     frame = pd.DataFrame({"group": group, "donor": obs[donor].astype(str).to_numpy()})
     for name in covariates:
         if name not in obs:
@@ -103,7 +105,9 @@ def _samples(
     for name in covariates:
         varied = chosen[name].nunique()
         if (varied > 1).any():
-            raise DataError(f"{name!r} varies within donor {varied[varied > 1].index[0][1]}: it is no covariate of donors.")
+            raise DataError(
+                f"{name!r} varies within donor {varied[varied > 1].index[0][1]}: it is no covariate of donors."
+            )
         table[name] = chosen[name].first().to_numpy()
     table = table[table["cells"] >= min_cells].reset_index(drop=True)
     counts = [int((table["group"] == k).sum()) for k in (0, 1)]
@@ -112,7 +116,9 @@ def _samples(
             f"The groups have {counts[0]} and {counts[1]} donors with at least {min_cells} cells; two in "
             "each are needed. Lower min_cells, or accept that these data cannot tell donors from groups."
         )
-    number = {(g, d): i for i, (g, d) in enumerate(zip(table["group"], table["donor"], strict=True))}
+    number = {
+        (g, d): i for i, (g, d) in enumerate(zip(table["group"], table["donor"], strict=True))
+    }
     code = np.array([number.get(k, -1) for k in zip(frame["group"], frame["donor"], strict=True)])
     return table, code
 
@@ -122,14 +128,20 @@ def _sample_levels(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(genes, samples) log2 levels and the genes kept."""
     cells = np.flatnonzero(code >= 0)
-    member = sp.csr_matrix((np.ones(cells.size), (code[cells], cells)), shape=(len(samples), values.shape[0]))
+    member = sp.csr_matrix(
+        (np.ones(cells.size), (code[cells], cells)), shape=(len(samples), values.shape[0])
+    )
     if kind == "counts":
         sums = (member @ values.astype(np.float64)).toarray()
         library = sums.sum(axis=1)
         kept = np.flatnonzero((sums.sum(axis=0) >= min_total) & ((sums > 0).sum(axis=0) > 1))
         prior = PRIOR_COUNT * library / library.mean()
-        return np.log2((sums[:, kept] + prior[:, None]) / (library + 2 * prior)[:, None] * 1e6).T, kept
-    linear = sp.csr_matrix((np.expm1(values.data.astype(np.float64)), values.indices, values.indptr), values.shape)
+        return np.log2(
+            (sums[:, kept] + prior[:, None]) / (library + 2 * prior)[:, None] * 1e6
+        ).T, kept
+    linear = sp.csr_matrix(
+        (np.expm1(values.data.astype(np.float64)), values.indices, values.indptr), values.shape
+    )
     means = (member @ linear).toarray() / samples["cells"].to_numpy()[:, None]
     kept = np.flatnonzero((means > 0).sum(axis=0) > 1)
     return np.log2(means[:, kept] * 100.0 + PRIOR_COUNT).T, kept
@@ -153,14 +165,18 @@ def _sample_design(samples: pd.DataFrame, covariates: Sequence[str], paired: boo
     return design
 
 
-def moderated_t(levels: np.ndarray, design: np.ndarray, column: int, *, moderate: bool = True) -> pd.DataFrame:
+def moderated_t(
+    levels: np.ndarray, design: np.ndarray, column: int, *, moderate: bool = True
+) -> pd.DataFrame:
     """Linear model per gene (``levels`` genes x samples) and the moderated t of one coefficient."""
     inverse = np.linalg.inv(design.T @ design)
     coef = levels @ design @ inverse
     residual = levels - coef @ design.T
     df = design.shape[0] - design.shape[1]
     variance = (residual**2).sum(axis=1) / df
-    prior_df, prior = squeeze(variance, df, levels.mean(axis=1)) if moderate else (0.0, np.zeros_like(variance))
+    prior_df, prior = (
+        squeeze(variance, df, levels.mean(axis=1)) if moderate else (0.0, np.zeros_like(variance))
+    )
     if np.isinf(prior_df):
         posterior, total = prior, np.inf
     else:
@@ -182,7 +198,9 @@ def moderated_t(levels: np.ndarray, design: np.ndarray, column: int, *, moderate
     )
 
 
-def squeeze(variance: np.ndarray, df: int, level: np.ndarray | None = None) -> tuple[float, np.ndarray]:
+def squeeze(
+    variance: np.ndarray, df: int, level: np.ndarray | None = None
+) -> tuple[float, np.ndarray]:
     """Prior degrees of freedom and variances (genes,) of the scaled-F model of variances (Smyth 2004, 6.2).
 
     With ``level`` (genes,), the mean log expression, the prior variance follows it along a natural spline: counts
@@ -194,7 +212,11 @@ def squeeze(variance: np.ndarray, df: int, level: np.ndarray | None = None) -> t
     # Variances that are practically zero would dominate the log scale.
     known = np.maximum(variance[usable], 1e-5 * np.median(variance[usable]))
     centred = np.log(known) - digamma(df / 2) + np.log(df / 2)
-    basis = np.ones((variance.size, 1)) if level is None or usable.sum() < 50 else _spline(level, level[usable])
+    basis = (
+        np.ones((variance.size, 1))
+        if level is None or usable.sum() < 50
+        else _spline(level, level[usable])
+    )
     coef, _, rank, _ = np.linalg.lstsq(basis[usable], centred, rcond=None)
     trend = basis @ coef
     left = centred - trend[usable]

@@ -54,7 +54,13 @@ class RobustnessResult:
     warnings: Sequence[str] = field(default_factory=tuple)
 
     @classmethod
-    def build(cls, rows: pd.DataFrame, full: pd.DataFrame, settings: Mapping[str, Any], notes: Sequence[str]) -> RobustnessResult:
+    def build(
+        cls,
+        rows: pd.DataFrame,
+        full: pd.DataFrame,
+        settings: Mapping[str, Any],
+        notes: Sequence[str],
+    ) -> RobustnessResult:
         """Split the runs from the nulls, look for inflation, and say it aloud."""
         null = rows["kind"].str.startswith("null").to_numpy(dtype=bool)
         real, empty = rows[~null].dropna(axis=1, how="all"), rows[null].dropna(axis=1, how="all")
@@ -88,7 +94,9 @@ class RobustnessResult:
         difference is on these data, not how it would turn out on new donors.
         """
         if measure not in MEASURES:
-            raise DataError(f"measure={measure!r} is not known. Choose one of {', '.join(MEASURES)}.")
+            raise DataError(
+                f"measure={measure!r} is not known. Choose one of {', '.join(MEASURES)}."
+            )
         base, *others = self.settings["layers"]
         rows = []
         for key, part in self.runs.groupby(["kind", "cell_type", "ratio", "direction"]):
@@ -129,7 +137,9 @@ class RobustnessResult:
             {
                 "runs": grouped.size(),
                 "tested": grouped["n_tested"].mean(),
-                "rate_nominal": grouped["rate_nominal"].mean() if "rate_nominal" in self.nulls else np.nan,
+                "rate_nominal": grouped["rate_nominal"].mean()
+                if "rate_nominal" in self.nulls
+                else np.nan,
                 "runs_with_calls": grouped["n_called"].agg(lambda x: (x > 0).mean()),
                 "mean_called": grouped["n_called"].mean(),
             }
@@ -141,10 +151,16 @@ class RobustnessResult:
     def to_table(self) -> pd.DataFrame:
         """Everything measured, tidy: one row per run, layer, direction and measure."""
         keys = ["kind", "cell_type", "layer", "ratio", "run", "seed", "direction"]
-        real = self.runs.melt(keys, [m for m in (*MEASURES, "n_called") if m in self.runs], "measure")
+        real = self.runs.melt(
+            keys, [m for m in (*MEASURES, "n_called") if m in self.runs], "measure"
+        )
         if self.nulls.empty:
             return real
-        names = [m for m in ("rate_nominal", "n_called", "pseudobulk_rate", "pseudobulk_called") if m in self.nulls]
+        names = [
+            m
+            for m in ("rate_nominal", "n_called", "pseudobulk_rate", "pseudobulk_called")
+            if m in self.nulls
+        ]
         return pd.concat([real, self.nulls.melt(keys, names, "measure")], ignore_index=True)
 
     def save(self, folder: str | Path) -> Path:
@@ -175,7 +191,9 @@ class RobustnessResult:
             raise DataError(f"{path} holds no robustness result: settings.json is missing.")
         card = json.loads((path / "settings.json").read_text())
         runs, nulls, full = (_read(path, name) for name in ("runs", "nulls", "full"))
-        return cls(runs, nulls, full, card["settings"], tuple(card["notes"]), tuple(card["warnings"]))
+        return cls(
+            runs, nulls, full, card["settings"], tuple(card["notes"]), tuple(card["warnings"])
+        )
 
     def figures(self) -> dict[str, Any]:
         """All figures the runs allow: heat map (a), bars (b), box plots (c), false positives."""
@@ -190,14 +208,22 @@ class RobustnessResult:
             f"RobustnessResult: {s['group1']} v {s['group2']}, {len(s['cell_types'])} cell type(s), "
             f"layers {', '.join(s['layers'])}; {len(self.runs):,} runs, {len(self.nulls):,} null runs"
         )
-        return "\n".join([head, *(f"  note: {n}" for n in self.notes), *(f"  WARNING: {w}" for w in self.warnings)])
+        return "\n".join(
+            [
+                head,
+                *(f"  note: {n}" for n in self.notes),
+                *(f"  WARNING: {w}" for w in self.warnings),
+            ]
+        )
 
 
 def _read(folder: Path, name: str) -> pd.DataFrame:
     """One table of a saved result, packed or not."""
     packed = folder / f"{name}.csv.gz"
     try:
-        return pd.read_csv(packed if packed.exists() else folder / f"{name}.csv", float_precision="round_trip")
+        return pd.read_csv(
+            packed if packed.exists() else folder / f"{name}.csv", float_precision="round_trip"
+        )
     except pd.errors.EmptyDataError:
         return pd.DataFrame()
 

@@ -30,7 +30,9 @@ from .values import as_csr, normalise, recognise, resolve_layer
 
 RATIOS = (0.10, 0.20, 0.35, 0.50, 0.75, 0.90)
 RUNS_PER_TASK = 25
-_CONTROL = re.compile(r"(control|controls|ctrl|ctl|con|normal|healthy|nc|hc|wt|wildtype|unstimulated|vehicle)", re.I)
+_CONTROL = re.compile(
+    r"(control|controls|ctrl|ctl|con|normal|healthy|nc|hc|wt|wildtype|unstimulated|vehicle)", re.I
+)
 _log = logging.getLogger(__name__)
 
 
@@ -111,40 +113,76 @@ def robustness(
     plan, skipped = _cells_of_types(adata.obs, groupby, pair, donor, cell_type, cell_types)
     source = _Layers(adata, layers)
     settings: dict[str, Any] = {
-        "groupby": groupby, "group1": pair[0], "group2": pair[1], "donor": donor, "cell_type": cell_type,
-        "layers": list(layers), "scales": source.scales, "cell_types": list(plan),
-        "ratios": [float(r) for r in ratios], "permutations": permutations, "donors": donors,
-        "max_combinations": max_combinations, "null_permutations": null_permutations, "alpha": alpha,
-        "min_log2fc": min_log2fc, "adjust": adjust, "seurat": str(seurat), "min_degs": min_degs,
-        "min_cells": min_cells, "seed": seed, "n_cells": int(adata.n_obs), "n_genes": int(adata.n_vars),
-    }  # fmt: skip
+        "groupby": groupby,
+        "group1": pair[0],
+        "group2": pair[1],
+        "donor": donor,
+        "cell_type": cell_type,
+        "layers": list(layers),
+        "scales": source.scales,
+        "cell_types": list(plan),
+        "ratios": [float(r) for r in ratios],
+        "permutations": permutations,
+        "donors": donors,
+        "max_combinations": max_combinations,
+        "null_permutations": null_permutations,
+        "alpha": alpha,
+        "min_log2fc": min_log2fc,
+        "adjust": adjust,
+        "seurat": str(seurat),
+        "min_degs": min_degs,
+        "min_cells": min_cells,
+        "seed": seed,
+        "n_cells": int(adata.n_obs),
+        "n_genes": int(adata.n_vars),
+    }
     rules = rules_for(seurat)
     criteria = Criteria(rules, alpha, min_log2fc, adjust, min_degs, adata.n_vars)
     columns = [c for c in (groupby, donor, cell_type) if c is not None]
-    store = TaskStore(resume, settings, fingerprint(adata.obs[columns], source.raw) if resume else "")
+    store = TaskStore(
+        resume, settings, fingerprint(adata.obs[columns], source.raw) if resume else ""
+    )
     rows, full, notes = [], [], list(skipped)
     with progress("DEG robustness", len(plan), verbose) as advance:
         for name, cells in plan.items():
             blocks = {
-                layer: make_block(source.values(layer, cells), adata.obs.iloc[cells], groupby, pair, donor, min_cells) for layer in layers
+                layer: make_block(
+                    source.values(layer, cells),
+                    adata.obs.iloc[cells],
+                    groupby,
+                    pair,
+                    donor,
+                    min_cells,
+                )
+                for layer in layers
             }
             outcomes = {layer: full_test(block, criteria) for layer, block in blocks.items()}
-            full += [row for layer in layers for row in _full_rows(name, layer, blocks[layer], outcomes[layer])]
+            full += [
+                row
+                for layer in layers
+                for row in _full_rows(name, layer, blocks[layer], outcomes[layer])
+            ]
             tasks = list(_tasks(name, blocks[layers[0]], settings))
             notes += _short_of_donors(name, blocks[layers[0]], settings)
             rows += _execute(tasks, blocks, outcomes, criteria, n_jobs, store)
             advance(1)
-    return RobustnessResult.build(pd.concat(rows, ignore_index=True), pd.DataFrame(full), settings, notes)
+    return RobustnessResult.build(
+        pd.concat(rows, ignore_index=True), pd.DataFrame(full), settings, notes
+    )
 
 
 def _check(ratios: Sequence[float], permutations: int, adjust: str, donors: str | None) -> None:
     if donors is not None:
         parse_design(donors)
     if adjust not in ("bonferroni", "bh"):
-        raise DataError(f"adjust={adjust!r} is not known. Choose 'bonferroni' (Seurat's column) or 'bh'.")
+        raise DataError(
+            f"adjust={adjust!r} is not known. Choose 'bonferroni' (Seurat's column) or 'bh'."
+        )
     bad = [r for r in ratios if not 0 < r <= 1]
     if bad:
-        raise DataError(f"The ratio {bad[0]} is no share of the cells: give numbers above 0 and up to 1.")
+        raise DataError(
+            f"The ratio {bad[0]} is no share of the cells: give numbers above 0 and up to 1."
+        )
     if permutations < 0:
         raise DataError(f"permutations={permutations}: give 0 or more.")
 
@@ -174,20 +212,30 @@ class _Layers:
         return (normalise(part) if self.scales[layer] == "counts" else part).tocsc()
 
 
-def _groups(obs: pd.DataFrame, groupby: str, group1: str | None, group2: str | None) -> tuple[str, str]:
+def _groups(
+    obs: pd.DataFrame, groupby: str, group1: str | None, group2: str | None
+) -> tuple[str, str]:
     """The two values compared; found by name if the column has just two."""
     if groupby not in obs:
-        raise DataError(f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}.")
+        raise DataError(
+            f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}."
+        )
     present = sorted(obs[groupby].dropna().astype(str).unique())
     for asked in (group1, group2):
         if asked is not None and str(asked) not in present:
-            raise DataError(f"{groupby!r} has no cells of {asked!r}. It has: {', '.join(present[:20])}.")
+            raise DataError(
+                f"{groupby!r} has no cells of {asked!r}. It has: {', '.join(present[:20])}."
+            )
     if group1 is not None and group2 is not None:
         if str(group1) == str(group2):
-            raise DataError(f"Both groups are {group1!r}. Choose two different values of {groupby!r}.")
+            raise DataError(
+                f"Both groups are {group1!r}. Choose two different values of {groupby!r}."
+            )
         return str(group1), str(group2)
     if len(present) != 2:
-        raise DataError(f"{groupby!r} has {len(present)} values ({', '.join(present[:10])}). Say which two to compare: group1 and group2.")
+        raise DataError(
+            f"{groupby!r} has {len(present)} values ({', '.join(present[:10])}). Say which two to compare: group1 and group2."
+        )
     if group1 is not None:
         return str(group1), next(p for p in present if p != str(group1))
     if group2 is not None:
@@ -212,13 +260,17 @@ def _cells_of_types(
     """Cells (positions) of each cell type in the two groups, and a note for each type with too few."""
     for name in (donor, cell_type):
         if name is not None and name not in obs:
-            raise DataError(f"There is no column {name!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}.")
+            raise DataError(
+                f"There is no column {name!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}."
+            )
     group = obs[groupby].astype(str).to_numpy()
     compared = np.isin(group, pair) & obs[groupby].notna().to_numpy()
     if donor is not None:
         missing = int((obs[donor].isna().to_numpy() & compared).sum())
         if missing:
-            raise DataError(f"{donor!r} is missing for {missing:,} cells. Name their donors, or leave them out.")
+            raise DataError(
+                f"{donor!r} is missing for {missing:,} cells. Name their donors, or leave them out."
+            )
     if cell_type is None:
         kinds = np.full(len(obs), "all cells")
     else:
@@ -227,13 +279,17 @@ def _cells_of_types(
     present = sorted(set(kinds[compared]))
     unknown = [t for t in wanted or () if t not in present]
     if unknown:
-        raise DataError(f"There are no cells of type {unknown[0]!r}. There are: {', '.join(present[:30])}.")
+        raise DataError(
+            f"There are no cells of type {unknown[0]!r}. There are: {', '.join(present[:30])}."
+        )
     plan, notes = {}, []
     for name in wanted or present:
         cells = np.flatnonzero(compared & (kinds == name))
         sizes = [int((group[cells] == g).sum()) for g in pair]
         if min(sizes) < MIN_CELLS:
-            notes.append(f"{name}: left out, {sizes[0]} {pair[0]} and {sizes[1]} {pair[1]} cells are too few.")
+            notes.append(
+                f"{name}: left out, {sizes[0]} {pair[0]} and {sizes[1]} {pair[1]} cells are too few."
+            )
         else:
             plan[name] = cells
     if not plan:
@@ -259,7 +315,9 @@ def _tasks(name: str, block: CellTypeBlock, settings: dict[str, Any]) -> Iterato
                 yield Task(kind, name, layer, 1.0, first, (seed,) * len(part), part)
 
 
-def _donor_runs(name: str, block: CellTypeBlock, settings: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+def _donor_runs(
+    name: str, block: CellTypeBlock, settings: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
     """Which samples (donor x group) take part in each run, as 0/1 rows."""
     first = sum(g == 0 for g, _ in block.samples)
     second = len(block.samples) - first
@@ -286,11 +344,15 @@ def _short_of_donors(name: str, block: CellTypeBlock, settings: dict[str, Any]) 
                 f"cells, {settings['donors']} was asked for."
             )
     if settings["null_permutations"] and have[1] < 4:
-        notes.append(f"{name}: no null of split donors; {settings['group2']} has {have[1]} donors, 4 are needed.")
+        notes.append(
+            f"{name}: no null of split donors; {settings['group2']} has {have[1]} donors, 4 are needed."
+        )
     return notes
 
 
-def _full_rows(name: str, layer: str, block: CellTypeBlock, outcome: Outcome) -> list[dict[str, Any]]:
+def _full_rows(
+    name: str, layer: str, block: CellTypeBlock, outcome: Outcome
+) -> list[dict[str, Any]]:
     """The DEGs of all cells, and what a per-donor test of the same comparison finds."""
     common = {
         "cell_type": name,
@@ -301,7 +363,13 @@ def _full_rows(name: str, layer: str, block: CellTypeBlock, outcome: Outcome) ->
         "pseudobulk_tested": outcome.bulk_tested,
     }
     return [
-        common | {"direction": way, "n_degs": ranking.n_called, "pseudobulk_degs": bulk, "note": outcome.note}
+        common
+        | {
+            "direction": way,
+            "n_degs": ranking.n_called,
+            "pseudobulk_degs": bulk,
+            "note": outcome.note,
+        }
         for way, ranking, bulk in (
             ("up", outcome.up, outcome.bulk_up),
             ("down", outcome.down, outcome.bulk_down),
@@ -321,12 +389,17 @@ def _execute(
     done = {task: found for task in tasks if (found := store.load(task)) is not None}
     todo = [task for task in tasks if task not in done]
     reference = next(iter(outcomes.values()))
-    matched = {way: min(getattr(o, way).n_called for o in outcomes.values()) for way in ("up", "down")}
+    matched = {
+        way: min(getattr(o, way).n_called for o in outcomes.values()) for way in ("up", "down")
+    }
     batch = max(1, 2 * joblib.effective_n_jobs(n_jobs))
     for start in range(0, len(todo), batch):
         part = todo[start : start + batch]
         results = joblib.Parallel(n_jobs=n_jobs)(
-            joblib.delayed(run_task)(t, blocks[t.layer], outcomes[t.layer], reference, matched, criteria) for t in part
+            joblib.delayed(run_task)(
+                t, blocks[t.layer], outcomes[t.layer], reference, matched, criteria
+            )
+            for t in part
         )
         for task, table in zip(part, results, strict=True):
             store.save(task, table)

@@ -97,7 +97,14 @@ def full_test(block: CellTypeBlock, criteria: Criteria) -> Outcome:
     return _with_bulk(outcome, parts, label, names, criteria)
 
 
-def run_task(task: Task, block: CellTypeBlock, full: Outcome, reference: Outcome, matched: dict[str, int], criteria: Criteria) -> pd.DataFrame:
+def run_task(
+    task: Task,
+    block: CellTypeBlock,
+    full: Outcome,
+    reference: Outcome,
+    matched: dict[str, int],
+    criteria: Criteria,
+) -> pd.DataFrame:
     """All runs of a task.
 
     ``reference`` is the full test of the first layer, ``matched`` the number of DEGs every layer has.
@@ -108,10 +115,18 @@ def run_task(task: Task, block: CellTypeBlock, full: Outcome, reference: Outcome
     outcomes = _tests([p[:2] for p in pairs], block.centre, criteria)
     for i, ((first, second, label), outcome) in enumerate(zip(pairs, outcomes, strict=True)):
         head = {
-            "kind": task.kind, "cell_type": task.cell_type, "layer": task.layer, "ratio": task.ratio,
-            "run": task.first + i, "seed": task.seeds[i], "donors": label,
-            "n_cells1": first.n, "n_cells2": second.n, "n_tested": outcome.n_tested, "note": outcome.note,
-        }  # fmt: skip
+            "kind": task.kind,
+            "cell_type": task.cell_type,
+            "layer": task.layer,
+            "ratio": task.ratio,
+            "run": task.first + i,
+            "seed": task.seeds[i],
+            "donors": label,
+            "n_cells1": first.n,
+            "n_cells2": second.n,
+            "n_tested": outcome.n_tested,
+            "note": outcome.note,
+        }
         if task.kind.startswith("null"):
             if task.kind == "null_donors":
                 outcome = _null_bulk(outcome, task, i, block, parts, criteria)
@@ -136,7 +151,10 @@ def _pairs(task: Task, block: CellTypeBlock, parts: list[Sums]) -> list[tuple[Su
     names = np.array([d for _, d in block.samples])
     first, second = _sides(task, group)
     one, two = combine_sums(parts, first), combine_sums(parts, second)
-    labels = [f"{'+'.join(names[a > 0])} v {'+'.join(names[b > 0])}" for a, b in zip(first, second, strict=True)]
+    labels = [
+        f"{'+'.join(names[a > 0])} v {'+'.join(names[b > 0])}"
+        for a, b in zip(first, second, strict=True)
+    ]
     return list(zip(one, two, labels, strict=True))
 
 
@@ -159,7 +177,9 @@ def _sample_sums(block: CellTypeBlock) -> list[Sums]:
     return subset_sums(block.values, block.centre, member)
 
 
-def _tests(pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, criteria: Criteria) -> list[Outcome]:
+def _tests(
+    pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, criteria: Criteria
+) -> list[Outcome]:
     """Filter, test, adjust, rank every pair. Too few cells or no varying gene: an outcome that says so."""
     large = [p for p in pairs if min(p[0].n, p[1].n) >= MIN_CELLS]
     done = iter(pair_tests(large, centre, criteria.rules))
@@ -171,7 +191,11 @@ def _tests(pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, criteria: Cri
             out.append(Outcome(0, 0, nothing, nothing, note))
             continue
         screen, test, note = next(done)
-        out.append(Outcome(0, 0, nothing, nothing, note) if test is None else _outcome(screen, test, criteria))
+        out.append(
+            Outcome(0, 0, nothing, nothing, note)
+            if test is None
+            else _outcome(screen, test, criteria)
+        )
     return out
 
 
@@ -189,14 +213,22 @@ def _outcome(screen: Screen, test: HurdleTest, criteria: Criteria) -> Outcome:
     )
 
 
-def _rank(genes: np.ndarray, log_p: np.ndarray, significant: np.ndarray, change: np.ndarray, threshold: float) -> Ranking:
+def _rank(
+    genes: np.ndarray,
+    log_p: np.ndarray,
+    significant: np.ndarray,
+    change: np.ndarray,
+    threshold: float,
+) -> Ranking:
     """Genes changed in this direction, by p, then by fold change."""
     mine = np.flatnonzero(change > threshold)
     order = mine[np.lexsort((-change[mine], log_p[mine]))]
     return Ranking(genes[order], int(significant[mine].sum()))
 
 
-def _overlap_columns(way: str, outcome: Outcome, full: Outcome, reference: Outcome, k: int, criteria: Criteria) -> dict[str, Any]:
+def _overlap_columns(
+    way: str, outcome: Outcome, full: Outcome, reference: Outcome, k: int, criteria: Criteria
+) -> dict[str, Any]:
     """Shares of genes in common with the full data; NaN where there is too little to compare."""
     mine: Ranking = getattr(outcome, way)
     whole: Ranking = getattr(full, way)
@@ -213,7 +245,9 @@ def _overlap_columns(way: str, outcome: Outcome, full: Outcome, reference: Outco
         "n_common": common,
         "overlap": common / whole.n_called if enough else np.nan,
         "precision": common / mine.n_called if enough and mine.n_called else np.nan,
-        "precision_reference": common_ref / mine.n_called if ran and truth.n_called >= criteria.min_degs and mine.n_called else np.nan,
+        "precision_reference": common_ref / mine.n_called
+        if ran and truth.n_called >= criteria.min_degs and mine.n_called
+        else np.nan,
         "n_matched": k,
         "overlap_matched": top / k if ran and k >= criteria.min_degs else np.nan,
     }
@@ -226,13 +260,22 @@ def _null_columns(outcome: Outcome) -> dict[str, Any]:
     return {
         "n_nominal": outcome.n_nominal,
         "n_called": outcome.up.n_called + outcome.down.n_called,
-        "rate_nominal": outcome.n_nominal / outcome.n_tested if ran and outcome.n_tested else np.nan,
+        "rate_nominal": outcome.n_nominal / outcome.n_tested
+        if ran and outcome.n_tested
+        else np.nan,
         "pseudobulk_rate": outcome.bulk_nominal / outcome.bulk_tested if bulk else np.nan,
         "pseudobulk_called": outcome.bulk_up + outcome.bulk_down if bulk else np.nan,
     }
 
 
-def _null_bulk(outcome: Outcome, task: Task, run: int, block: CellTypeBlock, parts: list[Sums], criteria: Criteria) -> Outcome:
+def _null_bulk(
+    outcome: Outcome,
+    task: Task,
+    run: int,
+    block: CellTypeBlock,
+    parts: list[Sums],
+    criteria: Criteria,
+) -> Outcome:
     """The per-donor test of one split of the second group's donors."""
     group = np.array([g for g, _ in block.samples])
     keep = np.flatnonzero(group == 1)
@@ -242,7 +285,9 @@ def _null_bulk(outcome: Outcome, task: Task, run: int, block: CellTypeBlock, par
     return _with_bulk(outcome, [parts[i] for i in keep], label, names, criteria)
 
 
-def _with_bulk(outcome: Outcome, parts: list[Sums], label: np.ndarray, names: list[str], criteria: Criteria) -> Outcome:
+def _with_bulk(
+    outcome: Outcome, parts: list[Sums], label: np.ndarray, names: list[str], criteria: Criteria
+) -> Outcome:
     """Moderated t-tests on the donors' log2 means (label 0 v 1), within donors if all have both labels."""
     if min((label == 0).sum(), (label == 1).sum()) < 2:
         return outcome

@@ -42,7 +42,9 @@ class TaskStore:
         if card.exists():
             other = json.loads(card.read_text())
             if other != mine:
-                changed = [k for k, v in mine["settings"].items() if other.get("settings", {}).get(k) != v]
+                changed = [
+                    k for k, v in mine["settings"].items() if other.get("settings", {}).get(k) != v
+                ]
                 raise DataError(
                     f"{self.folder} keeps another analysis ({', '.join(changed) or 'the data'} changed). "
                     "Choose another resume folder, or delete this one."
@@ -53,14 +55,18 @@ class TaskStore:
 
     def _path(self, task: Task) -> Path:
         assert self.folder is not None
-        text = json.dumps([task.kind, task.cell_type, task.layer, task.ratio, task.first, list(task.seeds)])
+        text = json.dumps(
+            [task.kind, task.cell_type, task.layer, task.ratio, task.first, list(task.seeds)]
+        )
         return self.folder / f"{task.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.csv"
 
     def load(self, task: Task) -> pd.DataFrame | None:
         """The task's runs if they were stored."""
         if self.folder is None or not self._path(task).exists():
             return None
-        return pd.read_csv(self._path(task), float_precision="round_trip", keep_default_na=False, na_values=["NaN"])
+        return pd.read_csv(
+            self._path(task), float_precision="round_trip", keep_default_na=False, na_values=["NaN"]
+        )
 
     def save(self, task: Task, table: pd.DataFrame) -> None:
         """Store the task's runs, whole or not at all."""

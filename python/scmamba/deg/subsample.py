@@ -40,7 +40,13 @@ class Task(NamedTuple):
 
 def run_seed(seed: int, kind: str, cell_type: str, ratio: float, run: int) -> int:
     """The seed of one run: the same for every layer, so that layers are compared on the same cells."""
-    words = [seed, zlib.crc32(kind.encode()), zlib.crc32(cell_type.encode()), round(ratio * 1e6), run]
+    words = [
+        seed,
+        zlib.crc32(kind.encode()),
+        zlib.crc32(cell_type.encode()),
+        round(ratio * 1e6),
+        run,
+    ]
     return int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
@@ -81,7 +87,10 @@ def donor_combinations(n1: int, n2: int, take: tuple[int, int], most: int, seed:
     if every == 0:
         return np.zeros((0, n1 + n2), dtype=np.uint8)
     if every <= most:
-        pairs = itertools.product(itertools.combinations(range(n1), take[0]), itertools.combinations(range(n1, n1 + n2), take[1]))
+        pairs = itertools.product(
+            itertools.combinations(range(n1), take[0]),
+            itertools.combinations(range(n1, n1 + n2), take[1]),
+        )
         chosen = [a + b for a, b in pairs]
     else:
         rng = np.random.default_rng(seed)

@@ -55,7 +55,9 @@ class HurdleTest(NamedTuple):
 
 
 @njit(cache=True, parallel=True, error_model="numpy")
-def _row_sums(indptr, genes, data, totals, group, n_groups, centre, threads):  # pragma: no cover (compiled)
+def _row_sums(
+    indptr, genes, data, totals, group, n_groups, centre, threads
+):  # pragma: no cover (compiled)
     """One pass over CSR rows; each thread sums its share of the rows into its own block."""
     n = indptr.size - 1
     out = np.zeros((threads, n_groups, 4, centre.size))
@@ -103,7 +105,9 @@ def _column_sums(indptr, cells, data, centre, member):  # pragma: no cover (comp
     return out
 
 
-def centres(matrix: sp.csr_matrix, totals: np.ndarray | None = None, cells: int = 4096) -> np.ndarray:
+def centres(
+    matrix: sp.csr_matrix, totals: np.ndarray | None = None, cells: int = 4096
+) -> np.ndarray:
     """(genes,) a value near each gene's mean over expressing cells, from about ``cells`` evenly spread rows.
 
     Any value near the mean will do; it only has to be close to keep the digits of the sums of squares.
@@ -130,7 +134,9 @@ def group_sums(
     empty = np.zeros(0) if totals is None else np.asarray(totals, dtype=np.float64)
     labels = group.astype(np.int64)
     with threads_for(matrix.nnz * 15.0) as threads:
-        parts = _row_sums(matrix.indptr, matrix.indices, matrix.data, empty, labels, n_groups, centre, threads)
+        parts = _row_sums(
+            matrix.indptr, matrix.indices, matrix.data, empty, labels, n_groups, centre, threads
+        )
     whole = parts.sum(axis=0)
     sizes = np.bincount(group[group >= 0], minlength=n_groups)
     return [Sums(int(sizes[k]), *whole[k]) for k in range(n_groups)], centre
@@ -139,7 +145,9 @@ def group_sums(
 def subset_sums(matrix: sp.csc_matrix, centre: np.ndarray, member: np.ndarray) -> list[Sums]:
     """Sums over many subsets of cells: ``member`` (cells, subsets) of 0/1; log values >= 0 in CSC."""
     with threads_for(matrix.nnz * (10.0 + member.shape[1])):
-        out = _column_sums(matrix.indptr, matrix.indices, matrix.data, centre, np.ascontiguousarray(member))
+        out = _column_sums(
+            matrix.indptr, matrix.indices, matrix.data, centre, np.ascontiguousarray(member)
+        )
     sizes = member.sum(axis=0, dtype=np.int64)
     out = np.ascontiguousarray(out.transpose(2, 0, 1))
     return [Sums(int(sizes[s]), *out[s]) for s in range(member.shape[1])]

@@ -37,7 +37,9 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
         matrix = matrix.to_memory()
     out = sp.csr_matrix(matrix)
     if out.nnz and not out.data.all():
-        out = out.copy() if sp.issparse(matrix) else out  # it may share its arrays with the caller's
+        out = (
+            out.copy() if sp.issparse(matrix) else out
+        )  # it may share its arrays with the caller's
         out.eliminate_zeros()
     return out
 
@@ -56,7 +58,9 @@ def recognise(data: np.ndarray, source: str) -> str:
     for start in range(0, data.size, 1 << 22):  # in pieces: a copy of all values may not fit
         part = data[start : start + (1 << 22)]
         if np.isinf(part).any():
-            raise DataError(f"{source} holds infinite values. Recompute the normalisation before testing.")
+            raise DataError(
+                f"{source} holds infinite values. Recompute the normalisation before testing."
+            )
         part = part[~np.isnan(part)]
         if part.size:
             whole = whole and bool(np.all(part % 1 == 0))
@@ -81,7 +85,9 @@ class Source(NamedTuple):
     def logs(self, cells: Any = slice(None), genes: Any = slice(None)) -> sp.csr_matrix:
         """Log values, float64, of some cells and genes; counts are normalised by the totals of all genes."""
         part = self.matrix[cells][:, genes] if not _is_all(genes) else self.matrix[cells]
-        return part.astype(np.float64) if self.totals is None else normalise(part, self.totals[cells])
+        return (
+            part.astype(np.float64) if self.totals is None else normalise(part, self.totals[cells])
+        )
 
 
 def _is_all(index: Any) -> bool:
@@ -110,7 +116,9 @@ def as_source(matrix: Any, where: str, scale: Scale = "auto") -> Source:
         _log.info("%s: taken as log values, used as they are", where)
         return Source(csr, None)
     if csr.nnz and csr.data.min() < 0:
-        raise DataError(f"{where} holds negative values ({csr.data.min():g}): these are not counts.")
+        raise DataError(
+            f"{where} holds negative values ({csr.data.min():g}): these are not counts."
+        )
     _log.info("%s: raw counts, normalised to log1p of 10,000 per cell", where)
     return Source(csr, np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel())
 
@@ -119,7 +127,9 @@ def normalise(counts: sp.csr_matrix, totals: np.ndarray | None = None) -> sp.csr
     """log1p(10,000 x count / the cell's total), float64; ``totals`` (cells,) if genes were taken out."""
     if totals is None:
         totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    out = sp.csr_matrix((counts.data.astype(np.float64), counts.indices, counts.indptr), shape=counts.shape)
+    out = sp.csr_matrix(
+        (counts.data.astype(np.float64), counts.indices, counts.indptr), shape=counts.shape
+    )
     # The order of operations is R's (count / total * 10,000), so that the last digit agrees too.
     with np.errstate(divide="ignore", invalid="ignore"):
         out.data /= np.repeat(totals, np.diff(out.indptr))

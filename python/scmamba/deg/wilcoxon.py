@@ -26,7 +26,9 @@ def _one_gene(values: np.ndarray, in_first: np.ndarray, n1: int, n2: int) -> flo
     zeros, zeros_first = n - values.size, n1 - int(in_first.sum())
     distinct, inverse, ties = np.unique(values, return_inverse=True, return_counts=True)
     below = np.searchsorted(distinct, 0.0)
-    before = np.concatenate([[0], np.cumsum(ties)[:-1]]) + np.where(np.arange(distinct.size) >= below, zeros, 0)
+    before = np.concatenate([[0], np.cumsum(ties)[:-1]]) + np.where(
+        np.arange(distinct.size) >= below, zeros, 0
+    )
     ranks = before + (ties + 1) / 2.0
     zero_rank = ties[:below].sum() + (zeros + 1) / 2.0
     rank_sum = ranks[inverse][in_first].sum() + zeros_first * zero_rank

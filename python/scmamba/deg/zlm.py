@@ -72,7 +72,9 @@ def zlm(
         For a formula or covariate R would refuse, or values that are not on a log scale.
     """
     if method not in ("bayesglm", "glm"):
-        raise DataError(f"method={method!r} is not known. Choose 'bayesglm' (MAST's default) or 'glm'.")
+        raise DataError(
+            f"method={method!r} is not known. Choose 'bayesglm' (MAST's default) or 'glm'."
+        )
     csr, names, table = _inputs(adata_or_matrix, data, layer, scale, genes)
     design = build_design(formula, table)
     held, shared = _columns(csr), NO_PRIOR
@@ -92,13 +94,18 @@ def _inputs(
 ) -> tuple[sp.csr_matrix, pd.Index, pd.DataFrame]:
     """Values, gene names and the cell table, checked for agreeing sizes."""
     if hasattr(source, "obs") and hasattr(source, "var_names"):
-        values, names = layer_source(source, layer, scale or "auto").logs(), pd.Index(source.var_names)
+        values, names = (
+            layer_source(source, layer, scale or "auto").logs(),
+            pd.Index(source.var_names),
+        )
         data = source.obs if data is None else data
     else:
         values = as_source(source, "the matrix", scale or "log").logs()
         names = pd.Index(genes) if genes is not None else pd.RangeIndex(values.shape[1]).map(str)
     if data is None:
-        raise DataError("A matrix says nothing about its cells: pass data=, a table with one row per cell.")
+        raise DataError(
+            "A matrix says nothing about its cells: pass data=, a table with one row per cell."
+        )
     if len(data) != values.shape[0]:
         raise DataError(
             f"The matrix has {values.shape[0]:,} rows (cells) and the table {len(data):,}. The matrix must "
@@ -138,9 +145,17 @@ def _prior_of(csr: sp.csr_matrix) -> Prior:
 class ZlmFit:
     """A fitted model: ``genes``, ``design``, ``prior``, the two parts' fits, and the tests on them."""
 
-    def __init__(self, genes: pd.Index, design: Design, prior: Prior, method: str, held: _Genes) -> None:
+    def __init__(
+        self, genes: pd.Index, design: Design, prior: Prior, method: str, held: _Genes
+    ) -> None:
         """Fit both parts; made by :func:`zlm`."""
-        self.genes, self.design, self.prior, self.method, self._held = genes, design, prior, method, held
+        self.genes, self.design, self.prior, self.method, self._held = (
+            genes,
+            design,
+            prior,
+            method,
+            held,
+        )
         self.continuous, self.discrete = self._fit(design.matrix)
 
     def _fit(self, matrix: np.ndarray) -> tuple[ContinuousFit, DiscreteFit]:
@@ -225,7 +240,9 @@ def chi2_p(statistic: np.ndarray, df: np.ndarray) -> np.ndarray:
     return np.where(df > 0, tail, 1.0)
 
 
-def _test(fit: ZlmFit, null_c: ContinuousFit, null_d: DiscreteFit, dropped: int) -> dict[str, np.ndarray]:
+def _test(
+    fit: ZlmFit, null_c: ContinuousFit, null_d: DiscreteFit, dropped: int
+) -> dict[str, np.ndarray]:
     """Statistics, degrees of freedom and p of the three tests; untestable parts count 0 on 0."""
     full_c, full_d = fit.continuous, fit.discrete
     test_c = full_c.fitted & null_c.fitted & (full_c.df > 1) & (null_c.df > 1)
@@ -261,7 +278,10 @@ def _discrete_df(fit: ZlmFit) -> np.ndarray:
 
 def _effect(fit: ZlmFit, j: int) -> dict[str, np.ndarray]:
     """Estimates, Wald limits, the combined log fold change of the hurdle and z scores of one coefficient."""
-    out: dict[str, np.ndarray] = {"coefC": fit.continuous.coef[:, j], "coefD": fit.discrete.coef[:, j]}
+    out: dict[str, np.ndarray] = {
+        "coefC": fit.continuous.coef[:, j],
+        "coefD": fit.discrete.coef[:, j],
+    }
     for part, letter in ((fit.continuous, "C"), (fit.discrete, "D")):
         se = np.sqrt(part.cov[:, j, j])
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -53,7 +53,16 @@ RATE_PER_1000 = 0.008
 LEAST_CELLS = 30
 _AT_ONCE = 15_000  # cells of whole samples looked at together
 _SUSPECTED = 0.1  # share of the real droplets left out of the second and third fit
-_CANDIDATES = ("sample", "donor", "donor_id", "patient", "orig.ident", "library", "batch", "channel")
+_CANDIDATES = (
+    "sample",
+    "donor",
+    "donor_id",
+    "patient",
+    "orig.ident",
+    "library",
+    "batch",
+    "channel",
+)
 
 
 @single_blas_thread()
@@ -119,34 +128,68 @@ def detect_doublets(
         raise DataError(f"obs has no column '{labels}'; its columns are {list(adata.obs.columns)}.")
     full = np.asarray(counts.sum(axis=1)).ravel() > 0
     if full.sum() < LEAST_CELLS:
-        raise DataError(f"{int(full.sum())} cells with counts are too few to tell what is usual; at least {LEAST_CELLS} are needed.")
+        raise DataError(
+            f"{int(full.sum())} cells with counts are too few to tell what is usual; at least {LEAST_CELLS} are needed."
+        )
     kinds = None if labels is None else adata.obs[labels].astype(str).to_numpy()
     result = _Result.empty(adata.n_obs)
     groups = list(_sample_batches(codes[full]))
     with progress("Finding doublets", len(groups) * rounds, verbose) as advance:
         for k, part in enumerate(groups):
             rows = np.flatnonzero(full)[part]
-            found = _detect(counts[rows], codes[rows], method, model, recipe, rounds, seed, adata, rows, advance, verbose)
+            found = _detect(
+                counts[rows],
+                codes[rows],
+                method,
+                model,
+                recipe,
+                rounds,
+                seed,
+                adata,
+                rows,
+                advance,
+                verbose,
+            )
             prefix = f"g{k + 1}" if len(groups) > 1 else ""
-            found.name_parents(counts[rows], adata.var_names, None if kinds is None else kinds[rows], prefix)
+            found.name_parents(
+                counts[rows], adata.var_names, None if kinds is None else kinds[rows], prefix
+            )
             result.assign(rows, found)
     rates = _rates(result, codes, full, names, expected_rate)
     _call(result, codes, full, rates, identification_rate)
     adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
-    _write(adata, result, names, codes, rates, sample=sample, method=method, recipe=recipe, rounds=int(rounds), seed=int(seed),
-           identification_rate=identification_rate)  # fmt: skip
+    _write(
+        adata,
+        result,
+        names,
+        codes,
+        rates,
+        sample=sample,
+        method=method,
+        recipe=recipe,
+        rounds=int(rounds),
+        seed=int(seed),
+        identification_rate=identification_rate,
+    )
     _report(result, rates, full, verbose)
     return adata
 
 
-def _check_options(method: str, recipe: str, rate: Any, identification: float | None, rounds: int) -> None:
-    for word, value, choices in (("method", method, get_args(Method)), ("recipe", recipe, get_args(Recipes))):
+def _check_options(
+    method: str, recipe: str, rate: Any, identification: float | None, rounds: int
+) -> None:
+    for word, value, choices in (
+        ("method", method, get_args(Method)),
+        ("recipe", recipe, get_args(Recipes)),
+    ):
         if value not in choices:
             raise ScMambaError(f"There is no {word} '{value}'; choose one of {', '.join(choices)}.")
     given = [("expected_rate", r) for r in (rate.values() if isinstance(rate, Mapping) else [rate])]
     for name, value in [*given, ("identification_rate", identification)]:
         if value is not None and not 0 <= float(value) < 1:
-            raise ScMambaError(f"{name} is {value}; it is a share of the droplets, from 0 to less than 1 (8% is 0.08).")
+            raise ScMambaError(
+                f"{name} is {value}; it is a share of the droplets, from 0 to less than 1 (8% is 0.08)."
+            )
     if rounds < 1:
         raise ScMambaError(f"rounds is {rounds}; it must be at least 1.")
 
@@ -156,7 +199,9 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
     if layer is not None and layer not in adata.layers:
-        raise DataError(f"There is no layer '{layer}'; the layers are {list(adata.layers) or 'none'}. Leave layer out to use X.")
+        raise DataError(
+            f"There is no layer '{layer}'; the layers are {list(adata.layers) or 'none'}. Leave layer out to use X."
+        )
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
         raise DataError(f"X is empty; name one of the layers {list(adata.layers)} with layer=...")
@@ -176,16 +221,24 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
 def _samples(adata: AnnData, sample: str | None, verbose: bool) -> tuple[list[str], np.ndarray]:
     """Names of the samples and (n,) codes; NA is a sample of its own."""
     if sample is None:
-        several = [name for name in _CANDIDATES if name in adata.obs and adata.obs[name].nunique() > 1]
+        several = [
+            name for name in _CANDIDATES if name in adata.obs and adata.obs[name].nunique() > 1
+        ]
         if several:
-            say(f"all cells are taken as one sample; if obs['{several[0]}'] names the samples, pass sample='{several[0]}'", verbose)
+            say(
+                f"all cells are taken as one sample; if obs['{several[0]}'] names the samples, pass sample='{several[0]}'",
+                verbose,
+            )
         return ["all"], np.zeros(adata.n_obs, dtype=np.int64)
     if sample not in adata.obs:
         raise DataError(f"obs has no column '{sample}'; its columns are {list(adata.obs.columns)}.")
     codes, levels = pd.factorize(adata.obs[sample], sort=False)
     names = [str(level) for level in levels]
     if (codes < 0).any():
-        say(f"{int((codes < 0).sum())} cells have no {sample}; they are taken as one more sample, 'NA'", verbose)
+        say(
+            f"{int((codes < 0).sum())} cells have no {sample}; they are taken as one more sample, 'NA'",
+            verbose,
+        )
         codes = np.where(codes < 0, len(names), codes)
         names.append("NA")
     return names, codes.astype(np.int64)
@@ -223,8 +276,17 @@ class _Result:
 
     @classmethod
     def empty(cls, n: int) -> _Result:
-        return cls(np.full(n, np.nan), np.zeros((n, 2), dtype=np.int64), np.zeros(n), np.full(n, "", dtype=object),
-                   np.zeros(n, dtype=bool), np.full(n, np.nan), np.empty(0), np.zeros(n, dtype=np.int64), {})  # fmt: skip
+        return cls(
+            np.full(n, np.nan),
+            np.zeros((n, 2), dtype=np.int64),
+            np.zeros(n),
+            np.full(n, "", dtype=object),
+            np.zeros(n, dtype=bool),
+            np.full(n, np.nan),
+            np.empty(0),
+            np.zeros(n, dtype=np.int64),
+            {},
+        )
 
     def assign(self, rows: np.ndarray, part: _Result) -> None:
         for name in ("log_ratio", "pair", "detectable", "parents"):
@@ -232,18 +294,29 @@ class _Result:
         self.simulated = np.concatenate([self.simulated, part.simulated])
         self.clusters |= part.clusters
 
-    def name_parents(self, counts: sparse.csr_matrix, genes: pd.Index, kinds: np.ndarray | None, prefix: str) -> None:
+    def name_parents(
+        self, counts: sparse.csr_matrix, genes: pd.Index, kinds: np.ndarray | None, prefix: str
+    ) -> None:
         """Turn cluster codes into names: the cells' commonest label, or c1, c2, ... with their top genes kept aside."""
         present = np.unique(self.cluster)
         if kinds is None:
             names = {code: f"{prefix}c{code + 1}" for code in present}
-            self.clusters = {names[code]: text for code, text in _top_genes(counts, self.cluster, genes).items()}
+            self.clusters = {
+                names[code]: text for code, text in _top_genes(counts, self.cluster, genes).items()
+            }
         else:
-            names = {code: str(pd.Series(kinds[self.cluster == code]).mode()[0]) for code in present}
-        self.parents = np.array([" + ".join(sorted((names.get(a, "?"), names.get(b, "?")))) for a, b in self.pair], dtype=object)
+            names = {
+                code: str(pd.Series(kinds[self.cluster == code]).mode()[0]) for code in present
+            }
+        self.parents = np.array(
+            [" + ".join(sorted((names.get(a, "?"), names.get(b, "?")))) for a, b in self.pair],
+            dtype=object,
+        )
 
 
-def _top_genes(counts: sparse.csr_matrix, cluster: np.ndarray, genes: pd.Index, n: int = 5) -> dict[int, str]:
+def _top_genes(
+    counts: sparse.csr_matrix, cluster: np.ndarray, genes: pd.Index, n: int = 5
+) -> dict[int, str]:
     """For each cluster the genes with the largest difference of mean log values to the other cells."""
     values = log_values(counts, median_total(counts))
     overall = np.asarray(values.sum(axis=0)).ravel()
@@ -256,13 +329,26 @@ def _top_genes(counts: sparse.csr_matrix, cluster: np.ndarray, genes: pd.Index, 
     return top
 
 
-def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: Any, recipe: Recipes, rounds: int, seed: int, adata: AnnData,
-            rows: np.ndarray, advance: Any, verbose: bool) -> _Result:  # fmt: skip
+def _detect(
+    counts: sparse.csr_matrix,
+    codes: np.ndarray,
+    method: str,
+    model: Any,
+    recipe: Recipes,
+    rounds: int,
+    seed: int,
+    adata: AnnData,
+    rows: np.ndarray,
+    advance: Any,
+    verbose: bool,
+) -> _Result:
     """Log ratios of the droplets of some samples."""
     n = counts.shape[0]
     clusters = Clusters.find(counts, seed=seed)
-    mixtures = {name: Mixtures(counts, code, suspected=_SUSPECTED, seed=seed) for name, code in
-                (("coarse", clusters.coarse), ("fine", clusters.fine))}  # fmt: skip
+    mixtures = {
+        name: Mixtures(counts, code, suspected=_SUSPECTED, seed=seed)
+        for name, code in (("coarse", clusters.coarse), ("fine", clusters.fine))
+    }
     coexpression = Coexpression(counts)
     ratios, simulated = np.zeros(n), []
     recipes: list[Recipe] = ["mixed", "sum"] if recipe == "both" else [recipe]
@@ -270,7 +356,9 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
         kind = recipes[k % len(recipes)]
         made = simulate_doublets(counts, codes, n, recipe=kind, seed=seed * 1000 + k)
         if len(made) < 10:
-            raise DataError("No sample has two cells, so no doublet can be simulated. Leave sample out to take all cells as one.")
+            raise DataError(
+                "No sample has two cells, so no doublet can be simulated. Leave sample out to take all cells as one."
+            )
         evidence = gather(counts, made.counts, mixtures, coexpression, seed=seed)
         odds = _combined_log_odds(evidence, kind, seed * 1000 + k)
         odds += np.log(n / len(made))
@@ -279,12 +367,24 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
         advance(1)
     if method != "fast":
         # Left to itself the network learns from the paper's doublets: no depth to lean on, so it has to see the mixture.
-        made = simulate_doublets(counts, codes, n, recipe="mean" if recipe == "both" else recipe, seed=seed * 1000 + rounds)
+        made = simulate_doublets(
+            counts,
+            codes,
+            n,
+            recipe="mean" if recipe == "both" else recipe,
+            seed=seed * 1000 + rounds,
+        )
         doubtful = ratios > np.quantile(ratios, 1 - _SUSPECTED)
-        real, double = network_odds(adata, counts, made, doubtful, model=model, seed=seed, verbose=verbose)
+        real, double = network_odds(
+            adata, counts, made, doubtful, model=model, seed=seed, verbose=verbose
+        )
         ratios = real if method == "network" else (ratios + real) / 2
         # The two kinds of odds belong to different simulated doublets; their quantiles are averaged instead.
-        simulated = [double] if method == "network" else [(_sorted_like(np.concatenate(simulated), len(double)) + np.sort(double)) / 2]
+        simulated = (
+            [double]
+            if method == "network"
+            else [(_sorted_like(np.concatenate(simulated), len(double)) + np.sort(double)) / 2]
+        )
     result = _Result.empty(n)
     result.log_ratio, result.simulated = ratios, np.concatenate(simulated)
     result.cluster, result.pair = mixtures["fine"].cluster, mixtures["fine"].pair
@@ -297,9 +397,13 @@ def _detect(counts: sparse.csr_matrix, codes: np.ndarray, method: str, model: An
 
 def _combined_log_odds(evidence: Evidence, recipe: str, seed: int) -> np.ndarray:
     """(rows,) log odds from all the evidence; without depth where the simulated doublets are sums."""
-    between = crossfit_log_odds(evidence.curved(), evidence.simulated, ridge=30.0, refits=2, seed=seed)
+    between = crossfit_log_odds(
+        evidence.curved(), evidence.simulated, ridge=30.0, refits=2, seed=seed
+    )
     table = evidence.table.drop(columns=list(DEPTH)) if recipe == "sum" else evidence.table
-    return crossfit_log_odds(np.column_stack([table.to_numpy(), between]), evidence.simulated, seed=seed)
+    return crossfit_log_odds(
+        np.column_stack([table.to_numpy(), between]), evidence.simulated, seed=seed
+    )
 
 
 def _sorted_like(values: np.ndarray, n: int) -> np.ndarray:
@@ -308,7 +412,13 @@ def _sorted_like(values: np.ndarray, n: int) -> np.ndarray:
 
 
 def crossfit_log_odds(
-    features: np.ndarray, simulated: np.ndarray, *, ridge: float = 5.0, seed: int = 0, refits: int = 3, folds: int = 5
+    features: np.ndarray,
+    simulated: np.ndarray,
+    *,
+    ridge: float = 5.0,
+    seed: int = 0,
+    refits: int = 3,
+    folds: int = 5,
 ) -> np.ndarray:
     """(rows,) log odds of being simulated, each from a fit that did not see the row.
 
@@ -347,12 +457,16 @@ def logistic(x: np.ndarray, y: np.ndarray, *, ridge: float = 5.0, steps: int = 3
     return weights
 
 
-def _rates(result: _Result, codes: np.ndarray, full: np.ndarray, names: list[str], given: Any) -> pd.DataFrame:
+def _rates(
+    result: _Result, codes: np.ndarray, full: np.ndarray, names: list[str], given: Any
+) -> pd.DataFrame:
     """One row per sample: cells, prior rate, what the droplets look like, and the rate used."""
     if isinstance(given, Mapping):
         if unknown := sorted(set(names) - {str(k) for k in given}):
             has = ", ".join(map(str, given))
-            raise ScMambaError(f"expected_rate has no entry for the sample(s) {', '.join(unknown[:5])}; it has {has}.")
+            raise ScMambaError(
+                f"expected_rate has no entry for the sample(s) {', '.join(unknown[:5])}; it has {has}."
+            )
         given = {str(k): float(v) for k, v in given.items()}
     rows = []
     for code, name in enumerate(names):
@@ -362,8 +476,16 @@ def _rates(result: _Result, codes: np.ndarray, full: np.ndarray, names: list[str
         fixed = given.get(name) if isinstance(given, dict) else given
         look, above = _apparent_rate(result.log_ratio[here], result.simulated)
         rate = float(fixed) if fixed is not None else _posterior_rate(prior, look, above)
-        rows.append({"sample": name, "cells": cells, "prior": prior, "apparent": look, "rate": rate,
-                     "detectable": float(result.detectable[here].mean()) if cells else 0.0})  # fmt: skip
+        rows.append(
+            {
+                "sample": name,
+                "cells": cells,
+                "prior": prior,
+                "apparent": look,
+                "rate": rate,
+                "detectable": float(result.detectable[here].mean()) if cells else 0.0,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -389,7 +511,13 @@ def _posterior_rate(prior: float, look: float, above: int) -> float:
     return float(min(np.exp((sure * np.log(prior) + seen * np.log(look)) / (sure + seen)), 0.4))
 
 
-def _call(result: _Result, codes: np.ndarray, full: np.ndarray, rates: pd.DataFrame, identification: float | None) -> None:
+def _call(
+    result: _Result,
+    codes: np.ndarray,
+    full: np.ndarray,
+    rates: pd.DataFrame,
+    identification: float | None,
+) -> None:
     """Scores from ratios and rates; the called droplets of each sample are those with the highest scores."""
     for code, rate in enumerate(rates["rate"]):
         here = np.flatnonzero(full & (codes == code))
@@ -402,8 +530,17 @@ def _call(result: _Result, codes: np.ndarray, full: np.ndarray, rates: pd.DataFr
     result.parents[~result.doublet] = ""
 
 
-def _write(adata: AnnData, result: _Result, names: list[str], codes: np.ndarray, rates: pd.DataFrame, **settings: Any) -> None:
-    rates = rates.assign(called=[int(result.doublet[codes == code].sum()) for code in range(len(names))])
+def _write(
+    adata: AnnData,
+    result: _Result,
+    names: list[str],
+    codes: np.ndarray,
+    rates: pd.DataFrame,
+    **settings: Any,
+) -> None:
+    rates = rates.assign(
+        called=[int(result.doublet[codes == code].sum()) for code in range(len(names))]
+    )
     adata.obs[f"{KEY}_doublet_score"] = result.score.astype(np.float32)
     adata.obs[f"{KEY}_doublet"] = result.doublet
     adata.obs[f"{KEY}_doublet_parents"] = pd.Categorical(result.parents)
@@ -419,6 +556,12 @@ def _write(adata: AnnData, result: _Result, names: list[str], codes: np.ndarray,
 
 def _report(result: _Result, rates: pd.DataFrame, full: np.ndarray, verbose: bool) -> None:
     called, cells = int(result.doublet.sum()), int(full.sum())
-    say(f"{called} of {cells} droplets called doublets ({100 * called / max(cells, 1):.1f}%), in {len(rates)} sample(s)", verbose)
+    say(
+        f"{called} of {cells} droplets called doublets ({100 * called / max(cells, 1):.1f}%), in {len(rates)} sample(s)",
+        verbose,
+    )
     if (rates["detectable"] < 0.2).any():
-        say("where nearly all cells are of one kind most doublets are two of it, and those cannot be told from one cell", verbose)
+        say(
+            "where nearly all cells are of one kind most doublets are two of it, and those cannot be told from one cell",
+            verbose,
+        )

@@ -41,7 +41,9 @@ def log_values(counts: sparse.csr_matrix, scale: float) -> sparse.csr_matrix:
     """(n, genes) log1p of counts scaled to ``scale`` per cell."""
     totals = np.asarray(counts.sum(axis=1)).ravel()
     out = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
-    out.data = np.log1p(out.data * np.repeat(scale / np.maximum(totals, 1e-12), np.diff(out.indptr)))
+    out.data = np.log1p(
+        out.data * np.repeat(scale / np.maximum(totals, 1e-12), np.diff(out.indptr))
+    )
     return out
 
 
@@ -57,7 +59,9 @@ def variable_genes(values: sparse.csr_matrix, n: int = _GENES) -> np.ndarray:
     return np.sort(np.argsort(-variance, kind="stable")[:n])
 
 
-def kmeans(points: np.ndarray, k: int, *, seed: int = 0, starts: int = 4, steps: int = 40) -> np.ndarray:
+def kmeans(
+    points: np.ndarray, k: int, *, seed: int = 0, starts: int = 4, steps: int = 40
+) -> np.ndarray:
     """(n,) codes of the best of several k-means runs begun by k-means++; some of the k may stay empty and are left out."""
     rng = np.random.default_rng(seed)
     k = min(k, len(points))
@@ -68,8 +72,12 @@ def kmeans(points: np.ndarray, k: int, *, seed: int = 0, starts: int = 4, steps:
             distance = _squares(points, centre)
             code = distance.argmin(axis=1)
             size = np.bincount(code, minlength=k)
-            member = sparse.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))), shape=(k, len(code)))
-            moved = np.where(size[:, None] > 0, (member @ points) / np.maximum(size, 1)[:, None], centre)
+            member = sparse.csr_matrix(
+                (np.ones(len(code)), (code, np.arange(len(code)))), shape=(k, len(code))
+            )
+            moved = np.where(
+                size[:, None] > 0, (member @ points) / np.maximum(size, 1)[:, None], centre
+            )
             done = np.allclose(moved, centre, atol=1e-6)
             centre = moved
             if done:
@@ -81,7 +89,9 @@ def kmeans(points: np.ndarray, k: int, *, seed: int = 0, starts: int = 4, steps:
 
 
 def _squares(points: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    return np.maximum((points**2).sum(axis=1)[:, None] - 2 * points @ centre.T + (centre**2).sum(axis=1), 0)
+    return np.maximum(
+        (points**2).sum(axis=1)[:, None] - 2 * points @ centre.T + (centre**2).sum(axis=1), 0
+    )
 
 
 def _spread(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
@@ -90,12 +100,18 @@ def _spread(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
     nearest = _squares(points, points[chosen])[:, 0]
     while len(chosen) < k:
         total = nearest.sum()
-        chosen.append(int(rng.choice(len(points), p=nearest / total)) if total > 0 else int(rng.integers(len(points))))
+        chosen.append(
+            int(rng.choice(len(points), p=nearest / total))
+            if total > 0
+            else int(rng.integers(len(points)))
+        )
         nearest = np.minimum(nearest, _squares(points, points[chosen[-1:]])[:, 0])
     return points[chosen]
 
 
-def silhouette_k(points: np.ndarray, choices: range, *, seed: int = 0, sample: int = 1000) -> np.ndarray:
+def silhouette_k(
+    points: np.ndarray, choices: range, *, seed: int = 0, sample: int = 1000
+) -> np.ndarray:
     """(n,) codes of the k-means whose clusters stand farthest apart (mean silhouette of at most ``sample`` points)."""
     from scipy.spatial.distance import cdist
 
@@ -140,9 +156,14 @@ class Clusters:
     def find(cls, counts: sparse.csr_matrix, *, seed: int = 0) -> Clusters:
         """Cluster (n, genes) counts in 15 components of their log values."""
         values = log_values(counts, median_total(counts))
-        scores, _ = principal_components(values[:, variable_genes(values)], min(15, counts.shape[0] - 2), seed=seed)
+        scores, _ = principal_components(
+            values[:, variable_genes(values)], min(15, counts.shape[0] - 2), seed=seed
+        )
         n = len(scores)
-        coarse, fine = silhouette_k(scores, range(3, 13), seed=seed), kmeans(scores, int(np.clip(n // 100, 4, 20)), seed=seed)
+        coarse, fine = (
+            silhouette_k(scores, range(3, 13), seed=seed),
+            kmeans(scores, int(np.clip(n // 100, 4, 20)), seed=seed),
+        )
         return cls(without_mixtures(counts, coarse), without_mixtures(counts, fine))
 
 
@@ -160,14 +181,20 @@ def without_mixtures(counts: sparse.csr_matrix, cluster: np.ndarray) -> np.ndarr
     member = sparse.csr_matrix((np.ones(cells), (cluster, np.arange(cells))), shape=(n, cells))
     pooled = (member @ counts).toarray()
     average = pooled.sum(axis=0) + 0.5
-    profile = (pooled + _SHRINK * average / average.sum()) / (pooled.sum(axis=1, keepdims=True) + _SHRINK)
+    profile = (pooled + _SHRINK * average / average.sum()) / (
+        pooled.sum(axis=1, keepdims=True) + _SHRINK
+    )
     alone = pooled @ np.log(profile).T
     own = alone.diagonal().copy()
     np.fill_diagonal(alone, -np.inf)
     mixed, pair = _best_mixtures(pooled, profile)
     explained = (mixed - alone.max(axis=1)) / np.maximum(own - alone.max(axis=1), 1e-9)
     depth = pooled.sum(axis=1) / np.maximum(size, 1)
-    double = (explained > _EXPLAINED) & (depth > _DEEPER * depth[pair].mean(axis=1)) & (size <= _SMALL * cells)
+    double = (
+        (explained > _EXPLAINED)
+        & (depth > _DEEPER * depth[pair].mean(axis=1))
+        & (size <= _SMALL * cells)
+    )
     if not double.any() or (~double).sum() < 2:
         return cluster
     stay = np.flatnonzero(~double)
@@ -196,7 +223,15 @@ class Mixtures:
     share is small. Cells are moved to the cluster that explains them best between rounds.
     """
 
-    def __init__(self, counts: sparse.csr_matrix, cluster: np.ndarray, *, suspected: float, rounds: int = 3, seed: int = 0) -> None:
+    def __init__(
+        self,
+        counts: sparse.csr_matrix,
+        cluster: np.ndarray,
+        *,
+        suspected: float,
+        rounds: int = 3,
+        seed: int = 0,
+    ) -> None:
         self.counts, self.cluster, self.n = counts, cluster.copy(), int(cluster.max()) + 1
         self.keep = np.ones(len(cluster), dtype=bool)
         self.average = np.asarray(counts.sum(axis=0)).ravel() + 0.5
@@ -209,7 +244,9 @@ class Mixtures:
             for k in range(_FOLDS):
                 rows = np.flatnonzero(fold == k)
                 if len(rows):
-                    ratio[rows], pair[rows], moved[rows] = _ratios(counts[rows], self.profiles(fold != k), shares)
+                    ratio[rows], pair[rows], moved[rows] = _ratios(
+                        counts[rows], self.profiles(fold != k), shares
+                    )
             self.cluster = moved
             self.keep = ratio[:, 0] <= np.quantile(ratio[:, 0], 1 - suspected)
         self.ratio, self.pair = ratio, pair
@@ -217,7 +254,9 @@ class Mixtures:
     def profiles(self, among: np.ndarray) -> np.ndarray:
         """(clusters, genes) profiles of the cells ``among`` that do not look like doublets, mixed with a little of the average."""
         use = (self.keep & among).astype(float)
-        member = sparse.csr_matrix((use, (self.cluster, np.arange(len(use)))), shape=(self.n, len(use)))
+        member = sparse.csr_matrix(
+            (use, (self.cluster, np.arange(len(use)))), shape=(self.n, len(use))
+        )
         profile = (member @ self.counts).toarray()
         return (profile + _SHRINK * self.average) / (profile.sum(axis=1, keepdims=True) + _SHRINK)
 
@@ -226,7 +265,9 @@ class Mixtures:
         return _ratios(counts, self.profiles(np.ones(len(self.keep), dtype=bool)), SHARES)[0]
 
 
-def _ratios(counts: sparse.csr_matrix, profiles: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _ratios(
+    counts: sparse.csr_matrix, profiles: np.ndarray, shares: tuple[float, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(r, shares) log ratios, (r, 2) the pair of the best one and (r,) the best single cluster."""
     rows, n = counts.shape[0], len(profiles)
     single = counts @ np.log(profiles).T
@@ -235,7 +276,9 @@ def _ratios(counts: sparse.csr_matrix, profiles: np.ndarray, shares: tuple[float
     top = np.full(rows, -np.inf)
     for j, share in enumerate(shares):
         for lesser, greater in _ordered_pairs(n, share):
-            value = counts @ np.log(share * profiles[lesser] + (1 - share) * profiles[greater]) - alone
+            value = (
+                counts @ np.log(share * profiles[lesser] + (1 - share) * profiles[greater]) - alone
+            )
             np.maximum(ratio[:, j], value, out=ratio[:, j])
             better = value > top
             top[better], pair[better] = value[better], (greater, lesser)
@@ -259,7 +302,10 @@ class Coexpression:
     """
 
     def __init__(self, counts: sparse.csr_matrix, genes: int = _PAIRED) -> None:
-        seen = sparse.csr_matrix((np.ones_like(counts.data, dtype=np.float32), counts.indices, counts.indptr), shape=counts.shape)
+        seen = sparse.csr_matrix(
+            (np.ones_like(counts.data, dtype=np.float32), counts.indices, counts.indptr),
+            shape=counts.shape,
+        )
         rate = np.asarray(seen.mean(axis=0)).ravel()
         self.columns = np.sort(np.argsort(-rate * (1 - rate), kind="stable")[:genes])
         dense = seen[:, self.columns].toarray()
@@ -343,5 +389,7 @@ def _others(scores: np.ndarray, k: int) -> np.ndarray:
     """(n, k) nearest rows, nearest first, without the row itself."""
     found = nearest_neighbors(scores, scores, k + 1)
     itself = found == np.arange(len(found))[:, None]
-    itself[~itself.any(axis=1), -1] = True  # among many identical cells the cell itself may be missing
+    itself[~itself.any(axis=1), -1] = (
+        True  # among many identical cells the cell itself may be missing
+    )
     return found[~itself].reshape(len(found), -1)

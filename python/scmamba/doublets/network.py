@@ -77,15 +77,33 @@ def network_odds(
     totals = np.r_[real_totals[keep], double_totals]
     source = CellSource("doublets", values, cells.genes, np.full(len(codes), ""), totals)
     feed = InMemorySource([source])
-    labelled = LabelledCells(feed, lambda part: codes[part.rows], ["singlet", "doublet"], np.bincount(codes), feed.sample)
-    tuned = linear_probe_init(opened, labelled, name="doublets", seed=seed, balance=1.0, verbose=verbose)
-    loop = TrainerConfig(steps=int(np.clip(PASSES * len(codes) / 16, *STEPS)), batch_size=16, lr=lr, warmup=0.05, seed=seed)
+    labelled = LabelledCells(
+        feed, lambda part: codes[part.rows], ["singlet", "doublet"], np.bincount(codes), feed.sample
+    )
+    tuned = linear_probe_init(
+        opened, labelled, name="doublets", seed=seed, balance=1.0, verbose=verbose
+    )
+    loop = TrainerConfig(
+        steps=int(np.clip(PASSES * len(codes) / 16, *STEPS)),
+        batch_size=16,
+        lr=lr,
+        warmup=0.05,
+        seed=seed,
+    )
     # Balanced: both kinds weigh the same whatever their numbers.
-    fit(tuned.network, classification(labelled, NO_MASKING, loop, balance=1.0), loop, description="Fine-tuning", verbose=verbose)
+    fit(
+        tuned.network,
+        classification(labelled, NO_MASKING, loop, balance=1.0),
+        loop,
+        description="Fine-tuning",
+        verbose=verbose,
+    )
     return _odds(tuned, cells, real), _odds(tuned, cells, double)
 
 
-def _odds(model: Model, cells: CellReader, values: sparse.csr_matrix, block: int = 128) -> np.ndarray:
+def _odds(
+    model: Model, cells: CellReader, values: sparse.csr_matrix, block: int = 128
+) -> np.ndarray:
     """(r,) logit of class 1 minus logit of class 0 for (r, measured genes) log values."""
     where, genes = input_positions(model, cells)
     width = len(model.genes) if genes is None else len(genes)

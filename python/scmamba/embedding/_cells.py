@@ -78,15 +78,27 @@ def embed_file(
     """
     source, target = Path(source), Path(target)
     if target.exists() and not overwrite:
-        raise ScMambaError(f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite).")
+        raise ScMambaError(
+            f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite)."
+        )
     adata = open_backed(source)
     opened, cells = _prepare(adata, model, layer, gene_column, device, backend, force, verbose)
     result, totals = _run(opened, cells, batch_size, verbose)
-    write_with_annotations(source, target, adata, lambda copy: _write(copy, opened, cells, result, totals, verbose))
+    write_with_annotations(
+        source, target, adata, lambda copy: _write(copy, opened, cells, result, totals, verbose)
+    )
 
 
-def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, device: str | None, backend: str | None,
-             force: bool, verbose: bool) -> tuple[Model, CellReader]:  # fmt: skip
+def _prepare(
+    adata: AnnData,
+    model: Any,
+    layer: str | None,
+    gene_column: str | None,
+    device: str | None,
+    backend: str | None,
+    force: bool,
+    verbose: bool,
+) -> tuple[Model, CellReader]:
     opened = load_model(model, device=device, backend=backend)
     cells = read_cells(adata, opened.genes, layer=layer, gene_column=gene_column, force=force)
     refuse_foreign(adata, "obsm", f"X_{KEY}", "embed")
@@ -95,22 +107,38 @@ def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | N
     return opened, cells
 
 
-def _run(model: Model, cells: CellReader, batch_size: int | None, verbose: bool) -> tuple[np.ndarray, np.ndarray]:
+def _run(
+    model: Model, cells: CellReader, batch_size: int | None, verbose: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """(n, D) embeddings and (n,) totals, block by block."""
     _, genes = input_positions(model, cells)
     size = batch_size or 128
-    result, totals = np.empty((len(cells), model.config.d_model), dtype=np.float32), np.empty(len(cells))
+    result, totals = (
+        np.empty((len(cells), model.config.d_model), dtype=np.float32),
+        np.empty(len(cells)),
+    )
     with progress("Embedding cells", len(cells), verbose) as advance:
         for rows in cells.blocks(size):
             linear = cells.linear(rows)
             x, _ = dense_input(model, cells, linear)
             totals[rows] = np.asarray(linear.sum(axis=1)).ravel()
-            result[rows] = model.cell_embedding(torch.from_numpy(x), genes=genes, batch_size=batch_size).float().numpy()
+            result[rows] = (
+                model.cell_embedding(torch.from_numpy(x), genes=genes, batch_size=batch_size)
+                .float()
+                .numpy()
+            )
             advance(rows.stop - rows.start)
     return result, totals
 
 
-def _write(adata: AnnData, model: Model, cells: CellReader, result: np.ndarray, totals: np.ndarray, verbose: bool) -> None:
+def _write(
+    adata: AnnData,
+    model: Model,
+    cells: CellReader,
+    result: np.ndarray,
+    totals: np.ndarray,
+    verbose: bool,
+) -> None:
     adata.obsm[f"X_{KEY}"] = result
     flag_low_depth(adata, cells, totals, verbose)
     write_provenance(adata, "embed", model.config.name, cells)

@@ -26,7 +26,9 @@ def gene_embedding(*, model: str | PathLike[str] | Model | None = None) -> pd.Da
     return table
 
 
-def gene_neighbours(genes: str | Sequence[str], *, model: str | PathLike[str] | Model | None = None, n: int = 10) -> pd.DataFrame:
+def gene_neighbours(
+    genes: str | Sequence[str], *, model: str | PathLike[str] | Model | None = None, n: int = 10
+) -> pd.DataFrame:
     """The genes a model holds to be most alike.
 
     Parameters
@@ -52,7 +54,9 @@ def gene_neighbours(genes: str | Sequence[str], *, model: str | PathLike[str] | 
     found = match_genes(asked, opened.genes).positions
     if not (found >= 0).any():
         some = ", ".join(map(str, asked[:5]))
-        raise GeneError(f"The model '{opened.config.name}' knows none of the genes {some}; give human symbols or Ensembl IDs.")
+        raise GeneError(
+            f"The model '{opened.config.name}' knows none of the genes {some}; give human symbols or Ensembl IDs."
+        )
     unit = _directions(opened)
     rows = []
     for name, position in zip(asked, found):
@@ -61,12 +65,17 @@ def gene_neighbours(genes: str | Sequence[str], *, model: str | PathLike[str] | 
         cosine = unit @ unit[position]
         cosine[position] = -np.inf
         for i in np.argsort(-cosine, kind="stable")[:n]:
-            rows.append((name, opened.genes.symbols[i], opened.genes.ensembl_ids[i], float(cosine[i])))
+            rows.append(
+                (name, opened.genes.symbols[i], opened.genes.ensembl_ids[i], float(cosine[i]))
+            )
     return pd.DataFrame(rows, columns=["gene", "neighbour", "ensembl_id", "cosine"])
 
 
 def marker_map(
-    markers: Mapping[str, Sequence[str]] | None = None, *, model: str | PathLike[str] | Model | None = None, seed: int = 0
+    markers: Mapping[str, Sequence[str]] | None = None,
+    *,
+    model: str | PathLike[str] | Model | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Marker genes by type, on a plane.
 
@@ -89,14 +98,24 @@ def marker_map(
     found = match_genes([gene for gene, _ in pairs], opened.genes).positions
     known = np.flatnonzero(found >= 0)
     if len(known) < 4:
-        raise GeneError(f"The model '{opened.config.name}' knows {len(known)} of the {len(pairs)} markers; a map needs at least four.")
+        raise GeneError(
+            f"The model '{opened.config.name}' knows {len(known)} of the {len(pairs)} markers; a map needs at least four."
+        )
     unit = _directions(opened)[found[known]]
     types = np.array([pairs[i][1] for i in known])
     cosine = unit @ unit.T
     np.fill_diagonal(cosine, -np.inf)
     plane, axes = _plane(unit, seed)
     own = types[cosine.argmax(axis=1)] == types
-    table = pd.DataFrame({"gene": [pairs[i][0] for i in known], "type": types, "x": plane[:, 0], "y": plane[:, 1], "own_type": own})
+    table = pd.DataFrame(
+        {
+            "gene": [pairs[i][0] for i in known],
+            "type": types,
+            "x": plane[:, 0],
+            "y": plane[:, 1],
+            "own_type": own,
+        }
+    )
     sizes = table["type"].map(table["type"].value_counts())
     table.attrs |= {"axes": axes, "expected": float(((sizes - 1) / (len(table) - 1)).mean())}
     return table
@@ -131,7 +150,9 @@ def _plane(unit: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
         left, size, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
         return left[:, :2] * size[:2], "principal component"
     neighbours = min(10, len(unit) - 1)
-    return UMAP(n_neighbors=neighbours, metric="cosine", init="random", random_state=seed, n_jobs=1).fit_transform(unit), "UMAP"
+    return UMAP(
+        n_neighbors=neighbours, metric="cosine", init="random", random_state=seed, n_jobs=1
+    ).fit_transform(unit), "UMAP"
 
 
 __all__ = ["gene_embedding", "gene_neighbours", "marker_map", "plot_marker_map"]

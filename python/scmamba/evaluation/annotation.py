@@ -17,7 +17,9 @@ from ..utils.errors import DataError
 UNASSIGNED = "Unassigned"
 
 
-def annotation_scores(truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray) -> dict[str, float]:
+def annotation_scores(
+    truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray
+) -> dict[str, float]:
     """Metrics of one set of calls.
 
     Parameters
@@ -50,7 +52,9 @@ def annotation_scores(truth: Sequence[str] | np.ndarray, called: Sequence[str] |
     }
 
 
-def per_class(truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray) -> pd.DataFrame:
+def per_class(
+    truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray
+) -> pd.DataFrame:
     """``precision recall f1 cells`` for every class of ``truth``, sorted by name; 0 where nothing was called."""
     known, found = np.asarray(truth, dtype=str), np.asarray(called, dtype=str)
     if len(known) != len(found):
@@ -61,17 +65,32 @@ def per_class(truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndar
     for name in np.unique(known):
         cells, calls = int((known == name).sum()), int((found == name).sum())
         hits = int(((known == name) & (found == name)).sum())
-        rows.append((hits / calls if calls else 0.0, hits / cells, 2 * hits / (cells + calls), cells))
-    return pd.DataFrame(rows, columns=["precision", "recall", "f1", "cells"], index=pd.Index(np.unique(known), name="type"))
+        rows.append(
+            (hits / calls if calls else 0.0, hits / cells, 2 * hits / (cells + calls), cells)
+        )
+    return pd.DataFrame(
+        rows,
+        columns=["precision", "recall", "f1", "cells"],
+        index=pd.Index(np.unique(known), name="type"),
+    )
 
 
-def confusion(truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray) -> pd.DataFrame:
+def confusion(
+    truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray
+) -> pd.DataFrame:
     """(classes of truth, calls) numbers of cells."""
-    return pd.crosstab(pd.Series(np.asarray(truth, dtype=str), name="true"), pd.Series(np.asarray(called, dtype=str), name="called"))
+    return pd.crosstab(
+        pd.Series(np.asarray(truth, dtype=str), name="true"),
+        pd.Series(np.asarray(called, dtype=str), name="called"),
+    )
 
 
-def coverage_accuracy(truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray, confidence: np.ndarray,
-                      coverages: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)) -> pd.DataFrame:  # fmt: skip
+def coverage_accuracy(
+    truth: Sequence[str] | np.ndarray,
+    called: Sequence[str] | np.ndarray,
+    confidence: np.ndarray,
+    coverages: Sequence[float] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0),
+) -> pd.DataFrame:
     """``coverage accuracy threshold``: the surest share of the cells, how many of them are right, and where the cut lies."""
     order = np.argsort(-np.asarray(confidence), kind="stable")
     right = (np.asarray(truth, dtype=str) == np.asarray(called, dtype=str))[order]
@@ -82,13 +101,20 @@ def coverage_accuracy(truth: Sequence[str] | np.ndarray, called: Sequence[str] |
     return pd.DataFrame(rows, columns=["coverage", "accuracy", "threshold"])
 
 
-def calibration_error(truth: Sequence[str] | np.ndarray, called: Sequence[str] | np.ndarray, confidence: np.ndarray,
-                      bins: int = 10) -> float:  # fmt: skip
+def calibration_error(
+    truth: Sequence[str] | np.ndarray,
+    called: Sequence[str] | np.ndarray,
+    confidence: np.ndarray,
+    bins: int = 10,
+) -> float:
     """Expected calibration error: how far the share that is right lies from the mean probability, over equally wide bins, by cells."""
     right = np.asarray(truth, dtype=str) == np.asarray(called, dtype=str)
     confidence = np.asarray(confidence, dtype=float)
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(right[place == b].mean() - confidence[place == b].mean()) * (place == b).sum() for b in np.unique(place)]
+    gaps = [
+        abs(right[place == b].mean() - confidence[place == b].mean()) * (place == b).sum()
+        for b in np.unique(place)
+    ]
     return float(sum(gaps) / len(right))
 
 

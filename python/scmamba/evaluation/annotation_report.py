@@ -49,16 +49,26 @@ class AnnotationReport:
             table.to_csv(folder / f"per_class_{number}.tsv", sep="\t")
             self.confusions[name].to_csv(folder / f"confusion_{number}.tsv", sep="\t")
             _draw_confusion(self.confusions[name], folder / f"confusion_{number}.png")
-            parts += [f"## {name}", markdown(table), f"![confusion of {name}](confusion_{number}.png)"]
+            parts += [
+                f"## {name}",
+                markdown(table),
+                f"![confusion of {name}](confusion_{number}.png)",
+            ]
         if self.curve is not None:
             self.curve.to_csv(folder / "coverage.tsv", sep="\t", index=False)
             _draw_curve(self.curve, folder / "coverage.png")
-            parts += ["## Accuracy against coverage", markdown(self.curve.set_index("coverage")), "![coverage](coverage.png)",
-                      f"Expected calibration error: {self.calibration_error:.4f}."]  # fmt: skip
+            parts += [
+                "## Accuracy against coverage",
+                markdown(self.curve.set_index("coverage")),
+                "![coverage](coverage.png)",
+                f"Expected calibration error: {self.calibration_error:.4f}.",
+            ]
         (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def annotation_report(truth: np.ndarray, called: Mapping[str, np.ndarray], confidence: np.ndarray | None = None) -> AnnotationReport:
+def annotation_report(
+    truth: np.ndarray, called: Mapping[str, np.ndarray], confidence: np.ndarray | None = None
+) -> AnnotationReport:
     """Score each of ``called`` (name -> (n,) calls) against ``truth`` (n,); ``confidence`` (n,) belongs to the first of them.
 
     The curve takes calls as they are, so give calls that were not cut where a whole curve is wanted.
@@ -68,9 +78,13 @@ def annotation_report(truth: np.ndarray, called: Mapping[str, np.ndarray], confi
     DataError
         Lengths that do not fit, or no cell.
     """
-    summary = pd.DataFrame({name: annotation_scores(truth, calls) for name, calls in called.items()}).T.rename_axis("calls")
+    summary = pd.DataFrame(
+        {name: annotation_scores(truth, calls) for name, calls in called.items()}
+    ).T.rename_axis("calls")
     confusions = {name: confusion(truth, calls) for name, calls in called.items()}
-    report = AnnotationReport(summary, {name: per_class(truth, calls) for name, calls in called.items()}, confusions)
+    report = AnnotationReport(
+        summary, {name: per_class(truth, calls) for name, calls in called.items()}, confusions
+    )
     if confidence is not None:
         first = next(iter(called.values()))
         report.curve = coverage_accuracy(truth, first, confidence)
@@ -81,8 +95,17 @@ def annotation_report(truth: np.ndarray, called: Mapping[str, np.ndarray], confi
 def markdown(table: pd.DataFrame) -> str:
     """A table in Markdown, its index first."""
     names = [str(table.index.name or ""), *map(str, table.columns)]
-    rows = [[str(i), *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)] for i, row in zip(table.index, table.to_numpy(object))]
-    return "\n".join(["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *("| " + " | ".join(r) + " |" for r in rows)])
+    rows = [
+        [str(i), *(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row)]
+        for i, row in zip(table.index, table.to_numpy(object))
+    ]
+    return "\n".join(
+        [
+            "| " + " | ".join(names) + " |",
+            "|" + "---|" * len(names),
+            *("| " + " | ".join(r) + " |" for r in rows),
+        ]
+    )
 
 
 def _draw_confusion(table: pd.DataFrame, path: Path) -> None:

@@ -36,7 +36,9 @@ def ari(first: np.ndarray, second: np.ndarray) -> float:
 
 def _codes(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if len(first) != len(second) or len(first) < 2:
-        raise DataError(f"Two labellings of the same two or more cells are compared; these have {len(first)} and {len(second)}.")
+        raise DataError(
+            f"Two labellings of the same two or more cells are compared; these have {len(first)} and {len(second)}."
+        )
     a, b = pd.factorize(np.asarray(first))[0], pd.factorize(np.asarray(second))[0]
     if min(a.min(), b.min()) < 0:
         raise DataError("Some labels are missing (NA); leave those cells out first.")
@@ -64,10 +66,14 @@ def leading_components(values: Any, n: int = 50, *, genes: int = 2000, seed: int
     else:
         variance = np.asarray(values).var(axis=0)
     chosen = np.sort(np.argsort(-variance, kind="stable")[:genes])
-    dense = values[:, chosen].toarray() if sparse.issparse(values) else np.asarray(values)[:, chosen]
+    dense = (
+        values[:, chosen].toarray() if sparse.issparse(values) else np.asarray(values)[:, chosen]
+    )
     dense = dense - dense.mean(axis=0)
     if not np.isfinite(dense).all():
-        raise DataError("Some values are NaN or infinite; distances between cells need finite ones.")
+        raise DataError(
+            "Some values are NaN or infinite; distances between cells need finite ones."
+        )
     from sklearn.utils.extmath import randomized_svd
 
     n = min(n, min(dense.shape) - 1)
@@ -110,16 +116,34 @@ def zero_imputation_scores(
         import igraph  # noqa: F401
         import scanpy as sc
     except ImportError as error:
-        raise ScMambaError(f"Clustering needs {error.name}: pip install 'scmamba[prepare]'.") from error
+        raise ScMambaError(
+            f"Clustering needs {error.name}: pip install 'scmamba[prepare]'."
+        ) from error
     points = np.asarray(values, dtype=float) if embedding else leading_components(values, seed=seed)
     types = np.asarray(types)
-    work = anndata.AnnData(np.zeros((len(points), 1), dtype=np.float32), obsm={"X": points.astype(np.float32)})
-    sc.pp.neighbors(work, n_neighbors=min(neighbours, len(points) - 1), use_rep="X", random_state=seed)
+    work = anndata.AnnData(
+        np.zeros((len(points), 1), dtype=np.float32), obsm={"X": points.astype(np.float32)}
+    )
+    sc.pp.neighbors(
+        work, n_neighbors=min(neighbours, len(points) - 1), use_rep="X", random_state=seed
+    )
     rows, codes = [], {}
     for resolution in resolutions:
-        sc.tl.leiden(work, resolution=float(resolution), random_state=seed, flavor="igraph", n_iterations=2, directed=False)
+        sc.tl.leiden(
+            work,
+            resolution=float(resolution),
+            random_state=seed,
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+        )
         code = codes[resolution] = work.obs["leiden"].to_numpy()
-        row = {"resolution": float(resolution), "clusters": len(np.unique(code)), "NMI": nmi(types, code), "ARI": ari(types, code)}
+        row = {
+            "resolution": float(resolution),
+            "clusters": len(np.unique(code)),
+            "NMI": nmi(types, code),
+            "ARI": ari(types, code),
+        }
         if donors is not None:
             row |= {"NMI_donor": nmi(donors, code), "ARI_donor": ari(donors, code)}
         rows.append(row)
@@ -129,8 +153,14 @@ def zero_imputation_scores(
     scores["ASW"] = silhouette(points, types, seed=seed)
     if donors is not None:
         donors = np.asarray(donors)
-        within = [silhouette(points[types == t], donors[types == t], seed=seed) for t in pd.unique(types) if (types == t).sum() > 20]
-        scores["ASW_donor"] = float(np.nanmean(within)) if np.isfinite(within).any() else float("nan")
+        within = [
+            silhouette(points[types == t], donors[types == t], seed=seed)
+            for t in pd.unique(types)
+            if (types == t).sum() > 20
+        ]
+        scores["ASW_donor"] = (
+            float(np.nanmean(within)) if np.isfinite(within).any() else float("nan")
+        )
         scores["mixing_donor"] = mixing(points, donors, types)
     return scores, table
 

@@ -17,7 +17,9 @@ from ..utils.errors import DataError
 RATES = (0.1, 0.2, 0.3, 0.4)
 
 
-def doublet_scores(truth: np.ndarray, score: np.ndarray, called: np.ndarray | None = None) -> dict[str, float]:
+def doublet_scores(
+    truth: np.ndarray, score: np.ndarray, called: np.ndarray | None = None
+) -> dict[str, float]:
     """Metrics of one detector.
 
     Parameters
@@ -50,15 +52,21 @@ def doublet_scores(truth: np.ndarray, score: np.ndarray, called: np.ndarray | No
     }
 
 
-def identification_curve(truth: np.ndarray, score: np.ndarray, rates: Sequence[float] = RATES) -> pd.DataFrame:
+def identification_curve(
+    truth: np.ndarray, score: np.ndarray, rates: Sequence[float] = RATES
+) -> pd.DataFrame:
     """One row per identification rate: ``rate precision recall TNR F1``."""
     truth, score = np.asarray(truth, dtype=bool), _scores(truth, score)
-    return pd.DataFrame([{"rate": rate, **_called(truth, top_share(score, rate))} for rate in rates])
+    return pd.DataFrame(
+        [{"rate": rate, **_called(truth, top_share(score, rate))} for rate in rates]
+    )
 
 
 def jaccard(calls: Mapping[int, np.ndarray] | Sequence[np.ndarray]) -> np.ndarray:
     """Jaccard index of the calls of every pair of runs: how stable they are; 1 where neither run calls any."""
-    runs = [np.asarray(c, dtype=bool) for c in (calls.values() if isinstance(calls, Mapping) else calls)]
+    runs = [
+        np.asarray(c, dtype=bool) for c in (calls.values() if isinstance(calls, Mapping) else calls)
+    ]
     out = []
     for i, first in enumerate(runs):
         for second in runs[:i]:
@@ -104,5 +112,7 @@ def _called(truth: np.ndarray, called: np.ndarray) -> dict[str, float]:
         "precision": float(precision),
         "recall": float(recall),
         "TNR": float((~truth & ~called).sum() / others) if others else float("nan"),
-        "F1": float(2 * hit / (called.sum() + doublets)) if called.any() or doublets else float("nan"),
+        "F1": float(2 * hit / (called.sum() + doublets))
+        if called.any() or doublets
+        else float("nan"),
     }

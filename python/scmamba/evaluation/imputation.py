@@ -26,7 +26,9 @@ from ..utils.progress import progress, say
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_LEAST_MEAN = 0.01  # smallest Poisson mean a prediction is credited with: ones only, truncated mean 1.005
+_LEAST_MEAN = (
+    0.01  # smallest Poisson mean a prediction is credited with: ones only, truncated mean 1.005
+)
 
 
 @dataclass
@@ -121,7 +123,9 @@ def _entries(matrix: sparse.csr_matrix, hidden: Hidden) -> np.ndarray:
     out = np.empty(len(hidden.rows))
     for start in range(0, matrix.shape[0], 256):
         lo, hi = np.searchsorted(hidden.rows, [start, start + 256])
-        out[lo:hi] = matrix[start : start + 256].toarray()[hidden.rows[lo:hi] - start, hidden.columns[lo:hi]]
+        out[lo:hi] = matrix[start : start + 256].toarray()[
+            hidden.rows[lo:hi] - start, hidden.columns[lo:hi]
+        ]
     return out
 
 
@@ -145,7 +149,9 @@ def _magic(hidden: Hidden) -> np.ndarray:
     values = _log_values(hidden.visible, hidden.totals)
     if hidden.reference is not None:
         values = sparse.vstack([values, _log_values(*hidden.pool)], format="csr")
-    smooth = magic.MAGIC(verbose=0, random_state=hidden.seed, n_jobs=1).fit_transform(values.toarray())
+    smooth = magic.MAGIC(verbose=0, random_state=hidden.seed, n_jobs=1).fit_transform(
+        values.toarray()
+    )
     return np.asarray(smooth)[hidden.rows, hidden.columns]
 
 
@@ -164,22 +170,34 @@ def _scvi(hidden: Hidden) -> np.ndarray:
     scvi.model.SCVI.setup_anndata(data)
     model = scvi.model.SCVI(data)
     model.train(
-        max_epochs=200, early_stopping=True, accelerator="cpu", enable_progress_bar=False, logger=False
+        max_epochs=200,
+        early_stopping=True,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        logger=False,
     )
     rate = np.concatenate(
         [
-            model.get_normalized_expression(indices=np.arange(s, min(s + 512, n)), return_numpy=True)
+            model.get_normalized_expression(
+                indices=np.arange(s, min(s + 512, n)), return_numpy=True
+            )
             for s in range(0, n, 512)
         ]
     )
-    return hidden.log(truncated_mean(rate[hidden.rows, hidden.columns] * hidden.totals[hidden.rows]))
+    return hidden.log(
+        truncated_mean(rate[hidden.rows, hidden.columns] * hidden.totals[hidden.rows])
+    )
 
 
 #: Name -> predictor: from a group of hidden values to (n,) log1p(CP10k). The package a predictor needs stands
 #: beside it.
 PREDICTORS: dict[str, tuple[Callable[[Hidden], np.ndarray], str | None, str]] = {
     "magic": (_magic, "magic", "MAGIC (defaults)"),
-    "scvi": (_scvi, "scvi", "scVI (at most 200 epochs, early stopping), its rates x depth, zero-truncated Poisson mean"),
+    "scvi": (
+        _scvi,
+        "scvi",
+        "scVI (at most 200 epochs, early stopping), its rates x depth, zero-truncated Poisson mean",
+    ),
     "one": (_one, None, "every masked count is one"),
     "gene_mean": (_gene_mean, None, "the gene's mean over non-zeros"),
     "neighbour_mean": (_neighbour_mean, None, "mean over neighbours that express the gene"),
@@ -266,7 +284,9 @@ def nonzero_imputation(
     rows = np.repeat(np.arange(counts.shape[0]), np.diff(counts.indptr))
     group = _groups(counts, rows, groups, seed)
     predicted = {name: np.empty(counts.nnz) for name in [*chosen, *models]}
-    covered = {name: 1.0 for name in chosen} | {name: m.covered(counts) for name, m in models.items()}
+    covered = {name: 1.0 for name in chosen} | {
+        name: m.covered(counts) for name, m in models.items()
+    }
     depth = np.empty(counts.nnz)
     say(
         f"{counts.shape[0]} cells x {counts.shape[1]} genes, {counts.nnz} values to hide in {groups} groups",
@@ -298,7 +318,12 @@ def nonzero_imputation(
                 advance(1)
     cell = {
         name: score(
-            p, counts.data, totals[rows], counts.indices.astype(np.int64) * groups + group, depth, min_values
+            p,
+            counts.data,
+            totals[rows],
+            counts.indices.astype(np.int64) * groups + group,
+            depth,
+            min_values,
         )
         for name, p in predicted.items()
     }
@@ -388,7 +413,9 @@ def _within(
 
     p, y, d = (v - (total(v) / size)[code] for v in (predicted, truth, depth))
 
-    def mean_correlation(a: np.ndarray, b: np.ndarray, a_scale: np.ndarray, b_scale: np.ndarray) -> float:
+    def mean_correlation(
+        a: np.ndarray, b: np.ndarray, a_scale: np.ndarray, b_scale: np.ndarray
+    ) -> float:
         aa, bb = total(a * a), total(b * b)
         # Rounding left over from a (partial) constant is no variation.
         varies = (aa > 1e-10 * a_scale) & (bb > 1e-10 * b_scale)
@@ -399,7 +426,9 @@ def _within(
     spread_p, spread_y, spread_d = total(predicted**2), total(truth**2), total(d * d)
     plain = mean_correlation(p, y, spread_p, spread_y)
     safe = np.where(spread_d > 0, spread_d, 1.0)
-    free_p, free_y = (v - (np.where(spread_d > 0, total(v * d), 0) / safe)[code] * d for v in (p, y))
+    free_p, free_y = (
+        v - (np.where(spread_d > 0, total(v * d), 0) / safe)[code] * d for v in (p, y)
+    )
     return plain, mean_correlation(free_p, free_y, spread_p, spread_y)
 
 
@@ -413,11 +442,15 @@ def _choose(predictors: Any) -> dict[str, Callable[[Hidden], np.ndarray]]:
         }
     if isinstance(predictors, str):
         predictors = [predictors]
-    wanted = dict(predictors) if isinstance(predictors, Mapping) else {name: None for name in predictors}
+    wanted = (
+        dict(predictors) if isinstance(predictors, Mapping) else {name: None for name in predictors}
+    )
     chosen: dict[str, Callable[[Hidden], np.ndarray]] = {}
     for name, function in wanted.items():
         if function is None and name not in PREDICTORS:
-            raise DataError(f"There is no predictor '{name}'; choose among {', '.join(PREDICTORS)}.")
+            raise DataError(
+                f"There is no predictor '{name}'; choose among {', '.join(PREDICTORS)}."
+            )
         needs = None if function is not None else PREDICTORS[name][1]
         if needs and not importlib.util.find_spec(needs):
             raise DataError(
@@ -463,7 +496,9 @@ def _reference_counts(
     """
     if reference is None:
         return None, None
-    matrix = sparse.csr_matrix(reference.X if layer is None else reference.layers[layer], dtype=np.float64)
+    matrix = sparse.csr_matrix(
+        reference.X if layer is None else reference.layers[layer], dtype=np.float64
+    )
     where = reference.var_names.get_indexer(genes)
     if (where >= 0).mean() < 0.5:
         raise DataError(
@@ -484,7 +519,9 @@ def _groups(counts: sparse.csr_matrix, rows: np.ndarray, groups: int, seed: int)
     return (np.arange(counts.nnz) - counts.indptr[rows] + start[rows]) % groups
 
 
-def _open(model: Any, kept: AnnData, layer: str | None, batch_size: int | None) -> dict[str, _ModelRow]:
+def _open(
+    model: Any, kept: AnnData, layer: str | None, batch_size: int | None
+) -> dict[str, _ModelRow]:
     if model is None:
         return {}
     several = dict(model) if isinstance(model, Mapping) else {"scmamba": model}
@@ -502,7 +539,9 @@ def _open(model: Any, kept: AnnData, layer: str | None, batch_size: int | None) 
 class _ModelRow:
     """A scMamba model's masked predictions: its own genes, order and totals, moved back to the table's scale."""
 
-    def __init__(self, model: Any, kept: AnnData, layer: str | None, batch_size: int | None) -> None:
+    def __init__(
+        self, model: Any, kept: AnnData, layer: str | None, batch_size: int | None
+    ) -> None:
         from ..data.preprocess import read_cells
         from ..model import load_model
         from ..model.inference import input_positions
@@ -528,7 +567,9 @@ class _ModelRow:
         out = fallback.copy()
         width = len(self.model.genes) if self.genes is None else len(self.genes)
         size = self.batch_size or self.model.batch_size(width)
-        flags = sparse.csr_matrix((masked.astype(np.int8), counts.indices, counts.indptr), shape=counts.shape)
+        flags = sparse.csr_matrix(
+            (masked.astype(np.int8), counts.indices, counts.indptr), shape=counts.shape
+        )
         for start in range(0, counts.shape[0], size):
             stop = min(start + size, counts.shape[0])
             known, totals = self.cells.to_model(counts[start:stop])
@@ -555,7 +596,12 @@ class _CombinedRow(_ModelRow):
     def __init__(self, row: _ModelRow) -> None:
         from ..imputation.rate_ensemble import GeneMap
 
-        self.model, self.cells, self.slot, self.batch_size = row.model, row.cells, row.slot, row.batch_size
+        self.model, self.cells, self.slot, self.batch_size = (
+            row.model,
+            row.cells,
+            row.slot,
+            row.batch_size,
+        )
         self.map = GeneMap.of(row.cells)
         self._learnt: tuple[Hidden, Any] | None = None
 
@@ -572,7 +618,12 @@ class _CombinedRow(_ModelRow):
             if hidden.reference is not None and hidden.reference_totals is not None:
                 counts = sparse.vstack([counts, hidden.reference], format="csr")
                 totals = np.concatenate([totals, hidden.reference_totals])
-            self._learnt = hidden, fit_rate_ensemble(self.model, counts, totals, self.map, seed=hidden.seed, verbose=False)
+            self._learnt = (
+                hidden,
+                fit_rate_ensemble(
+                    self.model, counts, totals, self.map, seed=hidden.seed, verbose=False
+                ),
+            )
         return self._learnt[1]
 
     def predict(
@@ -609,7 +660,9 @@ class _NetworkRow(_ModelRow):
         return np.where(self.slot[hidden.columns] >= 0, _by_block(hidden, value), fallback)
 
 
-def _by_block(hidden: Hidden, function: Callable[[slice], np.ndarray], size: int = 64) -> np.ndarray:
+def _by_block(
+    hidden: Hidden, function: Callable[[slice], np.ndarray], size: int = 64
+) -> np.ndarray:
     """Entries at the hidden places of dense blocks of rows."""
     out = np.empty(len(hidden.rows))
     for start in range(0, hidden.visible.shape[0], size):

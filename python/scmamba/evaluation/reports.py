@@ -55,7 +55,11 @@ class Report:
         (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 
-def doublet_report(truth: np.ndarray, scores: Mapping[str, np.ndarray], calls: Mapping[str, np.ndarray] | None = None) -> Report:
+def doublet_report(
+    truth: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+    calls: Mapping[str, np.ndarray] | None = None,
+) -> Report:
     """Each of ``scores`` (detector -> (n,) float, larger more like a doublet) against ``truth`` (n,) bool.
 
     Without ``calls`` (detector -> (n,) bool) as many droplets are called as there are true doublets. The curve calls 5 to 50% of the
@@ -64,15 +68,28 @@ def doublet_report(truth: np.ndarray, scores: Mapping[str, np.ndarray], calls: M
     truth = np.asarray(truth, dtype=bool)
     if truth.all() or not truth.any():
         kind = "doublets" if truth.all() else "single cells"
-        raise DataError(f"All {len(truth)} droplets are {kind}; both kinds are needed to score calls.")
-    rows = {name: doublet_scores(truth, score, (calls or {}).get(name)) for name, score in scores.items()}
+        raise DataError(
+            f"All {len(truth)} droplets are {kind}; both kinds are needed to score calls."
+        )
+    rows = {
+        name: doublet_scores(truth, score, (calls or {}).get(name))
+        for name, score in scores.items()
+    }
     summary = pd.DataFrame(rows).T.rename_axis("detector")
     rates = [round(0.05 * i, 2) for i in range(1, 11)]
-    curve = pd.concat([identification_curve(truth, s, rates).assign(detector=name) for name, s in scores.items()])
+    curve = pd.concat(
+        [identification_curve(truth, s, rates).assign(detector=name) for name, s in scores.items()]
+    )
     curve = curve[["detector", "rate", "precision", "recall", "TNR", "F1"]].reset_index(drop=True)
     note = f"{int(truth.sum()):,} of {len(truth):,} droplets are doublets: a detector that knows nothing has AUPRC {truth.mean():.3f}."
     picture = lines(curve, "rate", ("recall", "precision"), "detector", "share of droplets called")
-    return Report("Doublets against the truth", summary, [note], {"identification_rates": curve}, {"curves": picture})
+    return Report(
+        "Doublets against the truth",
+        summary,
+        [note],
+        {"identification_rates": curve},
+        {"curves": picture},
+    )
 
 
 def imputation_report(table: pd.DataFrame) -> Report:
@@ -90,31 +107,58 @@ def imputation_report(table: pd.DataFrame) -> Report:
     return Report("Hidden values of non-zeros", table, notes, {}, {"columns": picture})
 
 
-def cluster_report(values: Mapping[str, Any], types: np.ndarray, donors: np.ndarray | None = None, *,
-                   resolutions: Sequence[float] = RESOLUTIONS, seed: int = 0) -> Report:  # fmt: skip
+def cluster_report(
+    values: Mapping[str, Any],
+    types: np.ndarray,
+    donors: np.ndarray | None = None,
+    *,
+    resolutions: Sequence[float] = RESOLUTIONS,
+    seed: int = 0,
+) -> Report:
     """Each of ``values`` (name -> (cells, genes) log values) clustered alike and compared with types, and donors if known.
 
     Types should score high and donors low. Raises as :func:`scmamba.evaluation.clusters.zero_imputation_scores`.
     """
-    found = {name: zero_imputation_scores(matrix, types, donors, resolutions=resolutions, seed=seed) for name, matrix in values.items()}
-    summary = pd.DataFrame({name: scores for name, (scores, _) in found.items()}).T.rename_axis("values")
-    curve = pd.concat([table.assign(values=name) for name, (_, table) in found.items()]).reset_index(drop=True)
+    found = {
+        name: zero_imputation_scores(matrix, types, donors, resolutions=resolutions, seed=seed)
+        for name, matrix in values.items()
+    }
+    summary = pd.DataFrame({name: scores for name, (scores, _) in found.items()}).T.rename_axis(
+        "values"
+    )
+    curve = pd.concat(
+        [table.assign(values=name) for name, (_, table) in found.items()]
+    ).reset_index(drop=True)
     curve = curve[["values", *(c for c in curve if c != "values")]]
     shown = ("NMI", "ARI") if donors is None else ("NMI", "NMI_donor")
-    notes = ["`NMI`: best over the resolutions, with the types; `ARI` of the same clustering; `ASW`: silhouette of the types."]
+    notes = [
+        "`NMI`: best over the resolutions, with the types; `ARI` of the same clustering; `ASW`: silhouette of the types."
+    ]
     if donors is not None:
-        notes.append("`_donor`: the same of donors (silhouette and mixing within types); low is good, but `mixing_donor` is 1 where even.")
+        notes.append(
+            "`_donor`: the same of donors (silhouette and mixing within types); low is good, but `mixing_donor` is 1 where even."
+        )
     picture = lines(curve, "resolution", shown, "values", "Leiden's resolution")
-    return Report("Clusters against types and donors", summary, notes, {"resolutions": curve}, {"curves": picture})
+    return Report(
+        "Clusters against types and donors",
+        summary,
+        notes,
+        {"resolutions": curve},
+        {"curves": picture},
+    )
 
 
-def lines(table: pd.DataFrame, x: str, columns: Sequence[str], by: str, label: str) -> Callable[[Path], None]:
+def lines(
+    table: pd.DataFrame, x: str, columns: Sequence[str], by: str, label: str
+) -> Callable[[Path], None]:
     """What draws one panel a column, one line for each value of ``by``."""
 
     def draw(path: Path) -> None:
         import matplotlib.pyplot as plt
 
-        figure, axes = plt.subplots(1, len(columns), figsize=(4.5 * len(columns), 3.5), squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(columns), figsize=(4.5 * len(columns), 3.5), squeeze=False
+        )
         for axis, column in zip(axes[0], columns):
             for name, own in table.groupby(by, sort=False):
                 axis.plot(own[x], own[column], "o-", markersize=3, label=str(name))
@@ -132,7 +176,13 @@ def bars(table: pd.DataFrame, columns: Sequence[str]) -> Callable[[Path], None]:
     def draw(path: Path) -> None:
         import matplotlib.pyplot as plt
 
-        figure, axes = plt.subplots(1, len(columns), figsize=(3.5 * len(columns), 1.2 + 0.3 * len(table)), sharey=True, squeeze=False)
+        figure, axes = plt.subplots(
+            1,
+            len(columns),
+            figsize=(3.5 * len(columns), 1.2 + 0.3 * len(table)),
+            sharey=True,
+            squeeze=False,
+        )
         for axis, column in zip(axes[0], columns):
             axis.barh(table.index.astype(str), table[column])
             axis.set_title(column, fontsize=9)

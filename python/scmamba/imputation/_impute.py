@@ -103,8 +103,24 @@ def impute(
     ScMambaError
         Data, genes or checkpoint that do not fit; a result larger than the memory (use :func:`impute_file`).
     """
-    plan = _prepare(adata, model, layer, gene_column, method, batch, adapt, passes, min_value, to_counts, batch_size, device, backend, seed,
-                    force, verbose)  # fmt: skip
+    plan = _prepare(
+        adata,
+        model,
+        layer,
+        gene_column,
+        method,
+        batch,
+        adapt,
+        passes,
+        min_value,
+        to_counts,
+        batch_size,
+        device,
+        backend,
+        seed,
+        force,
+        verbose,
+    )
     refuse_foreign(adata, "layers", KEY, "impute")
     blocks, totals = [], []
     for block, block_totals in plan.run():
@@ -117,12 +133,23 @@ def impute(
     adata.layers[KEY] = result
     flag_low_depth(adata, plan.cells, np.concatenate(totals), verbose)
     density = result.nnz / max(np.prod(result.shape), 1)
-    write_provenance(adata, "impute", plan.model.config.name, plan.cells, density=float(density), **plan.settings)
-    say(f"layers['{KEY}'] holds values for {100 * density:.0f}% of all entries (before: {100 * plan.density_before:.0f}%)", verbose)
+    write_provenance(
+        adata, "impute", plan.model.config.name, plan.cells, density=float(density), **plan.settings
+    )
+    say(
+        f"layers['{KEY}'] holds values for {100 * density:.0f}% of all entries (before: {100 * plan.density_before:.0f}%)",
+        verbose,
+    )
     return adata
 
 
-def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+def impute_file(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> None:
     """Impute an ``.h5ad`` file into a new one, row block by row block.
 
     The input is opened backed and the result streamed to disk, so neither is ever held whole. ``target`` appears only when it is
@@ -144,19 +171,48 @@ def impute_file(source: str | PathLike[str], target: str | PathLike[str], *, ove
             totals.append(block_totals)
             yield block
 
-    write_with_layer(source, target, adata, KEY, blocks(), lambda result, stored: plan.annotate(result, np.concatenate(totals), stored))
+    write_with_layer(
+        source,
+        target,
+        adata,
+        KEY,
+        blocks(),
+        lambda result, stored: plan.annotate(result, np.concatenate(totals), stored),
+    )
 
 
-def open_file(source: Path, target: Path, overwrite: bool, options: dict[str, Any], once: RunOnce | None = None) -> tuple[AnnData, Imputer]:
+def open_file(
+    source: Path,
+    target: Path,
+    overwrite: bool,
+    options: dict[str, Any],
+    once: RunOnce | None = None,
+) -> tuple[AnnData, Imputer]:
     """The file, backed, and the plan of imputing it; see :func:`impute_file` and, for ``once``, :func:`_prepare`."""
     from ..data.h5ad_files import open_backed
 
     if target.exists() and not overwrite:
-        raise ScMambaError(f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite).")
+        raise ScMambaError(
+            f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite)."
+        )
     adata = open_backed(source)
-    defaults: dict[str, Any] = dict(model=None, layer=None, gene_column=None, method=None, batch=None, adapt=True, passes=10,
-                                    min_value=None, to_counts=False, batch_size=None, device=None, backend=None, seed=0, force=False,
-                                    verbose=True)  # fmt: skip
+    defaults: dict[str, Any] = dict(
+        model=None,
+        layer=None,
+        gene_column=None,
+        method=None,
+        batch=None,
+        adapt=True,
+        passes=10,
+        min_value=None,
+        to_counts=False,
+        batch_size=None,
+        device=None,
+        backend=None,
+        seed=0,
+        force=False,
+        verbose=True,
+    )
     if unknown := set(options) - set(defaults):
         raise TypeError(f"impute_file() has no option {', '.join(sorted(unknown))}")
     chosen = {**defaults, **options}
@@ -167,7 +223,16 @@ def open_file(source: Path, target: Path, overwrite: bool, options: dict[str, An
 class Imputer:
     """Everything decided before the first cell is imputed."""
 
-    def __init__(self, model: Model, cells: CellReader, answer: BlockPredictor, min_value: float, to_counts: bool, size: int, verbose: bool) -> None:
+    def __init__(
+        self,
+        model: Model,
+        cells: CellReader,
+        answer: BlockPredictor,
+        min_value: float,
+        to_counts: bool,
+        size: int,
+        verbose: bool,
+    ) -> None:
         self.model, self.cells, self.answer, self.verbose = model, cells, answer, verbose
         self.min_value, self.to_counts, self.size = min_value, to_counts, size
         self.settings: dict[str, Any] = {}
@@ -178,23 +243,34 @@ class Imputer:
         """Share of entries that were not zero, of the cells seen so far."""
         return self._observed / max(len(self.cells) * self.cells.adata.n_vars, 1)
 
-    def run(self, only: Sequence[slice] | None = None) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+    def run(
+        self, only: Sequence[slice] | None = None
+    ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
         """Yield (r, n_vars) imputed blocks and the (r,) totals of their cells, in order; ``only`` some of the blocks of rows."""
         wanted = list(self.cells.blocks(self.size)) if only is None else only
-        with progress("Imputing cells", sum(rows.stop - rows.start for rows in wanted), self.verbose) as advance:
+        with progress(
+            "Imputing cells", sum(rows.stop - rows.start for rows in wanted), self.verbose
+        ) as advance:
             for rows in wanted:
                 linear = self.cells.linear(rows)
                 self._observed += linear.nnz
-                yield self._on_scale_of_data(linear, self.answer(rows, linear)), np.asarray(linear.sum(axis=1)).ravel()
+                yield (
+                    self._on_scale_of_data(linear, self.answer(rows, linear)),
+                    np.asarray(linear.sum(axis=1)).ravel(),
+                )
                 advance(rows.stop - rows.start)
 
     def annotate(self, result: AnnData, totals: np.ndarray, stored: int) -> None:
         """Note in ``obs`` and ``uns`` what was done: ``totals`` (n,) of the cells, ``stored`` values of the layer."""
         flag_low_depth(result, self.cells, totals, self.verbose)
         density = stored / max(len(self.cells) * self.cells.adata.n_vars, 1)
-        write_provenance(result, "impute", self.model.config.name, self.cells, density=density, **self.settings)
+        write_provenance(
+            result, "impute", self.model.config.name, self.cells, density=density, **self.settings
+        )
 
-    def _on_scale_of_data(self, linear: sparse.csr_matrix, expected: sparse.csr_matrix) -> sparse.csr_matrix:
+    def _on_scale_of_data(
+        self, linear: sparse.csr_matrix, expected: sparse.csr_matrix
+    ) -> sparse.csr_matrix:
         """Put expected values beside the observed ones, both on the user's scale, so that observed entries stay exactly what
         NormalizeData gives. ``expected`` (r, n_vars) in the units of ``linear``, nothing where something was observed.
         """
@@ -236,7 +312,9 @@ class Imputer:
 BlockPredictor = Callable[[slice, sparse.csr_matrix], sparse.csr_matrix]
 
 
-def masked_predictor(model: Model, cells: CellReader, passes: int, batch_size: int | None) -> BlockPredictor:
+def masked_predictor(
+    model: Model, cells: CellReader, passes: int, batch_size: int | None
+) -> BlockPredictor:
     """The published inference on the genes the model knows; a gene's further rows keep what was observed."""
     where, genes = input_positions(model, cells)
 
@@ -244,13 +322,22 @@ def masked_predictor(model: Model, cells: CellReader, passes: int, batch_size: i
         x, totals = dense_input(model, cells, linear)
         predicted = predict_zeros(model, x, genes, passes, batch_size)[:, where]
         # The user's normalisation divides by the total over all genes of the data, the model's over its own genes.
-        filled = sparse.csr_matrix(np.expm1(predicted.astype(np.float64)) * (totals / SCALE)[:, None])
-        return sparse.csr_matrix((filled.data, cells.columns[filled.indices], filled.indptr), shape=linear.shape)
+        filled = sparse.csr_matrix(
+            np.expm1(predicted.astype(np.float64)) * (totals / SCALE)[:, None]
+        )
+        return sparse.csr_matrix(
+            (filled.data, cells.columns[filled.indices], filled.indptr), shape=linear.shape
+        )
 
     return answer
 
 
-def ensemble_predictor(combination: RateEnsemble, cells: CellReader, members: np.ndarray, batch: np.ndarray | None = None) -> BlockPredictor:
+def ensemble_predictor(
+    combination: RateEnsemble,
+    cells: CellReader,
+    members: np.ndarray,
+    batch: np.ndarray | None = None,
+) -> BlockPredictor:
     """Frequencies expected by the network and the neighbours together, given that nothing was found.
 
     ``members`` are the pool's rows, ``batch`` (n,) the codes of the cells' batches, if these are to be evened out.
@@ -260,7 +347,12 @@ def ensemble_predictor(combination: RateEnsemble, cells: CellReader, members: np
 
     def answer(rows: slice, linear: sparse.csr_matrix) -> sparse.csr_matrix:
         counts, totals = cells.counts(rows)
-        rate = given_zero(combination.expect(counts, totals, own[rows], None if batch is None else batch[rows]).rate, totals)
+        rate = given_zero(
+            combination.expect(
+                counts, totals, own[rows], None if batch is None else batch[rows]
+            ).rate,
+            totals,
+        )
         rate *= np.asarray(linear.sum(axis=1)).ravel()[:, None]
         at = linear.nonzero()
         rate[at] = 0
@@ -269,7 +361,13 @@ def ensemble_predictor(combination: RateEnsemble, cells: CellReader, members: np
     return answer
 
 
-def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passes: int, batch_size: int | None = None) -> np.ndarray:
+def predict_zeros(
+    model: Model,
+    x: np.ndarray,
+    genes: torch.Tensor | None,
+    passes: int,
+    batch_size: int | None = None,
+) -> np.ndarray:
     """The published inference: hide one interleaved group of zeros per pass, keep its predictions, negatives become 0.
 
     ``x`` (r, l) log1p CP10k. Returns (r, l): predictions where ``x`` is zero, 0 where it is not.
@@ -280,16 +378,38 @@ def predict_zeros(model: Model, x: np.ndarray, genes: torch.Tensor | None, passe
     for k in range(passes):
         mask = group == k
         if mask.any():
-            answer = model.reconstruct(values, torch.from_numpy(mask), genes=genes, batch_size=batch_size).float().numpy()
+            answer = (
+                model.reconstruct(
+                    values, torch.from_numpy(mask), genes=genes, batch_size=batch_size
+                )
+                .float()
+                .numpy()
+            )
             predicted[mask] = answer[mask]
     # A cell without a single count has no profile to impute from.
     predicted[~(x != 0).any(axis=1)] = 0
     return np.maximum(predicted, 0, out=predicted)
 
 
-def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | None, method: str | None, batch: str | None,
-             adapt: bool | int, passes: int, min_value: float | None, to_counts: bool, batch_size: int | None, device: str | None,
-             backend: str | None, seed: int, force: bool, verbose: bool, once: RunOnce | None = None) -> Imputer:  # fmt: skip
+def _prepare(
+    adata: AnnData,
+    model: Any,
+    layer: str | None,
+    gene_column: str | None,
+    method: str | None,
+    batch: str | None,
+    adapt: bool | int,
+    passes: int,
+    min_value: float | None,
+    to_counts: bool,
+    batch_size: int | None,
+    device: str | None,
+    backend: str | None,
+    seed: int,
+    force: bool,
+    verbose: bool,
+    once: RunOnce | None = None,
+) -> Imputer:
     """Check everything that can be checked before long work, and adapt the model if asked.
 
     ``once`` is given what is learnt as a function and returns its result: several processes learn in one of them.
@@ -302,22 +422,47 @@ def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | N
     opened = load_model(model, device=device, backend=backend)
     method = _method(method, opened)
     codes = batch_codes(adata, batch, method)
-    cells = read_cells(adata, opened.genes, layer=layer, gene_column=gene_column, force=force, min_coverage=MIN_COVERAGE)
+    cells = read_cells(
+        adata,
+        opened.genes,
+        layer=layer,
+        gene_column=gene_column,
+        force=force,
+        min_coverage=MIN_COVERAGE,
+    )
     if to_counts and cells.values.kind == "log1p":
-        raise DataError("Counts cannot be given back: the data are log-normalised and the cells' totals are lost. Give raw counts.")
+        raise DataError(
+            "Counts cannot be given back: the data are log-normalised and the cells' totals are lost. Give raw counts."
+        )
     say(cells.values.sentence, verbose)
     say(cells.match.summary(), verbose)
-    least = float(min_value) if min_value is not None else 0.2 if method == "rates" and not to_counts else 0.0
-    settings: dict[str, Any] = {"method": method, "min_value": least, "to_counts": bool(to_counts), "seed": int(seed),
-                                "scale": "expected counts" if to_counts else "log1p(CP10k)"}  # fmt: skip
+    least = (
+        float(min_value)
+        if min_value is not None
+        else 0.2
+        if method == "rates" and not to_counts
+        else 0.0
+    )
+    settings: dict[str, Any] = {
+        "method": method,
+        "min_value": least,
+        "to_counts": bool(to_counts),
+        "seed": int(seed),
+        "scale": "expected counts" if to_counts else "log1p(CP10k)",
+    }
     if method == "rates":
         members = _members(cells, seed)
         counts, totals = cells.counts(members)
         full = totals > 0
         given = (opened, counts[full], totals[full], GeneMap.of(cells))
         pooled = None if codes is None else codes[members[full]]
-        combination = once(lambda: fit_rate_ensemble(*given, batch=pooled, adapt=adapt, seed=seed, verbose=verbose))
-        opened, answer = combination.sources.model, ensemble_predictor(combination, cells, members[full], codes)
+        combination = once(
+            lambda: fit_rate_ensemble(*given, batch=pooled, adapt=adapt, seed=seed, verbose=verbose)
+        )
+        opened, answer = (
+            combination.sources.model,
+            ensemble_predictor(combination, cells, members[full], codes),
+        )
         settings |= combination.report | ({"batch": batch} if batch else {})
     else:
         settings["passes"] = int(passes)
@@ -325,7 +470,15 @@ def _prepare(adata: AnnData, model: Any, layer: str | None, gene_column: str | N
             from .adaptation import adapt as run
 
             start = opened
-            opened, report = once(lambda: run(start, cells, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose))
+            opened, report = once(
+                lambda: run(
+                    start,
+                    cells,
+                    steps=None if adapt is True else int(adapt),
+                    seed=seed,
+                    verbose=verbose,
+                )
+            )
             settings["adapt"] = report
         answer = masked_predictor(opened, cells, int(passes), batch_size)
     plan = Imputer(opened, cells, answer, least, to_counts, batch_size or 64, verbose)
@@ -338,9 +491,13 @@ def _method(method: str | None, model: Model) -> str:
     if chosen not in ("rates", "published"):
         raise ScMambaError(f"method is '{method}'; it must be 'rates' or 'published'.")
     if chosen == "rates" and not model.config.rates:
-        raise ScMambaError(f"The model '{model.config.name}' has no rate head; use method='published', or another model.")
+        raise ScMambaError(
+            f"The model '{model.config.name}' has no rate head; use method='published', or another model."
+        )
     if chosen == "published" and not model.config.reconstructs:
-        raise ScMambaError(f"The model '{model.config.name}' classifies cells; imputation needs one with a reconstruction head.")
+        raise ScMambaError(
+            f"The model '{model.config.name}' classifies cells; imputation needs one with a reconstruction head."
+        )
     return chosen
 
 
@@ -355,12 +512,18 @@ def batch_codes(adata: AnnData, batch: str | None, method: str) -> np.ndarray | 
     if batch is None:
         return None
     if method != "rates":
-        raise ScMambaError("batch= evens out the neighbours of method='rates'; the published method reads each cell alone. Leave one out.")
+        raise ScMambaError(
+            "batch= evens out the neighbours of method='rates'; the published method reads each cell alone. Leave one out."
+        )
     if batch not in adata.obs:
-        raise DataError(f"There is no column '{batch}' in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}.")
+        raise DataError(
+            f"There is no column '{batch}' in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}."
+        )
     column = adata.obs[batch]
     if column.isna().any():
-        raise DataError(f"{int(column.isna().sum())} cells have no value in obs['{batch}']; fill them in, or leave those cells out.")
+        raise DataError(
+            f"{int(column.isna().sum())} cells have no value in obs['{batch}']; fill them in, or leave those cells out."
+        )
     names, codes = np.unique(column.astype(str).to_numpy(), return_inverse=True)
     if len(names) > MAX_BATCHES:
         raise DataError(

@@ -38,7 +38,13 @@ def is_rank0() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def impute_file_shared(source: str | PathLike[str], target: str | PathLike[str], *, overwrite: bool = False, **options: Any) -> None:
+def impute_file_shared(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    **options: Any,
+) -> None:
     """As :func:`scmamba.tasks.impute_file`; under torchrun the processes share the work.
 
     Each process takes the GPU of its local rank, if there are any. All of them must see ``source`` and the folder of ``target``.
@@ -52,7 +58,11 @@ def impute_file_shared(source: str | PathLike[str], target: str | PathLike[str],
         impute_file(source, target, overwrite=overwrite, **options)
         return
     device = _device(options.get("device"))
-    options = {**options, "device": device, "verbose": bool(options.get("verbose", True)) and is_rank0()}
+    options = {
+        **options,
+        "device": device,
+        "verbose": bool(options.get("verbose", True)) and is_rank0(),
+    }
     with _processes():
         _impute(Path(source), Path(target), overwrite, options, device)
 
@@ -72,14 +82,20 @@ def _processes() -> Iterator[None]:
     except RuntimeError as error:
         if "gloo" not in str(error).lower():
             raise
-        raise ScMambaError("Another of the processes has ended before its share was done; its own message says why.") from error
+        raise ScMambaError(
+            "Another of the processes has ended before its share was done; its own message says why."
+        ) from error
     finally:
         dist.destroy_process_group()
 
 
-def _impute(source: Path, target: Path, overwrite: bool, options: dict[str, Any], device: str | None) -> None:
+def _impute(
+    source: Path, target: Path, overwrite: bool, options: dict[str, Any], device: str | None
+) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
-    adata, plan = open_file(source, target, overwrite, options, once=lambda learn: broadcast_from_rank0(learn, device))
+    adata, plan = open_file(
+        source, target, overwrite, options, once=lambda learn: broadcast_from_rank0(learn, device)
+    )
     folder = Path(broadcast_from_rank0(lambda: _new_folder(target), None))
     try:
         blocks = list(plan.cells.blocks(plan.size))
@@ -89,8 +105,14 @@ def _impute(source: Path, target: Path, overwrite: bool, options: dict[str, Any]
         if rank == 0:
             totals: list[np.ndarray] = []
             shares = [(folder / f"{r}.h5", blocks[bounds[r] : bounds[r + 1]]) for r in range(world)]
-            write_with_layer(source, target, adata, KEY, _read_shares(shares, adata.n_vars, totals),
-                             lambda result, stored: plan.annotate(result, np.concatenate(totals), stored))  # fmt: skip
+            write_with_layer(
+                source,
+                target,
+                adata,
+                KEY,
+                _read_shares(shares, adata.n_vars, totals),
+                lambda result, stored: plan.annotate(result, np.concatenate(totals), stored),
+            )
     finally:
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -122,7 +144,9 @@ def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
             raise problem
         return result
     # Written by our own first process a moment ago: not a file of unknown origin.
-    refusal, result = torch.load(io.BytesIO(message.numpy().tobytes()), map_location=device or "cpu", weights_only=False)
+    refusal, result = torch.load(
+        io.BytesIO(message.numpy().tobytes()), map_location=device or "cpu", weights_only=False
+    )
     if refusal:
         raise ScMambaError(refusal)
     return result
@@ -130,11 +154,15 @@ def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
 
 def _new_folder(target: Path) -> str:
     if not target.parent.is_dir():
-        raise ScMambaError(f"The folder {target.parent} does not exist. Create it, or choose another output path.")
+        raise ScMambaError(
+            f"The folder {target.parent} does not exist. Create it, or choose another output path."
+        )
     try:
         return tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise ScMambaError(f"Nothing can be written in {target.parent}: {error.strerror}.") from error
+        raise ScMambaError(
+            f"Nothing can be written in {target.parent}: {error.strerror}."
+        ) from error
 
 
 def _write_share(plan: Imputer, blocks: list[slice], path: Path) -> None:
@@ -147,11 +175,15 @@ def _write_share(plan: Imputer, blocks: list[slice], path: Path) -> None:
             yield block
 
     with h5py.File(path, "w") as file:
-        append_layer(file, KEY, rows(), (sum(b.stop - b.start for b in blocks), plan.cells.adata.n_vars))
+        append_layer(
+            file, KEY, rows(), (sum(b.stop - b.start for b in blocks), plan.cells.adata.n_vars)
+        )
         file["totals"] = np.concatenate(totals)
 
 
-def _read_shares(shares: list[tuple[Path, list[slice]]], n_vars: int, totals: list[np.ndarray]) -> Iterator[sparse.csr_matrix]:
+def _read_shares(
+    shares: list[tuple[Path, list[slice]]], n_vars: int, totals: list[np.ndarray]
+) -> Iterator[sparse.csr_matrix]:
     """The blocks of all shares in the order of the rows; their totals are appended to ``totals``."""
     for path, blocks in shares:
         with h5py.File(path, "r") as file:
@@ -161,5 +193,8 @@ def _read_shares(shares: list[tuple[Path, list[slice]]], n_vars: int, totals: li
             for block in blocks:
                 part = indptr[done : done + block.stop - block.start + 1]
                 values = slice(part[0], part[-1])
-                yield sparse.csr_matrix((layer["data"][values], layer["indices"][values], part - part[0]), shape=(len(part) - 1, n_vars))
+                yield sparse.csr_matrix(
+                    (layer["data"][values], layer["indices"][values], part - part[0]),
+                    shape=(len(part) - 1, n_vars),
+                )
                 done += len(part) - 1

@@ -49,9 +49,13 @@ class GatingNetwork(nn.Module):
         super().__init__()
         self.linear = nn.Linear(sources, 2)
         last = nn.Linear(width, 2)
-        self.mlp = nn.Sequential(nn.Linear(sources, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last)
+        self.mlp = nn.Sequential(
+            nn.Linear(sources, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), last
+        )
         for weight in (*self.linear.parameters(), *last.parameters()):
-            nn.init.zeros_(weight)  # nobody is believed before anything was seen: the gene's average
+            nn.init.zeros_(
+                weight
+            )  # nobody is believed before anything was seen: the gene's average
 
     def forward(self, x: Tensor) -> Tensor:
         """Logs of two factors over the gene's average frequency."""
@@ -91,7 +95,9 @@ class GeneMap:
         """The map of cells read by :func:`scmamba.data.read_cells`."""
         return cls(cells.gather, cells.columns, cells.genes)
 
-    def model_input(self, counts: sparse.csr_matrix, totals: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
+    def model_input(
+        self, counts: sparse.csr_matrix, totals: np.ndarray
+    ) -> tuple[sparse.csr_matrix, np.ndarray]:
         """(r, m) log1p(CP10k) of the network's genes, and its share (r,) of the depths."""
         ours = sparse.csr_matrix(counts @ self.gather)
         ours.sort_indices()
@@ -125,11 +131,17 @@ class BasePredictors:
         top = logits.max(axis=1, keepdims=True)
         share = np.log(np.exp(base).sum())
         out = np.zeros(counts.shape, dtype=np.float32)
-        out[:, self.map.columns] = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True)) + share - base
+        out[:, self.map.columns] = (
+            logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True)) + share - base
+        )
         return out
 
     def features(
-        self, counts: sparse.csr_matrix, totals: np.ndarray, own: np.ndarray | None = None, batch: np.ndarray | None = None
+        self,
+        counts: sparse.csr_matrix,
+        totals: np.ndarray,
+        own: np.ndarray | None = None,
+        batch: np.ndarray | None = None,
     ) -> np.ndarray:
         """(F, r, n_vars) float32. ``own`` (r,) says which member of the pool each cell is (-1: none), so that it is not its own
         neighbour; ``batch`` (r,) of which batch it is, where neighbours are to come from all of them.
@@ -145,7 +157,9 @@ class BasePredictors:
             out[i] = np.log(np.maximum(rate, 1e-12)) - self.base
         level = np.log(self.pool.mean_value + _FLOOR)
         for i, rank in enumerate(RANKS, start=1 + len(POOLS)):
-            out[i] = np.log(np.maximum(self.pool.reconstruct_from_pcs(scores, rank), 0) + _FLOOR) - level
+            out[i] = (
+                np.log(np.maximum(self.pool.reconstruct_from_pcs(scores, rank), 0) + _FLOOR) - level
+            )
         out[-2] = (self.base + 9) / 2
         out[-1] = (np.log(np.maximum(totals, 1)) - 8)[:, None]
         return out
@@ -163,7 +177,11 @@ class RateEnsemble:
     report: dict[str, Any] = field(default_factory=dict)
 
     def expect(
-        self, counts: sparse.csr_matrix, totals: np.ndarray, own: np.ndarray | None = None, batch: np.ndarray | None = None
+        self,
+        counts: sparse.csr_matrix,
+        totals: np.ndarray,
+        own: np.ndarray | None = None,
+        batch: np.ndarray | None = None,
     ) -> Prediction:
         """Expected frequencies and values of all genes in some cells, a few dozen at a time; ``own``, ``batch`` as in :class:`BasePredictors`."""
         depth = np.maximum(totals, 1.0)[:, None]
@@ -171,7 +189,9 @@ class RateEnsemble:
         if self.mixer is None:
             log_rate = log_counted = self.sources.network(counts, totals) + base
         else:
-            log_rate, log_counted = self._mix(self.sources.features(counts, totals, own, batch)) + base
+            log_rate, log_counted = (
+                self._mix(self.sources.features(counts, totals, own, batch)) + base
+            )
         return Prediction(np.minimum(np.exp(log_rate), 1.0), value_if_counted(log_counted, depth))
 
     def _mix(self, features: np.ndarray) -> np.ndarray:
@@ -239,22 +259,34 @@ def fit_rate_ensemble(
     A :class:`RateEnsemble` whose neighbours are these cells with nothing hidden.
     """
     if counts.shape[0] < MIN_CELLS:
-        say(f"{counts.shape[0]} cells are too few to learn from (at least {MIN_CELLS}): the network answers as it is, alone", verbose)
+        say(
+            f"{counts.shape[0]} cells are too few to learn from (at least {MIN_CELLS}): the network answers as it is, alone",
+            verbose,
+        )
         sources = BasePredictors(model, genes, base_rate(counts, model, genes), None)
-        return RateEnsemble(sources, None, {"adapt": {"used": False, "reason": f"fewer than {MIN_CELLS} cells"}})
+        return RateEnsemble(
+            sources, None, {"adapt": {"used": False, "reason": f"fewer than {MIN_CELLS} cells"}}
+        )
     rng = np.random.default_rng(seed)
     visible, hidden = interleaved_values(counts, _HIDDEN, seed)
     report: dict[str, Any] = {}
     if adapt:
         values, depth = genes.model_input(visible, totals)
         source = CellSource("cells", values, genes.genes, np.full(len(depth), ""), depth)
-        adapted = adapt_rates(model, source, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose)
+        adapted = adapt_rates(
+            model, source, steps=None if adapt is True else int(adapt), seed=seed, verbose=verbose
+        )
         model, report["adapt"] = adapted.model, adapted.report
     base = base_rate(visible, model, genes)
     cells = np.arange(counts.shape[0])
     if len(cells) > _FIT_CELLS:
         cells = np.sort(rng.choice(cells, _FIT_CELLS, replace=False))
-    sources = BasePredictors(model, genes, base, BatchBalancedKNN(visible, totals, components=max(RANKS), seed=seed, batch=batch))
+    sources = BasePredictors(
+        model,
+        genes,
+        base,
+        BatchBalancedKNN(visible, totals, components=max(RANKS), seed=seed, batch=batch),
+    )
     table = TrainingEntries.draw(sources, visible, hidden, totals, cells, rng, batch, verbose)
     judged = np.isin(table.cell, rng.permutation(cells)[: max(10, len(cells) // 10)])
     mixer = _fit_gating(table.take(~judged), seed)
@@ -281,16 +313,35 @@ class TrainingEntries:
     cell: np.ndarray
 
     def take(self, keep: np.ndarray) -> TrainingEntries:
-        return TrainingEntries(*(getattr(self, name)[keep] for name in ("features", "count", "weight", "base", "depth", "cell")))
+        """Only the entries that ``keep`` selects."""
+        return TrainingEntries(
+            *(
+                getattr(self, name)[keep]
+                for name in ("features", "count", "weight", "base", "depth", "cell")
+            )
+        )
 
     @classmethod
-    def draw(cls, sources: BasePredictors, visible: sparse.csr_matrix, hidden: sparse.csr_matrix, totals: np.ndarray, cells: np.ndarray,
-             rng: np.random.Generator, batch: np.ndarray | None, verbose: bool) -> TrainingEntries:  # fmt: skip
+    def draw(
+        cls,
+        sources: BasePredictors,
+        visible: sparse.csr_matrix,
+        hidden: sparse.csr_matrix,
+        totals: np.ndarray,
+        cells: np.ndarray,
+        rng: np.random.Generator,
+        batch: np.ndarray | None,
+        verbose: bool,
+    ) -> TrainingEntries:
         """As many zeros as hidden counts, weighted to stand for a hidden share of all zeros."""
         parts: list[tuple[np.ndarray, ...]] = []
         parts_of_cells = np.array_split(cells, max(1, len(cells) // 64))
-        for rows in track(parts_of_cells, "Weighing network and neighbours", len(parts_of_cells), verbose):
-            features = sources.features(visible[rows], totals[rows], rows, None if batch is None else batch[rows])
+        for rows in track(
+            parts_of_cells, "Weighing network and neighbours", len(parts_of_cells), verbose
+        ):
+            features = sources.features(
+                visible[rows], totals[rows], rows, None if batch is None else batch[rows]
+            )
             at = hidden[rows].tocoo()
             shown = visible[rows].toarray() > 0
             shown[at.row, at.col] = True
@@ -299,15 +350,23 @@ class TrainingEntries:
             i = np.concatenate([at.row, drawn // shown.shape[1]])
             j = np.concatenate([at.col, drawn % shown.shape[1]])
             count = np.concatenate([at.data, np.zeros(len(drawn))])
-            weight = np.concatenate([np.ones(at.nnz), np.full(len(drawn), len(zero) / _HIDDEN / max(len(drawn), 1))])
-            parts.append((features[:, i, j].T, count, weight, sources.base[j], totals[rows][i], rows[i]))
+            weight = np.concatenate(
+                [np.ones(at.nnz), np.full(len(drawn), len(zero) / _HIDDEN / max(len(drawn), 1))]
+            )
+            parts.append(
+                (features[:, i, j].T, count, weight, sources.base[j], totals[rows][i], rows[i])
+            )
         return cls(*(np.concatenate(column) for column in zip(*parts)))
 
 
-def _fit_gating(table: TrainingEntries, seed: int, epochs: int = 8, batch: int = 8192) -> GatingNetwork:
+def _fit_gating(
+    table: TrainingEntries, seed: int, epochs: int = 8, batch: int = 8192
+) -> GatingNetwork:
     """Negative binomial likelihood for the frequency, squared error of log values for what a hidden count is."""
     columns = (table.features, table.count, table.weight, table.base, table.depth)
-    x, y, weight, base, depth = (torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for v in columns)
+    x, y, weight, base, depth = (
+        torch.from_numpy(np.ascontiguousarray(v, dtype=np.float32)) for v in columns
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         mixer = GatingNetwork(x.shape[1])
@@ -326,7 +385,9 @@ def _fit_gating(table: TrainingEntries, seed: int, epochs: int = 8, batch: int =
 
 def _loss(log_rate: Tensor, y: Tensor, weight: Tensor, depth: Tensor) -> Tensor:
     log_mu = log_rate + depth.log()[:, None]
-    frequency = weight * ((y + 1 / SPREAD) * torch.log1p(SPREAD * log_mu[:, 0].exp()) - y * log_mu[:, 0])
+    frequency = weight * (
+        (y + 1 / SPREAD) * torch.log1p(SPREAD * log_mu[:, 0].exp()) - y * log_mu[:, 0]
+    )
     mu = log_mu[:, 1].exp()
     mean = torch.where(mu > 1e-4, mu / -torch.expm1(-mu.clamp(min=1e-4)), 1 + mu / 2)
     error = (torch.log1p(SCALE / depth * mean) - torch.log1p(SCALE / depth * y)) ** 2

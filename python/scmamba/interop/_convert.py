@@ -27,7 +27,9 @@ def convert_file(
     """
     ends = source.suffix.lower(), target.suffix.lower()
     if ends not in ((".rds", ".h5ad"), (".h5ad", ".rds")):
-        raise DataError(f"{source.name} to {target.name}: one file must end in .rds and the other in .h5ad.")
+        raise DataError(
+            f"{source.name} to {target.name}: one file must end in .rds and the other in .h5ad."
+        )
     if not source.is_file():
         raise DataError(f"There is no file {source}.")
     if to not in ("seurat", "sce"):
@@ -51,7 +53,9 @@ def _to_h5ad(source: Path, target: Path, assay: str, compress: bool, verbose: bo
     elif "SingleCellExperiment" in kinds:
         adata = from_sce(found, verbose=verbose)
     else:
-        raise DataError(f"{source} holds a {kinds[0]}; a Seurat object or a SingleCellExperiment is expected.")
+        raise DataError(
+            f"{source} holds a {kinds[0]}; a Seurat object or a SingleCellExperiment is expected."
+        )
     with atomic_path(target) as path:
         adata.write_h5ad(path, compression="gzip" if compress else None)
     return f"{target}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"

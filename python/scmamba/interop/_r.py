@@ -44,7 +44,9 @@ def _rpy2() -> Any:
             "(with R before 4.3 also: pip install 'rpy2-rinterface<3.6.6')."
         ) from error
     except Exception as error:
-        raise ScMambaError(f"rpy2 could not start R: {error}. Check that 'R --version' works in this terminal.") from error
+        raise ScMambaError(
+            f"rpy2 could not start R: {error}. Check that 'R --version' works in this terminal."
+        ) from error
     callbacks.logger.setLevel(logging.ERROR)
     rinterface.initr()
     _quiet(rinterface)
@@ -141,7 +143,11 @@ def read_rds(path: str | os.PathLike[str]) -> Any:
     except ScMambaError as error:
         if error.__cause__ is None:  # a package is missing, and the message says which
             raise
-        raise DataError(f"{path} is not an .rds file that this R can read ({error.__cause__}).".replace("\n", " ")) from error
+        raise DataError(
+            f"{path} is not an .rds file that this R can read ({error.__cause__}).".replace(
+                "\n", " "
+            )
+        ) from error
 
 
 def classes(value: Any) -> list[str]:

@@ -55,17 +55,28 @@ def column(value: Any) -> tuple[Any, str | None]:
     """
     from rpy2 import rinterface as ri
 
-    kind = set(strings(attribute(value, "class"))) if attribute(value, "class") is not None else set()
+    kind = (
+        set(strings(attribute(value, "class"))) if attribute(value, "class") is not None else set()
+    )
     if "factor" in kind:
         levels = strings(attribute(value, "levels"))
         codes = memory(value, np.int32)
         codes = np.where(codes == _NA_INTEGER, 0, codes) - 1
-        if None in levels:  # addNA(): a level that is missing; pandas knows missing values, not levels
+        if (
+            None in levels
+        ):  # addNA(): a level that is missing; pandas knows missing values, not levels
             codes = np.where(codes == levels.index(None), -1, codes - (codes > levels.index(None)))
             levels = [level for level in levels if level is not None]
-        return pd.Categorical.from_codes(codes, categories=pd.Index(levels, dtype=object), ordered="ordered" in kind), None
+        return pd.Categorical.from_codes(
+            codes, categories=pd.Index(levels, dtype=object), ordered="ordered" in kind
+        ), None
     if "Date" in kind:
-        return _dates(memory(value, np.float64) if isinstance(value, ri.FloatSexpVector) else np.asarray(value, float), "D"), DATE
+        return _dates(
+            memory(value, np.float64)
+            if isinstance(value, ri.FloatSexpVector)
+            else np.asarray(value, float),
+            "D",
+        ), DATE
     if "POSIXct" in kind:
         return _dates(np.asarray(memory(value, np.float64)), "s"), DATETIME
     if isinstance(value, ri.BoolSexpVector):
@@ -76,14 +87,18 @@ def column(value: Any) -> tuple[Any, str | None]:
     if isinstance(value, ri.IntSexpVector):
         raw = memory(value, np.int32)
         if (raw == _NA_INTEGER).any():
-            return pd.arrays.IntegerArray(np.where(raw == _NA_INTEGER, 0, raw).astype(np.int32), raw == _NA_INTEGER), None
+            return pd.arrays.IntegerArray(
+                np.where(raw == _NA_INTEGER, 0, raw).astype(np.int32), raw == _NA_INTEGER
+            ), None
         return raw, None
     if isinstance(value, ri.FloatSexpVector):
         return memory(value, np.float64), None
     if isinstance(value, ri.StrSexpVector):
         text = strings(value)
         if None in text:
-            return pd.Categorical(text, categories=list(dict.fromkeys(t for t in text if t is not None))), STRING
+            return pd.Categorical(
+                text, categories=list(dict.fromkeys(t for t in text if t is not None))
+            ), STRING
         return np.array(text, dtype=object), STRING  # h5ad files turn such columns into categories
     raise Unknown(type(value).__name__)
 
@@ -96,13 +111,19 @@ def _dates(number: np.ndarray, unit: str) -> pd.Categorical:
         time = np.floor(number).astype(np.int64).astype("datetime64[D]")
     else:  # nanoseconds, whole and fractional seconds apart: enough to get the same double back
         whole = np.floor(number)
-        time = whole.astype(np.int64).astype("datetime64[s]") + np.round((number - whole) * 1e9).astype("timedelta64[ns]")
+        time = whole.astype(np.int64).astype("datetime64[s]") + np.round(
+            (number - whole) * 1e9
+        ).astype("timedelta64[ns]")
     return pd.Categorical(np.where(bad, None, np.datetime_as_string(time).astype(object)))
 
 
 def memory(value: Any, dtype: Any) -> np.ndarray:
     """A flat copy of a vector's (or matrix's) memory: the R object may be collected afterwards."""
-    return np.asarray(value.memoryview()).ravel(order="K").astype(dtype) if len(value) else np.empty(0, dtype)
+    return (
+        np.asarray(value.memoryview()).ravel(order="K").astype(dtype)
+        if len(value)
+        else np.empty(0, dtype)
+    )
 
 
 def matrix(value: Any) -> sparse.csr_matrix | np.ndarray:
@@ -114,7 +135,10 @@ def matrix(value: Any) -> sparse.csr_matrix | np.ndarray:
         rows, columns = (int(n) for n in value.do_slot("Dim"))
         x = np.asarray(value.do_slot("x").memoryview()) if len(value.do_slot("x")) else np.empty(0)
         data = x.astype(np.int32) if whole(x) else x.copy()
-        out = sparse.csr_matrix((data, memory(value.do_slot("i"), np.int32), memory(value.do_slot("p"), np.int32)), shape=(columns, rows))
+        out = sparse.csr_matrix(
+            (data, memory(value.do_slot("i"), np.int32), memory(value.do_slot("p"), np.int32)),
+            shape=(columns, rows),
+        )
         out.has_sorted_indices = True
         return out
     rows, columns = (int(n) for n in attribute(value, "dim"))
@@ -148,22 +172,39 @@ def tree(value: Any) -> Any:
         if "data.frame" in kind:
             rows = attribute(value, "row.names")
             first: Any = value[0] if len(value) else []
-            index = [str(i) for i in (strings(rows) if isinstance(rows, ri.StrSexpVector) else range(1, len(first) + 1))]
+            index = [
+                str(i)
+                for i in (
+                    strings(rows)
+                    if isinstance(rows, ri.StrSexpVector)
+                    else range(1, len(first) + 1)
+                )
+            ]
             return pd.DataFrame({n: column(c)[0] for n, c in named(value).items()}, index=index)
         keys = strings(names) if names is not None else [str(i) for i in range(len(value))]
         return {str(k): tree(v) for k, v in zip(keys, value)}
     if value.__class__.__name__ == "NULLType":
         raise Unknown("NULL")
-    if attribute(value, "dim") is not None and isinstance(value, (ri.FloatSexpVector, ri.IntSexpVector)):
+    if attribute(value, "dim") is not None and isinstance(
+        value, (ri.FloatSexpVector, ri.IntSexpVector)
+    ):
         shape = [int(n) for n in attribute(value, "dim")]
-        return np.asarray(memory(value, np.asarray(value.memoryview()).dtype)).reshape(shape, order="F")
+        return np.asarray(memory(value, np.asarray(value.memoryview()).dtype)).reshape(
+            shape, order="F"
+        )
     found, _ = column(value)
     if len(found) == 1 and not pd.isna(found[0]):
         item = found[0]
         return item.item() if hasattr(item, "item") else item
     if isinstance(found, pd.Categorical):
-        return np.array(found.astype(object).fillna("NA") if found.isna().any() else found, dtype=object).astype(str)
-    return np.asarray(found, dtype=float) if isinstance(found, (pd.arrays.IntegerArray, pd.arrays.BooleanArray)) else found
+        return np.array(
+            found.astype(object).fillna("NA") if found.isna().any() else found, dtype=object
+        ).astype(str)
+    return (
+        np.asarray(found, dtype=float)
+        if isinstance(found, (pd.arrays.IntegerArray, pd.arrays.BooleanArray))
+        else found
+    )
 
 
 def _integers(values: np.ndarray) -> Any:
@@ -190,7 +231,9 @@ def to_strings(values: Any) -> Any:
     """A character vector; missing values become NA."""
     from rpy2.rinterface import NA_Character, StrSexpVector
 
-    return StrSexpVector([NA_Character if v is None or v is pd.NA or v != v else str(v) for v in values])
+    return StrSexpVector(
+        [NA_Character if v is None or v is pd.NA or v != v else str(v) for v in values]
+    )
 
 
 def to_column(values: Any, was: str | None = None) -> Any:
@@ -214,7 +257,9 @@ def to_column(values: Any, was: str | None = None) -> Any:
     if isinstance(series.dtype, pd.DatetimeTZDtype) or series.dtype.kind == "M":
         return _to_dates(series, DATETIME)
     if pd.api.types.is_bool_dtype(series.dtype):
-        raw = np.where(series.isna(), _NA_INTEGER, series.fillna(False).astype(bool)).astype(np.int32)
+        raw = np.where(series.isna(), _NA_INTEGER, series.fillna(False).astype(bool)).astype(
+            np.int32
+        )
         return _logical(BoolSexpVector, raw)
     if pd.api.types.is_integer_dtype(series.dtype):
         filled = series.fillna(0).to_numpy(dtype=np.int64)
@@ -251,7 +296,12 @@ def _classed(value: Any, attributes: dict[str, Any], kind: list[str]) -> Any:
 
 
 def _to_dates(series: pd.Series, was: str) -> Any:
-    time = pd.to_datetime(series.astype(object), utc=True).dt.tz_localize(None).to_numpy().astype("datetime64[ns]")
+    time = (
+        pd.to_datetime(series.astype(object), utc=True)
+        .dt.tz_localize(None)
+        .to_numpy()
+        .astype("datetime64[ns]")
+    )
     since = np.where(np.isnat(time), np.datetime64(0, "ns"), time).astype(np.int64)
     number = since // 10**9 + since % 10**9 / 1e9
     number = np.where(np.isnat(time), _NA_REAL, number / 86400 if was == DATE else number)
@@ -289,7 +339,9 @@ def to_matrix(values: Any) -> Any:
         return out
     rows = values.tocsr()
     if rows.nnz >= 2**31:
-        raise DataError(f"The matrix holds {rows.nnz:,} values; an R sparse matrix holds at most {2**31 - 1:,}. Write it in parts.")
+        raise DataError(
+            f"The matrix holds {rows.nnz:,} values; an R sparse matrix holds at most {2**31 - 1:,}. Write it in parts."
+        )
     if not rows.has_sorted_indices:
         rows = rows.sorted_indices()
     slots = {

@@ -38,11 +38,15 @@ def read_sce(path: str | os.PathLike[str], *, verbose: bool = True) -> AnnData:
     """
     found = _r.read_rds(path)
     if "SingleCellExperiment" not in _r.classes(found):
-        raise DataError(f"{path} holds a {_r.classes(found)[0]}, not a SingleCellExperiment (for Seurat: read_seurat).")
+        raise DataError(
+            f"{path} holds a {_r.classes(found)[0]}, not a SingleCellExperiment (for Seurat: read_seurat)."
+        )
     return from_sce(found, verbose=verbose)
 
 
-def write_sce(adata: AnnData, path: str | os.PathLike[str], *, compress: bool = True, verbose: bool = True) -> None:
+def write_sce(
+    adata: AnnData, path: str | os.PathLike[str], *, compress: bool = True, verbose: bool = True
+) -> None:
     """Write an AnnData as a SingleCellExperiment into an ``.rds`` file, whole or not at all."""
     save_rds(to_sce(adata, verbose=verbose), path, compress=compress)
 
@@ -61,7 +65,9 @@ def from_sce(sce: Any, *, verbose: bool = True) -> AnnData:
     lost = warn_lost(parts)
     features = parts["features"]
     if features.__class__.__name__ == "NULLType" or parts["cells"].__class__.__name__ == "NULLType":
-        raise DataError("The object has no gene or no cell names (rownames, colnames); set them first.")
+        raise DataError(
+            "The object has no gene or no cell names (rownames, colnames); set them first."
+        )
     obs, types = frame_from_r(parts["obs"], parts["obs.names"], v.strings(parts["cells"]))
     var, var_types = frame_from_r(parts["var"], parts["var.names"], v.strings(features))
     adata = anndata.AnnData(obs=obs, var=var)
@@ -73,8 +79,15 @@ def from_sce(sce: Any, *, verbose: bool = True) -> AnnData:
     for name, value in assays.items():
         if name != first:
             adata.layers[name] = v.matrix(value)
-    note: dict[str, Any] = {"X": first, "assays": np.array(list(assays), dtype=object), "main": str(parts["main"][0]),
-                            "types": types, "feature_types": var_types, "reductions": {}, "alternatives": {}}  # fmt: skip
+    note: dict[str, Any] = {
+        "X": first,
+        "assays": np.array(list(assays), dtype=object),
+        "main": str(parts["main"][0]),
+        "types": types,
+        "feature_types": var_types,
+        "reductions": {},
+        "alternatives": {},
+    }
     for name, value in named_items(parts["reductions"]):
         note["reductions"][name] = _place_reduction(adata, name, v.named(value))
     note["order"] = np.array([info["key"] for info in note["reductions"].values()], dtype=object)
@@ -102,7 +115,10 @@ def _place_reduction(adata: AnnData, name: str, part: dict[str, Any]) -> dict[st
         where = adata.var_names.get_indexer([str(f) for f in v.strings(inner["features"])])
         values[where[where >= 0]] = rotation[where >= 0]
         adata.varm[f"{name}_loadings"] = values
-    return {"key": key, "components": np.array([str(c) for c in v.strings(part["components"])], dtype=object)}
+    return {
+        "key": key,
+        "components": np.array([str(c) for c in v.strings(part["components"])], dtype=object),
+    }
 
 
 def _place_alternative(adata: AnnData, name: str, part: dict[str, Any]) -> dict[str, Any]:
@@ -142,10 +158,14 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
         "main": v.to_strings([str(note.get("main", ""))]),
         "assays": v.to_list(_assays(adata, note, helper)),
         "obs": v.to_list(helper._columns(adata.obs, note.get("types", {}), "cell metadata")),
-        "var": v.to_list(helper._columns(adata.var, note.get("feature_types", {}), "gene metadata")),
+        "var": v.to_list(
+            helper._columns(adata.var, note.get("feature_types", {}), "gene metadata")
+        ),
         "reductions": v.to_list(reductions),
         "alternatives": v.to_list(_alternatives(adata, note)),
-        "pairs": v.to_list({k: v.to_matrix(sparse.csr_matrix(adata.obsp[k]).T) for k in adata.obsp}),
+        "pairs": v.to_list(
+            {k: v.to_matrix(sparse.csr_matrix(adata.obsp[k]).T) for k in adata.obsp}
+        ),
         "metadata": v.to_list(_metadata(adata, lost)),
     }
     made = _r.call("sce_together", v.to_list(parts))
@@ -155,14 +175,23 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
 
 def _assays(adata: AnnData, note: dict[str, Any], helper: SeuratBuilder) -> dict[str, Any]:
     """Assays in their old order, new layers after them."""
-    first = str(note.get("X") or ("counts" if "counts" in helper._guess() and "counts" not in adata.layers else "logcounts"))
+    first = str(
+        note.get("X")
+        or (
+            "counts"
+            if "counts" in helper._guess() and "counts" not in adata.layers
+            else "logcounts"
+        )
+    )
     matrices = {} if adata.X is None else {first: adata.X}
     matrices |= {(k if k not in matrices else f"{k}_layer"): adata.layers[k] for k in adata.layers}
     order = [str(a) for a in note.get("assays", []) if str(a) in matrices]
     return {k: v.to_matrix(matrices[k]) for k in [*order, *(k for k in matrices if k not in order)]}
 
 
-def _reductions(adata: AnnData, note: dict[str, Any], used: set[str], lost: list[str]) -> dict[str, Any]:
+def _reductions(
+    adata: AnnData, note: dict[str, Any], used: set[str], lost: list[str]
+) -> dict[str, Any]:
     noted = note.get("reductions", {})
     names = {info["key"]: name for name, info in noted.items()}
     out = {}
@@ -171,7 +200,12 @@ def _reductions(adata: AnnData, note: dict[str, Any], used: set[str], lost: list
             continue
         value = adata.obsm[key]
         values = value.to_numpy() if isinstance(value, pd.DataFrame) else value
-        if sparse.issparse(values) or values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiub":
+        if (
+            sparse.issparse(values)
+            or values.ndim != 2
+            or values.shape[1] == 0
+            or values.dtype.kind not in "fiub"
+        ):
             lost.append(f"obsm '{key}' (not a dense table of numbers)")
             continue
         name = names.get(key, key.removeprefix("X_"))
@@ -184,19 +218,29 @@ def _reductions(adata: AnnData, note: dict[str, Any], used: set[str], lost: list
             seen = ~np.isnan(rotation).all(axis=1)
             features = v.to_strings(adata.var_names[seen])
             loadings = v.to_list({"matrix": v.to_dense(rotation[seen]), "features": features})
-        out[name] = v.to_list({
-            "embeddings": v.to_dense(values),
-            "components": v.to_strings(components if len(components) == values.shape[1] else []),
-            "loadings": loadings,
-        })  # fmt: skip
+        out[name] = v.to_list(
+            {
+                "embeddings": v.to_dense(values),
+                "components": v.to_strings(
+                    components if len(components) == values.shape[1] else []
+                ),
+                "loadings": loadings,
+            }
+        )
     return out
 
 
 def _alternatives(adata: AnnData, note: dict[str, Any]) -> dict[str, Any]:
     out = {}
     for name, info in note.get("alternatives", {}).items():
-        assays = {k: v.to_matrix(adata.obsm[place]) for k, place in info["place"].items() if place in adata.obsm}
-        out[name] = v.to_list({"features": v.to_strings(info["features"]), "assays": v.to_list(assays)})
+        assays = {
+            k: v.to_matrix(adata.obsm[place])
+            for k, place in info["place"].items()
+            if place in adata.obsm
+        }
+        out[name] = v.to_list(
+            {"features": v.to_strings(info["features"]), "assays": v.to_list(assays)}
+        )
     return out
 
 

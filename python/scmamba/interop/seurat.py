@@ -42,7 +42,9 @@ _ORIGINAL = "scmamba_original_name"
 _KEYS = {"pca": "PC_", "umap": "UMAP_", "tsne": "tSNE_"}
 
 
-def read_seurat(path: str | os.PathLike[str], *, assay: str | None = None, verbose: bool = True) -> AnnData:
+def read_seurat(
+    path: str | os.PathLike[str], *, assay: str | None = None, verbose: bool = True
+) -> AnnData:
     """Read an ``.rds`` file that holds a Seurat object (v3, v4, and v5 where SeuratObject 5 is installed).
 
     See :func:`from_seurat`.
@@ -54,7 +56,9 @@ def read_seurat(path: str | os.PathLike[str], *, assay: str | None = None, verbo
     """
     found = _r.read_rds(path)
     if "Seurat" not in _r.classes(found):
-        raise DataError(f"{path} holds a {_r.classes(found)[0]}, not a Seurat object (for a SingleCellExperiment: read_sce).")
+        raise DataError(
+            f"{path} holds a {_r.classes(found)[0]}, not a Seurat object (for a SingleCellExperiment: read_sce)."
+        )
     return from_seurat(found, assay=assay, verbose=verbose)
 
 
@@ -78,7 +82,12 @@ def write_seurat(
 def save_rds(value: Any, path: str | os.PathLike[str], *, compress: bool = True) -> None:
     """``saveRDS`` into a file that appears only when it is complete."""
     with atomic_path(Path(path)) as temporary:
-        _r.run(_r.r("saveRDS"), value, v.to_strings([str(temporary)]), compress=v.to_column(np.array([compress])))
+        _r.run(
+            _r.r("saveRDS"),
+            value,
+            v.to_strings([str(temporary)]),
+            compress=v.to_column(np.array([compress])),
+        )
 
 
 def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) -> AnnData:
@@ -111,8 +120,16 @@ def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) 
     obs, types = frame_from_r(parts["obs"], parts["obs.names"], cells)
     var, var_types = frame_from_r(assays[main].meta, assays[main].meta_names, assays[main].features)
     adata = anndata.AnnData(obs=obs, var=var)
-    note: dict[str, Any] = {"main": main, "default": default, "project": str(parts["project"][0]), "types": types,
-                            "feature_types": var_types, "assays": {}, "reductions": {}, "graphs": {}}  # fmt: skip
+    note: dict[str, Any] = {
+        "main": main,
+        "default": default,
+        "project": str(parts["project"][0]),
+        "types": types,
+        "feature_types": var_types,
+        "assays": {},
+        "reductions": {},
+        "graphs": {},
+    }
     for name, value in sorted(assays.items(), key=lambda item: item[0] != main):
         note["assays"][name] = _place_assay(adata, name, value, main)
     variable = set(assays[main].variable)
@@ -144,15 +161,25 @@ class _Assay:
         self.features = v.strings(part["features"])
         self.variable = v.strings(part["variable"])
         self.meta, self.meta_names = part["meta"], part["meta.names"]
-        self.layers = {n: v.named(x) for n, x in v.named(part["layers"]).items() if x.__class__.__name__ != "NULLType"}
+        self.layers = {
+            n: v.named(x)
+            for n, x in v.named(part["layers"]).items()
+            if x.__class__.__name__ != "NULLType"
+        }
 
 
 def named_items(value: Any) -> list[tuple[str, Any]]:
+    """Name and value of every element of an R list."""
     return list(v.named(value).items())
 
 
 def warn_lost(parts: dict[str, Any]) -> list[str]:
-    return [] if parts["lost"].__class__.__name__ == "NULLType" else [str(s) for s in v.strings(parts["lost"])]
+    """What R noted as not converted, as text."""
+    return (
+        []
+        if parts["lost"].__class__.__name__ == "NULLType"
+        else [str(s) for s in v.strings(parts["lost"])]
+    )
 
 
 def frame_from_r(columns: Any, names: Any, index: list[Any]) -> tuple[pd.DataFrame, dict[str, str]]:
@@ -186,8 +213,13 @@ def _place_assay(adata: AnnData, name: str, value: _Assay, main: str) -> dict[st
             else:
                 adata.obsm[key] = pd.DataFrame(matrix, index=adata.obs_names, columns=features)
             place[layer] = f"obsm/{key}"
-    note: dict[str, Any] = {"class": value.kind, "key": value.key, "place": place, "layer_features": names,
-                            "variable": np.array(value.variable, dtype=object)}  # fmt: skip
+    note: dict[str, Any] = {
+        "class": value.kind,
+        "key": value.key,
+        "place": place,
+        "layer_features": names,
+        "variable": np.array(value.variable, dtype=object),
+    }
     if not is_main:
         frame, note["types"] = frame_from_r(value.meta, value.meta_names, value.features)
         note["features"] = np.array(value.features, dtype=object)
@@ -201,8 +233,13 @@ def _all_cells(matrix: Any, cells: list[Any], wanted: pd.Index) -> Any:
         return matrix
     where = pd.Index(cells).get_indexer(wanted)
     if sparse.issparse(matrix):
-        pick = sparse.csr_matrix((np.ones((where >= 0).sum(), matrix.dtype), (np.flatnonzero(where >= 0), where[where >= 0])),
-                                 shape=(len(wanted), len(cells)))  # fmt: skip
+        pick = sparse.csr_matrix(
+            (
+                np.ones((where >= 0).sum(), matrix.dtype),
+                (np.flatnonzero(where >= 0), where[where >= 0]),
+            ),
+            shape=(len(wanted), len(cells)),
+        )
         return (pick @ matrix).tocsr()
     out = np.full((len(wanted), matrix.shape[1]), np.nan)
     out[where >= 0] = matrix[where[where >= 0]]
@@ -215,8 +252,11 @@ def _place_ident(adata: AnnData, value: Any, note: dict[str, Any]) -> None:
     text = np.asarray(ident.astype(object))
     for name in adata.obs:
         column = adata.obs[name]
-        if isinstance(column.dtype, pd.CategoricalDtype) and list(column.cat.categories) == list(ident.categories) and (
-            np.asarray(column.astype(object)) == text).all():  # fmt: skip
+        if (
+            isinstance(column.dtype, pd.CategoricalDtype)
+            and list(column.cat.categories) == list(ident.categories)
+            and (np.asarray(column.astype(object)) == text).all()
+        ):
             note["ident"] = name
             return
     note["ident"] = "active_ident"
@@ -227,7 +267,10 @@ def _place_reduction(adata: AnnData, name: str, part: dict[str, Any]) -> dict[st
     components = [str(c) for c in v.strings(part["components"])]
     adata.obsm[f"X_{name}"] = np.asarray(v.tree(part["embeddings"]), dtype=np.float64)
     order = {}
-    for kind, key in (("loadings", f"{name}_loadings"), ("projected", f"{name}_loadings_projected")):
+    for kind, key in (
+        ("loadings", f"{name}_loadings"),
+        ("projected", f"{name}_loadings_projected"),
+    ):
         if part[kind].__class__.__name__ != "NULLType":
             inner = v.named(part[kind])
             values = np.full((adata.n_vars, len(components)), np.nan)
@@ -248,7 +291,11 @@ def _place_reduction(adata: AnnData, name: str, part: dict[str, Any]) -> dict[st
 def _graph(part: dict[str, Any]) -> sparse.csr_matrix:
     """A Graph's columns are CSC; transposed twice it is the same matrix as CSR."""
     n = int(part["n"][0])
-    slots = (v.memory(part["x"], np.float64), v.memory(part["i"], np.int32), v.memory(part["p"], np.int32))
+    slots = (
+        v.memory(part["x"], np.float64),
+        v.memory(part["i"], np.int32),
+        v.memory(part["p"], np.int32),
+    )
     return sparse.csc_matrix(slots, shape=(n, n)).tocsr()
 
 
@@ -267,7 +314,9 @@ def _restore_names(adata: AnnData) -> None:
         del adata.var[_ORIGINAL]
 
 
-def to_seurat(adata: AnnData, *, assay: str = "RNA", assay_class: str = "auto", verbose: bool = True) -> Any:
+def to_seurat(
+    adata: AnnData, *, assay: str = "RNA", assay_class: str = "auto", verbose: bool = True
+) -> Any:
     """Turn an AnnData into a live Seurat object (an rpy2 object).
 
     An object that came from Seurat goes back as it was, with what was added since: new layers become assays
@@ -294,7 +343,9 @@ def to_seurat(adata: AnnData, *, assay: str = "RNA", assay_class: str = "auto", 
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
     if not adata.obs_names.is_unique:
-        raise DataError("Cell names repeat, and Seurat needs unique ones: call adata.obs_names_make_unique() first.")
+        raise DataError(
+            "Cell names repeat, and Seurat needs unique ones: call adata.obs_names_make_unique() first."
+        )
     lost: list[str] = []
     maker = SeuratBuilder(adata.to_memory() if adata.isbacked else adata, assay, assay_class, lost)
     parts = maker.parts()
@@ -315,6 +366,7 @@ class SeuratBuilder:
         self.used: set[str] = set()
 
     def parts(self) -> dict[str, Any]:
+        """The parts of a Seurat object that :meth:`adata` gives, by name."""
         adata, note = self.adata, self.note
         assays = {self.main: self._main_assay()}
         for name in in_order(note.get("assays", {}), note.get("assays_order", [])):
@@ -335,7 +387,9 @@ class SeuratBuilder:
             "obs": v.to_list(self._columns(obs, types, "cell metadata")),
             "ident": self._ident(),
             "reductions": v.to_list({n.removeprefix("X_"): r for n, r in reductions.items()}),
-            "graphs": v.to_list({n: self._graph(n) for n in in_order(adata.obsp, note.get("graphs_order", []))}),
+            "graphs": v.to_list(
+                {n: self._graph(n) for n in in_order(adata.obsp, note.get("graphs_order", []))}
+            ),
             "project": v.to_strings([str(note.get("project", "scMamba"))]),
             "misc": v.to_list(self._misc()),
         }
@@ -349,10 +403,14 @@ class SeuratBuilder:
 
             again = len(changed) - len(set(changed))
             changed = list(make_index_unique(pd.Index(changed), join="."))
-            self.lost.append(f"{again} repeated gene names (numbered; the originals are in feature metadata '{_ORIGINAL}')")
+            self.lost.append(
+                f"{again} repeated gene names (numbered; the originals are in feature metadata '{_ORIGINAL}')"
+            )
         elif changed != names:
             n = sum(a != b for a, b in zip(changed, names))
-            self.lost.append(f"'_' in {n} gene names ('-' in Seurat; the originals are in feature metadata '{_ORIGINAL}')")
+            self.lost.append(
+                f"'_' in {n} gene names ('-' in Seurat; the originals are in feature metadata '{_ORIGINAL}')"
+            )
         return changed
 
     def _layer(self, matrix: Any, features: list[str]) -> Any:
@@ -385,7 +443,9 @@ class SeuratBuilder:
                 matrix, features = matrix[:, keep], [renamed[f] for f in np.asarray(features)[keep]]
             layers[layer] = self._layer(matrix, self.names if features is None else features)
         if not layers:
-            raise DataError("The AnnData holds no matrix (X is empty); put counts or normalised values in X.")
+            raise DataError(
+                "The AnnData holds no matrix (X is empty); put counts or normalised values in X."
+            )
         return layers
 
     def _guess(self) -> dict[str, str]:
@@ -448,19 +508,27 @@ class SeuratBuilder:
         return self._assay({}, layer, self.names, layers, [], {})
 
     def _assay(
-        self, info: dict[str, Any], name: str, features: list[str], layers: dict[str, Any], variable: list[str], meta: dict[str, Any]
+        self,
+        info: dict[str, Any],
+        name: str,
+        features: list[str],
+        layers: dict[str, Any],
+        variable: list[str],
+        meta: dict[str, Any],
     ) -> Any:
         kind = self.assay_class
         if kind == "auto" and info.get("class"):
             kind = "Assay5" if str(info["class"]) == "Assay5" else "Assay"
-        return v.to_list({
-            "class": v.to_strings([kind]),
-            "key": v.to_strings([str(info.get("key") or _key(name))]),
-            "features": v.to_strings(features),
-            "layers": v.to_list(layers),
-            "variable": v.to_strings(variable),
-            "meta": v.to_list(meta),
-        })  # fmt: skip
+        return v.to_list(
+            {
+                "class": v.to_strings([kind]),
+                "key": v.to_strings([str(info.get("key") or _key(name))]),
+                "features": v.to_strings(features),
+                "layers": v.to_list(layers),
+                "variable": v.to_strings(variable),
+                "meta": v.to_list(meta),
+            }
+        )
 
     def _columns(self, frame: pd.DataFrame, types: dict[str, str], what: str) -> dict[str, Any]:
         out = {}
@@ -474,11 +542,21 @@ class SeuratBuilder:
     def _obs(self) -> pd.DataFrame:
         obs = self.adata.obs.copy()
         if self.note:
-            return obs.drop(columns="active_ident", errors="ignore") if self.note.get("ident") == "active_ident" else obs
-        obs.insert(0, "orig.ident", pd.Categorical(["scMamba"] * len(obs))) if "orig.ident" not in obs else None
+            return (
+                obs.drop(columns="active_ident", errors="ignore")
+                if self.note.get("ident") == "active_ident"
+                else obs
+            )
+        obs.insert(
+            0, "orig.ident", pd.Categorical(["scMamba"] * len(obs))
+        ) if "orig.ident" not in obs else None
         counts = self.adata.layers.get("counts", self.adata.X)
         if "counts" in self._guess():
-            found = counts.getnnz(axis=1) if sparse.issparse(counts) and counts.data.all() else (counts > 0).sum(axis=1)
+            found = (
+                counts.getnnz(axis=1)
+                if sparse.issparse(counts) and counts.data.all()
+                else (counts > 0).sum(axis=1)
+            )
             for name, value in (
                 (f"nCount_{self.main}", counts.sum(axis=1)),
                 (f"nFeature_{self.main}", found),
@@ -498,7 +576,12 @@ class SeuratBuilder:
             return None
         value = self.adata.obsm[key]
         values = value.to_numpy() if isinstance(value, pd.DataFrame) else value
-        if sparse.issparse(values) or values.ndim != 2 or values.shape[1] == 0 or values.dtype.kind not in "fiub":
+        if (
+            sparse.issparse(values)
+            or values.ndim != 2
+            or values.shape[1] == 0
+            or values.dtype.kind not in "fiub"
+        ):
             self.lost.append(f"obsm '{key}' (not a dense table of numbers)")
             return None
         name = key.removeprefix("X_")
@@ -508,16 +591,22 @@ class SeuratBuilder:
         if len(components) != values.shape[1]:
             components = [f"{prefix}{i + 1}" for i in range(values.shape[1])]
         stdev = np.asarray(info.get("stdev", []), dtype=np.float64)
-        return v.to_list({
-            "embeddings": v.to_dense(values),
-            "components": v.to_strings(components),
-            "loadings": self._loadings((f"{name}_loadings", "PCs" if name == "pca" else ""), len(components), info),
-            "projected": self._loadings((f"{name}_loadings_projected",), len(components), info),
-            "stdev": v.to_column(stdev),
-            "key": v.to_strings([prefix]),
-            "assay": v.to_strings([str(info.get("assay", ""))]),
-            "global": v.to_column(np.array([bool(info.get("global", name in ("umap", "tsne")))])),
-        })  # fmt: skip
+        return v.to_list(
+            {
+                "embeddings": v.to_dense(values),
+                "components": v.to_strings(components),
+                "loadings": self._loadings(
+                    (f"{name}_loadings", "PCs" if name == "pca" else ""), len(components), info
+                ),
+                "projected": self._loadings((f"{name}_loadings_projected",), len(components), info),
+                "stdev": v.to_column(stdev),
+                "key": v.to_strings([prefix]),
+                "assay": v.to_strings([str(info.get("assay", ""))]),
+                "global": v.to_column(
+                    np.array([bool(info.get("global", name in ("umap", "tsne")))])
+                ),
+            }
+        )
 
     def _loadings(self, keys: tuple[str, ...], width: int, info: dict[str, Any]) -> Any:
         for key in keys:
@@ -525,23 +614,31 @@ class SeuratBuilder:
                 values = np.asarray(self.adata.varm[key], dtype=np.float64)
                 rows = np.flatnonzero(~np.isnan(values).all(axis=1))
                 position = {str(n): i for i, n in enumerate(self.adata.var_names)}
-                noted = [position[str(f)] for f in info.get("loadings", {}).get(key, []) if str(f) in position]
+                noted = [
+                    position[str(f)]
+                    for f in info.get("loadings", {}).get(key, [])
+                    if str(f) in position
+                ]
                 if set(noted) == set(rows):
                     rows = np.array(noted, dtype=int)
                 self.used.add(f"varm/{key}")
                 features = [self.names[i] for i in rows]
-                return v.to_list({"matrix": v.to_dense(values[rows]), "features": v.to_strings(features)})
+                return v.to_list(
+                    {"matrix": v.to_dense(values[rows]), "features": v.to_strings(features)}
+                )
         return None
 
     def _graph(self, key: str) -> Any:
         value = self.adata.obsp[key]
         graph = sparse.csc_matrix(value).sorted_indices()
-        return v.to_list({
-            "x": v.to_column(graph.data.astype(np.float64)),
-            "i": v.to_column(graph.indices.astype(np.int32)),
-            "p": v.to_column(graph.indptr.astype(np.int32)),
-            "assay": v.to_strings([str(self.note.get("graphs", {}).get(key, ""))]),
-        })  # fmt: skip
+        return v.to_list(
+            {
+                "x": v.to_column(graph.data.astype(np.float64)),
+                "i": v.to_column(graph.indices.astype(np.int32)),
+                "p": v.to_column(graph.indptr.astype(np.int32)),
+                "assay": v.to_strings([str(self.note.get("graphs", {}).get(key, ""))]),
+            }
+        )
 
     def _misc(self) -> dict[str, Any]:
         """``uns`` as misc; also says what else has no place."""
@@ -577,5 +674,6 @@ def _free(name: str, taken: dict[str, Any]) -> str:
 
 
 def report_lost(lost: list[str], what: str, verbose: bool) -> None:
+    """Print what was not carried over, if anything."""
     if lost:
         say(f"Not carried over from {what}: " + "; ".join(lost), verbose)

@@ -50,9 +50,13 @@ class Model:
 
     calibration: dict[str, Any] | None = None
 
-    def __init__(self, network: ScMamba, genes: Vocabulary, labels: list[str] | None = None, card: str = "") -> None:
+    def __init__(
+        self, network: ScMamba, genes: Vocabulary, labels: list[str] | None = None, card: str = ""
+    ) -> None:
         if len(genes) != network.config.n_genes:
-            raise CheckpointError(f"The network has {network.config.n_genes} genes and the vocabulary {len(genes)}.")
+            raise CheckpointError(
+                f"The network has {network.config.n_genes} genes and the vocabulary {len(genes)}."
+            )
         self.network, self.genes, self.labels, self.card = network, genes, labels, card
 
     @property
@@ -74,8 +78,14 @@ class Model:
             budget = 0.6 * torch.cuda.mem_get_info(self.device)[0]
         return int(max(1, min(256, budget // per_cell)))
 
-    def reconstruct(self, x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None = None, *, genes: Tensor | None = None,
-                    batch_size: int | None = None) -> Tensor:  # fmt: skip
+    def reconstruct(
+        self,
+        x: Tensor | np.ndarray,
+        mask: Tensor | np.ndarray | None = None,
+        *,
+        genes: Tensor | None = None,
+        batch_size: int | None = None,
+    ) -> Tensor:
         """Predict the values at every position.
 
         Parameters
@@ -92,17 +102,25 @@ class Model:
         (B, L) predicted log1p(CP10k).
         """
         if not self.config.reconstructs:
-            raise CheckpointError(f"The model '{self.config.name}' classifies; it has no reconstruction head.")
+            raise CheckpointError(
+                f"The model '{self.config.name}' classifies; it has no reconstruction head."
+            )
         return self._run("reconstruct", x, mask, genes, batch_size)
 
-    def cell_embedding(self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+    def cell_embedding(
+        self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None
+    ) -> Tensor:
         """(B, L) log1p(CP10k) -> (B, D), the mean over genes of the network's output (paper, Methods)."""
         return self._run("cell_embedding", x, None, genes, batch_size)
 
-    def classify(self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None) -> Tensor:
+    def classify(
+        self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None
+    ) -> Tensor:
         """(B, L) log1p(CP10k) -> (B, C) logits, classes in the order of ``labels``."""
         if not self.config.n_classes:
-            raise CheckpointError(f"The model '{self.config.name}' has no classification head; fine-tune one on labelled cells first.")
+            raise CheckpointError(
+                f"The model '{self.config.name}' has no classification head; fine-tune one on labelled cells first."
+            )
         return self._run("classify", x, None, genes, batch_size)
 
     def log_ratio(self, values: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
@@ -120,7 +138,9 @@ class Model:
         (B, m) float32, natural logs.
         """
         if not self.config.rates:
-            raise CheckpointError(f"The model '{self.config.name}' has no rate head; use its masked predictions (method='published').")
+            raise CheckpointError(
+                f"The model '{self.config.name}' has no rate head; use its masked predictions (method='published')."
+            )
         decoded = torch.as_tensor(genes, device=self.device)
         dtype = self.network.backbone.norm_f.weight.dtype
         answer = np.empty(values.shape, dtype=np.float32)
@@ -129,9 +149,13 @@ class Model:
         try:
             with torch.inference_mode():
                 for start in range(0, values.shape[0], 32):
-                    x = torch.from_numpy(values[start : start + 32].toarray()).to(self.device, dtype)
+                    x = torch.from_numpy(values[start : start + 32].toarray()).to(
+                        self.device, dtype
+                    )
                     shown, _, which, keep, _ = pack(x, None, decoded)
-                    answer[start : start + 32] = self.network.log_ratio(shown, which, keep, decoded).float().cpu().numpy()
+                    answer[start : start + 32] = (
+                        self.network.log_ratio(shown, which, keep, decoded).float().cpu().numpy()
+                    )
         finally:
             self.network.train(was_training)
         return answer
@@ -145,17 +169,26 @@ class Model:
         return self.network.backbone.gene_id_embedding.weight.detach().cpu()
 
     def _run(
-        self, verb: str, x: Tensor | np.ndarray, mask: Tensor | np.ndarray | None, genes: Tensor | None, batch_size: int | None
+        self,
+        verb: str,
+        x: Tensor | np.ndarray,
+        mask: Tensor | np.ndarray | None,
+        genes: Tensor | None,
+        batch_size: int | None,
     ) -> Tensor:
         dtype = self.network.backbone.norm_f.weight.dtype
         x = torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
         expected = self.config.n_genes if genes is None else len(genes)
         if x.ndim != 2 or x.shape[1] != expected:
-            raise DataError(f"The input has shape {tuple(x.shape)}; (cells, {expected} genes) is expected, genes in the model's order.")
+            raise DataError(
+                f"The input has shape {tuple(x.shape)}; (cells, {expected} genes) is expected, genes in the model's order."
+            )
         if mask is not None:
             mask = torch.as_tensor(mask).bool()
             if mask.shape != x.shape:
-                raise DataError(f"The mask has shape {tuple(mask.shape)}, the input {tuple(x.shape)}; they must be equal.")
+                raise DataError(
+                    f"The mask has shape {tuple(mask.shape)}, the input {tuple(x.shape)}; they must be equal."
+                )
         was_training = self.network.training
         self.network.eval()
         answers = []
@@ -163,22 +196,32 @@ class Model:
             with torch.inference_mode():
                 for start, stop in self._batches(x, mask, batch_size):
                     part = None if mask is None else mask[start:stop].to(self.device)
-                    answers.append(self._answer(verb, x[start:stop].to(self.device, dtype), part, genes).cpu())
+                    answers.append(
+                        self._answer(verb, x[start:stop].to(self.device, dtype), part, genes).cpu()
+                    )
         finally:
             self.network.train(was_training)
         if not answers:  # no cells: the right number of columns all the same
-            width = {"reconstruct": x.shape[1], "cell_embedding": self.config.d_model, "classify": self.config.n_classes}[verb]
+            width = {
+                "reconstruct": x.shape[1],
+                "cell_embedding": self.config.d_model,
+                "classify": self.config.n_classes,
+            }[verb]
             return torch.empty(0, width, dtype=dtype)
         return torch.cat(answers)
 
-    def _batches(self, x: Tensor, mask: Tensor | None, batch_size: int | None) -> Iterator[tuple[int, int]]:
+    def _batches(
+        self, x: Tensor, mask: Tensor | None, batch_size: int | None
+    ) -> Iterator[tuple[int, int]]:
         """Consecutive ranges of cells whose sequences fit the memory budget together."""
         lengths = np.full(len(x), x.shape[1])
         if self.config.reads == "expressed":
             lengths = (x != 0 if mask is None else (x != 0) | mask).sum(dim=1).cpu().numpy()
         start = 0
         while start < len(x):
-            size = min(batch_size or 256, self.batch_size(max(1, int(lengths[start : start + 64].max()))))
+            size = min(
+                batch_size or 256, self.batch_size(max(1, int(lengths[start : start + 64].max())))
+            )
             yield start, min(start + size, len(x))
             start += size
 
@@ -211,13 +254,21 @@ def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as folder:
         folder.mkdir()
-        weights = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+        weights = {
+            name: value.detach().cpu().contiguous()
+            for name, value in model.network.state_dict().items()
+        }
         save_file(weights, folder / "model.safetensors")
-        (folder / "model.safetensors").chmod(0o644)  # its writer makes it private; a lab shares its models
+        (folder / "model.safetensors").chmod(
+            0o644
+        )  # its writer makes it private; a lab shares its models
         model.config.write(folder / "config.json")
         model.genes.write(folder / "genes.tsv")
         if model.labels is not None:
-            (folder / "labels.json").write_text(json.dumps({"labels": model.labels, "calibration": model.calibration}, indent=1) + "\n")
+            (folder / "labels.json").write_text(
+                json.dumps({"labels": model.labels, "calibration": model.calibration}, indent=1)
+                + "\n"
+            )
         (folder / "model_card.md").write_text(card if card is not None else model.card)
     return path
 
@@ -259,7 +310,10 @@ def load_model(
     elif path.is_file():
         config, weights, genes, names = read_published(path, vocabulary, labels)
         model = Model(
-            _fill(config, weights, dtype, path.name), genes, names, card=f"Converted from {path.name}; nothing more is known of it.\n"
+            _fill(config, weights, dtype, path.name),
+            genes,
+            names,
+            card=f"Converted from {path.name}; nothing more is known of it.\n",
         )
     else:
         raise CheckpointError(
@@ -267,7 +321,11 @@ def load_model(
             f"or to be fetched ({', '.join(registry()) or 'none'})."
         )
     model.network.backend = backend
-    model.network.to(torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    model.network.to(
+        torch.device(device)
+        if device is not None
+        else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    )
     model.network.eval()
     return model
 
@@ -289,22 +347,30 @@ def _read_directory(path: Path, dtype: torch.dtype) -> Model:
     config = ModelConfig.read(path / "config.json")
     for needed in ("model.safetensors", "genes.tsv"):
         if not (path / needed).is_file():
-            raise CheckpointError(f"{path} has no {needed}; the checkpoint is incomplete. Fetch or convert it again.")
+            raise CheckpointError(
+                f"{path} has no {needed}; the checkpoint is incomplete. Fetch or convert it again."
+            )
     try:
         weights = load_file(path / "model.safetensors")
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path / 'model.safetensors'} is damaged or truncated ({error}). Fetch it again.") from error
+        raise CheckpointError(
+            f"{path / 'model.safetensors'} is damaged or truncated ({error}). Fetch it again."
+        ) from error
     labels, calibration = None, None
     if (path / "labels.json").is_file():
         kept = json.loads((path / "labels.json").read_text())
         labels, calibration = list(kept["labels"]), kept.get("calibration")
     card = (path / "model_card.md").read_text() if (path / "model_card.md").is_file() else ""
-    model = Model(_fill(config, weights, dtype, path.name), Vocabulary.read(path / "genes.tsv"), labels, card)
+    model = Model(
+        _fill(config, weights, dtype, path.name), Vocabulary.read(path / "genes.tsv"), labels, card
+    )
     model.calibration = calibration
     return model
 
 
-def _fill(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, name: str) -> ScMamba:
+def _fill(
+    config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, name: str
+) -> ScMamba:
     """Build the network and load the weights; tokens a checkpoint does not carry stay zero."""
     with torch.random.fork_rng():
         network = ScMamba(config)
@@ -312,8 +378,12 @@ def _fill(config: ModelConfig, weights: dict[str, Tensor], dtype: torch.dtype, n
     try:
         missing, unexpected = network.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"The weights of {name} do not fit its sizes: {str(error).splitlines()[-1].strip()}") from error
+        raise CheckpointError(
+            f"The weights of {name} do not fit its sizes: {str(error).splitlines()[-1].strip()}"
+        ) from error
     missing = [key for key in missing if not key.endswith(("mask_token", "cls_token"))]
     if missing or unexpected:
-        raise CheckpointError(f"{name} is incomplete: missing {missing[:4]}, not expected {list(unexpected)[:4]}.")
+        raise CheckpointError(
+            f"{name} is incomplete: missing {missing[:4]}, not expected {list(unexpected)[:4]}."
+        )
     return network.to(dtype)

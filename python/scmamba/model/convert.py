@@ -89,18 +89,33 @@ def _clean(state: dict[str, Tensor]) -> dict[str, Tensor]:
         else:
             ignored.append(key)
     if _TABLE not in weights or "backbone.layers.0.mixer.A_log" not in weights:
-        raise CheckpointError(f"This is not a scMamba checkpoint: it has no '{_TABLE}' (its first keys: {list(state)[:4]}).")
+        raise CheckpointError(
+            f"This is not a scMamba checkpoint: it has no '{_TABLE}' (its first keys: {list(state)[:4]})."
+        )
     if ignored:
-        warnings.warn(f"Weights the network has no place for were left out: {', '.join(sorted(ignored)[:6])}", stacklevel=3)
+        warnings.warn(
+            f"Weights the network has no place for were left out: {', '.join(sorted(ignored)[:6])}",
+            stacklevel=3,
+        )
     for key in weights:
-        if key.endswith(("in_proj.bias", "out_proj.bias", "norm.bias", "norm_f.bias", "gene_id_embedding.bias")):
-            raise CheckpointError(f"'{key}' means a variant (biased projections or LayerNorm) this reader does not know.")
-    if ("backbone.layers.0.mixer.A_b_log" in weights) != ("backbone.layers.0.mixer.conv1d_b.weight" in weights):
-        raise CheckpointError("This is a bidirectional 'v1' mixer (shared convolution); only 'v2' and one-directional ones are known.")
+        if key.endswith(
+            ("in_proj.bias", "out_proj.bias", "norm.bias", "norm_f.bias", "gene_id_embedding.bias")
+        ):
+            raise CheckpointError(
+                f"'{key}' means a variant (biased projections or LayerNorm) this reader does not know."
+            )
+    if ("backbone.layers.0.mixer.A_b_log" in weights) != (
+        "backbone.layers.0.mixer.conv1d_b.weight" in weights
+    ):
+        raise CheckpointError(
+            "This is a bidirectional 'v1' mixer (shared convolution); only 'v2' and one-directional ones are known."
+        )
     return weights
 
 
-def _vocabulary_rows(source: str | PathLike[str] | Vocabulary | None, table: int) -> tuple[Vocabulary, Tensor, int | None]:
+def _vocabulary_rows(
+    source: str | PathLike[str] | Vocabulary | None, table: int
+) -> tuple[Vocabulary, Tensor, int | None]:
     """The genes, the rows of the embedding table that hold them, and the row of [CLS] if there is one."""
     if source is None or isinstance(source, Vocabulary):
         genes = source or Vocabulary.published()
@@ -113,7 +128,11 @@ def _vocabulary_rows(source: str | PathLike[str] | Vocabulary | None, table: int
         if not file.is_file():
             raise CheckpointError(f"There is no vocabulary file {file}.")
         lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
-        named = [(i, token) for i, token in enumerate(lines) if not (token.startswith("[") and token.endswith("]"))]
+        named = [
+            (i, token)
+            for i, token in enumerate(lines)
+            if not (token.startswith("[") and token.endswith("]"))
+        ]
         genes = Vocabulary.from_ids([token for _, token in named])
         rows = torch.tensor([i for i, _ in named], dtype=torch.long)
         cls_row = lines.index("[CLS]") if "[CLS]" in lines else None
@@ -129,7 +148,9 @@ def _infer_config(weights: dict[str, Tensor], n_genes: int, name: str) -> ModelC
     """Read every size off the tensors."""
     layers = {int(key.split(".")[2]) for key in weights if key.startswith("backbone.layers.")}
     if layers != set(range(len(layers))):
-        raise CheckpointError(f"Layers {sorted(set(range(max(layers) + 1)) - layers)} are missing; the file is incomplete.")
+        raise CheckpointError(
+            f"Layers {sorted(set(range(max(layers) + 1)) - layers)} are missing; the file is incomplete."
+        )
     mixer = "backbone.layers.0.mixer."
     d_inner, d_state = weights[mixer + "A_log"].shape
     d_model = weights[_TABLE].shape[1]
@@ -153,7 +174,11 @@ def _labels(source: str | PathLike[str] | None, n_classes: int) -> list[str] | N
     if source is None:
         return None
     stored = json.loads(Path(source).read_text())
-    names = sorted(stored, key=lambda name: stored[name]) if isinstance(stored, dict) else list(stored)
+    names = (
+        sorted(stored, key=lambda name: stored[name]) if isinstance(stored, dict) else list(stored)
+    )
     if len(names) != n_classes:
-        raise CheckpointError(f"{Path(source).name} names {len(names)} classes, the checkpoint has {n_classes}.")
+        raise CheckpointError(
+            f"{Path(source).name} names {len(names)} classes, the checkpoint has {n_classes}."
+        )
     return names

@@ -30,7 +30,11 @@ def models() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in (model_folder(), Path(str(resources.files("scmamba.model") / "pretrained"))):
         if root.is_dir():
-            found |= {folder.name: folder for folder in sorted(root.iterdir()) if (folder / "config.json").is_file()}
+            found |= {
+                folder.name: folder
+                for folder in sorted(root.iterdir())
+                if (folder / "config.json").is_file()
+            }
     return dict(sorted(found.items()))
 
 
@@ -61,7 +65,11 @@ def registry() -> dict[str, dict[str, Any]]:
             for name, entry in table.items():
                 if not name or name.startswith(".") or Path(name).name != name:
                     raise ValueError(f"'{name}' is no name for a folder")
-                entries[name] = {"url": str(entry["url"]), "sha256": str(entry["sha256"]), "about": str(entry.get("about", ""))}
+                entries[name] = {
+                    "url": str(entry["url"]),
+                    "sha256": str(entry["sha256"]),
+                    "about": str(entry.get("about", "")),
+                }
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f'The registry {own} cannot be read ({error!r}); it must be a JSON table of {{"name": {{"url": ..., "sha256": ...}}}}.'
@@ -82,10 +90,16 @@ def fetch_model(name: str, *, verbose: bool = True) -> Path:
         return target
     entries = registry()
     if name not in entries:
-        raise CheckpointError(f"The model '{name}' is in no registry; there are {', '.join(entries) or 'none'}.")
-    by_hand = f"On a machine with a network fetch {entries[name]['url']}, and unpack it to {target}."
+        raise CheckpointError(
+            f"The model '{name}' is in no registry; there are {', '.join(entries) or 'none'}."
+        )
+    by_hand = (
+        f"On a machine with a network fetch {entries[name]['url']}, and unpack it to {target}."
+    )
     if os.environ.get("SCMAMBA_OFFLINE", "0") not in ("", "0"):
-        raise CheckpointError(f"The model '{name}' is not on this machine and SCMAMBA_OFFLINE is set. {by_hand}")
+        raise CheckpointError(
+            f"The model '{name}' is not on this machine and SCMAMBA_OFFLINE is set. {by_hand}"
+        )
     say(f"fetching the model {name}", verbose)
     target.parent.mkdir(parents=True, exist_ok=True)
     archive = _download(name, entries[name], target.parent / ".downloads", by_hand)
@@ -103,11 +117,22 @@ def _download(name: str, entry: dict[str, Any], folder: Path, by_hand: str) -> P
 
     pooch.get_logger().setLevel(logging.ERROR)
     try:
-        return Path(pooch.retrieve(entry["url"], known_hash=f"sha256:{entry['sha256']}", fname=f"{name}.zip", path=folder))
+        return Path(
+            pooch.retrieve(
+                entry["url"],
+                known_hash=f"sha256:{entry['sha256']}",
+                fname=f"{name}.zip",
+                path=folder,
+            )
+        )
     except ValueError as error:  # what pooch raises when the checksum differs
-        raise CheckpointError(f"What {entry['url']} gave is not the model the registry describes: {error}. Nothing was kept.") from error
+        raise CheckpointError(
+            f"What {entry['url']} gave is not the model the registry describes: {error}. Nothing was kept."
+        ) from error
     except Exception as error:  # every transport raises its own
-        raise CheckpointError(f"The model '{name}' could not be fetched ({type(error).__name__}: {error}). {by_hand}") from error
+        raise CheckpointError(
+            f"The model '{name}' could not be fetched ({type(error).__name__}: {error}). {by_hand}"
+        ) from error
 
 
 def unpack_model(archive: str | PathLike[str], target: str | PathLike[str]) -> Path:
@@ -121,9 +146,15 @@ def unpack_model(archive: str | PathLike[str], target: str | PathLike[str]) -> P
     target = Path(target)
     try:
         with zipfile.ZipFile(archive) as zipped:
-            inside = {Path(info.filename).name: info for info in zipped.infolist() if Path(info.filename).name in FILES}
+            inside = {
+                Path(info.filename).name: info
+                for info in zipped.infolist()
+                if Path(info.filename).name in FILES
+            }
             if missing := {"config.json", "genes.tsv", "model.safetensors"} - set(inside):
-                raise CheckpointError(f"{archive} is no scMamba model: it lacks {', '.join(sorted(missing))}.")
+                raise CheckpointError(
+                    f"{archive} is no scMamba model: it lacks {', '.join(sorted(missing))}."
+                )
             with atomic_path(target) as folder:
                 folder.mkdir()
                 for name, info in inside.items():
@@ -144,10 +175,15 @@ def pack_model(folder: str | PathLike[str], target: str | PathLike[str]) -> dict
     folder, target = Path(folder), Path(target)
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} is not a checkpoint directory: it has no config.json.")
-    with atomic_path(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zipped:
+    with (
+        atomic_path(target) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zipped,
+    ):
         for name in FILES:
             if (folder / name).is_file():
-                zipped.writestr(zipfile.ZipInfo(name, _DATE), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED)
+                zipped.writestr(
+                    zipfile.ZipInfo(name, _DATE), (folder / name).read_bytes(), zipfile.ZIP_DEFLATED
+                )
     return {"sha256": hashlib.sha256(target.read_bytes()).hexdigest()}
 
 
@@ -158,8 +194,12 @@ def _read_text(path_or_url: str) -> str:
         if "://" not in path_or_url:
             return Path(path_or_url).read_text()
         if not path_or_url.startswith(("https://", "http://")):
-            raise CheckpointError(f"SCMAMBA_REGISTRY is {path_or_url}; it must be a path or an http(s) address.")
+            raise CheckpointError(
+                f"SCMAMBA_REGISTRY is {path_or_url}; it must be a path or an http(s) address."
+            )
         with urlopen(path_or_url, timeout=20) as answer:
             return answer.read().decode()
     except OSError as error:
-        raise CheckpointError(f"The registry {path_or_url} (SCMAMBA_REGISTRY) cannot be read: {error}.") from error
+        raise CheckpointError(
+            f"The registry {path_or_url} (SCMAMBA_REGISTRY) cannot be read: {error}."
+        ) from error

@@ -28,10 +28,14 @@ def input_positions(model: Model, cells: CellReader) -> tuple[np.ndarray, torch.
     return cells.genes, None
 
 
-def dense_input(model: Model, cells: CellReader, linear: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+def dense_input(
+    model: Model, cells: CellReader, linear: sparse.csr_matrix
+) -> tuple[np.ndarray, np.ndarray]:
     """(r, l) float32 input of the network for a block of :meth:`CellReader.linear`, and (r,) their totals over the model's genes."""
     where, genes = input_positions(model, cells)
     sparse_input, totals = cells.to_model(linear)
-    x = np.zeros((sparse_input.shape[0], len(model.genes) if genes is None else len(genes)), dtype=np.float32)
+    x = np.zeros(
+        (sparse_input.shape[0], len(model.genes) if genes is None else len(genes)), dtype=np.float32
+    )
     x[:, where] = sparse_input.toarray()
     return x, totals

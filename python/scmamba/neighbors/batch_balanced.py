@@ -30,16 +30,28 @@ class BatchBalancedKNN:
     """
 
     def __init__(
-        self, counts: sparse.csr_matrix, totals: np.ndarray, *, components: int = 50, seed: int = 0, batch: np.ndarray | None = None
+        self,
+        counts: sparse.csr_matrix,
+        totals: np.ndarray,
+        *,
+        components: int = 50,
+        seed: int = 0,
+        batch: np.ndarray | None = None,
     ) -> None:
         self.counts = sparse.csr_matrix(counts, dtype=np.float32)
         self.seen = np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
         values = log_values(sparse.csr_matrix(counts, dtype=np.float64), totals)
         self.mean_value = np.asarray(values.mean(axis=0)).ravel()
         self.scores, self.basis = principal_components(values, components, seed=seed)
-        self.batch_members = [] if batch is None else [np.flatnonzero(batch == b) for b in range(int(batch.max()) + 1)]
+        self.batch_members = (
+            []
+            if batch is None
+            else [np.flatnonzero(batch == b) for b in range(int(batch.max()) + 1)]
+        )
         #: (n, batches, 10) the members of every batch nearest to each member; -1 where a batch has fewer.
-        self._seen_from = np.full((len(self.scores), len(self.batch_members), _REACH), -1, dtype=np.int32)
+        self._seen_from = np.full(
+            (len(self.scores), len(self.batch_members), _REACH), -1, dtype=np.int32
+        )
         for b, home in enumerate(self.batch_members):
             if len(home):
                 found = home[nearest_neighbors(self.scores, self.scores[home], _REACH)]
@@ -49,7 +61,13 @@ class BatchBalancedKNN:
         """(r, d) the components of other cells, or of members."""
         return log_values(sparse.csr_matrix(counts, dtype=np.float64), totals) @ self.basis
 
-    def query(self, scores: np.ndarray, k: int, own: np.ndarray | None = None, batch: np.ndarray | None = None) -> np.ndarray:
+    def query(
+        self,
+        scores: np.ndarray,
+        k: int,
+        own: np.ndarray | None = None,
+        batch: np.ndarray | None = None,
+    ) -> np.ndarray:
         """(r, k) members to learn from, first the best.
 
         Without batches the nearest to ``scores`` (r, d). With batches, and those of the cells in ``batch`` (r,) (-1: of none), the
@@ -62,26 +80,39 @@ class BatchBalancedKNN:
         k = min(k, len(self.scores) - 1)
         own = np.full(len(scores), -1) if own is None else np.asarray(own)
         if self.batch_members and batch is not None:
-            return self._balanced_query(scores, k, own, np.where(np.asarray(batch) < len(self.batch_members), batch, -1))
+            return self._balanced_query(
+                scores, k, own, np.where(np.asarray(batch) < len(self.batch_members), batch, -1)
+            )
         found = nearest_neighbors(scores, self.scores, k + 1)
         itself = found == own[:, None]
         itself[~itself.any(axis=1), -1] = True  # others lose their farthest, so that all have k
         return found[~itself].reshape(len(found), k)
 
-    def _balanced_query(self, scores: np.ndarray, k: int, own: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    def _balanced_query(
+        self, scores: np.ndarray, k: int, own: np.ndarray, batch: np.ndarray
+    ) -> np.ndarray:
         every = nearest_neighbors(scores, self.scores, k + 1)  # if all else fails
         at_home = self._at_home(scores, k + 1, batch)
         other = (at_home >= 0) & (at_home != own[:, None])
         columns = [every, at_home]
-        turns = [np.where(every == own[:, None], np.inf, _LAST), np.where(other, np.cumsum(other, axis=1), np.inf)]
+        turns = [
+            np.where(every == own[:, None], np.inf, _LAST),
+            np.where(other, np.cumsum(other, axis=1), np.inf),
+        ]
         near = np.where(other, at_home, -2)[:, : _REACH + 1]
-        some = min(k + 1, -(-_PLENTY * k // len(self.batch_members)))  # of each batch; more would only fill memory where there are many
+        some = min(
+            k + 1, -(-_PLENTY * k // len(self.batch_members))
+        )  # of each batch; more would only fill memory where there are many
         for b, home in enumerate(self.batch_members):
             if not len(home):
                 continue
             found = home[nearest_neighbors(scores, self.scores[home], some)]
-            known = self._seen_from[found[..., None], np.maximum(batch, 0)[:, None, None], np.arange(_REACH)]
-            mutual = (known[..., None] == near[:, None, None, :]).any(axis=(2, 3)) & (batch != b)[:, None]
+            known = self._seen_from[
+                found[..., None], np.maximum(batch, 0)[:, None, None], np.arange(_REACH)
+            ]
+            mutual = (known[..., None] == near[:, None, None, :]).any(axis=(2, 3)) & (batch != b)[
+                :, None
+            ]
             columns.append(found)
             turns.append(np.where(mutual, np.cumsum(mutual, axis=1), np.inf))
         member, turn = np.concatenate(columns, axis=1), np.concatenate(turns, axis=1)
@@ -99,7 +130,9 @@ class BatchBalancedKNN:
                 out[rows, : found.shape[1]] = found
         return out
 
-    def rates(self, nearest: np.ndarray, pools: Sequence[tuple[int, float]], average: np.ndarray) -> Iterator[np.ndarray]:
+    def rates(
+        self, nearest: np.ndarray, pools: Sequence[tuple[int, float]], average: np.ndarray
+    ) -> Iterator[np.ndarray]:
         """Yield, for each (k, shrink) in increasing k, (r, m) rates of the first k neighbours with ``shrink`` counts' worth of the
         ``average`` (m,) rate mixed in.
         """
@@ -110,12 +143,18 @@ class BatchBalancedKNN:
             done = min(k, nearest.shape[1])
             if chosen.size:
                 weight = sparse.csr_matrix(
-                    (np.ones(chosen.size, dtype=np.float32), chosen.ravel(), np.arange(len(chosen) + 1) * chosen.shape[1]),
+                    (
+                        np.ones(chosen.size, dtype=np.float32),
+                        chosen.ravel(),
+                        np.arange(len(chosen) + 1) * chosen.shape[1],
+                    ),
                     shape=(len(chosen), self.counts.shape[0]),
                 )
                 counts += (weight @ self.counts).toarray()
             total = self.seen[nearest[:, :done]].sum(axis=1)
-            yield (counts + (shrink * average).astype(np.float32)) / (total + shrink).astype(np.float32)[:, None]
+            yield (counts + (shrink * average).astype(np.float32)) / (total + shrink).astype(
+                np.float32
+            )[:, None]
 
     def reconstruct_from_pcs(self, scores: np.ndarray, rank: int) -> np.ndarray:
         """(r, m) log1p(CP10k) rebuilt from the leading ``rank`` components."""

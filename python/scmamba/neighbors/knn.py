@@ -12,7 +12,9 @@ import numpy as np
 from scipy import sparse
 
 
-def nearest_neighbors(query: np.ndarray, pool: np.ndarray, k: int, *, block: int = 1024) -> np.ndarray:
+def nearest_neighbors(
+    query: np.ndarray, pool: np.ndarray, k: int, *, block: int = 1024
+) -> np.ndarray:
     """(cells, k) indices into ``pool`` of the cells at the smallest Euclidean distance, exact, nearest first.
 
     ``query`` (cells, d) and ``pool`` (others, d). A cell that stands in both is its own first neighbour.
@@ -29,17 +31,8 @@ def nearest_neighbors(query: np.ndarray, pool: np.ndarray, k: int, *, block: int
     return out
 
 
-
-
-
-
-
-
-
-
-
-
 def log_values(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
+    """log1p of counts per 10,000 of each cell's total; (n, g) sparse, (n,) totals."""
     out = counts.copy()
     out.data = np.log1p(out.data * np.repeat(1e4 / np.maximum(totals, 1e-12), np.diff(out.indptr)))
     return out

@@ -67,7 +67,9 @@ class NeighborRates:
             lo, hi = np.searchsorted(sorted_rows, [start, stop])
             if lo < hi:
                 entries = order[lo:hi]
-                out[entries] = self.rate(slice(start, stop))[rows[entries] - start, columns[entries]]
+                out[entries] = self.rate(slice(start, stop))[
+                    rows[entries] - start, columns[entries]
+                ]
         return out
 
     def log_values(self, rows: np.ndarray | slice) -> np.ndarray:
@@ -125,11 +127,17 @@ def knn_rates(
     if reference is not None:
         pool = sparse.csr_matrix(reference, dtype=np.float64)
         if pool.shape[1] != visible.shape[1]:
-            raise DataError(f"The reference has {pool.shape[1]} genes and the cells have {visible.shape[1]}.")
+            raise DataError(
+                f"The reference has {pool.shape[1]} genes and the cells have {visible.shape[1]}."
+            )
         sums = np.asarray(pool.sum(axis=1)).ravel()
-        pool_totals = sums if reference_totals is None else np.asarray(reference_totals, dtype=np.float64)
+        pool_totals = (
+            sums if reference_totals is None else np.asarray(reference_totals, dtype=np.float64)
+        )
     scores, basis = principal_components(log_values(pool, pool_totals), components, seed=seed)
     query = scores if reference is None else log_values(visible, totals) @ basis
     seen = np.asarray(pool.sum(axis=1)).ravel()
     gene_rate = np.asarray(pool.sum(axis=0)).ravel() / max(seen.sum(), 1.0)
-    return NeighborRates(gene_rate, nearest_neighbors(query, scores, k), totals, float(shrink), pool, seen)
+    return NeighborRates(
+        gene_rate, nearest_neighbors(query, scores, k), totals, float(shrink), pool, seen
+    )

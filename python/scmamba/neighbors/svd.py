@@ -9,7 +9,9 @@ from ..utils.errors import DataError
 from ..utils.threads import single_blas_thread
 
 
-def principal_components(x: sparse.csr_matrix, n: int, *, seed: int = 0, passes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def principal_components(
+    x: sparse.csr_matrix, n: int, *, seed: int = 0, passes: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
     """Truncated SVD of a sparse matrix, not centred, by random projections (Halko, Martinsson and Tropp
     2011).
 
@@ -19,7 +21,9 @@ def principal_components(x: sparse.csr_matrix, n: int, *, seed: int = 0, passes:
     """
     n = min(n, min(x.shape) - 1)
     if n < 1:
-        raise DataError(f"{x.shape[0]} cells x {x.shape[1]} genes are too few for principal components.")
+        raise DataError(
+            f"{x.shape[0]} cells x {x.shape[1]} genes are too few for principal components."
+        )
     rng = np.random.default_rng(seed)
     basis = rng.standard_normal((x.shape[1], min(n + 10, min(x.shape))))
     with single_blas_thread():

@@ -31,11 +31,19 @@ class Backbone(nn.Module):
         """
         expression = self.expression_embedding(x.unsqueeze(-1))
         if mask is not None:
-            expression = torch.where(mask.unsqueeze(-1), self.mask_token.to(expression.dtype), expression)
+            expression = torch.where(
+                mask.unsqueeze(-1), self.mask_token.to(expression.dtype), expression
+            )
         weight = self.gene_id_embedding.weight
         return expression + (weight if genes is None else nn.functional.embedding(genes, weight))
 
-    def run(self, hidden: Tensor, backend: str | None = None, keep: Tensor | None = None, projected: Tensor | None = None) -> Tensor:
+    def run(
+        self,
+        hidden: Tensor,
+        backend: str | None = None,
+        keep: Tensor | None = None,
+        projected: Tensor | None = None,
+    ) -> Tensor:
         """(B, L, D) embeddings -> (B, L, D) normalised output of the last layer; ``keep`` (B, L) False = padding.
 
         ``projected`` is what the first layer's ``in_proj`` gives, where it is already known.

@@ -56,11 +56,17 @@ class Mixer(nn.Module):
 
     def _add_direction(self, suffix: str, config: ModelConfig) -> None:
         inner, state, rank = self.d_inner, self.d_state, self.dt_rank
-        setattr(self, "conv1d" + suffix, nn.Conv1d(inner, inner, config.d_conv, groups=inner, padding=config.d_conv - 1))
+        setattr(
+            self,
+            "conv1d" + suffix,
+            nn.Conv1d(inner, inner, config.d_conv, groups=inner, padding=config.d_conv - 1),
+        )
         setattr(self, "x_proj" + suffix, nn.Linear(inner, rank + 2 * state, bias=False))
         dt_proj = nn.Linear(rank, inner)
         nn.init.uniform_(dt_proj.weight, -(rank**-0.5), rank**-0.5)
-        step = torch.exp(torch.rand(inner) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)).clamp(min=1e-4)
+        step = torch.exp(
+            torch.rand(inner) * (math.log(0.1) - math.log(1e-3)) + math.log(1e-3)
+        ).clamp(min=1e-4)
         with torch.no_grad():
             dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus(bias) = step
         setattr(self, "dt_proj" + suffix, dt_proj)
@@ -72,22 +78,36 @@ class Mixer(nn.Module):
         """(B, L, D) -> (B, L, D); where ``keep`` (B, L, 1) is 0 there is padding, which no other position sees."""
         return self.mix(linear(x, self.in_proj.weight), backend, keep)
 
-    def mix(self, projected: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
+    def mix(
+        self, projected: Tensor, backend: str | None = None, keep: Tensor | None = None
+    ) -> Tensor:
         """All that comes after ``in_proj``: (B, L, 2 E) -> (B, L, D)."""
         u, z = projected.chunk(2, dim=-1)
         directions = [self._direction(u, suffix, backend, keep) for suffix in self.suffixes]
         return linear(selective_scan(directions, z, backend=backend), self.out_proj.weight)
 
-    def _direction(self, u: Tensor, suffix: str, backend: str | None, keep: Tensor | None) -> Direction:
+    def _direction(
+        self, u: Tensor, suffix: str, backend: str | None, keep: Tensor | None
+    ) -> Direction:
         conv, x_proj, dt_proj = (getattr(self, n + suffix) for n in ("conv1d", "x_proj", "dt_proj"))
         a_log = getattr(self, "A_b_log" if suffix else "A_log")
         # Padding must look like the end of the sequence: zeros into the convolution, and zeros into the state.
-        u = causal_conv1d(u if keep is None else u * keep, conv.weight.squeeze(1), conv.bias, reverse=bool(suffix), backend=backend)
+        u = causal_conv1d(
+            u if keep is None else u * keep,
+            conv.weight.squeeze(1),
+            conv.bias,
+            reverse=bool(suffix),
+            backend=backend,
+        )
         u = u if keep is None else u * keep
-        dt, b, c = linear(u, x_proj.weight).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        dt, b, c = linear(u, x_proj.weight).split(
+            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        )
         a = -torch.exp(a_log.double() if a_log.dtype == torch.float64 else a_log.float())
         skip = getattr(self, "D" + suffix)
-        return Direction(u, dt, a, b, c, skip, dt_proj.bias, bool(suffix), delta_weight=dt_proj.weight)
+        return Direction(
+            u, dt, a, b, c, skip, dt_proj.bias, bool(suffix), delta_weight=dt_proj.weight
+        )
 
 
 class BiMambaBlock(nn.Module):
@@ -125,7 +145,9 @@ class BiMambaBlock(nn.Module):
             residual = hidden if hidden.dtype == torch.float64 else hidden.float()
             normed = self.norm(residual)
         else:
-            normed, residual = add_rms_norm(hidden, residual, self.norm.weight, self.norm.eps, backend=backend)
+            normed, residual = add_rms_norm(
+                hidden, residual, self.norm.weight, self.norm.eps, backend=backend
+            )
         return self.mixer(normed, backend, keep), residual
 
 

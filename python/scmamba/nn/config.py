@@ -80,10 +80,16 @@ class ModelConfig:
         try:
             stored = json.loads(path.read_text())
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} is missing or not JSON; the checkpoint is incomplete. Fetch or convert it again.") from error
+            raise CheckpointError(
+                f"{path} is missing or not JSON; the checkpoint is incomplete. Fetch or convert it again."
+            ) from error
         if stored.pop("format", None) != 1:
-            raise CheckpointError(f"{path} is of a format this version does not read; update scmamba.")
+            raise CheckpointError(
+                f"{path} is of a format this version does not read; update scmamba."
+            )
         known = {f.name for f in fields(cls)}
         if unknown := set(stored) - known:
-            raise CheckpointError(f"{path} has settings this version does not know ({', '.join(sorted(unknown))}); update scmamba.")
+            raise CheckpointError(
+                f"{path} has settings this version does not know ({', '.join(sorted(unknown))}); update scmamba."
+            )
         return cls(**stored)

@@ -38,7 +38,9 @@ class InputProjectionCache:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._made: tuple[tuple[Any, ...], list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = None
+        self._made: tuple[tuple[Any, ...], list[Tensor], tuple[Tensor, Tensor, Tensor]] | None = (
+            None
+        )
 
     def __reduce__(self) -> tuple[type[InputProjectionCache], tuple[()]]:
         """A copy, or what is read back from a file, starts without a table."""
@@ -49,28 +51,50 @@ class InputProjectionCache:
         with self._lock:
             self._made = None
 
-    def __call__(self, backbone: Backbone, embedded: Tensor, values: Tensor, masked: Tensor | None, rows: Tensor | None,
-                 backend: str | None) -> Tensor | None:  # fmt: skip
+    def __call__(
+        self,
+        backbone: Backbone,
+        embedded: Tensor,
+        values: Tensor,
+        masked: Tensor | None,
+        rows: Tensor | None,
+        backend: str | None,
+    ) -> Tensor | None:
         """What the first layer's ``in_proj`` gives for ``embedded`` (B, l, D), or ``None`` where it must be multiplied.
 
         ``values`` and ``masked`` (B, l); ``rows`` (B, l), (l,) or ``None`` the genes, ``n_genes`` for [CLS].
         """
         layer = cast(BiMambaBlock, backbone.layers[0])
         sources = [
-            backbone.gene_id_embedding.weight, backbone.expression_embedding.weight, backbone.expression_embedding.bias,
-            backbone.mask_token, backbone.cls_token, layer.norm.weight, layer.mixer.in_proj.weight,
-        ]  # fmt: skip
+            backbone.gene_id_embedding.weight,
+            backbone.expression_embedding.weight,
+            backbone.expression_embedding.bias,
+            backbone.mask_token,
+            backbone.cls_token,
+            layer.norm.weight,
+            layer.mixer.in_proj.weight,
+        ]
         size = 4 * (len(sources[0]) + 1) * len(sources[-1])
-        if size > LARGEST or embedded.shape[:2] != values.shape or any(t.dtype != torch.float32 for t in (embedded, *sources)):
+        if (
+            size > LARGEST
+            or embedded.shape[:2] != values.shape
+            or any(t.dtype != torch.float32 for t in (embedded, *sources))
+        ):
             return None
         if any(type(t) is not torch.nn.Parameter or t.is_inference() for t in sources):
             return None  # nobody counts what is written to these
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(embedded.device.type) or torch.compiler.is_compiling():
+        if (
+            torch.is_grad_enabled()
+            or torch.is_autocast_enabled(embedded.device.type)
+            or torch.compiler.is_compiling()
+        ):
             return None
         table, slope, hiding = self._table(sources)
         rows = rows if rows is None else rows.expand(values.shape).long()
         masked = masked if masked is None else masked.expand(values.shape)
-        return lookup(embedded, table, rows, values, slope, masked, hiding, layer.norm.eps, backend=backend)
+        return lookup(
+            embedded, table, rows, values, slope, masked, hiding, layer.norm.eps, backend=backend
+        )
 
     def _table(self, sources: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """P, q and p for the weights as they are now; threads wait for the one that makes them."""
@@ -93,8 +117,18 @@ def is_worthwhile(device: torch.device, reads: str) -> bool:
 
 @torch.no_grad()
 def _products(
-    genes: Tensor, weight: Tensor, bias: Tensor, mask: Tensor, token: Tensor, norm: Tensor, into: Tensor
+    genes: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mask: Tensor,
+    token: Tensor,
+    norm: Tensor,
+    into: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """P, q and p; by torch's own product, ten times closer than the matrix unit's."""
     rows = torch.cat([genes + bias, token[0]])
-    return F.linear(rows * norm, into), into @ (weight[:, 0] * norm), into @ ((mask.flatten() - bias) * norm)
+    return (
+        F.linear(rows * norm, into),
+        into @ (weight[:, 0] * norm),
+        into @ ((mask.flatten() - bias) * norm),
+    )

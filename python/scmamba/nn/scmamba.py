@@ -26,7 +26,9 @@ class ScMamba(nn.Module):
         super().__init__()
         self.config = config
         self.backend: str | None = None
-        self.lookup: bool | None = None  # the first layer's projection from a table; None: where ``first.serves``
+        self.lookup: bool | None = (
+            None  # the first layer's projection from a table; None: where ``first.serves``
+        )
         self.first = InputProjectionCache()
         self.backbone = Backbone(config)
         if config.reconstructs:
@@ -35,21 +37,40 @@ class ScMamba(nn.Module):
             # Tied to the gene embedding: a gene's vector says both what it tells and when it is expressed.
             self.rate_head = nn.Linear(config.d_model, config.d_model, bias=False)
             nn.init.normal_(self.rate_head.weight, std=config.d_model**-0.5)
-            self.register_buffer("gene_log_rate", torch.full((config.n_genes,), -math.log(config.n_genes)))
+            self.register_buffer(
+                "gene_log_rate", torch.full((config.n_genes,), -math.log(config.n_genes))
+            )
         if config.n_classes:
             # The published head: three [CLS] vectors side by side, one linear map, no bias.
             self.cls_head = nn.Linear(3 * config.d_model, config.n_classes, bias=False)
             if config.pools:
                 self.mean_head = nn.Linear(config.d_model, config.n_classes)
 
-    def hidden(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        genes: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """(B, l) -> (B, l, D), the normalised output at every gene."""
         return self._run(self.backbone.embed(x, mask, genes), x, mask, genes, keep)
 
-    def _run(self, embedded: Tensor, values: Tensor, mask: Tensor | None, rows: Tensor | None, keep: Tensor | None) -> Tensor:
+    def _run(
+        self,
+        embedded: Tensor,
+        values: Tensor,
+        mask: Tensor | None,
+        rows: Tensor | None,
+        keep: Tensor | None,
+    ) -> Tensor:
         """The layers; the first one's projection from a table (see :class:`InputProjectionCache`) where that is_worthwhile."""
-        use = not self.training and (is_worthwhile(values.device, self.config.reads) if self.lookup is None else self.lookup)
-        projected = self.first(self.backbone, embedded, values, mask, rows, self.backend) if use else None
+        use = not self.training and (
+            is_worthwhile(values.device, self.config.reads) if self.lookup is None else self.lookup
+        )
+        projected = (
+            self.first(self.backbone, embedded, values, mask, rows, self.backend) if use else None
+        )
         return self.backbone.run(embedded, self.backend, keep, projected)
 
     def train(self, mode: bool = True) -> ScMamba:
@@ -62,11 +83,19 @@ class ScMamba(nn.Module):
         self.first.forget()  # what moves or converts the weights
         return super()._apply(fn, recurse)
 
-    def reconstruct(self, x: Tensor, mask: Tensor | None = None, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def reconstruct(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        genes: Tensor | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
         """(B, l) -> (B, l): predicted log1p(CP10k) at every position; meant for positions hidden by ``mask``."""
         return self.regressor(self.hidden(x, mask, genes, keep)).squeeze(-1)
 
-    def cell_embedding(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def cell_embedding(
+        self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
         """(B, l) -> (B, D): mean over genes of the normalised output."""
         out = self.hidden(x, None, genes, keep)
         if keep is None:
@@ -74,38 +103,58 @@ class ScMamba(nn.Module):
         there = keep.unsqueeze(-1).to(out.dtype)
         return (out * there).sum(dim=1) / there.sum(dim=1).clamp(min=1)
 
-    def log_ratio(self, x: Tensor, genes: Tensor | None, keep: Tensor | None, decoded: Tensor) -> Tensor:
+    def log_ratio(
+        self, x: Tensor, genes: Tensor | None, keep: Tensor | None, decoded: Tensor
+    ) -> Tensor:
         """(B, l) -> (B, m): log of the factor by which each ``decoded`` gene (m positions of the vocabulary) is more, or less, frequent in
         the cell than on average, up to a constant per cell.
         """
         cell = self.rate_head(self.cell_embedding(x, genes, keep))
         return cell @ nn.functional.embedding(decoded, self.backbone.gene_id_embedding.weight).T
 
-    def classify(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> Tensor:
+    def classify(
+        self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
+    ) -> Tensor:
         """(B, l) -> (B, C) logits from [CLS] at the beginning, after half of the cell's genes and at its end (and the genes' mean)."""
         tokens, mean = self.classified(x, genes, keep)
-        return self.cls_head(tokens) if mean is None else self.cls_head(tokens) + self.mean_head(mean)
+        return (
+            self.cls_head(tokens) if mean is None else self.cls_head(tokens) + self.mean_head(mean)
+        )
 
-    def classified(self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def classified(
+        self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(B, l) -> what the head reads: (B, 3 D), the [CLS] outputs side by side, and if it ``pools`` (B, D), the mean over the genes."""
         embedded = self.backbone.embed(x, None, genes)
         batch, length, width = embedded.shape
-        count = torch.full((batch, 1), length, device=x.device) if keep is None else keep.sum(dim=1, keepdim=True)
+        count = (
+            torch.full((batch, 1), length, device=x.device)
+            if keep is None
+            else keep.sum(dim=1, keepdim=True)
+        )
         token = self.backbone.cls_token.to(embedded.dtype).expand(batch, 1, -1)
         # Position t of the new sequence comes from gene t-1, t-2 or the token, which stands behind the last gene.
         t, middle = torch.arange(length + 3, device=x.device), count // 2
         source = torch.where(t <= middle, t - 1, t - 2)
         is_token = (t == 0) | (t == middle + 1) | (t >= count + 2)
         source = torch.where(is_token, length, source)
-        sequence = torch.cat([embedded, token], dim=1).gather(1, source.unsqueeze(-1).expand(-1, -1, width))
+        sequence = torch.cat([embedded, token], dim=1).gather(
+            1, source.unsqueeze(-1).expand(-1, -1, width)
+        )
         if genes is None:
             genes = torch.arange(length, device=x.device)
-        rows = torch.cat([genes.expand(batch, -1), genes.new_full((batch, 1), self.config.n_genes)], dim=1).gather(1, source)
+        rows = torch.cat(
+            [genes.expand(batch, -1), genes.new_full((batch, 1), self.config.n_genes)], dim=1
+        ).gather(1, source)
         values = torch.cat([x, x.new_zeros(batch, 1)], dim=1).gather(1, source)
         out = self._run(sequence, values, None, rows, None if keep is None else t <= count + 2)
         tokens = torch.cat([torch.zeros_like(count), middle + 1, count + 2], dim=1)
         # (B, 1, L) by (B, L, D), so that no second (B, L, D) is made.
-        mean = ((~is_token).to(out.dtype).unsqueeze(1) @ out).squeeze(1) / count.clamp(min=1) if self.config.pools else None
+        mean = (
+            ((~is_token).to(out.dtype).unsqueeze(1) @ out).squeeze(1) / count.clamp(min=1)
+            if self.config.pools
+            else None
+        )
         return out.gather(1, tokens.unsqueeze(-1).expand(-1, -1, width)).flatten(1), mean
 
     def without_decay(self) -> set[str]:
@@ -114,7 +163,9 @@ class ScMamba(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(free)}
 
 
-def pack(x: Tensor, mask: Tensor | None, genes: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def pack(
+    x: Tensor, mask: Tensor | None, genes: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Cut cells down to what a model of ``reads="expressed"`` reads: non-zero values and hidden positions.
 
     ``x``, ``mask`` (B, L); ``genes`` (L,) or ``None``.

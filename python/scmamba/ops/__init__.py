@@ -58,7 +58,11 @@ def _triton_missing() -> str:
         return "triton is not installed (pip install triton; it comes with torch for CUDA)"
     if _interpreted():
         return ""
-    return _triton_checked() if torch.cuda.is_available() else "there is no NVIDIA GPU that torch can use"
+    return (
+        _triton_checked()
+        if torch.cuda.is_available()
+        else "there is no NVIDIA GPU that torch can use"
+    )
 
 
 @cache
@@ -73,8 +77,17 @@ def _triton_refuses(tensor: torch.Tensor) -> str:
     return floating(*_HALF_OR_SINGLE, device="cpu" if _interpreted() else "cuda")(tensor)
 
 
-register(Backend("cpu", _numba_missing, floating(*_HALF_OR_SINGLE, device="cpu"), lazy("cpu.scan"), True))
+register(
+    Backend("cpu", _numba_missing, floating(*_HALF_OR_SINGLE, device="cpu"), lazy("cpu.scan"), True)
+)
 register(Backend("triton", _triton_missing, _triton_refuses, lazy("triton_backend")))
-register(Backend("mamba_ssm", _mamba_ssm.missing, floating(*_HALF_OR_SINGLE, device="cuda"), lazy("mamba_ssm_backend")))
+register(
+    Backend(
+        "mamba_ssm",
+        _mamba_ssm.missing,
+        floating(*_HALF_OR_SINGLE, device="cuda"),
+        lazy("mamba_ssm_backend"),
+    )
+)
 register(Backend("chunked", lambda: "", floating(*_ANY), lazy("chunked")))
 register(Backend("reference", lambda: "", floating(*_ANY), lazy("reference")))

@@ -85,7 +85,9 @@ def available_backends() -> dict[str, str]:
 
 def _get(name: str) -> Backend:
     if name not in _backends:
-        raise BackendError(f"There is no scan backend {name!r}. Choose one of: {', '.join(_backends)}.")
+        raise BackendError(
+            f"There is no scan backend {name!r}. Choose one of: {', '.join(_backends)}."
+        )
     return _backends[name]
 
 
@@ -101,7 +103,9 @@ def choose_backend(tensor: Tensor, requested: str | None = None) -> str:
         if why:
             where = "asked for" if requested else f"set by {ENVIRONMENT}"
             usable = [b.name for b in _backends.values() if not (b.missing() or b.refuses(tensor))]
-            raise BackendError(f"The scan backend {name!r} ({where}) cannot be used: {why}. Usable here: {', '.join(usable)}.")
+            raise BackendError(
+                f"The scan backend {name!r} ({where}) cannot be used: {why}. Usable here: {', '.join(usable)}."
+            )
         return _log(name, tensor)
     for backend in _backends.values():
         if not (backend.missing() or backend.refuses(tensor)):

@@ -33,7 +33,9 @@ def _direction(d: Direction) -> Tensor:
     batch, length, channels = u.shape
     size = max(1, math.isqrt(length))
     count = -(-length // size)
-    dt = F.softplus(delta + bias)  # padded with zeros AFTER softplus: a step of length 0 changes nothing
+    dt = F.softplus(
+        delta + bias
+    )  # padded with zeros AFTER softplus: a step of length 0 changes nothing
     steps = zip(*(_chunks(x, count, size) for x in (dt, dt * u, B)))
     reads = [c[..., None] for c in _chunks(C, count, size)]
     state = u.new_zeros(batch, count, channels, A.shape[1])

@@ -33,7 +33,12 @@ def causal_conv1d(
     """
     from .backends import choose_backend
 
-    if x.dim() != 3 or weight.dim() != 2 or weight.shape[0] != x.shape[2] or bias.shape != x.shape[2:]:
+    if (
+        x.dim() != 3
+        or weight.dim() != 2
+        or weight.shape[0] != x.shape[2]
+        or bias.shape != x.shape[2:]
+    ):
         raise BackendError(
             "causal_conv1d wants x (B, L, E), weight (E, W) and bias (E,); it got "
             f"{tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}."
@@ -103,7 +108,9 @@ def _forward(x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool) -
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool
+    ) -> Tensor:
         ctx.save_for_backward(x, taps, bias)
         ctx.options = (reverse, silu)
         return _forward(x, taps, bias, reverse, silu)
@@ -116,7 +123,9 @@ class _Conv(torch.autograd.Function):
         return (*_backward(x, taps, bias, reverse, silu, dy), None, None)
 
 
-def _backward(x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(
+    x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, of the taps (W, E) and of the bias."""
     from .cpu.jit import kernels
 
@@ -134,7 +143,9 @@ def _backward(x: Tensor, taps: Tensor, bias: Tensor, reverse: bool, silu: bool, 
 
     def task(unit: int, worker: int) -> None:
         b, start, stop = units[unit]
-        rows = [n for t in (x, dy, dx) for n in (t.data_ptr() + 4 * b * t.stride(0), 4 * t.stride(1))]
+        rows = [
+            n for t in (x, dy, dx) for n in (t.data_ptr() + 4 * b * t.stride(0), 4 * t.stride(1))
+        ]
         share = shares.data_ptr() + 4 * unit * shares.stride(0)
         aligned = (scratch.data_ptr() + worker * room + 63) // 64 * 64
         k.conv_backward(*rows, *fixed, share, *sizes, start, stop, sign, int(silu), aligned)

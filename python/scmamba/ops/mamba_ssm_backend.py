@@ -48,8 +48,19 @@ def _kernel() -> Callable[..., Tensor]:
 def _direction(d: Direction, kernel: Callable[..., Tensor]) -> Tensor:
     """(B, E, L); the kernel wants unit stride in L, one type for the inputs, float32 parameters."""
     u, delta, A, B, C, D, bias = d.tensors
-    rows = [(t.flip(1) if d.reverse else t).to(u.dtype).transpose(1, 2).contiguous() for t in (u, delta, B, C)]
-    out = kernel(*rows[:2], A.float(), *rows[2:], D.float(), z=None, delta_bias=bias.float(), delta_softplus=True)
+    rows = [
+        (t.flip(1) if d.reverse else t).to(u.dtype).transpose(1, 2).contiguous()
+        for t in (u, delta, B, C)
+    ]
+    out = kernel(
+        *rows[:2],
+        A.float(),
+        *rows[2:],
+        D.float(),
+        z=None,
+        delta_bias=bias.float(),
+        delta_softplus=True,
+    )
     return out.flip(2) if d.reverse else out
 
 

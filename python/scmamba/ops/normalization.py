@@ -14,7 +14,9 @@ from .cpu import pool as _pool
 LANES = 16
 
 
-def add_rms_norm(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
     """``total = hidden + residual`` and ``total / rms(total) * weight``; returns (normalised, total).
 
     All (..., D), ``weight`` (D,). ``hidden`` may be half-precision; ``total`` and the result have the type of
@@ -47,13 +49,17 @@ def _forward(hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tu
     units = _units(residual, k.NORM_ROWS)
     addresses = [t.data_ptr() for t in (hidden, residual, weight, total, out)]
     vectors = weight.shape[0] // LANES
-    _pool.run(lambda unit, worker: k.norm_forward(*addresses, vectors, eps, *units[unit]), len(units))
+    _pool.run(
+        lambda unit, worker: k.norm_forward(*addresses, vectors, eps, *units[unit]), len(units)
+    )
     return out, total
 
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
         out, total = _forward(hidden, residual, weight, eps)
         ctx.save_for_backward(total, weight)
         ctx.eps = eps
@@ -67,7 +73,9 @@ class _AddNorm(torch.autograd.Function):
         return dx, dx, dweight, None
 
 
-def _backward(total: Tensor, weight: Tensor, eps: float, dout: Tensor | None, dtotal: Tensor | None) -> tuple[Tensor, Tensor]:
+def _backward(
+    total: Tensor, weight: Tensor, eps: float, dout: Tensor | None, dtotal: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Gradient of either addend, and of the weight."""
     from .cpu.jit import kernels
 
@@ -76,7 +84,12 @@ def _backward(total: Tensor, weight: Tensor, eps: float, dout: Tensor | None, dt
     dtotal = None if dtotal is None else dtotal.contiguous()
     units = _units(total, k.NORM_ROWS)
     dx, shares = torch.empty_like(total), total.new_empty(len(units), weight.shape[0])
-    fixed = (dout.data_ptr(), 0 if dtotal is None else dtotal.data_ptr(), total.data_ptr(), weight.data_ptr())
+    fixed = (
+        dout.data_ptr(),
+        0 if dtotal is None else dtotal.data_ptr(),
+        total.data_ptr(),
+        weight.data_ptr(),
+    )
     vectors = weight.shape[0] // LANES
 
     def task(unit: int, worker: int) -> None:

@@ -10,7 +10,9 @@ from ..utils.errors import BackendError
 from .backends import Direction, choose_backend, scan_with
 
 
-def selective_scan(directions: Sequence[Direction], z: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+def selective_scan(
+    directions: Sequence[Direction], z: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """Sum over ``directions`` of the Mamba-1 selective scan, times ``silu(z)`` once.
 
     For each direction, with ``dt = softplus(delta + delta_bias)`` and time running backwards if ``reverse``:

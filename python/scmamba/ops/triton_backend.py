@@ -31,7 +31,11 @@ from .backends import Direction
 CHUNK = 128  # time steps per program
 STEPS = 4  # states kept in registers by the backward pass
 BLOCK, WARPS = 64, 2  # channels and warps per program: one channel per thread
-LANES, HELD, TILE = 32, 2, 32  # threads of a program of ``row_gradients``, states per thread, their (state, channel) pairs
+LANES, HELD, TILE = (
+    32,
+    2,
+    32,
+)  # threads of a program of ``row_gradients``, states per thread, their (state, channel) pairs
 # Knowing that neighbours are contiguous, the compiler would give a thread four channels of a quarter of the
 # states, to load 16 bytes at once, and pay with shuffles and shared memory at every step; a warp's 4-byte
 # loads side by side are as fast. So the index that runs over the lanes is multiplied by an argument ``one``
@@ -103,8 +107,29 @@ def _states(x, at, n, N: tl.constexpr, inside, BD: tl.constexpr):
 
 
 @triton.jit
-def _end_state(u, delta, A, B, bias, b_cell, b_row, ends, totals, slot, cell, chunk, e, L, E, N: tl.constexpr, one,
-               REVERSE: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def _end_state(
+    u,
+    delta,
+    A,
+    B,
+    bias,
+    b_cell,
+    b_row,
+    ends,
+    totals,
+    slot,
+    cell,
+    chunk,
+    e,
+    L,
+    E,
+    N: tl.constexpr,
+    one,
+    REVERSE: tl.constexpr,
+    NP: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """State at the end of a chunk that was entered with zeros, and the sum of its dt."""
     n = _inside(NP)
     rate, shift = _rates(A, e, n, E, N), _vector(bias, e, E)
@@ -116,20 +141,59 @@ def _end_state(u, delta, A, B, bias, b_cell, b_row, ends, totals, slot, cell, ch
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
         x = tl.load(u + at, mask=e < E, other=0.0).to(tl.float32)
-        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, None, BD)
+        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(
+            B, cell * b_cell + t * b_row, n, N, None, BD
+        )
         total += dt
-    tl.store(ends + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], h, mask=(e < E)[None, :])
+    tl.store(
+        ends + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], h, mask=(e < E)[None, :]
+    )
     tl.store(totals + slot.to(tl.int64) * E + e, total, mask=e < E)
 
 
 @triton.jit
-def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering, slot, z, z_cell, z_row, y,
-             kept, cell, chunk, e, L, E, N: tl.constexpr, one, REVERSE: tl.constexpr, ADD: tl.constexpr, GATE: tl.constexpr,
-             KEEP: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def _outputs(
+    u,
+    delta,
+    A,
+    B,
+    C,
+    D,
+    bias,
+    b_cell,
+    b_row,
+    c_cell,
+    c_row,
+    entering,
+    slot,
+    z,
+    z_cell,
+    z_row,
+    y,
+    kept,
+    cell,
+    chunk,
+    e,
+    L,
+    E,
+    N: tl.constexpr,
+    one,
+    REVERSE: tl.constexpr,
+    ADD: tl.constexpr,
+    GATE: tl.constexpr,
+    KEEP: tl.constexpr,
+    NP: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """A chunk's outputs from the state that enters it; add to what the first direction wrote, then gate."""
     n = _inside(NP)
     rate, shift, skip = _rates(A, e, n, E, N), _vector(bias, e, E), _vector(D, e, E)
-    h = tl.load(entering + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], mask=(e < E)[None, :], other=0.0)
+    h = tl.load(
+        entering + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :],
+        mask=(e < E)[None, :],
+        other=0.0,
+    )
     start = chunk * CHUNK
     count = tl.minimum(CHUNK, L - start)
     for i in range(count):
@@ -137,14 +201,18 @@ def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering,
         at = (cell * L + t).to(tl.int64) * E + e
         dt = _step_size(delta, shift, at, e < E)
         x = tl.load(u + at, mask=e < E, other=0.0).to(tl.float32)
-        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(B, cell * b_cell + t * b_row, n, N, None, BD)
+        h = tl.exp2(dt[None, :] * rate) * h + (dt * x)[None, :] * _states(
+            B, cell * b_cell + t * b_row, n, N, None, BD
+        )
         out = tl.sum(h * _states(C, cell * c_cell + t * c_row, n, N, None, BD), axis=0) + skip * x
         if ADD:
             out += tl.load(kept + at, mask=e < E, other=0.0)
         if KEEP:
             tl.store(kept + at, out, mask=e < E)
         if GATE:
-            g = tl.load(z + cell.to(tl.int64) * z_cell + t * z_row + e, mask=e < E, other=0.0).to(tl.float32)
+            g = tl.load(z + cell.to(tl.int64) * z_cell + t * z_row + e, mask=e < E, other=0.0).to(
+                tl.float32
+            )
             out = out * g / (1.0 + tl.exp(-g))
         tl.store(y + at, out.to(y.dtype.element_ty), mask=e < E)
 
@@ -153,30 +221,130 @@ def _outputs(u, delta, A, B, C, D, bias, b_cell, b_row, c_cell, c_row, entering,
 
 
 @triton.jit(do_not_specialize=["one"])
-def end_states(u0, u1, delta0, delta1, A0, A1, B0, B1, bias0, bias1, b_cell0, b_cell1, b_row0, b_row1,
-               ends, totals, L, E, N: tl.constexpr, chunks, one,
-               BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr,
-               NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def end_states(
+    u0,
+    u1,
+    delta0,
+    delta1,
+    A0,
+    A1,
+    B0,
+    B1,
+    bias0,
+    bias1,
+    b_cell0,
+    b_cell1,
+    b_row0,
+    b_row1,
+    ends,
+    totals,
+    L,
+    E,
+    N: tl.constexpr,
+    chunks,
+    one,
+    BOTH: tl.constexpr,
+    REVERSE0: tl.constexpr,
+    REVERSE1: tl.constexpr,
+    NP: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """Grid (channel blocks, chunks, cells x directions)."""
     e = (tl.program_id(0) * BD + tl.arange(0, BD)) * one
     chunk, which = tl.program_id(1), tl.program_id(2)
     slot = which * chunks + chunk
     if BOTH:
         if which % 2 == 0:
-            _end_state(u0, delta0, A0, B0, bias0, b_cell0, b_row0, ends, totals, slot, which // 2, chunk,
-                       e, L, E, N, one, REVERSE0, NP, BD, CHUNK)  # fmt: skip
+            _end_state(
+                u0,
+                delta0,
+                A0,
+                B0,
+                bias0,
+                b_cell0,
+                b_row0,
+                ends,
+                totals,
+                slot,
+                which // 2,
+                chunk,
+                e,
+                L,
+                E,
+                N,
+                one,
+                REVERSE0,
+                NP,
+                BD,
+                CHUNK,
+            )
         else:
-            _end_state(u1, delta1, A1, B1, bias1, b_cell1, b_row1, ends, totals, slot, which // 2, chunk,
-                       e, L, E, N, one, REVERSE1, NP, BD, CHUNK)  # fmt: skip
+            _end_state(
+                u1,
+                delta1,
+                A1,
+                B1,
+                bias1,
+                b_cell1,
+                b_row1,
+                ends,
+                totals,
+                slot,
+                which // 2,
+                chunk,
+                e,
+                L,
+                E,
+                N,
+                one,
+                REVERSE1,
+                NP,
+                BD,
+                CHUNK,
+            )
     else:
-        _end_state(u0, delta0, A0, B0, bias0, b_cell0, b_row0, ends, totals, slot, which, chunk,
-                   e, L, E, N, one, REVERSE0, NP, BD, CHUNK)  # fmt: skip
+        _end_state(
+            u0,
+            delta0,
+            A0,
+            B0,
+            bias0,
+            b_cell0,
+            b_row0,
+            ends,
+            totals,
+            slot,
+            which,
+            chunk,
+            e,
+            L,
+            E,
+            N,
+            one,
+            REVERSE0,
+            NP,
+            BD,
+            CHUNK,
+        )
 
 
 @triton.jit(do_not_specialize=["one"])
-def carry(A0, A1, ends, totals, E, N: tl.constexpr, chunks, one,
-          BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr,
-          NP: tl.constexpr, BD: tl.constexpr):  # fmt: skip
+def carry(
+    A0,
+    A1,
+    ends,
+    totals,
+    E,
+    N: tl.constexpr,
+    chunks,
+    one,
+    BOTH: tl.constexpr,
+    REVERSE0: tl.constexpr,
+    REVERSE1: tl.constexpr,
+    NP: tl.constexpr,
+    BD: tl.constexpr,
+):
     """What enters each chunk, in the place of what left it; grid (channel blocks, cells x directions)."""
     e = (tl.program_id(0) * BD + tl.arange(0, BD)) * one
     which, n = tl.program_id(1), _inside(NP)
@@ -201,35 +369,183 @@ def carry(A0, A1, ends, totals, E, N: tl.constexpr, chunks, one,
 
 
 @triton.jit(do_not_specialize=["one"])
-def outputs(u0, u1, delta0, delta1, A0, A1, B0, B1, C0, C1, D0, D1, bias0, bias1,
-            b_cell0, b_cell1, b_row0, b_row1, c_cell0, c_cell1, c_row0, c_row1, entering,
-            z, z_cell, z_row, y, kept, L, E, N: tl.constexpr, chunks, one,
-            BOTH: tl.constexpr, REVERSE0: tl.constexpr, REVERSE1: tl.constexpr, GATE: tl.constexpr,
-            KEEP: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def outputs(
+    u0,
+    u1,
+    delta0,
+    delta1,
+    A0,
+    A1,
+    B0,
+    B1,
+    C0,
+    C1,
+    D0,
+    D1,
+    bias0,
+    bias1,
+    b_cell0,
+    b_cell1,
+    b_row0,
+    b_row1,
+    c_cell0,
+    c_cell1,
+    c_row0,
+    c_row1,
+    entering,
+    z,
+    z_cell,
+    z_row,
+    y,
+    kept,
+    L,
+    E,
+    N: tl.constexpr,
+    chunks,
+    one,
+    BOTH: tl.constexpr,
+    REVERSE0: tl.constexpr,
+    REVERSE1: tl.constexpr,
+    GATE: tl.constexpr,
+    KEEP: tl.constexpr,
+    NP: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """Grid (channel blocks, chunks, cells): both directions of a chunk in one program."""
     e = (tl.program_id(0) * BD + tl.arange(0, BD)) * one
     chunk, cell = tl.program_id(1), tl.program_id(2)
     if BOTH:
-        _outputs(u0, delta0, A0, B0, C0, D0, bias0, b_cell0, b_row0, c_cell0, c_row0, entering,
-                 2 * cell * chunks + chunk, z, z_cell, z_row, kept, kept, cell, chunk, e, L, E, N, one,
-                 REVERSE0, False, False, False, NP, BD, CHUNK)  # fmt: skip
+        _outputs(
+            u0,
+            delta0,
+            A0,
+            B0,
+            C0,
+            D0,
+            bias0,
+            b_cell0,
+            b_row0,
+            c_cell0,
+            c_row0,
+            entering,
+            2 * cell * chunks + chunk,
+            z,
+            z_cell,
+            z_row,
+            kept,
+            kept,
+            cell,
+            chunk,
+            e,
+            L,
+            E,
+            N,
+            one,
+            REVERSE0,
+            False,
+            False,
+            False,
+            NP,
+            BD,
+            CHUNK,
+        )
         tl.debug_barrier()  # the second direction reads what the first one wrote
-        _outputs(u1, delta1, A1, B1, C1, D1, bias1, b_cell1, b_row1, c_cell1, c_row1, entering,
-                 (2 * cell + 1) * chunks + chunk, z, z_cell, z_row, y, kept, cell, chunk, e, L, E, N, one,
-                 REVERSE1, True, GATE, KEEP, NP, BD, CHUNK)  # fmt: skip
+        _outputs(
+            u1,
+            delta1,
+            A1,
+            B1,
+            C1,
+            D1,
+            bias1,
+            b_cell1,
+            b_row1,
+            c_cell1,
+            c_row1,
+            entering,
+            (2 * cell + 1) * chunks + chunk,
+            z,
+            z_cell,
+            z_row,
+            y,
+            kept,
+            cell,
+            chunk,
+            e,
+            L,
+            E,
+            N,
+            one,
+            REVERSE1,
+            True,
+            GATE,
+            KEEP,
+            NP,
+            BD,
+            CHUNK,
+        )
     else:
-        _outputs(u0, delta0, A0, B0, C0, D0, bias0, b_cell0, b_row0, c_cell0, c_row0, entering,
-                 cell * chunks + chunk, z, z_cell, z_row, y, kept, cell, chunk, e, L, E, N, one,
-                 REVERSE0, False, GATE, KEEP, NP, BD, CHUNK)  # fmt: skip
+        _outputs(
+            u0,
+            delta0,
+            A0,
+            B0,
+            C0,
+            D0,
+            bias0,
+            b_cell0,
+            b_row0,
+            c_cell0,
+            c_row0,
+            entering,
+            cell * chunks + chunk,
+            z,
+            z_cell,
+            z_row,
+            y,
+            kept,
+            cell,
+            chunk,
+            e,
+            L,
+            E,
+            N,
+            one,
+            REVERSE0,
+            False,
+            GATE,
+            KEEP,
+            NP,
+            BD,
+            CHUNK,
+        )
 
 
 # --- backward kernels (one direction per launch: their gradients share nothing) ---------------------
 
 
 @triton.jit(do_not_specialize=["one"])
-def end_gradients(delta, A, C, bias, dy, c_cell, c_row, leaving, steps, L, E, N: tl.constexpr, chunks, one,
-                  REVERSE: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr,
-                  CHUNK: tl.constexpr):  # fmt: skip
+def end_gradients(
+    delta,
+    A,
+    C,
+    bias,
+    dy,
+    c_cell,
+    c_row,
+    leaving,
+    steps,
+    L,
+    E,
+    N: tl.constexpr,
+    chunks,
+    one,
+    REVERSE: tl.constexpr,
+    NP: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """Gradient of the state that entered a chunk, from the chunk's own outputs alone; and every dt."""
     e = (tl.program_id(0) * BD + tl.arange(0, BD)) * one
     chunk, cell, n = tl.program_id(1), tl.program_id(2), _inside(NP)
@@ -243,16 +559,46 @@ def end_gradients(delta, A, C, bias, dy, c_cell, c_row, leaving, steps, L, E, N:
         dt = _step_size(delta, shift, at, e < E)
         tl.store(steps + at, dt, mask=e < E)
         d = tl.load(dy + at, mask=e < E, other=0.0)
-        g = tl.exp2(dt[None, :] * rate) * (g + d[None, :] * _states(C, cell * c_cell + t * c_row, n, N, None, BD))
+        g = tl.exp2(dt[None, :] * rate) * (
+            g + d[None, :] * _states(C, cell * c_cell + t * c_row, n, N, None, BD)
+        )
     slot = cell * chunks + chunk
-    tl.store(leaving + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], g, mask=(e < E)[None, :])
+    tl.store(
+        leaving + (slot * NP + n)[:, None].to(tl.int64) * E + e[None, :], g, mask=(e < E)[None, :]
+    )
 
 
 @triton.jit(do_not_specialize=["one"])
-def row_gradients(u, steps, dy, A, B, C, b_cell, b_row, c_cell, c_row, entering, arriving, shares,
-                  L, E, N: tl.constexpr, chunks, slot_cell, slot_first, one,
-                  REVERSE: tl.constexpr, OF_B: tl.constexpr, NP: tl.constexpr, HELD: tl.constexpr, ROWS: tl.constexpr,
-                  LANES: tl.constexpr, WHOLE: tl.constexpr, CHUNK: tl.constexpr):  # fmt: skip
+def row_gradients(
+    u,
+    steps,
+    dy,
+    A,
+    B,
+    C,
+    b_cell,
+    b_row,
+    c_cell,
+    c_row,
+    entering,
+    arriving,
+    shares,
+    L,
+    E,
+    N: tl.constexpr,
+    chunks,
+    slot_cell,
+    slot_first,
+    one,
+    REVERSE: tl.constexpr,
+    OF_B: tl.constexpr,
+    NP: tl.constexpr,
+    HELD: tl.constexpr,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    WHOLE: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
     """Gradient of C, from the states, or of B (``OF_B``), from their gradients: sums over channels.
 
     A thread holds ``HELD`` states of ``ROWS`` channels, so that these sums too stay inside it: ``NP / HELD`` lanes share the states of
@@ -263,7 +609,9 @@ def row_gradients(u, steps, dy, A, B, C, b_cell, b_row, c_cell, c_row, entering,
     part = lane // (NP // HELD)
     n = held[:, None] * (NP // HELD) + (lane % (NP // HELD) * one)[None, :]  # (HELD, LANES)
     parts: tl.constexpr = LANES * HELD // NP
-    e = ((block * parts + part) * one * ROWS)[None, None, :] + channel[:, None, None]  # (ROWS, 1, LANES)
+    e = ((block * parts + part) * one * ROWS)[None, None, :] + channel[
+        :, None, None
+    ]  # (ROWS, 1, LANES)
     first_share = (block * parts + part).to(tl.int64) * tl.num_programs(2) * L
     channels, states, tile = e < E, n < N, (e < E) & (n < N)[None, :, :]
     filled: tl.constexpr = N == NP
@@ -288,16 +636,50 @@ def row_gradients(u, steps, dy, A, B, C, b_cell, b_row, c_cell, c_row, entering,
             sums = tl.sum(h * x, axis=0)
             h *= tl.exp2(dt * rate)
         else:
-            h = tl.exp2(dt * rate) * h + x * _tile(B, cell * b_cell + t * b_row + n, states, filled)[None, :, :]
+            h = (
+                tl.exp2(dt * rate) * h
+                + x * _tile(B, cell * b_cell + t * b_row + n, states, filled)[None, :, :]
+            )
             sums = tl.sum(h * d, axis=0)
         tl.store(shares + share, sums, mask=states)
 
 
 @triton.jit(do_not_specialize=["one"])
-def gradients(u, delta, steps, A, B, C, D, bias, dy, b_cell, b_row, c_cell, c_row, entering, arriving, kept,
-              du, ddelta, dA, dD, dbias, L, E, N: tl.constexpr, chunks, slot_cell, slot_first, one,
-              REVERSE: tl.constexpr, NP: tl.constexpr, BD: tl.constexpr, CHUNK: tl.constexpr,
-              STEPS: tl.constexpr):  # fmt: skip
+def gradients(
+    u,
+    delta,
+    steps,
+    A,
+    B,
+    C,
+    D,
+    bias,
+    dy,
+    b_cell,
+    b_row,
+    c_cell,
+    c_row,
+    entering,
+    arriving,
+    kept,
+    du,
+    ddelta,
+    dA,
+    dD,
+    dbias,
+    L,
+    E,
+    N: tl.constexpr,
+    chunks,
+    slot_cell,
+    slot_first,
+    one,
+    REVERSE: tl.constexpr,
+    NP: tl.constexpr,
+    BD: tl.constexpr,
+    CHUNK: tl.constexpr,
+    STEPS: tl.constexpr,
+):
     """All gradients but those of B and C. Grid (channel blocks, chunks, cells).
 
     ``kept`` is scratch: the states before every ``STEPS`` steps.
@@ -364,7 +746,9 @@ def gradients(u, delta, steps, A, B, C, D, bias, dy, b_cell, b_row, c_cell, c_ro
             through_decay = g * before[STEPS - 1 - k]
             sum_A += through_decay * dt[None, :]
             slope = 1.0 / (1.0 + tl.exp(-raw))
-            ddt = (through_input * x + tl.sum(through_decay * rate, axis=0) * 0.6931471805599453) * slope
+            ddt = (
+                through_input * x + tl.sum(through_decay * rate, axis=0) * 0.6931471805599453
+            ) * slope
             ddt = tl.where(valid, ddt, 0.0)
             tl.store(du + at, (through_input * dt + d * skip).to(du.dtype.element_ty), mask=valid)
             tl.store(ddelta + at, ddt.to(ddelta.dtype.element_ty), mask=valid)
@@ -397,7 +781,13 @@ class _Sizes:
         rows, parts = max(1, TILE // held), LANES * held // self.padded
         self.turned_blocks = -(-self.channels // (rows * parts))
         self.shares = self.turned_blocks * parts
-        self.turned_tile = {"NP": self.padded, "HELD": held, "ROWS": rows, "LANES": LANES, "num_warps": 1}
+        self.turned_tile = {
+            "NP": self.padded,
+            "HELD": held,
+            "ROWS": rows,
+            "LANES": LANES,
+            "num_warps": 1,
+        }
         self.turned_tile["WHOLE"] = self.channels % (rows * parts) == 0
 
 
@@ -433,7 +823,10 @@ def self_check() -> str:
 
         for function in (scan, plain):
             leaves = [[t.cuda().requires_grad_() for t in one] for one in values]
-            directions = [Direction(u, delta - 3, -torch.exp(A), *rest, bool(i)) for i, (u, delta, A, *rest) in enumerate(leaves)]
+            directions = [
+                Direction(u, delta - 3, -torch.exp(A), *rest, bool(i))
+                for i, (u, delta, A, *rest) in enumerate(leaves)
+            ]
             out = function(directions, leaves[0][0].detach())
             out.square().sum().backward()
             found.append([out.detach(), *(t.grad for one in leaves for t in one)])
@@ -458,21 +851,52 @@ def _forward(flags: tuple[bool, ...], z: Tensor | None, tensors: Sequence[Tensor
     out = torch.empty_like(u)
     kept = torch.empty(u.shape, dtype=torch.float32, device=u.device) if both or keep else out
     directions = {"BOTH": both, "REVERSE0": flags[0], "REVERSE1": flags[-1]}
-    pairs = [x for pair in zip(first, last) for x in pair]  # u0 u1 delta0 delta1 A0 A1 B0 B1 C0 C1 D0 D1 bias0 bias1
+    pairs = [
+        x for pair in zip(first, last) for x in pair
+    ]  # u0 u1 delta0 delta1 A0 A1 B0 B1 C0 C1 D0 D1 bias0 bias1
     bs = [x.stride(i) for i in (0, 1) for x in (first[3], last[3])]
     cs = [x.stride(i) for i in (0, 1) for x in (first[4], last[4])]
     grid = (s.blocks, s.chunks, s.batch * s.directions)
     end_states[grid](
-        *pairs[:8], *pairs[12:], *bs, ends, totals, s.length, s.channels, s.states, s.chunks, 1,
-        **directions, **s.tile, CHUNK=s.chunk,
-    )  # fmt: skip
-    carry[(s.blocks, s.batch * s.directions)](*pairs[4:6], ends, totals, s.channels, s.states, s.chunks, 1, **directions, **s.tile)
+        *pairs[:8],
+        *pairs[12:],
+        *bs,
+        ends,
+        totals,
+        s.length,
+        s.channels,
+        s.states,
+        s.chunks,
+        1,
+        **directions,
+        **s.tile,
+        CHUNK=s.chunk,
+    )
+    carry[(s.blocks, s.batch * s.directions)](
+        *pairs[4:6], ends, totals, s.channels, s.states, s.chunks, 1, **directions, **s.tile
+    )
     gate = u if z is None else z
     outputs[(s.blocks, s.chunks, s.batch)](
-        *pairs, *bs, *cs, ends, gate, gate.stride(0), gate.stride(1), out, kept,
-        s.length, s.channels, s.states, s.chunks, 1,
-        **directions, GATE=z is not None, KEEP=keep, **s.tile, CHUNK=s.chunk,
-    )  # fmt: skip
+        *pairs,
+        *bs,
+        *cs,
+        ends,
+        gate,
+        gate.stride(0),
+        gate.stride(1),
+        out,
+        kept,
+        s.length,
+        s.channels,
+        s.states,
+        s.chunks,
+        1,
+        **directions,
+        GATE=z is not None,
+        KEEP=keep,
+        **s.tile,
+        CHUNK=s.chunk,
+    )
     return out, kept if keep else None, ends, totals
 
 
@@ -513,27 +937,92 @@ def _backward(ctx, i: int, tensors: Sequence[Tensor], dy: Tensor) -> list[Tensor
     sizes = (s.length, s.channels, s.states, s.chunks)
     bs, cs = (B.stride(0), B.stride(1)), (C.stride(0), C.stride(1))
     grid = (s.blocks, s.chunks, s.batch)
-    end_gradients[grid](delta, A, C, bias, dy, *cs, arriving, steps, *sizes, 1, REVERSE=reverse, **s.tile, CHUNK=s.chunk)
+    end_gradients[grid](
+        delta,
+        A,
+        C,
+        bias,
+        dy,
+        *cs,
+        arriving,
+        steps,
+        *sizes,
+        1,
+        REVERSE=reverse,
+        **s.tile,
+        CHUNK=s.chunk,
+    )
     carry[(s.blocks, s.batch)](
-        A, A, arriving, ctx.totals[:, i].contiguous(), s.channels, s.states, s.chunks, 1,
-        BOTH=False, REVERSE0=not reverse, REVERSE1=False, **s.tile,
-    )  # fmt: skip
+        A,
+        A,
+        arriving,
+        ctx.totals[:, i].contiguous(),
+        s.channels,
+        s.states,
+        s.chunks,
+        1,
+        BOTH=False,
+        REVERSE0=not reverse,
+        REVERSE1=False,
+        **s.tile,
+    )
     rows = []
     for of_b, like in ((True, B), (False, C)):
         shares = torch.empty(s.shares, s.batch, s.length, s.states, **single)
         row_gradients[(s.turned_blocks, s.chunks, s.batch)](
-            u, steps, dy, A, B, C, *bs, *cs, ctx.entering, arriving, shares, *sizes, s.directions * s.chunks, i * s.chunks, 1,
-            REVERSE=reverse, OF_B=of_b, **s.turned_tile, CHUNK=s.chunk,
-        )  # fmt: skip
+            u,
+            steps,
+            dy,
+            A,
+            B,
+            C,
+            *bs,
+            *cs,
+            ctx.entering,
+            arriving,
+            shares,
+            *sizes,
+            s.directions * s.chunks,
+            i * s.chunks,
+            1,
+            REVERSE=reverse,
+            OF_B=of_b,
+            **s.turned_tile,
+            CHUNK=s.chunk,
+        )
         rows.append(shares.sum(0).to(like.dtype))
     kept = torch.empty(s.batch, s.chunks, s.chunk // s.steps, s.padded, s.channels, **single)
     du, ddelta = torch.empty_like(u), torch.empty_like(delta)
     dA = torch.empty(s.batch, s.chunks, s.padded, s.channels, **single)
     dD, dbias = (torch.empty(s.batch, s.chunks, s.channels, **single) for _ in range(2))
     gradients[grid](
-        u, delta, steps, A, B, C, D, bias, dy, *bs, *cs, ctx.entering, arriving, kept,
-        du, ddelta, dA, dD, dbias, *sizes, s.directions * s.chunks, i * s.chunks, 1,
-        REVERSE=reverse, **s.tile, CHUNK=s.chunk, STEPS=s.steps,
-    )  # fmt: skip
+        u,
+        delta,
+        steps,
+        A,
+        B,
+        C,
+        D,
+        bias,
+        dy,
+        *bs,
+        *cs,
+        ctx.entering,
+        arriving,
+        kept,
+        du,
+        ddelta,
+        dA,
+        dD,
+        dbias,
+        *sizes,
+        s.directions * s.chunks,
+        i * s.chunks,
+        1,
+        REVERSE=reverse,
+        **s.tile,
+        CHUNK=s.chunk,
+        STEPS=s.steps,
+    )
     rates = dA.sum((0, 1))[: s.states].t()
     return [du, ddelta, rates, *rows, dD.sum((0, 1)), dbias.sum((0, 1))]

@@ -33,7 +33,12 @@ if TYPE_CHECKING:
 
 #: Names of what is not one of the panel's types.
 DOUBLET, UNIDENTIFIED, NEURON_BOTH, NEURON_NEITHER, MYELOID = (
-    "Doublet", "Unidentified", "Neuron, both kinds", "Neuron, neither kind", "Myeloid, not microglia")  # fmt: skip
+    "Doublet",
+    "Unidentified",
+    "Neuron, both kinds",
+    "Neuron, neither kind",
+    "Myeloid, not microglia",
+)
 LEFT_OVER = (DOUBLET, UNIDENTIFIED, NEURON_BOTH, NEURON_NEITHER, MYELOID)
 _NEURON = ("SNAP25", "SYT1", "RBFOX3", "STMN2", "GRIN1", "MEG3", "NEFL")
 _MYELOID = ("CD14", "LYZ", "S100A8", "S100A9", "MRC1", "CD163", "F13A1", "FCN1", "VCAN")
@@ -116,7 +121,9 @@ def prepare(
     kept = dict(
         scrublet=lambda: {"score": _scrublet(cells, config, verbose)},
         pca=lambda: _components(cells, config),
-        harmony=lambda: {"scores": _harmony(steps.found["3_pca"]["scores"], cells.obs["donor"], config)},
+        harmony=lambda: {
+            "scores": _harmony(steps.found["3_pca"]["scores"], cells.obs["donor"], config)
+        },
         graph=lambda: _graph(steps.found["4_harmony"]["scores"], config),
     )
     for number, (name, make) in enumerate(kept.items(), start=2):
@@ -124,7 +131,12 @@ def prepare(
     result = _finish(cells, steps.found, panels, config, own_panels=markers is None)
     with atomic_path(Path(folder) / "prepared.h5ad") as path:
         result.write_h5ad(path, compression="gzip")
-    say(", ".join(f"{name} {number}" for name, number in result.obs["scmamba_type"].value_counts().items()), verbose)
+    say(
+        ", ".join(
+            f"{name} {number}" for name, number in result.obs["scmamba_type"].value_counts().items()
+        ),
+        verbose,
+    )
     return result
 
 
@@ -132,7 +144,9 @@ def brain_panels() -> dict[str, tuple[str, ...]]:
     """Marker genes of the eight major brain types."""
     from importlib import resources
 
-    text = (resources.files("scmamba") / "resources" / "brain_markers.tsv").read_text(encoding="utf-8")
+    text = (resources.files("scmamba") / "resources" / "brain_markers.tsv").read_text(
+        encoding="utf-8"
+    )
     rows = [line.split("\t") for line in text.splitlines()[1:] if line and not line.startswith("#")]
     return {row[0]: tuple(row[1].split(",")) for row in rows}
 
@@ -143,7 +157,9 @@ def _need(*packages: str) -> None:
 
     missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        raise ScMambaError(f"prepare needs {', '.join(missing)}. Install them with: pip install 'scmamba[prepare]'")
+        raise ScMambaError(
+            f"prepare needs {', '.join(missing)}. Install them with: pip install 'scmamba[prepare]'"
+        )
 
 
 def _read(data: Any, donor: str) -> list[AnnData]:
@@ -154,51 +170,78 @@ def _read(data: Any, donor: str) -> list[AnnData]:
     if not several:
         raise DataError("There is nothing to prepare: no study was given.")
     known = annotation()
-    vocabulary = Vocabulary.from_ids(list(known.ensembl_id[known.chromosome != "Y"]), list(known.symbol[known.chromosome != "Y"]))
+    vocabulary = Vocabulary.from_ids(
+        list(known.ensembl_id[known.chromosome != "Y"]), list(known.symbol[known.chromosome != "Y"])
+    )
     studies = []
     for number, item in enumerate(several, start=1):
         name = f"study{number}" if isinstance(item, anndata.AnnData) else Path(item).stem
         study = item if isinstance(item, anndata.AnnData) else open_backed(Path(item)).to_memory()
         if donor not in study.obs:
-            raise DataError(f"{name}: obs has no column '{donor}'; its columns are {list(study.obs.columns)}.")
+            raise DataError(
+                f"{name}: obs has no column '{donor}'; its columns are {list(study.obs.columns)}."
+            )
         if detect_value_scale(study.X).kind != "counts":
-            raise DataError(f"{name}: X does not hold raw counts; the preparation begins with them.")
+            raise DataError(
+                f"{name}: X does not hold raw counts; the preparation begins with them."
+            )
         studies.append(_ensembl(study, name, donor, vocabulary, len(several) > 1))
     return studies
 
 
-def _ensembl(study: AnnData, name: str, donor: str, vocabulary: Vocabulary, several: bool) -> AnnData:
+def _ensembl(
+    study: AnnData, name: str, donor: str, vocabulary: Vocabulary, several: bool
+) -> AnnData:
     import anndata
 
     match = match_adata(study, vocabulary)
     match.check(min_coverage=0)
     rows = match.matched
     genes, place = np.unique(match.positions[rows], return_inverse=True)
-    gather = sparse.csr_matrix((np.ones(len(rows)), (rows, place)), shape=(study.n_vars, len(genes)))
-    counts = sparse.csr_matrix(sparse.csr_matrix(study.X, dtype=np.float64) @ gather, dtype=np.float32)
+    gather = sparse.csr_matrix(
+        (np.ones(len(rows)), (rows, place)), shape=(study.n_vars, len(genes))
+    )
+    counts = sparse.csr_matrix(
+        sparse.csr_matrix(study.X, dtype=np.float64) @ gather, dtype=np.float32
+    )
     obs = study.obs.copy()
     known = obs[donor].notna().to_numpy()
     obs["study"] = name
     obs["donor"] = np.where(known, (f"{name}:" if several else "") + obs[donor].astype(str), "NA")
     obs.index = [f"{name}:{cell}" for cell in obs.index] if several else obs.index
-    var = pd.DataFrame({"symbol": [vocabulary.symbols[g] for g in genes]}, index=[vocabulary[g] for g in genes])
+    var = pd.DataFrame(
+        {"symbol": [vocabulary.symbols[g] for g in genes]}, index=[vocabulary[g] for g in genes]
+    )
     return anndata.AnnData(counts, obs=obs, var=var)
 
 
-def _identity(studies: list[AnnData], config: PrepareConfig, donor: str, panels: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(
+    studies: list[AnnData], config: PrepareConfig, donor: str, panels: Mapping[str, Any]
+) -> dict[str, Any]:
     """What makes two runs the same one."""
     digest = hashlib.sha256()
     for study in studies:
         for part in (study.X.data, study.X.indices, study.X.indptr):
             digest.update(np.ascontiguousarray(part).tobytes())
-        digest.update("\n".join([*study.obs_names, *study.obs["donor"].astype(str), *study.var_names]).encode())
-    return {"cells": digest.hexdigest(), "config": asdict(config), "donor": donor, "markers": {k: list(v) for k, v in panels.items()}}
+        digest.update(
+            "\n".join(
+                [*study.obs_names, *study.obs["donor"].astype(str), *study.var_names]
+            ).encode()
+        )
+    return {
+        "cells": digest.hexdigest(),
+        "config": asdict(config),
+        "donor": donor,
+        "markers": {k: list(v) for k, v in panels.items()},
+    }
 
 
 class _Steps:
     """Results in a folder, each made once."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], overwrite: bool, verbose: bool) -> None:
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], overwrite: bool, verbose: bool
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.verbose, self.found = folder, verbose, {}  # type: Path, bool, dict[str, dict[str, np.ndarray]]
         note = folder / "settings.json"
@@ -206,7 +249,9 @@ class _Steps:
         if note.exists() and note.read_text(encoding="utf-8") != text and not overwrite:
             old = json.loads(note.read_text(encoding="utf-8"))
             other = ", ".join(key for key in identity if old.get(key) != identity[key])
-            raise ScMambaError(f"{folder} holds the steps of another run ({other} differ). Choose another folder, or overwrite=True.")
+            raise ScMambaError(
+                f"{folder} holds the steps of another run ({other} differ). Choose another folder, or overwrite=True."
+            )
         if overwrite or not note.exists():
             for old_step in [*folder.glob("[1-9]_*.npz"), *folder.glob("[1-9]_*.h5ad")]:
                 old_step.unlink()
@@ -246,9 +291,15 @@ def _filter(studies: list[AnnData], config: PrepareConfig, verbose: bool) -> Ann
     """Join the studies; drop shallow cells, small donors (and cells without one), rare genes."""
     import anndata
 
-    cells = anndata.concat(studies, join="outer", fill_value=0, merge="first") if len(studies) > 1 else studies[0]
+    cells = (
+        anndata.concat(studies, join="outer", fill_value=0, merge="first")
+        if len(studies) > 1
+        else studies[0]
+    )
     if not cells.obs_names.is_unique:
-        raise DataError("Cell names stand more than once. Make them unique first: adata.obs_names_make_unique().")
+        raise DataError(
+            "Cell names stand more than once. Make them unique first: adata.obs_names_make_unique()."
+        )
     before = cells.shape
     deep = np.asarray(cells.X.sum(axis=1)).ravel() >= config.min_total
     size = cells.obs["donor"][deep].value_counts()
@@ -265,7 +316,10 @@ def _filter(studies: list[AnnData], config: PrepareConfig, verbose: bool) -> Ann
     cells = cells[:, (seen >= config.min_share) & (seen > 0)].copy()
     cells.X = sparse.csr_matrix(cells.X, dtype=np.float32)
     cells.obs["donor"] = cells.obs["donor"].astype(str).astype("category")
-    say(f"{cells.n_obs} of {before[0]} cells, {cells.n_vars} of {before[1]} genes, {cells.obs['donor'].nunique()} donors kept", verbose)
+    say(
+        f"{cells.n_obs} of {before[0]} cells, {cells.n_vars} of {before[1]} genes, {cells.obs['donor'].nunique()} donors kept",
+        verbose,
+    )
     return cells
 
 
@@ -276,11 +330,20 @@ def _scrublet(cells: AnnData, config: PrepareConfig, verbose: bool) -> np.ndarra
     score = np.zeros(cells.n_obs)
     for name, rows in cells.obs.groupby("donor", observed=True).indices.items():
         if len(rows) < 30:
-            say(f"donor {name} has {len(rows)} cells, too few for Scrublet; their doublet score is 0", verbose)
+            say(
+                f"donor {name} has {len(rows)} cells, too few for Scrublet; their doublet score is 0",
+                verbose,
+            )
             continue
         part = cells[rows].copy()
         # The threshold is not used: it is given so that none is looked for in a histogram that may have no valley.
-        sc.pp.scrublet(part, n_prin_comps=min(30, len(rows) - 2), random_state=config.seed, threshold=0.25, verbose=False)
+        sc.pp.scrublet(
+            part,
+            n_prin_comps=min(30, len(rows) - 2),
+            random_state=config.seed,
+            threshold=0.25,
+            verbose=False,
+        )
         score[rows] = part.obs["doublet_score"].to_numpy()
     return score
 
@@ -291,7 +354,9 @@ def _components(cells: AnnData, config: PrepareConfig) -> dict[str, np.ndarray]:
 
     work = cells.copy()
     if config.genes < work.n_vars:
-        sc.experimental.pp.highly_variable_genes(work, n_top_genes=config.genes, flavor="pearson_residuals")
+        sc.experimental.pp.highly_variable_genes(
+            work, n_top_genes=config.genes, flavor="pearson_residuals"
+        )
         chosen = work.var["highly_variable"].to_numpy()
     else:
         chosen = np.ones(work.n_vars, dtype=bool)
@@ -310,8 +375,13 @@ def _harmony(scores: np.ndarray, donors: pd.Series, config: PrepareConfig) -> np
         return scores
     import harmonypy
 
-    corrected = harmonypy.run_harmony(scores.astype(np.float64), pd.DataFrame({"donor": donors.astype(str)}), ["donor"],
-                                      random_state=config.seed, verbose=False).Z_corr  # fmt: skip
+    corrected = harmonypy.run_harmony(
+        scores.astype(np.float64),
+        pd.DataFrame({"donor": donors.astype(str)}),
+        ["donor"],
+        random_state=config.seed,
+        verbose=False,
+    ).Z_corr
     corrected = np.asarray(corrected)
     return corrected if corrected.shape == scores.shape else corrected.T
 
@@ -321,14 +391,30 @@ def _graph(scores: np.ndarray, config: PrepareConfig) -> dict[str, np.ndarray]:
     import anndata
     import scanpy as sc
 
-    work = anndata.AnnData(np.zeros((len(scores), 1), dtype=np.float32), obsm={"X": scores[:, : config.components]})
-    sc.pp.neighbors(work, n_neighbors=min(config.neighbours, len(scores) - 1), use_rep="X", random_state=config.seed)
+    work = anndata.AnnData(
+        np.zeros((len(scores), 1), dtype=np.float32), obsm={"X": scores[:, : config.components]}
+    )
+    sc.pp.neighbors(
+        work,
+        n_neighbors=min(config.neighbours, len(scores) - 1),
+        use_rep="X",
+        random_state=config.seed,
+    )
     sc.tl.umap(work, random_state=config.seed)
-    sc.tl.leiden(work, resolution=config.resolution, random_state=config.seed, flavor="igraph", n_iterations=2, directed=False)
+    sc.tl.leiden(
+        work,
+        resolution=config.resolution,
+        random_state=config.seed,
+        flavor="igraph",
+        n_iterations=2,
+        directed=False,
+    )
     return {"umap": work.obsm["X_umap"], "cluster": work.obs["leiden"].astype(int).to_numpy()}
 
 
-def panel_scores(cells: AnnData, cluster: np.ndarray, panels: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+def panel_scores(
+    cells: AnnData, cluster: np.ndarray, panels: Mapping[str, Sequence[str]]
+) -> pd.DataFrame:
     """Clusters x panels: mean over a panel's measured genes of the cluster's mean log value, as a z-score over all cells.
 
     Panels without a measured gene are NaN.
@@ -349,7 +435,9 @@ def panel_scores(cells: AnnData, cluster: np.ndarray, panels: Mapping[str, Seque
     return table
 
 
-def name_clusters(scores: pd.DataFrame, doublet: pd.Series, config: PrepareConfig, *, brain: bool) -> pd.Series:
+def name_clusters(
+    scores: pd.DataFrame, doublet: pd.Series, config: PrepareConfig, *, brain: bool
+) -> pd.Series:
     """A name for each cluster from its panel scores and mean doublet score.
 
     ``brain``: ``scores`` has the eight brain types and the columns ``_neuron`` and ``_myeloid``, and left-over neurons and myeloid cells
@@ -371,17 +459,30 @@ def name_clusters(scores: pd.DataFrame, doublet: pd.Series, config: PrepareConfi
 
 def _left_over(row: pd.Series, ranked: pd.Series, name: str, config: PrepareConfig) -> str:
     neurons = [c for c in ranked.index if "neuron" in c.lower()]
-    if len(neurons) == 2 and name in neurons and ranked[neurons].min() >= config.least and np.ptp(ranked[neurons]) < config.margin:
+    if (
+        len(neurons) == 2
+        and name in neurons
+        and ranked[neurons].min() >= config.least
+        and np.ptp(ranked[neurons]) < config.margin
+    ):
         return NEURON_BOTH
     if name == UNIDENTIFIED and row["_neuron"] >= config.least:
         return NEURON_NEITHER
-    if name in (UNIDENTIFIED, "Microglia") and row["_myeloid"] >= config.least and row["_myeloid"] > row["Microglia"]:
+    if (
+        name in (UNIDENTIFIED, "Microglia")
+        and row["_myeloid"] >= config.least
+        and row["_myeloid"] > row["Microglia"]
+    ):
         return MYELOID
     return name
 
 
 def _finish(
-    cells: AnnData, found: dict[str, dict[str, np.ndarray]], panels: Mapping[str, Any], config: PrepareConfig, own_panels: bool
+    cells: AnnData,
+    found: dict[str, dict[str, np.ndarray]],
+    panels: Mapping[str, Any],
+    config: PrepareConfig,
+    own_panels: bool,
 ) -> AnnData:
     """Put everything on the cells, and name the clusters."""
     cluster, score = found["5_graph"]["cluster"], found["2_scrublet"]["score"]
@@ -393,11 +494,22 @@ def _finish(
     result.obs["scmamba_doublet_scrublet"] = score.astype(np.float32)
     result.obs["scmamba_cluster"] = pd.Categorical(cluster.astype(str))
     result.obs["scmamba_type"] = pd.Categorical(names[cluster].to_numpy())
-    result.obs["scmamba_label"] = pd.Categorical([None if n in LEFT_OVER else n for n in names[cluster]])
-    result.obsm["X_pca"], result.obsm["X_pca_harmony"] = found["3_pca"]["scores"], found["4_harmony"]["scores"]
+    result.obs["scmamba_label"] = pd.Categorical(
+        [None if n in LEFT_OVER else n for n in names[cluster]]
+    )
+    result.obsm["X_pca"], result.obsm["X_pca_harmony"] = (
+        found["3_pca"]["scores"],
+        found["4_harmony"]["scores"],
+    )
     result.obsm["X_umap"] = found["5_graph"]["umap"]
     result.var["highly_variable"] = np.isin(np.arange(result.n_vars), found["3_pca"]["genes"])
-    clusters = {"cluster": scores.index.astype(str).to_numpy(), "name": names.to_numpy(dtype=str), "doublet_score": doublet.to_numpy(),
-                **{panel: scores[panel].to_numpy() for panel in scores}}  # fmt: skip
-    result.uns["scmamba"] = {"prepare": {"version": __version__, **asdict(config), "clusters": clusters}}
+    clusters = {
+        "cluster": scores.index.astype(str).to_numpy(),
+        "name": names.to_numpy(dtype=str),
+        "doublet_score": doublet.to_numpy(),
+        **{panel: scores[panel].to_numpy() for panel in scores},
+    }
+    result.uns["scmamba"] = {
+        "prepare": {"version": __version__, **asdict(config), "clusters": clusters}
+    }
     return result

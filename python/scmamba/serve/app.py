@@ -76,8 +76,16 @@ class Limiter:
 
 def create_app(settings: Settings) -> FastAPI:
     """The application; workers start and stop with it."""
-    queue, tokens, limiter = open_queue(settings.data), Tokens(settings.data), Limiter(settings.requests_per_minute)
-    supervisor, drawing, references = Supervisor(settings, queue), asyncio.Lock(), References(settings.data)
+    queue, tokens, limiter = (
+        open_queue(settings.data),
+        Tokens(settings.data),
+        Limiter(settings.requests_per_minute),
+    )
+    supervisor, drawing, references = (
+        Supervisor(settings, queue),
+        asyncio.Lock(),
+        References(settings.data),
+    )
     uploads, places = Uploads(settings), Places()
 
     @asynccontextmanager
@@ -86,7 +94,9 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         supervisor.stop()
 
-    app = FastAPI(title="scMamba", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="scMamba", version=__version__, lifespan=life, docs_url=None, redoc_url=None
+    )
 
     def user(request: Request) -> str:
         """Who asks; refuses whoever may not."""
@@ -96,7 +106,10 @@ def create_app(settings: Settings) -> FastAPI:
         if header or settings.needs_token:
             scheme, _, token = header.partition(" ")
             if scheme.lower() != "bearer" or not token:
-                raise HTTPException(401, "This server needs a token: 'Authorization: Bearer ...'. Ask whoever runs it.")
+                raise HTTPException(
+                    401,
+                    "This server needs a token: 'Authorization: Bearer ...'. Ask whoever runs it.",
+                )
             found, why = tokens.user_of(token)
             if found is None:
                 if not limiter.allow(f"refused {address}"):
@@ -110,12 +123,20 @@ def create_app(settings: Settings) -> FastAPI:
     @app.exception_handler(Unavailable)
     async def later(request: Request, error: Exception) -> JSONResponse:
         _log.warning("%s", error)  # it may name the database, which is no user's business
-        return JSONResponse({"detail": "The server's queue is not to be had at the moment; try again."}, 503, headers={"Retry-After": "5"})
+        return JSONResponse(
+            {"detail": "The server's queue is not to be had at the moment; try again."},
+            503,
+            headers={"Retry-After": "5"},
+        )
 
     @app.middleware("http")
     async def headers(request: Request, call_next: Any) -> Any:
         answer = await call_next(request)
-        if request.method in ("POST", "PATCH") and answer.status_code >= 400 and answer.status_code != 408:
+        if (
+            request.method in ("POST", "PATCH")
+            and answer.status_code >= 400
+            and answer.status_code != 408
+        ):
             await discard_body(request)
         for key, value in _HEADERS.items():
             answer.headers.setdefault(key, value)
@@ -136,15 +157,28 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/v2/models")
     def models(who: str = Depends(user)) -> dict[str, Any]:
-        return {"models": _models(), "default": settings.model, "tasks": {t: sorted(o) for t, (_, o) in TASKS.items()}}
+        return {
+            "models": _models(),
+            "default": settings.model,
+            "tasks": {t: sorted(o) for t, (_, o) in TASKS.items()},
+        }
 
     @app.get("/v2/models/{name}", responses={404: {}, 401: {}, 429: {}})
     def model(name: str, who: str = Depends(user)) -> dict[str, Any]:
         return {"name": _known(name), "tasks": list(TASKS), "card": _models_card(name)}
 
-    @app.post("/v2/models/{name}/{task}", status_code=202, responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 422, 429, 507)})
+    @app.post(
+        "/v2/models/{name}/{task}",
+        status_code=202,
+        responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 422, 429, 507)},
+    )
     async def submit(
-        name: str, task: str, request: Request, options: str = "{}", upload: str | None = None, who: str = Depends(user)
+        name: str,
+        task: str,
+        request: Request,
+        options: str = "{}",
+        upload: str | None = None,
+        who: str = Depends(user),
     ) -> dict[str, Any]:
         """Send a file as the body: .h5ad, 10x .h5, a zipped 10x folder or scMamba's plain form.
 
@@ -153,24 +187,36 @@ def create_app(settings: Settings) -> FastAPI:
         """
         _known(name)
         if task not in TASKS:
-            raise HTTPException(404, f"There is no task '{task[:60]}'; there are {', '.join(TASKS)}.")
+            raise HTTPException(
+                404, f"There is no task '{task[:60]}'; there are {', '.join(TASKS)}."
+            )
         wanted = _options(task, options)
         job = _name(who, request)
         if there := queue.get(job, who):  # sent again because our answer was lost
             await discard_body(request)
             return {"id": job, "state": there["state"]}
         if "reference" in wanted and references.path(wanted["reference"], who) is None:
-            raise HTTPException(422, "There is no such reference of yours; send it to /v2/references first.")
+            raise HTTPException(
+                422, "There is no such reference of yours; send it to /v2/references first."
+            )
         with places.hold(who, queue.unfinished(who), settings.jobs_per_user):
             return await accept(request, who, job, task, name, wanted, upload)
 
     async def accept(
-        request: Request, who: str, job: str, task: str, name: str, wanted: dict[str, Any], upload: str | None
+        request: Request,
+        who: str,
+        job: str,
+        task: str,
+        name: str,
+        wanted: dict[str, Any],
+        upload: str | None,
     ) -> dict[str, Any]:
         path = await receive(request, settings) if upload is None else uploads.take(upload, who)
         try:
             found = await inspect_upload(path, settings)
-            (settings.data / "jobs" / job).mkdir(parents=True, exist_ok=True)  # before the job: a worker may take it at once
+            (settings.data / "jobs" / job).mkdir(
+                parents=True, exist_ok=True
+            )  # before the job: a worker may take it at once
             added = queue.add(who, task, name, wanted, path, job)
         except BaseException:
             path.unlink(missing_ok=True)
@@ -178,14 +224,29 @@ def create_app(settings: Settings) -> FastAPI:
         if not added:  # the same file came twice at once
             path.unlink(missing_ok=True)
             return {"id": job, "state": "queued", **found}
-        _log.info("accepted job=%s user=%s task=%s cells=%s genes=%s", job, who, task, found["cells"], found["genes"])
+        _log.info(
+            "accepted job=%s user=%s task=%s cells=%s genes=%s",
+            job,
+            who,
+            task,
+            found["cells"],
+            found["genes"],
+        )
         return {"id": job, "state": "queued", **found}
 
-    @app.post("/v2/references", status_code=201, responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 422, 429, 507)})
-    async def add_reference(request: Request, upload: str | None = None, who: str = Depends(user)) -> dict[str, Any]:
+    @app.post(
+        "/v2/references",
+        status_code=201,
+        responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 422, 429, 507)},
+    )
+    async def add_reference(
+        request: Request, upload: str | None = None, who: str = Depends(user)
+    ) -> dict[str, Any]:
         """Send labelled cells to annotate others by: give the id as option ``reference``, their column as ``labels``."""
         if references.number(who) >= settings.jobs_per_user:
-            raise HTTPException(429, f"You have {settings.jobs_per_user} references here; delete some.")
+            raise HTTPException(
+                429, f"You have {settings.jobs_per_user} references here; delete some."
+            )
         path = await receive(request, settings) if upload is None else uploads.take(upload, who)
         try:
             found = await inspect_upload(path, settings)
@@ -205,28 +266,47 @@ def create_app(settings: Settings) -> FastAPI:
     @app.options("/v2/uploads", status_code=204)
     def abilities() -> Response:
         """What the server knows of tus."""
-        return Response(status_code=204, headers={**_TUS, "Tus-Version": "1.0.0", "Tus-Extension": "creation,termination,expiration",
-                                                  "Tus-Max-Size": str(settings.max_upload)})  # fmt: skip
+        return Response(
+            status_code=204,
+            headers={
+                **_TUS,
+                "Tus-Version": "1.0.0",
+                "Tus-Extension": "creation,termination,expiration",
+                "Tus-Max-Size": str(settings.max_upload),
+            },
+        )
 
     @app.post("/v2/uploads", status_code=201, responses={c: {} for c in (400, 401, 413, 429, 507)})
     def begin_upload(request: Request, who: str = Depends(user)) -> Response:
         """Begin an upload that can be continued (tus 1.0.0): ``Upload-Length`` bytes will come by PATCH."""
         name = uploads.create(who, request.headers.get("upload-length"))
-        return Response(status_code=201, headers={**_TUS, "Location": f"/v2/uploads/{name}", "Upload-Expires": _expires()})
+        return Response(
+            status_code=201,
+            headers={**_TUS, "Location": f"/v2/uploads/{name}", "Upload-Expires": _expires()},
+        )
 
     @app.head("/v2/uploads/{name}", responses={404: {}, 401: {}, 429: {}})
     async def upload_offset(name: str, who: str = Depends(user)) -> Response:
         """How much of an upload has come; a line that still brings the same upload is heard no more."""
         offset, length = uploads.look(name, who)
-        return Response(headers={**_TUS, "Upload-Offset": str(offset), "Upload-Length": str(length)})
+        return Response(
+            headers={**_TUS, "Upload-Offset": str(offset), "Upload-Length": str(length)}
+        )
 
-    @app.patch("/v2/uploads/{name}", status_code=204, responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 429, 507)})
+    @app.patch(
+        "/v2/uploads/{name}",
+        status_code=204,
+        responses={c: {} for c in (400, 401, 404, 408, 409, 413, 415, 429, 507)},
+    )
     async def continue_upload(name: str, request: Request, who: str = Depends(user)) -> Response:
         """Send the bytes from ``Upload-Offset`` on."""
         if request.headers.get("content-type") != "application/offset+octet-stream":
             raise HTTPException(415, "Content-Type must be application/offset+octet-stream.")
         offset = await uploads.append(name, who, request.headers.get("upload-offset"), request)
-        return Response(status_code=204, headers={**_TUS, "Upload-Offset": str(offset), "Upload-Expires": _expires()})
+        return Response(
+            status_code=204,
+            headers={**_TUS, "Upload-Offset": str(offset), "Upload-Expires": _expires()},
+        )
 
     @app.delete("/v2/uploads/{name}", status_code=204, responses={404: {}, 401: {}, 429: {}})
     def end_upload(name: str, who: str = Depends(user)) -> Response:
@@ -258,7 +338,9 @@ def create_app(settings: Settings) -> FastAPI:
             last = None
             while True:
                 now = queue.get(job, who)
-                text = json.dumps(shown(now)) if now else json.dumps({"id": job, "state": "deleted"})
+                text = (
+                    json.dumps(shown(now)) if now else json.dumps({"id": job, "state": "deleted"})
+                )
                 if text != last:
                     yield f"data: {text}\n\n"
                     last = text
@@ -274,13 +356,22 @@ def create_app(settings: Settings) -> FastAPI:
         formats = ("zip",) if found["task"] == "finetune" else ("h5ad", "scmb")
         if format not in formats:
             cells = "'h5ad' (the whole object) or 'scmb' (what was added, in plain form)"
-            raise HTTPException(422, f"format is {cells if len(formats) > 1 else 'zip, a model to unpack'}.")
+            raise HTTPException(
+                422, f"format is {cells if len(formats) > 1 else 'zip, a model to unpack'}."
+            )
         if found["state"] != "done":
-            raise HTTPException(409, f"The job is {found['state']}{': ' + found['message'] if found['message'] else ''}.")
+            raise HTTPException(
+                409,
+                f"The job is {found['state']}{': ' + found['message'] if found['message'] else ''}.",
+            )
         path = settings.data / "jobs" / found["id"] / "result" / f"result.{format}"
         if not path.is_file():
             raise HTTPException(404, _UNKNOWN)
-        return FileResponse(path, media_type="application/octet-stream", filename=f"scmamba-{found['task']}.{format}")
+        return FileResponse(
+            path,
+            media_type="application/octet-stream",
+            filename=f"scmamba-{found['task']}.{format}",
+        )
 
     @app.get("/v2/jobs/{job}/picture", responses={c: {} for c in (404, 401, 409, 429, 503)})
     async def picture(job: str, who: str = Depends(user)) -> FileResponse:
@@ -289,7 +380,9 @@ def create_app(settings: Settings) -> FastAPI:
         if found["state"] != "done":
             raise HTTPException(409, f"The job is {found['state']}; there is nothing to draw.")
         if found["task"] in ("markers", "robustness", "finetune"):
-            raise HTTPException(409, "This task says nothing about single cells; there is nothing to draw.")
+            raise HTTPException(
+                409, "This task says nothing about single cells; there is nothing to draw."
+            )
         folder = settings.data / "jobs" / found["id"] / "result"
         async with drawing:
             if not (folder / "picture.json").is_file():
@@ -308,9 +401,14 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/metrics")
     def metrics() -> PlainTextResponse:
-        lines = ["# TYPE scmamba_jobs gauge", *(f'scmamba_jobs{{state="{s}"}} {n}' for s, n in sorted(queue.counts().items())),
-                 "# TYPE scmamba_workers gauge", f"scmamba_workers {supervisor.alive()}",
-                 "# TYPE scmamba_worker_restarts_total counter", f"scmamba_worker_restarts_total {supervisor.restarts}"]  # fmt: skip
+        lines = [
+            "# TYPE scmamba_jobs gauge",
+            *(f'scmamba_jobs{{state="{s}"}} {n}' for s, n in sorted(queue.counts().items())),
+            "# TYPE scmamba_workers gauge",
+            f"scmamba_workers {supervisor.alive()}",
+            "# TYPE scmamba_worker_restarts_total counter",
+            f"scmamba_worker_restarts_total {supervisor.restarts}",
+        ]
         return PlainTextResponse("\n".join(lines) + "\n")
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
@@ -327,7 +425,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     def _known(name: str) -> str:
         if name not in _models():
-            raise HTTPException(404, f"There is no model '{name[:60]}' here; there are {', '.join(_models())}.")
+            raise HTTPException(
+                404, f"There is no model '{name[:60]}' here; there are {', '.join(_models())}."
+            )
         return name
 
     return app
@@ -341,7 +441,9 @@ def _name(who: str, request: Request) -> str:
     """The job's name: from the sender's Idempotency-Key if there is one, so that a file sent twice is one job."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _KEY.fullmatch(key):
-        raise HTTPException(422, "The Idempotency-Key must be 16 to 64 letters, digits, - or _, drawn at random.")
+        raise HTTPException(
+            422, "The Idempotency-Key must be 16 to 64 letters, digits, - or _, drawn at random."
+        )
     return Queue.name_of(who, key or secrets.token_urlsafe(24))
 
 
@@ -349,18 +451,27 @@ def _options(task: str, text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise HTTPException(422, "options is not JSON; send an object such as {\"seed\": 0}.") from error
+        raise HTTPException(
+            422, 'options is not JSON; send an object such as {"seed": 0}.'
+        ) from error
     if problem := check_options(task, options):
         raise HTTPException(422, plain(problem, 500) + ".")
     if isinstance(options.get("markers"), dict):  # R writes a list of one gene as a string
-        options["markers"] = {k: [v] if isinstance(v, str) else v for k, v in options["markers"].items()}
+        options["markers"] = {
+            k: [v] if isinstance(v, str) else v for k, v in options["markers"].items()
+        }
     return {k: v for k, v in options.items() if v is not None}
 
 
 async def draw(folder: Path) -> None:
     """Make the picture of a result in a process of its own."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "scmamba.serve.cell_map", str(folder), stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+        sys.executable,
+        "-m",
+        "scmamba.serve.cell_map",
+        str(folder),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
     )
     try:
         status = await asyncio.wait_for(process.wait(), timeout=_DRAWING)
@@ -368,12 +479,28 @@ async def draw(folder: Path) -> None:
         process.kill()
         status = -1
     if status != 0:
-        raise HTTPException(503, "The picture could not be made; the result is there to be fetched.")
+        raise HTTPException(
+            503, "The picture could not be made; the result is there to be fetched."
+        )
 
 
 def shown(job: dict[str, Any]) -> dict[str, Any]:
     """What a user sees of a job."""
-    return {k: job[k] for k in ("id", "task", "model", "state", "done", "message", "attempts", "created", "started", "finished")}
+    return {
+        k: job[k]
+        for k in (
+            "id",
+            "task",
+            "model",
+            "state",
+            "done",
+            "message",
+            "attempts",
+            "created",
+            "started",
+            "finished",
+        )
+    }
 
 
 def _models() -> list[str]:

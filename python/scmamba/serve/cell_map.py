@@ -45,12 +45,20 @@ def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
         totals = np.asarray(counts.sum(axis=1)).ravel()
         values = log1p_cp10k(counts, np.maximum(totals, 1))
         parts = max(2, min(30, min(values.shape) - 1))
-        basis, what = TruncatedSVD(parts, random_state=seed).fit_transform(values), f"{parts} components of log1p CP10k"
+        basis, what = (
+            TruncatedSVD(parts, random_state=seed).fit_transform(values),
+            f"{parts} components of log1p CP10k",
+        )
     basis = basis - basis.mean(axis=0)
     method, flat = _flatten(basis, seed)
     low, high = flat.min(axis=0), flat.max(axis=0)
     flat = (flat - low) / np.where(high > low, high - low, 1)
-    return {"cells": rows.tolist(), "x": flat[:, 0].round(4).tolist(), "y": flat[:, 1].round(4).tolist(), "method": f"{method} of {what}"}
+    return {
+        "cells": rows.tolist(),
+        "x": flat[:, 0].round(4).tolist(),
+        "y": flat[:, 1].round(4).tolist(),
+        "method": f"{method} of {what}",
+    }
 
 
 def _flatten(basis: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
@@ -60,7 +68,9 @@ def _flatten(basis: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
         except ImportError:
             pass
         else:
-            return "UMAP", umap.UMAP(n_neighbors=min(15, len(basis) - 1), random_state=seed, n_jobs=1).fit_transform(basis)
+            return "UMAP", umap.UMAP(
+                n_neighbors=min(15, len(basis) - 1), random_state=seed, n_jobs=1
+            ).fit_transform(basis)
     if len(basis) < 3:
         return "first components", np.pad(basis, ((0, 0), (0, 2)))[:, :2]
     left, size, _ = np.linalg.svd(basis, full_matrices=False)

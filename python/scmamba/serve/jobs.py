@@ -46,20 +46,36 @@ class Queue:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(sqlite3.connect(self.folder / "queue.sqlite", timeout=30, isolation_level=None)) as db:
+            with closing(
+                sqlite3.connect(self.folder / "queue.sqlite", timeout=30, isolation_level=None)
+            ) as db:
                 db.row_factory = sqlite3.Row
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=FULL")
                 yield db
-        except sqlite3.OperationalError as error:  # opening the file may fail, too: no file handles left, a folder not mounted
-            raise Unavailable(f"The queue is not to be had at the moment ({error}); try again.") from error
+        except (
+            sqlite3.OperationalError
+        ) as error:  # opening the file may fail, too: no file handles left, a folder not mounted
+            raise Unavailable(
+                f"The queue is not to be had at the moment ({error}); try again."
+            ) from error
 
     @staticmethod
     def name_of(user: str, key: str) -> str:
         """The name of the job a user sends under a key of their own, so that sending it again is the same job."""
-        return base64.urlsafe_b64encode(hashlib.sha256(f"{user} {key}".encode()).digest()[:12]).decode()
+        return base64.urlsafe_b64encode(
+            hashlib.sha256(f"{user} {key}".encode()).digest()[:12]
+        ).decode()
 
-    def add(self, user: str, task: str, model: str, options: dict[str, Any], upload: Path, job: str | None = None) -> str | None:
+    def add(
+        self,
+        user: str,
+        task: str,
+        model: str,
+        options: dict[str, Any],
+        upload: Path,
+        job: str | None = None,
+    ) -> str | None:
         """Accept a job; it survives everything from here on. ``job`` is a name from :meth:`name_of`; ``None`` if it is there already."""
         job = job or secrets.token_urlsafe(12)
         with self._open() as db:
@@ -79,13 +95,20 @@ class Queue:
     def of_user(self, user: str) -> list[dict[str, Any]]:
         """The user's jobs, newest first."""
         with self._open() as db:
-            rows = db.execute("SELECT * FROM jobs WHERE user = ? ORDER BY created DESC LIMIT 200", (user,)).fetchall()
+            rows = db.execute(
+                "SELECT * FROM jobs WHERE user = ? ORDER BY created DESC LIMIT 200", (user,)
+            ).fetchall()
         return [dict(row) for row in rows]
 
     def unfinished(self, user: str) -> int:
         """How many of the user's jobs wait or run."""
         with self._open() as db:
-            return int(db.execute("SELECT COUNT(*) FROM jobs WHERE user = ? AND state IN ('queued','running')", (user,)).fetchone()[0])
+            return int(
+                db.execute(
+                    "SELECT COUNT(*) FROM jobs WHERE user = ? AND state IN ('queued','running')",
+                    (user,),
+                ).fetchone()[0]
+            )
 
     def claim(self, worker: str) -> dict[str, Any] | None:
         """The next job: users take turns, those with fewer running ones first; of one user the oldest.
@@ -105,11 +128,16 @@ class Queue:
                     "UPDATE jobs SET state='running', worker=?, attempts=attempts+1, started=?, beat=?, done=0 WHERE id=?",
                     (worker, now, now, row["id"]),
                 )
-                db.execute("INSERT INTO turns VALUES (?,?) ON CONFLICT (user) DO UPDATE SET at=excluded.at", (row["user"], now))
+                db.execute(
+                    "INSERT INTO turns VALUES (?,?) ON CONFLICT (user) DO UPDATE SET at=excluded.at",
+                    (row["user"], now),
+                )
             db.execute("COMMIT")
         return None if row is None else self.get(row["id"])
 
-    def beat(self, job: str, worker: str, done: float | None = None, message: str | None = None) -> bool:
+    def beat(
+        self, job: str, worker: str, done: float | None = None, message: str | None = None
+    ) -> bool:
         """Say the worker lives; False if the job is no longer its own (cancelled, or given to another)."""
         with self._open() as db:
             changed = db.execute(
@@ -141,27 +169,39 @@ class Queue:
         with self._open() as db:
             db.execute("BEGIN IMMEDIATE")
             rows = db.execute(
-                "SELECT id, attempts FROM jobs WHERE state='running' AND (worker = ? OR beat < ?)", (dead, time.time() - SILENT)
+                "SELECT id, attempts FROM jobs WHERE state='running' AND (worker = ? OR beat < ?)",
+                (dead, time.time() - SILENT),
             ).fetchall()
             for row in rows:
                 if row["attempts"] >= ATTEMPTS:
                     reason = f"its worker died {row['attempts']} times: out of memory, most likely. Send fewer cells at once."
-                    db.execute("UPDATE jobs SET state='failed', message=?, finished=? WHERE id=?", (reason, time.time(), row["id"]))
+                    db.execute(
+                        "UPDATE jobs SET state='failed', message=?, finished=? WHERE id=?",
+                        (reason, time.time(), row["id"]),
+                    )
                 else:
-                    db.execute("UPDATE jobs SET state='queued', worker=NULL, done=0 WHERE id=?", (row["id"],))
+                    db.execute(
+                        "UPDATE jobs SET state='queued', worker=NULL, done=0 WHERE id=?",
+                        (row["id"],),
+                    )
             db.execute("COMMIT")
         return len(rows)
 
     def silent(self) -> list[str]:
         """Workers that hold a job and have not been heard of for long, far longer than a busy machine delays them."""
         with self._open() as db:
-            rows = db.execute("SELECT worker FROM jobs WHERE state='running' AND beat < ?", (time.time() - 4 * SILENT,)).fetchall()
+            rows = db.execute(
+                "SELECT worker FROM jobs WHERE state='running' AND beat < ?",
+                (time.time() - 4 * SILENT,),
+            ).fetchall()
         return [row["worker"] for row in rows]
 
     def forget(self, older_than: float) -> list[dict[str, Any]]:
         """Remove finished jobs that ended before this time; returns them, so that their files can be removed."""
         with self._open() as db:
-            rows = db.execute("SELECT * FROM jobs WHERE finished IS NOT NULL AND finished < ?", (older_than,)).fetchall()
+            rows = db.execute(
+                "SELECT * FROM jobs WHERE finished IS NOT NULL AND finished < ?", (older_than,)
+            ).fetchall()
             db.executemany("DELETE FROM jobs WHERE id = ?", [(row["id"],) for row in rows])
         return [dict(row) for row in rows]
 
@@ -173,4 +213,7 @@ class Queue:
     def counts(self) -> dict[str, int]:
         """State -> jobs."""
         with self._open() as db:
-            return {row["state"]: row["n"] for row in db.execute("SELECT state, COUNT(*) n FROM jobs GROUP BY state")}
+            return {
+                row["state"]: row["n"]
+                for row in db.execute("SELECT state, COUNT(*) n FROM jobs GROUP BY state")
+            }

@@ -15,7 +15,9 @@ from .jobs import Queue, Unavailable
 
 #: Names the database; an environment variable, so that a password in it is in no list of processes.
 VARIABLE = "SCMAMBA_QUEUE"
-_PATIENCE = 30.0  # seconds a database that is starting again is waited for, as SQLite waits for its lock
+_PATIENCE = (
+    30.0  # seconds a database that is starting again is waited for, as SQLite waits for its lock
+)
 
 
 def open_queue(folder: Path) -> Queue:
@@ -37,9 +39,13 @@ class PostgresQueue(Queue):
         try:
             import psycopg  # noqa: F401
         except ImportError as error:
-            raise ScMambaError("A queue in PostgreSQL needs its driver: pip install 'scmamba[postgres]'.") from error
+            raise ScMambaError(
+                "A queue in PostgreSQL needs its driver: pip install 'scmamba[postgres]'."
+            ) from error
         if not re.match(r"postgres(ql)?://", url):
-            raise ScMambaError(f"{VARIABLE} must be the address of a PostgreSQL database, postgresql://user@host/name.")
+            raise ScMambaError(
+                f"{VARIABLE} must be the address of a PostgreSQL database, postgresql://user@host/name."
+            )
         self._url = url
         super().__init__(folder)
 
@@ -50,11 +56,15 @@ class PostgresQueue(Queue):
         give_up = time.monotonic() + _PATIENCE
         while True:
             try:
-                connection = psycopg.connect(self._url, autocommit=True, row_factory=_row, connect_timeout=10)
+                connection = psycopg.connect(
+                    self._url, autocommit=True, row_factory=_row, connect_timeout=10
+                )
                 break
             except psycopg.OperationalError as error:
                 if time.monotonic() > give_up:
-                    raise Unavailable(f"The database named by {VARIABLE} cannot be reached: {error}") from error
+                    raise Unavailable(
+                        f"The database named by {VARIABLE} cannot be reached: {error}"
+                    ) from error
                 time.sleep(0.5)
         try:
             with connection:
@@ -77,7 +87,9 @@ def _row(cursor: Any) -> Any:
 
 def translate(sql: str) -> str:
     """SQLite's dialect as PostgreSQL's: places, the reserved word ``user``, double precision, and the one lock that claims need."""
-    sql = re.sub(r"\buser\b", '"user"', sql).replace("?", "%s").replace(" REAL", " DOUBLE PRECISION")
+    sql = (
+        re.sub(r"\buser\b", '"user"', sql).replace("?", "%s").replace(" REAL", " DOUBLE PRECISION")
+    )
     return "BEGIN; LOCK TABLE jobs IN EXCLUSIVE MODE" if sql == "BEGIN IMMEDIATE" else sql
 
 

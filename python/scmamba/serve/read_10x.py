@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 MAGIC = b"PK\x03\x04"
-_PARTS = {"matrix": ("matrix.mtx",), "features": ("features.tsv", "genes.tsv"), "barcodes": ("barcodes.tsv",)}
+_PARTS = {
+    "matrix": ("matrix.mtx",),
+    "features": ("features.tsv", "genes.tsv"),
+    "barcodes": ("barcodes.tsv",),
+}
 _ENTRIES = 100
 _LEAST = 6  # bytes of a line of the matrix: "1 1 1\n"
 
@@ -35,11 +39,15 @@ def peek(path: Path, max_bytes: int) -> tuple[int, int]:
         genes, cells, values, start = _head(parts["matrix"])
         room = parts["matrix"].size(start)
         if values * _LEAST > room:
-            raise DataError(f"matrix.mtx promises {values:,} values and holds {room:,} bytes; it is cut off or damaged.")
+            raise DataError(
+                f"matrix.mtx promises {values:,} values and holds {room:,} bytes; it is cut off or damaged."
+            )
         for name, n, what in (("features", genes, "genes"), ("barcodes", cells, "cells")):
             found = len(_lines(parts[name]))
             if found != n:
-                raise DataError(f"The file of {name} has {found:,} lines and the matrix {n:,} {what}; they do not fit.")
+                raise DataError(
+                    f"The file of {name} has {found:,} lines and the matrix {n:,} {what}; they do not fit."
+                )
     return genes, cells
 
 
@@ -57,7 +65,9 @@ def to_adata(path: Path, max_bytes: int) -> AnnData:
         features = [line.split("\t") for line in _lines(parts["features"])]
         barcodes = [line.split("\t")[0] for line in _lines(parts["barcodes"])]
     ids, names = [f[0] for f in features], [f[1] if len(f) > 1 else f[0] for f in features]
-    adata = anndata.AnnData(matrix, obs=pd.DataFrame(index=barcodes), var=pd.DataFrame({"gene_ids": ids}, index=names))
+    adata = anndata.AnnData(
+        matrix, obs=pd.DataFrame(index=barcodes), var=pd.DataFrame({"gene_ids": ids}, index=names)
+    )
     kinds = {f[2] for f in features if len(f) > 2}
     if len(kinds) > 1 and "Gene Expression" in kinds:
         adata = adata[:, [f[2] == "Gene Expression" for f in features]].copy()
@@ -81,7 +91,9 @@ class _Part:
                     chunk = b"" if gz is None else gz.unconsumed_tail
                     given += len(out)
                     if given > self.limit:
-                        raise DataError(f"'{_base(self.entry)}' unpacks to more than this server has room for; that is refused.")
+                        raise DataError(
+                            f"'{_base(self.entry)}' unpacks to more than this server has room for; that is refused."
+                        )
                     yield out
         if gz is not None and not gz.eof:
             raise DataError(f"'{_base(self.entry)}' is cut off.")
@@ -103,16 +115,32 @@ def _parts(path: Path, max_bytes: int) -> Iterator[dict[str, _Part]]:
                 raise DataError(f"The zip holds {len(entries):,} files; a 10x folder has three.")
             found = {}
             for part, names in _PARTS.items():
-                here = [e for e in entries if _base(e).removesuffix(".gz") in names and "__MACOSX" not in e.filename]
+                here = [
+                    e
+                    for e in entries
+                    if _base(e).removesuffix(".gz") in names and "__MACOSX" not in e.filename
+                ]
                 if len(here) != 1:
                     number = "none" if not here else f"{len(here)}"
-                    raise DataError(f"The zip must hold one {' or '.join(names)} (or .gz), as a 10x folder does; it holds {number}.")
+                    raise DataError(
+                        f"The zip must hold one {' or '.join(names)} (or .gz), as a 10x folder does; it holds {number}."
+                    )
                 found[part] = _Part(archive, here[0], max_bytes)
             yield found
     except DataError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
-        raise DataError(f"The zip cannot be read ({type(error).__name__}); it is cut off, damaged or locked. Send it again.") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OSError,
+    ) as error:
+        raise DataError(
+            f"The zip cannot be read ({type(error).__name__}); it is cut off, damaged or locked. Send it again."
+        ) from error
 
 
 def _base(entry: zipfile.ZipInfo) -> str:
@@ -125,16 +153,25 @@ def _head(part: _Part) -> tuple[int, int, int, int]:
     for chunk in part.chunks():
         text += chunk
         at = 0
-        while (end := text.find(b"\n", at)) >= 0 and (text[at : at + 1] == b"%" or not text[at:end].strip()):
+        while (end := text.find(b"\n", at)) >= 0 and (
+            text[at : at + 1] == b"%" or not text[at:end].strip()
+        ):
             at = end + 1
         if end >= 0 or len(text) > 1 << 20:
             break
     first = text.partition(b"\n")[0].lower().split()
-    if first[:3] != [b"%%matrixmarket", b"matrix", b"coordinate"] or first[3:] not in ([b"integer", b"general"], [b"real", b"general"]):
-        raise DataError("matrix.mtx is no Matrix Market file of counts ('%%MatrixMarket matrix coordinate integer general').")
+    if first[:3] != [b"%%matrixmarket", b"matrix", b"coordinate"] or first[3:] not in (
+        [b"integer", b"general"],
+        [b"real", b"general"],
+    ):
+        raise DataError(
+            "matrix.mtx is no Matrix Market file of counts ('%%MatrixMarket matrix coordinate integer general')."
+        )
     sizes = text[at:end].split() if end >= 0 else []
     if len(sizes) != 3 or not all(s.isdigit() and len(s) < 16 for s in sizes):
-        raise DataError("matrix.mtx does not say how many genes, cells and values it has; it is damaged.")
+        raise DataError(
+            "matrix.mtx does not say how many genes, cells and values it has; it is damaged."
+        )
     genes, cells, values = map(int, sizes)
     return genes, cells, values, end + 1
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from ..model import Model
 
 
-
-
 def write_result(result: AnnData | Tables | tuple[Model, str], task: str, folder: Path) -> None:
     """``result.h5ad`` and what was added alone in the plain form, ``result.scmb``; tables in both; a model as ``result.zip``."""
     if isinstance(result, Tables):
@@ -35,18 +33,27 @@ def _write_cells(adata: AnnData, task: str, folder: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     if task == "impute":
         slots = layer_slots(adata, "scmamba")
-        arrays |= {"x": np.asarray(slots["x"]), "i": np.asarray(slots["i"]), "p": np.asarray(slots["p"])}
+        arrays |= {
+            "x": np.asarray(slots["x"]),
+            "i": np.asarray(slots["i"]),
+            "p": np.asarray(slots["p"]),
+        }
     if task == "embed":
         arrays["embedding"] = np.asarray(adata.obsm["X_scmamba"], dtype=np.float64)
-    columns = {str(c): plain_frame(adata.obs[c]) for c in adata.obs.columns if str(c).startswith("scmamba_")}
-    header = {"task": task, "genes": int(adata.n_vars), "cells": list(map(str, adata.obs_names)), "obs": columns,
-              "provenance": json.loads(json.dumps(dict(adata.uns["scmamba"][task]), default=plain_value))}  # fmt: skip
+    columns = {
+        str(c): plain_frame(adata.obs[c])
+        for c in adata.obs.columns
+        if str(c).startswith("scmamba_")
+    }
+    header = {
+        "task": task,
+        "genes": int(adata.n_vars),
+        "cells": list(map(str, adata.obs_names)),
+        "obs": columns,
+        "provenance": json.loads(json.dumps(dict(adata.uns["scmamba"][task]), default=plain_value)),
+    }
     write(folder / "result.scmb", header, arrays)
     adata.write_h5ad(folder / "result.h5ad")
-
-
-
-
 
 
 def _write_model(model: Model, card: str, folder: Path) -> None:
@@ -57,9 +64,3 @@ def _write_model(model: Model, card: str, folder: Path) -> None:
     save_checkpoint(model, folder / "model", card=card)
     pack_model(folder / "model", folder / "result.zip")
     shutil.rmtree(folder / "model")
-
-
-
-
-
-

@@ -29,7 +29,11 @@ def share(i: int, workers: int) -> dict[str, str]:
     if workers == 1:
         return {}
     told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [g for g in told.split(",") if g] if told is not None else [str(k) for k, _ in enumerate(Path(_GPUS).glob("*"))]
+    gpus = (
+        [g for g in told.split(",") if g]
+        if told is not None
+        else [str(k) for k, _ in enumerate(Path(_GPUS).glob("*"))]
+    )
     found = {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}
     if "OMP_NUM_THREADS" not in os.environ:
         found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
@@ -71,7 +75,10 @@ class Supervisor:
 
     def _spawn(self, i: int) -> subprocess.Popen[bytes]:
         environment = {**os.environ, **share(i, self.settings.workers)}
-        return subprocess.Popen([sys.executable, "-m", "scmamba.serve.worker", self.settings.dump(), self._names[i]], env=environment)
+        return subprocess.Popen(
+            [sys.executable, "-m", "scmamba.serve.worker", self.settings.dump(), self._names[i]],
+            env=environment,
+        )
 
     def _watch(self) -> None:
         cleared = 0.0
@@ -91,7 +98,9 @@ class Supervisor:
         for i, worker in enumerate(self._workers):
             if worker.poll() is not None and not self._stop.is_set():
                 self.restarts += 1
-                _log.warning("a worker ended with status %s and is started again", worker.returncode)
+                _log.warning(
+                    "a worker ended with status %s and is started again", worker.returncode
+                )
                 self.queue.rescue(dead=self._names[i])
                 self._names[i] = secrets.token_hex(6)
                 self._workers[i] = self._spawn(i)

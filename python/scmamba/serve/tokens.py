@@ -1,8 +1,8 @@
 """Who may use the server: tokens per user, kept as hashes, with an end.
 
-    python -m scmamba.serve.tokens add NAME --data DIR [--days 90]
-    python -m scmamba.serve.tokens remove NAME --data DIR
-    python -m scmamba.serve.tokens list --data DIR
+python -m scmamba.serve.tokens add NAME --data DIR [--days 90]
+python -m scmamba.serve.tokens remove NAME --data DIR
+python -m scmamba.serve.tokens list --data DIR
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ class Tokens:
         if not _NAME.fullmatch(user):
             raise ValueError("A user name has letters, digits and _ . @ - only, at most 64.")
         token = secrets.token_urlsafe(32)
-        self._write([*self.entries(), {"user": user, "hash": _hash(token), "ends": time.time() + 86400 * days}])
+        self._write(
+            [
+                *self.entries(),
+                {"user": user, "hash": _hash(token), "ends": time.time() + 86400 * days},
+            ]
+        )
         return token
 
     def remove(self, user: str) -> int:
@@ -76,7 +81,9 @@ def _hash(token: str) -> str:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["add", "remove", "list"])
     parser.add_argument("user", nargs="?")
     parser.add_argument("--data", type=Path, required=True)
@@ -85,7 +92,9 @@ def main() -> None:
     tokens = Tokens(arguments.data)
     if arguments.what == "list":
         for entry in tokens.entries():
-            print(f"{entry['user']}\tuntil {time.strftime('%Y-%m-%d', time.localtime(entry['ends']))}")
+            print(
+                f"{entry['user']}\tuntil {time.strftime('%Y-%m-%d', time.localtime(entry['ends']))}"
+            )
     elif arguments.user is None:
         parser.error("name the user")
     elif arguments.what == "add":

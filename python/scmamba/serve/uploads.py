@@ -42,7 +42,10 @@ class Places:
     def hold(self, who: str, others: int, limit: int) -> Iterator[None]:
         """A place for one upload; 429 if there is none."""
         if others + self.taken[who] >= limit:
-            raise HTTPException(429, f"You have {others + self.taken[who]} unfinished jobs and uploads; wait until some are done.")
+            raise HTTPException(
+                429,
+                f"You have {others + self.taken[who]} unfinished jobs and uploads; wait until some are done.",
+            )
         self.taken[who] += 1
         try:
             yield
@@ -67,19 +70,26 @@ async def chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except (TimeoutError, asyncio.TimeoutError) as error:
-            raise HTTPException(408, f"Nothing came for {settings.patience:g} seconds; send the file again.") from error
+            raise HTTPException(
+                408, f"Nothing came for {settings.patience:g} seconds; send the file again."
+            ) from error
         except ClientDisconnect as error:
             raise HTTPException(400, "The upload broke off; send the file again.") from error
         size += len(chunk)
         late = time.monotonic() - began - settings.patience
         if late > 0 and size < SLOWEST * late:
-            raise HTTPException(408, f"The upload brings less than {SLOWEST} bytes a second; send it over a faster line.")
+            raise HTTPException(
+                408,
+                f"The upload brings less than {SLOWEST} bytes a second; send it over a faster line.",
+            )
         yield chunk
 
 
 def check_claim(length: str | None, settings: Settings, folder: Path) -> int:
     """The length an upload claims (0: none), if it may come."""
-    if length is not None and (not re.fullmatch(r"[0-9]{1,18}", length) or int(length) > settings.max_upload):
+    if length is not None and (
+        not re.fullmatch(r"[0-9]{1,18}", length) or int(length) > settings.max_upload
+    ):
         raise too_large(settings)
     folder.mkdir(parents=True, exist_ok=True)
     claimed = int(length or 0)
@@ -90,16 +100,23 @@ def check_claim(length: str | None, settings: Settings, folder: Path) -> int:
 
 def too_large(settings: Settings) -> HTTPException:
     """The refusal of too large an upload."""
-    return HTTPException(413, f"The upload is larger than this server's {settings.max_upload / 2**30:.1f} GiB.")
+    return HTTPException(
+        413, f"The upload is larger than this server's {settings.max_upload / 2**30:.1f} GiB."
+    )
 
 
 def check_kind(request: Request) -> None:
     """The body is the file itself; what wraps it is refused before it comes."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("multipart/"):
-        raise HTTPException(415, "Send the file itself as the body (curl --data-binary @file), not a form.")
+        raise HTTPException(
+            415, "Send the file itself as the body (curl --data-binary @file), not a form."
+        )
     if request.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
-        raise HTTPException(415, "Send the file itself as the body, without a Content-Encoding; .h5ad files are packed inside.")
+        raise HTTPException(
+            415,
+            "Send the file itself as the body, without a Content-Encoding; .h5ad files are packed inside.",
+        )
 
 
 @contextlib.contextmanager
@@ -140,14 +157,23 @@ async def inspect_upload(path: Path, settings: Settings) -> Found:
     """Look at the upload in a confined process; 422 with its sentence if it is none of ours."""
     async with _looking.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_LOOKS)):
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "scmamba.serve.validation", str(path), str(settings.max_cells), str(settings.max_genes),
-            str(settings.max_memory // 2), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "scmamba.serve.validation",
+            str(path),
+            str(settings.max_cells),
+            str(settings.max_genes),
+            str(settings.max_memory // 2),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         try:
             out, _ = await asyncio.wait_for(process.communicate(), timeout=90)
             found = json.loads(out)
         except (TimeoutError, asyncio.TimeoutError, ValueError) as error:
-            raise HTTPException(422, "The upload could not be looked at within this server's limits; it is refused.") from error
+            raise HTTPException(
+                422, "The upload could not be looked at within this server's limits; it is refused."
+            ) from error
         finally:
             if process.returncode is None:  # whoever sent it has gone, or it takes too long
                 with contextlib.suppress(ProcessLookupError):
@@ -177,7 +203,9 @@ class Uploads:
         own = self._own(who)
         check_claim(length, self.settings, own)
         if len(list(own.glob("*.length"))) >= self.settings.jobs_per_user:
-            raise HTTPException(429, f"You have {self.settings.jobs_per_user} uploads here; use or delete some.")
+            raise HTTPException(
+                429, f"You have {self.settings.jobs_per_user} uploads here; use or delete some."
+            )
         name = secrets.token_urlsafe(12)
         (own / name).touch()
         (own / f"{name}.length").write_text(length)
@@ -209,7 +237,9 @@ class Uploads:
                 if self.turns[path] != turn or not path.is_file():
                     raise HTTPException(409, "The upload is being continued elsewhere.")
                 if here + len(chunk) > length:
-                    raise HTTPException(413, f"More came than the {length} bytes Upload-Length promised.")
+                    raise HTTPException(
+                        413, f"More came than the {length} bytes Upload-Length promised."
+                    )
                 _write(file, chunk)
                 here += len(chunk)
         return here
@@ -218,7 +248,9 @@ class Uploads:
         """The whole file, moved to where jobs have theirs."""
         path, offset, length = self.find(name, who)
         if offset != length:
-            raise HTTPException(409, f"{offset} of {length} bytes of the upload have come; send the rest first.")
+            raise HTTPException(
+                409, f"{offset} of {length} bytes of the upload have come; send the rest first."
+            )
         target = self.settings.data / "uploads" / secrets.token_hex(16)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)

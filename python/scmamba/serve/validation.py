@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 _MEMORY = 2 << 30
 _SECONDS = 20  # of processor time; real files take less than one, damaged ones can hold the HDF5 library for ever
-_INFLATION = 1000  # times a file's size that its arrays may claim: gzip's best on counts is far below
+_INFLATION = (
+    1000  # times a file's size that its arrays may claim: gzip's best on counts is far below
+)
 _OBJECTS = 10_000
 _DEPTH = 50
 _SMALL = 1 << 20  # bytes of an array that is read whole, to see whether it can be
@@ -29,7 +31,9 @@ _STRINGS = 4096  # strings read at once
 _STRINGS_MAX = 100_000_000
 
 
-def look(path: Path, max_cells: int, max_genes: int, max_bytes: int | None = None) -> dict[str, Any]:
+def look(
+    path: Path, max_cells: int, max_genes: int, max_bytes: int | None = None
+) -> dict[str, Any]:
     """What the file is and how large.
 
     Raises
@@ -51,10 +55,14 @@ def look(path: Path, max_cells: int, max_genes: int, max_bytes: int | None = Non
 
         about = tenx.look(path, max_bytes or memory_limit())
     else:
-        raise DataError("The upload is neither an .h5ad or 10x .h5 file, nor a zipped 10x folder, nor scMamba's plain form. "
-                        "Save the object with adata.write_h5ad().")  # fmt: skip
+        raise DataError(
+            "The upload is neither an .h5ad or 10x .h5 file, nor a zipped 10x folder, nor scMamba's plain form. "
+            "Save the object with adata.write_h5ad()."
+        )
     if about["cells"] < 1 or about["genes"] < 1:
-        raise DataError(f"The upload holds {about['cells']} cells x {about['genes']} genes; there is nothing to work on.")
+        raise DataError(
+            f"The upload holds {about['cells']} cells x {about['genes']} genes; there is nothing to work on."
+        )
     if about["cells"] > max_cells or about["genes"] > max_genes:
         raise DataError(
             f"The upload holds {about['cells']:,} cells x {about['genes']:,} genes; "
@@ -82,10 +90,16 @@ def _hdf5(path: Path, max_bytes: int) -> dict[str, Any]:
             if "X" not in file or "obs" not in file or "var" not in file:
                 raise DataError("The HDF5 file is no .h5ad file: X, obs or var is missing.")
             x = file["X"]
-            shape = x.shape if isinstance(x, h5py.Dataset) else x.attrs.get("shape", x.attrs.get("h5sparse_shape"))
+            shape = (
+                x.shape
+                if isinstance(x, h5py.Dataset)
+                else x.attrs.get("shape", x.attrs.get("h5sparse_shape"))
+            )
             cells, genes = _shape(shape, "The matrix X of the .h5ad file")
             if isinstance(x, h5py.Group):
-                columns = "csc" in str(x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", "")))
+                columns = "csc" in str(
+                    x.attrs.get("encoding-type", x.attrs.get("h5sparse_format", ""))
+                )
                 _agree(x, genes if columns else cells, "The matrix X of the .h5ad file")
             values = x if isinstance(x, h5py.Dataset) else x["data"]
             if values.dtype.kind not in "iufb":
@@ -96,7 +110,9 @@ def _hdf5(path: Path, max_bytes: int) -> dict[str, Any]:
     except (DataError, MemoryError):
         raise
     except Exception as error:  # h5py raises many kinds for damaged files
-        raise DataError(f"The HDF5 file cannot be read ({type(error).__name__}); it is cut off or damaged. Send it again.") from error
+        raise DataError(
+            f"The HDF5 file cannot be read ({type(error).__name__}); it is cut off or damaged. Send it again."
+        ) from error
 
 
 def _shape(shape: Any, what: str) -> tuple[int, int]:
@@ -122,9 +138,13 @@ def _length(table: Any, n: int, name: str) -> None:
         key = table.attrs.get("_index", "_index")
         index = table.get(key) if isinstance(key, (str, bytes)) else None
         if index is None:
-            raise DataError(f"The table '{name}' of the file names no lines; save the object anew with adata.write_h5ad().")
+            raise DataError(
+                f"The table '{name}' of the file names no lines; save the object anew with adata.write_h5ad()."
+            )
     if isinstance(index, h5py.Dataset) and index.shape != (n,):
-        raise DataError(f"The table '{name}' of the file has {index.shape} names and the matrix {n:,}; they do not fit.")
+        raise DataError(
+            f"The table '{name}' of the file has {index.shape} names and the matrix {n:,}; they do not fit."
+        )
 
 
 class _Walk:
@@ -149,18 +169,24 @@ class _Walk:
                 if self.seen > _OBJECTS:
                     raise DataError(f"The file holds more than {_OBJECTS} objects.")
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                    raise DataError(f"'{plain(name)}' is a link, which this server does not follow. "
-                                    "Save the object anew with adata.write_h5ad().")  # fmt: skip
+                    raise DataError(
+                        f"'{plain(name)}' is a link, which this server does not follow. "
+                        "Save the object anew with adata.write_h5ad()."
+                    )
                 item = group[name]
                 if isinstance(item, h5py.Group):
                     stack.append((item, depth + 1))
                 elif isinstance(item, h5py.Dataset):
                     self._dataset(item, plain(name))
         if self.claimed > _INFLATION * max(self.size, 1 << 20):
-            raise DataError(f"The file's arrays claim {self.claimed:,} bytes in a file of {self.size:,}; that is refused.")
+            raise DataError(
+                f"The file's arrays claim {self.claimed:,} bytes in a file of {self.size:,}; that is refused."
+            )
         if self.claimed > self.max_bytes:
-            raise DataError(f"The file's arrays need {self.claimed:,} bytes of memory and this server has {self.max_bytes:,} for one. "
-                            "Send fewer cells at once.")  # fmt: skip
+            raise DataError(
+                f"The file's arrays need {self.claimed:,} bytes of memory and this server has {self.max_bytes:,} for one. "
+                "Send fewer cells at once."
+            )
 
     def _attributes(self, item: Any) -> None:
         """Read them all: what does not fit into this process must not reach a worker."""
@@ -175,14 +201,19 @@ class _Walk:
         about = item.id.get_create_plist()
         for k in range(about.get_nfilters()):
             if not h5py.h5z.filter_avail(about.get_filter(k)[0]):
-                raise DataError(f"'{name}' is packed in a way this server cannot unpack. Save the object with gzip or without compression.")
+                raise DataError(
+                    f"'{name}' is packed in a way this server cannot unpack. Save the object with gzip or without compression."
+                )
         self._attributes(item)
         width, chunk = max(item.dtype.itemsize, 1), 1
         for n in item.chunks or (0,):
             chunk *= int(n)
         bytes_ = max(item.size or 0, chunk) * width
         self.claimed += bytes_
-        if h5py.check_string_dtype(item.dtype) is not None or h5py.check_vlen_dtype(item.dtype) is not None:
+        if (
+            h5py.check_string_dtype(item.dtype) is not None
+            or h5py.check_vlen_dtype(item.dtype) is not None
+        ):
             self._strings(item, name)
         elif bytes_ <= _SMALL:
             _ = item[()]
@@ -194,7 +225,9 @@ class _Walk:
         if item.shape is None:
             return
         self.strings += item.size
-        if self.strings > min(_STRINGS_MAX, max(self.size, 1 << 16)):  # each takes a byte of its own, nearly always many
+        if self.strings > min(
+            _STRINGS_MAX, max(self.size, 1 << 16)
+        ):  # each takes a byte of its own, nearly always many
             raise DataError(f"'{name}' claims more strings than the file can hold.")
         kind = h5py.check_string_dtype(item.dtype)
         for start in range(0, len(item) if item.ndim else 1, _STRINGS):
@@ -208,7 +241,9 @@ class _Walk:
 
 
 def _readable(strings: list[Any]) -> bool:
-    joined = b"\n".join(s if isinstance(s, bytes) else str(s).encode("utf-8", "surrogateescape") for s in strings)
+    joined = b"\n".join(
+        s if isinstance(s, bytes) else str(s).encode("utf-8", "surrogateescape") for s in strings
+    )
     try:
         return "\0" not in joined.decode()
     except UnicodeDecodeError:
@@ -235,7 +270,9 @@ def check_content(adata: AnnData) -> None:
             try:
                 matrix.check_format(full_check=True)
             except ValueError as error:
-                raise DataError(f"The sparse matrix {name} of the file contradicts itself ({error}); it is damaged.") from error
+                raise DataError(
+                    f"The sparse matrix {name} of the file contradicts itself ({error}); it is damaged."
+                ) from error
 
 
 def plain(text: Any, longest: int = 60) -> str:

@@ -59,7 +59,9 @@ def open_upload(path: Path) -> AnnData:
         raise
     except Exception as error:  # readers raise many kinds for damaged files
         reason = plain(str(error).replace(str(path), "the upload").partition("\n")[0], 200)
-        raise DataError(f"The upload cannot be read ({type(error).__name__}: {reason}); save the object anew and send it again.") from error
+        raise DataError(
+            f"The upload cannot be read ({type(error).__name__}: {reason}); save the object anew and send it again."
+        ) from error
     check_content(adata)
     return adata
 
@@ -112,7 +114,9 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
 
     def heart() -> None:
         while not stop.wait(1.0):
-            with contextlib.suppress(Unavailable):  # for a moment; after thirty seconds the job is another's, which the next beat tells
+            with contextlib.suppress(
+                Unavailable
+            ):  # for a moment; after thirty seconds the job is another's, which the next beat tells
                 if not queue.beat(job["id"], worker, shown["done"], shown["message"]):
                     lost.set()
 
@@ -121,7 +125,9 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
         if lost.is_set():
             raise Cancelled
         if time.time() > deadline:
-            raise ScMambaError(f"The job took longer than this server's {settings.max_seconds} seconds. Send fewer cells at once.")
+            raise ScMambaError(
+                f"The job took longer than this server's {settings.max_seconds} seconds. Send fewer cells at once."
+            )
 
     pulse = threading.Thread(target=heart, daemon=True)
     pulse.start()
@@ -133,7 +139,10 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
         if job["task"] in WITH_MODEL:
             options["model"] = kept_model(job["model"])
         if "reference" in options:
-            options |= {"reference": open_reference(settings, options["reference"], job["user"]), "model": kept_model(job["model"])}
+            options |= {
+                "reference": open_reference(settings, options["reference"], job["user"]),
+                "model": kept_model(job["model"]),
+            }
         result = TASKS[job["task"]][0](adata, options)
         # The result stands before the job is called done: killed in between, the job runs again and ends once.
         with atomic_path(folder / "result") as temporary:
@@ -146,10 +155,20 @@ def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) 
     except ScMambaError as error:
         queue.finish(job["id"], worker, "failed", plain(error, 2000))
     except MemoryError:
-        queue.finish(job["id"], worker, "failed", "The job needs more memory than this server gives one. Send fewer cells at once.")
+        queue.finish(
+            job["id"],
+            worker,
+            "failed",
+            "The job needs more memory than this server gives one. Send fewer cells at once.",
+        )
     except Exception as error:  # the job fails alone, with its reason, and the worker goes on
         traceback.print_exc()
-        queue.finish(job["id"], worker, "failed", f"The job failed inside the server: {type(error).__name__}: {plain(error, 300)}")
+        queue.finish(
+            job["id"],
+            worker,
+            "failed",
+            f"The job failed inside the server: {type(error).__name__}: {plain(error, 300)}",
+        )
     finally:
         stop.set()
         _progress.listener = None

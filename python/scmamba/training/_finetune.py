@@ -54,22 +54,41 @@ def finetune(
         from .finetune_classifier import finetune_classes
 
         start = load_model(model, device=training_device() if is_distributed() else None)
-        cells, rest = (as_collection(files, start.genes, min_total, force) for files in (data, held_out))
+        cells, rest = (
+            as_collection(files, start.genes, min_total, force) for files in (data, held_out)
+        )
         if cells is None:
             raise ScMambaError("There is nothing to train on: no file was given.")
-        return finetune_classes(task, cells, model=start, loop=replace(loop or TrainerConfig(lr=1e-4), seed=seed), sequence=sequence,
-                                held_out=rest, folder=folder, name=name, verbose=verbose)  # fmt: skip
+        return finetune_classes(
+            task,
+            cells,
+            model=start,
+            loop=replace(loop or TrainerConfig(lr=1e-4), seed=seed),
+            sequence=sequence,
+            held_out=rest,
+            folder=folder,
+            name=name,
+            verbose=verbose,
+        )
     loop = replace(loop or TrainerConfig(lr=1e-4), seed=seed)
     opened = clone(load_model(model, device=training_device() if is_distributed() else None), name)
-    feed = open_batch_source(data, opened.genes, seed=seed, reads=opened.config.reads, min_total=min_total, force=force)
+    feed = open_batch_source(
+        data, opened.genes, seed=seed, reads=opened.config.reads, min_total=min_total, force=force
+    )
     others = open_held_out(held_out, opened.genes, force=force)
     validate = validation(others, sequence) if others else None
     step: Step = reconstruction(feed, sequence, loop)
     if opened.config.rates:
         store_gene_rates(opened.network, feed.pseudobulk())
         rates = nb_rate_step(feed, RateConfig(), loop)
-        step = alternate(rates, rates, rates, step)  # a masked step costs three times as much and serves one method only
-        validate = combine_validations(rate_validation(others, RateConfig()), validation(others, sequence)) if others else None
+        step = alternate(
+            rates, rates, rates, step
+        )  # a masked step costs three times as much and serves one method only
+        validate = (
+            combine_validations(rate_validation(others, RateConfig()), validation(others, sequence))
+            if others
+            else None
+        )
     fit(
         opened.network,
         step,
@@ -103,7 +122,16 @@ def finetune_on(
     """
     start = load_model(model)
     loop = TrainerConfig(steps=steps, lr=1e-3, warmup=0.05)
-    tuned = finetune([adata], model=start, loop=loop, min_total=1, name=name, seed=seed, force=force, verbose=verbose)
+    tuned = finetune(
+        [adata],
+        model=start,
+        loop=loop,
+        min_total=1,
+        name=name,
+        seed=seed,
+        force=force,
+        verbose=verbose,
+    )
     card = (
         f"Fine-tuned for imputation on {adata.n_obs:,} cells of the user, {steps:,} steps, from {start.config.name}. "
         "Not evaluated on other data.\n"

@@ -56,7 +56,9 @@ class CellSource:
 
     def take(self, keep: np.ndarray) -> CellSource:
         """The cells at ``keep`` (mask or indices)."""
-        return replace(self, values=self.values[keep], groups=self.groups[keep], totals=self.totals[keep])
+        return replace(
+            self, values=self.values[keep], groups=self.groups[keep], totals=self.totals[keep]
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,11 @@ def read_sources(
     sources = []
     for file in files:
         adata = open_backed(Path(file)) if isinstance(file, (str, PathLike)) else file
-        name = Path(file).stem if isinstance(file, (str, PathLike)) else str(adata.uns.get("name", "cells"))
+        name = (
+            Path(file).stem
+            if isinstance(file, (str, PathLike))
+            else str(adata.uns.get("name", "cells"))
+        )
         cells = read_cells(adata, vocabulary, force=force)
         blocks, totals = zip(*(cells.to_model(cells.linear(rows)) for rows in cells.blocks(2000)))
         has_donor = donor is not None and donor in adata.obs
@@ -147,19 +153,30 @@ def sample_rows(source: CellSource, size: int, rng: np.random.Generator) -> np.n
     return source.by_length[start + rng.choice(window, size, replace=False)]
 
 
-def make_batch(source: CellSource, rows: np.ndarray, config: SequenceConfig, reads: str, rng: np.random.Generator) -> Batch:
+def make_batch(
+    source: CellSource,
+    rows: np.ndarray,
+    config: SequenceConfig,
+    reads: str,
+    rng: np.random.Generator,
+) -> Batch:
     """Make a batch of the cells ``rows`` of one source, as a model of ``reads`` sees them."""
     if reads == "all":
         return _whole_cells(source, rows, config, rng)
     return pad([expressed_genes(source, row, config, rng) for row in rows], source.genes)
 
 
-def _whole_cells(source: CellSource, rows: np.ndarray, config: SequenceConfig, rng: np.random.Generator) -> Batch:
+def _whole_cells(
+    source: CellSource, rows: np.ndarray, config: SequenceConfig, rng: np.random.Generator
+) -> Batch:
     x = source.values[rows].toarray()
     share = np.full((len(rows), 1), config.mask_zero, dtype=np.float32)
     if is_zero_share(config):
         share = np.array([[_share(config, rng)] for _ in rows], dtype=np.float32)
-    mask = torch.from_numpy(rng.random(x.shape, dtype=np.float32) < np.where(x != 0, np.float32(config.mask_nonzero), share))
+    mask = torch.from_numpy(
+        rng.random(x.shape, dtype=np.float32)
+        < np.where(x != 0, np.float32(config.mask_nonzero), share)
+    )
     weight = torch.ones(mask.shape)
     if is_zero_share(config):
         weight = torch.from_numpy(np.where(x != 0, np.float32(1), config.mask_zero / share))
@@ -199,7 +216,9 @@ def expressed_genes(
     off = _zero_columns(on, len(source.genes), _number_of_zeros(config, total_zeros, rng), rng)
     columns = np.concatenate([shown, off])
     order = np.argsort(columns)
-    hidden = np.concatenate([rng.random(len(shown)) < config.mask_nonzero, np.ones(len(off), dtype=bool)])
+    hidden = np.concatenate(
+        [rng.random(len(shown)) < config.mask_nonzero, np.ones(len(off), dtype=bool)]
+    )
     # The sampled zeros carry the weight of all zeros that would be hidden, scaled as the non-zeros were cut.
     zero_weight = config.mask_zero * total_zeros * (len(shown) / max(len(on), 1)) / max(len(off), 1)
     weight = np.concatenate([np.ones(len(shown)), np.full(len(off), zero_weight)])
@@ -207,7 +226,9 @@ def expressed_genes(
     return columns[order], x[order], hidden[order], weight[order]
 
 
-def _zero_columns(on: np.ndarray, n_genes: int, number: int, rng: np.random.Generator) -> np.ndarray:
+def _zero_columns(
+    on: np.ndarray, n_genes: int, number: int, rng: np.random.Generator
+) -> np.ndarray:
     """``number`` distinct columns that are not in ``on`` (sorted)."""
     if number == 0:
         return np.empty(0, dtype=np.int64)
@@ -216,7 +237,9 @@ def _zero_columns(on: np.ndarray, n_genes: int, number: int, rng: np.random.Gene
     return ranks + np.searchsorted(on - np.arange(len(on)), ranks, side="right")
 
 
-def pad(cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], genes: np.ndarray) -> Batch:
+def pad(
+    cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], genes: np.ndarray
+) -> Batch:
     """Cells as (columns, values, hidden, weights) -> a batch as long as the longest; ``genes`` (m,) says which gene a column is."""
     length = max(1, max(len(columns) for columns, *_ in cells))
     shape = (len(cells), length)
@@ -224,5 +247,11 @@ def pad(cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], gene
     mask, keep, positions = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(shape, np.int64)
     for i, (columns, values, hidden, weights) in enumerate(cells):
         n = len(columns)
-        positions[i, :n], x[i, :n], mask[i, :n], weight[i, :n], keep[i, :n] = genes[columns], values, hidden, weights, True
+        positions[i, :n], x[i, :n], mask[i, :n], weight[i, :n], keep[i, :n] = (
+            genes[columns],
+            values,
+            hidden,
+            weights,
+            True,
+        )
     return Batch(*(torch.from_numpy(a) for a in (x, mask, weight, positions, keep)))

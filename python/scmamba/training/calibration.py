@@ -40,7 +40,11 @@ def fit_calibration(logits: np.ndarray, codes: np.ndarray) -> dict[str, Any]:
     """What a classifier's checkpoint keeps of its (n, k) logits for cells it was not trained on: temperature, curve, cells."""
     temperature = fit_temperature(logits, codes)
     curve = coverage_curve(softmax(logits / temperature, axis=1), codes)
-    return {"temperature": temperature, "cells": len(codes), "curve": [[float(v) for v in point] for point in curve]}
+    return {
+        "temperature": temperature,
+        "cells": len(codes),
+        "curve": [[float(v) for v in point] for point in curve],
+    }
 
 
 def log_loss(logits: np.ndarray, codes: np.ndarray) -> float:

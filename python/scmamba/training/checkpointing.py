@@ -57,7 +57,9 @@ def load_state(folder: Path, verbose: bool = True) -> dict[str, Any] | None:
         except (CheckpointError, OSError) as error:
             say(f"{path.name} cannot be used ({error}); going back to the state before it", verbose)
     if files:
-        raise CheckpointError(f"None of the {len(files)} states in {folder} can be read. Remove the folder to start over.")
+        raise CheckpointError(
+            f"None of the {len(files)} states in {folder} can be read. Remove the folder to start over."
+        )
     return None
 
 

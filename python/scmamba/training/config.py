@@ -75,17 +75,35 @@ class Settings:
         each = self.batch_size * self.accumulate * processes
         steps = self.steps or max(1, round(self.epochs * cells / each))
         precision = ("16" if gpu else "32") if self.precision == "auto" else self.precision
-        return TrainerConfig(steps=steps, batch_size=self.batch_size, lr=self.lr, final_lr=self.final_lr, warmup=self.warmup,
-                          weight_decay=self.weight_decay, clip=self.clip, seed=self.seed, save_every=self.save_every, keep=self.keep,
-                          accumulate=self.accumulate, precision=precision, ema=self.ema)  # fmt: skip
+        return TrainerConfig(
+            steps=steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            final_lr=self.final_lr,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            seed=self.seed,
+            save_every=self.save_every,
+            keep=self.keep,
+            accumulate=self.accumulate,
+            precision=precision,
+            ema=self.ema,
+        )
 
     def sequence(self) -> SequenceConfig:
         """What a training sequence holds."""
-        return SequenceConfig(mask_nonzero=self.mask_nonzero, mask_zero=self.mask_zero, genes_per_step=self.genes_per_step)
+        return SequenceConfig(
+            mask_nonzero=self.mask_nonzero,
+            mask_zero=self.mask_zero,
+            genes_per_step=self.genes_per_step,
+        )
 
     def text(self) -> str:
         """As YAML, every setting on a line of its own."""
-        return "".join(f"{name}: {_plain(value)}\n" for name, value in dataclasses.asdict(self).items())
+        return "".join(
+            f"{name}: {_plain(value)}\n" for name, value in dataclasses.asdict(self).items()
+        )
 
 
 #: Verb -> name -> the settings in which the recipe differs from the defaults above (the paper's pre-training).
@@ -93,30 +111,73 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "pretrain": {
         "paper": {},
         # The shipped model's: a size and a length a laptop can train.
-        "small": {"steps": 2000, "lr": 3e-3, "warmup": 0.03, "d_model": 64, "layers": 2, "reads": "expressed", "mask_nonzero": 0.3,
-                  "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32"},
+        "small": {
+            "steps": 2000,
+            "lr": 3e-3,
+            "warmup": 0.03,
+            "d_model": 64,
+            "layers": 2,
+            "reads": "expressed",
+            "mask_nonzero": 0.3,
+            "genes_per_step": 1536,
+            "min_donor_cells": 0,
+            "precision": "32",
+        },
     },
     "impute": {
-        "paper": {"epochs": 5.0, "batch_size": 8, "lr": 1e-4, "mask_nonzero": 0.4, "mask_zero": 0.04, "above": IMPUTE_TOTAL},
-        "small": {"steps": 2000, "lr": 1e-3, "warmup": 0.03, "mask_nonzero": 0.4, "mask_zero": 0.04, "genes_per_step": 1536,
-                  "min_donor_cells": 0, "precision": "32"},
+        "paper": {
+            "epochs": 5.0,
+            "batch_size": 8,
+            "lr": 1e-4,
+            "mask_nonzero": 0.4,
+            "mask_zero": 0.04,
+            "above": IMPUTE_TOTAL,
+        },
+        "small": {
+            "steps": 2000,
+            "lr": 1e-3,
+            "warmup": 0.03,
+            "mask_nonzero": 0.4,
+            "mask_zero": 0.04,
+            "genes_per_step": 1536,
+            "min_donor_cells": 0,
+            "precision": "32",
+        },
     },
     "annotate": {
         "paper": {"epochs": 5.0, "lr": 1e-4},
-        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32", "balance": 0.5,
-                  "probe": True},
+        "small": {
+            "epochs": 5.0,
+            "lr": 1e-3,
+            "genes_per_step": 1536,
+            "min_donor_cells": 0,
+            "precision": "32",
+            "balance": 0.5,
+            "probe": True,
+        },
     },
     "doublets": {
         "paper": {"epochs": 5.0, "lr": 1e-4},
         # Half counts give the mean of two cells away; real doublets hold most of what both cells had.
-        "small": {"epochs": 5.0, "lr": 1e-3, "genes_per_step": 1536, "min_donor_cells": 0, "precision": "32", "balance": 0.5,
-                  "doublet_recipe": "mixed", "doublet_fraction": 0.5},
+        "small": {
+            "epochs": 5.0,
+            "lr": 1e-3,
+            "genes_per_step": 1536,
+            "min_donor_cells": 0,
+            "precision": "32",
+            "balance": 0.5,
+            "doublet_recipe": "mixed",
+            "doublet_fraction": 0.5,
+        },
     },
-}  # fmt: skip
+}
 
 
 def read_settings(
-    verb: str, recipe: str = "paper", file: str | os.PathLike[str] | None = None, given: Mapping[str, Any] | None = None
+    verb: str,
+    recipe: str = "paper",
+    file: str | os.PathLike[str] | None = None,
+    given: Mapping[str, Any] | None = None,
 ) -> tuple[Settings, set[str]]:
     """The settings, and the names of those somebody chose (in the file or by hand, not by the recipe).
 
@@ -126,12 +187,22 @@ def read_settings(
         An unknown recipe or setting, a value of the wrong kind, a file that is not YAML.
     """
     if recipe not in RECIPES[verb]:
-        raise ScMambaError(f"There is no recipe '{recipe}' for {verb}; choose one of {', '.join(RECIPES[verb])}.")
-    chosen = {**_read_yaml(file), **{name: value for name, value in (given or {}).items() if value is not None}}
+        raise ScMambaError(
+            f"There is no recipe '{recipe}' for {verb}; choose one of {', '.join(RECIPES[verb])}."
+        )
+    chosen = {
+        **_read_yaml(file),
+        **{name: value for name, value in (given or {}).items() if value is not None},
+    }
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
     if unknown := sorted(set(chosen) - set(kinds)):
-        raise ScMambaError(f"Unknown settings: {', '.join(unknown)}. The settings are {', '.join(kinds)}.")
-    values = {**RECIPES[verb][recipe], **{name: _as(kinds[name], name, value) for name, value in chosen.items()}}
+        raise ScMambaError(
+            f"Unknown settings: {', '.join(unknown)}. The settings are {', '.join(kinds)}."
+        )
+    values = {
+        **RECIPES[verb][recipe],
+        **{name: _as(kinds[name], name, value) for name, value in chosen.items()},
+    }
     if "epochs" in chosen and "steps" not in chosen:
         values["steps"] = 0  # who asks for epochs does not want the recipe's steps
     return Settings(**values), set(chosen)
@@ -146,13 +217,17 @@ def _read_yaml(file: str | os.PathLike[str] | None) -> dict[str, Any]:
     try:
         import yaml
     except ImportError as error:
-        raise ScMambaError("Reading a configuration needs PyYAML: pip install 'scmamba[train]'.") from error
+        raise ScMambaError(
+            "Reading a configuration needs PyYAML: pip install 'scmamba[train]'."
+        ) from error
     try:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise ScMambaError(f"{path} is not YAML: {error}") from error
     if not isinstance(found or {}, dict):
-        raise ScMambaError(f"{path} holds a {type(found).__name__}; lines of 'setting: value' are expected.")
+        raise ScMambaError(
+            f"{path} holds a {type(found).__name__}; lines of 'setting: value' are expected."
+        )
     return {str(name).replace("-", "_"): value for name, value in (found or {}).items()}
 
 

@@ -54,7 +54,9 @@ class BatchSource(Protocol):
     def __len__(self) -> int:
         """Cells there are."""
 
-    def draw(self, k: int, size: int, rng: np.random.Generator, share: BatchShard) -> list[SourceSlice]:
+    def draw(
+        self, k: int, size: int, rng: np.random.Generator, share: BatchShard
+    ) -> list[SourceSlice]:
         """This share's cells of step ``k``, of ``size`` cells in all. ``rng`` is the same for all shares."""
 
     def pseudobulk(self) -> list[CellSource]:
@@ -74,18 +76,30 @@ class InMemorySource:
     def __len__(self) -> int:
         return sum(len(s) for s in self.sources)
 
-    def draw(self, k: int, size: int, rng: np.random.Generator, share: BatchShard) -> list[SourceSlice]:
+    def draw(
+        self, k: int, size: int, rng: np.random.Generator, share: BatchShard
+    ) -> list[SourceSlice]:
         """This share's rows of one source."""
         number = int(rng.choice(len(self.sources), p=self._chance))
         rows = sample_rows(self.sources[number], size, rng)
         rows = rows[share.of(len(rows))]
-        return [SourceSlice(self.sources[number], number, rows, [(number, int(row)) for row in rows])] if len(rows) else []
+        return (
+            [SourceSlice(self.sources[number], number, rows, [(number, int(row)) for row in rows])]
+            if len(rows)
+            else []
+        )
 
     def sample(self, number: int, seed: int = 12345) -> list[SourceSlice]:
         """Some cells of every source, always the same; about ``number`` in all."""
         rng, parts = np.random.default_rng(seed), []
         for i, source in enumerate(self.sources):
-            rows = np.sort(rng.choice(len(source), min(len(source), max(1, number // len(self.sources))), replace=False))
+            rows = np.sort(
+                rng.choice(
+                    len(source),
+                    min(len(source), max(1, number // len(self.sources))),
+                    replace=False,
+                )
+            )
             parts.append(SourceSlice(source, i, rows, [(i, int(row)) for row in rows]))
         return parts
 
@@ -111,7 +125,9 @@ class CollectionSource:
     def __len__(self) -> int:
         return len(self.collection)
 
-    def draw(self, k: int, size: int, rng: np.random.Generator, share: BatchShard) -> list[SourceSlice]:
+    def draw(
+        self, k: int, size: int, rng: np.random.Generator, share: BatchShard
+    ) -> list[SourceSlice]:
         """This share's cells, by file."""
         mine = share.of(size)
         return list(self.parts(self._open(size, share).at(k * size + mine))) if len(mine) else []
@@ -121,21 +137,35 @@ class CollectionSource:
         sources = []
         for member, sums in zip(self.collection.members, self.collection.gene_sums()):
             total, ours = sums.sum(), sums[member.genes]
-            values = sparse.csr_matrix(np.log1p(SCALE * ours / max(total, 1.0))[None, :].astype(np.float32))
-            sources.append(CellSource(member.store.name, values, member.genes, np.full(1, ""), np.array([total])))
+            values = sparse.csr_matrix(
+                np.log1p(SCALE * ours / max(total, 1.0))[None, :].astype(np.float32)
+            )
+            sources.append(
+                CellSource(
+                    member.store.name, values, member.genes, np.full(1, ""), np.array([total])
+                )
+            )
         return sources
 
     def parts(self, block: CellBatch) -> Iterator[SourceSlice]:
         """A block of cells as sources, one a file."""
         for f in np.unique(block.files):
             piece = block.take(np.flatnonzero(block.files == f))
-            yield SourceSlice(self._source(int(f), piece), int(f), np.arange(len(piece)), [(int(c),) for c in piece.cells])
+            yield SourceSlice(
+                self._source(int(f), piece),
+                int(f),
+                np.arange(len(piece)),
+                [(int(c),) for c in piece.cells],
+            )
 
     def _open(self, size: int, share: BatchShard) -> PrefetchLoader:
         wanted = (size, share.rank, share.world)
         if self._shelf is None or self._shelf[0] != wanted:
             order = self.collection.order(seed=self.seed, group=size if self.similar else 0)
-            self._shelf = wanted, PrefetchLoader(self.collection, order, shard=share.rank, shards=share.world)
+            self._shelf = (
+                wanted,
+                PrefetchLoader(self.collection, order, shard=share.rank, shards=share.world),
+            )
         return self._shelf[1]
 
     def _source(self, f: int, block: CellBatch) -> CellSource:
@@ -144,8 +174,13 @@ class CollectionSource:
             self._local[f] = np.full(len(self.collection.vocabulary), -1, dtype=np.int32)
             self._local[f][member.genes] = np.arange(len(member.genes), dtype=np.int32)
         values = block.values
-        ours = sparse.csr_matrix((values.data, self._local[f][values.indices], values.indptr), shape=(len(block), len(member.genes)))
-        return CellSource(member.store.name, ours, member.genes, np.full(len(block), ""), block.totals)
+        ours = sparse.csr_matrix(
+            (values.data, self._local[f][values.indices], values.indptr),
+            shape=(len(block), len(member.genes)),
+        )
+        return CellSource(
+            member.store.name, ours, member.genes, np.full(len(block), ""), block.totals
+        )
 
 
 def sample_sources(collection: Collection, cells: int = 64, seed: int = 12345) -> list[CellSource]:
@@ -155,16 +190,30 @@ def sample_sources(collection: Collection, cells: int = 64, seed: int = 12345) -
     found = []
     for f in np.unique(files):
         own = collection.cells[files == f]
-        found += list(feed.parts(collection.read(np.sort(rng.choice(own, min(cells, len(own)), replace=False)))))
+        found += list(
+            feed.parts(
+                collection.read(np.sort(rng.choice(own, min(cells, len(own)), replace=False)))
+            )
+        )
     return [part.source for part in found]
 
 
-def make_slices_batch(parts: Sequence[SourceSlice], config: SequenceConfig, reads: str, n_genes: int, seed: Sequence[int]) -> Batch:
+def make_slices_batch(
+    parts: Sequence[SourceSlice],
+    config: SequenceConfig,
+    reads: str,
+    n_genes: int,
+    seed: Sequence[int],
+) -> Batch:
     """One batch of the cells of several sources; positions in it are those of the vocabulary.
 
     What is hidden from a cell depends on ``seed`` and the cell's key alone.
     """
-    cells = [(part.source, row, np.random.default_rng([*seed, *key])) for part in parts for row, key in zip(part.rows, part.keys)]
+    cells = [
+        (part.source, row, np.random.default_rng([*seed, *key]))
+        for part in parts
+        for row, key in zip(part.rows, part.keys)
+    ]
     if reads != "all":
         entries = []
         for source, row, rng in cells:
@@ -176,9 +225,13 @@ def make_slices_batch(parts: Sequence[SourceSlice], config: SequenceConfig, read
         span = slice(source.values.indptr[row], source.values.indptr[row + 1])
         x[i, source.genes[source.values.indices[span]]] = source.values.data[span]
         # Genes the study did not measure are read as zeros, as published, and nothing is learnt about them.
-        chance = np.where(x[i, source.genes] != 0, np.float32(config.mask_nonzero), np.float32(config.mask_zero))
+        chance = np.where(
+            x[i, source.genes] != 0, np.float32(config.mask_nonzero), np.float32(config.mask_zero)
+        )
         mask[i, source.genes] = rng.random(len(source.genes), dtype=np.float32) < chance
-    return Batch(torch.from_numpy(x), torch.from_numpy(mask), torch.ones(mask.shape), torch.arange(n_genes))
+    return Batch(
+        torch.from_numpy(x), torch.from_numpy(mask), torch.ones(mask.shape), torch.arange(n_genes)
+    )
 
 
 def batch_loss(network: nn.Module, batch: Batch) -> Loss:
@@ -197,10 +250,16 @@ def sum_losses(losses: Sequence[Loss], network: nn.Module) -> Loss:
     if not losses:
         zero = torch.stack([p.sum() * 0 for p in network.parameters() if p.requires_grad]).sum()
         return Loss(zero, torch.zeros_like(zero))
-    return losses[0] if len(losses) == 1 else Loss(*(torch.stack(parts).sum() for parts in zip(*losses)))
+    return (
+        losses[0]
+        if len(losses) == 1
+        else Loss(*(torch.stack(parts).sum() for parts in zip(*losses)))
+    )
 
 
-def reconstruction(feed: BatchSource, sequence: SequenceConfig, config: TrainerConfig) -> ShardedStep:
+def reconstruction(
+    feed: BatchSource, sequence: SequenceConfig, config: TrainerConfig
+) -> ShardedStep:
     """The step of pre-training and of imputation: predict what is hidden (paper, Methods)."""
 
     def draw(network: nn.Module, k: int, rng: np.random.Generator, share: BatchShard) -> Loss:
@@ -208,7 +267,10 @@ def reconstruction(feed: BatchSource, sequence: SequenceConfig, config: TrainerC
         if not parts:
             return sum_losses([], network)
         settings = network.config  # type: ignore[union-attr]
-        return batch_loss(network, make_slices_batch(parts, sequence, settings.reads, settings.n_genes, [config.seed, k]))  # type: ignore[union-attr,arg-type]
+        return batch_loss(
+            network,
+            make_slices_batch(parts, sequence, settings.reads, settings.n_genes, [config.seed, k]),
+        )  # type: ignore[union-attr,arg-type]
 
     return ShardedStep(draw)
 
@@ -240,7 +302,14 @@ def open_batch_source(
 
 
 def open_held_out(
-    data: Collection | Sequence[str | PathLike[str] | AnnData], vocabulary: Vocabulary, *, force: bool = False
+    data: Collection | Sequence[str | PathLike[str] | AnnData],
+    vocabulary: Vocabulary,
+    *,
+    force: bool = False,
 ) -> list[CellSource]:
     """Cells for the validation loss: files whole, of a collection a sample."""
-    return sample_sources(data) if isinstance(data, Collection) else read_sources(data, vocabulary, force=force)
+    return (
+        sample_sources(data)
+        if isinstance(data, Collection)
+        else read_sources(data, vocabulary, force=force)
+    )

@@ -58,7 +58,9 @@ class ShardedStep:
     same batch and each computes its part of it.
     """
 
-    def __init__(self, draw: Callable[[nn.Module, int, np.random.Generator, BatchShard], Loss]) -> None:
+    def __init__(
+        self, draw: Callable[[nn.Module, int, np.random.Generator, BatchShard], Loss]
+    ) -> None:
         self.draw = draw
 
     def __call__(self, network: nn.Module, k: int, rng: np.random.Generator) -> Tensor:
@@ -137,7 +139,9 @@ class SingleProcess:
     def clip(self, module: nn.Module, optimizer: Any, limit: float) -> None:
         """Scale all gradients so that their norm is at most ``limit``."""
         # In the optimiser's order, as Fabric does: sums of floats depend on it, and both engines shall agree bit for bit.
-        nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], limit)
+        nn.utils.clip_grad_norm_(
+            [p for group in optimizer.param_groups for p in group["params"]], limit
+        )
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over processes."""
@@ -176,10 +180,18 @@ class FabricStrategy:
             if local * nodes > 1:
                 # Heads a recipe does not use have no gradient; DDP has to be told that this may be so.
                 strategy: Any = DDPStrategy(find_unused_parameters=True)
-                self.fabric = Fabric(accelerator=kind, devices=local, num_nodes=nodes, strategy=strategy, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+                self.fabric = Fabric(
+                    accelerator=kind,
+                    devices=local,
+                    num_nodes=nodes,
+                    strategy=strategy,
+                    precision=PRECISIONS[precision],
+                )  # type: ignore[arg-type]
             else:
                 devices: Any = [device.index or 0] if kind == "cuda" else 1
-                self.fabric = Fabric(accelerator=kind, devices=devices, precision=PRECISIONS[precision])  # type: ignore[arg-type]
+                self.fabric = Fabric(
+                    accelerator=kind, devices=devices, precision=PRECISIONS[precision]
+                )  # type: ignore[arg-type]
             self.fabric.launch()
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
 
@@ -246,14 +258,22 @@ def is_distributed() -> bool:
 
 def is_first_process() -> bool:
     """Whether this is the process that talks and writes."""
-    return not is_distributed() or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+    return (
+        not is_distributed()
+        or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0
+    )
 
 
 def training_device() -> torch.device:
     """Where a new network belongs: this process' GPU if there is one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))) if is_distributed() else 0)
+    return torch.device(
+        "cuda",
+        int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+        if is_distributed()
+        else 0,
+    )
 
 
 def fabric_installed() -> bool:
@@ -270,12 +290,16 @@ def choose_strategy(precision: str, device: torch.device, *, quick: bool) -> Str
         An unknown precision; several processes or half precision without Lightning.
     """
     if precision not in PRECISIONS:
-        raise ScMambaError(f"The precision '{precision}' is not known; choose one of {', '.join(PRECISIONS)}.")
+        raise ScMambaError(
+            f"The precision '{precision}' is not known; choose one of {', '.join(PRECISIONS)}."
+        )
     simple = precision == "32" and not is_distributed()
     if simple and (quick or not fabric_installed()):
         return SingleProcess()
     if not fabric_installed():
-        raise ScMambaError("Several processes and half precision need Lightning: pip install 'scmamba[train]'.")
+        raise ScMambaError(
+            "Several processes and half precision need Lightning: pip install 'scmamba[train]'."
+        )
     if precision == "16" and device.type == "cpu":
         raise ScMambaError("Precision 16 needs a GPU; on a CPU choose 32 or bf16.")
     return FabricStrategy(precision, device)

@@ -67,7 +67,9 @@ class LabelledCells:
     sample: Callable[[int], list[SourceSlice]]
 
 
-def labels_from_obs(cells: Collection, *, seed: int, similar: bool, names: Sequence[str] | None = None) -> LabelledCells:
+def labels_from_obs(
+    cells: Collection, *, seed: int, similar: bool, names: Sequence[str] | None = None
+) -> LabelledCells:
     """Classes from the label column of a collection; cells without a label, or with one that is not in ``names``, are left out.
 
     Raises
@@ -76,7 +78,13 @@ def labels_from_obs(cells: Collection, *, seed: int, similar: bool, names: Seque
         No labels, or fewer than two classes.
     """
     column = cells.column("label")
-    present = [str(n) for n, number in zip(column.categories, np.bincount(column.codes, minlength=len(column.categories))) if n and number]
+    present = [
+        str(n)
+        for n, number in zip(
+            column.categories, np.bincount(column.codes, minlength=len(column.categories))
+        )
+        if n and number
+    ]
     known = sorted(present) if names is None else list(names)
     if names is None and len(known) < 2:
         raise DataError(
@@ -86,30 +94,48 @@ def labels_from_obs(cells: Collection, *, seed: int, similar: bool, names: Seque
     place = {name: i for i, name in enumerate(known)}
     codes = np.array([place.get(str(name), -1) for name in column.categories])[column.codes]
     if not (codes >= 0).any():
-        raise DataError(f"None of the cells has one of the labels {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}.")
+        raise DataError(
+            f"None of the cells has one of the labels {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}."
+        )
     kept = cells.take(codes >= 0)
     code_of = np.full(int(cells.offsets[-1]), -1)
     code_of[cells.cells] = codes
     feed = CollectionSource(kept, seed=seed, similar=similar)
 
     def sample(number: int) -> list[SourceSlice]:
-        chosen = np.sort(np.random.default_rng(12345).choice(kept.cells, min(number, len(kept)), replace=False))
+        chosen = np.sort(
+            np.random.default_rng(12345).choice(kept.cells, min(number, len(kept)), replace=False)
+        )
         return list(feed.parts(kept.read(chosen)))
 
     return LabelledCells(
-        feed, lambda part: code_of[[key[0] for key in part.keys]], known, np.bincount(codes[codes >= 0], minlength=len(known)), sample
+        feed,
+        lambda part: code_of[[key[0] for key in part.keys]],
+        known,
+        np.bincount(codes[codes >= 0], minlength=len(known)),
+        sample,
     )
 
 
 def labels_from_simulated_doublets(
-    cells: Collection, *, seed: int, fraction: float = 0.1, recipe: Recipe = "mean", max_cells: int = MAX_SINGLETS, verbose: bool = True
+    cells: Collection,
+    *,
+    seed: int,
+    fraction: float = 0.1,
+    recipe: Recipe = "mean",
+    max_cells: int = MAX_SINGLETS,
+    verbose: bool = True,
 ) -> LabelledCells:
     """Single cells and doublets simulated from them, within donors: ``fraction`` of the single cells, as the ``recipe`` says.
 
     The paper's are a tenth of the cells and the mean of two cells' counts (see :func:`scmamba.data.doublet_simulation.simulate_doublets`).
     """
     rng = np.random.default_rng([seed, 11])
-    chosen = cells if len(cells) <= max_cells else cells.take(rng.choice(len(cells), max_cells, replace=False))
+    chosen = (
+        cells
+        if len(cells) <= max_cells
+        else cells.take(rng.choice(len(cells), max_cells, replace=False))
+    )
     if len(chosen) < len(cells):
         say(f"doublets are simulated from {max_cells:,} of {len(cells):,} cells", verbose)
     donors = chosen.donor_keys().codes
@@ -118,37 +144,73 @@ def labels_from_simulated_doublets(
     for f in np.unique(files):
         own = np.flatnonzero(files == f)
         single = next(iter(feed.parts(block.take(own)))).source
-        made = simulate_doublets(_counts(single), donors[own], round(fraction * len(own)), recipe=recipe, seed=rng)
+        made = simulate_doublets(
+            _counts(single), donors[own], round(fraction * len(own)), recipe=recipe, seed=rng
+        )
         totals = np.asarray(made.counts.sum(axis=1)).ravel()
-        values = sparse.csr_matrix(sparse.vstack([single.values, log1p_cp10k(made.counts, totals)], format="csr"))
+        values = sparse.csr_matrix(
+            sparse.vstack([single.values, log1p_cp10k(made.counts, totals)], format="csr")
+        )
         both = np.concatenate([single.totals, totals])
         sources.append(CellSource(single.name, values, single.genes, np.full(len(both), ""), both))
         codes.append((np.arange(len(both)) >= len(single)).astype(np.int64))
     memory = InMemorySource(sources)
     counts = np.bincount(np.concatenate(codes), minlength=2)
-    return LabelledCells(memory, lambda part: codes[part.number][part.rows], ["singlet", "doublet"], counts, memory.sample)
+    return LabelledCells(
+        memory,
+        lambda part: codes[part.number][part.rows],
+        ["singlet", "doublet"],
+        counts,
+        memory.sample,
+    )
 
 
 def _counts(source: CellSource) -> sparse.csr_matrix:
     counts = source.values.astype(np.float64)
-    counts.data = np.rint(np.expm1(counts.data) * np.repeat(source.totals / SCALE, np.diff(counts.indptr)))
+    counts.data = np.rint(
+        np.expm1(counts.data) * np.repeat(source.totals / SCALE, np.diff(counts.indptr))
+    )
     return counts
 
 
-def init_classifier(model: Model, names: Sequence[str], *, name: str | None = None, seed: int = 0, pools: bool = False) -> Model:
+def init_classifier(
+    model: Model,
+    names: Sequence[str],
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    pools: bool = False,
+) -> Model:
     """The model's network with a new head for these classes and a new [CLS] token; its other heads are left behind."""
     torch.manual_seed(seed)
-    config = replace(model.config, n_classes=len(names), pools=pools, reconstructs=False, rates=False, name=name or model.config.name)
+    config = replace(
+        model.config,
+        n_classes=len(names),
+        pools=pools,
+        reconstructs=False,
+        rates=False,
+        name=name or model.config.name,
+    )
     network = ScMamba(config).to(model.device)
     old, own = model.network.state_dict(), network.state_dict()
-    kept = {k: v for k, v in old.items() if k in own and k not in ("cls_head.weight", "backbone.cls_token")}
+    kept = {
+        k: v
+        for k, v in old.items()
+        if k in own and k not in ("cls_head.weight", "backbone.cls_token")
+    }
     network.load_state_dict({**own, **kept})
     network.backend = model.network.backend
     return Model(network, model.genes, list(names))
 
 
 def linear_probe_init(
-    model: Model, labelled: LabelledCells, *, name: str | None = None, seed: int = 0, balance: float = 0.0, verbose: bool = True
+    model: Model,
+    labelled: LabelledCells,
+    *,
+    name: str | None = None,
+    seed: int = 0,
+    balance: float = 0.0,
+    verbose: bool = True,
 ) -> Model:
     """A classifier whose head starts as logistic regression on the cell embeddings of some of the cells; [CLS] starts at nothing."""
     tuned = init_classifier(model, labelled.names, name=name, seed=seed, pools=True)
@@ -167,15 +229,24 @@ def _embeddings(network: ScMamba, parts: Sequence[SourceSlice], verbose: bool) -
     """(n, D) float64 mean outputs of the network for all cells of some parts."""
     was_training, answers = network.training, []
     network.eval()
-    with torch.no_grad(), progress("Reading the labelled cells", sum(len(part.rows) for part in parts), verbose) as advance:
+    with (
+        torch.no_grad(),
+        progress(
+            "Reading the labelled cells", sum(len(part.rows) for part in parts), verbose
+        ) as advance,
+    ):
         for part in _pieces(parts):
-            answers.append(_read(network, [part], NO_MASKING, [0], "classified")[1].double().cpu().numpy())
+            answers.append(
+                _read(network, [part], NO_MASKING, [0], "classified")[1].double().cpu().numpy()
+            )
             advance(len(part.rows))
     network.train(was_training)
     return np.concatenate(answers)
 
 
-def _probe(embedded: np.ndarray, codes: np.ndarray, classes: int, balance: float) -> tuple[np.ndarray, np.ndarray]:
+def _probe(
+    embedded: np.ndarray, codes: np.ndarray, classes: int, balance: float
+) -> tuple[np.ndarray, np.ndarray]:
     """(classes, D) weights and (classes,) biases of logistic regression; a class with no cell here is as unlikely as the rarest."""
     from sklearn.linear_model import LogisticRegression
 
@@ -184,7 +255,9 @@ def _probe(embedded: np.ndarray, codes: np.ndarray, classes: int, balance: float
     weight, bias = np.zeros((classes, embedded.shape[1])), np.zeros(classes)
     if len(present) > 1:
         each = np.bincount(own)[own] ** -float(balance)
-        fitted = LogisticRegression(C=0.1, max_iter=500).fit((embedded - centre) / spread, own, sample_weight=each / each.mean())
+        fitted = LogisticRegression(C=0.1, max_iter=500).fit(
+            (embedded - centre) / spread, own, sample_weight=each / each.mean()
+        )
         slopes, offsets = fitted.coef_, fitted.intercept_
         if len(present) == 2:  # scikit-learn keeps the difference only
             slopes, offsets = np.r_[-slopes, slopes] / 2, np.r_[-offsets, offsets] / 2
@@ -203,25 +276,44 @@ def _by_length(part: SourceSlice) -> SourceSlice:
 def _pieces(parts: Sequence[SourceSlice]) -> Iterator[SourceSlice]:
     """The cells of some parts, sixteen at a time."""
     for p in parts:
-        yield from (SourceSlice(p.source, p.number, p.rows[i : i + 16], p.keys[i : i + 16]) for i in range(0, len(p.rows), 16))
+        yield from (
+            SourceSlice(p.source, p.number, p.rows[i : i + 16], p.keys[i : i + 16])
+            for i in range(0, len(p.rows), 16)
+        )
 
 
-def classify_parts(network: nn.Module, parts: Sequence[SourceSlice], sequence: SequenceConfig, seed: Sequence[int]) -> Tensor:
+def classify_parts(
+    network: nn.Module, parts: Sequence[SourceSlice], sequence: SequenceConfig, seed: Sequence[int]
+) -> Tensor:
     """(B, classes) logits of the cells of some parts, in their order."""
     return _read(network, parts, sequence, seed, "classify")
 
 
-def _read(network: nn.Module, parts: Sequence[SourceSlice], sequence: SequenceConfig, seed: Sequence[int], verb: str) -> Any:
+def _read(
+    network: nn.Module,
+    parts: Sequence[SourceSlice],
+    sequence: SequenceConfig,
+    seed: Sequence[int],
+    verb: str,
+) -> Any:
     """What ``verb`` of the network answers for the cells of some parts."""
     settings: ScMamba = network  # type: ignore[assignment]
     batch = make_slices_batch(parts, sequence, settings.config.reads, settings.config.n_genes, seed)
     device = next(network.parameters()).device
     if batch.keep is None:
         return getattr(settings, verb)(batch.x.to(device))
-    return getattr(settings, verb)(batch.x.to(device), batch.genes.to(device), batch.keep.to(device))
+    return getattr(settings, verb)(
+        batch.x.to(device), batch.genes.to(device), batch.keep.to(device)
+    )
 
 
-def classification(labelled: LabelledCells, sequence: SequenceConfig, config: TrainerConfig, *, balance: float = 0.0) -> ShardedStep:
+def classification(
+    labelled: LabelledCells,
+    sequence: SequenceConfig,
+    config: TrainerConfig,
+    *,
+    balance: float = 0.0,
+) -> ShardedStep:
     """Cross-entropy; a class of n cells weighs n to the power of ``-balance``, the mean cell one."""
     share_of = labelled.counts / labelled.counts.sum()
     raw = np.where(labelled.counts > 0, np.maximum(labelled.counts, 1.0) ** -balance, 0.0)
@@ -232,7 +324,9 @@ def classification(labelled: LabelledCells, sequence: SequenceConfig, config: Tr
         if not parts:
             return sum_losses([], network)
         logits = classify_parts(network, parts, sequence, [config.seed, k]).float()
-        codes = torch.from_numpy(np.concatenate([labelled.codes(part) for part in parts])).to(logits.device)
+        codes = torch.from_numpy(np.concatenate([labelled.codes(part) for part in parts])).to(
+            logits.device
+        )
         weight = weights.to(logits.device)[codes]
         errors = nn.functional.cross_entropy(logits, codes, reduction="none")
         return Loss((errors * weight).sum(), weight.sum())
@@ -250,7 +344,11 @@ def class_validation(labelled: LabelledCells, cells: int = 512) -> Validate:
         found = logits.argmax(dim=1).numpy()
         loss = nn.functional.cross_entropy(logits, torch.from_numpy(truth))
         accuracy = float(np.mean(found == truth))
-        return {"validation_loss": float(loss), "validation_accuracy": accuracy, "validation_f1": macro_f1(truth, found)}
+        return {
+            "validation_loss": float(loss),
+            "validation_accuracy": accuracy,
+            "validation_f1": macro_f1(truth, found),
+        }
 
     return validate
 
@@ -327,20 +425,35 @@ def finetune_classes(
     similar = opened.config.reads == "expressed"
     if task == "annotate":
         labelled = labels_from_obs(cells, seed=loop.seed, similar=similar)
-        others = None if held_out is None else labels_from_obs(held_out, seed=0, similar=False, names=labelled.names)
+        others = (
+            None
+            if held_out is None
+            else labels_from_obs(held_out, seed=0, similar=False, names=labelled.names)
+        )
     else:
-        labelled = labels_from_simulated_doublets(cells, seed=loop.seed, fraction=fraction, recipe=recipe, verbose=verbose)
+        labelled = labels_from_simulated_doublets(
+            cells, seed=loop.seed, fraction=fraction, recipe=recipe, verbose=verbose
+        )
         others = None
         if held_out is not None:
-            others = labels_from_simulated_doublets(held_out, seed=0, fraction=fraction, recipe=recipe, max_cells=5000, verbose=False)
-    say(", ".join(f"{number:,} {label}" for label, number in zip(labelled.names, labelled.counts)), verbose)
+            others = labels_from_simulated_doublets(
+                held_out, seed=0, fraction=fraction, recipe=recipe, max_cells=5000, verbose=False
+            )
+    say(
+        ", ".join(f"{number:,} {label}" for label, number in zip(labelled.names, labelled.counts)),
+        verbose,
+    )
     if probe:
-        tuned = linear_probe_init(opened, labelled, name=name, seed=loop.seed, balance=balance, verbose=verbose)
+        tuned = linear_probe_init(
+            opened, labelled, name=name, seed=loop.seed, balance=balance, verbose=verbose
+        )
     else:
         tuned = init_classifier(opened, labelled.names, name=name, seed=loop.seed)
     if freeze:
         for parameter_name, parameter in tuned.network.named_parameters():
-            parameter.requires_grad_(parameter_name.startswith(("cls_head.", "mean_head.", "backbone.cls_token")))
+            parameter.requires_grad_(
+                parameter_name.startswith(("cls_head.", "mean_head.", "backbone.cls_token"))
+            )
     sequence = replace(sequence, mask_nonzero=0.0, mask_zero=0.0)
     fit(
         tuned.network,
@@ -357,5 +470,13 @@ def finetune_classes(
     return tuned
 
 
-__all__ = ["LabelledCells", "classification", "class_validation", "finetune_classes", "fresh_classifier", "label_cells", "label_doublets",
-           "probed_classifier"]  # fmt: skip
+__all__ = [
+    "LabelledCells",
+    "classification",
+    "class_validation",
+    "finetune_classes",
+    "init_classifier",
+    "labels_from_obs",
+    "labels_from_simulated_doublets",
+    "linear_probe_init",
+]

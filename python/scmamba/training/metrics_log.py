@@ -46,8 +46,13 @@ class MetricsLog:
         if self.folder is None:
             return
         self._written = time.monotonic()
-        with atomic_path(self.folder / "log.csv") as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
+        with (
+            atomic_path(self.folder / "log.csv") as temporary,
+            open(temporary, "w", newline="") as file,
+        ):
+            writer = csv.DictWriter(
+                file, list(dict.fromkeys(name for row in self.rows for name in row))
+            )
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -63,14 +68,20 @@ class MetricsLog:
 def pack_rows(rows: list[Row]) -> dict[str, torch.Tensor]:
     """Rows as one float64 tensor a column, missing values NaN: small in a state file, and exact."""
     names = dict.fromkeys(name for row in rows for name in row)
-    return {name: torch.tensor([row.get(name, math.nan) for row in rows], dtype=torch.float64) for name in names}
+    return {
+        name: torch.tensor([row.get(name, math.nan) for row in rows], dtype=torch.float64)
+        for name in names
+    }
 
 
 def unpack_rows(columns: dict[str, torch.Tensor]) -> list[Row]:
     """What :func:`pack_rows` packed."""
     values = {name: column.tolist() for name, column in columns.items()}
     count = len(next(iter(values.values()), []))
-    rows: list[Row] = [{name: column[i] for name, column in values.items() if not math.isnan(column[i])} for i in range(count)]
+    rows: list[Row] = [
+        {name: column[i] for name, column in values.items() if not math.isnan(column[i])}
+        for i in range(count)
+    ]
     for row in rows:
         row["step"] = int(row["step"])
     return rows
@@ -88,14 +99,25 @@ def plot_metrics(rows: list[Row], path: Path) -> None:
     axes.plot(steps, losses, color="0.8", lw=0.6, label="training, each step")
     window = max(min(5, len(rows)), len(rows) // 50)
     smooth = np.convolve(losses, np.ones(window) / window, mode="valid")
-    axes.plot(steps[window - 1 :], smooth, color="tab:blue", lw=1.4, label=f"training, mean of {window}")
+    axes.plot(
+        steps[window - 1 :], smooth, color="tab:blue", lw=1.4, label=f"training, mean of {window}"
+    )
     for name in dict.fromkeys(name for r in rows for name in r if name.startswith("validation")):
         measured = [(r["step"], r[name]) for r in rows if name in r]
-        axes.plot(*zip(*measured), marker="o", ms=3, lw=1.2, color=f"C{1 + len(axes.lines) - 2}", label=name.replace("_", " "))
+        axes.plot(
+            *zip(*measured),
+            marker="o",
+            ms=3,
+            lw=1.2,
+            color=f"C{1 + len(axes.lines) - 2}",
+            label=name.replace("_", " "),
+        )
     axes.set(xlabel="step", ylabel="loss")
     finite = losses[np.isfinite(losses)]
     if len(finite):
-        axes.set_ylim(top=float(np.quantile(finite, 0.995)) * 1.1, bottom=min(0.0, float(finite.min())))
+        axes.set_ylim(
+            top=float(np.quantile(finite, 0.995)) * 1.1, bottom=min(0.0, float(finite.min()))
+        )
     axes.legend(frameon=False, fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=150, format="png")

@@ -74,12 +74,19 @@ def store_gene_rates(network: ScMamba, sources: Sequence[CellSource]) -> None:
     """Keep the genes' average frequencies, each source counting alike, for data too few to have averages of their own."""
     share = torch.full_like(network.gene_log_rate, 1e-7)
     for source in sources:
-        share[torch.from_numpy(source.genes)] += torch.from_numpy(np.exp(source_log_rate(source))).to(share) / len(sources)
+        share[torch.from_numpy(source.genes)] += torch.from_numpy(
+            np.exp(source_log_rate(source))
+        ).to(share) / len(sources)
     network.gene_log_rate.copy_((share / share.sum()).log())
 
 
 def rate_loss(
-    network: ScMamba, source: CellSource, base: Tensor, rows: np.ndarray, config: RateConfig, rng: np.random.Generator
+    network: ScMamba,
+    source: CellSource,
+    base: Tensor,
+    rows: np.ndarray,
+    config: RateConfig,
+    rng: np.random.Generator,
 ) -> Tensor:
     """Negative binomial deviance (up to a constant) of the hidden counts and zeros of some cells, per hidden count."""
     loss = rate_sums(network, source, base, rows, config, [rng] * len(rows))
@@ -87,7 +94,12 @@ def rate_loss(
 
 
 def rate_sums(
-    network: ScMamba, source: CellSource, base: Tensor, rows: np.ndarray, config: RateConfig, generators: Sequence[np.random.Generator]
+    network: ScMamba,
+    source: CellSource,
+    base: Tensor,
+    rows: np.ndarray,
+    config: RateConfig,
+    generators: Sequence[np.random.Generator],
 ) -> Loss:
     """The deviance of some cells and their hidden counts; what is hidden from a cell is drawn by its own generator."""
     device = next(network.parameters()).device
@@ -106,7 +118,9 @@ def rate_sums(
         columns.append(on)
         counted = np.expm1(values.astype(np.float64)) * source.totals[row] / SCALE
         counts.append(np.where(hide, counted, -1.0))
-        depth.append(counted.sum())  # what can be counted here; the total that scales the input may be larger
+        depth.append(
+            counted.sum()
+        )  # what can be counted here; the total that scales the input may be larger
         share.append(p)
     batch = pad(shown, source.genes)
     keep = None if batch.keep is None else batch.keep.to(device)
@@ -114,10 +128,24 @@ def rate_sums(
     ratio = network.log_ratio(batch.x.to(device), batch.genes.to(device), keep, decoded)
     total = torch.tensor(depth, dtype=torch.float32, device=device).clamp(min=1e-6)
     log_mu = torch.log_softmax(base.to(device) + ratio, dim=1) + total.log()[:, None]
-    return _deviance(log_mu, np.concatenate(cells), np.concatenate(columns), np.concatenate(counts), np.array(share), config.spread)
+    return _deviance(
+        log_mu,
+        np.concatenate(cells),
+        np.concatenate(columns),
+        np.concatenate(counts),
+        np.array(share),
+        config.spread,
+    )
 
 
-def _deviance(log_mu: Tensor, cells: np.ndarray, columns: np.ndarray, counts: np.ndarray, share: np.ndarray, spread: float) -> Loss:
+def _deviance(
+    log_mu: Tensor,
+    cells: np.ndarray,
+    columns: np.ndarray,
+    counts: np.ndarray,
+    share: np.ndarray,
+    spread: float,
+) -> Loss:
     """``counts`` -1 where the gene was visible; a zero is hidden with the chance ``share`` of its cell, so it counts by that share."""
     device = log_mu.device
     at = torch.from_numpy(cells).to(device), torch.from_numpy(columns.astype(np.int64)).to(device)
@@ -127,40 +155,68 @@ def _deviance(log_mu: Tensor, cells: np.ndarray, columns: np.ndarray, counts: np
     loss = (weight[:, None] * absent).sum() - (weight[at[0]] * absent[at]).sum()
     hidden, here, expected = y >= 0, log_mu[at], absent[at]
     # -log NB = (y + 1/spread) log(1 + spread mu) - y log mu, constants left out
-    loss = loss + torch.where(hidden, (y + 1 / spread) * spread * expected - y * here, torch.zeros_like(y)).sum()
+    loss = (
+        loss
+        + torch.where(
+            hidden, (y + 1 / spread) * spread * expected - y * here, torch.zeros_like(y)
+        ).sum()
+    )
     return Loss(loss, y.clamp(min=0).sum())
 
 
-def nb_rate_step(data: BatchSource | Sequence[CellSource], config: RateConfig, loop: TrainerConfig, bases: Sequence[Tensor] | None = None) -> ShardedStep:
+def nb_rate_step(
+    data: BatchSource | Sequence[CellSource],
+    config: RateConfig,
+    loop: TrainerConfig,
+    bases: Sequence[Tensor] | None = None,
+) -> ShardedStep:
     """A step on the cells of a feed, or of sources; ``bases`` (m,) log average rates of each source, default its own."""
     feed: BatchSource = InMemorySource(data) if isinstance(data, Sequence) else data
-    known = list(bases) if bases is not None else [torch.from_numpy(source_log_rate(s)).float() for s in feed.pseudobulk()]
+    known = (
+        list(bases)
+        if bases is not None
+        else [torch.from_numpy(source_log_rate(s)).float() for s in feed.pseudobulk()]
+    )
 
     def draw(network: nn.Module, k: int, rng: np.random.Generator, share: BatchShard) -> Loss:
         losses = []
         for part in feed.draw(k, loop.batch_size * share.whole, rng, share):
             own = [np.random.default_rng([loop.seed, k, *key]) for key in part.keys]
-            losses.append(rate_sums(network, part.source, known[part.number], part.rows, config, own))  # type: ignore[arg-type]
+            losses.append(
+                rate_sums(network, part.source, known[part.number], part.rows, config, own)
+            )  # type: ignore[arg-type]
         return sum_losses(losses, network)
 
     return ShardedStep(draw)
 
 
 def rate_validation(
-    sources: Sequence[CellSource], config: RateConfig, cells: int = 128, seed: int = 12345, bases: Sequence[Tensor] | None = None
+    sources: Sequence[CellSource],
+    config: RateConfig,
+    cells: int = 128,
+    seed: int = 12345,
+    bases: Sequence[Tensor] | None = None,
 ) -> Validate:
     """A function of the network: the loss at the same hidden counts of the same held-out cells every time, a fifth of the genes hidden."""
     fixed = replace(config, hidden=(0.2, 0.2), genes_per_step=0)
-    known = list(bases) if bases is not None else [torch.from_numpy(source_log_rate(s)).float() for s in sources]
+    known = (
+        list(bases)
+        if bases is not None
+        else [torch.from_numpy(source_log_rate(s)).float() for s in sources]
+    )
 
     def validate(network: nn.Module) -> dict[str, float]:
         losses = []
         with torch.no_grad():
             for source, base in zip(sources, known):
                 rng = np.random.default_rng(seed)
-                rows = source.by_length[np.sort(rng.choice(len(source), min(cells, len(source)), replace=False))]
+                rows = source.by_length[
+                    np.sort(rng.choice(len(source), min(cells, len(source)), replace=False))
+                ]
                 parts = np.array_split(rows, max(1, len(rows) // 16))
-                losses += [float(rate_loss(network, source, base, part, fixed, rng)) for part in parts]  # type: ignore[arg-type]
+                losses += [
+                    float(rate_loss(network, source, base, part, fixed, rng)) for part in parts
+                ]  # type: ignore[arg-type]
         return {"validation_loss": float(np.mean(losses))}
 
     return validate

@@ -28,7 +28,13 @@ PRETRAIN = SequenceConfig(mask_nonzero=0.15, mask_zero=0.0)
 IMPUTE = SequenceConfig(mask_nonzero=0.4, mask_zero=0.04)
 
 
-def reconstruction_loss(network: ScMamba, source: CellSource, rows: np.ndarray, sequence: SequenceConfig, rng: np.random.Generator) -> Tensor:
+def reconstruction_loss(
+    network: ScMamba,
+    source: CellSource,
+    rows: np.ndarray,
+    sequence: SequenceConfig,
+    rng: np.random.Generator,
+) -> Tensor:
     """Weighted mean squared error at the hidden positions of some cells (paper, Methods)."""
     batch = make_batch(source, rows, sequence, network.config.reads, rng)
     device = next(network.parameters()).device
@@ -37,7 +43,10 @@ def reconstruction_loss(network: ScMamba, source: CellSource, rows: np.ndarray, 
     keep = None if batch.keep is None else batch.keep.to(device)
     if keep is None:
         # A published model reads every gene of its vocabulary; those that were not measured are zeros.
-        x, mask, weight = (_every_gene(v, batch.genes, network.config.n_genes) for v in (x, mask, batch.weight.to(device)))
+        x, mask, weight = (
+            _every_gene(v, batch.genes, network.config.n_genes)
+            for v in (x, mask, batch.weight.to(device))
+        )
         genes = None
     else:
         weight = batch.weight.to(device)
@@ -55,12 +64,16 @@ def _every_gene(values: Tensor, genes: Tensor, n_genes: int) -> Tensor:
     return whole
 
 
-def reconstruction_step(sources: Sequence[CellSource], sequence: SequenceConfig, config: TrainerConfig) -> Step:
+def reconstruction_step(
+    sources: Sequence[CellSource], sequence: SequenceConfig, config: TrainerConfig
+) -> Step:
     """A step that draws a source by its number of cells, then cells of it."""
     return reconstruction(InMemorySource(sources), sequence, config)
 
 
-def validation(sources: Sequence[CellSource], sequence: SequenceConfig, cells: int = 64, seed: int = 12345):
+def validation(
+    sources: Sequence[CellSource], sequence: SequenceConfig, cells: int = 64, seed: int = 12345
+):
     """A function of the network: loss at the same hidden positions of the same held-out cells every time."""
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -71,24 +84,27 @@ def validation(sources: Sequence[CellSource], sequence: SequenceConfig, cells: i
                 rows = np.sort(rng.choice(len(source), min(cells, len(source)), replace=False))
                 rows = source.by_length[rows]
                 parts = np.array_split(rows, max(1, len(rows) // 8))
-                losses += [float(reconstruction_loss(network, source, part, sequence, rng)) for part in parts]  # type: ignore[arg-type]
+                losses += [
+                    float(reconstruction_loss(network, source, part, sequence, rng))
+                    for part in parts
+                ]  # type: ignore[arg-type]
         return {"validation_loss": float(np.mean(losses))}
 
     return validate
 
 
-
-
-
-
-
-
 def as_collection(
-    files: Collection | Sequence[str | PathLike[str] | AnnData], vocabulary: Vocabulary, min_total: float, force: bool
+    files: Collection | Sequence[str | PathLike[str] | AnnData],
+    vocabulary: Vocabulary,
+    min_total: float,
+    force: bool,
 ) -> Collection | None:
+    """The files, paths or objects as one collection; a collection stays as it is."""
     if isinstance(files, Collection) or not len(files):
         return files if isinstance(files, Collection) else None
-    return Collection(files, vocabulary=vocabulary, force=force, verbose=False).filter(min_total=min_total, min_donor_cells=0)
+    return Collection(files, vocabulary=vocabulary, force=force, verbose=False).filter(
+        min_total=min_total, min_donor_cells=0
+    )
 
 
 def alternate(*steps: Step) -> Step:
@@ -108,7 +124,10 @@ def combine_validations(rates: Validate, values: Validate) -> Validate:
     """The validation of the rate head and of the masked predictions side by side."""
 
     def validate(network: nn.Module) -> dict[str, float]:
-        return {"validation_loss": rates(network)["validation_loss"], "validation_squared_error": values(network)["validation_loss"]}
+        return {
+            "validation_loss": rates(network)["validation_loss"],
+            "validation_squared_error": values(network)["validation_loss"],
+        }
 
     return validate
 

@@ -70,7 +70,9 @@ def learning_rate(step: int, config: TrainerConfig) -> float:
     if step < warm:
         return 1e-6 + (config.lr - 1e-6) * (step + 1) / warm
     done = (step - warm) / max(1, config.steps - warm)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    return config.lr * (
+        config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    )
 
 
 def make_optimizer(network: nn.Module, config: TrainerConfig) -> torch.optim.AdamW:
@@ -78,7 +80,10 @@ def make_optimizer(network: nn.Module, config: TrainerConfig) -> torch.optim.Ada
     free: set[str] = network.without_decay() if isinstance(network, ScMamba) else set()
     named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     groups = [
-        {"params": [p for name, p in named if name not in free], "weight_decay": config.weight_decay},
+        {
+            "params": [p for name, p in named if name not in free],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [p for name, p in named if name in free], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.lr, betas=config.betas)
@@ -121,12 +126,23 @@ def fit(
     engine = choose_strategy(config.precision, device, quick=folder is None)
     optimizer = make_optimizer(network, config)
     module, wrapped = engine.setup(StepModule(network, step, config.seed), optimizer)
-    run = Trainer(engine, network, module, optimizer, wrapped, config, Path(folder) if folder is not None else None)
+    run = Trainer(
+        engine,
+        network,
+        module,
+        optimizer,
+        wrapped,
+        config,
+        Path(folder) if folder is not None else None,
+    )
     verbose = verbose and engine.rank == 0
     first = run.resume(verbose)
     network.train()
     cells = config.batch_size * config.accumulate * engine.world
-    with progress(description, config.steps - first, verbose, unit="cells", each=cells) as advance, run.recording():
+    with (
+        progress(description, config.steps - first, verbose, unit="cells", each=cells) as advance,
+        run.recording(),
+    ):
         for k in range(first, config.steps):
             run.step(k)
             last = k + 1 == config.steps
@@ -143,9 +159,15 @@ class Trainer:
     """A run under way: what it trains, how far it is."""
 
     def __init__(
-        self, engine: Strategy, network: nn.Module, module: nn.Module, optimizer: torch.optim.Optimizer, wrapped: Any,
-        config: TrainerConfig, folder: Path | None,
-    ) -> None:  # fmt: skip
+        self,
+        engine: Strategy,
+        network: nn.Module,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        wrapped: Any,
+        config: TrainerConfig,
+        folder: Path | None,
+    ) -> None:
         self.engine, self.network, self.module, self.config = engine, network, module, config
         # Fabric wraps the optimiser (fp16 scales its steps); groups and state are those of the bare one.
         self.optimizer, self.wrapped = optimizer, wrapped
@@ -174,12 +196,18 @@ class Trainer:
         for part in range(config.accumulate):
             last = part + 1 == config.accumulate
             with engine.forward(self.module, last):
-                errors, own = self.module(k, BatchShard(engine.rank, engine.world, part, config.accumulate))
+                errors, own = self.module(
+                    k, BatchShard(engine.rank, engine.world, part, config.accumulate)
+                )
                 weights.append(engine.total(own.detach().float()))
                 totals.append(errors.detach())
                 # One mean over all cells of the step: the weight of the first piece stands in for that of all until it is known.
                 unit = weights[0].clamp(min=1e-6)
-                engine.backward(errors * engine.world / unit if engine.world > 1 else errors / unit, self.module, last)
+                engine.backward(
+                    errors * engine.world / unit if engine.world > 1 else errors / unit,
+                    self.module,
+                    last,
+                )
         weight = torch.stack(weights).sum().clamp(min=1e-6)
         if config.accumulate > 1:
             for p in self.network.parameters():
@@ -194,7 +222,9 @@ class Trainer:
         engine.clip(self.module, self.wrapped, config.clip)
         self.wrapped.step()
         if self.average:
-            torch._foreach_lerp_(self.average, [p.detach() for p in self.network.parameters()], 1 - config.ema)
+            torch._foreach_lerp_(
+                self.average, [p.detach() for p in self.network.parameters()], 1 - config.ema
+            )
         self.record.add({"step": k, "loss": loss, "lr": lr})
 
     def measure(self, validate: Validate | None) -> None:
@@ -233,10 +263,16 @@ class Trainer:
             if self.engine.rank == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
             # All must go on from the same one, also where only the first process could read it.
-            state = self.engine.share_object(load_state(self.folder, verbose) if self.engine.rank == 0 else None)
+            state = self.engine.share_object(
+                load_state(self.folder, verbose) if self.engine.rank == 0 else None
+            )
         if state is not None:
             if state["settings"] != self.settings:
-                changed = [name for name, value in self.settings.items() if state["settings"].get(name) != value]
+                changed = [
+                    name
+                    for name, value in self.settings.items()
+                    if state["settings"].get(name) != value
+                ]
                 raise CheckpointError(
                     f"{self.folder} holds a run with other settings ({', '.join(changed)}). Choose another folder, "
                     "or remove it to start over."

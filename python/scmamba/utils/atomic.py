@@ -26,11 +26,15 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(target)
     if not target.parent.is_dir():
-        raise ScMambaError(f"The folder {target.parent} does not exist. Create it, or choose another output path.")
+        raise ScMambaError(
+            f"The folder {target.parent} does not exist. Create it, or choose another output path."
+        )
     try:
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
-        raise ScMambaError(f"Nothing can be written in {target.parent}: {error.strerror}.") from error
+        raise ScMambaError(
+            f"Nothing can be written in {target.parent}: {error.strerror}."
+        ) from error
     try:
         temporary = holder / target.name
         yield temporary

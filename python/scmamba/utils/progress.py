@@ -66,7 +66,9 @@ def progress(
 
         def advance(n: int = 1) -> None:
             speed = bar.tasks[task].speed
-            bar.update(task, advance=n, rate=f"{speed * each:,.0f} {unit}/s" if unit and speed else "")
+            bar.update(
+                task, advance=n, rate=f"{speed * each:,.0f} {unit}/s" if unit and speed else ""
+            )
 
         yield advance
 
@@ -75,12 +77,16 @@ def _silent(n: int = 1) -> None:
     """Advance a bar nobody sees."""
 
 
-def _plain(description: str, total: int, unit: str = "", each: float = 1) -> Iterator[Callable[[int], None]]:
+def _plain(
+    description: str, total: int, unit: str = "", each: float = 1
+) -> Iterator[Callable[[int], None]]:
     """Log files get a line every ten seconds and one at the end instead of control characters."""
     done, started, last = 0, time.monotonic(), time.monotonic()
 
     def rate() -> str:
-        return f", {done * each / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if unit else ""
+        return (
+            f", {done * each / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if unit else ""
+        )
 
     def advance(n: int = 1) -> None:
         nonlocal done, last
@@ -89,10 +95,18 @@ def _plain(description: str, total: int, unit: str = "", each: float = 1) -> Ite
         if now - last > 10 and done < total:
             last = now
             left = (now - started) / max(done, 1) * (total - done)
-            print(f"{description}: {done}/{total}, about {left:.0f} s left{rate()}", file=sys.stderr, flush=True)
+            print(
+                f"{description}: {done}/{total}, about {left:.0f} s left{rate()}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield advance
-    print(f"{description}: {done}/{total} in {time.monotonic() - started:.0f} s{rate()}", file=sys.stderr, flush=True)
+    print(
+        f"{description}: {done}/{total} in {time.monotonic() - started:.0f} s{rate()}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def track(items: Iterable[T], description: str, total: int, verbose: bool = True) -> Iterator[T]:

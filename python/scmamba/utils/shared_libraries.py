@@ -42,13 +42,19 @@ def openmp_clash() -> str | None:
     These libraries note their process when they start and abort when a second copy finds the note ("OMP: Error #15"). GNU's, which torch
     brings on Linux, keeps no such note.
     """
-    if "torch" in sys.modules or os.environ.get("KMP_DUPLICATE_LIB_OK", "").upper() in ("TRUE", "1") or not _kmp_is_running():
+    if (
+        "torch" in sys.modules
+        or os.environ.get("KMP_DUPLICATE_LIB_OK", "").upper() in ("TRUE", "1")
+        or not _kmp_is_running()
+    ):
         return None
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent / "lib"
-    found = sorted(p.name for p in folder.glob("lib*omp*") if p.name.startswith(("libomp", "libiomp5")))
+    found = sorted(
+        p.name for p in folder.glob("lib*omp*") if p.name.startswith(("libomp", "libiomp5"))
+    )
     return found[0] if found else None
 
 
@@ -60,4 +66,8 @@ def _kmp_is_running() -> bool:
         getenv.restype = ctypes.c_char_p
         if getenv(name.encode()):
             return True
-    return any(next(Path(folder).glob(pattern), None) for folder in ("/dev/shm", "/tmp") for pattern in (name, name + "_*"))
+    return any(
+        next(Path(folder).glob(pattern), None)
+        for folder in ("/dev/shm", "/tmp")
+        for pattern in (name, name + "_*")
+    )

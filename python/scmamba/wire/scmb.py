@@ -29,7 +29,12 @@ _LAYER, _OBS = "layer/", "obs/"
 def write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
     """Write a file; the header gets the list of arrays."""
     kinds = {name: "int32" if a.dtype.kind in "iub" else "float64" for name, a in arrays.items()}
-    about = {**header, "arrays": [{"name": n, "kind": kinds[n], "shape": list(a.shape)} for n, a in arrays.items()]}
+    about = {
+        **header,
+        "arrays": [
+            {"name": n, "kind": kinds[n], "shape": list(a.shape)} for n, a in arrays.items()
+        ],
+    }
     text = json.dumps(about).encode()
     with open(path, "wb") as file:
         file.write(MAGIC + len(text).to_bytes(8, "little") + text)
@@ -64,19 +69,28 @@ def _header(file: BinaryIO, size: int) -> tuple[dict[str, Any], _Wanted]:
         raise DataError("This is not a file of scMamba's plain form.")
     length = int.from_bytes(file.read(8), "little")
     if length > min(size, _HEADER_LIMIT):
-        raise DataError("The file's header claims to be longer than the file; it is cut off or damaged.")
+        raise DataError(
+            "The file's header claims to be longer than the file; it is cut off or damaged."
+        )
     try:
         header = json.loads(file.read(length))
-        wanted = [(str(a["name"]), _KINDS[a["kind"]], tuple(int(n) for n in a["shape"])) for a in header["arrays"]]
+        wanted = [
+            (str(a["name"]), _KINDS[a["kind"]], tuple(int(n) for n in a["shape"]))
+            for a in header["arrays"]
+        ]
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise DataError("The file's header cannot be read; it is damaged.") from error
-    if any(not 0 <= n < 1 << 48 for _, _, shape in wanted for n in shape) or any(len(shape) > 4 for _, _, shape in wanted):
+    if any(not 0 <= n < 1 << 48 for _, _, shape in wanted for n in shape) or any(
+        len(shape) > 4 for _, _, shape in wanted
+    ):
         raise DataError("The file's header names a negative size, or one beyond any file.")
     if len({name for name, _, _ in wanted}) < len(wanted):
         raise DataError("The file's header names an array twice.")
     needed = file.tell() + sum(kind.itemsize * _product(shape) for _, kind, shape in wanted)
     if needed != size:
-        raise DataError(f"The file has {size} bytes and its header promises {needed}; it is cut off or damaged.")
+        raise DataError(
+            f"The file has {size} bytes and its header promises {needed}; it is cut off or damaged."
+        )
     return header, wanted
 
 
@@ -97,12 +111,16 @@ def read_shape(path: Path) -> tuple[int, int]:
     for place in ("", _LAYER) if any(name.startswith(_LAYER) for name in about) else ("",):
         parts = [about.get(place + name) for name in "xip"]
         if any(part is None for part in parts):
-            raise DataError("The second matrix in the file is not whole (layer/x, layer/i, layer/p).")
+            raise DataError(
+                "The second matrix in the file is not whole (layer/x, layer/i, layer/p)."
+            )
         (_, x), (kind_i, i), (kind_p, p) = (part for part in parts if part is not None)
         if p != (len(cells) + 1,) or len(i) != 1 or i != x:
             raise DataError("The matrix in the file is not a column-compressed one; it is damaged.")
         if kind_i != _KINDS["int32"] or kind_p != _KINDS["int32"]:
-            raise DataError("The matrix in the file is not a column-compressed one: its indices are no whole numbers.")
+            raise DataError(
+                "The matrix in the file is not a column-compressed one: its indices are no whole numbers."
+            )
     text = _columns(header, len(cells))
     for name, (kind, shape) in about.items():
         if name.startswith(_OBS):
@@ -110,17 +128,33 @@ def read_shape(path: Path) -> tuple[int, int]:
     return len(genes), len(cells)
 
 
-def _check_column(header: dict[str, Any], name: str, kind: np.dtype[Any], shape: tuple[int, ...], cells: int, text: dict[str, Any]) -> None:
+def _check_column(
+    header: dict[str, Any],
+    name: str,
+    kind: np.dtype[Any],
+    shape: tuple[int, ...],
+    cells: int,
+    text: dict[str, Any],
+) -> None:
     _check_name(name)
     if shape != (cells,) or name in text:
-        raise DataError(f"The column {name[:60]!a} about the cells has another length than the cells, or is there twice.")
+        raise DataError(
+            f"The column {name[:60]!a} about the cells has another length than the cells, or is there twice."
+        )
     levels, flags = header.get("levels") or {}, header.get("flags") or []
     if not isinstance(levels, dict) or not isinstance(flags, list):
         raise DataError("'levels' or 'flags' of the file is not what it must be.")
     if name in levels:
         names = levels[name]
-        if not isinstance(names, list) or not all(map(_is_text, names)) or len(set(names)) < len(names) or kind != _KINDS["int32"]:
-            raise DataError(f"The levels of the column {name[:60]!a} about the cells are not names.")
+        if (
+            not isinstance(names, list)
+            or not all(map(_is_text, names))
+            or len(set(names)) < len(names)
+            or kind != _KINDS["int32"]
+        ):
+            raise DataError(
+                f"The levels of the column {name[:60]!a} about the cells are not names."
+            )
 
 
 def _check_name(name: Any) -> None:
@@ -139,7 +173,11 @@ def _names(header: dict[str, Any]) -> tuple[list[str], list[str]]:
 
 def _is_text(value: Any) -> bool:
     # Lone surrogates and zero characters pass JSON and cannot be written to a file.
-    return isinstance(value, str) and "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value if not c.isascii())
+    return (
+        isinstance(value, str)
+        and "\0" not in value
+        and not any("\ud800" <= c <= "\udfff" for c in value if not c.isascii())
+    )
 
 
 def _columns(header: dict[str, Any], cells: int) -> dict[str, list[Any]]:
@@ -152,8 +190,13 @@ def _columns(header: dict[str, Any], cells: int) -> dict[str, list[Any]]:
         if not isinstance(values, list) or len(values) != cells:
             raise DataError("A column about the cells has another length than the cells.")
         kept = [v for v in values if v is not None]
-        if not (all(map(_is_text, kept)) or all(isinstance(v, (int, float)) and abs(v) < 1 << 53 for v in kept)):
-            raise DataError(f"The column {name[:60]!a} about the cells is neither text nor numbers.")
+        if not (
+            all(map(_is_text, kept))
+            or all(isinstance(v, (int, float)) and abs(v) < 1 << 53 for v in kept)
+        ):
+            raise DataError(
+                f"The column {name[:60]!a} about the cells is neither text nor numbers."
+            )
     return about
 
 
@@ -175,15 +218,26 @@ def to_adata(path: Path) -> AnnData:
     genes, cells = _names(header)
     obs = {**_columns(header, len(cells)), **_typed(header, arrays)}
     table = pd.DataFrame(obs, index=cells) if obs else None
-    adata = adata_from_slots(*_slots(arrays, "", genes, cells), (len(genes), len(cells)), genes, cells, table)
+    adata = adata_from_slots(
+        *_slots(arrays, "", genes, cells), (len(genes), len(cells)), genes, cells, table
+    )
     if f"{_LAYER}x" in arrays:
-        adata.layers["scmamba"] = adata_from_slots(*_slots(arrays, _LAYER, genes, cells), (len(genes), len(cells)), genes, cells).X
+        adata.layers["scmamba"] = adata_from_slots(
+            *_slots(arrays, _LAYER, genes, cells), (len(genes), len(cells)), genes, cells
+        ).X
     return adata
 
 
-def _slots(arrays: dict[str, np.ndarray], place: str, genes: list[str], cells: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _slots(
+    arrays: dict[str, np.ndarray], place: str, genes: list[str], cells: list[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, i, p = (arrays[place + name] for name in "xip")
-    if p.ndim != 1 or len(p) != len(cells) + 1 or (len(p) and (p[0] != 0 or p[-1] != len(i) or (np.diff(p) < 0).any())) or len(i) != len(x):
+    if (
+        p.ndim != 1
+        or len(p) != len(cells) + 1
+        or (len(p) and (p[0] != 0 or p[-1] != len(i) or (np.diff(p) < 0).any()))
+        or len(i) != len(x)
+    ):
         raise DataError("The matrix in the file is not a column-compressed one; it is damaged.")
     if len(i) and (i.min() < 0 or i.max() >= len(genes)):
         raise DataError("The matrix in the file points outside its genes; it is damaged.")
@@ -201,7 +255,9 @@ def _typed(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> dict[str, A
             continue
         if name in levels:
             if len(values) and (values.min() < -1 or values.max() >= len(levels[name])):
-                raise DataError(f"The column {name[:60]!a} about the cells points outside its levels; the file is damaged.")
+                raise DataError(
+                    f"The column {name[:60]!a} about the cells points outside its levels; the file is damaged."
+                )
             found[name] = pd.Categorical.from_codes(values, levels[name])
         else:
             found[name] = values.astype(bool) if name in flags else values.copy()

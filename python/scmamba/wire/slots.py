@@ -46,13 +46,23 @@ def adata_from_slots(
     n_genes, n_cells = int(dim[0]), int(dim[1])
     genes, cells = _strings(genes), _strings(cells)
     if len(genes) != n_genes or len(cells) != n_cells:
-        raise DataError(f"The matrix is {n_genes} x {n_cells}, but {len(genes)} gene names and {len(cells)} cell names came with it.")
-    matrix = sparse.csr_matrix((np.asarray(x), np.asarray(i), np.asarray(p)), shape=(n_cells, n_genes))
-    table = pd.DataFrame(index=pd.Index(cells, dtype=str)) if obs is None else obs.set_axis(pd.Index(cells, dtype=str))
+        raise DataError(
+            f"The matrix is {n_genes} x {n_cells}, but {len(genes)} gene names and {len(cells)} cell names came with it."
+        )
+    matrix = sparse.csr_matrix(
+        (np.asarray(x), np.asarray(i), np.asarray(p)), shape=(n_cells, n_genes)
+    )
+    table = (
+        pd.DataFrame(index=pd.Index(cells, dtype=str))
+        if obs is None
+        else obs.set_axis(pd.Index(cells, dtype=str))
+    )
     with warnings.catch_warnings():
         # Repeated genes are for the verbs to judge, who say what becomes of them.
         warnings.filterwarnings("ignore", "Variable names are not unique")
-        return anndata.AnnData(X=matrix, obs=table, var=pd.DataFrame(index=pd.Index(genes, dtype=str)))
+        return anndata.AnnData(
+            X=matrix, obs=table, var=pd.DataFrame(index=pd.Index(genes, dtype=str))
+        )
 
 
 def layer_slots(adata: AnnData, layer: str | None = None) -> dict[str, Any]:

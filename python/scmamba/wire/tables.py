@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-
 @dataclass(frozen=True)
 class Tables:
     """The answer of a task that says something about the cells together; what is no table stands in ``about``."""
@@ -36,15 +35,33 @@ def write_tables(tables: Tables, task: str, folder: Path) -> None:
         for column in frame.columns:
             values, place = frame[column], f"{name}/{column}"
             if values.dtype.kind in "iufb":
-                arrays[place] = values.to_numpy(dtype=np.int32 if values.dtype.kind == "b" else np.float64)
-                columns.append({"name": str(column), "kind": "flag" if values.dtype.kind == "b" else "number"})
+                arrays[place] = values.to_numpy(
+                    dtype=np.int32 if values.dtype.kind == "b" else np.float64
+                )
+                columns.append(
+                    {"name": str(column), "kind": "flag" if values.dtype.kind == "b" else "number"}
+                )
             else:
-                columns.append({"name": str(column), "kind": "text", "values": [None if v is None or v != v else str(v) for v in values]})
+                columns.append(
+                    {
+                        "name": str(column),
+                        "kind": "text",
+                        "values": [None if v is None or v != v else str(v) for v in values],
+                    }
+                )
         named = frame.index.dtype.kind not in "iu"
-        about[name] = {"n": len(frame), "rows": list(map(str, frame.index)) if named else None, "columns": columns}
-    write(folder / "result.scmb", {"task": task, "tables": about, "about": dict(tables.about)}, arrays)
+        about[name] = {
+            "n": len(frame),
+            "rows": list(map(str, frame.index)) if named else None,
+            "columns": columns,
+        }
+    write(
+        folder / "result.scmb", {"task": task, "tables": about, "about": dict(tables.about)}, arrays
+    )
     text = {key: json.dumps(value) for key, value in tables.about.items()}
-    anndata.AnnData(uns={"scmamba": {task: {**tables.frames, **text}}}).write_h5ad(folder / "result.h5ad")
+    anndata.AnnData(uns={"scmamba": {task: {**tables.frames, **text}}}).write_h5ad(
+        folder / "result.h5ad"
+    )
 
 
 def read_tables(path: Path) -> Tables:
@@ -58,19 +75,25 @@ def read_tables(path: Path) -> Tables:
     for name, table in header["tables"].items():
         columns: dict[str, Any] = {}
         for column in table["columns"]:
-            values = column["values"] if column["kind"] == "text" else arrays[f"{name}/{column['name']}"]
+            values = (
+                column["values"] if column["kind"] == "text" else arrays[f"{name}/{column['name']}"]
+            )
             columns[column["name"]] = values.astype(bool) if column["kind"] == "flag" else values
-        frames[name] = pd.DataFrame(columns, index=table["rows"] if table["rows"] is not None else range(table["n"]))
+        frames[name] = pd.DataFrame(
+            columns, index=table["rows"] if table["rows"] is not None else range(table["n"])
+        )
     return Tables(frames, header["about"])
 
 
 def plain_frame(column: Any) -> list[Any]:
+    """The column as a list of JSON values."""
     import pandas as pd
 
     return [None if pd.isna(v) else plain_value(v) for v in column]
 
 
 def plain_value(value: Any) -> Any:
+    """A numpy scalar as Python's own type; anything else unchanged."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):

@@ -73,7 +73,9 @@ def test_results_go_beside_the_data_and_can_be_saved(found, query, tmp_path):
     assert table.to_numpy().sum() == query.n_obs and list(table.index) == sorted(set(truth))
     curve = found.coverage(truth)
     best = np.array(found.levels["type"])[found.probabilities["type"].argmax(axis=1)]
-    assert curve["coverage"].iloc[0] == 1 and curve["accuracy"].iloc[0] == pytest.approx(np.mean(best == truth.to_numpy()))
+    assert curve["coverage"].iloc[0] == 1 and curve["accuracy"].iloc[0] == pytest.approx(
+        np.mean(best == truth.to_numpy())
+    )
     assert len(found.coverage()) == len(found.curve)
 
 
@@ -87,15 +89,19 @@ def test_the_curve_rises_and_the_threshold_keeps_the_stated_error(found):
 def test_levels_roll_up(reference, query):
     coarse = {"Excitatory": "neuron", "Inhibitory": "neuron"}
     known = reference.copy()
-    known.obs["class"] = known.obs["cell_type"].astype(str).map(lambda t: coarse.get(t, "glia and vessels"))
+    known.obs["class"] = (
+        known.obs["cell_type"].astype(str).map(lambda t: coarse.get(t, "glia and vessels"))
+    )
     found = scmamba.annotate(query, reference=known, labels=["class", "cell_type"], **QUIET)
     fine, above = found.labels("cell_type").astype(str), found.labels("class").astype(str)
     both = (fine != UNASSIGNED) & (above != UNASSIGNED)
     assert both.any()
     assert all(coarse.get(f, "glia and vessels") == a for f, a in zip(fine[both], above[both]))
     neurons = [found.levels["cell_type"].index(t) for t in coarse]
-    np.testing.assert_allclose(found.probabilities["class"][:, found.levels["class"].index("neuron")],
-                               found.probabilities["cell_type"][:, neurons].sum(axis=1))  # fmt: skip
+    np.testing.assert_allclose(
+        found.probabilities["class"][:, found.levels["class"].index("neuron")],
+        found.probabilities["cell_type"][:, neurons].sum(axis=1),
+    )
     known.obs["class"] = np.where(np.arange(known.n_obs) % 2, "a", "b")
     with pytest.raises(DataError, match="more than one class"):
         scmamba.annotate(query, reference=known, labels=["class", "cell_type"], **QUIET)
@@ -103,13 +109,23 @@ def test_levels_roll_up(reference, query):
 
 def test_a_type_the_reference_lacks_is_mostly_not_named(reference, query):
     known = reference[reference.obs["cell_type"] != "Microglia"].copy()
-    calls = scmamba.annotate(query, reference=known, labels="cell_type", **QUIET).labels().astype(str)
+    calls = (
+        scmamba.annotate(query, reference=known, labels="cell_type", **QUIET).labels().astype(str)
+    )
     new = (query.obs["cell_type"] == "Microglia").to_numpy()
     assert np.mean(calls[new] == UNASSIGNED) > 0.5 > np.mean(calls[~new] == UNASSIGNED)
 
 
-def test_the_network_takes_part_the_same_way_every_time_and_is_kept(reference, query, tmp_path, capsys):
-    options = {"reference": reference, "labels": "cell_type", "model": small_model("expressed"), "network": 3, "cache": tmp_path}
+def test_the_network_takes_part_the_same_way_every_time_and_is_kept(
+    reference, query, tmp_path, capsys
+):
+    options = {
+        "reference": reference,
+        "labels": "cell_type",
+        "model": small_model("expressed"),
+        "network": 3,
+        "cache": tmp_path,
+    }
     first = scmamba.annotate(query, **options)
     assert "learnt before" not in capsys.readouterr().err
     again = scmamba.annotate(query, **options)
@@ -129,7 +145,10 @@ def test_markers_alone(query):
     calls = scmamba.annotate(brain_cohort(300, n_donors=3, seed=5), verbose=False)
     assert set(calls.levels["type"]) <= set(brain_markers())
     panel = {"one": ["SLC17A7"], "two": ["GAD1", "GAD2"]}
-    assert scmamba.annotate(query, markers=panel, force=True, verbose=False).levels["type"] == ["one", "two"]
+    assert scmamba.annotate(query, markers=panel, force=True, verbose=False).levels["type"] == [
+        "one",
+        "two",
+    ]
     with pytest.raises(DataError, match="at least two types"):
         scmamba.annotate(query, markers={"one": ["SLC17A7"], "two": ["NOGENE"]}, verbose=False)
 
@@ -137,12 +156,28 @@ def test_markers_alone(query):
 def test_markers_find_the_types_of_real_blood_cells(pbmc):
     """Against the clusters of the well-known PBMC 3k tutorial, which come from all genes and not from these markers."""
     blood = ad.read_h5ad(pbmc)
-    panel = {"T": ["CD3D", "CD3E", "IL7R", "LDHB"], "B": ["CD79A", "MS4A1", "CD79B"], "NK": ["GNLY", "NKG7", "PRF1", "FGFBP2"],
-             "Mono": ["LYZ", "S100A8", "S100A9", "CST3", "FCER1G"]}  # fmt: skip
+    panel = {
+        "T": ["CD3D", "CD3E", "IL7R", "LDHB"],
+        "B": ["CD79A", "MS4A1", "CD79B"],
+        "NK": ["GNLY", "NKG7", "PRF1", "FGFBP2"],
+        "Mono": ["LYZ", "S100A8", "S100A9", "CST3", "FCER1G"],
+    }
     calls = scmamba.annotate(blood, markers=panel, force=True, verbose=False).labels().astype(str)
-    truth = blood.obs["cell_type"].astype(str).replace({
-        "CD4 T cells": "T", "CD8 T cells": "T", "B cells": "B", "NK cells": "NK", "CD14+ Monocytes": "Mono",
-        "FCGR3A+ Monocytes": "Mono"}).to_numpy()  # fmt: skip
+    truth = (
+        blood.obs["cell_type"]
+        .astype(str)
+        .replace(
+            {
+                "CD4 T cells": "T",
+                "CD8 T cells": "T",
+                "B cells": "B",
+                "NK cells": "NK",
+                "CD14+ Monocytes": "Mono",
+                "FCGR3A+ Monocytes": "Mono",
+            }
+        )
+        .to_numpy()
+    )
     judged = np.isin(truth, list(panel))
     named = judged & (calls != UNASSIGNED)
     assert named.sum() > 0.6 * judged.sum()
@@ -154,19 +189,28 @@ def test_markers_find_the_types_of_real_nuclei(shared):
     calls = scmamba.annotate(brain, verbose=False).labels().astype(str)
     named = calls != UNASSIGNED
     assert named.mean() > 0.5
-    assert np.mean(np.char.lower(calls[named]) == brain.obs["cell_type"].astype(str).to_numpy()[named]) > 0.85
+    assert (
+        np.mean(np.char.lower(calls[named]) == brain.obs["cell_type"].astype(str).to_numpy()[named])
+        > 0.85
+    )
 
 
 def test_one_class_one_cell_and_missing_labels(reference, query):
     known = reference.copy()
     known.obs["one"] = "cell"
-    assert set(scmamba.annotate(query, reference=known, labels="one", **QUIET).labels()) <= {"cell", UNASSIGNED}
+    assert set(scmamba.annotate(query, reference=known, labels="one", **QUIET).labels()) <= {
+        "cell",
+        UNASSIGNED,
+    }
     labels = known.obs["cell_type"].astype(object).copy()
     labels.iloc[:30] = None
     labels.iloc[31] = "a single cell"
     known.obs["gaps"] = labels
     found = scmamba.annotate(query, reference=known, labels="gaps", **QUIET)
-    assert "a single cell" in found.levels["type"] and found.provenance["reference_cells"] == known.n_obs - 30
+    assert (
+        "a single cell" in found.levels["type"]
+        and found.provenance["reference_cells"] == known.n_obs - 30
+    )
     known.obs["none"] = None
     with pytest.raises(DataError, match="no label"):
         scmamba.annotate(query, reference=known, labels="none", **QUIET)
@@ -176,7 +220,9 @@ def test_few_genes_in_common(reference, query):
     with pytest.raises(DataError, match="share .* at least 300"):
         scmamba.annotate(query[:, :200].copy(), reference=reference, labels="cell_type", **QUIET)
     enough = np.flatnonzero(np.asarray(query.X.sum(axis=0)).ravel() > 10)[:400]
-    found = scmamba.annotate(query[:, enough].copy(), reference=reference, labels="cell_type", **QUIET)
+    found = scmamba.annotate(
+        query[:, enough].copy(), reference=reference, labels="cell_type", **QUIET
+    )
     assert len(found.labels()) == query.n_obs
 
 
@@ -210,7 +256,11 @@ def test_temperature_folds_and_curve():
     assert fit_temperature(logits, codes) == pytest.approx(1.0, abs=0.08)
     assert fit_temperature(3 * logits, codes) == pytest.approx(3.0, abs=0.25)
     fold = donor_folds(np.repeat([f"d{i}" for i in range(6)], 10), np.zeros(60, dtype=int), 3, 0)
-    assert all(len(np.unique(fold[i : i + 10])) == 1 for i in range(0, 60, 10)) and set(fold) == {0, 1, 2}
+    assert all(len(np.unique(fold[i : i + 10])) == 1 for i in range(0, 60, 10)) and set(fold) == {
+        0,
+        1,
+        2,
+    }
     curve = coverage_curve(softmax(logits, axis=1), codes)
     assert curve[0, 1] == 1 and curve[-1, 2] > curve[0, 2]
 
@@ -220,8 +270,20 @@ def test_command_line(reference, query, tmp_path):
     query.write_h5ad(tmp_path / "query.h5ad")
     out = tmp_path / "out.h5ad"
     command = ["annotate", str(tmp_path / "query.h5ad"), "-o", str(out), "-q"]
-    options = ["--reference", str(tmp_path / "reference.h5ad"), "--labels", "cell_type", "--no-network", "--no-cache",
-               "--truth", "cell_type", "--table", str(tmp_path / "t.csv"), "--plots", str(tmp_path / "plots")]  # fmt: skip
+    options = [
+        "--reference",
+        str(tmp_path / "reference.h5ad"),
+        "--labels",
+        "cell_type",
+        "--no-network",
+        "--no-cache",
+        "--truth",
+        "cell_type",
+        "--table",
+        str(tmp_path / "t.csv"),
+        "--plots",
+        str(tmp_path / "plots"),
+    ]
     result = CliRunner().invoke(app, [*command, *options])
     assert result.exit_code == 0, result.output
     assert "scmamba_type" in ad.read_h5ad(out).obs and "Microglia" in result.output
@@ -229,10 +291,14 @@ def test_command_line(reference, query, tmp_path):
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 1 and "exists already" in again.output
     (tmp_path / "panel.tsv").write_text("type\tgenes\none\tSLC17A7,SATB2\ntwo\tGAD1, GAD2\n")
-    result = CliRunner().invoke(app, [*command, "--overwrite", "--markers", str(tmp_path / "panel.tsv")])
+    result = CliRunner().invoke(
+        app, [*command, "--overwrite", "--markers", str(tmp_path / "panel.tsv")]
+    )
     assert result.exit_code == 0, result.output
     (tmp_path / "panel.tsv").write_text("no tab here\n")
-    result = CliRunner().invoke(app, [*command, "--overwrite", "--markers", str(tmp_path / "panel.tsv")])
+    result = CliRunner().invoke(
+        app, [*command, "--overwrite", "--markers", str(tmp_path / "panel.tsv")]
+    )
     assert result.exit_code == 1 and "has no tab" in result.output
 
 
@@ -254,7 +320,10 @@ def test_profiles_give_the_cross_entropy_per_count():
     x = sparse.csr_matrix(np.log1p([[2.0, 1, 1], [2.0, 1, 1]]))
     expected = [-(2 * np.log(0.5) + 2 * np.log(0.25)) / 4, -(3 * np.log(0.1) + np.log(0.8)) / 4]
     np.testing.assert_allclose(-profile_logits(x, profiles) / COUNTS, [expected, expected])
-    assert profile_logits(x, profiles, np.array([True, False]))[0, 0] < profile_logits(x, profiles)[0, 1]
+    assert (
+        profile_logits(x, profiles, np.array([True, False]))[0, 0]
+        < profile_logits(x, profiles)[0, 1]
+    )
 
 
 def test_rare_classes_are_helped_only_where_it_helps():
@@ -265,7 +334,9 @@ def test_rare_classes_are_helped_only_where_it_helps():
     # The rare cell loses by less than half of the difference of the priors.
     logits = np.vstack([np.tile([3.0, 0.0], (9, 1)), [[0.5, 0.0]]])
     assert (logits - fit_prior_correction(logits, codes, prior)).argmax(axis=1)[-1] == 1
-    assert not fit_prior_correction(np.tile([3.0, 0.0], (10, 1)) * np.where(codes, -1, 1)[:, None], codes, prior).any()
+    assert not fit_prior_correction(
+        np.tile([3.0, 0.0], (10, 1)) * np.where(codes, -1, 1)[:, None], codes, prior
+    ).any()
 
 
 def test_a_hundred_samples_of_twenty_cells():
@@ -279,7 +350,9 @@ def test_a_hundred_samples_of_twenty_cells():
 
 def test_a_query_that_shares_just_enough_genes(reference, query):
     common = np.argsort(-np.asarray(query.X.sum(axis=0)).ravel())[:300]
-    found = scmamba.annotate(query[:, common].copy(), reference=reference, labels="cell_type", **QUIET)
+    found = scmamba.annotate(
+        query[:, common].copy(), reference=reference, labels="cell_type", **QUIET
+    )
     assert found.provenance["genes"] == 300 and np.isfinite(found.probabilities["type"]).all()
 
 
@@ -294,7 +367,12 @@ def test_a_classifier_keeps_its_calibration(query, tmp_path):
     logits = 6 * rng.normal(size=(500, 2))
     logits[np.arange(500), codes] += 6
     model.calibration = fit_calibration(logits, codes)
-    raw = scmamba.annotate(query, model=init_classifier(small_model("expressed"), ["a", "b"]), force=True, verbose=False)
+    raw = scmamba.annotate(
+        query,
+        model=init_classifier(small_model("expressed"), ["a", "b"]),
+        force=True,
+        verbose=False,
+    )
     save_checkpoint(model, tmp_path / "m")
     assert load_model(tmp_path / "m").calibration == model.calibration
     found = scmamba.annotate(query, model=tmp_path / "m", force=True, error_rate=0.1, verbose=False)
@@ -311,7 +389,11 @@ def test_few_measured_markers_are_completed(query):
 
     panel = {g for genes in brain_markers().values() for g in genes}
     assert not panel & {g for genes in brain_markers(more=True).values() for g in genes}
-    symbols = query.var["symbol"].astype(str) if "symbol" in query.var else query.var_names.astype(str).to_series()
+    symbols = (
+        query.var["symbol"].astype(str)
+        if "symbol" in query.var
+        else query.var_names.astype(str).to_series()
+    )
     poor = query[:, ~np.isin(symbols, brain_markers()["Microglia"][1:])].copy()
     found = scmamba.annotate(poor, verbose=False)
     more = np.isin(brain_markers(more=True)["Microglia"], symbols).sum()
@@ -324,7 +406,9 @@ def test_a_marker_that_goes_with_another_type_counts_less():
 
     rng = np.random.default_rng(0)
     kind = np.repeat([0, 1], 100)
-    one, two = (np.column_stack([(kind == c) + 0.3 * rng.random(200) for _ in range(3)]) for c in (0, 1))
+    one, two = (
+        np.column_stack([(kind == c) + 0.3 * rng.random(200) for _ in range(3)]) for c in (0, 1)
+    )
     one[:, 2] = (kind == 1) + 0.3 * rng.random(200)
     weights = coherence([one, two], np.arange(200)[:, None])
     assert weights[0][2] < 0.2 < 0.5 < weights[0][:2].min() and weights[1].min() > 0.5
@@ -342,8 +426,13 @@ def test_views_that_harm_are_left_out():
     noise = 4.0 * np.eye(3)[rng.integers(0, 3, 605)]
     right[codes == 2, 2] = -9  # no view knows the rare class, the profiles do
     logits = {kind: right if kind == "components" else noise for kind in BASE_CLASSIFIERS}
-    held, weights, temperatures, rare = fit_weights(OutOfFoldScores(logits | {"profile": 6.0 * np.eye(3)[codes]}, np.zeros((605, 3))), codes, 3)
-    assert weights == {"components": pytest.approx(1.0)} and set(temperatures) == {"components", "profile"}
+    held, weights, temperatures, rare = fit_weights(
+        OutOfFoldScores(logits | {"profile": 6.0 * np.eye(3)[codes]}, np.zeros((605, 3))), codes, 3
+    )
+    assert weights == {"components": pytest.approx(1.0)} and set(temperatures) == {
+        "components",
+        "profile",
+    }
     assert rare.tolist() == [False, False, True]
     assert (held[codes == 2].argmax(axis=1) == 2).all()
 
@@ -394,11 +483,16 @@ def test_a_rare_kind_that_few_genes_mark_is_seen_by_the_sums_of_markers():
     x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
     view = fit_base_classifier(x, codes, 4, "markers", 0)  # of a fourth class there is no cell
     assert np.mean(view.logits(query).argmax(axis=1) == kinds) > 0.95
-    assert {396, 397, 398, 399} == set(np.argsort(-view.basis[:, 4 + 2])[:4])  # beside its nearest class
+    assert {396, 397, 398, 399} == set(
+        np.argsort(-view.basis[:, 4 + 2])[:4]
+    )  # beside its nearest class
     shown = marker_features(view, query)
     assert shown.shape == (300, 4) and (shown[:, 3] == 0).all()
     # Kind 2 shows what marks kind 1, of which it is one, and something more.
-    assert all(shown[kinds == c, c].mean() > shown[kinds == other, c].mean() + 1 for c, other in ((0, 1), (0, 2), (1, 0), (2, 0), (2, 1)))
+    assert all(
+        shown[kinds == c, c].mean() > shown[kinds == other, c].mean() + 1
+        for c, other in ((0, 1), (0, 2), (1, 0), (2, 0), (2, 1))
+    )
     for few in (1, 2):
         alone = fit_base_classifier(x[codes < few], codes[codes < few], few, "markers", 0)
         assert np.mean(alone.logits(query[kinds < few]).argmax(axis=1) == kinds[kinds < few]) > 0.99
@@ -410,7 +504,9 @@ def test_a_cell_that_lacks_what_marks_its_class_is_strange():
     rng = np.random.default_rng(4)
     codes, kinds = np.repeat([0, 1], 300), np.r_[np.repeat([0, 1], 80), np.full(40, 3)]
     x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
-    typist = fit_ensemble(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
+    typist = fit_ensemble(
+        x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False
+    )
     p = typist.probabilities(query)
     assert (p[kinds == 3, 0] > 0.9).all()  # sure of it, and wrong
     is_novel = typist.is_novel(query, p, x, 0)
@@ -428,7 +524,9 @@ def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_
     linear[kinds == 2] *= 0.6
     linear[kinds == 2, 399] += 4000
     query = sparse.csr_matrix(np.log1p(linear))
-    typist = fit_ensemble(x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False)
+    typist = fit_ensemble(
+        x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False
+    )
     is_novel = typist.is_novel(query, typist.probabilities(query), x, 0)
     assert is_novel[kinds == 2].all()
     # They do not make their neighbours suspect.

@@ -146,7 +146,8 @@ def test_few_cells_are_named_by_their_scores_alone():
     np.testing.assert_allclose(p, softmax(8 * score, axis=1), rtol=1e-6)
     np.testing.assert_array_equal(is_novel, score.max(axis=1) < 0.1)
     assert (
-        curve.shape == (0, 3) and clear == (confident_cells(score, score[near].mean(axis=1)) >= 0).sum()
+        curve.shape == (0, 3)
+        and clear == (confident_cells(score, score[near].mean(axis=1)) >= 0).sum()
     )
 
 

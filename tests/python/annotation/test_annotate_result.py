@@ -35,9 +35,16 @@ def answer() -> Annotation:
     coarse = np.column_stack([fine[:, 2], fine[:, 0] + fine[:, 1]])
     parents = {"kind": [1, 1, 0]}
     curve = np.array([[0.0, 1.0, 0.8], [0.5, 0.7, 0.95]])
-    return Annotation(pd.Index([f"c{i}" for i in range(5)]), {"class": ["glia", "neuron"], "kind": ["exc", "inh", "glia"]},
-                      {"class": coarse, "kind": fine}, 0.4, curve, np.array([False] * 3 + [True, False]),
-                      {"way": "reference", "parents": parents}, np.arange(10.0).reshape(5, 2))  # fmt: skip
+    return Annotation(
+        pd.Index([f"c{i}" for i in range(5)]),
+        {"class": ["glia", "neuron"], "kind": ["exc", "inh", "glia"]},
+        {"class": coarse, "kind": fine},
+        0.4,
+        curve,
+        np.array([False] * 3 + [True, False]),
+        {"way": "reference", "parents": parents},
+        np.arange(10.0).reshape(5, 2),
+    )
 
 
 def test_classes_by_threshold_and_by_the_class_above(answer):

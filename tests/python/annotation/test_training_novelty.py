@@ -60,8 +60,15 @@ def brute(here, there, said, own):
         to_reference = np.sort(np.linalg.norm(there - here[i], axis=1))[:5].mean()
         others = np.sort([np.linalg.norm(here[j] - here[i]) for j in own if j != i])[:5].mean()
         near = np.argsort(np.linalg.norm(here - here[i], axis=1), kind="stable")[:k]
-        rows.append([np.log(max(to_reference, 1e-3) / max(others, 1e-3)), calm[near[:15], 0].mean(), calm[near[:15], 1].mean(),
-                     calm[near[:5], 2].mean(), said[i, 1]])  # fmt: skip
+        rows.append(
+            [
+                np.log(max(to_reference, 1e-3) / max(others, 1e-3)),
+                calm[near[:15], 0].mean(),
+                calm[near[:15], 1].mean(),
+                calm[near[:5], 2].mean(),
+                said[i, 1],
+            ]
+        )
     return np.array(rows)
 
 
@@ -132,7 +139,8 @@ def test_strange_cells_stand_out_further_than_is_usual(usual):
     rng = np.random.default_rng(4)
     shown, called = rng.gamma(2.0, size=(50, 5)), np.arange(50) % 2
     np.testing.assert_array_equal(
-        usual.is_novel(shown, called), usual.standardized_score(shown, called, usual.is_domain_shifted(shown)) > 1.0
+        usual.is_novel(shown, called),
+        usual.standardized_score(shown, called, usual.is_domain_shifted(shown)) > 1.0,
     )
     away = shown + 50
     assert usual.is_domain_shifted(away)
@@ -158,8 +166,12 @@ def test_what_is_usual_is_seen_on_each_fold_beside_the_others():
     assert found.level == pytest.approx(np.quantile(standing, 0.92)) and np.mean(
         standing > found.level
     ) == pytest.approx(0.08, abs=0.01)
-    assert np.isinf(NoveltyDetector.of(space[:59], called[:59], said[:59], np.arange(59) % 3, 3).level)
-    assert np.isfinite(NoveltyDetector.of(space[:60], called[:60], said[:60], np.arange(60) % 3, 3).level)
+    assert np.isinf(
+        NoveltyDetector.of(space[:59], called[:59], said[:59], np.arange(59) % 3, 3).level
+    )
+    assert np.isfinite(
+        NoveltyDetector.of(space[:60], called[:60], said[:60], np.arange(60) % 3, 3).level
+    )
     assert (
         len(NoveltyDetector.of(space, called, said, np.zeros(150, int), 3).called) == 0
     )  # one fold has nobody beside it

@@ -228,7 +228,8 @@ def test_views_are_joined_at_their_temperatures():
         assert temperatures[kind] == pytest.approx(fit_temperature(logits[kind], codes))
     plain = sum(w * tempered_log_probs(logits[k], temperatures[k]) for k, w in weights.items())
     np.testing.assert_allclose(
-        held, with_rare_class_profiles(plain, tempered_log_probs(profile, temperatures["profile"]), rare)
+        held,
+        with_rare_class_profiles(plain, tempered_log_probs(profile, temperatures["profile"]), rare),
     )
     twenty = np.r_[codes, 2]
     more = {
@@ -236,10 +237,14 @@ def test_views_are_joined_at_their_temperatures():
     }
     _, _, temperatures, rare = fit_weights(OutOfFoldScores(more, np.zeros((n + 1, 4))), twenty, 4)
     assert not rare.any() and "profile" not in temperatures
-    useless = fit_weights(OutOfFoldScores(logits | {"profile": -profile}, np.zeros((n, 4))), codes, 4)
+    useless = fit_weights(
+        OutOfFoldScores(logits | {"profile": -profile}, np.zeros((n, 4))), codes, 4
+    )
     assert not useless[3].any()
     one = fit_weights(
-        OutOfFoldScores({k: np.zeros((5, 1)) for k in logits}, np.zeros((5, 1))), np.zeros(5, int), 1
+        OutOfFoldScores({k: np.zeros((5, 1)) for k in logits}, np.zeros((5, 1))),
+        np.zeros(5, int),
+        1,
     )
     assert one[1] == {"components": 1.0} and one[0].shape == (5, 1) and one[3].tolist() == [False]
 
@@ -266,7 +271,9 @@ def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, typist
     final = held - prior_correction
     temperature = fit_temperature(final, codes)
     assert typist.temperature == temperature and typist.network_share == 0
-    np.testing.assert_array_equal(typist.curve, coverage_curve(softmax(final / temperature, axis=1), codes))
+    np.testing.assert_array_equal(
+        typist.curve, coverage_curve(softmax(final / temperature, axis=1), codes)
+    )
     accuracy = np.mean(final.argmax(axis=1) == codes)
     assert typist.report == {
         "views": list(weights),
@@ -316,7 +323,9 @@ def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, typis
         w * tempered_log_probs(typist.views[k].logits(x), typist.temperatures[k])
         for k, w in typist.weights.items()
     )
-    parts = with_rare_class_profiles(parts, tempered_log_probs(profile_logits(x, typist.profiles), 2.0), with_network.rare)
+    parts = with_rare_class_profiles(
+        parts, tempered_log_probs(profile_logits(x, typist.profiles), 2.0), with_network.rare
+    )
     expected = special.softmax(
         (mix_network(parts, network, 0.3) - typist.prior_correction) / typist.temperature, axis=1
     )

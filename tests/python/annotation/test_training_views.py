@@ -54,14 +54,21 @@ def test_constants():
         views.DIRECTIONS,
         views.MIN_EXPRESSING,
     ) == (50, 3000, 30, 20, 30, 0.05)
-    assert (views.MIN_CLASS_SHARE, views._FLOOR, views._CLIP, views.COUNTS) == (0.02, 1e-4, 5.0, 200)
+    assert (views.MIN_CLASS_SHARE, views._FLOOR, views._CLIP, views.COUNTS) == (
+        0.02,
+        1e-4,
+        5.0,
+        200,
+    )
     assert views.BASE_CLASSIFIERS == ("genes", "components", "scaled", "markers", "plain", "alike")
 
 
 def test_probabilities_by_hand():
     logits = np.array([[0.0, np.log(3.0)], [1000.0, 0.0]])
     np.testing.assert_allclose(softmax(logits, axis=1), [[0.25, 0.75], [1, 0]])
-    np.testing.assert_allclose(np.exp(tempered_log_probs(logits)), [[0.2501, 0.7501], [1.0001, 1e-4]])
+    np.testing.assert_allclose(
+        np.exp(tempered_log_probs(logits)), [[0.2501, 0.7501], [1.0001, 1e-4]]
+    )
     np.testing.assert_allclose(
         np.exp(tempered_log_probs(logits, 2.0))[0], special.softmax(logits[0] / 2) + 1e-4
     )
@@ -159,7 +166,9 @@ def test_classes_without_a_cell_are_never_called_and_two_are_as_good_as_three(ce
         special.softmax(logits[:, [1, 3]], axis=1), peer.predict_proba(x[two]), atol=2e-3
     )
     assert (logits[:, [0, 2, 4]] == -30).all()
-    one = fit_base_classifier(x[codes == 0], np.full((codes == 0).sum(), 2), 3, "plain", 0).logits(x)
+    one = fit_base_classifier(x[codes == 0], np.full((codes == 0).sum(), 2), 3, "plain", 0).logits(
+        x
+    )
     assert (one[:, 2] == 0).all() and (one[:, :2] == -30).all()
 
 
@@ -171,7 +180,9 @@ def test_the_most_alike_by_hand(cells, monkeypatch):
     dense = x.toarray()
     z = np.clip((dense - dense.mean(axis=0)) / np.sqrt(np.maximum(dense.var(axis=0), 1e-4)), -5, 5)
     view = fit_knn(x, codes, 3, 0)
-    assert isinstance(view, KNNClassifier) and view.rotation.shape == (90, 2) and len(view.pool) == 150
+    assert (
+        isinstance(view, KNNClassifier) and view.rotation.shape == (90, 2) and len(view.pool) == 150
+    )
     place = PCA(2, svd_solver="full").fit_transform(z)
     place /= np.linalg.norm(place, axis=1, keepdims=True)
     np.testing.assert_allclose(view.pool @ view.pool.T, place @ place.T, atol=0.03)
@@ -183,7 +194,11 @@ def test_the_most_alike_by_hand(cells, monkeypatch):
     found = view.logits(x)
     assert np.mean(np.abs(found - expected).max(axis=1) < 1e-6) > 0.97  # ties of float32
     few = fit_knn(x[:2], codes[:2], 3, 0)
-    assert few.rotation.size == 0 and few.pool.shape == (2, 90) and np.isfinite(few.logits(x[:2])).all()
+    assert (
+        few.rotation.size == 0
+        and few.pool.shape == (2, 90)
+        and np.isfinite(few.logits(x[:2])).all()
+    )
 
 
 @pytest.mark.parametrize("kind", views.BASE_CLASSIFIERS)
@@ -216,8 +231,10 @@ def test_weights_are_those_of_the_smallest_loss():
     """Against a search over the simplex that scipy does on its own, without gradients."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, 400)
-    good = {name: np.log(special.softmax(scale * np.eye(3)[codes] + rng.normal(size=(400, 3)), axis=1))
-            for name, scale in (("a", 1.5), ("b", 1.0), ("c", 0.8))}  # fmt: skip
+    good = {
+        name: np.log(special.softmax(scale * np.eye(3)[codes] + rng.normal(size=(400, 3)), axis=1))
+        for name, scale in (("a", 1.5), ("b", 1.0), ("c", 0.8))
+    }
     found = fit_classifier_weights(good, codes)
 
     def loss(w: np.ndarray) -> float:

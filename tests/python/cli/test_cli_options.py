@@ -55,26 +55,63 @@ def verb(monkeypatch):
 
 @pytest.fixture
 def cells(tmp_path) -> ad.AnnData:
-    obs = pd.DataFrame({"known": ["A", "B", None], "call": ["A", "A", "B"],
-                        "sure": [0.9, 0.5, 0.4], "score": [0.8, 0.3, 0.1],
-                        "twin": ["doublet", "Singlet", "singlet"], "donor": ["d1", "d2", "d2"]}, index=["a", "b", "c"])  # fmt: skip
-    adata = ad.AnnData(np.array([[1.0, 0], [0, 2], [3, 3]], np.float32), obs=obs, layers={"scmamba": np.ones((3, 2), np.float32)})
+    obs = pd.DataFrame(
+        {
+            "known": ["A", "B", None],
+            "call": ["A", "A", "B"],
+            "sure": [0.9, 0.5, 0.4],
+            "score": [0.8, 0.3, 0.1],
+            "twin": ["doublet", "Singlet", "singlet"],
+            "donor": ["d1", "d2", "d2"],
+        },
+        index=["a", "b", "c"],
+    )
+    adata = ad.AnnData(
+        np.array([[1.0, 0], [0, 2], [3, 3]], np.float32),
+        obs=obs,
+        layers={"scmamba": np.ones((3, 2), np.float32)},
+    )
     adata.write_h5ad(tmp_path / "in.h5ad")
     return adata
 
 
-COMMON = dict(model=None, layer=None, gene_column=None, batch_size=None, device=None, backend=None, force=False, overwrite=False,
-              verbose=True)  # fmt: skip
+COMMON = dict(
+    model=None,
+    layer=None,
+    gene_column=None,
+    batch_size=None,
+    device=None,
+    backend=None,
+    force=False,
+    overwrite=False,
+    verbose=True,
+)
 GIVEN = "--model m --layer L --gene-column g --batch-size 3 --device cpu --backend b --force --overwrite -q"
-SAID = dict(model="m", layer="L", gene_column="g", batch_size=3, device="cpu", backend="b", force=True, overwrite=True, verbose=False)
+SAID = dict(
+    model="m",
+    layer="L",
+    gene_column="g",
+    batch_size=3,
+    device="cpu",
+    backend="b",
+    force=True,
+    overwrite=True,
+    verbose=False,
+)
 
 
 def test_impute(run, verb):
     made = verb("scmamba.imputation.distributed.impute_file_shared")
     assert "layers['scmamba']" in run("impute in.h5ad -o out.h5ad")
-    run(f"impute in.h5ad -o out.h5ad {GIVEN} --method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts --seed 7")
-    plain = dict(method=None, batch=None, adapt=True, passes=10, min_value=None, to_counts=False, seed=0)
-    other = dict(method="published", batch="d", adapt=False, passes=4, min_value=0.5, to_counts=True, seed=7)
+    run(
+        f"impute in.h5ad -o out.h5ad {GIVEN} --method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts --seed 7"
+    )
+    plain = dict(
+        method=None, batch=None, adapt=True, passes=10, min_value=None, to_counts=False, seed=0
+    )
+    other = dict(
+        method="published", batch="d", adapt=False, passes=4, min_value=0.5, to_counts=True, seed=7
+    )
     assert made.calls == [((IN, OUT), COMMON | plain), ((IN, OUT), SAID | other)]
     for bad in ("--passes 0", "--min-value -1", "--batch-size 0", "--method other"):
         run(f"impute in.h5ad -o out.h5ad {bad}", 2)
@@ -89,23 +126,58 @@ def test_embed(run, verb):
 
 def test_annotate(run, verb, cells, tmp_path):
     found = SimpleNamespace(
-        to_adata=lambda adata: None, labels=lambda: pd.Series(["A", "Unassigned", "B"]), to_table=lambda: pd.DataFrame({"t": [1]}),
-        report=lambda known: pd.DataFrame({"f1": [0.12345]}, index=[list(known)]))  # fmt: skip
+        to_adata=lambda adata: None,
+        labels=lambda: pd.Series(["A", "Unassigned", "B"]),
+        to_table=lambda: pd.DataFrame({"t": [1]}),
+        report=lambda known: pd.DataFrame({"f1": [0.12345]}, index=[list(known)]),
+    )
     made = verb("scmamba.annotation._annotate.annotate", found)
-    plain = dict(reference=None, labels=None, model=None, markers=None, donor="donor", layer=None, gene_column=None, network=True,
-                 error_rate=0.05, device=None, cache=True, seed=0, force=False, verbose=True)  # fmt: skip
+    plain = dict(
+        reference=None,
+        labels=None,
+        model=None,
+        markers=None,
+        donor="donor",
+        layer=None,
+        gene_column=None,
+        network=True,
+        error_rate=0.05,
+        device=None,
+        cache=True,
+        seed=0,
+        force=False,
+        verbose=True,
+    )
     assert "types of 2 of 3 cells" in run("annotate in.h5ad -o out.h5ad")
     assert made.calls[0][1] == plain and made.calls[0][0][0].shape == (3, 2)
     cells[:2].copy().write_h5ad(tmp_path / "known.h5ad")
     (tmp_path / "m.tsv").write_text("type\tgenes\nA\tX, Y,\n#B\tZ\n\nA\tZ\n")
-    run("annotate in.h5ad -o out.h5ad --reference known.h5ad --labels big --labels small --model m --markers m.tsv --donor d --layer L "
-        "--gene-column g --no-network --error-rate 0.1 --device cpu --no-cache --seed 3 --force --overwrite -q --table t.csv")  # fmt: skip
+    run(
+        "annotate in.h5ad -o out.h5ad --reference known.h5ad --labels big --labels small --model m --markers m.tsv --donor d --layer L "
+        "--gene-column g --no-network --error-rate 0.1 --device cpu --no-cache --seed 3 --force --overwrite -q --table t.csv"
+    )
     named = dict(made.calls[1][1])
     assert named.pop("reference").n_obs == 2
-    assert named == dict(labels=["big", "small"], model="m", markers={"A": ["X", "Y", "Z"]}, donor="d", layer="L", gene_column="g",
-                         network=False, error_rate=0.1, device="cpu", cache=False, seed=3, force=True, verbose=False)  # fmt: skip
+    assert named == dict(
+        labels=["big", "small"],
+        model="m",
+        markers={"A": ["X", "Y", "Z"]},
+        donor="d",
+        layer="L",
+        gene_column="g",
+        network=False,
+        error_rate=0.1,
+        device="cpu",
+        cache=False,
+        seed=3,
+        force=True,
+        verbose=False,
+    )
     assert (tmp_path / "t.csv").read_text().splitlines() == [",t", "0,1"]
-    assert "0.123" in run("annotate in.h5ad -o new.h5ad --labels one --truth call") and made.calls[2][1]["labels"] == "one"
+    assert (
+        "0.123" in run("annotate in.h5ad -o new.h5ad --labels one --truth call")
+        and made.calls[2][1]["labels"] == "one"
+    )
     assert "no column 'none'" in run("annotate in.h5ad -o x.h5ad --truth none", 1)
     for place in ("-o out.h5ad", "-o x.h5ad --table t.csv", "-o x.h5ad --plots known.h5ad"):
         assert "exists already" in run(f"annotate in.h5ad {place}", 1)
@@ -117,7 +189,10 @@ def test_doublets(run, verb, cells, tmp_path):
     made = Verb()
 
     def detect(adata, **named):
-        adata.obs["scmamba_doublet"], adata.obs["scmamba_doublet_score"] = [True, False, True], [0.9, 0.1, 0.8]
+        adata.obs["scmamba_doublet"], adata.obs["scmamba_doublet_score"] = (
+            [True, False, True],
+            [0.9, 0.1, 0.8],
+        )
         return made(adata.n_obs, **named)
 
     import scmamba.doublets._find as home
@@ -125,16 +200,44 @@ def test_doublets(run, verb, cells, tmp_path):
     original, home.detect_doublets = home.detect_doublets, detect
     try:
         assert "2 of 3 droplets" in run("doublets in.h5ad -o out.h5ad")
-        run("doublets in.h5ad -o out.h5ad --sample s --method both --model m --expected-rate 0.1 --identification-rate 0.2 --labels l "
-            "--layer L --seed 3 --overwrite -q --table t.csv")  # fmt: skip
+        run(
+            "doublets in.h5ad -o out.h5ad --sample s --method both --model m --expected-rate 0.1 --identification-rate 0.2 --labels l "
+            "--layer L --seed 3 --overwrite -q --table t.csv"
+        )
     finally:
         home.detect_doublets = original
-    plain = dict(sample=None, method="fast", model=None, expected_rate=None, identification_rate=None, labels=None, layer=None, seed=0)
-    other = dict(sample="s", method="both", model="m", expected_rate=0.1, identification_rate=0.2, labels="l", layer="L", seed=3)
+    plain = dict(
+        sample=None,
+        method="fast",
+        model=None,
+        expected_rate=None,
+        identification_rate=None,
+        labels=None,
+        layer=None,
+        seed=0,
+    )
+    other = dict(
+        sample="s",
+        method="both",
+        model="m",
+        expected_rate=0.1,
+        identification_rate=0.2,
+        labels="l",
+        layer="L",
+        seed=3,
+    )
     assert made.calls == [((3,), plain | {"verbose": True}), ((3,), other | {"verbose": False})]
     table = pd.read_csv(tmp_path / "t.csv", index_col=0)
-    assert list(table) == ["scmamba_doublet", "scmamba_doublet_score"] and table.index.tolist() == ["a", "b", "c"]
-    assert ad.read_h5ad(tmp_path / "out.h5ad").obs["scmamba_doublet"].tolist() == [True, False, True]
+    assert list(table) == ["scmamba_doublet", "scmamba_doublet_score"] and table.index.tolist() == [
+        "a",
+        "b",
+        "c",
+    ]
+    assert ad.read_h5ad(tmp_path / "out.h5ad").obs["scmamba_doublet"].tolist() == [
+        True,
+        False,
+        True,
+    ]
     for place in ("-o out.h5ad", "-o x.h5ad --table t.csv"):
         assert "exists already" in run(f"doublets in.h5ad {place}", 1)
 
@@ -144,13 +247,38 @@ def test_deg(run, verb, cells, tmp_path):
     markers, bulk = verb("scmamba.deg.find_markers", table), verb("scmamba.deg.pseudobulk", table)
     assert "3 genes tested, 1 with" in run("deg in.h5ad --groupby g --group1 A -o t.csv")
     assert (tmp_path / "t.csv").read_text().splitlines()[:2] == [",p_val_adj", "x,0.04"]
-    run("deg in.h5ad --groupby g --group1 A,B --group2 C --test wilcox --latent a,b --layer L --seurat 4 --min-pct 0.2 "
-        "--logfc-threshold 0.3 --only-pos -o t.csv")  # fmt: skip
-    plain = dict(latent_vars=None, layer=None, min_pct=None, test="MAST", seurat="5", logfc_threshold=None, only_pos=False)
-    other = dict(latent_vars=["a", "b"], layer="L", min_pct=0.2, test="wilcox", seurat="4", logfc_threshold=0.3, only_pos=True)
-    assert [(p[1:], n) for p, n in markers.calls] == [(("g", ["A"], None), plain), (("g", ["A", "B"], ["C"]), other)]
-    run("deg in.h5ad --groupby g --group1 A --group2 C --test pseudobulk --donor d --latent a --layer L -o t.csv")
-    assert [(p[1:], n) for p, n in bulk.calls] == [(("g", "d", ["A"], ["C"]), {"layer": "L", "covariates": ["a"]})]
+    run(
+        "deg in.h5ad --groupby g --group1 A,B --group2 C --test wilcox --latent a,b --layer L --seurat 4 --min-pct 0.2 "
+        "--logfc-threshold 0.3 --only-pos -o t.csv"
+    )
+    plain = dict(
+        latent_vars=None,
+        layer=None,
+        min_pct=None,
+        test="MAST",
+        seurat="5",
+        logfc_threshold=None,
+        only_pos=False,
+    )
+    other = dict(
+        latent_vars=["a", "b"],
+        layer="L",
+        min_pct=0.2,
+        test="wilcox",
+        seurat="4",
+        logfc_threshold=0.3,
+        only_pos=True,
+    )
+    assert [(p[1:], n) for p, n in markers.calls] == [
+        (("g", ["A"], None), plain),
+        (("g", ["A", "B"], ["C"]), other),
+    ]
+    run(
+        "deg in.h5ad --groupby g --group1 A --group2 C --test pseudobulk --donor d --latent a --layer L -o t.csv"
+    )
+    assert [(p[1:], n) for p, n in bulk.calls] == [
+        (("g", "d", ["A"], ["C"]), {"layer": "L", "covariates": ["a"]})
+    ]
     assert "--donor" in run("deg in.h5ad --groupby g --group1 A --test pseudobulk -o t.csv", 1)
     assert "no file" in run("deg none.h5ad --groupby g --group1 A -o t.csv", 1)
 
@@ -159,29 +287,84 @@ def test_robustness(run, verb, cells):
     saved = Verb()
     made = verb("scmamba.deg.robustness", SimpleNamespace(save=saved))
     run("robustness in.h5ad --groupby g -o out")
-    run("robustness in.h5ad --groupby g -o out --donor d --cell-type t --group1 A --group2 B --layers a,b --ratios 0.2,1 --permutations 3 "
-        "--donors none --null-permutations 4 --seurat 4 --adjust bh --seed 5 --jobs 2 --resume r")  # fmt: skip
-    plain = dict(group1=None, group2=None, layers=["counts", "scmamba"], ratios=[0.1, 0.2, 0.35, 0.5, 0.75, 0.9], permutations=100,
-                 donors="3v3", null_permutations=20, seurat="5", adjust="bonferroni", seed=0, n_jobs=1, resume=None)  # fmt: skip
-    other = dict(group1="A", group2="B", layers=["a", "b"], ratios=[0.2, 1.0], permutations=3, donors=None, null_permutations=4,
-                 seurat="4", adjust="bh", seed=5, n_jobs=2, resume=Path("r"))  # fmt: skip
-    assert [(p[1:], n) for p, n in made.calls] == [(("g", None, None), plain), (("g", "d", "t"), other)]
+    run(
+        "robustness in.h5ad --groupby g -o out --donor d --cell-type t --group1 A --group2 B --layers a,b --ratios 0.2,1 --permutations 3 "
+        "--donors none --null-permutations 4 --seurat 4 --adjust bh --seed 5 --jobs 2 --resume r"
+    )
+    plain = dict(
+        group1=None,
+        group2=None,
+        layers=["counts", "scmamba"],
+        ratios=[0.1, 0.2, 0.35, 0.5, 0.75, 0.9],
+        permutations=100,
+        donors="3v3",
+        null_permutations=20,
+        seurat="5",
+        adjust="bonferroni",
+        seed=0,
+        n_jobs=1,
+        resume=None,
+    )
+    other = dict(
+        group1="A",
+        group2="B",
+        layers=["a", "b"],
+        ratios=[0.2, 1.0],
+        permutations=3,
+        donors=None,
+        null_permutations=4,
+        seurat="4",
+        adjust="bh",
+        seed=5,
+        n_jobs=2,
+        resume=Path("r"),
+    )
+    assert [(p[1:], n) for p, n in made.calls] == [
+        (("g", None, None), plain),
+        (("g", "d", "t"), other),
+    ]
     assert saved.calls == [((Path("out"),), {})] * 2
     assert "cannot be read" in run("robustness in.h5ad --groupby g -o out --ratios a", 1)
 
 
 def test_prepare(run, verb, tmp_path):
-    made = verb("scmamba.preprocessing._prepare.prepare", SimpleNamespace(obs=pd.DataFrame({"scmamba_label": ["a", None]}), n_obs=2, n_vars=5))
+    made = verb(
+        "scmamba.preprocessing._prepare.prepare",
+        SimpleNamespace(obs=pd.DataFrame({"scmamba_label": ["a", None]}), n_obs=2, n_vars=5),
+    )
     assert "2 cells x 5 genes, 1 labelled" in run("prepare a.h5ad b.h5ad -o out")
     (tmp_path / "m.tsv").write_text("type\tgenes\n#c\tC\nA\tX, Y\n")
-    run("prepare a.h5ad -o out --donor d --markers m.tsv --min-total 3 --min-cells-per-donor 4 --resolution 0.5 --seed 6 --overwrite -q")
+    run(
+        "prepare a.h5ad -o out --donor d --markers m.tsv --min-total 3 --min-cells-per-donor 4 --resolution 0.5 --seed 6 --overwrite -q"
+    )
     from scmamba.preprocessing import PrepareConfig
 
     assert made.calls == [
-        (([Path("a.h5ad"), Path("b.h5ad")],), dict(folder=Path("out"), donor="donor", markers=None, overwrite=False, verbose=True,
-            config=PrepareConfig(min_total=200, min_cells_per_donor=200, resolution=1.8, seed=0))),
-        (([Path("a.h5ad")],), dict(folder=Path("out"), donor="d", markers={"A": ["X", "Y"]}, overwrite=True, verbose=False,
-            config=PrepareConfig(min_total=3, min_cells_per_donor=4, resolution=0.5, seed=6)))]  # fmt: skip
+        (
+            ([Path("a.h5ad"), Path("b.h5ad")],),
+            dict(
+                folder=Path("out"),
+                donor="donor",
+                markers=None,
+                overwrite=False,
+                verbose=True,
+                config=PrepareConfig(
+                    min_total=200, min_cells_per_donor=200, resolution=1.8, seed=0
+                ),
+            ),
+        ),
+        (
+            ([Path("a.h5ad")],),
+            dict(
+                folder=Path("out"),
+                donor="d",
+                markers={"A": ["X", "Y"]},
+                overwrite=True,
+                verbose=False,
+                config=PrepareConfig(min_total=3, min_cells_per_donor=4, resolution=0.5, seed=6),
+            ),
+        ),
+    ]
 
 
 def test_cohort_and_convert(run, verb, tmp_path):
@@ -190,32 +373,52 @@ def test_cohort_and_convert(run, verb, tmp_path):
     run("cohort a.h5ad --cells 5 --donors 2 --genes 300 --disease-fraction 0.25 --seed 6")
     plain = dict(n_donors=8, n_genes=None, disease_fraction=0.5, seed=0)
     other = dict(n_donors=2, n_genes=300, disease_fraction=0.25, seed=6)
-    assert made.calls == [((2000,), plain), ((5,), other)] and ad.read_h5ad(tmp_path / "a.h5ad").shape == (3, 2)
+    assert made.calls == [((2000,), plain), ((5,), other)] and ad.read_h5ad(
+        tmp_path / "a.h5ad"
+    ).shape == (3, 2)
     turned = verb("scmamba.interop._convert.convert_file", "a sentence")
     assert run("convert a.rds b.h5ad") == "a sentence\n"
     run("convert a.h5ad b.rds --assay X --to sce --overwrite --no-compress --quiet")
     plain = dict(assay="", to="seurat", overwrite=False, compress=True, verbose=True)
     other = dict(assay="X", to="sce", overwrite=True, compress=False, verbose=False)
-    assert turned.calls == [((Path("a.rds"), Path("b.h5ad")), plain), ((Path("a.h5ad"), Path("b.rds")), other)]
+    assert turned.calls == [
+        ((Path("a.rds"), Path("b.h5ad")), plain),
+        ((Path("a.h5ad"), Path("b.rds")), other),
+    ]
 
 
 def test_genes(run, verb, tmp_path):
-    near = verb("scmamba.embedding._genes.gene_neighbours", pd.DataFrame({"gene": ["B"], "cosine": [0.98765]}))
+    near = verb(
+        "scmamba.embedding._genes.gene_neighbours",
+        pd.DataFrame({"gene": ["B"], "cosine": [0.98765]}),
+    )
     assert "0.988" in run("genes A")
     run("genes A B -n 3 --model m")
-    assert near.calls == [((["A"],), {"model": None, "n": 10}), ((["A", "B"],), {"model": "m", "n": 3})]
+    assert near.calls == [
+        ((["A"],), {"model": None, "n": 10}),
+        ((["A", "B"],), {"model": "m", "n": 3}),
+    ]
 
 
 def test_evaluate_annotation(run, verb, cells):
-    report = SimpleNamespace(summary=pd.DataFrame({"f1": [0.5]}), write=lambda folder: folder.mkdir())
+    report = SimpleNamespace(
+        summary=pd.DataFrame({"f1": [0.5]}), write=lambda folder: folder.mkdir()
+    )
     made = verb("scmamba.evaluation.annotation_report.annotation_report", report)
-    assert "2 cells" in run("evaluate annotation in.h5ad --truth known --called call --called donor --confidence sure -o out")
+    assert "2 cells" in run(
+        "evaluate annotation in.h5ad --truth known --called call --called donor --confidence sure -o out"
+    )
     truth, calls, sure = made.calls[0][0]
     assert truth.tolist() == ["A", "B"] and sure.tolist() == [0.9, 0.5]
-    assert {name: values.tolist() for name, values in calls.items()} == {"call": ["A", "A"], "donor": ["d1", "d2"]}
+    assert {name: values.tolist() for name, values in calls.items()} == {
+        "call": ["A", "A"],
+        "donor": ["d1", "d2"],
+    }
     run("evaluate annotation in.h5ad --truth known --called call")
     assert made.calls[1][0][2] is None
-    assert "exists already" in run("evaluate annotation in.h5ad --truth known --called call -o out", 1)
+    assert "exists already" in run(
+        "evaluate annotation in.h5ad --truth known --called call -o out", 1
+    )
     cells.obs["scmamba_type"], cells.obs["scmamba_probability"] = ["B", "B", "A"], [0.7, 0.6, 0.5]
     cells.write_h5ad("more.h5ad")
     run("evaluate annotation more.h5ad --truth known --called call")
@@ -223,20 +426,32 @@ def test_evaluate_annotation(run, verb, cells):
     run("evaluate annotation more.h5ad --truth known")
     truth, calls, sure = made.calls[3][0]
     assert calls["scmamba_type"].tolist() == ["B", "B"] and sure.tolist() == [0.7, 0.6]
-    for bad in ("--truth none --called call", "--truth known", "--truth known --called call --confidence none"):
+    for bad in (
+        "--truth none --called call",
+        "--truth known",
+        "--truth known --called call --confidence none",
+    ):
         assert "no column" in run(f"evaluate annotation in.h5ad {bad}", 1)
 
 
 def test_evaluate_doublets(run, verb, cells):
-    made = verb("scmamba.evaluation.reports.doublet_report", SimpleNamespace(summary=pd.DataFrame({"f1": [0.5]})))
+    made = verb(
+        "scmamba.evaluation.reports.doublet_report",
+        SimpleNamespace(summary=pd.DataFrame({"f1": [0.5]})),
+    )
     run("evaluate doublets in.h5ad --truth twin --score score --score sure")
     truth, scores, calls = made.calls[0][0]
     assert truth.tolist() == [True, False, False] and calls is None
-    assert {n: v.tolist() for n, v in scores.items()} == {"score": [0.8, 0.3, 0.1], "sure": [0.9, 0.5, 0.4]}
+    assert {n: v.tolist() for n, v in scores.items()} == {
+        "score": [0.8, 0.3, 0.1],
+        "sure": [0.9, 0.5, 0.4],
+    }
     run("evaluate doublets in.h5ad --truth twin --score score --called sure")
     assert {n: v.tolist() for n, v in made.calls[1][0][2].items()} == {"score": [True, True, True]}
     assert "holds no numbers" in run("evaluate doublets in.h5ad --truth twin --score donor", 1)
-    assert "must be true or false" in run("evaluate doublets in.h5ad --truth donor --score score", 1)
+    assert "must be true or false" in run(
+        "evaluate doublets in.h5ad --truth donor --score score", 1
+    )
 
 
 def test_evaluate_imputation_and_clusters(run, verb, cells):
@@ -245,15 +460,26 @@ def test_evaluate_imputation_and_clusters(run, verb, cells):
     made = verb("scmamba.evaluation.nonzero_imputation", answer)
     shown = verb("scmamba.evaluation.reports.imputation_report", SimpleNamespace(summary=answer))
     run("evaluate imputation in.h5ad")
-    run("evaluate imputation in.h5ad --model a/b --model c --predictor p --layer L --min-total 3 --cells 2 --seed 4 -q")
+    run(
+        "evaluate imputation in.h5ad --model a/b --model c --predictor p --layer L --min-total 3 --cells 2 --seed 4 -q"
+    )
     (first, plain), (second, other) = made.calls
     assert first[0].n_obs == 3 and first[1] == {"brain-mini": "brain-mini"} and second[0].n_obs == 2
-    assert plain == dict(predictors=None, layer=None, min_total=2000, seed=0, verbose=True) and second[1] == {"b": "a/b", "c": "c"}
-    assert other == dict(predictors=["p"], layer="L", min_total=3, seed=4, verbose=False) and shown.calls[0][0][0] is answer
+    assert plain == dict(
+        predictors=None, layer=None, min_total=2000, seed=0, verbose=True
+    ) and second[1] == {"b": "a/b", "c": "c"}
+    assert (
+        other == dict(predictors=["p"], layer="L", min_total=3, seed=4, verbose=False)
+        and shown.calls[0][0][0] is answer
+    )
     made = verb("scmamba.evaluation.reports.cluster_report", SimpleNamespace(summary=answer))
     run("evaluate clusters in.h5ad --truth known --donor donor --seed 5")
     (values, truth, donors), named = made.calls[0]
-    assert list(values) == ["counts", "scmamba"] and values["scmamba"].shape == (2, 2) and named == {"seed": 5}
+    assert (
+        list(values) == ["counts", "scmamba"]
+        and values["scmamba"].shape == (2, 2)
+        and named == {"seed": 5}
+    )
     assert truth.tolist() == ["A", "B"] and donors.tolist() == ["d1", "d2"]
     expected = np.log1p(np.array([[1.0, 0], [0, 2]]) / np.array([[1], [2]]) * 1e4)
     np.testing.assert_allclose(np.asarray(values["counts"].todense()), expected, rtol=1e-5)
@@ -262,15 +488,23 @@ def test_evaluate_imputation_and_clusters(run, verb, cells):
 
 def test_models_and_packing(run, verb, tmp_path, monkeypatch):
     fetched = verb("scmamba.model.fetch_model", Path("/kept/m"))
-    assert run("fetch-model m -q") == "/kept/m\n" and fetched.calls == [(("m",), {"verbose": False})]
+    assert run("fetch-model m -q") == "/kept/m\n" and fetched.calls == [
+        (("m",), {"verbose": False})
+    ]
     run("fetch-model m")
     assert fetched.calls[1] == (("m",), {"verbose": True})
     packed = verb("scmamba.model.pack_model", {"sha256": "abc"})
     told = run("pack-model folder -o m.zip")
-    assert packed.calls == [((Path("folder"), Path("m.zip")), {})] and '"sha256": "abc"' in told and '"m": {' in told
+    assert (
+        packed.calls == [((Path("folder"), Path("m.zip")), {})]
+        and '"sha256": "abc"' in told
+        and '"m": {' in told
+    )
     (tmp_path / "m.zip").write_text("x")
     assert "exists already" in run("pack-model folder -o m.zip", 1)
     run("pack-model folder -o m.zip --overwrite")
     broken = verb("scmamba.model.pack_model")
-    monkeypatch.setattr(type(broken), "__call__", lambda *_: (_ for _ in ()).throw(ScMambaError("why")))
+    monkeypatch.setattr(
+        type(broken), "__call__", lambda *_: (_ for _ in ()).throw(ScMambaError("why"))
+    )
     assert "Error: why" in run("pack-model folder -o other.zip", 1)

@@ -21,7 +21,11 @@ def run(tmp_path, monkeypatch, cohort):
     """Run a command in a folder with two files of twenty cells each; its exit must be 0 unless ``code`` says otherwise."""
     monkeypatch.chdir(tmp_path)
     cells = cohort.copy()
-    cells.obs["kind"], cells.obs["who"], cells.obs["sick"] = "N", cells.obs["donor"], cells.obs["disease"]
+    cells.obs["kind"], cells.obs["who"], cells.obs["sick"] = (
+        "N",
+        cells.obs["donor"],
+        cells.obs["disease"],
+    )
     cells[::2].copy().write_h5ad("a.h5ad")
     cells[1::2].copy().write_h5ad("b.h5ad")
 
@@ -47,18 +51,30 @@ def trained(monkeypatch):
 
     monkeypatch.setattr("scmamba.training.pretrain", stand_in("pretrain"))
     monkeypatch.setattr("scmamba.training.finetune", stand_in("finetune"))
-    monkeypatch.setattr("scmamba.training.finetune_classifier.finetune_classes", stand_in("classes"))
+    monkeypatch.setattr(
+        "scmamba.training.finetune_classifier.finetune_classes", stand_in("classes")
+    )
     return calls
 
 
 def test_pre_training_by_the_paper_unless_told(run, trained, tmp_path):
     told = run("pretrain a.h5ad -o model --force -q --min-donor-cells 0 --cache cache")
     (_, (cells,), named) = trained[0]
-    assert len(cells) == 20 and named["config"] == ModelConfig(n_genes=19_306, d_model=256, n_layer=6, reads="all")
-    assert named["loop"] == TrainerConfig(steps=2, batch_size=16, lr=1e-3, weight_decay=0.1, clip=1.0, save_every=200, precision="32")
+    assert len(cells) == 20 and named["config"] == ModelConfig(
+        n_genes=19_306, d_model=256, n_layer=6, reads="all"
+    )
+    assert named["loop"] == TrainerConfig(
+        steps=2, batch_size=16, lr=1e-3, weight_decay=0.1, clip=1.0, save_every=200, precision="32"
+    )
     assert named["sequence"] == SequenceConfig(mask_nonzero=0.15, mask_zero=0.0, genes_per_step=0)
-    assert (named["held_out"], named["folder"], named["name"], named["seed"], named["force"], named["verbose"]) == (
-        [], None, "model", 0, True, False)  # fmt: skip
+    assert (
+        named["held_out"],
+        named["folder"],
+        named["name"],
+        named["seed"],
+        named["force"],
+        named["verbose"],
+    ) == ([], None, "model", 0, True, False)
     assert "parameters" in told and (tmp_path / "cache").is_dir()
     card = load_model(tmp_path / "model", device="cpu").card
     assert card.startswith("# model\n\nPre-trained") and "a.h5ad: 20 cells, 4 donors" in card
@@ -66,14 +82,25 @@ def test_pre_training_by_the_paper_unless_told(run, trained, tmp_path):
 
 
 def test_every_setting_of_pre_training(run, trained):
-    run("pretrain a.h5ad -o model --recipe small --epochs 3 --batch-size 4 --accumulate 2 --lr 0.01 --ema 0.9 --precision bf16 --d-model 8 "
+    run(
+        "pretrain a.h5ad -o model --recipe small --epochs 3 --batch-size 4 --accumulate 2 --lr 0.01 --ema 0.9 --precision bf16 --d-model 8 "
         "--layers 1 --reads all --genes-per-step 30 --min-total 5 --min-donor-cells 0 --save-every 7 --seed 9 --held-out b.h5ad --work w "
-        "--donor who --study batch --disease sick --label kind --cache cache")  # fmt: skip
+        "--donor who --study batch --disease sick --label kind --cache cache"
+    )
     (_, (cells,), named) = trained[0]
     assert named["config"] == ModelConfig(n_genes=19_306, d_model=8, n_layer=1, reads="all")
     # 3 epochs of 20 cells, 8 a step.
-    assert named["loop"] == TrainerConfig(steps=8, batch_size=4, accumulate=2, lr=0.01, warmup=0.03, ema=0.9, precision="bf16",
-                                       save_every=7, seed=9)  # fmt: skip
+    assert named["loop"] == TrainerConfig(
+        steps=8,
+        batch_size=4,
+        accumulate=2,
+        lr=0.01,
+        warmup=0.03,
+        ema=0.9,
+        precision="bf16",
+        save_every=7,
+        seed=9,
+    )
     assert named["sequence"] == SequenceConfig(mask_nonzero=0.3, mask_zero=0.0, genes_per_step=30)
     assert len(named["held_out"]) == 20 and named["folder"] == Path("w") and named["seed"] == 9
     assert named["force"] is False and named["verbose"] is True
@@ -98,11 +125,17 @@ def test_a_table_of_donors_is_made_once_and_used_again(run, trained, tmp_path):
     table = pd.read_csv(tmp_path / "s.tsv", sep="\t")
     counts = table.groupby("split")["cells"].sum()
     train, validation = trained[0][1][0], trained[0][2]["held_out"]
-    assert (len(train), len(validation)) == (counts["train"], counts["validation"]) and counts.sum() == 40
+    assert (len(train), len(validation)) == (
+        counts["train"],
+        counts["validation"],
+    ) and counts.sum() == 40
     table["split"] = ["train", "validation", "test", "train"]
     table.to_csv(tmp_path / "s.tsv", sep="\t", index=False)
     run(line)
-    assert len(trained[1][1][0]) == table["cells"][[0, 3]].sum() and len(trained[1][2]["held_out"]) == table["cells"][1]
+    assert (
+        len(trained[1][1][0]) == table["cells"][[0, 3]].sum()
+        and len(trained[1][2]["held_out"]) == table["cells"][1]
+    )
     assert "either --held-out" in run(line + " --held-out b.h5ad", 1)
     table["split"] = "train"
     table.to_csv(tmp_path / "s.tsv", sep="\t", index=False)
@@ -111,7 +144,10 @@ def test_a_table_of_donors_is_made_once_and_used_again(run, trained, tmp_path):
 
 def test_limits_nobody_asked_for_give_way(run, trained):
     told = run("pretrain a.h5ad -o model --force --cache cache")
-    assert "min_donor_cells of 200 is left out" in " ".join(told.split()) and len(trained[0][1][0]) == 20
+    assert (
+        "min_donor_cells of 200 is left out" in " ".join(told.split())
+        and len(trained[0][1][0]) == 20
+    )
     run("pretrain a.h5ad -o other --force --cache cache --min-donor-cells 200", 1)
     assert len(trained) == 1
 
@@ -120,26 +156,56 @@ def test_limits_nobody_asked_for_give_way(run, trained):
 def test_fine_tuning_hands_on_what_was_asked(run, trained, tmp_path, task):
     save_checkpoint(small_model("expressed"), tmp_path / "start")
     line = f"finetune a.h5ad -o tuned --model start --task {task} --force -q --cache cache --held-out b.h5ad --work w --label kind"
-    told = run(line + " --steps 3 --balance 0.25 --freeze --probe --min-donor-cells 0 --above 1 --seed 4")
+    told = run(
+        line + " --steps 3 --balance 0.25 --freeze --probe --min-donor-cells 0 --above 1 --seed 4"
+    )
     name, (first, *rest), named = trained[0]
     cells = first if task == "impute" else rest[0]
-    assert name == ("finetune" if task == "impute" else "classes") and len(cells) == 20 and len(named["held_out"]) == 20
+    assert (
+        name == ("finetune" if task == "impute" else "classes")
+        and len(cells) == 20
+        and len(named["held_out"]) == 20
+    )
     assert named["model"].config.name == "start" or named["model"].config.d_model == 8
-    assert (named["folder"], named["name"], named["verbose"], named["loop"].steps, named["loop"].lr) == (Path("w"), "tuned", False, 3, 1e-4)
+    assert (
+        named["folder"],
+        named["name"],
+        named["verbose"],
+        named["loop"].steps,
+        named["loop"].lr,
+    ) == (Path("w"), "tuned", False, 3, 1e-4)
     assert named["loop"].seed == 4
     if task == "impute":
-        assert named["task"] == "impute" and named["seed"] == 4 and named["force"] is True and named["loop"].batch_size == 8
-        assert named["sequence"] == SequenceConfig(mask_nonzero=0.4, mask_zero=0.04, genes_per_step=0)
+        assert (
+            named["task"] == "impute"
+            and named["seed"] == 4
+            and named["force"] is True
+            and named["loop"].batch_size == 8
+        )
+        assert named["sequence"] == SequenceConfig(
+            mask_nonzero=0.4, mask_zero=0.04, genes_per_step=0
+        )
         assert "scmamba impute --model tuned" in told
     else:
-        assert first == task and (named["balance"], named["freeze"], named["probe"]) == (0.25, True, True) and "classify" in told
+        assert (
+            first == task
+            and (named["balance"], named["freeze"], named["probe"]) == (0.25, True, True)
+            and "classify" in told
+        )
         assert (named["recipe"], named["fraction"], named["loop"].batch_size) == ("mean", 0.1, 16)
     assert f"Fine-tuned from start for {task}" in load_model(tmp_path / "tuned", device="cpu").card
     run(line.replace("tuned", "again").replace("--held-out b.h5ad", "--recipe small --steps 2"))
     named = trained[1][2]
     if task != "impute":
-        assert (named["balance"], named["freeze"], named["probe"], named["held_out"]) == (0.5, False, task == "annotate", None)
-        assert (named["recipe"], named["fraction"]) == (("mixed", 0.5) if task == "doublets" else ("mean", 0.1))
+        assert (named["balance"], named["freeze"], named["probe"], named["held_out"]) == (
+            0.5,
+            False,
+            task == "annotate",
+            None,
+        )
+        assert (named["recipe"], named["fraction"]) == (
+            ("mixed", 0.5) if task == "doublets" else ("mean", 0.1)
+        )
     else:
         assert named["held_out"] == []
 
@@ -155,11 +221,15 @@ def test_a_vocabulary_is_built_and_used(run, trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr("scmamba.data.vocabulary_builder.build_vocabulary", build)
     assert "5 of 2 genes seen" in run("vocab build a.h5ad b.h5ad -o genes.tsv")
-    run("vocab build a.h5ad -o genes.tsv --gtf g.gtf --min-fraction 0.01 --table t.tsv --cache c --overwrite -q")
+    run(
+        "vocab build a.h5ad -o genes.tsv --gtf g.gtf --min-fraction 0.01 --table t.tsv --cache c --overwrite -q"
+    )
     plain = dict(gtf=None, min_fraction=0.005, cache=None, verbose=True)
     other = dict(gtf=Path("g.gtf"), min_fraction=0.01, cache=Path("c"), verbose=False)
     assert asked == [([Path("a.h5ad"), Path("b.h5ad")], plain), ([Path("a.h5ad")], other)]
     assert (tmp_path / "t.tsv").read_text() == "gene\na\nb\n"
-    assert list(Vocabulary.read(tmp_path / "genes.tsv").symbols) == list(Vocabulary.published().symbols[:5])
+    assert list(Vocabulary.read(tmp_path / "genes.tsv").symbols) == list(
+        Vocabulary.published().symbols[:5]
+    )
     assert "exists already" in run("vocab build a.h5ad -o genes.tsv", 1)
     run("vocab build a.h5ad -o other.tsv --min-fraction 1.1", 2)

@@ -41,7 +41,9 @@ class Script:
 
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                script.asked.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                script.asked.append(
+                    (self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+                )
                 told = script.answers.pop(0)
                 self.close_connection = True
                 if told is None:  # the line breaks
@@ -64,7 +66,10 @@ class Script:
 
     def told(self, *answers: object) -> None:
         self.asked.clear()
-        self.answers[:] = [a if a is None or isinstance(a, tuple) else (200, {}, json.dumps(a).encode()) for a in answers]
+        self.answers[:] = [
+            a if a is None or isinstance(a, tuple) else (200, {}, json.dumps(a).encode())
+            for a in answers
+        ]
 
 
 @pytest.fixture
@@ -121,11 +126,19 @@ def test_what_a_request_carries(script, tmp_path):
     assert far.submit("impute", tmp_path / "cells", model="m/1", seed=3, layer=None) == "j1"
     assert far.submit("impute", str(tmp_path / "cells")) == "j2" and far.models() == ["a", "b"]
     far.cancel("j1")
-    (post, path, headers, body), (_, second, more, _), (get, models, asked, _), (delete, gone, *_) = script.asked
+    (
+        (post, path, headers, body),
+        (_, second, more, _),
+        (get, models, asked, _),
+        (delete, gone, *_),
+    ) = script.asked
     assert (post, body) == ("POST", b"abc")
     assert path == "/v2/models/m/1/impute?options=%7B%22seed%22%3A+3%2C+%22layer%22%3A+null%7D"
     assert second.startswith("/v2/models/brain-mini/impute?")
-    assert headers["authorization"] == "Bearer a token" and headers["content-type"] == "application/octet-stream"
+    assert (
+        headers["authorization"] == "Bearer a token"
+        and headers["content-type"] == "application/octet-stream"
+    )
     assert headers["content-length"] == "3" and len(headers["idempotency-key"]) == 32
     assert more["idempotency-key"] != headers["idempotency-key"] and "idempotency-key" not in asked
     assert (get, models, delete, gone) == ("GET", "/v2/models", "DELETE", "/v2/jobs/j1")
@@ -138,7 +151,10 @@ def test_a_request_is_sent_again_under_the_same_key(script, pauses, tmp_path):
     (tmp_path / "cells").write_bytes(b"abc")
     script.told((503, {}, b"{}"), None, (502, {}, b""), (504, {}, b""), {"id": "j"})
     assert Client(script.url).submit("impute", tmp_path / "cells") == "j"
-    assert len({headers["idempotency-key"] for _, _, headers, _ in script.asked}) == 1 and len(script.asked) == 5
+    assert (
+        len({headers["idempotency-key"] for _, _, headers, _ in script.asked}) == 1
+        and len(script.asked) == 5
+    )
     assert {body for *_, body in script.asked} == {b"abc"} and pauses == [0.5, 1.0, 2.0, 4.0]
 
 
@@ -158,11 +174,16 @@ def test_how_often_a_request_is_sent_again(script, pauses):
     assert pauses == [0.5, 1, 2, 4, *[8] * 10] and script.answers == []
 
 
-@pytest.mark.parametrize(("status", "body", "words"), [
-    (401, b'{"detail": "No entry"}', "401: No entry"), (422, b'{"detail": [{"a": 1}]}', r'422: \[\{"a": 1\}\]'),
-    (404, b"<html>", "404: Not Found"),
-    (500, b'{"other": 1}', "500: Internal Server Error"), (429, b'["x"]', "429: Too Many Requests"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (401, b'{"detail": "No entry"}', "401: No entry"),
+        (422, b'{"detail": [{"a": 1}]}', r'422: \[\{"a": 1\}\]'),
+        (404, b"<html>", "404: Not Found"),
+        (500, b'{"other": 1}', "500: Internal Server Error"),
+        (429, b'["x"]', "429: Too Many Requests"),
+    ],
+)
 def test_a_refusal_is_final_and_says_why(script, pauses, status, body, words):
     script.told((status, {}, body))
     with pytest.raises(ScMambaError, match=words):
@@ -174,19 +195,31 @@ def test_a_result_that_came_in_half_is_fetched_again(script, pauses, tmp_path):
     target = tmp_path / "out"
     target.write_bytes(b"what was there before")
     script.told((200, {"Content-Length": "6"}, b"abc"), (200, {}, b"abcdef"))
-    assert Client(script.url).fetch("j", target, format="scmb") == target and target.read_bytes() == b"abcdef"
+    assert (
+        Client(script.url).fetch("j", target, format="scmb") == target
+        and target.read_bytes() == b"abcdef"
+    )
     assert [path for _, path, *_ in script.asked] == ["/v2/jobs/j/result?format=scmb"] * 2
     script.told((409, {}, b'{"detail": "The job is running."}'))
     with pytest.raises(ScMambaError, match="409: The job is running"):
         Client(script.url).fetch("j", target)
-    assert script.asked[0][1].endswith("format=h5ad") and target.read_bytes() == b"abcdef" and list(tmp_path.iterdir()) == [target]
+    assert (
+        script.asked[0][1].endswith("format=h5ad")
+        and target.read_bytes() == b"abcdef"
+        and list(tmp_path.iterdir()) == [target]
+    )
 
 
 def test_waiting_shows_progress_and_ends_with_the_job(script, pauses):
     from scmamba.utils import progress as _progress
 
-    states = [{"state": "queued", "done": None}, {"state": "running", "done": 0.25}, {"state": "running", "done": 0.1},
-              {"state": "running", "done": 0.5}, {"state": "done", "done": 1, "message": "done"}]  # fmt: skip
+    states = [
+        {"state": "queued", "done": None},
+        {"state": "running", "done": 0.25},
+        {"state": "running", "done": 0.1},
+        {"state": "running", "done": 0.5},
+        {"state": "done", "done": 1, "message": "done"},
+    ]
     seen: list[tuple[int, int]] = []
     _progress.listener = lambda text, done, total: seen.append((done, total))
     try:
@@ -196,7 +229,10 @@ def test_waiting_shows_progress_and_ends_with_the_job(script, pauses):
         _progress.listener = None
     assert seen == [(0, 100), (25, 100), (25, 100), (50, 100), (100, 100)]
     assert pauses[:2] == [0.2, pytest.approx(0.23)] and max(pauses) <= 0.5
-    for state, words in (("failed", "job failed: too few genes"), ("cancelled", "job was cancelled: too few genes")):
+    for state, words in (
+        ("failed", "job failed: too few genes"),
+        ("cancelled", "job was cancelled: too few genes"),
+    ):
         script.told({"state": state, "done": 1, "message": "too few genes"})
         with pytest.raises(ScMambaError, match=words):
             Client(script.url).wait("j", verbose=False)
@@ -227,7 +263,9 @@ def test_files_from_16_mib_on_go_in_parts(ann, app, tmp_path, monkeypatch):
         monkeypatch.setattr(client, "WHOLE", whole)
         monkeypatch.setattr(_resume, "_PART", 100)
         asked: list[str] = []
-        monkeypatch.setattr(_resume, "_ask", lambda *request, a=asked: a.append(request[2]) or real(*request))
+        monkeypatch.setattr(
+            _resume, "_ask", lambda *request, a=asked: a.append(request[2]) or real(*request)
+        )
         job = ann.submit("impute", file)
         assert Path(app.queue.get(job)["upload"]).read_bytes() == file.read_bytes()
         assert asked == (["POST", *["PATCH"] * -(-size // 100)] if parts else [])
@@ -241,15 +279,41 @@ def test_parts_are_continued_where_the_server_is(script, tmp_path, monkeypatch):
     (tmp_path / "f").write_bytes(b"0123456789")
     at = lambda n: (200, {"Upload-Offset": str(n)}, b"")  # noqa: E731
     begun = (201, {"Location": "/v2/uploads/name"}, b"")
-    script.told((503, {}, b""), begun, at(4), None, (503, {}, b""), at(6), (409, {}, b""), at(5), at(9), at(10))
+    script.told(
+        (503, {}, b""),
+        begun,
+        at(4),
+        None,
+        (503, {}, b""),
+        at(6),
+        (409, {}, b""),
+        at(5),
+        at(9),
+        at(10),
+    )
     assert _resume.send_in_parts(script.url, TOKEN, tmp_path / "f", 5.0) == "name"
     assert [(m, h.get("upload-offset"), b) for m, _, h, b in script.asked] == [
-        ("POST", None, b""), ("POST", None, b""), ("PATCH", "0", b"0123"), ("PATCH", "4", b"4567"),
-        ("HEAD", None, b""), ("HEAD", None, b""),
-        ("PATCH", "6", b"6789"), ("HEAD", None, b""), ("PATCH", "5", b"5678"), ("PATCH", "9", b"9")]  # fmt: skip
-    assert {p for m, p, *_ in script.asked} == {"/v2/uploads", "/v2/uploads/name"} and script.asked[0][2]["upload-length"] == "10"
-    assert all(h["authorization"] == "Bearer a token" and h["tus-resumable"] == "1.0.0" for _, _, h, _ in script.asked)
-    assert {h["content-type"] for m, _, h, _ in script.asked if m == "PATCH"} == {"application/offset+octet-stream"}
+        ("POST", None, b""),
+        ("POST", None, b""),
+        ("PATCH", "0", b"0123"),
+        ("PATCH", "4", b"4567"),
+        ("HEAD", None, b""),
+        ("HEAD", None, b""),
+        ("PATCH", "6", b"6789"),
+        ("HEAD", None, b""),
+        ("PATCH", "5", b"5678"),
+        ("PATCH", "9", b"9"),
+    ]
+    assert {p for m, p, *_ in script.asked} == {"/v2/uploads", "/v2/uploads/name"} and script.asked[
+        0
+    ][2]["upload-length"] == "10"
+    assert all(
+        h["authorization"] == "Bearer a token" and h["tus-resumable"] == "1.0.0"
+        for _, _, h, _ in script.asked
+    )
+    assert {h["content-type"] for m, _, h, _ in script.asked if m == "PATCH"} == {
+        "application/offset+octet-stream"
+    }
     assert taken == [0.5, 0.5, 1.0, 2.0]
 
 
@@ -262,7 +326,11 @@ def test_parts_are_given_up_at_last(script, tmp_path, monkeypatch):
         taken.clear()
         with pytest.raises(ScMambaError, match=words):
             _resume.send_in_parts(script.url, None, tmp_path / "f", 5.0)
-        assert taken == [0.5, 1, 2, 4, *[8] * 11] and script.answers == [] and "authorization" not in script.asked[0][2]
+        assert (
+            taken == [0.5, 1, 2, 4, *[8] * 11]
+            and script.answers == []
+            and "authorization" not in script.asked[0][2]
+        )
     for status in (401, 413, 507):
         script.told((status, {}, b"no"))
         with pytest.raises(ScMambaError, match=f"answered {status}: no"):
@@ -282,7 +350,9 @@ def answered(app: App, monkeypatch, tmp_path, result) -> list[dict]:
     got: list[dict] = []
 
     def act(job) -> None:
-        got.append({**job, "options": json.loads(job["options"]), "n": ad.read_h5ad(job["upload"]).n_obs})
+        got.append(
+            {**job, "options": json.loads(job["options"]), "n": ad.read_h5ad(job["upload"]).n_obs}
+        )
         folder = app.data / "jobs" / job["id"] / "result"
         folder.mkdir(parents=True)
         result(folder)
@@ -292,26 +362,55 @@ def answered(app: App, monkeypatch, tmp_path, result) -> list[dict]:
     return got
 
 
-@pytest.mark.parametrize(("verb", "task"), [("impute", "impute"), ("embed", "embed"), ("detect_doublets", "doublets")])
+@pytest.mark.parametrize(
+    ("verb", "task"), [("impute", "impute"), ("embed", "embed"), ("detect_doublets", "doublets")]
+)
 def test_a_verb_sends_waits_fetches_and_deletes(app, ann, monkeypatch, tmp_path, verb, task):
-    got = answered(app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad"))
+    got = answered(
+        app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad")
+    )
     found = getattr(ann, verb)(cells(), layer="X", verbose=False)
-    assert found.n_obs == 5 and (got[0]["task"], got[0]["model"], got[0]["options"], got[0]["n"]) == (task, "brain-mini", {"layer": "X"}, 3)
+    assert found.n_obs == 5 and (
+        got[0]["task"],
+        got[0]["model"],
+        got[0]["options"],
+        got[0]["n"],
+    ) == (task, "brain-mini", {"layer": "X"}, 3)
     assert app.queue.get(got[0]["id"]) is None and not Path(got[0]["upload"]).exists()
 
 
 def test_tables_come_back(app, ann, monkeypatch, tmp_path):
     frame = pd.DataFrame({"p_val": [0.5, 1e-9]}, index=["G1", "G2"])
-    got = answered(app, monkeypatch, tmp_path, lambda f: results.write_result(results.Tables({"markers": frame}), "markers", f))
+    got = answered(
+        app,
+        monkeypatch,
+        tmp_path,
+        lambda f: results.write_result(results.Tables({"markers": frame}), "markers", f),
+    )
     found = ann.find_markers(cells(), "type", ["a"], "b", verbose=False, min_pct=0.1)
-    assert found.equals(frame) and got[0]["options"] == {"groupby": "type", "group1": ["a"], "group2": "b", "min_pct": 0.1}
+    assert found.equals(frame) and got[0]["options"] == {
+        "groupby": "type",
+        "group1": ["a"],
+        "group2": "b",
+        "min_pct": 0.1,
+    }
     frames = {name: pd.DataFrame({name: [1.0]}) for name in ("runs", "nulls", "full")}
     about = {"settings": {"seed": 3}, "notes": ["n"], "warnings": ["w"]}
-    got = answered(app, monkeypatch, tmp_path, lambda f: results.write_result(results.Tables(frames, about), "robustness", f))
+    got = answered(
+        app,
+        monkeypatch,
+        tmp_path,
+        lambda f: results.write_result(results.Tables(frames, about), "robustness", f),
+    )
     far = ann.robustness(cells(), "type", "donor", "kind", verbose=False, seed=3)
     assert {n: list(getattr(far, n)) for n in frames} == {n: [n] for n in frames}
     assert (far.settings, far.notes, far.warnings) == ({"seed": 3}, ("n",), ("w",))
-    assert got[0]["options"] == {"groupby": "type", "donor": "donor", "cell_type": "kind", "seed": 3}
+    assert got[0]["options"] == {
+        "groupby": "type",
+        "donor": "donor",
+        "cell_type": "kind",
+        "seed": 3,
+    }
 
 
 @pytest.mark.parametrize("donor", ["donor", None])
@@ -326,24 +425,43 @@ def test_a_reference_is_sent_used_and_deleted(app, ann, monkeypatch, tmp_path, d
     got = answered(app, monkeypatch, tmp_path, result)
     known = cells(6)
     known.obs["secret"] = "x"
-    found = ann.annotate(cells(), reference=known, labels="type", donor=donor, seed=1, verbose=False)
-    assert found.n_obs == 5 and kept.number("ann") == 0 and list(sent[0].obs) == (["type", "donor"] if donor else ["type"])
+    found = ann.annotate(
+        cells(), reference=known, labels="type", donor=donor, seed=1, verbose=False
+    )
+    assert (
+        found.n_obs == 5
+        and kept.number("ann") == 0
+        and list(sent[0].obs) == (["type", "donor"] if donor else ["type"])
+    )
     options = got[0]["options"]
-    assert len(options.pop("reference")) == 16 and options == {"labels": ["type"], "seed": 1, **({"donor": "donor"} if donor else {})}
+    assert len(options.pop("reference")) == 16 and options == {
+        "labels": ["type"],
+        "seed": 1,
+        **({"donor": "donor"} if donor else {}),
+    }
 
 
 def test_a_kept_reference_stays(app, ann, monkeypatch, tmp_path):
     cells(4).write_h5ad(tmp_path / "known.h5ad")
     reference = ann.keep_reference(tmp_path / "known.h5ad")
-    assert isinstance(reference, KeptReference) and References(app.data).path(reference.name, "ann") is not None
-    got = answered(app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad"))
+    assert (
+        isinstance(reference, KeptReference)
+        and References(app.data).path(reference.name, "ann") is not None
+    )
+    got = answered(
+        app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad")
+    )
     ann.annotate(cells(), reference=reference, labels=["type"], verbose=False)
-    assert got[0]["options"]["reference"] == reference.name and References(app.data).number("ann") == 1
+    assert (
+        got[0]["options"]["reference"] == reference.name and References(app.data).number("ann") == 1
+    )
     ann.drop_reference(reference)
     assert References(app.data).number("ann") == 0
     with pytest.raises(ScMambaError, match="labels"):
         ann.annotate(cells(), reference=reference)
-    got = answered(app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad"))
+    got = answered(
+        app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad")
+    )
     ann.annotate(cells(), verbose=False)
     assert got[0]["options"] == {}
 
@@ -364,7 +482,13 @@ def test_what_is_sent_of_a_reference():
     known = cells(4)
     known.layers["raw"] = known.X + 1
     sent = _only(known, ["type"], "raw")
-    assert list(sent.obs) == ["type"] and sent.layers["raw"].tolist() == sent.X.tolist() == (known.X + 1).tolist()
-    assert not _only(known, ["type"], None).layers and _only(known, [], None).X.tolist() == known.X.tolist()
+    assert (
+        list(sent.obs) == ["type"]
+        and sent.layers["raw"].tolist() == sent.X.tolist() == (known.X + 1).tolist()
+    )
+    assert (
+        not _only(known, ["type"], None).layers
+        and _only(known, [], None).X.tolist() == known.X.tolist()
+    )
     with pytest.raises(ScMambaError, match="no column 'kind'; it has type, donor"):
         _only(known, ["type", "kind"], None)

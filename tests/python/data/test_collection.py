@@ -35,7 +35,9 @@ def cells() -> ad.AnnData:
     names = data.var_names.to_numpy().astype(object)
     names[5], names[6] = names[7], "ENSG09999999999"
     obs = data.obs[["donor", "disease", "cell_type"]]
-    data = ad.AnnData(sparse.csr_matrix(data.X, dtype=np.int32), obs=obs, var=pd.DataFrame(index=names))
+    data = ad.AnnData(
+        sparse.csr_matrix(data.X, dtype=np.int32), obs=obs, var=pd.DataFrame(index=names)
+    )
     data.obs_names = [f"cell{i}" for i in range(data.n_obs)]
     return data
 
@@ -69,7 +71,9 @@ def write_10x(data: ad.AnnData, path: Path) -> None:
 def write_mtx(data: ad.AnnData, folder: Path) -> None:
     folder.mkdir()
     io.mmwrite(folder / "matrix.mtx", sparse.coo_matrix(data.X.T))
-    pd.DataFrame([[i, i, "Gene Expression"] for i in data.var_names]).to_csv(folder / "features.tsv", sep="\t", header=False, index=False)
+    pd.DataFrame([[i, i, "Gene Expression"] for i in data.var_names]).to_csv(
+        folder / "features.tsv", sep="\t", header=False, index=False
+    )
     pd.Series(data.obs_names).to_csv(folder / "barcodes.tsv", header=False, index=False)
     subprocess.run(["gzip", *map(str, folder.iterdir())], check=True)
 
@@ -97,8 +101,20 @@ def write(data: ad.AnnData, kind: str, folder: Path) -> Path | ad.AnnData:
             pytest.skip("R is not installed")
         other.var_names_make_unique()
         other.write_h5ad(folder / "for_r.h5ad")
-        command = [sys.executable, "-m", "scmamba", "convert", str(folder / "for_r.h5ad"), str(path), "--to", "seurat", "--quiet"]
-        done = subprocess.run(command, capture_output=True, text=True)  # R in this process would stay for all other tests
+        command = [
+            sys.executable,
+            "-m",
+            "scmamba",
+            "convert",
+            str(folder / "for_r.h5ad"),
+            str(path),
+            "--to",
+            "seurat",
+            "--quiet",
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True
+        )  # R in this process would stay for all other tests
         if done.returncode:
             pytest.skip(done.stderr)
     else:
@@ -106,7 +122,9 @@ def write(data: ad.AnnData, kind: str, folder: Path) -> Path | ad.AnnData:
     return path
 
 
-@pytest.mark.parametrize("kind", ["h5ad", "csc.h5ad", "dense.h5ad", "zarr", "h5", "mtx", "rds", "memory"])
+@pytest.mark.parametrize(
+    "kind", ["h5ad", "csc.h5ad", "dense.h5ad", "zarr", "h5", "mtx", "rds", "memory"]
+)
 def test_every_kind_of_file_gives_its_cells(kind, cells, tmp_path):
     source = write(cells, kind, tmp_path)
     expected = cells
@@ -153,7 +171,12 @@ def test_of_several_processes_one_converts_and_the_others_wait(cells, tmp_path, 
 
     monkeypatch.setattr(stores, "_convert", slow)
     with ThreadPoolExecutor(3) as pool:
-        opened = list(pool.map(lambda _: stores.open_store(path, cache=tmp_path / "cache", verbose=False).shape, range(3)))
+        opened = list(
+            pool.map(
+                lambda _: stores.open_store(path, cache=tmp_path / "cache", verbose=False).shape,
+                range(3),
+            )
+        )
     assert opened == [cells.shape] * 3 and len(conversions) == 1
     assert len(list((tmp_path / "cache").iterdir())) == 1, "no lock is left"
 
@@ -162,13 +185,24 @@ def test_layers_logarithms_and_refusals(cells, tmp_path):
     data = cells[:, ~cells.var_names.duplicated(keep=False)].copy()
     data.layers["raw"] = data.X.copy()
     totals = np.asarray(data.X.sum(axis=1)).ravel()
-    data.X = sparse.csr_matrix(np.log1p(data.X.toarray() / totals[:, None] * 1e4).astype(np.float32))
+    data.X = sparse.csr_matrix(
+        np.log1p(data.X.toarray() / totals[:, None] * 1e4).astype(np.float32)
+    )
     data.write_h5ad(tmp_path / "log.h5ad")
     logs = Collection([tmp_path / "log.h5ad"], cache=tmp_path, force=True, verbose=False)
-    raw = Collection([tmp_path / "log.h5ad"], layer="raw", cache=tmp_path, force=True, verbose=False)
+    raw = Collection(
+        [tmp_path / "log.h5ad"], layer="raw", cache=tmp_path, force=True, verbose=False
+    )
     known = raw.members[0].match.positions >= 0
-    np.testing.assert_allclose(logs.read(np.arange(9)).values.toarray(), raw.read(np.arange(9)).values.toarray(), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(raw.totals, np.asarray(data.layers["raw"][:, known].sum(axis=1)).ravel())
+    np.testing.assert_allclose(
+        logs.read(np.arange(9)).values.toarray(),
+        raw.read(np.arange(9)).values.toarray(),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    np.testing.assert_array_equal(
+        raw.totals, np.asarray(data.layers["raw"][:, known].sum(axis=1)).ravel()
+    )
     with pytest.raises(DataError, match="no layer 'spliced'"):
         Collection([tmp_path / "log.h5ad"], layer="spliced", cache=tmp_path, force=True)
     with pytest.raises(GeneError, match="log: The data measure only"):
@@ -193,14 +227,21 @@ def studies(tmp_path_factory) -> Collection:
     first = brain_cohort(400, n_donors=2, n_genes=3000, seed=1)
     second = brain_cohort(300, n_donors=2, n_genes=2500, seed=2)
     second.obs["subject"] = np.where(np.arange(300) < 20, "few", second.obs["donor"].astype(str))
-    second.obs["annotation"] = np.where(np.arange(300) % 10 == 0, "Doublet", second.obs["cell_type"].astype(str))
+    second.obs["annotation"] = np.where(
+        np.arange(300) % 10 == 0, "Doublet", second.obs["cell_type"].astype(str)
+    )
     del second.obs["donor"], second.obs["cell_type"]
     counts = second.X.tolil()
     counts[290:] = 0
     second.X = counts.tocsr()
     first.write_h5ad(folder / "first.h5ad")
     second.write_h5ad(folder / "second.h5ad")
-    return Collection([folder / "first.h5ad", folder / "second.h5ad"], label=("annotation", "cell_type"), cache=folder, verbose=False)
+    return Collection(
+        [folder / "first.h5ad", folder / "second.h5ad"],
+        label=("annotation", "cell_type"),
+        cache=folder,
+        verbose=False,
+    )
 
 
 def test_columns_are_named_once_and_filters_are_the_papers(studies):
@@ -209,12 +250,16 @@ def test_columns_are_named_once_and_filters_are_the_papers(studies):
     kept = studies.filter(min_donor_cells=50)
     left = kept.obs
     expected = obs[(obs.total >= 200) & (obs.label != "Doublet")]
-    expected = expected[expected.groupby(["study", "donor"], observed=True)["total"].transform("size") >= 50]
+    expected = expected[
+        expected.groupby(["study", "donor"], observed=True)["total"].transform("size") >= 50
+    ]
     assert "few" in set(obs.donor) and "few" not in set(left.donor)
     np.testing.assert_array_equal(kept.cells, expected.index.to_numpy())
     deep = studies.filter(min_donor_cells=50, above=4000)
     assert (deep.totals > 4000).all() and len(deep) == (left.total > 4000).sum()
-    with pytest.raises(DataError, match="No cell is left of 700 .*fewer than 1,000,000 counts: 700"):
+    with pytest.raises(
+        DataError, match="No cell is left of 700 .*fewer than 1,000,000 counts: 700"
+    ):
         studies.filter(min_total=1e6)
 
 
@@ -223,10 +268,15 @@ def test_splits_divide_donors_and_can_be_used_again(studies, tmp_path):
     table = usable.split(validation=0.25, test=0.25, seed=3)
     assert sorted(table["split"]) == ["test", "train", "train", "validation"]
     write_splits(table, tmp_path / "splits.tsv")
-    parts = {name: usable.select(tmp_path / "splits.tsv", name) for name in ("train", "validation", "test")}
+    parts = {
+        name: usable.select(tmp_path / "splits.tsv", name)
+        for name in ("train", "validation", "test")
+    }
     together = np.sort(np.concatenate([part.cells for part in parts.values()]))
     np.testing.assert_array_equal(together, usable.cells)
-    assert not set(parts["train"].donors()) & (set(parts["validation"].donors()) | set(parts["test"].donors()))
+    assert not set(parts["train"].donors()) & (
+        set(parts["validation"].donors()) | set(parts["test"].donors())
+    )
     pd.testing.assert_frame_equal(read_splits(tmp_path / "splits.tsv"), table)
     with pytest.raises(DataError, match="does not name the donors second/few"):
         studies.select(table, "train")
@@ -236,7 +286,10 @@ def test_splits_divide_donors_and_can_be_used_again(studies, tmp_path):
 
 def test_an_epoch_holds_every_cell_once_in_another_order_each_time(studies):
     usable = studies.filter(min_donor_cells=0, exclude=())
-    epochs = [np.concatenate([b.cells for b in usable.batches(16, seed=1, epoch=e, span=256)]) for e in (0, 0, 1)]
+    epochs = [
+        np.concatenate([b.cells for b in usable.batches(16, seed=1, epoch=e, span=256)])
+        for e in (0, 0, 1)
+    ]
     np.testing.assert_array_equal(epochs[0], epochs[1])
     for order in epochs:
         assert len(set(order)) == len(order) == len(usable) // N_STRIPES * N_STRIPES
@@ -251,7 +304,9 @@ def test_an_epoch_holds_every_cell_once_in_another_order_each_time(studies):
 @pytest.mark.parametrize("readers", [2, 3])
 def test_processes_and_workers_share_the_order_among_them(studies, readers):
     def cells_of(**share):
-        return np.concatenate([b.cells for b in studies.batches(8, seed=2, epoch=1, span=256, **share)])
+        return np.concatenate(
+            [b.cells for b in studies.batches(8, seed=2, epoch=1, span=256, **share)]
+        )
 
     whole = cells_of()
     for kind in ({"world": readers}, {"workers": readers}):
@@ -268,10 +323,14 @@ def test_order_mixes_lanes_of_whole_blocks():
     assert len(set(epoch.tolist())) == len(epoch) == 99_968
     eighth = np.sort(epoch[: order.span][3::8])
     runs = np.diff(np.flatnonzero(np.diff(eighth) > 1))
-    assert runs.mean() > 32, "every eighth position comes from blocks, a few cut at the ends of lanes"
+    assert runs.mean() > 32, (
+        "every eighth position comes from blocks, a few cut at the ends of lanes"
+    )
     # Neighbours in the order are far apart in the files, as in a full shuffle (a third of the length on average).
     assert abs(np.abs(np.diff(epoch[: order.span])).mean() / 100_000 - 1 / 3) < 0.03
-    alike = EpochSampler(n=10_000, span=4096, group=16, lengths=np.random.default_rng(0).integers(100, 5000, 10_000))
+    alike = EpochSampler(
+        n=10_000, span=4096, group=16, lengths=np.random.default_rng(0).integers(100, 5000, 10_000)
+    )
     batches = alike.epoch(0)[:4096].reshape(-1, 16)
     assert np.ptp(alike.lengths[batches], axis=1).mean() < 1000
     assert sorted(alike.epoch(0).tolist()) == sorted(set(alike.epoch(0).tolist()))
@@ -286,21 +345,35 @@ def test_memory_does_not_grow_with_the_collection():
 def test_vocabulary_follows_the_papers_rule(tmp_path):
     known = annotation()
     y = known[known.chromosome == "Y"].ensembl_id.iloc[0]
-    genes = list(known[(known.chromosome == "1") & (known.biotype == "protein_coding")].ensembl_id[:6])
+    genes = list(
+        known[(known.chromosome == "1") & (known.biotype == "protein_coding")].ensembl_id[:6]
+    )
     counts = np.zeros((1000, 6), int)
     counts[:, 0] = 3
-    counts[:4, 1], counts[:5, 2] = 1, 1  # 4 and 5 of the 2,000 cells in all: 0.2%, and with the other study's 5, 0.5%
+    counts[:4, 1], counts[:5, 2] = (
+        1,
+        1,
+    )  # 4 and 5 of the 2,000 cells in all: 0.2%, and with the other study's 5, 0.5%
     counts[:, 3] = 1
-    one = ad.AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=[genes[0], genes[1], genes[2], y, genes[4], "not a gene"]))
+    one = ad.AnnData(
+        sparse.csr_matrix(counts),
+        var=pd.DataFrame(index=[genes[0], genes[1], genes[2], y, genes[4], "not a gene"]),
+    )
     other = one.copy()[:, [2, 0]].copy()
-    other.X = sparse.csr_matrix(np.tile([[0, 2]], (1000, 1)) + np.outer(np.arange(1000) < 5, [1, 0]))
+    other.X = sparse.csr_matrix(
+        np.tile([[0, 2]], (1000, 1)) + np.outer(np.arange(1000) < 5, [1, 0])
+    )
     built, table = build_vocabulary([one, other], cache=tmp_path, verbose=False)
     assert list(built) == sorted([genes[0], genes[2]])
     row = table.set_index("ensembl_id").loc[genes[2]]
     assert row["cells"] == 10 and row["fraction"] == 0.005 and row["kept"]
     gtf = tmp_path / "genes.gtf"
     line = 'chr{}\tx\t{}\t1\t2\t.\t+\t.\tgene_id "{}.4"; gene_name "{}";\n'
-    lines = [line.format(1, "gene", genes[0], "AA"), line.format(1, "exon", genes[1], "BB"), line.format("Y", "gene", y, "CC")]
+    lines = [
+        line.format(1, "gene", genes[0], "AA"),
+        line.format(1, "exon", genes[1], "BB"),
+        line.format("Y", "gene", y, "CC"),
+    ]
     gtf.write_text("#!comment\n" + "".join(lines))
     assert read_gtf(gtf).to_numpy().tolist() == [[genes[0], "AA", "1"], [y, "CC", "Y"]]
     only, _ = build_vocabulary([one], gtf=gtf, cache=tmp_path, verbose=False)
@@ -309,12 +382,24 @@ def test_vocabulary_follows_the_papers_rule(tmp_path):
 
 def test_vocab_build_runs_as_a_command(studies, tmp_path):
     files = [str(m.store.path) for m in studies.members]
-    command = [sys.executable, "-m", "scmamba", "vocab", "build", *files, "-o", str(tmp_path / "genes.tsv"), "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "scmamba",
+        "vocab",
+        "build",
+        *files,
+        "-o",
+        str(tmp_path / "genes.tsv"),
+        "-q",
+    ]
     environment = {**os.environ, "SCMAMBA_CACHE": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert "genes seen" in done.stdout
     built = Vocabulary.read(tmp_path / "genes.tsv")
-    seen = Collection(files, vocabulary=built, cache=tmp_path, verbose=False).detected() / len(studies)
+    seen = Collection(files, vocabulary=built, cache=tmp_path, verbose=False).detected() / len(
+        studies
+    )
     assert (seen >= 0.005).all() and list(built) == sorted(built)
 
 

@@ -95,7 +95,10 @@ def _set(value):
         (lambda data: sc.pp.scale(data), "scaled or centred"),
         (lambda data: setattr(data, "X", data.X * 0), "Every value is zero"),
         (lambda data: setattr(data, "X", (data.X * 0.37).log1p()), "look like logarithms"),
-        (lambda data: setattr(data, "obs_names", ["a"] * data.n_obs), "cell names stand more than once"),
+        (
+            lambda data: setattr(data, "obs_names", ["a"] * data.n_obs),
+            "cell names stand more than once",
+        ),
     ],
 )
 def test_bad_values_are_answered(cohort, change, sentence):

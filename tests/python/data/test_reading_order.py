@@ -86,7 +86,11 @@ def test_cells_of_one_shelf_load():
     assert shuffle_window(10**6, 1000) == 12_000 // 64 * 64 == 11_968
     assert shuffle_window(10**6, 8000) == 1500 // 64 * 64 == 1472
     assert shuffle_window(10**6, 10) == shuffle_window(10**6, 0.0) == 16_384
-    assert shuffle_window(500, 10) == 448 and shuffle_window(10, 10) == 64 and shuffle_window(10**6, 1e9) == 64
+    assert (
+        shuffle_window(500, 10) == 448
+        and shuffle_window(10, 10) == 64
+        and shuffle_window(10**6, 1e9) == 64
+    )
 
 
 def test_epochs_asked_for_last_are_remembered():

@@ -31,14 +31,24 @@ def cohort():
 @pytest.fixture(scope="module")
 def plain():
     """No donors' effects, no disease: what is left is profile, library and dispersion."""
-    return brain_cohort(4000, donor_effect=0, effect=0, cell_types=["Oligodendrocyte"], n_genes=2000, seed=1)
+    return brain_cohort(
+        4000, donor_effect=0, effect=0, cell_types=["Oligodendrocyte"], n_genes=2000, seed=1
+    )
 
 
 def test_shape_and_labels(cohort):
-    assert cohort.shape == (2000, 10_000) and cohort.X.dtype == np.int32 and cohort.X.has_sorted_indices
+    assert (
+        cohort.shape == (2000, 10_000)
+        and cohort.X.dtype == np.int32
+        and cohort.X.has_sorted_indices
+    )
     assert list(cohort.obs["cell_type"].cat.categories) == list(CELL_TYPES)
     assert set(cohort.obs["cell_type"]) == set(CELL_TYPES)
-    assert cohort.obs["donor"].nunique() == 8 and cohort.obs_names.is_unique and cohort.var_names.is_unique
+    assert (
+        cohort.obs["donor"].nunique() == 8
+        and cohort.obs_names.is_unique
+        and cohort.var_names.is_unique
+    )
     assert cohort.obs.groupby("donor", observed=True)["disease"].nunique().max() == 1
     assert set(zip(cohort.obs["disease"], cohort.obs["sex"])) == {
         ("AD", "F"),
@@ -47,7 +57,10 @@ def test_shape_and_labels(cohort):
         ("Control", "M"),
     }
     np.testing.assert_array_equal(cohort.obs["n_umi"], np.asarray(cohort.X.sum(axis=1)).ravel())
-    assert cohort.var["ensembl_id"].str.fullmatch(r"ENSG\d{11}").all() and cohort.var["ensembl_id"].is_unique
+    assert (
+        cohort.var["ensembl_id"].str.fullmatch(r"ENSG\d{11}").all()
+        and cohort.var["ensembl_id"].is_unique
+    )
     assert cohort.X.data.min() >= 1
 
 
@@ -137,7 +150,9 @@ def test_true_genes_are_found_by_donors():
     high = adata.varm["profile"]["Excitatory"].to_numpy() > 1
     changed = high & (truth != 0)
     assert np.corrcoef(truth[changed], estimate[changed])[0, 1] > 0.8
-    rank = st.mannwhitneyu(test.pvalue[changed], test.pvalue[high & (truth == 0)], alternative="less")
+    rank = st.mannwhitneyu(
+        test.pvalue[changed], test.pvalue[high & (truth == 0)], alternative="less"
+    )
     assert 1 - rank.statistic / (changed.sum() * (high & (truth == 0)).sum()) > 0.8
 
 
@@ -195,6 +210,8 @@ def test_command_line_writes_a_whole_file(tmp_path):
     assert ad.read_h5ad(target).shape == (100, 10_000)
     assert [p.name for p in tmp_path.iterdir()] == ["out.h5ad"]
     bad = subprocess.run(
-        [sys.executable, "-c", code, "cohort", str(target), "--cells", "1"], capture_output=True, text=True
+        [sys.executable, "-c", code, "cohort", str(target), "--cells", "1"],
+        capture_output=True,
+        text=True,
     )
     assert bad.returncode == 1 and "n_donors" in bad.stderr and "Traceback" not in bad.stderr

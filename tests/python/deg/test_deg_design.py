@@ -28,9 +28,13 @@ def test_treatment_contrasts(data):
     design = build_design("~ group + age + sick", data)
     assert design.names == ("(Intercept)", "groupb", "groupB", "age", "sickTRUE")
     expected = [
-        [1, 1, 0, 1, 1], [1, 0, 0, 2, 0], [1, 0, 1, 3, 1],
-        [1, 0, 0, 4, 1], [1, 1, 0, 5, 0], [1, 0, 1, 7, 0],
-    ]  # fmt: skip
+        [1, 1, 0, 1, 1],
+        [1, 0, 0, 2, 0],
+        [1, 0, 1, 3, 1],
+        [1, 0, 0, 4, 1],
+        [1, 1, 0, 5, 0],
+        [1, 0, 1, 7, 0],
+    ]
     np.testing.assert_array_equal(design.matrix, expected)
     assert design.matrix.dtype == np.float64 and design.matrix.flags.c_contiguous
     assert design.aliased == ()
@@ -65,8 +69,20 @@ def test_interactions_and_own_order_of_levels(data):
 
 def test_order_of_r():
     """sort() of R 4.2.2 in a UTF-8 locale: punctuation, digits, letters; case and accents last."""
-    for a, b in [("_", "1"), ("9", "a"), ("a", "A"), ("A", "b"), ("B", "c"), ("a b", "ab"), ("a-b", "a.b"),
-                 ("e", "f"), ("é", "f"), ("a1", "b"), ("d10", "d2"), ("AD", "Control")]:  # fmt: skip
+    for a, b in [
+        ("_", "1"),
+        ("9", "a"),
+        ("a", "A"),
+        ("A", "b"),
+        ("B", "c"),
+        ("a b", "ab"),
+        ("a-b", "a.b"),
+        ("e", "f"),
+        ("é", "f"),
+        ("a1", "b"),
+        ("d10", "d2"),
+        ("AD", "Control"),
+    ]:
         assert r_sort_key(a) < r_sort_key(b), (a, b)
     assert sorted(["é", "e", "E"], key=r_sort_key)[-1] != "e"
 

@@ -24,7 +24,9 @@ from scmamba.utils.errors import DataError
 def toy() -> ad.AnnData:
     """120 cells x 60 genes of counts; 12 unsorted donors, two batches; g0-g4 differ, g5 is never seen."""
     rng = np.random.default_rng(1)
-    obs = pd.DataFrame({"group": np.tile(["case", "control"], 60)}, index=[f"c{i}" for i in range(120)])
+    obs = pd.DataFrame(
+        {"group": np.tile(["case", "control"], 60)}, index=[f"c{i}" for i in range(120)]
+    )
     obs["donor"] = [f"d{(i * 7) % 12}" for i in range(120)]
     obs["batch"] = rng.choice(["b1", "b2"], 120)
     obs["depth"] = rng.normal(size=120)
@@ -33,7 +35,9 @@ def toy() -> ad.AnnData:
     counts = rng.negative_binomial(2, 2 / (2 + mean)).astype(np.int32)
     counts[:, 5] = 0
     counts[:, 6] += 1
-    return ad.AnnData(sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(60)]))
+    return ad.AnnData(
+        sp.csr_matrix(counts), obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(60)])
+    )
 
 
 def test_counts_and_logs_give_the_same_table(toy):
@@ -121,9 +125,18 @@ def test_gene_never_and_always_expressed_and_missing_value(toy):
     table = zlm(values, "~ group", toy.obs, genes=toy.var_names).lrt("group")
     never, always, lost = table.loc["g5"], table.loc["g6"], table.loc["g7"]
     for row in (never, lost):
-        assert row["df_H"] == 0 and row["p_H"] == 1 and np.isnan(row["coefC"]) and np.isnan(row["coefD"])
+        assert (
+            row["df_H"] == 0
+            and row["p_H"] == 1
+            and np.isnan(row["coefC"])
+            and np.isnan(row["coefD"])
+        )
     # Always expressed: nothing to explain, yet the degree of freedom stays (conservative, as in MAST).
-    assert always["lambda_D"] == pytest.approx(0, abs=1e-12) and always["df_D"] == 1 and always["df_H"] == 2
+    assert (
+        always["lambda_D"] == pytest.approx(0, abs=1e-12)
+        and always["df_D"] == 1
+        and always["df_H"] == 2
+    )
 
 
 def test_continuous_part_is_least_squares(toy):
@@ -138,7 +151,9 @@ def test_continuous_part_is_least_squares(toy):
         ols = sm.OLS(values[on, gene], x[on]).fit()
         np.testing.assert_allclose(fit.continuous.coef[gene], ols.params, rtol=1e-9)
         logit = sm.Logit(on.astype(float), x).fit(disp=0)
-        plain = zlm(values[:, [gene]], "~ group + batch + depth", toy.obs, method="glm", ebayes=False)
+        plain = zlm(
+            values[:, [gene]], "~ group + batch + depth", toy.obs, method="glm", ebayes=False
+        )
         np.testing.assert_allclose(plain.discrete.coef[0], logit.params, rtol=1e-6)
 
 
@@ -199,11 +214,17 @@ def test_bh_and_wilcoxon_against_libraries(toy):
 
 
 def test_pseudobulk_is_the_t_test_of_donors(toy):
-    toy.obs["group"] = np.where(toy.obs["donor"].isin([f"d{i}" for i in range(6)]), "case", "control")
+    toy.obs["group"] = np.where(
+        toy.obs["donor"].isin([f"d{i}" for i in range(6)]), "case", "control"
+    )
     table = pseudobulk(toy, "group", "donor", "case", moderate=False, min_cells=5, min_total=0)
     samples = table.attrs["samples"]
     assert samples["cells"].sum() == 120 and len(samples) == 12
-    sums = pd.DataFrame(toy.X.toarray(), columns=toy.var_names).groupby(toy.obs["donor"].to_numpy()).sum()
+    sums = (
+        pd.DataFrame(toy.X.toarray(), columns=toy.var_names)
+        .groupby(toy.obs["donor"].to_numpy())
+        .sum()
+    )
     size = sums.sum(axis=1)
     prior = 2 * size / size.mean()
     levels = np.log2(sums.add(prior, axis=0).div(size + 2 * prior, axis=0) * 1e6)
@@ -218,13 +239,17 @@ def test_pseudobulk_is_the_t_test_of_donors(toy):
 
 
 def test_pseudobulk_pairs_donors_with_both_groups(toy):
-    toy.obs["donor"] = [f"d{(i // 2) % 6}" for i in range(120)]  # every donor has cells in both groups
+    toy.obs["donor"] = [
+        f"d{(i // 2) % 6}" for i in range(120)
+    ]  # every donor has cells in both groups
     table = pseudobulk(toy, "group", "donor", "case", moderate=False, min_total=0)
     logs = {}
     for group in ("case", "control"):
         part = toy[toy.obs["group"] == group]
         sums = (
-            pd.DataFrame(part.X.toarray(), columns=toy.var_names).groupby(part.obs["donor"].to_numpy()).sum()
+            pd.DataFrame(part.X.toarray(), columns=toy.var_names)
+            .groupby(part.obs["donor"].to_numpy())
+            .sum()
         )
         logs[group] = sums
     both = pd.concat(logs)
@@ -278,5 +303,7 @@ def test_sums_add_up():
     dense = values.toarray()[part != 1]
     assert whole.n == len(dense)
     np.testing.assert_allclose(whole.expressed, (dense > 0).sum(axis=0))
-    np.testing.assert_allclose(whole.squares, np.where(dense > 0, (dense - 0.3) ** 2, 0).sum(axis=0))
+    np.testing.assert_allclose(
+        whole.squares, np.where(dense > 0, (dense - 0.3) ** 2, 0).sum(axis=0)
+    )
     np.testing.assert_allclose(whole.linear, np.expm1(dense).sum(axis=0))

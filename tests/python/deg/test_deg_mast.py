@@ -45,7 +45,9 @@ def _fit(row: pd.Series, data: MastSet, *, own_prior: bool) -> ZlmFit:
 
 def _lrt_tables(row: pd.Series, data: MastSet) -> list[tuple[str, pd.DataFrame]]:
     head = f"mast_{row['config']}_lrt_"
-    return [(name[len(head) :], data.table(name).set_index("gene")) for name in data.names(f"{head}*")]
+    return [
+        (name[len(head) :], data.table(name).set_index("gene")) for name in data.names(f"{head}*")
+    ]
 
 
 def _off(got: pd.Series, truth: pd.Series) -> float:
@@ -75,9 +77,13 @@ def test_every_lrt_table_given_masts_prior(reference):
                 assert (got[column] == truth[column]).all(), where
             for column in ("dfresid0_C", "dfresid0_D", "deviance0_D", "loglik1_D", "loglik0_D"):
                 assert _off(got[column], truth[column]) < 1e-8, where
-            for column in [c for c in truth if c.startswith(("coef", "ci_", "logFC", "varLog", "z_"))]:
+            for column in [
+                c for c in truth if c.startswith(("coef", "ci_", "logFC", "varLog", "z_"))
+            ]:
                 # Where the plain GLM separates, limits are +-1e5 and carry the rounding of a singular matrix.
-                assert _off(got[column], truth[column]) < (1e-5 if row["method"] == "glm" else 1e-8), (
+                assert _off(got[column], truth[column]) < (
+                    1e-5 if row["method"] == "glm" else 1e-8
+                ), (
                     where,
                     column,
                 )
@@ -89,9 +95,16 @@ def test_every_fit_table(reference):
     for row, data in _runs(reference):
         truth = data.table(f"mast_{row['config']}_fit").set_index("gene")
         got = _fit(row, data, own_prior=False).fit_table()
-        skip = [*NOISE, "e037", "e038", "e039"] if row["dataset"] == "simE_edge" and not row["ebayes"] else []
+        skip = (
+            [*NOISE, "e037", "e038", "e039"]
+            if row["dataset"] == "simE_edge" and not row["ebayes"]
+            else []
+        )
         for column in got:
-            a, b = got[column].drop(skip, errors="ignore"), truth[column].drop(skip, errors="ignore")
+            a, b = (
+                got[column].drop(skip, errors="ignore"),
+                truth[column].drop(skip, errors="ignore"),
+            )
             if b.dtype == bool:
                 assert (a == b).all(), (row["dataset"], row["config"], column)
             else:
@@ -130,7 +143,11 @@ def _call(name: str, folder: str) -> dict:
 
 def test_every_seurat_table(reference):
     runs = reference.runs.table("seurat_runs")
-    assert len(runs) == sum(len(reference.mast(name).names("seurat_*")) for name in set(runs["dataset"])) == 31
+    assert (
+        len(runs)
+        == sum(len(reference.mast(name).names("seurat_*")) for name in set(runs["dataset"]))
+        == 31
+    )
     for _, run in runs.iterrows():
         data = reference.mast(run["dataset"])
         values, cells, genes = _data(data)
@@ -168,7 +185,9 @@ def test_sums_give_the_same_test_as_the_model(reference):
 def test_latent_factor_equals_the_model_written_out(reference):
     values, cells, genes = _data(reference.mast("simD_covariates"))
     group = np.where(cells["group"] == "B", 0, 1)
-    got = markers_of(Source(values, None), genes, group, rules_for("5", 0, 0), "MAST", cells, ["batch"])
+    got = markers_of(
+        Source(values, None), genes, group, rules_for("5", 0, 0), "MAST", cells, ["batch"]
+    )
     data = cells.assign(group=pd.Categorical(cells["group"], ["B", "A"]))
     truth = zlm(values, "~ group + batch", data, genes=genes).lrt("groupA")["p_H"]
     np.testing.assert_allclose(got["p_val"], truth.loc[got.index], rtol=1e-9)

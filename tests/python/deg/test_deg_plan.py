@@ -42,27 +42,65 @@ def test_defaults_of_the_paper():
     """
     assert RATIOS == (0.10, 0.20, 0.35, 0.50, 0.75, 0.90)
     assert _defaults(robustness) == {
-        "donor": None, "cell_type": None, "group1": None, "group2": None, "layers": ("counts", "scmamba"),
-        "cell_types": None, "ratios": RATIOS, "permutations": 100, "donors": "3v3", "max_combinations": 200,
-        "null_permutations": 20, "alpha": 0.05, "min_log2fc": 0.25, "adjust": "bonferroni", "seurat": "5",
-        "min_degs": 10, "min_cells": 10, "seed": 0, "n_jobs": None, "resume": None, "verbose": True,
-    }  # fmt: skip
+        "donor": None,
+        "cell_type": None,
+        "group1": None,
+        "group2": None,
+        "layers": ("counts", "scmamba"),
+        "cell_types": None,
+        "ratios": RATIOS,
+        "permutations": 100,
+        "donors": "3v3",
+        "max_combinations": 200,
+        "null_permutations": 20,
+        "alpha": 0.05,
+        "min_log2fc": 0.25,
+        "adjust": "bonferroni",
+        "seurat": "5",
+        "min_degs": 10,
+        "min_cells": 10,
+        "seed": 0,
+        "n_jobs": None,
+        "resume": None,
+        "verbose": True,
+    }
 
 
 def test_defaults_of_the_tests():
     """Seurat 5's MAST; MAST's zlm (bayesglm, ebayes); limma on donors of 10 cells and genes of 10 counts."""
     assert _defaults(find_markers) == {
-        "group2": None, "latent_vars": None, "test": "MAST", "seurat": "5", "layer": None, "scale": "auto",
-        "min_pct": None, "logfc_threshold": None, "only_pos": False, "min_diff_pct": -np.inf,
-        "fold_change": "expm1", "genes": None,
-    }  # fmt: skip
+        "group2": None,
+        "latent_vars": None,
+        "test": "MAST",
+        "seurat": "5",
+        "layer": None,
+        "scale": "auto",
+        "min_pct": None,
+        "logfc_threshold": None,
+        "only_pos": False,
+        "min_diff_pct": -np.inf,
+        "fold_change": "expm1",
+        "genes": None,
+    }
     assert _defaults(zlm) == {
-        "data": None, "method": "bayesglm", "ebayes": True, "layer": None, "scale": None, "genes": None, "prior": None,
-    }  # fmt: skip
+        "data": None,
+        "method": "bayesglm",
+        "ebayes": True,
+        "layer": None,
+        "scale": None,
+        "genes": None,
+        "prior": None,
+    }
     assert _defaults(pseudobulk) == {
-        "group2": None, "layer": None, "scale": "auto", "covariates": None, "paired": None, "moderate": True,
-        "min_cells": 10, "min_total": 10.0,
-    }  # fmt: skip
+        "group2": None,
+        "layer": None,
+        "scale": "auto",
+        "covariates": None,
+        "paired": None,
+        "moderate": True,
+        "min_cells": 10,
+        "min_total": 10.0,
+    }
 
 
 def test_what_is_refused():
@@ -82,8 +120,21 @@ def test_which_is_the_control():
     def pair(*values, **asked):
         return _groups(pd.DataFrame({"d": values}), "d", asked.get("a"), asked.get("b"))
 
-    for name in ("Control", "controls", "CTRL", "ctl", "con", "Normal", "healthy", "NC", "hc", "WT", "wildtype",
-                 "Unstimulated", "vehicle"):  # fmt: skip
+    for name in (
+        "Control",
+        "controls",
+        "CTRL",
+        "ctl",
+        "con",
+        "Normal",
+        "healthy",
+        "NC",
+        "hc",
+        "WT",
+        "wildtype",
+        "Unstimulated",
+        "vehicle",
+    ):
         assert pair(name, "aaa") == ("aaa", name) and pair("zzz", name) == ("zzz", name)
     assert pair("AD", "Control", a="Control") == ("Control", "AD")
     assert pair("AD", "PD", b="AD") == ("PD", "AD") and pair("AD", "PD", a="AD") == ("AD", "PD")
@@ -137,9 +188,17 @@ def _block(first: int, second: int) -> CellTypeBlock:
 
 
 SETTINGS = {
-    "seed": 3, "ratios": [0.2, 0.5], "permutations": 30, "null_permutations": 26, "donors": "3v2", "layers": ["x", "y"],
-    "max_combinations": 60, "donor": "donor", "group2": "Control", "min_cells": 10,
-}  # fmt: skip
+    "seed": 3,
+    "ratios": [0.2, 0.5],
+    "permutations": 30,
+    "null_permutations": 26,
+    "donors": "3v2",
+    "layers": ["x", "y"],
+    "max_combinations": 60,
+    "donor": "donor",
+    "group2": "Control",
+    "min_cells": 10,
+}
 
 
 def test_tasks():
@@ -149,10 +208,17 @@ def test_tasks():
     mine = [t for t in tasks if t.layer == "x"]
     shape = [(t.kind, t.ratio, t.first, len(t.seeds)) for t in mine]
     assert shape == [
-        ("cells", 0.2, 0, 25), ("cells", 0.2, 25, 5), ("cells", 0.5, 0, 25), ("cells", 0.5, 25, 5),
-        ("null_cells", 1.0, 0, 25), ("null_cells", 1.0, 25, 1),
-        ("donors", 1.0, 0, 25), ("donors", 1.0, 25, 25), ("donors", 1.0, 50, 10), ("null_donors", 1.0, 0, 3),
-    ]  # fmt: skip
+        ("cells", 0.2, 0, 25),
+        ("cells", 0.2, 25, 5),
+        ("cells", 0.5, 0, 25),
+        ("cells", 0.5, 25, 5),
+        ("null_cells", 1.0, 0, 25),
+        ("null_cells", 1.0, 25, 1),
+        ("donors", 1.0, 0, 25),
+        ("donors", 1.0, 25, 25),
+        ("donors", 1.0, 50, 10),
+        ("null_donors", 1.0, 0, 3),
+    ]
     other = [t for t in tasks if t.layer == "y"]  # every layer sees the same cells
     for a, b in zip(mine, other, strict=True):
         assert a == b._replace(layer="x") and np.array_equal(a.weights, b.weights)
@@ -245,8 +311,9 @@ def test_store_keeps_tables_exactly(tmp_path):
     again = TaskStore(tmp_path / "deep" / "kept", {"seed": 1, "ratios": [0.1, 0.2]}, "abc")
     assert again.load(task) is not None
     assert json.loads((store.folder / "settings.json").read_text()) == {
-        "settings": {"seed": 1, "ratios": [0.1, 0.2]}, "data": "abc",
-    }  # fmt: skip
+        "settings": {"seed": 1, "ratios": [0.1, 0.2]},
+        "data": "abc",
+    }
     with pytest.raises(DataError, match=r"another analysis \(seed changed\)"):
         TaskStore(store.folder, {"seed": 2, "ratios": [0.1, 0.2]}, "abc")
     with pytest.raises(DataError, match=r"another analysis \(the data changed\)"):
@@ -295,9 +362,19 @@ def small() -> ad.AnnData:
 def test_whole_analysis(small):
     """Settings, matched numbers and the reference of the first layer reach the runs."""
     result = robustness(
-        small, "disease", "donor", layers=("counts", "half"), ratios=(0.5,), permutations=2, donors="2v3",
-        max_combinations=5, null_permutations=2, min_degs=2, seed=4, verbose=False,
-    )  # fmt: skip
+        small,
+        "disease",
+        "donor",
+        layers=("counts", "half"),
+        ratios=(0.5,),
+        permutations=2,
+        donors="2v3",
+        max_combinations=5,
+        null_permutations=2,
+        min_degs=2,
+        seed=4,
+        verbose=False,
+    )
     degs = result.full.set_index(["layer", "direction"])["n_degs"]
     assert degs["counts", "up"] == 6 and degs["half", "up"] == 3 and degs["counts", "down"] >= 4
     runs = result.runs

@@ -15,8 +15,12 @@ from scmamba.deg.report import INFLATION, LOG_P_CAP, MEASURES, _paired, inflatio
 from scmamba.utils.errors import DataError
 
 SETTINGS = {
-    "group1": "AD", "group2": "Control", "cell_types": ["MG"], "layers": ["counts", "scmamba"], "donors": "3v3",
-}  # fmt: skip
+    "group1": "AD",
+    "group2": "Control",
+    "cell_types": ["MG"],
+    "layers": ["counts", "scmamba"],
+    "donors": "3v3",
+}
 OVERLAP = {"counts": [0.5, 0.6, 0.4, 0.5], "scmamba": [0.7, 0.6, 0.8, np.nan]}
 
 
@@ -28,11 +32,29 @@ def _runs() -> pd.DataFrame:
                 for kind, ratio in (("cells", 0.2), ("cells", 0.5), ("donors", 1.0)):
                     part = overlap + shift + (0.05 if ratio == 0.5 else 0)
                     rows.append(
-                        {"kind": kind, "cell_type": "MG", "layer": layer, "ratio": ratio, "run": run, "seed": run,
-                         "donors": "", "n_cells1": 9, "n_cells2": 9, "n_tested": 50, "note": "", "direction": way,
-                         "n_full": 20, "n_called": 10 + run, "n_common": 5, "overlap": part, "precision": part / 2,
-                         "precision_reference": part / 4, "n_matched": 8, "overlap_matched": 1 - part}
-                    )  # fmt: skip
+                        {
+                            "kind": kind,
+                            "cell_type": "MG",
+                            "layer": layer,
+                            "ratio": ratio,
+                            "run": run,
+                            "seed": run,
+                            "donors": "",
+                            "n_cells1": 9,
+                            "n_cells2": 9,
+                            "n_tested": 50,
+                            "note": "",
+                            "direction": way,
+                            "n_full": 20,
+                            "n_called": 10 + run,
+                            "n_common": 5,
+                            "overlap": part,
+                            "precision": part / 2,
+                            "precision_reference": part / 4,
+                            "n_matched": 8,
+                            "overlap_matched": 1 - part,
+                        }
+                    )
     return pd.DataFrame(rows)
 
 
@@ -43,9 +65,23 @@ def _nulls(
     for layer, values in rates.items():
         for run, rate in enumerate(values):
             n = (called or {}).get(layer, [0] * len(values))[run]
-            rows.append({"kind": kind, "cell_type": "MG", "layer": layer, "ratio": 1.0, "run": run, "seed": 4,
-                         "direction": "both", "n_tested": 100 + run, "n_nominal": int(100 * rate), "n_called": n,
-                         "rate_nominal": rate, "pseudobulk_rate": rate / 2, "pseudobulk_called": n // 2})  # fmt: skip
+            rows.append(
+                {
+                    "kind": kind,
+                    "cell_type": "MG",
+                    "layer": layer,
+                    "ratio": 1.0,
+                    "run": run,
+                    "seed": 4,
+                    "direction": "both",
+                    "n_tested": 100 + run,
+                    "n_nominal": int(100 * rate),
+                    "n_called": n,
+                    "rate_nominal": rate,
+                    "pseudobulk_rate": rate / 2,
+                    "pseudobulk_called": n // 2,
+                }
+            )
     return pd.DataFrame(rows)
 
 

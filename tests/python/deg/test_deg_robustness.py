@@ -25,7 +25,13 @@ from scmamba.deg.runs import run_task
 from scmamba.deg.subsample import cell_subsample
 from scmamba.utils.errors import DataError
 
-QUICK = {"ratios": (0.3, 0.6), "permutations": 3, "null_permutations": 4, "min_degs": 2, "verbose": False}
+QUICK = {
+    "ratios": (0.3, 0.6),
+    "permutations": 3,
+    "null_permutations": 4,
+    "min_degs": 2,
+    "verbose": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,18 +86,24 @@ def test_a_run_is_find_markers_on_its_cells(cohort, result):
         part = _called(find_markers(cells[member], "disease", "AD", "Control", layer=layer), way)
         assert (row.n_full, row.n_called, row.n_common) == (len(full), len(part), len(full & part))
         assert row.overlap == pytest.approx(len(full & part) / len(full))
-    donors = result.runs.query("kind == 'donors' and cell_type == 'AC' and run == 5 and direction == 'up'")
+    donors = result.runs.query(
+        "kind == 'donors' and cell_type == 'AC' and run == 5 and direction == 'up'"
+    )
     for row in donors.itertuples():
         layer = None if row.layer == "counts" else row.layer
         names = row.donors.replace(" v ", "+").split("+")
         some = cohort[(cohort.obs["type"] == "AC") & cohort.obs["donor"].isin(names)]
-        assert row.n_called == len(_called(find_markers(some, "disease", "AD", "Control", layer=layer), 1))
+        assert row.n_called == len(
+            _called(find_markers(some, "disease", "AD", "Control", layer=layer), 1)
+        )
 
 
 def test_tables(result):
     runs = result.runs
     assert set(runs["kind"]) == {"cells", "donors"}
-    assert (runs.query("kind == 'donors'").groupby(["cell_type", "layer", "direction"]).size() == 36).all()
+    assert (
+        runs.query("kind == 'donors'").groupby(["cell_type", "layer", "direction"]).size() == 36
+    ).all()
     # the layers see the same cells
     seeds = runs.pivot_table("seed", ["kind", "cell_type", "ratio", "run", "direction"], "layer")
     assert (seeds["counts"] == seeds["scmamba"]).all()
@@ -105,10 +117,14 @@ def test_tables(result):
         .query("kind == 'cells' and cell_type == 'MG' and ratio == 0.6 and direction == 'up'")
         .iloc[0]
     )
-    part = runs.query("kind == 'cells' and cell_type == 'MG' and ratio == 0.6 and direction == 'up'")
+    part = runs.query(
+        "kind == 'cells' and cell_type == 'MG' and ratio == 0.6 and direction == 'up'"
+    )
     wide = part.pivot(index="run", columns="layer", values="overlap")
     if wide["scmamba"].sub(wide["counts"]).nunique() > 1:
-        assert test["p_val"] == pytest.approx(stats.ttest_rel(wide["scmamba"], wide["counts"]).pvalue)
+        assert test["p_val"] == pytest.approx(
+            stats.ttest_rel(wide["scmamba"], wide["counts"]).pvalue
+        )
     assert result.settings["scales"] == {"counts": "counts", "scmamba": "log"}
     tidy = result.to_table()
     assert {"overlap", "precision", "rate_nominal"} <= set(tidy["measure"])
@@ -122,7 +138,8 @@ def test_nulls_and_the_warning(cohort, result):
     assert table.loc[("null_donors", "MG", "scmamba"), "rate_nominal"] > 0.15
     assert table.loc[("null_donors", "MG", "counts"), "pseudobulk_rate"] < 0.12
     assert any(
-        w.startswith("MG: scmamba inflates significance. Between random halves") for w in result.warnings
+        w.startswith("MG: scmamba inflates significance. Between random halves")
+        for w in result.warnings
     )
     assert "WARNING" in repr(result)
     with pytest.warns(UserWarning, match="inflates significance"):
@@ -132,7 +149,13 @@ def test_nulls_and_the_warning(cohort, result):
 
 def test_figures_and_saving(result, tmp_path):
     figures = result.figures()
-    assert set(figures) == {"overlap_heatmap", "ratios_AC", "ratios_MG", "donor_boxes", "false_positives"}
+    assert set(figures) == {
+        "overlap_heatmap",
+        "ratios_AC",
+        "ratios_MG",
+        "donor_boxes",
+        "false_positives",
+    }
     result.save(tmp_path / "out")
     again = RobustnessResult.load(tmp_path / "out")
     pd.testing.assert_frame_equal(again.tests(), result.tests())
@@ -150,7 +173,9 @@ def _same(a: RobustnessResult, b: RobustnessResult) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_resume_after_a_stop(cohort, result, tmp_path, monkeypatch):
 
-    module = sys.modules["scmamba.deg.robustness"]  # the name scmamba.deg.robustness is the function
+    module = sys.modules[
+        "scmamba.deg.robustness"
+    ]  # the name scmamba.deg.robustness is the function
     calls = {"n": 0}
 
     def failing(*args):
@@ -211,7 +236,12 @@ if importlib.util.find_spec("ray"):
 
 def test_too_little_is_missing_not_invented(cohort):
     few = [np.flatnonzero(cohort.obs["disease"] == g)[:8] for g in ("AD", "Control")]
-    options = {"ratios": (0.1, 0.5), "permutations": 2, "null_permutations": 0, "layers": ("counts",)}
+    options = {
+        "ratios": (0.1, 0.5),
+        "permutations": 2,
+        "null_permutations": 0,
+        "layers": ("counts",),
+    }
     out = robustness(cohort[np.concatenate(few)], "disease", "donor", verbose=False, **options)
     tenth = out.runs.query("ratio == 0.1")
     assert tenth["overlap"].isna().all() and tenth["note"].str.contains("fewer than 3").all()
@@ -267,18 +297,27 @@ def test_commands(cohort, tmp_path):
     cohort.write_h5ad(tmp_path / "in.h5ad")
     run = CliRunner()
     out = tmp_path / "deg.csv"
-    base = ["deg", str(tmp_path / "in.h5ad"), "--groupby", "disease", "--group1", "AD", "-o", str(out)]
+    base = [
+        "deg",
+        str(tmp_path / "in.h5ad"),
+        "--groupby",
+        "disease",
+        "--group1",
+        "AD",
+        "-o",
+        str(out),
+    ]
     done = run.invoke(app, base)
     assert done.exit_code == 0, done.output
     table = pd.read_csv(out, index_col=0)
-    np.testing.assert_allclose(table["p_val"], find_markers(cohort, "disease", "AD")["p_val"], rtol=1e-12)
+    np.testing.assert_allclose(
+        table["p_val"], find_markers(cohort, "disease", "AD")["p_val"], rtol=1e-12
+    )
     assert run.invoke(app, [*base, "--test", "pseudobulk", "--donor", "donor"]).exit_code == 0
     failed = run.invoke(app, [*base, "--test", "pseudobulk"])
     assert failed.exit_code == 1 and "--donor" in failed.output
     folder = tmp_path / "rob"
-    words = (
-        f"robustness {tmp_path / 'in.h5ad'} --groupby disease --donor donor --cell-type type --ratios 0.5 "
-    )
+    words = f"robustness {tmp_path / 'in.h5ad'} --groupby disease --donor donor --cell-type type --ratios 0.5 "
     words += f"--permutations 2 --null-permutations 2 --donors none -o {folder}"
     done = run.invoke(app, words.split())
     assert done.exit_code == 0, done.output

@@ -134,8 +134,12 @@ def test_what_is_called_and_in_which_order():
 def test_false_positives_of_a_null_run():
     out = Outcome(50, 4, _ranking("12", 2), _ranking("345", 3), "", 40, 2, 1, 3)
     assert _null_columns(out) == {
-        "n_nominal": 4, "n_called": 5, "rate_nominal": 4 / 50, "pseudobulk_rate": 2 / 40, "pseudobulk_called": 4,
-    }  # fmt: skip
+        "n_nominal": 4,
+        "n_called": 5,
+        "rate_nominal": 4 / 50,
+        "pseudobulk_rate": 2 / 40,
+        "pseudobulk_called": 4,
+    }
     alone = _null_columns(out._replace(bulk_tested=-1, note="no"))
     assert np.isnan(
         [alone["rate_nominal"], alone["pseudobulk_rate"], alone["pseudobulk_called"]]

@@ -51,8 +51,13 @@ def test_hundred_permutations_are_a_hundred():
 
 def test_a_seed_depends_on_all_that_names_the_run():
     base = (0, "cells", "MG", 0.5, 3)
-    other = [(1, *base[1:]), (0, "null_cells", *base[2:]), (0, "cells", "AC", 0.5, 3),
-             (0, "cells", "MG", 0.35, 3), (0, "cells", "MG", 0.5, 4)]  # fmt: skip
+    other = [
+        (1, *base[1:]),
+        (0, "null_cells", *base[2:]),
+        (0, "cells", "AC", 0.5, 3),
+        (0, "cells", "MG", 0.35, 3),
+        (0, "cells", "MG", 0.5, 4),
+    ]
     seeds = {run_seed(*words) for words in [base, *other]}
     assert len(seeds) == 6 and run_seed(*base) == run_seed(*base)
     assert 0 <= run_seed(*base) < 2**32

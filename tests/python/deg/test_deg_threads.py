@@ -24,7 +24,13 @@ import torch
 print(torch.get_num_threads())
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
-    said = subprocess.run([sys.executable, "-c", code, first], env=environment, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code, first],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert said.stdout.split()[-1] == "1"
 
 
@@ -43,5 +49,7 @@ except ValueError:
     print(get_num_threads())
 """
     environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
-    said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert said.stdout.split() == ["1", "1", "3", "3", "3", "3", "3"]

@@ -16,7 +16,9 @@ from pathlib import Path
 def is_possible() -> bool:
     """Root, and the packages munge and slurm-wlm."""
     path = f"{os.environ['PATH']}:/usr/sbin"
-    return os.geteuid() == 0 and all(shutil.which(name, path=path) for name in ("munged", "slurmctld", "slurmd", "sbatch"))
+    return os.geteuid() == 0 and all(
+        shutil.which(name, path=path) for name in ("munged", "slurmctld", "slurmd", "sbatch")
+    )
 
 
 class Cluster:
@@ -25,10 +27,16 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder, here = folder, socket.gethostname()
         second = "zz-second" + here
-        self.environment = {**os.environ, "SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1",
-                            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin"}  # fmt: skip
+        self.environment = {
+            **os.environ,
+            "SLURM_CONF": str(folder / "slurm.conf"),
+            "OMP_NUM_THREADS": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin",
+        }
         ports = [self.free_port() for _ in range(3)]
-        (folder / "slurm.conf").write_text(CONFIGURATION.format(folder=folder, here=here, second=second, ports=ports))
+        (folder / "slurm.conf").write_text(
+            CONFIGURATION.format(folder=folder, here=here, second=second, ports=ports)
+        )
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\nIgnoreSystemd=yes\n")
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
         (folder / "key").write_bytes(os.urandom(128))
@@ -39,9 +47,17 @@ class Cluster:
             (folder / name).mkdir()
         named = f"mount --bind {folder}/hosts /etc/hosts; hostname {{}}; exec slurmd -D"
         self.daemons = [
-            self.start("munged", "--foreground", "--force", *(f"--{k}={folder}/{v}" for k, v in MUNGE.items())),
+            self.start(
+                "munged",
+                "--foreground",
+                "--force",
+                *(f"--{k}={folder}/{v}" for k, v in MUNGE.items()),
+            ),
             self.start("slurmctld", "-D"),
-            *(self.start("unshare", "--mount", "--uts", "sh", "-c", named.format(name)) for name in (here, second)),
+            *(
+                self.start("unshare", "--mount", "--uts", "sh", "-c", named.format(name))
+                for name in (here, second)
+            ),
         ]
 
     @staticmethod
@@ -51,13 +67,29 @@ class Cluster:
             return int(free.getsockname()[1])
 
     def start(self, *command: str) -> subprocess.Popen:
-        return subprocess.Popen(command, env=self.environment, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+        return subprocess.Popen(
+            command,
+            env=self.environment,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def run(self, *command: str, seconds: float = 20, **variables: str) -> str:
         environment = {**self.environment, **variables}
-        done = subprocess.run(command, env=environment, cwd=self.folder, capture_output=True, text=True, timeout=seconds)
-        assert done.returncode == 0, done.stderr + "".join(f.read_text() for f in self.folder.glob("job-*.txt"))
+        done = subprocess.run(
+            command,
+            env=environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+        )
+        assert done.returncode == 0, done.stderr + "".join(
+            f.read_text() for f in self.folder.glob("job-*.txt")
+        )
         return done.stdout
 
     def is_up(self) -> bool:
@@ -65,7 +97,10 @@ class Cluster:
         end = time.monotonic() + 60
         while time.monotonic() < end:
             try:
-                if self.run("sinfo", "--noheader", "--format=%D %t", seconds=10).split() == ["2", "idle"]:
+                if self.run("sinfo", "--noheader", "--format=%D %t", seconds=10).split() == [
+                    "2",
+                    "idle",
+                ]:
                     return True
             except (AssertionError, subprocess.TimeoutExpired):
                 pass
@@ -82,7 +117,13 @@ class Cluster:
                 daemon.kill()
 
 
-MUNGE = {"key-file": "key", "socket": "munge.sock", "pid-file": "munge.pid", "log-file": "munge.log", "seed-file": "munge.seed"}
+MUNGE = {
+    "key-file": "key",
+    "socket": "munge.sock",
+    "pid-file": "munge.pid",
+    "log-file": "munge.log",
+    "seed-file": "munge.seed",
+}
 CONFIGURATION = """ClusterName=two
 SlurmctldHost={here}(127.0.0.1)
 SlurmctldPort={ports[0]}

@@ -44,9 +44,18 @@ class Running:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        here = {"python": sys.executable, "0.0.0.0": "127.0.0.1", "8642": str(port), "/data": str(data)}
+        here = {
+            "python": sys.executable,
+            "0.0.0.0": "127.0.0.1",
+            "8642": str(port),
+            "/data": str(data),
+        }
         self.url = f"http://127.0.0.1:{port}"
-        self.process = subprocess.Popen([here.get(word, word) for word in command], start_new_session=True, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            [here.get(word, word) for word in command],
+            start_new_session=True,
+            stderr=subprocess.DEVNULL,
+        )
         for _ in range(900):
             try:
                 if self.get("/v2/health/live") == 200:
@@ -56,7 +65,9 @@ class Running:
         raise AssertionError("the server did not start")
 
     def get(self, path: str, token: str | None = None) -> int:
-        request = urllib.request.Request(self.url + path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        request = urllib.request.Request(
+            self.url + path, headers={"Authorization": f"Bearer {token}"} if token else {}
+        )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return int(answer.status)
@@ -73,19 +84,27 @@ def compose() -> dict[str, Any]:
 
 
 def kubernetes() -> dict[str, dict[str, Any]]:
-    return {item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())}
+    return {
+        item["kind"]: item for item in yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    }
 
 
 def test_the_compose_file_holds_together():
     file = compose()
     for service in file["services"].values():
-        assert {v.split(":")[0] for v in service["volumes"]} <= set(file["volumes"]) and set(service["networks"]) <= set(file["networks"])
+        assert {v.split(":")[0] for v in service["volumes"]} <= set(file["volumes"]) and set(
+            service["networks"]
+        ) <= set(file["networks"])
     servers = [name for name, s in file["services"].items() if "scmamba.serve" in s["command"]]
-    assert len(servers) == 2 and all(f"{name}:8642" in file["services"]["proxy"]["command"] for name in servers)
+    assert len(servers) == 2 and all(
+        f"{name}:8642" in file["services"]["proxy"]["command"] for name in servers
+    )
     build = file["services"]["first"]["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
     for name in servers:  # only the proxy is seen from outside, and the folder is shared
-        assert "ports" not in file["services"][name] and file["services"][name]["volumes"] == ["jobs:/data"]
+        assert "ports" not in file["services"][name] and file["services"][name]["volumes"] == [
+            "jobs:/data"
+        ]
     copied = re.findall(r"^COPY (.+) \S+$", (DEPLOY / "Dockerfile").read_text(), flags=re.M)
     assert all((DEPLOY.parent / source).exists() for line in copied for source in line.split())
 
@@ -97,7 +116,10 @@ def test_what_one_server_leaves_behind_the_other_takes_up(tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     first = Running(services["first"]["command"], tmp_path)
     try:
-        jobs = [Client(first.url, token).submit("embed", tmp_path / "cells.h5ad", force=True) for _ in range(2)]
+        jobs = [
+            Client(first.url, token).submit("embed", tmp_path / "cells.h5ad", force=True)
+            for _ in range(2)
+        ]
     finally:
         first.kill()
     second = Running(services["second"]["command"], tmp_path)
@@ -113,30 +135,51 @@ def test_what_one_server_leaves_behind_the_other_takes_up(tmp_path):
 @pytest.mark.slow
 def test_the_pod_makes_a_token_once_answers_its_probes_and_lets_its_owner_in(tmp_path):
     pod = kubernetes()["Deployment"]["spec"]["template"]["spec"]
-    make = [word.replace("/data", str(tmp_path)).replace("python", sys.executable) for word in pod["initContainers"][0]["command"]]
+    make = [
+        word.replace("/data", str(tmp_path)).replace("python", sys.executable)
+        for word in pod["initContainers"][0]["command"]
+    ]
     for _ in range(2):  # the second time there is one
         subprocess.run(make, check=True, timeout=120)
     token = (tmp_path / "first-token").read_text().strip()
-    assert len(Tokens(tmp_path).entries()) == 1 and (tmp_path / "first-token").stat().st_mode & 0o077 == 0
+    assert (
+        len(Tokens(tmp_path).entries()) == 1
+        and (tmp_path / "first-token").stat().st_mode & 0o077 == 0
+    )
     container = pod["containers"][0]
     server = Running(container["command"], tmp_path)
     try:
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             assert server.get(container[probe]["httpGet"]["path"]) == 200
         assert server.get("/v2/models", token) == 200 and server.get("/v2/models", "wrong") == 401
-        assert container["resources"]["limits"]["nvidia.com/gpu"] == int(container["command"][container["command"].index("--workers") + 1])
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == int(
+            container["command"][container["command"].index("--workers") + 1]
+        )
     finally:
         server.kill()
 
 
 def test_the_manifest_is_what_kubernetes_knows():
     items = kubernetes()
-    assert set(items) == {"Namespace", "PersistentVolumeClaim", "Deployment", "Service", "NetworkPolicy"}
+    assert set(items) == {
+        "Namespace",
+        "PersistentVolumeClaim",
+        "Deployment",
+        "Service",
+        "NetworkPolicy",
+    }
     pod = items["Deployment"]["spec"]["template"]
     assert items["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-    claims = {v["persistentVolumeClaim"]["claimName"] for v in pod["spec"]["volumes"] if "persistentVolumeClaim" in v}
+    claims = {
+        v["persistentVolumeClaim"]["claimName"]
+        for v in pod["spec"]["volumes"]
+        if "persistentVolumeClaim" in v
+    }
     assert claims == {items["PersistentVolumeClaim"]["metadata"]["name"]}
-    assert items["Deployment"]["spec"]["replicas"] == 1 and items["Deployment"]["spec"]["strategy"]["type"] == "Recreate"  # SQLite
+    assert (
+        items["Deployment"]["spec"]["replicas"] == 1
+        and items["Deployment"]["spec"]["strategy"]["type"] == "Recreate"
+    )  # SQLite
     validate = pytest.importorskip("kubernetes_validate")
     for item in items.values():
         validate.validate(item, validate.latest_version(), strict=True)
@@ -146,11 +189,20 @@ def slurm(script: str, tmp_path: Path, *arguments: str, **variables: str) -> lis
     """What a script lets ``srun`` start, on a machine that only looks like a cluster."""
     bin = tmp_path / "bin"
     bin.mkdir()
-    for name, text in {"srun": 'printf "%s\\n" "$@"', "scontrol": "printf 'node1\\nnode2\\n'"}.items():
+    for name, text in {
+        "srun": 'printf "%s\\n" "$@"',
+        "scontrol": "printf 'node1\\nnode2\\n'",
+    }.items():
         (bin / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", **variables}
-    done = subprocess.run(["bash", str(DEPLOY / script), *arguments], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["bash", str(DEPLOY / script), *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -159,11 +211,34 @@ def slurm(script: str, tmp_path: Path, *arguments: str, **variables: str) -> lis
 def test_the_slurm_job_of_many_nodes_starts_what_torchrun_understands(tmp_path):
     from torch.distributed.run import parse_args
 
-    words = slurm("impute.slurm", tmp_path, "in.h5ad", "out.h5ad", "--seed", "3", SLURM_JOB_NODELIST="node[1-2]", SLURM_JOB_NUM_NODES="2",
-                  SLURM_GPUS_ON_NODE="4", SLURM_JOB_ID="77")  # fmt: skip
+    words = slurm(
+        "impute.slurm",
+        tmp_path,
+        "in.h5ad",
+        "out.h5ad",
+        "--seed",
+        "3",
+        SLURM_JOB_NODELIST="node[1-2]",
+        SLURM_JOB_NUM_NODES="2",
+        SLURM_GPUS_ON_NODE="4",
+        SLURM_JOB_ID="77",
+    )
     told = parse_args(words[words.index("torchrun") + 1 :])
-    assert (told.nnodes, told.nproc_per_node, told.rdzv_endpoint, told.module) == ("2", "4", "node1:29500", True)
-    assert [told.training_script, *told.training_script_args] == ["scmamba", "impute", "in.h5ad", "-o", "out.h5ad", "--seed", "3"]
+    assert (told.nnodes, told.nproc_per_node, told.rdzv_endpoint, told.module) == (
+        "2",
+        "4",
+        "node1:29500",
+        True,
+    )
+    assert [told.training_script, *told.training_script_args] == [
+        "scmamba",
+        "impute",
+        "in.h5ad",
+        "-o",
+        "out.h5ad",
+        "--seed",
+        "3",
+    ]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
@@ -177,11 +252,15 @@ def test_the_slurm_job_of_the_server_has_a_worker_for_each_gpu(tmp_path):
 def cluster():
     if not is_possible():
         pytest.skip("a Slurm cluster takes root and the packages munge and slurm-wlm")
-    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as folder:  # munge refuses folders others may write to
+    with tempfile.TemporaryDirectory(
+        prefix="slurm-", dir="/tmp"
+    ) as folder:  # munge refuses folders others may write to
         made = Cluster(Path(folder))
         try:
             if not made.is_up():
-                pytest.skip("Slurm does not come up here (containers without mount namespaces or cgroups)")
+                pytest.skip(
+                    "Slurm does not come up here (containers without mount namespaces or cgroups)"
+                )
             yield made
         finally:
             made.stop()
@@ -192,24 +271,46 @@ def test_a_real_slurm_spreads_one_file_over_two_nodes(cluster, tmp_path):
     cells = brain_cohort(60, n_donors=2, seed=3)[:, ::4].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     # Less memory and fewer cores than the script asks for; everything else is as it stands there.
-    cluster.run("sbatch", "--wait", "--mem=0", "--cpus-per-task=1", "--gpus-per-node=1", "--output=job-%j.txt",
-                str(DEPLOY / "impute.slurm"), str(tmp_path / "cells.h5ad"),
-                str(tmp_path / "out.h5ad"), "--no-adapt", "--force", seconds=300)  # fmt: skip
+    cluster.run(
+        "sbatch",
+        "--wait",
+        "--mem=0",
+        "--cpus-per-task=1",
+        "--gpus-per-node=1",
+        "--output=job-%j.txt",
+        str(DEPLOY / "impute.slurm"),
+        str(tmp_path / "cells.h5ad"),
+        str(tmp_path / "out.h5ad"),
+        "--no-adapt",
+        "--force",
+        seconds=300,
+    )
     found = anndata.read_h5ad(tmp_path / "out.h5ad").layers["scmamba"]
     expected = impute(cells, adapt=False, force=True, verbose=False, copy=True).layers["scmamba"]
     np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.slow
-def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_left(cluster, tmp_path):
+def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_left(
+    cluster, tmp_path
+):
     token = Tokens(tmp_path / "jobs").add("ann", 1)
     brain_cohort(20, n_donors=2, seed=3)[:, ::15].write_h5ad(tmp_path / "cells.h5ad")
     names = []
     for turn in range(2):
         port = cluster.free_port()
-        job = cluster.run("sbatch", "--parsable", "--mem=0", "--cpus-per-task=1", "--gpus=1", "--output=job-%j.txt",
-                          str(DEPLOY / "serve.slurm"), SCMAMBA_DATA=str(tmp_path / "jobs"), SCMAMBA_HOST="127.0.0.1",
-                          SCMAMBA_PORT=str(port)).strip()  # fmt: skip
+        job = cluster.run(
+            "sbatch",
+            "--parsable",
+            "--mem=0",
+            "--cpus-per-task=1",
+            "--gpus=1",
+            "--output=job-%j.txt",
+            str(DEPLOY / "serve.slurm"),
+            SCMAMBA_DATA=str(tmp_path / "jobs"),
+            SCMAMBA_HOST="127.0.0.1",
+            SCMAMBA_PORT=str(port),
+        ).strip()
         client = Client(f"http://127.0.0.1:{port}", token)
         for _ in range(300):
             with contextlib.suppress(ScMambaError, OSError):
@@ -233,7 +334,12 @@ def test_each_worker_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch,
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     assert supervisor.share(0, 1) == {}
-    assert [supervisor.share(i, 4)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["4", "5", "6", "4"]
+    assert [supervisor.share(i, 4)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == [
+        "4",
+        "5",
+        "6",
+        "4",
+    ]
     assert supervisor.share(3, 4)["OMP_NUM_THREADS"] == "4"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "CUDA_VISIBLE_DEVICES" not in supervisor.share(1, 4)
@@ -242,6 +348,11 @@ def test_each_worker_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch,
     assert "CUDA_VISIBLE_DEVICES" not in supervisor.share(1, 4)
     for name in ("0000:01:00.0", "0000:02:00.0"):
         (tmp_path / name).mkdir()
-    assert [supervisor.share(i, 4)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == ["0", "1", "0", "1"]
+    assert [supervisor.share(i, 4)["CUDA_VISIBLE_DEVICES"] for i in range(4)] == [
+        "0",
+        "1",
+        "0",
+        "1",
+    ]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert "OMP_NUM_THREADS" not in supervisor.share(0, 2)

@@ -32,17 +32,25 @@ def droplets() -> ad.AnnData:
     free = list(rows)
     while len(pairs) < 40:
         a = free.pop()
-        b = next(r for r in free if donor[r] == donor[a] and cells.obs.cell_type.iloc[r] != cells.obs.cell_type.iloc[a])
+        b = next(
+            r
+            for r in free
+            if donor[r] == donor[a] and cells.obs.cell_type.iloc[r] != cells.obs.cell_type.iloc[a]
+        )
         free.remove(b)
         pairs.append((a, b))
     a, b = np.array(pairs).T
     x = sparse.csr_matrix(cells.X)
     counts = sparse.vstack([x[np.sort(free)], x[a] + x[b]], format="csr")
-    obs = pd.DataFrame({
-        "donor": np.r_[donor[np.sort(free)], donor[a]].astype(str),
-        "kind": np.r_[cells.obs.cell_type.to_numpy()[np.sort(free)], cells.obs.cell_type.to_numpy()[a]].astype(str),
-        "truth": np.r_[np.zeros(len(free), bool), np.ones(40, bool)],
-    })  # fmt: skip
+    obs = pd.DataFrame(
+        {
+            "donor": np.r_[donor[np.sort(free)], donor[a]].astype(str),
+            "kind": np.r_[
+                cells.obs.cell_type.to_numpy()[np.sort(free)], cells.obs.cell_type.to_numpy()[a]
+            ].astype(str),
+            "truth": np.r_[np.zeros(len(free), bool), np.ones(40, bool)],
+        }
+    )
     obs.index = [f"d{i}" for i in range(len(obs))]
     return ad.AnnData(counts, obs=obs, var=cells.var)
 
@@ -54,16 +62,24 @@ def test_simulated_doublets_are_sums_of_their_parents():
     for recipe in ("sum", "mean", "mixed"):
         made = simulate_doublets(counts, sample, 200, cluster=cluster, recipe=recipe, seed=1)
         first, second = made.parents.T
-        assert len(made) == 200 and (sample[first] == sample[second]).all() and (made.sample == sample[first]).all()
+        assert (
+            len(made) == 200
+            and (sample[first] == sample[second]).all()
+            and (made.sample == sample[first]).all()
+        )
         assert (cluster[first] != cluster[second]).all()
         both = (counts[first] + counts[second]).toarray()
         share = made.counts.toarray() / np.where(both, both, 1)
         if recipe == "mixed":
             assert share.max() <= 1 and 0.65 < made.counts.sum() / both.sum() < 0.85
         else:
-            np.testing.assert_array_equal(made.counts.toarray(), both * (0.5 if recipe == "mean" else 1))
+            np.testing.assert_array_equal(
+                made.counts.toarray(), both * (0.5 if recipe == "mean" else 1)
+            )
     again = simulate_doublets(counts, sample, 200, cluster=cluster, seed=1)
-    assert (again.parents == simulate_doublets(counts, sample, 200, cluster=cluster, seed=1).parents).all()
+    assert (
+        again.parents == simulate_doublets(counts, sample, 200, cluster=cluster, seed=1).parents
+    ).all()
 
 
 def test_lone_cells_and_left_out_cells_have_no_doublets():
@@ -83,12 +99,16 @@ def test_logistic_and_silhouette_agree_with_scikit_learn():
     np.testing.assert_allclose(logistic(x, y), np.r_[other.intercept_, other.coef_[0]], atol=1e-4)
     code = (x[:, 0] > 0) + 2 * (x[:, 1] > 0.3)
     distance = np.linalg.norm(x[:, None] - x[None], axis=2)
-    assert features.silhouette(distance, code) == pytest.approx(silhouette_score(x, code), abs=1e-10)
+    assert features.silhouette(distance, code) == pytest.approx(
+        silhouette_score(x, code), abs=1e-10
+    )
 
 
 def test_doublets_are_found_named_and_repeatable(droplets):
     before = droplets.copy()
-    result = scmamba.detect_doublets(droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET)
+    result = scmamba.detect_doublets(
+        droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET
+    )
     assert list(droplets.obs.columns) == list(before.obs.columns) and "scmamba" not in droplets.uns
     score, truth = result.obs["scmamba_doublet_score"], droplets.obs["truth"]
     assert score.between(0, 1).all() and average_precision_score(truth, score) > 0.7
@@ -96,11 +116,18 @@ def test_doublets_are_found_named_and_repeatable(droplets):
     assert (called & truth).sum() >= 0.6 * called.sum()
     parents = result.obs["scmamba_doublet_parents"].astype(str)
     assert (parents[~called] == "").all() and parents[called].str.contains(" \\+ ").all()
-    own = [kind in names for kind, names in zip(droplets.obs["kind"][called & truth], parents[called & truth])]
+    own = [
+        kind in names
+        for kind, names in zip(droplets.obs["kind"][called & truth], parents[called & truth])
+    ]
     assert np.mean(own) > 0.7  # one of the named parents is the true first one
-    again = scmamba.detect_doublets(droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET)
+    again = scmamba.detect_doublets(
+        droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET
+    )
     pd.testing.assert_frame_equal(result.obs, again.obs)
-    other = scmamba.detect_doublets(droplets, sample="donor", expected_rate=0.09, seed=5, copy=True, **QUIET).obs["scmamba_doublet"]
+    other = scmamba.detect_doublets(
+        droplets, sample="donor", expected_rate=0.09, seed=5, copy=True, **QUIET
+    ).obs["scmamba_doublet"]
     assert (other & called).sum() / (other | called).sum() > 0.5
 
 
@@ -111,7 +138,10 @@ def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
     few = droplets[np.r_[:120, 400:440], :1500].copy()  # all the true doublets, fewer cells
     options = dict(sample="donor", method="network", rounds=2, copy=True, **QUIET)
     result = scmamba.detect_doublets(few, model="brain-mini", **options)
-    assert few.obs["truth"].mean() <= 0.25 and average_precision_score(few.obs["truth"], result.obs["scmamba_doublet_score"]) > 0.6
+    assert (
+        few.obs["truth"].mean() <= 0.25
+        and average_precision_score(few.obs["truth"], result.obs["scmamba_doublet_score"]) > 0.6
+    )
 
 
 def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypatch):
@@ -120,8 +150,12 @@ def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypat
     monkeypatch.setattr(_doublet_network, "STEPS", (3, 3))
     few = droplets[np.r_[:60, 400:440], :600].copy()
     options = dict(model=small_model("expressed"), rounds=2, copy=True, **QUIET)
-    fast, alone, again, both = (scmamba.detect_doublets(few, method=m, **options).obs["scmamba_doublet_score"].to_numpy(float)
-                                for m in ("fast", "network", "network", "both"))  # fmt: skip
+    fast, alone, again, both = (
+        scmamba.detect_doublets(few, method=m, **options)
+        .obs["scmamba_doublet_score"]
+        .to_numpy(float)
+        for m in ("fast", "network", "network", "both")
+    )
     np.testing.assert_allclose(alone, again, atol=1e-6)
     # Log odds, but for the one rate that each method assumes for the whole sample: the mean of both.
     gaps = np.log(both / (1 - both)) - (np.log(fast / (1 - fast)) + np.log(alone / (1 - alone))) / 2
@@ -130,12 +164,16 @@ def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypat
 
 
 def test_rates_are_kept_per_sample(droplets):
-    fixed = scmamba.detect_doublets(droplets, sample="donor", identification_rate=0.2, copy=True, **QUIET)
+    fixed = scmamba.detect_doublets(
+        droplets, sample="donor", identification_rate=0.2, copy=True, **QUIET
+    )
     for _, part in fixed.obs.groupby("donor"):
         assert part["scmamba_doublet"].sum() == round(0.2 * len(part))
     names = droplets.obs["donor"].unique()
     rates = {names[0]: 0.1, names[1]: 0.0}
-    given = scmamba.detect_doublets(droplets, sample="donor", expected_rate=rates, copy=True, **QUIET)
+    given = scmamba.detect_doublets(
+        droplets, sample="donor", expected_rate=rates, copy=True, **QUIET
+    )
     assert given.obs.groupby("donor")["scmamba_doublet"].sum()[names[1]] == 0
     assert list(given.uns["scmamba"]["doublets"]["samples"]["rate"]) == [0.1, 0.0]
     with pytest.raises(ScMambaError, match="no entry"):
@@ -154,10 +192,15 @@ def test_the_result_is_written_and_read(droplets, tmp_path):
 
 def test_edges_work_or_say_why(droplets):
     small = droplets[:80].copy()
-    small.obs["donor"] = pd.Categorical(["one"] * 78 + [None, "alone"])  # NA, and a donor of one cell
+    small.obs["donor"] = pd.Categorical(
+        ["one"] * 78 + [None, "alone"]
+    )  # NA, and a donor of one cell
     small.X = sparse.diags((np.arange(80) != 3).astype(float)) @ small.X
     result = scmamba.detect_doublets(small, sample="donor", **QUIET)
-    assert np.isnan(result.obs["scmamba_doublet_score"].iloc[3]) and not result.obs["scmamba_doublet"].iloc[3]
+    assert (
+        np.isnan(result.obs["scmamba_doublet_score"].iloc[3])
+        and not result.obs["scmamba_doublet"].iloc[3]
+    )
     assert result.obs["scmamba_doublet_score"].notna().sum() == 79
     with pytest.raises(DataError, match="at least 30"):
         scmamba.detect_doublets(droplets[:20].copy(), **QUIET)
@@ -176,7 +219,9 @@ def test_edges_work_or_say_why(droplets):
 def test_a_hundred_samples_of_twenty_cells_one_kind_three_hundred_genes():
     cells = brain_cohort(2000, n_donors=4, n_genes=300, cell_types=["Microglia"], seed=2)
     cells.obs["library"] = np.repeat([f"s{i}" for i in range(100)], 20)
-    result = scmamba.detect_doublets(cells, sample="library", rounds=1, identification_rate=0.1, **QUIET)
+    result = scmamba.detect_doublets(
+        cells, sample="library", rounds=1, identification_rate=0.1, **QUIET
+    )
     assert (result.obs.groupby("library")["scmamba_doublet"].sum() == 2).all()
 
 
@@ -186,12 +231,27 @@ def test_command_line(droplets, tmp_path):
     from scmamba.cli.main import app
 
     droplets[:120].copy().write_h5ad(tmp_path / "in.h5ad")
-    call = ["doublets", str(tmp_path / "in.h5ad"), "-o", str(tmp_path / "out.h5ad"), "--sample", "donor", "--expected-rate", "0.1", "-q",
-            "--table", str(tmp_path / "t.csv")]  # fmt: skip
+    call = [
+        "doublets",
+        str(tmp_path / "in.h5ad"),
+        "-o",
+        str(tmp_path / "out.h5ad"),
+        "--sample",
+        "donor",
+        "--expected-rate",
+        "0.1",
+        "-q",
+        "--table",
+        str(tmp_path / "t.csv"),
+    ]
     done = CliRunner().invoke(app, call)
     assert done.exit_code == 0, done.output
     table = pd.read_csv(tmp_path / "t.csv", index_col=0, keep_default_na=False)
-    assert table["scmamba_doublet"].sum() == ad.read_h5ad(tmp_path / "out.h5ad").obs["scmamba_doublet"].sum() > 0
+    assert (
+        table["scmamba_doublet"].sum()
+        == ad.read_h5ad(tmp_path / "out.h5ad").obs["scmamba_doublet"].sum()
+        > 0
+    )
     assert CliRunner().invoke(app, call).exit_code == 1
 
 
@@ -221,22 +281,40 @@ def test_metrics_agree_with_scikit_learn():
 def test_without_doublets_hardly_any_are_called():
     cells = brain_cohort(300, n_donors=2, n_genes=1000, seed=4)
     found = scmamba.detect_doublets(cells, rounds=1, copy=True, **QUIET)
-    assert found.obs["scmamba_doublet"].mean() < 0.05  # nothing above what 300 droplets are expected to hold but chance
+    assert (
+        found.obs["scmamba_doublet"].mean() < 0.05
+    )  # nothing above what 300 droplets are expected to hold but chance
     none = scmamba.detect_doublets(cells, rounds=1, expected_rate=0.0, copy=True, **QUIET)
-    assert not none.obs["scmamba_doublet"].any() and (none.obs["scmamba_doublet_parents"] == "").all()
+    assert (
+        not none.obs["scmamba_doublet"].any() and (none.obs["scmamba_doublet_parents"] == "").all()
+    )
     assert none.obs["scmamba_doublet_score"].max() < 0.5
 
 
 def test_a_donor_of_one_cell_beside_others_is_scored_and_called_by_its_own_rate(droplets):
     cells = droplets[:120].copy()
     cells.obs["donor"] = pd.Categorical(["many"] * 119 + ["alone"])
-    found = scmamba.detect_doublets(cells, sample="donor", rounds=1, expected_rate={"many": 0.1, "alone": 0.1}, copy=True, **QUIET)
+    found = scmamba.detect_doublets(
+        cells,
+        sample="donor",
+        rounds=1,
+        expected_rate={"many": 0.1, "alone": 0.1},
+        copy=True,
+        **QUIET,
+    )
     table = pd.DataFrame(found.uns["scmamba"]["doublets"]["samples"]).set_index("sample")
-    assert table["called"].to_dict() == {"many": 12, "alone": 0} and np.isfinite(found.obs["scmamba_doublet_score"].iloc[-1])
+    assert table["called"].to_dict() == {"many": 12, "alone": 0} and np.isfinite(
+        found.obs["scmamba_doublet_score"].iloc[-1]
+    )
     assert table.loc["alone", "detectable"] == 0  # nothing it could have met
 
 
 def test_identical_cells_work():
     counts = np.tile(np.arange(1, 41.0), (40, 1))
-    found = scmamba.detect_doublets(ad.AnnData(sparse.csr_matrix(counts)), rounds=1, expected_rate=0.1, **QUIET)
-    assert found.obs["scmamba_doublet"].sum() == 4 and found.obs["scmamba_doublet_score"].nunique() <= 5
+    found = scmamba.detect_doublets(
+        ad.AnnData(sparse.csr_matrix(counts)), rounds=1, expected_rate=0.1, **QUIET
+    )
+    assert (
+        found.obs["scmamba_doublet"].sum() == 4
+        and found.obs["scmamba_doublet_score"].nunique() <= 5
+    )

@@ -355,7 +355,9 @@ def test_the_network_is_taught_single_cells_that_are_not_suspect(monkeypatch):
     ]
     np.testing.assert_allclose(part.source.totals, totals)
     assert part.source.genes.tolist() == list(range(10, 50))
-    assert seen["config"] == loop.TrainerConfig(steps=150, batch_size=16, lr=1e-3, warmup=0.05, seed=6)
+    assert seen["config"] == loop.TrainerConfig(
+        steps=150, batch_size=16, lr=1e-3, warmup=0.05, seed=6
+    )
     for odds, own in ((real, counts), (double, made.counts)):
         x = np.zeros((own.shape[0], 60), np.float32)
         x[:, 10:50] = np.log1p(1e4 * own.toarray() / own.toarray().sum(axis=1, keepdims=True))

@@ -138,8 +138,12 @@ def test_the_best_mixtures_by_search():
     pooled = rng.poisson(200 * profile).astype(float)
     best, pair = _best_mixtures(pooled, profile)
     for c in range(5):
-        found = {(a, b, s): pooled[c] @ np.log(s * profile[a] + (1 - s) * profile[b])
-                 for a, b in combinations(range(5), 2) if c not in (a, b) for s in (0.2, 0.35, 0.5, 0.65, 0.8)}  # fmt: skip
+        found = {
+            (a, b, s): pooled[c] @ np.log(s * profile[a] + (1 - s) * profile[b])
+            for a, b in combinations(range(5), 2)
+            if c not in (a, b)
+            for s in (0.2, 0.35, 0.5, 0.65, 0.8)
+        }
         top = max(found, key=lambda key: found[key])
         assert best[c] == pytest.approx(found[top]) and tuple(pair[c]) == top[:2]
 
@@ -194,8 +198,12 @@ def test_ratios_by_search():
         assert best[i] == single.argmax()
         top = {}
         for j, share in enumerate((0.05, 0.2, 0.5)):
-            values = {(a, b): row @ np.log(share * profiles[a] + (1 - share) * profiles[b]) - single.max()
-                      for a in range(4) for b in range(4) if a != b}  # fmt: skip
+            values = {
+                (a, b): row @ np.log(share * profiles[a] + (1 - share) * profiles[b]) - single.max()
+                for a in range(4)
+                for b in range(4)
+                if a != b
+            }
             assert ratio[i, j] == pytest.approx(max(values.values()))
             top |= {(v, b, a): 0 for (a, b), v in values.items()}
         value, greater, lesser = max(top)

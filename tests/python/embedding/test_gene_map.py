@@ -29,7 +29,10 @@ def model():
 def test_embedding_has_a_row_per_gene(model):
     table = scmamba.gene_embedding(model=model)
     assert table.shape == (len(model.genes), 1 + model.config.d_model)
-    np.testing.assert_array_equal(table.loc[model.genes[7]].to_numpy()[1:].astype(np.float32), model.gene_embedding()[7].numpy())
+    np.testing.assert_array_equal(
+        table.loc[model.genes[7]].to_numpy()[1:].astype(np.float32),
+        model.gene_embedding()[7].numpy(),
+    )
 
 
 def test_nearest_genes_are_those_of_scikit_learn(model):
@@ -67,6 +70,18 @@ def test_refusals(model):
 
 def test_command(model, tmp_path):
     scmamba.save_checkpoint(model, tmp_path / "m")
-    result = CliRunner().invoke(app, ["genes", "GAD1", "-n", "2", "--model", str(tmp_path / "m"), "--map", str(tmp_path / "map.png")])
+    result = CliRunner().invoke(
+        app,
+        [
+            "genes",
+            "GAD1",
+            "-n",
+            "2",
+            "--model",
+            str(tmp_path / "m"),
+            "--map",
+            str(tmp_path / "map.png"),
+        ],
+    )
     assert result.exit_code == 0, result.output
     assert "GAD2" in result.output and (tmp_path / "map.png").stat().st_size > 1000

@@ -39,38 +39,65 @@ def test_components_are_those_of_scikit_learn():
 
     rng = np.random.default_rng(1)
     # Five directions that stand apart: among equal ones a randomised decomposition may pick others.
-    signal = rng.standard_normal((120, 5)) * [16, 12, 9, 6, 4] @ np.linalg.qr(rng.standard_normal((40, 5)))[0].T
+    signal = (
+        rng.standard_normal((120, 5))
+        * [16, 12, 9, 6, 4]
+        @ np.linalg.qr(rng.standard_normal((40, 5)))[0].T
+    )
     x = np.maximum(signal + 0.05 * rng.standard_normal((120, 40)) + 1, 0)
-    ours, theirs = leading_components(sparse.csr_matrix(x), 3), PCA(3, svd_solver="full").fit_transform(x)
+    ours, theirs = (
+        leading_components(sparse.csr_matrix(x), 3),
+        PCA(3, svd_solver="full").fit_transform(x),
+    )
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-3)
 
 
 def test_types_and_donors_are_told_apart():
     rng = np.random.default_rng(2)
     types, donors = np.repeat(["a", "b", "c"], 80), np.tile(["x", "y"], 120)
-    place = rng.standard_normal((240, 6)) + 8 * (types[:, None] == np.array(["a", "b", "c", "", "", ""]))
-    clean, table = zero_imputation_scores(place, types, donors, embedding=True, resolutions=(0.1, 0.5), seed=0)
+    place = rng.standard_normal((240, 6)) + 8 * (
+        types[:, None] == np.array(["a", "b", "c", "", "", ""])
+    )
+    clean, table = zero_imputation_scores(
+        place, types, donors, embedding=True, resolutions=(0.1, 0.5), seed=0
+    )
     assert clean["NMI"] > 0.95 and clean["ARI"] > 0.95 and list(table["resolution"]) == [0.1, 0.5]
-    assert clean["NMI_donor"] < 0.05 and clean["mixing_donor"] > 0.9 and abs(clean["ASW_donor"]) < 0.1
+    assert (
+        clean["NMI_donor"] < 0.05 and clean["mixing_donor"] > 0.9 and abs(clean["ASW_donor"]) < 0.1
+    )
     place[:, 5] += 8 * (donors == "x")
-    apart, _ = zero_imputation_scores(place, types, donors, embedding=True, resolutions=(0.1, 0.5), seed=0)
+    apart, _ = zero_imputation_scores(
+        place, types, donors, embedding=True, resolutions=(0.1, 0.5), seed=0
+    )
     assert apart["mixing_donor"] < 0.1 and apart["ASW_donor"] > 0.4
-    assert mixing(place, np.zeros(240), types) != mixing(place, np.zeros(240), types)  # one donor: no answer
+    assert mixing(place, np.zeros(240), types) != mixing(
+        place, np.zeros(240), types
+    )  # one donor: no answer
 
 
 def test_scores_of_a_clustering_are_those_of_the_best_resolution():
     rng = np.random.default_rng(1)
     types, donors = np.repeat(["a", "b", "c"], 50), np.tile(["x", "y"], 75)
     place = rng.normal(size=(150, 4)) + 7 * np.eye(4)[np.repeat([0, 1, 2], 50)]
-    found, table = zero_imputation_scores(place, types, donors, embedding=True, resolutions=(0.05, 0.4, 3.0))
+    found, table = zero_imputation_scores(
+        place, types, donors, embedding=True, resolutions=(0.05, 0.4, 3.0)
+    )
     best = table.loc[table["NMI"].idxmax()]
     for name in ("resolution", "NMI", "ARI", "NMI_donor", "ARI_donor"):
         assert found[name] == best[name]
     assert table["NMI"].nunique() > 1 and found["NMI"] == table["NMI"].max()
     assert found["ASW"] == pytest.approx(silhouette_score(place, types))
     within = [silhouette_score(place[types == t], donors[types == t]) for t in "abc"]
-    assert found["ASW_donor"] == pytest.approx(np.mean(within)) and found["mixing_donor"] == pytest.approx(mixing(place, donors, types))
-    assert "NMI_donor" not in zero_imputation_scores(place, types, embedding=True, resolutions=(0.4,))[0]
+    assert found["ASW_donor"] == pytest.approx(np.mean(within)) and found[
+        "mixing_donor"
+    ] == pytest.approx(mixing(place, donors, types))
+    assert (
+        "NMI_donor"
+        not in zero_imputation_scores(place, types, embedding=True, resolutions=(0.4,))[0]
+    )
     report = cluster_report({"one": np.exp(place)}, types, donors, resolutions=(0.4,))
     direct, _ = zero_imputation_scores(np.exp(place), types, donors, resolutions=(0.4,))
-    assert report.summary.loc["one"].to_dict() == pytest.approx(direct) and report.tables["resolutions"].columns[0] == "values"
+    assert (
+        report.summary.loc["one"].to_dict() == pytest.approx(direct)
+        and report.tables["resolutions"].columns[0] == "values"
+    )

@@ -38,9 +38,9 @@ def test_deviance_is_twice_the_likelihood_left():
             loss, bounds=(1e-8, 500), args=(y,), method="bounded", options={"xatol": 1e-9}
         )
         expected = 2 * (loss(mu, y) - best.fun)
-        assert truncated_deviance(np.array([y]), truncated_mean(np.array([mu])))[0] == pytest.approx(
-            expected, abs=1e-4
-        )
+        assert truncated_deviance(np.array([y]), truncated_mean(np.array([mu])))[
+            0
+        ] == pytest.approx(expected, abs=1e-4)
 
 
 def test_components_are_those_of_the_exact_decomposition(cohort):
@@ -68,13 +68,18 @@ def test_rates_follow_the_formula(cohort):
     dense = counts.toarray()
     for cell in (0, 33, 499):
         mine = rates.neighbours[cell]
-        expected = (dense[mine].sum(0) + 5000 * dense.sum(0) / dense.sum()) / (dense[mine].sum() + 5000)
+        expected = (dense[mine].sum(0) + 5000 * dense.sum(0) / dense.sum()) / (
+            dense[mine].sum() + 5000
+        )
         np.testing.assert_allclose(rates.rate(np.array([cell]))[0], expected, rtol=1e-10)
         mean = truncated_mean(expected * totals[cell])
-        np.testing.assert_allclose(rates.log_values(np.array([cell]))[0], np.log1p(1e4 / totals[cell] * mean))
+        np.testing.assert_allclose(
+            rates.log_values(np.array([cell]))[0], np.log1p(1e4 / totals[cell] * mean)
+        )
     rows, columns = np.array([400, 3, 3, 270]), np.array([5, 900, 2, 44])
     np.testing.assert_allclose(
-        rates.rate_at(rows, columns), [rates.rate(np.array([r]))[0, c] for r, c in zip(rows, columns)]
+        rates.rate_at(rows, columns),
+        [rates.rate(np.array([r]))[0, c] for r, c in zip(rows, columns)],
     )
 
 
@@ -83,7 +88,9 @@ def test_reference_cells_are_the_only_source(cohort):
     totals = np.asarray(counts.sum(axis=1)).ravel()
     rates = knn_rates(counts[:50], totals[:50], k=5, reference=counts[50:])
     assert rates.neighbours.shape == (50, 5) and rates.neighbours.max() < 450
-    np.testing.assert_allclose(rates.gene_rate, np.asarray(counts[50:].sum(0)).ravel() / counts[50:].sum())
+    np.testing.assert_allclose(
+        rates.gene_rate, np.asarray(counts[50:].sum(0)).ravel() / counts[50:].sum()
+    )
     with pytest.raises(DataError, match="genes"):
         knn_rates(counts[:50], totals[:50], reference=counts[50:, :10])
 
@@ -102,7 +109,9 @@ def test_scores_are_what_their_names_say():
     assert found["pearson_within_gene"] == pytest.approx(np.mean(within))
 
     def free(v, g):
-        return v[gene == g] - np.polyval(np.polyfit(depth[gene == g], v[gene == g], 1), depth[gene == g])
+        return v[gene == g] - np.polyval(
+            np.polyfit(depth[gene == g], v[gene == g], 1), depth[gene == g]
+        )
 
     partial = [st.pearsonr(free(mine, g), free(truth, g))[0] for g in range(6)]
     assert found["pearson_beyond_depth"] == pytest.approx(np.mean(partial))
@@ -143,13 +152,17 @@ def test_hidden_values_are_hidden(cohort):
         seen[hidden.rows, hidden.columns] += 1
         return np.ones(len(hidden.rows))
 
-    nonzero_imputation(cohort, predictors={"spy": spy, "one": None}, min_total=0, min_cells=0, verbose=False)
+    nonzero_imputation(
+        cohort, predictors={"spy": spy, "one": None}, min_total=0, min_cells=0, verbose=False
+    )
     np.testing.assert_array_equal(seen, (cohort.X.toarray() > 0).astype(int))
 
 
 def test_same_seed_same_table(cohort):
     tables = [
-        nonzero_imputation(cohort, predictors=["neighbour_rate"], min_total=500, seed=4, verbose=False)
+        nonzero_imputation(
+            cohort, predictors=["neighbour_rate"], min_total=500, seed=4, verbose=False
+        )
         for _ in range(2)
     ]
     assert tables[0].equals(tables[1])
@@ -186,10 +199,14 @@ def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
     # The rest is gene_rate's error on the genes the model does not know.
     assert row["mse"] < (1 - row["covered"]) * 0.5
     known = cohort[:, cohort.var["ensembl_id"].isin(ids)].copy()
-    exact = nonzero_imputation(known, {"same": model}, predictors=["gene_rate"], min_total=500, verbose=False)
+    exact = nonzero_imputation(
+        known, {"same": model}, predictors=["gene_rate"], min_total=500, verbose=False
+    )
     assert exact.loc["same", "covered"] == 1 and exact.loc["same", "mse"] < 1e-9
     monkeypatch.undo()
-    real = nonzero_imputation(cohort, model, predictors=["gene_rate"], min_total=1500, verbose=False)
+    real = nonzero_imputation(
+        cohort, model, predictors=["gene_rate"], min_total=1500, verbose=False
+    )
     assert np.isfinite(real.loc["scmamba"]).all()
 
 

@@ -18,7 +18,9 @@ from scmamba.utils.errors import DataError
 def calls() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     truth = rng.choice(["a", "b", "c"], 300, p=[0.7, 0.25, 0.05])
-    called = np.where(rng.random(300) < 0.6, truth, rng.choice(["a", "b", "c", "d", "Unassigned"], 300))
+    called = np.where(
+        rng.random(300) < 0.6, truth, rng.choice(["a", "b", "c", "d", "Unassigned"], 300)
+    )
     return truth, called
 
 
@@ -26,9 +28,13 @@ def test_f1_is_scikit_learns(calls):
     truth, called = calls
     scores = annotation_scores(truth, called)
     for average in ("macro", "micro", "weighted"):
-        expected = f1_score(truth, called, average=average, labels=np.unique(truth), zero_division=0)
+        expected = f1_score(
+            truth, called, average=average, labels=np.unique(truth), zero_division=0
+        )
         assert scores[average] == pytest.approx(expected)
-    expected = precision_recall_fscore_support(truth, called, labels=np.unique(truth), zero_division=0)
+    expected = precision_recall_fscore_support(
+        truth, called, labels=np.unique(truth), zero_division=0
+    )
     np.testing.assert_allclose(per_class(truth, called).to_numpy().T, expected)
 
 
@@ -52,7 +58,9 @@ def test_confusion_counts_every_cell(calls):
 
 
 def test_the_surest_cells_come_first():
-    curve = coverage_accuracy(["a"] * 4, ["a", "a", "b", "b"], np.array([0.9, 0.8, 0.7, 0.6]), coverages=(0.5, 1.0))
+    curve = coverage_accuracy(
+        ["a"] * 4, ["a", "a", "b", "b"], np.array([0.9, 0.8, 0.7, 0.6]), coverages=(0.5, 1.0)
+    )
     assert curve["accuracy"].tolist() == [1.0, 0.5]
     assert curve["threshold"].tolist() == [0.8, 0.6]
 
@@ -78,18 +86,34 @@ def test_the_command_writes_a_report(calls, tmp_path):
     from scmamba.cli.main import app
 
     truth, called = calls
-    table = pd.DataFrame({"known": truth, "scmamba_type": called, "other": truth, "scmamba_probability": np.linspace(0, 1, 300)})
+    table = pd.DataFrame(
+        {
+            "known": truth,
+            "scmamba_type": called,
+            "other": truth,
+            "scmamba_probability": np.linspace(0, 1, 300),
+        }
+    )
     table.loc[0, "known"] = None
     table.index = table.index.astype(str)
     ad.AnnData(np.ones((300, 2), dtype=np.float32), obs=table).write_h5ad(tmp_path / "a.h5ad")
     command = ["evaluate", "annotation", str(tmp_path / "a.h5ad"), "--truth", "known"]
-    result = CliRunner().invoke(app, [*command, "--called", "scmamba_type", "--called", "other", "-o", str(tmp_path / "out")])
+    result = CliRunner().invoke(
+        app,
+        [*command, "--called", "scmamba_type", "--called", "other", "-o", str(tmp_path / "out")],
+    )
     assert result.exit_code == 0, result.output
     summary = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
-    assert summary.loc["scmamba_type", "macro"] == pytest.approx(annotation_scores(truth[1:], called[1:])["macro"])
+    assert summary.loc["scmamba_type", "macro"] == pytest.approx(
+        annotation_scores(truth[1:], called[1:])["macro"]
+    )
     assert summary.loc["other", "micro"] == 1
-    assert {"report.md", "coverage.png", "confusion_1.png", "confusion_2.tsv"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert {"report.md", "coverage.png", "confusion_1.png", "confusion_2.tsv"} <= {
+        p.name for p in (tmp_path / "out").iterdir()
+    }
     again = CliRunner().invoke(app, [*command, "-o", str(tmp_path / "out")])
     assert again.exit_code == 1 and "exists already" in again.output
-    missing = CliRunner().invoke(app, ["evaluate", "annotation", str(tmp_path / "a.h5ad"), "--truth", "nothing"])
+    missing = CliRunner().invoke(
+        app, ["evaluate", "annotation", str(tmp_path / "a.h5ad"), "--truth", "nothing"]
+    )
     assert missing.exit_code == 1 and "no column 'nothing'" in missing.output

@@ -43,7 +43,12 @@ from scmamba.utils.errors import DataError
 
 
 def test_the_papers_settings():
-    assert np.round(np.arange(1, 21) / 10, 1).tolist() == list(RESOLUTIONS) and RATES == (0.1, 0.2, 0.3, 0.4)
+    assert np.round(np.arange(1, 21) / 10, 1).tolist() == list(RESOLUTIONS) and RATES == (
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+    )
     assert clusters_module._SAMPLE == 4000 and imputation_module._LEAST_MEAN == 0.01
 
 
@@ -70,32 +75,55 @@ def test_coverage_and_calibration_by_hand():
         1: [8],
         7: [9],
     }  # tenths; a probability of one is in the last
-    gap = sum(len(own) / 10 * abs(right[own].mean() - confidence[own].mean()) for own in bins.values())
+    gap = sum(
+        len(own) / 10 * abs(right[own].mean() - confidence[own].mean()) for own in bins.values()
+    )
     assert calibration_error(truth, called, confidence) == pytest.approx(gap)
-    assert calibration_error(truth, called, confidence, bins=1) == pytest.approx(abs(right.mean() - confidence.mean()))
-    assert coverage_accuracy(["a"], ["a"], np.array([0.4]), (0.1,)).iloc[0].tolist() == [0.1, 1.0, 0.4]
+    assert calibration_error(truth, called, confidence, bins=1) == pytest.approx(
+        abs(right.mean() - confidence.mean())
+    )
+    assert coverage_accuracy(["a"], ["a"], np.array([0.4]), (0.1,)).iloc[0].tolist() == [
+        0.1,
+        1.0,
+        0.4,
+    ]
 
 
 def test_reports_hold_each_set_of_calls(tmp_path):
     truth = np.array(list("aaabbc"))
-    called = {"one": np.array(list("aabbbc")), "two": np.array(["a", "Unassigned", "a", "c", "b", "c"])}
+    called = {
+        "one": np.array(list("aabbbc")),
+        "two": np.array(["a", "Unassigned", "a", "c", "b", "c"]),
+    }
     report = annotation_report(truth, called, np.array([0.9, 0.8, 0.4, 0.7, 0.6, 0.5]))
     for name in called:
-        assert report.summary.loc[name].to_dict() == pytest.approx(annotation_scores(truth, called[name]))
+        assert report.summary.loc[name].to_dict() == pytest.approx(
+            annotation_scores(truth, called[name])
+        )
     assert report.summary.loc["two", "micro"] == pytest.approx(
         f1_score(truth, called["two"], average="micro", labels=list("abc"))
     )
     pd.testing.assert_frame_equal(
-        report.curve, coverage_accuracy(truth, called["one"], np.array([0.9, 0.8, 0.4, 0.7, 0.6, 0.5]))
+        report.curve,
+        coverage_accuracy(truth, called["one"], np.array([0.9, 0.8, 0.4, 0.7, 0.6, 0.5])),
     )
-    assert report.calibration_error == calibration_error(truth, called["one"], np.array([0.9, 0.8, 0.4, 0.7, 0.6, 0.5]))
+    assert report.calibration_error == calibration_error(
+        truth, called["one"], np.array([0.9, 0.8, 0.4, 0.7, 0.6, 0.5])
+    )
     report.write(tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert f"Expected calibration error: {report.calibration_error:.4f}." in text and "## two" in text
+    assert (
+        f"Expected calibration error: {report.calibration_error:.4f}." in text and "## two" in text
+    )
     kept = pd.read_csv(tmp_path / "confusion_2.tsv", sep="\t", index_col=0)
     assert kept.loc["a", "Unassigned"] == 1 and kept.to_numpy().sum() == 6
     table = pd.DataFrame({"x": [0.123456, 1.0], "n": [3, 4]}, index=pd.Index(["p", "q"], name="k"))
-    assert markdown(table).splitlines() == ["| k | x | n |", "|---|---|---|", "| p | 0.1235 | 3 |", "| q | 1 | 4 |"]
+    assert markdown(table).splitlines() == [
+        "| k | x | n |",
+        "|---|---|---|",
+        "| p | 0.1235 | 3 |",
+        "| q | 1 | 4 |",
+    ]
     assert annotation_report(truth, called).curve is None
 
 
@@ -110,12 +138,16 @@ def test_doublet_metrics_are_scikit_learns():
     filled = np.where(np.isnan(value), -99, value)
     calls = np.zeros(200, bool)
     calls[np.argsort(-filled, kind="stable")[: truth.sum()]] = True
-    assert found["called"] == truth.mean() == found["prevalence"] and found["precision"] == precision_score(
-        truth, calls
+    assert found["called"] == truth.mean() == found["prevalence"] and found[
+        "precision"
+    ] == precision_score(truth, calls)
+    assert found["recall"] == recall_score(truth, calls) and found["F1"] == pytest.approx(
+        f1_score(truth, calls)
     )
-    assert found["recall"] == recall_score(truth, calls) and found["F1"] == pytest.approx(f1_score(truth, calls))
     assert found["TNR"] == recall_score(~truth, ~calls) and not calls[:5].any()
-    for rate, row in zip((0.1, 0.25), identification_curve(truth, value, (0.1, 0.25)).to_dict("records")):
+    for rate, row in zip(
+        (0.1, 0.25), identification_curve(truth, value, (0.1, 0.25)).to_dict("records")
+    ):
         calls = top_share(filled, rate)
         assert (
             calls.sum() == round(200 * rate)
@@ -125,11 +157,17 @@ def test_doublet_metrics_are_scikit_learns():
     assert top_share(np.array([1.0, 2, 2, 0]), 0.5).tolist() == [False, True, True, False]
     assert top_share(np.array([2.0, 2, 2, 0]), 0.5).tolist() == [True, True, False, False]
     nothing = doublet_scores(truth, value, np.zeros(200, bool))
-    assert np.isnan(nothing["precision"]) and nothing["recall"] == 0 == nothing["F1"] and nothing["TNR"] == 1
+    assert (
+        np.isnan(nothing["precision"])
+        and nothing["recall"] == 0 == nothing["F1"]
+        and nothing["TNR"] == 1
+    )
     every = doublet_scores(np.ones(3, bool), np.arange(3.0))
     assert np.isnan(every["TNR"]) and np.isnan(every["AUROC"]) and every["AUPRC"] == 1
     a, b, c = np.array([1, 1, 0, 0], bool), np.array([1, 0, 1, 0], bool), np.zeros(4, bool)
-    assert jaccard([a, b, c]).tolist() == pytest.approx([1 / 3, 0, 0]) and jaccard({0: c, 1: c}).tolist() == [1.0]
+    assert jaccard([a, b, c]).tolist() == pytest.approx([1 / 3, 0, 0]) and jaccard(
+        {0: c, 1: c}
+    ).tolist() == [1.0]
     report = doublet_report(truth, {"x": value}, {"x": calls})
     assert report.summary.loc["x", "F1"] == pytest.approx(f1_score(truth, calls))
     rates = report.tables["identification_rates"]
@@ -146,7 +184,9 @@ def test_silhouettes_components_and_mixing(monkeypatch):
     assert silhouette(points, labels) == pytest.approx(silhouette_score(points, labels))
     monkeypatch.setattr(clusters_module, "_SAMPLE", 40)
     part = np.sort(np.random.default_rng(5).choice(90, 40, replace=False))
-    assert silhouette(points, labels, seed=5) == pytest.approx(silhouette_score(points[part], labels[part]))
+    assert silhouette(points, labels, seed=5) == pytest.approx(
+        silhouette_score(points[part], labels[part])
+    )
     x = np.abs(rng.normal(size=(60, 12))) * np.r_[np.full(4, 9.0), np.full(8, 0.1)]
     for values in (x, sparse.csr_matrix(x)):
         found = leading_components(values, 3, genes=4)
@@ -167,7 +207,9 @@ def test_silhouettes_components_and_mixing(monkeypatch):
             want += (donors[rows] != donors[row]).sum() / (len(rows) - 1)
     assert mixing(points, donors, types, k=9) == pytest.approx(got / want)
     lone = np.where(types == "b", "x", donors)  # a type of one donor says nothing
-    assert mixing(points, lone, types, k=9) == pytest.approx(mixing(points[:50], lone[:50], types[:50], k=9))
+    assert mixing(points, lone, types, k=9) == pytest.approx(
+        mixing(points[:50], lone[:50], types[:50], k=9)
+    )
     assert np.isnan(mixing(points[:2], donors[:2], types[:2]))
 
 
@@ -227,20 +269,32 @@ def test_simple_predictors_by_brute_force(counts, referenced):
     reference = counts[40:].copy() if referenced else None
     own = counts[:60].copy()
     nonzero_imputation(
-        own, predictors={"spy": spy}, reference=reference, min_total=0, min_cells=0, k=6, seed=4, verbose=False
+        own,
+        predictors={"spy": spy},
+        reference=reference,
+        min_total=0,
+        min_cells=0,
+        k=6,
+        seed=4,
+        verbose=False,
     )
     assert len(hidden_ones) == 5
     hidden = hidden_ones[2]
     for name in ("one", "gene_mean", "neighbour_mean", "gene_rate", "neighbour_rate"):
         seen[name] = PREDICTORS[name][0](hidden)
-    dense, total = own.X.toarray().astype(float), np.asarray(own.X.sum(axis=1)).ravel().astype(float)
+    dense, total = (
+        own.X.toarray().astype(float),
+        np.asarray(own.X.sum(axis=1)).ravel().astype(float),
+    )
     visible = hidden.visible.toarray()
     pool = counts.X.toarray()[40:].astype(float) if referenced else visible
     depth = pool.sum(axis=1) if referenced else total
     logs = np.log1p(1e4 * pool / depth[:, None])
     expressed = pool > 0
     usual = np.where(
-        expressed.any(axis=0), logs.sum(axis=0) / np.maximum(expressed.sum(axis=0), 1), logs[expressed].mean()
+        expressed.any(axis=0),
+        logs.sum(axis=0) / np.maximum(expressed.sum(axis=0), 1),
+        logs[expressed].mean(),
     )
     rate = pool.sum(axis=0) / pool.sum()
     near = hidden.neighbours.neighbours
@@ -250,7 +304,9 @@ def test_simple_predictors_by_brute_force(counts, referenced):
         assert seen["one"][at] == pytest.approx(np.log1p(1e4 / total[i]))
         assert seen["gene_mean"][at] == pytest.approx(usual[j])
         on = near[i][expressed[near[i], j]]
-        assert seen["neighbour_mean"][at] == pytest.approx(logs[on, j].mean() if len(on) else usual[j])
+        assert seen["neighbour_mean"][at] == pytest.approx(
+            logs[on, j].mean() if len(on) else usual[j]
+        )
 
         def truncated(share: float, i: int = i) -> float:
             mu = max(share * total[i], 1e-9)
@@ -263,7 +319,14 @@ def test_simple_predictors_by_brute_force(counts, referenced):
 
 def test_the_table_is_the_score_of_every_group(counts):
     table = nonzero_imputation(
-        counts, predictors=["one", "gene_rate"], min_total=0, min_cells=0, groups=4, min_values=5, seed=1, verbose=False
+        counts,
+        predictors=["one", "gene_rate"],
+        min_total=0,
+        min_cells=0,
+        groups=4,
+        min_values=5,
+        seed=1,
+        verbose=False,
     )
     matrix = sparse.csr_matrix(counts.X, dtype=float)
     total = np.asarray(matrix.sum(axis=1)).ravel()
@@ -278,7 +341,9 @@ def test_the_table_is_the_score_of_every_group(counts):
         depth[group == g] = np.log1p(1e4 / total[rows[group == g]] * mu / -np.expm1(-mu))
     one = np.log1p(1e4 / total[rows])
     for name, predicted in (("one", one), ("gene_rate", depth)):
-        expected = score(predicted, matrix.data, total[rows], matrix.indices.astype(int) * 4 + group, depth, 5)
+        expected = score(
+            predicted, matrix.data, total[rows], matrix.indices.astype(int) * 4 + group, depth, 5
+        )
         assert table.loc[name].drop("covered").to_dict() == pytest.approx(expected, nan_ok=True)
     assert (
         table.attrs["cells"] == 80
@@ -287,7 +352,10 @@ def test_the_table_is_the_score_of_every_group(counts):
     )
     assert "ones" in table.attrs and "zero-truncated" in table.attrs["descriptions"]["gene_rate"]
     notes = imputation_report(table).notes
-    assert f"{matrix.nnz:,} counted values" in notes[0] and f"{100 * table.attrs['ones']:.0f}% of them" in notes[0]
+    assert (
+        f"{matrix.nnz:,} counted values" in notes[0]
+        and f"{100 * table.attrs['ones']:.0f}% of them" in notes[0]
+    )
     with pytest.raises(DataError, match="at least 2"):
         nonzero_imputation(counts, groups=1)
 
@@ -299,24 +367,32 @@ def test_small_means_are_not_infinitely_surprised():
     found = truncated_deviance(np.array([2, 2]), np.array([1.0, 2.0 / -np.expm1(-2.0)]))
     assert found[0] - found[1] == pytest.approx(2 * (logs[1] - logs[0])) and least < 1.006
     assert truncated_deviance(np.array([1.0]), np.array([1.0]))[0] == pytest.approx(0.01, abs=2e-4)
-    few = score(np.ones(6), np.arange(1, 7), np.full(6, 1e3), np.array([0, 0, 0, 1, 1, 1]), np.ones(6), 3)
+    few = score(
+        np.ones(6), np.arange(1, 7), np.full(6, 1e3), np.array([0, 0, 0, 1, 1, 1]), np.ones(6), 3
+    )
     assert few["pearson"] == 0 == few["pearson_within_gene"]
     assert np.isnan(
-        score(np.arange(6.0), np.arange(1, 7), np.full(6, 1e3), np.arange(6), np.ones(6), 2)["pearson_within_gene"]
+        score(np.arange(6.0), np.arange(1, 7), np.full(6, 1e3), np.arange(6), np.ones(6), 2)[
+            "pearson_within_gene"
+        ]
     )
     rng = np.random.default_rng(0)
     y, p, gene = rng.integers(1, 9, 60), rng.normal(size=60), np.repeat([0, 1, 2], [30, 20, 10])
     total = rng.uniform(500, 900, 60)
     truth = np.log1p(1e4 / total * y)
     expected = np.mean([stats.pearsonr(p[gene == g], truth[gene == g])[0] for g in (0, 1)])
-    assert score(p, y, total, gene, np.ones(60), 20)["pearson_within_gene"] == pytest.approx(expected)
+    assert score(p, y, total, gene, np.ones(60), 20)["pearson_within_gene"] == pytest.approx(
+        expected
+    )
 
 
 def test_a_models_rows(counts):
     model = small_model("expressed", n_genes=70)
     data = counts.copy()
     data.var_names = list(model.genes.ensembl_ids)
-    table = nonzero_imputation(data, {"mine": model}, predictors=["gene_rate"], min_total=0, min_cells=0, verbose=False)
+    table = nonzero_imputation(
+        data, {"mine": model}, predictors=["gene_rate"], min_total=0, min_cells=0, verbose=False
+    )
     assert table.index.tolist() == ["gene_rate", "mine"] and table.loc["mine", "covered"] == 1
     rows = imputation_module._open({"a": model}, data, None, 7)
     assert list(rows) == ["a"] and rows["a"].batch_size == 7
@@ -327,7 +403,9 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     monkeypatch.setattr(combine, "MIN_CELLS", 50)
     monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "MIN_CELLS", 50)
     monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "STEPS", 2)
-    monkeypatch.setattr(combine, "_fit_gating", lambda table, seed: combine.GatingNetwork(table.features.shape[1]))
+    monkeypatch.setattr(
+        combine, "_fit_gating", lambda table, seed: combine.GatingNetwork(table.features.shape[1])
+    )
     small = small_model("expressed", n_genes=60)
     torch.manual_seed(0)
     model = Model(ScMamba(replace(small.config, rates=True)), small.genes)
@@ -336,22 +414,34 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     kept, matrix, totals = _counts(data, None, 0, 0)
     rows = imputation_module._open({"m": model}, kept, None, None)
     assert list(rows) == ["m", "m (network alone)", "m (masked, not adapted)"]
-    assert rows["m"].covered(matrix) == 1 and rows["m (network alone)"].covered(matrix) == pytest.approx(
-        np.mean(matrix.indices < 60)
-    )
+    assert rows["m"].covered(matrix) == 1 and rows["m (network alone)"].covered(
+        matrix
+    ) == pytest.approx(np.mean(matrix.indices < 60))
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     group = _groups(matrix, row, 5, 2)
     here = group == 1
     visible = matrix.copy()
     visible.data[here] = 0
     visible.eliminate_zeros()
-    hidden = Hidden(visible, totals, row[here], matrix.indices[here].astype(np.int64), None, None, kept.var_names, 5, 3)
+    hidden = Hidden(
+        visible,
+        totals,
+        row[here],
+        matrix.indices[here].astype(np.int64),
+        None,
+        None,
+        kept.var_names,
+        5,
+        3,
+    )
     learnt = combine.fit_rate_ensemble(model, visible, totals, rows["m"].map, seed=3, verbose=False)
     fallback = np.arange(here.sum(), dtype=float)
     whole = learnt.expect(visible, totals, np.arange(len(totals))).value
     found = rows["m"].predict(hidden, matrix, here, fallback)
     np.testing.assert_allclose(found, whole[hidden.rows, hidden.columns], rtol=1e-5)
-    alone = combine.value_if_counted(learnt.sources.network(visible, totals) + learnt.sources.base, totals[:, None])
+    alone = combine.value_if_counted(
+        learnt.sources.network(visible, totals) + learnt.sources.base, totals[:, None]
+    )
     found = rows["m (network alone)"].predict(hidden, matrix, here, fallback)
     known = hidden.columns < 60
     np.testing.assert_allclose(found[known], alone[hidden.rows, hidden.columns][known], rtol=1e-5)
@@ -364,7 +454,11 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     values, own = rows["m"].cells.to_model(matrix)
     flags = np.zeros(matrix.shape, bool)
     flags[hidden.rows, hidden.columns] = True
-    answer = model.reconstruct(values.toarray(), flags[:, :60], genes=torch.arange(60)).numpy().astype(float)
+    answer = (
+        model.reconstruct(values.toarray(), flags[:, :60], genes=torch.arange(60))
+        .numpy()
+        .astype(float)
+    )
     counted = np.maximum(np.expm1(answer) * own[:, None] / 1e4, 0)
     expected = np.log1p(1e4 / totals[:, None] * counted)
     at = hidden.rows[known], hidden.columns[known]

@@ -5,7 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
-from sklearn.metrics import adjusted_rand_score, average_precision_score, f1_score, normalized_mutual_info_score, roc_auc_score
+from sklearn.metrics import (
+    adjusted_rand_score,
+    average_precision_score,
+    f1_score,
+    normalized_mutual_info_score,
+    roc_auc_score,
+)
 from typer.testing import CliRunner
 
 from scmamba.cli.main import app
@@ -31,13 +37,27 @@ def cells() -> ad.AnnData:
 
 def test_doublets_are_scored_as_scikit_learn_does(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    told = run("doublets", tmp_path / "cells.h5ad", "--truth", "kind", "--score", "good", "--score", "bad", "--called", "called",
-               "-o", tmp_path / "out")  # fmt: skip
+    told = run(
+        "doublets",
+        tmp_path / "cells.h5ad",
+        "--truth",
+        "kind",
+        "--score",
+        "good",
+        "--score",
+        "bad",
+        "--called",
+        "called",
+        "-o",
+        tmp_path / "out",
+    )
     assert told.exit_code == 0, told.output
     table = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
     truth = (cells.obs["kind"] == "doublet").to_numpy()
     for name in ("good", "bad"):
-        assert table.loc[name, "AUPRC"] == pytest.approx(average_precision_score(truth, cells.obs[name]))
+        assert table.loc[name, "AUPRC"] == pytest.approx(
+            average_precision_score(truth, cells.obs[name])
+        )
         assert table.loc[name, "AUROC"] == pytest.approx(roc_auc_score(truth, cells.obs[name]))
     assert table.loc["good", "F1"] == pytest.approx(f1_score(truth, cells.obs["called"]))
     rates = pd.read_csv(tmp_path / "out" / "identification_rates.tsv", sep="\t")
@@ -45,7 +65,10 @@ def test_doublets_are_scored_as_scikit_learn_does(cells, tmp_path):
     found = rates.query("detector == 'good' and rate == 0.2")["recall"].item()
     assert found == pytest.approx(truth[top].sum() / truth.sum())
     text = (tmp_path / "out" / "report.md").read_text()
-    assert f"{truth.sum()} of 160 droplets" in text and (tmp_path / "out" / "curves.png").stat().st_size > 5000
+    assert (
+        f"{truth.sum()} of 160 droplets" in text
+        and (tmp_path / "out" / "curves.png").stat().st_size > 5000
+    )
 
 
 def test_bad_tables_are_refused_before_anything_is_written(cells, tmp_path):
@@ -70,17 +93,36 @@ def test_bad_tables_are_refused_before_anything_is_written(cells, tmp_path):
 @pytest.mark.slow
 def test_hidden_values_are_scored_beside_simple_predictors(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    told = run("imputation", tmp_path / "cells.h5ad", "--predictor", "one", "--predictor", "gene_rate", "--min-total", 100, "--cells", 60,
-               "-o", tmp_path / "out", "--quiet")  # fmt: skip
+    told = run(
+        "imputation",
+        tmp_path / "cells.h5ad",
+        "--predictor",
+        "one",
+        "--predictor",
+        "gene_rate",
+        "--min-total",
+        100,
+        "--cells",
+        60,
+        "-o",
+        tmp_path / "out",
+        "--quiet",
+    )
     assert told.exit_code == 0, told.output
     table = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
-    assert {"one", "gene_rate"} <= set(table.index) and any("brain-mini" in name for name in table.index)
+    assert {"one", "gene_rate"} <= set(table.index) and any(
+        "brain-mini" in name for name in table.index
+    )
     assert table.loc["gene_rate", "mse"] < table.loc["one", "mse"]
-    x = sparse.csr_matrix(cells.X)[np.sort(np.random.default_rng(0).choice(cells.n_obs, 60, replace=False))].toarray()
+    x = sparse.csr_matrix(cells.X)[
+        np.sort(np.random.default_rng(0).choice(cells.n_obs, 60, replace=False))
+    ].toarray()
     x = x[x.sum(axis=1) >= 100]
     factor = 1e4 / x.sum(axis=1, keepdims=True)
     shown = (x > 0) & ((x > 0).sum(axis=0) >= 10)
-    assert table.loc["one", "mse"] == pytest.approx(((np.log1p(factor) - np.log1p(factor * x)) ** 2)[shown].mean())
+    assert table.loc["one", "mse"] == pytest.approx(
+        ((np.log1p(factor) - np.log1p(factor * x)) ** 2)[shown].mean()
+    )
     assert "single transcript" in (tmp_path / "out" / "report.md").read_text()
 
 
@@ -88,13 +130,37 @@ def test_hidden_values_are_scored_beside_simple_predictors(cells, tmp_path):
 def test_clusters_are_compared_with_types_and_donors(tmp_path):
     pytest.importorskip("igraph")
     adata = brain_cohort(300, n_donors=4, seed=4)[:, ::10].copy()
-    adata = adata[adata.obs["cell_type"].map(adata.obs["cell_type"].value_counts()).astype(int) > 30].copy()  # more than neighbours
+    adata = adata[
+        adata.obs["cell_type"].map(adata.obs["cell_type"].value_counts()).astype(int) > 30
+    ].copy()  # more than neighbours
     code = adata.obs["cell_type"].astype("category").cat.codes.to_numpy()
-    adata.layers["told"] = np.eye(code.max() + 1)[code][:, np.arange(adata.n_vars) % (code.max() + 1)]  # the types themselves
+    adata.layers["told"] = np.eye(code.max() + 1)[code][
+        :, np.arange(adata.n_vars) % (code.max() + 1)
+    ]  # the types themselves
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    told = run("clusters", tmp_path / "cells.h5ad", "--truth", "cell_type", "--donor", "donor", "--layer", "told", "-o", tmp_path / "out")
+    told = run(
+        "clusters",
+        tmp_path / "cells.h5ad",
+        "--truth",
+        "cell_type",
+        "--donor",
+        "donor",
+        "--layer",
+        "told",
+        "-o",
+        tmp_path / "out",
+    )
     assert told.exit_code == 0, told.output
     table = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
-    assert table.loc["told", "NMI"] == pytest.approx(1) and table.loc["told", "ARI"] == pytest.approx(1) and table.loc["counts", "NMI"] < 1
-    expected = normalized_mutual_info_score(adata.obs["donor"], code), adjusted_rand_score(adata.obs["donor"], code)
-    assert (table.loc["told", "NMI_donor"], table.loc["told", "ARI_donor"]) == pytest.approx(expected)
+    assert (
+        table.loc["told", "NMI"] == pytest.approx(1)
+        and table.loc["told", "ARI"] == pytest.approx(1)
+        and table.loc["counts", "NMI"] < 1
+    )
+    expected = (
+        normalized_mutual_info_score(adata.obs["donor"], code),
+        adjusted_rand_score(adata.obs["donor"], code),
+    )
+    assert (table.loc["told", "NMI_donor"], table.loc["told", "ARI_donor"]) == pytest.approx(
+        expected
+    )

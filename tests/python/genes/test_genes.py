@@ -21,7 +21,15 @@ def test_published_vocabulary_is_the_published_list(reference):
 def test_every_way_to_write_a_gene_finds_it():
     gfap, hla = PUBLISHED.symbols.index("GFAP"), PUBLISHED.symbols.index("HLA-DRA")
     orf = next(i for i, s in enumerate(PUBLISHED.symbols) if s.startswith("C1orf"))
-    names = [PUBLISHED[gfap], PUBLISHED[gfap].lower(), PUBLISHED[gfap] + ".17", "GFAP", "gfap", "HLA_DRA", PUBLISHED.symbols[orf].upper()]
+    names = [
+        PUBLISHED[gfap],
+        PUBLISHED[gfap].lower(),
+        PUBLISHED[gfap] + ".17",
+        "GFAP",
+        "gfap",
+        "HLA_DRA",
+        PUBLISHED.symbols[orf].upper(),
+    ]
     match = match_genes(names)
     assert match.positions.tolist() == [gfap] * 5 + [hla, orf]
     assert match.how.tolist() == ["ensembl"] * 3 + ["symbol", "case", "case", "case"]

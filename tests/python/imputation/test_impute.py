@@ -33,7 +33,9 @@ def published_rule(model, x, passes):
             mask = np.zeros((1, x.shape[1]), dtype=bool)
             mask[0, zeros[k::passes]] = True
             with torch.no_grad():
-                answer = model.network.reconstruct(torch.from_numpy(x[row : row + 1]), torch.from_numpy(mask))[0].numpy()
+                answer = model.network.reconstruct(
+                    torch.from_numpy(x[row : row + 1]), torch.from_numpy(mask)
+                )[0].numpy()
             result[row, mask[0]] = np.maximum(answer[mask[0]], 0)
     return result
 
@@ -52,7 +54,9 @@ def test_the_published_rule_on_published_weights(reference):
 @pytest.mark.parametrize("reads", ["all", "expressed"])
 def test_observed_values_stay_and_everything_else_comes_back(cohort, reads):
     data = cohort[:4].copy()
-    data.obs["note"] = pd.Categorical(["a", None, "b", "a"], categories=["b", "a", "unused"], ordered=True)
+    data.obs["note"] = pd.Categorical(
+        ["a", None, "b", "a"], categories=["b", "a", "unused"], ordered=True
+    )
     data.layers["mine"] = data.X * 2
     data.obsm["X_pca"] = np.arange(8.0).reshape(4, 2)
     before = data.copy()
@@ -92,7 +96,11 @@ def test_counts_come_back_as_the_paper_says(cohort):
     data = cohort[:4, scmamba.genes.match_adata(cohort).matched].copy()
     model = small_model()
     logs = scmamba.impute(data.copy(), model=model, passes=1, **QUIET).layers["scmamba"].toarray()
-    counts = scmamba.impute(data.copy(), model=model, passes=1, to_counts=True, **QUIET).layers["scmamba"].toarray()
+    counts = (
+        scmamba.impute(data.copy(), model=model, passes=1, to_counts=True, **QUIET)
+        .layers["scmamba"]
+        .toarray()
+    )
     total = np.asarray(data.X.sum(axis=1))
     np.testing.assert_allclose(counts, np.expm1(logs.astype(np.float64)) / 1e4 * total, rtol=1e-4)
     observed = data.X.toarray() > 0
@@ -101,8 +109,16 @@ def test_counts_come_back_as_the_paper_says(cohort):
 
 def test_small_values_can_stay_zero(cohort):
     data = cohort[:3].copy()
-    full = scmamba.impute(data.copy(), model=small_model(), passes=1, **QUIET).layers["scmamba"].toarray()
-    cut = scmamba.impute(data.copy(), model=small_model(), passes=1, min_value=0.4, **QUIET).layers["scmamba"].toarray()
+    full = (
+        scmamba.impute(data.copy(), model=small_model(), passes=1, **QUIET)
+        .layers["scmamba"]
+        .toarray()
+    )
+    cut = (
+        scmamba.impute(data.copy(), model=small_model(), passes=1, min_value=0.4, **QUIET)
+        .layers["scmamba"]
+        .toarray()
+    )
     filled = data.X.toarray() == 0
     np.testing.assert_array_equal(cut[filled], np.where(full[filled] >= 0.4, full[filled], 0))
     np.testing.assert_array_equal(cut[~filled], full[~filled])
@@ -110,7 +126,11 @@ def test_small_values_can_stay_zero(cohort):
 
 def test_log_values_keep_their_own_scale(cohort):
     data = cohort[:3].copy()
-    counts = scmamba.impute(data.copy(), model=small_model(), passes=1, **QUIET).layers["scmamba"].toarray()
+    counts = (
+        scmamba.impute(data.copy(), model=small_model(), passes=1, **QUIET)
+        .layers["scmamba"]
+        .toarray()
+    )
     data.X = data.X.astype(np.float64)
     sc.pp.normalize_total(data, target_sum=1e4)
     sc.pp.log1p(data)
@@ -138,7 +158,9 @@ def test_what_is_refused_leaves_the_object_as_it_was(cohort):
     few = cohort[:4, :500].copy()
     with pytest.raises(GeneError, match="force=True"):
         scmamba.impute(few, model=small_model(), **QUIET)
-    assert "scmamba" in scmamba.impute(few, model=small_model(), force=True, passes=1, **QUIET).layers
+    assert (
+        "scmamba" in scmamba.impute(few, model=small_model(), force=True, passes=1, **QUIET).layers
+    )
     with pytest.raises(ScMambaError, match="passes is 0"):
         scmamba.impute(cohort[:2].copy(), model=small_model(), passes=0, **QUIET)
     with pytest.raises(CheckpointError):
@@ -147,7 +169,12 @@ def test_what_is_refused_leaves_the_object_as_it_was(cohort):
 
 def test_adaptation_is_judged_on_held_out_cells_and_repeats(cohort):
     data = ad.concat([cohort] * 3, index_unique="-")
-    results = [scmamba.impute(data.copy(), model=small_model("expressed"), adapt=6, passes=1, seed=5, verbose=False) for _ in range(2)]
+    results = [
+        scmamba.impute(
+            data.copy(), model=small_model("expressed"), adapt=6, passes=1, seed=5, verbose=False
+        )
+        for _ in range(2)
+    ]
     report = results[0].uns["scmamba"]["impute"]["adapt"]
     assert report["used"] == (report["loss_after"] < report["loss_before"]) and report["steps"] == 6
     assert (results[0].layers["scmamba"] != results[1].layers["scmamba"]).nnz == 0
@@ -168,7 +195,9 @@ def test_embedding_is_that_of_the_network(cohort, reads):
 def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
     cohort.write_h5ad(tmp_path / "in.h5ad")
     model = small_model("expressed")
-    scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=model, passes=2, batch_size=7, **QUIET)
+    scmamba.impute_file(
+        tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=model, passes=2, batch_size=7, **QUIET
+    )
     from_file = ad.read_h5ad(tmp_path / "out.h5ad")
     direct = scmamba.impute(cohort.copy(), model=model, passes=2, **QUIET)
     assert abs(from_file.layers["scmamba"] - direct.layers["scmamba"]).max() < 1e-5
@@ -178,7 +207,10 @@ def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
     assert from_file.uns["scmamba"]["impute"]["passes"] == 2
     scmamba.embed_file(tmp_path / "out.h5ad", tmp_path / "both.h5ad", model=model, verbose=False)
     both = ad.read_h5ad(tmp_path / "both.h5ad")
-    assert {"impute", "embed"} <= set(both.uns["scmamba"]) and both.obsm["X_scmamba"].shape == (cohort.n_obs, 8)
+    assert {"impute", "embed"} <= set(both.uns["scmamba"]) and both.obsm["X_scmamba"].shape == (
+        cohort.n_obs,
+        8,
+    )
     with pytest.raises(ScMambaError, match="exists already"):
         scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=model, **QUIET)
 
@@ -186,7 +218,11 @@ def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
 def test_files_that_are_none_are_answered(tmp_path):
     (tmp_path / "a.h5ad").write_text("text")
     (tmp_path / "a.rds").write_bytes(b"\x1f\x8b\x08rds")
-    for name, sentence in (("a.h5ad", r"not an h5ad"), ("a.rds", "scmamba convert"), ("missing.h5ad", "There is no file")):
+    for name, sentence in (
+        ("a.h5ad", r"not an h5ad"),
+        ("a.rds", "scmamba convert"),
+        ("missing.h5ad", "There is no file"),
+    ):
         with pytest.raises(DataError, match=sentence):
             scmamba.impute_file(tmp_path / name, tmp_path / "out.h5ad", **QUIET)
     assert not (tmp_path / "out.h5ad").exists()
@@ -213,7 +249,9 @@ def test_a_full_disk_leaves_nothing(cohort, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_stream, "_copy", full_disk)
         with pytest.raises(ScMambaError, match="is full"):
-            scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=small_model(), passes=1, **QUIET)
+            scmamba.impute_file(
+                tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=small_model(), passes=1, **QUIET
+            )
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad"]
 
 
@@ -221,12 +259,25 @@ def test_an_interrupt_leaves_nothing(tmp_path):
     """A real Ctrl-C to the real command while it imputes."""
     scmamba.datasets.brain_cohort(1500, seed=0).write_h5ad(tmp_path / "in.h5ad")
     scmamba.save_checkpoint(small_model(), tmp_path / "model")
-    command = [sys.executable, "-m", "scmamba", "impute", "in.h5ad", "-o", "out.h5ad", "--model", "model", "--no-adapt"]
+    command = [
+        sys.executable,
+        "-m",
+        "scmamba",
+        "impute",
+        "in.h5ad",
+        "-o",
+        "out.h5ad",
+        "--model",
+        "model",
+        "--no-adapt",
+    ]
 
     def hear() -> None:  # what a shell starts in the background is deaf to Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=hear
+    ) as process:
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not list(tmp_path.glob(".out.h5ad.*/out.h5ad")):
             time.sleep(0.1)

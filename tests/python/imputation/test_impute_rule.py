@@ -102,8 +102,22 @@ def test_every_zero_is_hidden_once_in_interleaved_groups():
 
 
 def plan_of(data: ad.AnnData, model: Model, **options):
-    defaults = dict(layer=None, gene_column=None, method=None, batch=None, adapt=False, passes=10, min_value=None, to_counts=False,
-                    batch_size=None, device=None, backend=None, seed=0, force=True, verbose=False)  # fmt: skip
+    defaults = dict(
+        layer=None,
+        gene_column=None,
+        method=None,
+        batch=None,
+        adapt=False,
+        passes=10,
+        min_value=None,
+        to_counts=False,
+        batch_size=None,
+        device=None,
+        backend=None,
+        seed=0,
+        force=True,
+        verbose=False,
+    )
     return module._prepare(data, model, **{**defaults, **options})
 
 
@@ -117,8 +131,16 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     full = total > 0
     codes = np.tile([0, 1], 60)
     read = read_cells(cells, model.genes, force=True)
-    learnt = fit_rate_ensemble(model, sparse.csr_matrix(counts[full]), total[full], GeneMap.of(read), adapt=False, seed=3, verbose=False,
-                               batch=codes[full] if batch else None)  # fmt: skip
+    learnt = fit_rate_ensemble(
+        model,
+        sparse.csr_matrix(counts[full]),
+        total[full],
+        GeneMap.of(read),
+        adapt=False,
+        seed=3,
+        verbose=False,
+        batch=codes[full] if batch else None,
+    )
     own = np.full(120, -1)
     own[full] = np.arange(119)
     rows = np.r_[0:5, 100]
@@ -147,8 +169,10 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
 
 
 def test_small_values_stay_zero_unless_counts_are_asked_for(model, cells):
-    least, full, counts = (scmamba.impute(cells.copy(), model=model, adapt=False, **options, **QUIET)
-                           for options in ({}, {"min_value": 0}, {"to_counts": True}))  # fmt: skip
+    least, full, counts = (
+        scmamba.impute(cells.copy(), model=model, adapt=False, **options, **QUIET)
+        for options in ({}, {"min_value": 0}, {"to_counts": True})
+    )
     assert (
         least.uns["scmamba"]["impute"]["min_value"] == 0.2
         and counts.uns["scmamba"]["impute"]["min_value"] == 0.0

@@ -27,7 +27,11 @@ def file(tmp_path_factory) -> Path:
 
 
 def scmamba(processes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    start = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = (
+        []
+        if processes == 1
+        else ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    )
     command = [sys.executable, *start, "-m", "scmamba", *arguments]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
 
@@ -37,10 +41,18 @@ def contents(path: Path) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def digest(value: object) -> str:
-        return hashlib.sha256(repr((np.asarray(value).dtype, np.asarray(value).tolist())).encode()).hexdigest()
+        return hashlib.sha256(
+            repr((np.asarray(value).dtype, np.asarray(value).tolist())).encode()
+        ).hexdigest()
 
     def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        found.update({f"{name}@{key}": digest(value) for key, value in item.attrs.items() if not isinstance(value, h5py.Reference)})
+        found.update(
+            {
+                f"{name}@{key}": digest(value)
+                for key, value in item.attrs.items()
+                if not isinstance(value, h5py.Reference)
+            }
+        )
         if isinstance(item, h5py.Dataset):
             found[name] = digest(item[()])
 
@@ -54,13 +66,18 @@ def test_two_processes_write_the_file_of_one(file, tmp_path):
     outputs = []
     for processes in (1, 2):
         outputs.append(tmp_path / f"{processes}.h5ad")
-        done = scmamba(processes, "impute", str(file), "-o", str(outputs[-1]), *OPTIONS, "--batch-size", "16")
+        done = scmamba(
+            processes, "impute", str(file), "-o", str(outputs[-1]), *OPTIONS, "--batch-size", "16"
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("layers['scmamba']") == 1  # said by one of them
     one, two = map(contents, outputs)
     assert one.keys() == two.keys() and "layers/scmamba/data" in one
     assert [name for name in one if one[name] != two[name]] == []
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.h5ad", "2.h5ad"]  # no share is left behind
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "1.h5ad",
+        "2.h5ad",
+    ]  # no share is left behind
 
 
 @pytest.mark.slow

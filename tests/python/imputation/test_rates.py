@@ -34,7 +34,15 @@ from scmamba.utils.errors import ScMambaError
 def rates_model(seed: int = 0) -> Model:
     torch.manual_seed(seed)
     vocabulary = Vocabulary.published()
-    config = ModelConfig(n_genes=len(vocabulary), d_model=8, n_layer=1, d_state=4, reads="expressed", rates=True, name="rates")
+    config = ModelConfig(
+        n_genes=len(vocabulary),
+        d_model=8,
+        n_layer=1,
+        d_state=4,
+        reads="expressed",
+        rates=True,
+        name="rates",
+    )
     return Model(ScMamba(config), vocabulary)
 
 
@@ -58,7 +66,11 @@ def test_the_loss_is_the_negative_binomial_likelihood(nuclei):
     exact = -stats.nbinom.logpmf(np.round(counts), size, size / (size + mu))
     # The constants the loss leaves out: log of the binomial coefficient, and y log(spread).
     y = np.round(counts)
-    constant = -np.log(stats.nbinom.pmf(y, size, 0.5)) + (size + y) * np.log(0.5) - y * np.log(config.spread)
+    constant = (
+        -np.log(stats.nbinom.pmf(y, size, 0.5))
+        + (size + y) * np.log(0.5)
+        - y * np.log(config.spread)
+    )
     assert loss == pytest.approx((exact - constant).sum() / counts.sum(), rel=1e-4)
 
 
@@ -68,17 +80,33 @@ def test_a_hidden_gene_does_not_reach_the_network(nuclei):
     base = torch.from_numpy(source_log_rate(source)).float()
     seen = []
     original = model.network.log_ratio
-    model.network.log_ratio = lambda x, genes, keep, decoded: (seen.append((x, genes, keep)), original(x, genes, keep, decoded))[1]
-    rate_loss(model.network, source, base, np.arange(8), RateConfig(hidden=(0.5, 0.5)), np.random.default_rng(1))
+    model.network.log_ratio = lambda x, genes, keep, decoded: (
+        seen.append((x, genes, keep)),
+        original(x, genes, keep, decoded),
+    )[1]
+    rate_loss(
+        model.network,
+        source,
+        base,
+        np.arange(8),
+        RateConfig(hidden=(0.5, 0.5)),
+        np.random.default_rng(1),
+    )
     _, _, keep = seen[0]
     expressed = np.diff(source.values.indptr)[:8]
-    assert (keep.sum(dim=1).numpy() < 0.7 * expressed).all() and (keep.sum(dim=1).numpy() > 0.3 * expressed).all()
+    assert (keep.sum(dim=1).numpy() < 0.7 * expressed).all() and (
+        keep.sum(dim=1).numpy() > 0.3 * expressed
+    ).all()
 
 
 def test_gene_averages_are_shares_and_a_prior_fills_what_was_never_seen():
     counts = np.array([90.0, 10.0, 0.0])
     plain = np.exp(gene_log_rate(counts))
-    assert plain.sum() == pytest.approx(1) and plain[0] == pytest.approx(0.9, rel=1e-2) and plain[2] > 0
+    assert (
+        plain.sum() == pytest.approx(1)
+        and plain[0] == pytest.approx(0.9, rel=1e-2)
+        and plain[2] > 0
+    )
     prior = np.log([0.2, 0.3, 0.5])
     assert np.exp(gene_log_rate(counts * 0, prior)) == pytest.approx([0.2, 0.3, 0.5])
     assert np.exp(gene_log_rate(counts * 1e9, prior)) == pytest.approx([0.9, 0.1, 0.0], abs=1e-6)
@@ -90,14 +118,18 @@ def test_a_zero_is_evidence_by_bayes_rule(mu):
     prior = stats.gamma(1 / SPREAD, scale=SPREAD)
     weight = integrate.quad(lambda t: prior.pdf(t) * np.exp(-t * mu), 0, 20)[0]
     mean = integrate.quad(lambda t: t * prior.pdf(t) * np.exp(-t * mu), 0, 20)[0] / weight
-    assert given_zero(np.array([[mu / 5000]]), np.array([5000.0]))[0, 0] == pytest.approx(mu / 5000 * mean, rel=1e-6)
+    assert given_zero(np.array([[mu / 5000]]), np.array([5000.0]))[0, 0] == pytest.approx(
+        mu / 5000 * mean, rel=1e-6
+    )
 
 
 def test_a_value_known_to_be_counted_is_the_truncated_poisson_mean():
     mu = 1.7
     k = np.arange(1, 200)
     mean = (k * stats.poisson.pmf(k, mu)).sum() / (1 - np.exp(-mu))
-    assert value_if_counted(np.log(np.array([[mu / 1000]])), np.array([[1000.0]]))[0, 0] == pytest.approx(np.log1p(10 * mean), rel=1e-5)
+    assert value_if_counted(np.log(np.array([[mu / 1000]])), np.array([[1000.0]]))[
+        0, 0
+    ] == pytest.approx(np.log1p(10 * mean), rel=1e-5)
 
 
 def test_pooled_rates_of_neighbours_by_hand():
@@ -110,10 +142,14 @@ def test_pooled_rates_of_neighbours_by_hand():
     np.fill_diagonal(distance, np.inf)
     assert (np.sort(nearest, axis=1) == np.sort(np.argsort(distance, axis=1)[:, :6], axis=1)).all()
     average = np.full(50, 0.02)
-    for (k, shrink), rate in zip([(2, 10.0), (6, 100.0)], pool.rates(nearest, [(2, 10.0), (6, 100.0)], average)):
+    for (k, shrink), rate in zip(
+        [(2, 10.0), (6, 100.0)], pool.rates(nearest, [(2, 10.0), (6, 100.0)], average)
+    ):
         for cell in (0, 17):
             members = nearest[cell, :k]
-            expected = (counts[members].sum(axis=0).A1 + shrink * average) / (totals[members].sum() + shrink)
+            expected = (counts[members].sum(axis=0).A1 + shrink * average) / (
+                totals[members].sum() + shrink
+            )
             assert rate[cell] == pytest.approx(expected, rel=1e-5)
 
 
@@ -156,11 +192,19 @@ def test_imputation_evens_out_donors_only_if_asked(nuclei):
     one.obs["library"] = "a"
     options = dict(model=rates_model(), adapt=False, verbose=False)
     plain = scmamba.impute(nuclei.copy(), **options)
-    np.testing.assert_array_equal(scmamba.impute(one, batch="library", **options).layers["scmamba"].data, plain.layers["scmamba"].data)
+    np.testing.assert_array_equal(
+        scmamba.impute(one, batch="library", **options).layers["scmamba"].data,
+        plain.layers["scmamba"].data,
+    )
     evened = scmamba.impute(nuclei.copy(), batch="donor", **options)
-    assert evened.uns["scmamba"]["impute"]["batch"] == "donor" and "batch" not in plain.uns["scmamba"]["impute"]
+    assert (
+        evened.uns["scmamba"]["impute"]["batch"] == "donor"
+        and "batch" not in plain.uns["scmamba"]["impute"]
+    )
     at = nuclei.X.nonzero()
-    np.testing.assert_array_equal(np.asarray(evened.layers["scmamba"][at]), np.asarray(plain.layers["scmamba"][at]))
+    np.testing.assert_array_equal(
+        np.asarray(evened.layers["scmamba"][at]), np.asarray(plain.layers["scmamba"][at])
+    )
 
     def between_donors(imputed: ad.AnnData) -> float:
         """Variance of the donors' means beside that of all cells, within the commonest type."""
@@ -179,7 +223,9 @@ def test_a_file_is_evened_out_like_the_object(nuclei, tmp_path):
     options = dict(model=rates_model(), batch="donor", adapt=False, verbose=False)
     scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", **options)
     expected = scmamba.impute(nuclei.copy(), **options).layers["scmamba"]
-    np.testing.assert_array_equal(ad.read_h5ad(tmp_path / "out.h5ad").layers["scmamba"].toarray(), expected.toarray())
+    np.testing.assert_array_equal(
+        ad.read_h5ad(tmp_path / "out.h5ad").layers["scmamba"].toarray(), expected.toarray()
+    )
 
 
 def test_batches_that_cannot_be_evened_out_are_answered(nuclei, monkeypatch):
@@ -201,7 +247,10 @@ def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
     model = rates_model()
     cells = read_cells(nuclei, model.genes)
     counts, totals = cells.counts(np.arange(len(cells)))
-    first, second = (fit_rate_ensemble(model, counts, totals, GeneMap.of(cells), adapt=2, seed=4, verbose=False) for _ in range(2))
+    first, second = (
+        fit_rate_ensemble(model, counts, totals, GeneMap.of(cells), adapt=2, seed=4, verbose=False)
+        for _ in range(2)
+    )
     assert first.report["combined"] < first.report["gene_average"]
     rows = slice(0, 10)
     a, b = (c.expect(counts[rows], totals[rows], np.arange(10)) for c in (first, second))
@@ -220,7 +269,9 @@ def test_imputation_keeps_what_was_counted_and_fills_all_genes(nuclei):
     sc.pp.normalize_total(expected, target_sum=1e4)
     sc.pp.log1p(expected)
     at = before.nonzero()
-    np.testing.assert_allclose(np.asarray(layer[at]).ravel(), np.asarray(expected.X[at]).ravel(), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(layer[at]).ravel(), np.asarray(expected.X[at]).ravel(), rtol=1e-5
+    )
     assert layer.nnz > 0.99 * np.prod(layer.shape)
 
 
@@ -230,8 +281,16 @@ def test_logs_give_what_their_counts_gave(nuclei):
     logs = nuclei.copy()
     sc.pp.normalize_total(logs, target_sum=1e4)
     sc.pp.log1p(logs)
-    a = scmamba.impute(counts, model=rates_model(), adapt=False, verbose=False).layers["scmamba"].toarray()
-    b = scmamba.impute(logs, model=rates_model(), adapt=False, verbose=False).layers["scmamba"].toarray()
+    a = (
+        scmamba.impute(counts, model=rates_model(), adapt=False, verbose=False)
+        .layers["scmamba"]
+        .toarray()
+    )
+    b = (
+        scmamba.impute(logs, model=rates_model(), adapt=False, verbose=False)
+        .layers["scmamba"]
+        .toarray()
+    )
     np.testing.assert_allclose(a, b, atol=2e-3)
 
 

@@ -67,7 +67,9 @@ def totals(counts) -> np.ndarray:
 @pytest.fixture(scope="module")
 def sources(model, genes, counts, totals) -> BasePredictors:
     base = base_rate(counts, model, genes)
-    return BasePredictors(model, genes, base, BatchBalancedKNN(counts, totals, components=50, seed=1))
+    return BasePredictors(
+        model, genes, base, BatchBalancedKNN(counts, totals, components=50, seed=1)
+    )
 
 
 def test_constants():
@@ -303,8 +305,12 @@ def test_the_report_is_the_squared_error_of_each_source():
         return ((value - np.log1p(1e4 / depth * count)) ** 2)[on].mean()
 
     said = table.features.astype(float)
-    expected = {"gene_average": error(0.0), "network": error(said[:, 0]), "neighbours": error(said[:, 2]),
-                "combined": error(said @ np.linspace(-1, 1, 9))}  # fmt: skip
+    expected = {
+        "gene_average": error(0.0),
+        "network": error(said[:, 0]),
+        "neighbours": error(said[:, 2]),
+        "combined": error(said @ np.linspace(-1, 1, 9)),
+    }
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4)
     assert found["judged_values"] == on.sum() and found["judged_cells"] == len(set(table.cell[on]))
 

@@ -71,7 +71,11 @@ def test_seurat_slot_by_slot(seurat, tmp_path, capfd, way):
     adata = bridge.from_seurat(seurat)
     said = capfd.readouterr().err
     back = bridge.to_seurat(through_file(adata, tmp_path) if way == "file" else adata)
-    different = [slot for slot, code in KEPT.items() if not truth(f"f <- function(o) {code}; identical(f(x), f(y))", x=seurat, y=back)]
+    different = [
+        slot
+        for slot, code in KEPT.items()
+        if not truth(f"f <- function(o) {code}; identical(f(x), f(y))", x=seurat, y=back)
+    ]
     assert not different
     assert all(sentence in said for sentence in LOST.values())
     assert capfd.readouterr().err == ""  # and nothing more is lost on the way back
@@ -86,7 +90,9 @@ def test_anndata_side_of_a_seurat_object(seurat):
     np.testing.assert_array_equal(adata.layers["data"].toarray(), data.T)
     graph = np.array(in_r("as.matrix(x[['RNA_snn']])", x=seurat))
     np.testing.assert_array_equal(adata.obsp["RNA_snn"].toarray(), graph)
-    np.testing.assert_array_equal(adata.obsm["X_tsne"], np.array(in_r("x[['tsne']]@cell.embeddings", x=seurat)))
+    np.testing.assert_array_equal(
+        adata.obsm["X_tsne"], np.array(in_r("x[['tsne']]@cell.embeddings", x=seurat))
+    )
     assert adata.var["highly_variable"].sum() == 20 and adata.obsm["scale.data"].shape == (80, 20)
     assert adata.obs["groups"].tolist() == list(in_r("x$groups", x=seurat))
 
@@ -126,13 +132,22 @@ def test_metadata_of_every_type(tmp_path, way):
     names = list(in_r("names(a)"))
     assert names == list(in_r("names(b)"))
     assert [n for n in names if not truth(f"identical(a[['{n}']], b[['{n}']])")] == []
-    assert adata.obs["ordered"].cat.ordered and list(adata.obs["ordered"].cat.categories) == ["low", "mid", "high"]
+    assert adata.obs["ordered"].cat.ordered and list(adata.obs["ordered"].cat.categories) == [
+        "low",
+        "mid",
+        "high",
+    ]
 
 
 def test_columns_without_a_type_are_named(capfd):
-    x = in_r("x <- SeuratObject::pbmc_small; x@meta.data$nested <- lapply(seq_len(ncol(x)), function(i) 1:i); x")
+    x = in_r(
+        "x <- SeuratObject::pbmc_small; x@meta.data$nested <- lapply(seq_len(ncol(x)), function(i) 1:i); x"
+    )
     adata = bridge.from_seurat(x)
-    assert "cell metadata column 'nested' (list)" in capfd.readouterr().err and "nested" not in adata.obs
+    assert (
+        "cell metadata column 'nested' (list)" in capfd.readouterr().err
+        and "nested" not in adata.obs
+    )
     adata.obs["objects"] = [{}] * adata.n_obs
     adata.uns["odd"] = {1, 2}
     bridge.to_seurat(adata)
@@ -141,7 +156,9 @@ def test_columns_without_a_type_are_named(capfd):
 
 
 def test_level_na_of_a_factor():
-    x = in_r("x <- SeuratObject::pbmc_small; x$f <- addNA(factor(rep(c('u', NA, 'w'), length.out = 80))); x")
+    x = in_r(
+        "x <- SeuratObject::pbmc_small; x$f <- addNA(factor(rep(c('u', NA, 'w'), length.out = 80))); x"
+    )
     values = bridge.from_seurat(x, verbose=False).obs["f"]
     assert list(values.cat.categories) == ["u", "w"]
     assert values.isna().tolist() == [i % 3 == 1 for i in range(80)]
@@ -169,10 +186,22 @@ def test_several_assays(tmp_path):
     assert adata.obsm["ADT_counts"].shape == (80, 5)
     back = bridge.to_seurat(through_file(adata, tmp_path), verbose=False)
     in_r("f <- function(o, a, s) layer(o[[a]], s)", x=x, y=back)
-    assert truth("identical(names(y@assays), c('RNA', 'ADT', 'scmamba')) && SeuratObject::DefaultAssay(y) == 'ADT'")
-    for assay, slot in (("ADT", "counts"), ("ADT", "data"), ("scmamba", "data"), ("RNA", "scale.data")):
-        assert truth(f"identical(f(x, '{assay}', '{slot}'), f(y, '{assay}', '{slot}'))"), (assay, slot)
-    assert truth("identical(x[['ADT']][[]], y[['ADT']][[]]) && identical(x[['ADT']]@var.features, y[['ADT']]@var.features)")
+    assert truth(
+        "identical(names(y@assays), c('RNA', 'ADT', 'scmamba')) && SeuratObject::DefaultAssay(y) == 'ADT'"
+    )
+    for assay, slot in (
+        ("ADT", "counts"),
+        ("ADT", "data"),
+        ("scmamba", "data"),
+        ("RNA", "scale.data"),
+    ):
+        assert truth(f"identical(f(x, '{assay}', '{slot}'), f(y, '{assay}', '{slot}'))"), (
+            assay,
+            slot,
+        )
+    assert truth(
+        "identical(x[['ADT']][[]], y[['ADT']][[]]) && identical(x[['ADT']]@var.features, y[['ADT']]@var.features)"
+    )
     other = bridge.from_seurat(x, verbose=False)
     assert other.shape == (80, 5) and other.obsm["RNA_scale.data"].shape == (80, 20)
     with pytest.raises(DataError, match="no assay 'SCT'"):
@@ -201,17 +230,28 @@ def test_an_anndata_that_never_was_seurat(capfd):
     in_r("", y=made)
     assert truth("identical(names(y@assays), c('RNA', 'scmamba')) && rownames(y)[2] == 'GENE-1'")
     assert truth("all(c('orig.ident', 'nCount_RNA', 'nFeature_RNA') %in% names(y@meta.data))")
-    np.testing.assert_array_equal(np.array(in_r("y$nCount_RNA")), np.asarray(adata.X.sum(axis=1)).ravel())
-    np.testing.assert_array_equal(np.array(in_r("as.matrix(layer(y[['scmamba']], 'data'))")).T, adata.layers["scmamba"].toarray())
+    np.testing.assert_array_equal(
+        np.array(in_r("y$nCount_RNA")), np.asarray(adata.X.sum(axis=1)).ravel()
+    )
+    np.testing.assert_array_equal(
+        np.array(in_r("as.matrix(layer(y[['scmamba']], 'data'))")).T,
+        adata.layers["scmamba"].toarray(),
+    )
     np.testing.assert_array_equal(np.array(in_r("y[['pca']]@feature.loadings")), adata.varm["PCs"])
-    np.testing.assert_array_equal(np.array(in_r("as.matrix(y@graphs$connectivities)")), adata.obsp["connectivities"].toarray())
+    np.testing.assert_array_equal(
+        np.array(in_r("as.matrix(y@graphs$connectivities)")), adata.obsp["connectivities"].toarray()
+    )
     assert in_r("SeuratObject::Misc(y, 'scmamba')$impute$passes")[0] == 10
     assert truth("length(SeuratObject::VariableFeatures(y)) == 20")
     # Seurat's own functions take it
-    assert truth("library(Seurat); z <- NormalizeData(y, verbose = FALSE); inherits(subset(z, cells = colnames(z)[1:5]), 'Seurat')")
+    assert truth(
+        "library(Seurat); z <- NormalizeData(y, verbose = FALSE); inherits(subset(z, cells = colnames(z)[1:5]), 'Seurat')"
+    )
     back = bridge.from_seurat(made, verbose=False)
     assert list(back.var_names) == list(adata.var_names) and (back.X != adata.X).nnz == 0
-    np.testing.assert_array_equal(back.layers["scmamba"].toarray(), adata.layers["scmamba"].toarray())
+    np.testing.assert_array_equal(
+        back.layers["scmamba"].toarray(), adata.layers["scmamba"].toarray()
+    )
     assert back.uns["scmamba"] == adata.uns["scmamba"]
 
 
@@ -220,8 +260,12 @@ def test_log_values_become_data():
     adata.X = sparse.csr_matrix(np.log1p(adata.X.toarray()))
     made = bridge.to_seurat(adata, verbose=False)
     in_r("a <- y[['RNA']]", y=made)
-    assert truth("if (inherits(a, 'StdAssay')) !'counts' %in% SeuratObject::Layers(a) else prod(dim(a@counts)) == 0")
-    np.testing.assert_array_equal(np.array(in_r("as.matrix(layer(y[['RNA']], 'data'))")).T, adata.X.toarray())
+    assert truth(
+        "if (inherits(a, 'StdAssay')) !'counts' %in% SeuratObject::Layers(a) else prod(dim(a@counts)) == 0"
+    )
+    np.testing.assert_array_equal(
+        np.array(in_r("as.matrix(layer(y[['RNA']], 'data'))")).T, adata.X.toarray()
+    )
 
 
 def test_repeated_names(capfd):
@@ -240,7 +284,9 @@ def test_a_part_of_what_came(seurat):
     part = adata[10:40, 5:60].copy()
     made = bridge.to_seurat(part, verbose=False)
     assert truth("ncol(y) == 30 && nrow(y) == 55 && methods::validObject(y)", y=made)
-    assert truth("identical(y[['pca']]@cell.embeddings, x[['pca']]@cell.embeddings[11:40, ])", x=seurat)
+    assert truth(
+        "identical(y[['pca']]@cell.embeddings, x[['pca']]@cell.embeddings[11:40, ])", x=seurat
+    )
     assert truth("all(rownames(layer(y[['RNA']], 'scale.data')) %in% rownames(y))")
 
 
@@ -248,7 +294,9 @@ def test_dense_and_empty():
     adata = fresh()
     adata.X = adata.X.toarray()
     made = bridge.to_seurat(adata, verbose=False)
-    np.testing.assert_array_equal(np.array(in_r("as.matrix(layer(y[['RNA']], 'counts'))", y=made)).T, adata.X)
+    np.testing.assert_array_equal(
+        np.array(in_r("as.matrix(layer(y[['RNA']], 'counts'))", y=made)).T, adata.X
+    )
     with pytest.raises(DataError, match="empty"):
         bridge.to_seurat(adata[:0])
 
@@ -299,7 +347,11 @@ def test_single_cell_experiment(tmp_path, capfd):
         "metadata": "metadata(o)$who",
         "table": "lapply(metadata(o)$table, as.character)",
     }
-    assert [k for k, code in kept.items() if not truth(f"f <- function(o) {code}; identical(f(x), f(y))")] == []
+    assert [
+        k
+        for k, code in kept.items()
+        if not truth(f"f <- function(o) {code}; identical(f(x), f(y))")
+    ] == []
 
 
 def test_second_opinion_of_anndata2ri():
@@ -309,9 +361,13 @@ def test_second_opinion_of_anndata2ri():
     with (ro.default_converter + anndata2ri.converter).context():
         theirs = ro.globalenv["y"]
     ours = fresh()
-    assert list(theirs.obs_names) == list(ours.obs_names) and list(theirs.var_names) == list(ours.var_names)
+    assert list(theirs.obs_names) == list(ours.obs_names) and list(theirs.var_names) == list(
+        ours.var_names
+    )
     np.testing.assert_array_equal(sparse.csr_matrix(theirs.X).toarray(), ours.X.toarray())
-    np.testing.assert_array_equal(sparse.csr_matrix(theirs.layers["scmamba"]).toarray(), ours.layers["scmamba"].toarray())
+    np.testing.assert_array_equal(
+        sparse.csr_matrix(theirs.layers["scmamba"]).toarray(), ours.layers["scmamba"].toarray()
+    )
 
 
 def test_files_that_are_not_what_they_say(tmp_path, seurat):
@@ -373,12 +429,21 @@ def test_split_layers_of_seurat_5(tmp_path, capfd):
         pytest.skip("SeuratObject 5 is not installed in this R")
     x = in_r(SPLIT)
     adata = bridge.from_seurat(x)
-    assert "the split of assay 'V5' into layers counts.one, counts.two (joined)" in capfd.readouterr().err
-    counts = np.array(in_r("as.matrix(SeuratObject::LayerData(SeuratObject::JoinLayers(x[['V5']]), layer = 'counts'))"))
+    assert (
+        "the split of assay 'V5' into layers counts.one, counts.two (joined)"
+        in capfd.readouterr().err
+    )
+    counts = np.array(
+        in_r(
+            "as.matrix(SeuratObject::LayerData(SeuratObject::JoinLayers(x[['V5']]), layer = 'counts'))"
+        )
+    )
     np.testing.assert_array_equal(adata.X.toarray(), counts.T)
     back = bridge.to_seurat(through_file(adata, tmp_path), verbose=False)
     assert truth("inherits(y[['V5']], 'Assay5') && inherits(y[['RNA']], 'Assay')", x=x, y=back)
-    assert truth("j <- SeuratObject::JoinLayers(x[['V5']]); identical(layer(j, 'counts'), layer(y[['V5']], 'counts'))")
+    assert truth(
+        "j <- SeuratObject::JoinLayers(x[['V5']]); identical(layer(j, 'counts'), layer(y[['V5']], 'counts'))"
+    )
     assert truth("identical(x@meta.data, y@meta.data)")
 
 
@@ -389,4 +454,6 @@ def test_the_page_of_round_trips():
     for heading, rows in table.tables().items():
         assert [slot for slot, verdict, _ in rows if verdict == "LOST WITHOUT A WORD"] == []
         text = table.as_text(heading, rows)
-        assert page.get(heading, text) == text, "docs/round_trips.md is old: run round_trip_table.py --write"
+        assert page.get(heading, text) == text, (
+            "docs/round_trips.md is old: run round_trip_table.py --write"
+        )

@@ -73,7 +73,18 @@ x[["V5"]] <- split(a, f = rep(c("one", "two"), length.out = ncol(x)))
 SeuratObject::DefaultAssay(x) <- "V5"
 """
 
-ODD = ["logical_na", "integer_na", "double_na", "text_na", "ordered", "unused", "date", "time", "1x of-its own", "row_names"]
+ODD = [
+    "logical_na",
+    "integer_na",
+    "double_na",
+    "text_na",
+    "ordered",
+    "unused",
+    "date",
+    "time",
+    "1x of-its own",
+    "row_names",
+]
 
 # slot, R expression of the object `o`; where it cannot come back as it was: words the message must hold; where it comes back changed: what
 # the expression then gives.
@@ -84,7 +95,12 @@ def _assay(name: str, scale: bool) -> list[Line]:
     lines = [
         (f"{name}: counts", f"whole(o, '{name}', 'counts')", "", ""),
         (f"{name}: data", f"whole(o, '{name}', 'data')", "", ""),
-        (f"{name}: variable features, in order", f"SeuratObject::VariableFeatures(o[['{name}']])", "", ""),
+        (
+            f"{name}: variable features, in order",
+            f"SeuratObject::VariableFeatures(o[['{name}']])",
+            "",
+            "",
+        ),
         (f"{name}: key", f"SeuratObject::Key(o[['{name}']])", "", ""),
         (f"{name}: class", f"class(o[['{name}']])[1]", "", ""),
     ]
@@ -95,33 +111,67 @@ def _assay(name: str, scale: bool) -> list[Line]:
 
 def seurat_lines(split: bool) -> list[Line]:
     """Slots of the Seurat object, in the order of the page."""
-    reduction = ("cell.embeddings", "feature.loadings", "feature.loadings.projected", "stdev", "key", "assay.used", "global")
+    reduction = (
+        "cell.embeddings",
+        "feature.loadings",
+        "feature.loadings.projected",
+        "stdev",
+        "key",
+        "assay.used",
+        "global",
+    )
     lines = _assay("RNA", True) + [("RNA: feature metadata", "o[['RNA']][[]]", "", "")]
     lines += [*_assay("ADT", False), ("ADT: feature metadata", "o[['ADT']][[]]", "", "")]
     if split:
         lines += _assay("V5", False)
         lines += [
             ("V5: feature metadata", "o[['V5']][['long']]", "", ""),
-            ("V5: split layers", "SeuratObject::Layers(o[['V5']])", "the split of assay 'V5' into layers",
-             "c('counts', 'data')"),
-        ]  # fmt: skip
-    lines += [("default assay", "SeuratObject::DefaultAssay(o)", "", ""), ("cell names", "colnames(o)", "", "")]
+            (
+                "V5: split layers",
+                "SeuratObject::Layers(o[['V5']])",
+                "the split of assay 'V5' into layers",
+                "c('counts', 'data')",
+            ),
+        ]
+    lines += [
+        ("default assay", "SeuratObject::DefaultAssay(o)", "", ""),
+        ("cell names", "colnames(o)", "", ""),
+    ]
     lines += [(f"metadata: {name}", f"o@meta.data[['{name}']]", "", "") for name in ODD]
     lines += [
         ("metadata: order of the columns", "setdiff(names(o@meta.data), 'nested')", "", ""),
-        ("metadata: a factor's level NA", "o@meta.data$with_na_level", "level NA", "factor(as.character(x@meta.data$with_na_level))"),
-        ("metadata: a column of lists", "o@meta.data$nested", "cell metadata column 'nested' (list)", ""),
+        (
+            "metadata: a factor's level NA",
+            "o@meta.data$with_na_level",
+            "level NA",
+            "factor(as.character(x@meta.data$with_na_level))",
+        ),
+        (
+            "metadata: a column of lists",
+            "o@meta.data$nested",
+            "cell metadata column 'nested' (list)",
+            "",
+        ),
         ("identities, with unused levels", "SeuratObject::Idents(o)", "", ""),
         ("project", "o@project.name", "", ""),
     ]
     lines += [(f"reduction pca: {part}", f"o[['pca']]@{part}", "", "") for part in reduction]
     lines += [
-        ("reduction pca: JackStraw", "o[['pca']]@jackstraw@empirical.p.values", "JackStraw results of reduction 'pca'", ""),
+        (
+            "reduction pca: JackStraw",
+            "o[['pca']]@jackstraw@empirical.p.values",
+            "JackStraw results of reduction 'pca'",
+            "",
+        ),
         ("reduction tsne", "o[['tsne']]@cell.embeddings", "", ""),
         ("graph RNA_snn", "o[['RNA_snn']]", "", ""),
         ("neighbour lists", "names(o@neighbors)", "neighbour lists near", ""),
-        ("misc: lists and tables", "SeuratObject::Misc(o, 'study')", "(no message: a file sorts the names of a list)",
-         "SeuratObject::Misc(x, 'study')[c('table', 'who')]"),
+        (
+            "misc: lists and tables",
+            "SeuratObject::Misc(o, 'study')",
+            "(no message: a file sorts the names of a list)",
+            "SeuratObject::Misc(x, 'study')[c('table', 'who')]",
+        ),
         ("misc: code", "is.function(SeuratObject::Misc(o, 'code'))", "'code'", ""),
         ("images", "names(o@images)", "spatial images fov", ""),
         ("command log", "names(o@commands)", "commands", ""),
@@ -157,21 +207,49 @@ metadata(x) <- list(who = "us", table = data.frame(a = 1:2, b = c("x", "y")), f 
 def sce_lines() -> list[Line]:
     """Slots of the SingleCellExperiment, in the order of the page."""
     return [
-        *[(f"assay {name}", f"assay(o, '{name}')", "", "") for name in ("counts", "logcounts", "dense")],
+        *[
+            (f"assay {name}", f"assay(o, '{name}')", "", "")
+            for name in ("counts", "logcounts", "dense")
+        ],
         ("order and names of the assays", "assayNames(o)", "", ""),
         ("gene and cell names", "dimnames(o)", "", ""),
         *[(f"colData: {name}", f"o[['{name}']]", "", "") for name in ODD],
-        ("colData: a factor's level NA", "o$with_na_level", "level NA", "factor(as.character(x$with_na_level))"),
+        (
+            "colData: a factor's level NA",
+            "o$with_na_level",
+            "level NA",
+            "factor(as.character(x$with_na_level))",
+        ),
         ("colData: a column of lists", "o$nested", "cell metadata column 'nested' (list)", ""),
         ("colData: run-length encoded", "as.vector(o$run)", "", ""),
         ("size factors", "sizeFactors(o)", "", ""),
         ("rowData", "as.list(rowData(o))", "", ""),
         ("reducedDim PCA", "matrix(reducedDim(o, 'PCA'), 30)", "", ""),
-        ("reducedDim PCA: rotation", "{r <- attr(reducedDim(o, 'PCA'), 'rotation'); r[sort(rownames(r)), ]}", "", ""),
-        ("names of reducedDims and their columns", "list(reducedDimNames(o), lapply(as.list(reducedDims(o)), colnames))", "", ""),
+        (
+            "reducedDim PCA: rotation",
+            "{r <- attr(reducedDim(o, 'PCA'), 'rotation'); r[sort(rownames(r)), ]}",
+            "",
+            "",
+        ),
+        (
+            "names of reducedDims and their columns",
+            "list(reducedDimNames(o), lapply(as.list(reducedDims(o)), colnames))",
+            "",
+            "",
+        ),
         ("altExp: assay", "assay(altExp(o, 'spikes'), 'counts')", "", ""),
-        ("altExp: rowData", "as.list(rowData(altExp(o, 'spikes')))", "of the alternative experiment 'spikes'", ""),
-        ("altExp: colData", "as.list(colData(altExp(o, 'spikes')))", "of the alternative experiment 'spikes'", ""),
+        (
+            "altExp: rowData",
+            "as.list(rowData(altExp(o, 'spikes')))",
+            "of the alternative experiment 'spikes'",
+            "",
+        ),
+        (
+            "altExp: colData",
+            "as.list(colData(altExp(o, 'spikes')))",
+            "of the alternative experiment 'spikes'",
+            "",
+        ),
         ("colPair", "methods::as(colPair(o, 'near', asSparse = TRUE), 'matrix')", "", ""),
         ("rowPair", "length(rowPairs(o))", "rowPairs", ""),
         ("name of the main experiment", "mainExpName(o)", "", ""),
@@ -182,14 +260,20 @@ def sce_lines() -> list[Line]:
 
 
 def _same(code: str, first: str = "x", second: str = "y") -> bool:
-    return bool(ro.r(f"isTRUE(tryCatch({{f <- function(o) {code}; identical(f({first}), f({second}))}}, error = function(e) NA))")[0])
+    return bool(
+        ro.r(
+            f"isTRUE(tryCatch({{f <- function(o) {code}; identical(f({first}), f({second}))}}, error = function(e) NA))"
+        )[0]
+    )
 
 
 def _verdict(line: Line, said: list[str]) -> tuple[str, str, str]:
     slot, code, words, other = line
     if _same(code):
         return slot, "kept", ""
-    message = words if words.startswith("(") else next((s for s in said if words and words in s), "")
+    message = (
+        words if words.startswith("(") else next((s for s in said if words and words in s), "")
+    )
     if not message:
         return slot, "LOST WITHOUT A WORD", ""
     changed = bool(other) and bool(ro.r(f"f <- function(o) {code}; identical({other}, f(y))")[0])
@@ -213,7 +297,11 @@ def travel(make: str, lines: list[Line], there: Any, back: Any) -> list[tuple[st
 
 def version(package: str) -> str:
     """Installed version of an R package, "" if there is none."""
-    return str(ro.r(f"if (requireNamespace('{package}', quietly = TRUE)) as.character(utils::packageVersion('{package}')) else ''")[0])
+    return str(
+        ro.r(
+            f"if (requireNamespace('{package}', quietly = TRUE)) as.character(utils::packageVersion('{package}')) else ''"
+        )[0]
+    )
 
 
 def tables() -> dict[str, list[tuple[str, str, str]]]:
@@ -226,24 +314,34 @@ def tables() -> dict[str, list[tuple[str, str, str]]]:
         name = "Seurat 5, split layers" if five else "Seurat 4"
         make = SEURAT + (SPLIT if five else "")
         lines = seurat_lines(five)
-        found[f"{name} -> h5ad -> Seurat"] = travel(make, lines, lambda x: bridge.from_seurat(x, assay="RNA"), bridge.to_seurat)
+        found[f"{name} -> h5ad -> Seurat"] = travel(
+            make, lines, lambda x: bridge.from_seurat(x, assay="RNA"), bridge.to_seurat
+        )
         if five:
             return found
     if version("SingleCellExperiment"):
-        found["SingleCellExperiment -> h5ad -> SingleCellExperiment"] = travel(SCE, sce_lines(), bridge.from_sce, bridge.to_sce)
+        found["SingleCellExperiment -> h5ad -> SingleCellExperiment"] = travel(
+            SCE, sce_lines(), bridge.from_sce, bridge.to_sce
+        )
     return found
 
 
 def as_text(heading: str, rows: list[tuple[str, str, str]]) -> str:
     """One section of the page."""
-    body = "".join(f"| {slot} | {verdict} | {message.replace('|', '/')} |\n" for slot, verdict, message in rows)
+    body = "".join(
+        f"| {slot} | {verdict} | {message.replace('|', '/')} |\n" for slot, verdict, message in rows
+    )
     return f"## {heading}\n\n| slot | verdict | what the message says |\n|---|---|---|\n{body}"
 
 
 def written() -> dict[str, str]:
     """The page's sections by heading."""
     parts = re.split(r"(?m)^(?=## )", PAGE.read_text(encoding="utf-8")) if PAGE.exists() else []
-    return {part[3:].split("\n", 1)[0]: part.rstrip("\n") + "\n" for part in parts if part.startswith("## ")}
+    return {
+        part[3:].split("\n", 1)[0]: part.rstrip("\n") + "\n"
+        for part in parts
+        if part.startswith("## ")
+    }
 
 
 INTRODUCTION = """# Round trips, slot by slot
@@ -263,7 +361,10 @@ def main() -> None:
         print("\n".join(found.values()))
         return
     everything = written() | found
-    PAGE.write_text(INTRODUCTION + "\n".join(everything[heading] for heading in sorted(everything)), encoding="utf-8")
+    PAGE.write_text(
+        INTRODUCTION + "\n".join(everything[heading] for heading in sorted(everything)),
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

@@ -19,12 +19,26 @@ NAMES = re.findall(r"^def (test_\w+)", CASES.read_text(), flags=re.M)
 def outcome(tmp_path_factory):
     if not shutil.which("R") or importlib.util.find_spec("rpy2") is None:
         pytest.skip("R or rpy2 is not installed (pip install 'scmamba[r]')")
-    found = subprocess.run(["Rscript", "-e", "cat(requireNamespace('Seurat', quietly = TRUE))"], capture_output=True, text=True)
+    found = subprocess.run(
+        ["Rscript", "-e", "cat(requireNamespace('Seurat', quietly = TRUE))"],
+        capture_output=True,
+        text=True,
+    )
     if "TRUE" not in found.stdout:
         pytest.skip("R has no Seurat")
     report = tmp_path_factory.mktemp("interop") / "report.xml"
-    command = [sys.executable, "-m", "pytest", str(CASES), "-p", "no:cacheprovider", f"--junitxml={report}"]
-    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(CASES),
+        "-p",
+        "no:cacheprovider",
+        f"--junitxml={report}",
+    ]
+    run = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     assert report.exists(), run.stdout + run.stderr
     cases: dict = {}
     for case in xml.parse(report).getroot().iter("testcase"):

@@ -34,17 +34,30 @@ def test_outputs_are_those_of_the_published_code(official, expected, backend):
     rows = slice(1 if backend == "chunked" else 2)
     expected = {name: expected[name][rows] for name in expected}
     x = expected["log1p_cp10k"]
-    model = load_model(official / "pretrain.ckpt", vocabulary=official / "vocab.txt", backend=backend)
-    np.testing.assert_allclose(model.reconstruct(x, expected["mask"]), expected["reconstruction"], rtol=0, atol=1e-5)
-    np.testing.assert_allclose(model.cell_embedding(x), expected["cell_embedding"], rtol=0, atol=1e-5)
-    classifier = load_model(official / "celltype.ckpt", official / "vocab.txt", labels=official / "celltype.json", backend=backend)
+    model = load_model(
+        official / "pretrain.ckpt", vocabulary=official / "vocab.txt", backend=backend
+    )
+    np.testing.assert_allclose(
+        model.reconstruct(x, expected["mask"]), expected["reconstruction"], rtol=0, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        model.cell_embedding(x), expected["cell_embedding"], rtol=0, atol=1e-5
+    )
+    classifier = load_model(
+        official / "celltype.ckpt",
+        official / "vocab.txt",
+        labels=official / "celltype.json",
+        backend=backend,
+    )
     np.testing.assert_allclose(classifier.classify(x), expected["logits"], rtol=0, atol=1e-5)
     assert classifier.labels[:2] == ["Astrocyte", "Microglia"]
 
 
 def test_the_published_vocabulary_is_the_default(official, expected):
     model = load_model(official / "pretrain.ckpt")
-    np.testing.assert_allclose(model.cell_embedding(expected["log1p_cp10k"]), expected["cell_embedding"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        model.cell_embedding(expected["log1p_cp10k"]), expected["cell_embedding"], rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("backend", ["cpu", "chunked"])
@@ -69,20 +82,31 @@ def test_gradients_agree_with_float64(backend):
 def test_padding_is_invisible():
     network = small_model(n_classes=3, n_genes=90).network.double()
     network.backend = "reference"
-    x = torch.rand(4, 90).double() * (torch.rand(4, 90) < torch.tensor([0.05, 0.9, 0.3, 0.5])[:, None])
+    x = torch.rand(4, 90).double() * (
+        torch.rand(4, 90) < torch.tensor([0.05, 0.9, 0.3, 0.5])[:, None]
+    )
     mask = torch.rand(4, 90) < 0.1
     values, hidden, genes, keep, columns = pack(x, mask, None)
     with torch.no_grad():
-        together = network.reconstruct(values, hidden, genes, keep), network.cell_embedding(values, genes, keep), network.classify(
-            values, genes, keep
+        together = (
+            network.reconstruct(values, hidden, genes, keep),
+            network.cell_embedding(values, genes, keep),
+            network.classify(values, genes, keep),
         )
         for i in range(4):
             there = ((x[i] != 0) | mask[i]).nonzero().flatten()
             assert columns[i, keep[i]].tolist() == there.tolist()
             alone = network.reconstruct(x[i : i + 1, there], mask[i : i + 1, there], there)[0]
             torch.testing.assert_close(together[0][i, keep[i]], alone, rtol=0, atol=1e-12)
-            torch.testing.assert_close(together[1][i], network.cell_embedding(x[i : i + 1, there], there)[0], rtol=0, atol=1e-12)
-            torch.testing.assert_close(together[2][i], network.classify(x[i : i + 1, there], there)[0], rtol=0, atol=1e-12)
+            torch.testing.assert_close(
+                together[1][i],
+                network.cell_embedding(x[i : i + 1, there], there)[0],
+                rtol=0,
+                atol=1e-12,
+            )
+            torch.testing.assert_close(
+                together[2][i], network.classify(x[i : i + 1, there], there)[0], rtol=0, atol=1e-12
+            )
 
 
 def test_a_model_that_reads_expressed_genes_ignores_visible_zeros():
@@ -92,7 +116,10 @@ def test_a_model_that_reads_expressed_genes_ignores_visible_zeros():
     answer = model.reconstruct(x, mask)
     assert (answer[(x == 0) & ~mask] == 0).all() and (answer[mask] != 0).all()
     some = torch.arange(0, 50, 2)
-    torch.testing.assert_close(model.cell_embedding(x[:, some], genes=some), model.cell_embedding(x * (torch.arange(50) % 2 == 0)))
+    torch.testing.assert_close(
+        model.cell_embedding(x[:, some], genes=some),
+        model.cell_embedding(x * (torch.arange(50) % 2 == 0)),
+    )
 
 
 def test_batches_do_not_change_the_answer():
@@ -117,7 +144,9 @@ def test_initial_values_are_those_of_the_specification():
     network = ScMamba(ModelConfig(n_genes=400, d_model=32, n_layer=2))
     step = torch.nn.functional.softplus(network.backbone.layers[0].mixer.dt_proj.bias)
     assert step.min() > 9e-4 and step.max() < 0.11
-    torch.testing.assert_close(network.backbone.layers[1].mixer.A_b_log.exp()[5], torch.arange(1.0, 17.0))
+    torch.testing.assert_close(
+        network.backbone.layers[1].mixer.A_b_log.exp()[5], torch.arange(1.0, 17.0)
+    )
     assert abs(network.backbone.gene_id_embedding.weight.std() - 0.02) < 1e-3
     assert "backbone.layers.0.mixer.D_b" in network.without_decay()
     assert "backbone.layers.0.mixer.in_proj.weight" not in network.without_decay()
@@ -135,13 +164,27 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     again = load_model(tmp_path / "m")
     x = torch.rand(2, 40)
     assert torch.equal(again.classify(x), model.classify(x))
-    assert (again.labels, again.card, list(again.genes)) == (model.labels, "# what it saw\n", list(model.genes))
+    assert (again.labels, again.card, list(again.genes)) == (
+        model.labels,
+        "# what it saw\n",
+        list(model.genes),
+    )
     assert sorted(p.name for p in (tmp_path / "m").iterdir()) == [
-        "config.json", "genes.tsv", "labels.json", "model.safetensors", "model_card.md"
-    ]  # fmt: skip
+        "config.json",
+        "genes.tsv",
+        "labels.json",
+        "model.safetensors",
+        "model_card.md",
+    ]
 
 
-@pytest.mark.parametrize("sizes", [dict(d_model=24, n_layer=3, d_state=8), dict(d_model=16, n_layer=1, d_conv=2, dt_rank=5, expand=3)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(d_model=24, n_layer=3, d_state=8),
+        dict(d_model=16, n_layer=1, d_conv=2, dt_rank=5, expand=3),
+    ],
+)
 def test_published_layout_of_any_size_is_read(tmp_path, sizes):
     torch.manual_seed(3)
     network = ScMamba(ModelConfig(n_genes=30, n_classes=4, **sizes))
@@ -150,9 +193,14 @@ def test_published_layout_of_any_size_is_read(tmp_path, sizes):
     state["model.backbone.gene_id_embedding.weight"] = table
     torch.save({"state_dict": state, "epoch": 1}, tmp_path / "x.ckpt")
     ids = list(Vocabulary.published())[:30]
-    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[CLS]", "[MASK]"] + [i.lower() for i in ids]))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[CLS]", "[MASK]"] + [i.lower() for i in ids])
+    )
     model = load_model(tmp_path / "x.ckpt", vocabulary=tmp_path / "vocab.txt")
-    assert list(model.genes) == ids and (model.config.d_model, model.config.n_layer) == (sizes["d_model"], sizes["n_layer"])
+    assert list(model.genes) == ids and (model.config.d_model, model.config.n_layer) == (
+        sizes["d_model"],
+        sizes["n_layer"],
+    )
     torch.testing.assert_close(model.gene_embedding(), table[3:33])
     with torch.no_grad():  # the [CLS] row of the table belongs to the token
         network.backbone.gene_id_embedding.weight.copy_(table[3:33])
@@ -163,7 +211,10 @@ def test_published_layout_of_any_size_is_read(tmp_path, sizes):
 
 def test_one_directional_checkpoints_are_read(tmp_path):
     network = ScMamba(ModelConfig(n_genes=20, d_model=8, n_layer=1, bidirectional=False))
-    torch.save({"state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "x.ckpt")
+    torch.save(
+        {"state_dict": {f"model.{k}": v for k, v in network.state_dict().items()}},
+        tmp_path / "x.ckpt",
+    )
     model = load_model(tmp_path / "x.ckpt", vocabulary=Vocabulary.published().subset(range(20)))
     assert not model.config.bidirectional
 
@@ -179,7 +230,11 @@ def test_damaged_and_foreign_checkpoints_are_answered(tmp_path, official):
     torch.save({"state_dict": {"layer.weight": torch.zeros(2)}}, tmp_path / "other.ckpt")
     with pytest.raises(CheckpointError, match="not a scMamba checkpoint"):
         load_model(tmp_path / "other.ckpt")
-    (tmp_path / "vocab.txt").write_text("\n".join(list(Vocabulary.published())) + "\n" + "\n".join(f"ENSG9{i:010d}" for i in range(2000)))
+    (tmp_path / "vocab.txt").write_text(
+        "\n".join(list(Vocabulary.published()))
+        + "\n"
+        + "\n".join(f"ENSG9{i:010d}" for i in range(2000))
+    )
     with pytest.raises(CheckpointError, match="embedding table has"):
         load_model(official / "pretrain.ckpt", vocabulary=tmp_path / "vocab.txt")
     with pytest.raises(CheckpointError, match="There is no model 'nothing'"):
@@ -206,7 +261,11 @@ def test_incomplete_folders_are_answered(tmp_path):
         load_model(tmp_path / "m")
     weights.write_bytes(whole)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
-    for change, sentence in (({"d_model": 16}, "do not fit its sizes"), ({"new": 1}, "does not know"), ({"n_layer": 2}, "incomplete")):
+    for change, sentence in (
+        ({"d_model": 16}, "do not fit its sizes"),
+        ({"new": 1}, "does not know"),
+        ({"n_layer": 2}, "incomplete"),
+    ):
         (tmp_path / "m" / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=sentence):
             load_model(tmp_path / "m")

@@ -36,7 +36,11 @@ def web(tmp_path, monkeypatch):
 
 def publish(web, name="lab-model", sha256=None):
     served, address = web
-    entry = {"url": f"{address}/{name}.zip", **pack_model(models()["brain-mini"], served / f"{name}.zip"), "about": "a test"}
+    entry = {
+        "url": f"{address}/{name}.zip",
+        **pack_model(models()["brain-mini"], served / f"{name}.zip"),
+        "about": "a test",
+    }
     if sha256:
         entry["sha256"] = sha256
     (served / "registry.json").write_text(json.dumps({name: entry}))
@@ -47,12 +51,17 @@ def test_a_name_of_the_registry_is_fetched_once_and_then_works_without_network(w
     monkeypatch.setenv("SCMAMBA_REGISTRY", publish(web))
     model = load_model("lab-model", device="cpu")
     mini = load_model("brain-mini", device="cpu")
-    assert all(torch.equal(a, b) for a, b in zip(model.network.state_dict().values(), mini.network.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.network.state_dict().values(), mini.network.state_dict().values())
+    )
     assert model.card == mini.card and "lab-model" in models()
     monkeypatch.setenv("SCMAMBA_OFFLINE", "1")
     (web[0] / "lab-model.zip").unlink()
     assert len(load_model("lab-model", device="cpu").genes) == 19306
-    assert sorted(p.name for p in model_folder().iterdir() if p.name != ".downloads") == ["lab-model"]
+    assert sorted(p.name for p in model_folder().iterdir() if p.name != ".downloads") == [
+        "lab-model"
+    ]
 
 
 def test_another_file_than_promised_is_refused_and_nothing_is_kept(web, monkeypatch):
@@ -71,11 +80,16 @@ def test_without_network_the_way_by_hand_is_told(web, monkeypatch):
     monkeypatch.setenv("SCMAMBA_OFFLINE", "1")
     with pytest.raises(CheckpointError, match="SCMAMBA_OFFLINE is set.*unpack it to"):
         fetch_model("lab-model", verbose=False)
-    with pytest.raises(CheckpointError, match="neither a path nor one of the models at hand .*to be fetched \\(lab-model\\)"):
+    with pytest.raises(
+        CheckpointError,
+        match="neither a path nor one of the models at hand .*to be fetched \\(lab-model\\)",
+    ):
         load_model("no-such-model")
 
 
-@pytest.mark.parametrize("text", ["not json", "[1]", '{"a": {"url": "x"}}', '{"../up": {"url": "x", "sha256": "0"}}'])
+@pytest.mark.parametrize(
+    "text", ["not json", "[1]", '{"a": {"url": "x"}}', '{"../up": {"url": "x", "sha256": "0"}}']
+)
 def test_a_broken_registry_is_named(tmp_path, monkeypatch, text):
     (tmp_path / "r.json").write_text(text)
     monkeypatch.setenv("SCMAMBA_REGISTRY", str(tmp_path / "r.json"))
@@ -85,7 +99,10 @@ def test_a_broken_registry_is_named(tmp_path, monkeypatch, text):
 
 def test_an_archive_cannot_write_elsewhere(tmp_path):
     pack_model(models()["brain-mini"], tmp_path / "good.zip")
-    with zipfile.ZipFile(tmp_path / "good.zip") as good, zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad:
+    with (
+        zipfile.ZipFile(tmp_path / "good.zip") as good,
+        zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad,
+    ):
         for info in good.infolist():
             bad.writestr(f"../../{info.filename}", good.read(info))
         bad.writestr("../../evil.py", "print(1)")
@@ -102,9 +119,14 @@ def test_packing_twice_gives_the_same_bytes_and_commands_say_what_they_did(web, 
     assert first == pack_model(models()["brain-mini"], served / "b.zip")
     monkeypatch.setenv("SCMAMBA_REGISTRY", publish(web))
     run = CliRunner()
-    assert "lab-model: not fetched yet (scmamba fetch-model lab-model); a test" in run.invoke(app, ["models"]).output
+    assert (
+        "lab-model: not fetched yet (scmamba fetch-model lab-model); a test"
+        in run.invoke(app, ["models"]).output
+    )
     assert run.invoke(app, ["fetch-model", "lab-model", "-q"]).exit_code == 0
-    printed = run.invoke(app, ["pack-model", str(model_folder() / "lab-model"), "-o", str(served / "c.zip")]).output
+    printed = run.invoke(
+        app, ["pack-model", str(model_folder() / "lab-model"), "-o", str(served / "c.zip")]
+    ).output
     assert json.loads(printed)["c"]["sha256"] == first["sha256"]
     with pytest.raises(CheckpointError, match="not a checkpoint directory"):
         pack_model(served, served / "d.zip")

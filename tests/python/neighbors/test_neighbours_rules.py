@@ -134,9 +134,7 @@ def test_a_reference_is_the_only_source(given):
     totals = sums(counts) * 1.3
     depths = sums(reference) * (1.2 if given else 1.0)
     options = {"reference_totals": depths} if given else {}
-    found = knn_rates(
-        counts, totals, 5, components=4, shrink=10.0, reference=reference, **options
-    )
+    found = knn_rates(counts, totals, 5, components=4, shrink=10.0, reference=reference, **options)
     scores, basis = principal_components(sparse.csr_matrix(logs(reference, depths)), 4)
     near = np.argsort(distances(logs(counts, totals) @ basis, scores), axis=1)[:, :5]
     np.testing.assert_array_equal(found.neighbours, near)
@@ -180,7 +178,9 @@ def test_a_pool_keeps_means_components_and_counts():
     )
     for rank in (2, 6, 99):
         np.testing.assert_allclose(
-            pool.reconstruct_from_pcs(scores[:3], rank), scores[:3, :rank] @ basis[:, :rank].T, atol=1e-4
+            pool.reconstruct_from_pcs(scores[:3], rank),
+            scores[:3, :rank] @ basis[:, :rank].T,
+            atol=1e-4,
         )
     assert pool.reconstruct_from_pcs(scores[:3], 2).dtype == np.float32
     default = BatchBalancedKNN(counts_of(80, 70), sums(counts_of(80, 70)))

@@ -18,9 +18,15 @@ WIDTHS = [pytest.param(32, id="fused"), pytest.param(20, id="torch")]
 
 def network(width: int = 32, **settings) -> ScMamba:
     torch.manual_seed(0)
-    made = ScMamba(ModelConfig(n_genes=GENES, d_model=width, n_layer=2, d_state=4, n_classes=3, **settings)).eval()
+    made = ScMamba(
+        ModelConfig(n_genes=GENES, d_model=width, n_layer=2, d_state=4, n_classes=3, **settings)
+    ).eval()
     with torch.no_grad():  # what starts at zero or one must show
-        for p in (made.backbone.mask_token, made.backbone.cls_token, made.backbone.expression_embedding.bias):
+        for p in (
+            made.backbone.mask_token,
+            made.backbone.cls_token,
+            made.backbone.expression_embedding.bias,
+        ):
             p.normal_()
         made.backbone.layers[0].norm.weight.uniform_(0.5, 2)
     made.lookup = True
@@ -70,7 +76,9 @@ def test_the_projection_is_the_product(which, width, backend):
         rows = double.backbone.embed(x.double(), mask, genes)
         block = double.backbone.layers[0]
         product = F.linear(block.norm(rows), block.mixer.in_proj.weight)
-        truth = block.mixer(block.norm(rows), "reference", None if there is None else there.double())
+        truth = block.mixer(
+            block.norm(rows), "reference", None if there is None else there.double()
+        )
     assert off(found, product) < 1e-6
     assert off(layer, truth) < 1e-5
 
@@ -87,7 +95,9 @@ def test_every_answer_is_the_same(which, verb, width):
         assert net.first._made is not None
         net.lookup = False
         ordinary = getattr(net, verb)(x, genes=genes, keep=keep, **call)
-        truth = getattr(copy.deepcopy(net).double(), verb)(x.double(), genes=genes, keep=keep, **call)
+        truth = getattr(copy.deepcopy(net).double(), verb)(
+            x.double(), genes=genes, keep=keep, **call
+        )
     assert off(found, truth) < 1e-5 and off(ordinary, truth) < 1e-5
 
 
@@ -96,7 +106,9 @@ def test_hidden_values_may_be_anything():
     for width in (32, 20):
         net = network(width)
         with torch.no_grad():
-            assert torch.equal(net.reconstruct(x.masked_fill(mask, torch.nan), mask), net.reconstruct(x, mask))
+            assert torch.equal(
+                net.reconstruct(x.masked_fill(mask, torch.nan), mask), net.reconstruct(x, mask)
+            )
             assert net.reconstruct(x.masked_fill(mask, torch.nan)).isnan().any()
 
 
@@ -108,7 +120,9 @@ def test_a_cell_does_not_depend_on_its_batch(width):
         together = net.first(net.backbone, embedded, x, mask, None, None)
         for i in range(5):
             one = slice(i, i + 1)
-            assert torch.equal(net.first(net.backbone, embedded[one], x[one], mask[one], None, None), together[one])
+            assert torch.equal(
+                net.first(net.backbone, embedded[one], x[one], mask[one], None, None), together[one]
+            )
 
 
 def changes():
@@ -120,13 +134,17 @@ def changes():
 
     def load(net):
         torch.manual_seed(9)
-        net.load_state_dict({name: t + 0.1 * torch.randn_like(t) for name, t in net.state_dict().items()})
+        net.load_state_dict(
+            {name: t + 0.1 * torch.randn_like(t) for name, t in net.state_dict().items()}
+        )
 
     def assign(net):
         net.load_state_dict({name: t * 1.1 for name, t in net.state_dict().items()}, assign=True)
 
     def other(net):
-        net.backbone.layers[0].mixer.in_proj.weight.data = net.backbone.layers[0].mixer.in_proj.weight.data * 1.5
+        net.backbone.layers[0].mixer.in_proj.weight.data = (
+            net.backbone.layers[0].mixer.in_proj.weight.data * 1.5
+        )
 
     def inference(net):
         with torch.inference_mode():
@@ -156,10 +174,18 @@ def test_changed_weights_make_a_new_table(change):
     assert off(after, truth) < 1e-5 and off(before, truth) > 1e-3
 
 
-@pytest.mark.parametrize("name", [
-    "gene_id_embedding.weight", "expression_embedding.weight", "expression_embedding.bias", "mask_token", "cls_token",
-    "layers.0.norm.weight", "layers.0.mixer.in_proj.weight",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gene_id_embedding.weight",
+        "expression_embedding.weight",
+        "expression_embedding.bias",
+        "mask_token",
+        "cls_token",
+        "layers.0.norm.weight",
+        "layers.0.mixer.in_proj.weight",
+    ],
+)
 def test_every_weight_it_comes_from_is_watched(name):
     net, (x, mask) = network(), cells()
     with torch.no_grad():
@@ -243,7 +269,11 @@ def test_threads_get_the_same_answer():
     for thread in threads:
         thread.join()
     # Threads of one's own may have another number of OpenMP threads than the first one, hence other last digits of a product.
-    assert len(answers) == 40 and all(torch.equal(a, answers[0]) for a in answers) and off(answers[0], expected.double()) < 1e-6
+    assert (
+        len(answers) == 40
+        and all(torch.equal(a, answers[0]) for a in answers)
+        and off(answers[0], expected.double()) < 1e-6
+    )
     assert len({id(t) for t in tables}) == 1
 
 
@@ -259,7 +289,11 @@ def test_copies_start_without_a_table():
 def test_who_has_it_by_default(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(first, "matrix_unit", lambda: False)
-    assert first.is_worthwhile(cpu, "all") and not first.is_worthwhile(cpu, "expressed") and not first.is_worthwhile(torch.device("cuda"), "all")
+    assert (
+        first.is_worthwhile(cpu, "all")
+        and not first.is_worthwhile(cpu, "expressed")
+        and not first.is_worthwhile(torch.device("cuda"), "all")
+    )
     net, (x, _) = network(), cells()
     net.lookup = None
     with torch.no_grad():

@@ -22,7 +22,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("shape, reverse, gated, shift", [c.values for c in CASES], ids=[c.id for c in CASES])
+@pytest.mark.parametrize(
+    "shape, reverse, gated, shift", [c.values for c in CASES], ids=[c.id for c in CASES]
+)
 def test_like_the_reference(shape, reverse, gated, shift):
     directions, z = make(*shape, reverse=reverse, shift=shift)
     z = z if gated else None
@@ -38,7 +40,9 @@ def test_available_in_the_interpreter():
 def test_empty(shape):
     found = run(*make(*shape), "triton")
     assert found["out"].shape == shape[:3]
-    assert all(torch.equal(found[n], torch.zeros_like(found[n])) for n in ("dz", "du[0]", "ddelta[1]"))
+    assert all(
+        torch.equal(found[n], torch.zeros_like(found[n])) for n in ("dz", "du[0]", "ddelta[1]")
+    )
 
 
 def test_awkward_memory():
@@ -47,7 +51,9 @@ def test_awkward_memory():
     first, second = directions
     halves = torch.cat([first.delta, z], -1)
     awkward = [
-        first._replace(u=first.u.transpose(1, 2).contiguous().transpose(1, 2), delta=halves[..., :20]),
+        first._replace(
+            u=first.u.transpose(1, 2).contiguous().transpose(1, 2), delta=halves[..., :20]
+        ),
         second._replace(B=second.B[:, :1].expand_as(second.B), u=second.u[:1].expand(2, -1, -1)),
     ]
     with torch.no_grad():
@@ -81,7 +87,11 @@ def test_half_precision_gradients():
         for d in directions:
             half = d._replace(**{n: getattr(d, n).bfloat16() for n in ("u", "delta", "B", "C")})
             leaves.append([t.detach().clone().requires_grad_() for t in half.tensors])
-        out = selective_scan([d._replace(**dict(zip(d._fields, x))) for d, x in zip(directions, leaves)], gate, backend=backend)
+        out = selective_scan(
+            [d._replace(**dict(zip(d._fields, x))) for d, x in zip(directions, leaves)],
+            gate,
+            backend=backend,
+        )
         out.float().square().sum().backward()
         found.append([gate.grad, *(t.grad for x in leaves for t in x)])
     for a, b in zip(*found):
@@ -91,7 +101,10 @@ def test_half_precision_gradients():
 
 def test_half_precision():
     directions, z = make(1, 30, 32, 16)
-    half = [d._replace(**{n: getattr(d, n).bfloat16() for n in ("u", "delta", "B", "C")}) for d in directions]
+    half = [
+        d._replace(**{n: getattr(d, n).bfloat16() for n in ("u", "delta", "B", "C")})
+        for d in directions
+    ]
     with torch.no_grad():
         found = selective_scan(half, z.bfloat16(), backend="triton")
         truth = selective_scan(half, z.bfloat16(), backend="reference")

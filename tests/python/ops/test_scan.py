@@ -17,7 +17,11 @@ from scmamba.ops.operator import selective_scan
 from scmamba.utils.errors import BackendError
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "delta_bias")
-FUSED = [name for name, state in available_backends().items() if state == "available" and name != "reference"]
+FUSED = [
+    name
+    for name, state in available_backends().items()
+    if state == "available" and name != "reference"
+]
 CPU_BACKENDS = [name for name in FUSED if name in ("cpu", "chunked")]
 
 
@@ -49,9 +53,13 @@ def make(batch, length, channels, states, reverse=(False, True), shift=-3.0, see
 
 def run(directions, z, backend, dtype=torch.float32):
     """Output and all gradients of a weighted sum of it, as float64."""
-    leaves = [[t.to(dtype).detach().clone().requires_grad_() for t in d.tensors] for d in directions]
+    leaves = [
+        [t.to(dtype).detach().clone().requires_grad_() for t in d.tensors] for d in directions
+    ]
     gate = None if z is None else z.to(dtype).detach().clone().requires_grad_()
-    out = selective_scan([Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend)
+    out = selective_scan(
+        [Direction(*x, d.reverse) for x, d in zip(leaves, directions)], gate, backend=backend
+    )
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(9)).to(out.device)
     out.backward(weights.to(out.dtype))
     found = {"out": out.detach()} if gate is None else {"out": out.detach(), "dz": gate.grad}
@@ -102,17 +110,24 @@ def test_long_memory_does_not_drift(backend):
     with torch.no_grad():
         truth = selective_scan([double], backend="reference")
         errors = [
-            ((selective_scan([slow], backend=name).double() - truth).abs().max() / truth.abs().max()).item()
+            (
+                (selective_scan([slow], backend=name).double() - truth).abs().max()
+                / truth.abs().max()
+            ).item()
             for name in (backend, "reference")
         ]
-    assert errors[0] <= max(1e-6, 1.5 * errors[1])  # adding 4000 numbers in float32 costs digits by itself
+    assert errors[0] <= max(
+        1e-6, 1.5 * errors[1]
+    )  # adding 4000 numbers in float32 costs digits by itself
 
 
 def test_reference_is_a_linear_filter_when_nothing_selects():
     """With dt, B and C constant in time every state is a first-order filter: scipy's, not ours."""
     (d,), _ = make(1, 200, 3, 2, reverse=(False,), shift=0.0)
     d = Direction(*(t.double() for t in d.tensors), False)
-    constant = d._replace(**{n: getattr(d, n)[:, :1].expand_as(getattr(d, n)) for n in ("delta", "B", "C")})
+    constant = d._replace(
+        **{n: getattr(d, n)[:, :1].expand_as(getattr(d, n)) for n in ("delta", "B", "C")}
+    )
     found = selective_scan([constant], backend="reference")[0].numpy()
     dt = np.log1p(np.exp((d.delta[0, 0] + d.delta_bias).numpy()))
     for e in range(3):
@@ -142,7 +157,9 @@ def test_reference_gradients_are_torchs():
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_reverse_is_flip_scan_flip(backend):
     (d,), z = make(2, 41, 32, 16, reverse=(True,))
-    flipped = d._replace(**{n: getattr(d, n).flip(1) for n in ("u", "delta", "B", "C")}, reverse=False)
+    flipped = d._replace(
+        **{n: getattr(d, n).flip(1) for n in ("u", "delta", "B", "C")}, reverse=False
+    )
     with torch.no_grad():
         a = selective_scan([d], z, backend=backend)
         b = selective_scan([flipped], z.flip(1), backend=backend).flip(1)
@@ -180,7 +197,10 @@ def test_awkward_memory(backend):
     plain = [Direction(*(t.contiguous() for t in d.tensors), d.reverse) for d in awkward]
 
     def gradients(ds, gate, name, dtype):
-        ds = [Direction(*(t.to(dtype).detach().requires_grad_() for t in d.tensors), d.reverse) for d in ds]
+        ds = [
+            Direction(*(t.to(dtype).detach().requires_grad_() for t in d.tensors), d.reverse)
+            for d in ds
+        ]
         out = selective_scan(ds, gate.to(dtype), backend=name)
         out.sum().backward()
         return [out.detach().double()] + [t.grad.double() for d in ds for t in d.tensors]
@@ -196,7 +216,12 @@ def test_awkward_memory(backend):
 def test_thin_delta_is_projected(backend, channels):
     """With ``delta_weight`` the scan is the scan of the product, in inference and in training."""
     directions, z = make(2, 75, channels, 8)
-    thin = [d._replace(delta=d.delta[..., :6], delta_weight=torch.randn(channels, 6, requires_grad=True)) for d in directions]
+    thin = [
+        d._replace(
+            delta=d.delta[..., :6], delta_weight=torch.randn(channels, 6, requires_grad=True)
+        )
+        for d in directions
+    ]
     full = [Direction(*(t.double() for t in d.projected().tensors), d.reverse) for d in thin]
     truth = selective_scan(full, z.double(), backend="reference")
     with torch.no_grad():
@@ -204,7 +229,9 @@ def test_thin_delta_is_projected(backend, channels):
     assert ((found - truth).abs().max() / truth.abs().max()).item() <= 2e-6
     weights = [d.delta_weight for d in thin]
     expected = torch.autograd.grad(truth.sum(), weights)
-    for a, b in zip(torch.autograd.grad(selective_scan(thin, z, backend=backend).sum(), weights), expected):
+    for a, b in zip(
+        torch.autograd.grad(selective_scan(thin, z, backend=backend).sum(), weights), expected
+    ):
         assert ((a - b).abs().max() / b.abs().max()).item() <= 1e-5
 
 
@@ -214,14 +241,19 @@ def test_empty(backend, shape):
     directions, z = make(*shape)
     found = run(directions, z, backend)
     assert found["out"].shape == shape[:3]
-    assert all(torch.equal(found[n], torch.zeros_like(found[n])) for n in ("dz", "du[0]", "ddelta[1]"))
+    assert all(
+        torch.equal(found[n], torch.zeros_like(found[n])) for n in ("dz", "du[0]", "ddelta[1]")
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_half_precision_keeps_a_float32_state(backend, dtype):
     directions, z = make(1, 300, 32, 16)
-    half = [Direction(*(t.to(dtype) if t.dim() == 3 else t for t in d.tensors), d.reverse) for d in directions]
+    half = [
+        Direction(*(t.to(dtype) if t.dim() == 3 else t for t in d.tensors), d.reverse)
+        for d in directions
+    ]
     with torch.no_grad():
         found = selective_scan(half, z.to(dtype), backend=backend)
         wide = [Direction(*(t.double() for t in d.tensors), d.reverse) for d in half]
@@ -244,7 +276,9 @@ def test_threads_do_not_change_the_numbers(shape):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[1][name], x) for name, x in results[0].items())
-    compare(results[2], results[0])  # more threads take narrower blocks: other sums, the same numbers
+    compare(
+        results[2], results[0]
+    )  # more threads take narrower blocks: other sums, the same numbers
 
 
 def _in_child(connection):
@@ -298,7 +332,9 @@ def test_choice(monkeypatch, caplog):
     with caplog.at_level(logging.INFO, logger="scmamba.ops"):
         choose_backend(x)
         choose_backend(x)
-    assert [r.getMessage() for r in caplog.records] == ["scan backend chunked for cpu torch.float32"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "scan backend chunked for cpu torch.float32"
+    ]
 
 
 def test_refusals_say_what_would_do(monkeypatch):
@@ -311,7 +347,9 @@ def test_refusals_say_what_would_do(monkeypatch):
 
 def test_wrong_shapes_are_named():
     directions, z = make(1, 5, 16, 4)
-    with pytest.raises(BackendError, match=r"B must have the shape \(1, 5, 4\); it has \(1, 5, 3\)"):
+    with pytest.raises(
+        BackendError, match=r"B must have the shape \(1, 5, 4\); it has \(1, 5, 3\)"
+    ):
         selective_scan([directions[0]._replace(B=directions[0].B[..., :3])])
     with pytest.raises(BackendError, match="z must have the shape"):
         selective_scan(directions, z[:, :4])
@@ -340,7 +378,10 @@ def test_decays_of_every_reach(shift, states):
     rates[5] = 0.0
     step = torch.linspace(-1, 1, 75)[:, None].expand(75, 64)  # from tile to tile another reach
     d = Direction(d.u, d.delta * 0.1 + shift + step, rates, *d.tensors[3:])
-    exact, found = (run([d], None, name, dtype) for name, dtype in (("reference", torch.float64), ("cpu", torch.float32)))
+    exact, found = (
+        run([d], None, name, dtype)
+        for name, dtype in (("reference", torch.float64), ("cpu", torch.float32))
+    )
     # The channel that grows must not set the scale of the others; dB and dC are sums over all of them.
     others = [c for c in range(64) if c not in (3, 5)]
     for name, x in exact.items():
@@ -350,4 +391,6 @@ def test_decays_of_every_reach(shift, states):
         axis = 0 if name in ("dA[0]", "dD[0]", "ddelta_bias[0]") else -1
         index = torch.tensor(others)
         expected = x.index_select(axis, index)
-        assert (found[name].index_select(axis, index) - expected).abs().max() <= 3e-6 * expected.abs().max(), name
+        assert (
+            found[name].index_select(axis, index) - expected
+        ).abs().max() <= 3e-6 * expected.abs().max(), name

@@ -15,7 +15,9 @@ def expected(x, weight, bias, reverse, silu):
     """Channel-first conv1d of torch on the flipped sequence, in float64."""
     x = (x.flip(1) if reverse else x).transpose(1, 2)
     width = weight.shape[1]
-    y = F.conv1d(F.pad(x, (width - 1, 0)), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
+    y = F.conv1d(F.pad(x, (width - 1, 0)), weight[:, None], bias, groups=weight.shape[0]).transpose(
+        1, 2
+    )
     y = y.flip(1) if reverse else y
     return F.silu(y) if silu else y
 
@@ -29,7 +31,9 @@ def leaves(batch, length, channels, width, dtype):
 @pytest.mark.parametrize("backend", ["cpu", "chunked"])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize("shape", [(2, 1, 16, 4), (1, 1100, 37, 4), (2, 70, 200, 3), (1, 3, 16, 5), (1, 130, 16, 1)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 16, 4), (1, 1100, 37, 4), (2, 70, 200, 3), (1, 3, 16, 5), (1, 130, 16, 1)]
+)
 def test_like_torch(backend, reverse, silu, shape):
     results = []
     for function, dtype in ((causal_conv1d, torch.float32), (expected, torch.float64)):
@@ -50,14 +54,18 @@ def test_half_of_a_wider_tensor():
     both = torch.randn(2, 80, 64, requires_grad=True)
     _, weight, bias = leaves(1, 1, 32, 4, torch.float32)
     out = causal_conv1d(both[..., :32], weight, bias)
-    torch.testing.assert_close(out, expected(both[..., :32], weight, bias, False, True), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        out, expected(both[..., :32], weight, bias, False, True), rtol=1e-5, atol=1e-6
+    )
     out.sum().backward()
     assert both.grad[..., 32:].abs().max() == 0 and both.grad[..., :32].abs().min() > 0
 
 
 def test_other_types_and_nothing():
     x, weight, bias = leaves(1, 9, 16, 4, torch.float64)
-    torch.testing.assert_close(causal_conv1d(x, weight, bias), expected(x, weight, bias, False, True))
+    torch.testing.assert_close(
+        causal_conv1d(x, weight, bias), expected(x, weight, bias, False, True)
+    )
     half = causal_conv1d(x.bfloat16(), weight.float(), bias.float())
     assert half.dtype == torch.bfloat16
     assert causal_conv1d(x[:0].float(), weight.float(), bias.float()).shape == (0, 9, 16)

@@ -26,7 +26,9 @@ def far(found, truth):
 
 def problem(rows, terms, columns):
     g = torch.Generator().manual_seed(rows)
-    return [torch.randn(*s, generator=g) for s in ((rows, terms), (columns, terms), (rows, columns))]
+    return [
+        torch.randn(*s, generator=g) for s in ((rows, terms), (columns, terms), (rows, columns))
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -35,7 +37,10 @@ def test_product_and_gradients(always, shape):
     x, weight = x.requires_grad_(), weight.requires_grad_()
     out = linear(x, weight)
     if products.matrix_unit():
-        assert "Product" in type(out.grad_fn.next_functions[0][0]).__name__ or "Product" in type(out.grad_fn).__name__
+        assert (
+            "Product" in type(out.grad_fn.next_functions[0][0]).__name__
+            or "Product" in type(out.grad_fn).__name__
+        )
     out.backward(dy)
     wide = [t.detach().double() for t in (x, weight, dy)]
     assert far(out.detach(), wide[0] @ wide[1].T) <= 1e-5
@@ -62,14 +67,18 @@ def test_very_small_and_very_large_values(always):
 def test_nan_stays_in_its_row_or_column(always):
     x, weight, dy = problem(70, 48, 64)
     x[3, 7] = torch.nan
-    x.view(torch.int32)[5, 9] = 0x7FFFFFFF  # a NaN of all ones: rounding its bits would make it zero
+    x.view(torch.int32)[5, 9] = (
+        0x7FFFFFFF  # a NaN of all ones: rounding its bits would make it zero
+    )
     found = linear(x, weight).isnan()
     assert found[3].all() and found[5].all() and found.sum() == 2 * 64
     weight[10, 4] = torch.nan
     x = torch.nan_to_num(x)
     assert torch.equal(linear(x, weight).isnan().any(0).nonzero(), torch.tensor([[10]]))
     dy[2, 6] = torch.nan
-    assert torch.equal(products.weight_gradient(dy, x).isnan().any(1).nonzero(), torch.tensor([[6]]))
+    assert torch.equal(
+        products.weight_gradient(dy, x).isnan().any(1).nonzero(), torch.tensor([[6]])
+    )
 
 
 def test_awkward_memory(always):
@@ -81,7 +90,10 @@ def test_awkward_memory(always):
     assert far(linear(columns, weight), columns.double() @ weight.double().T) <= 1e-5
     # The same row forty times: its errors all have one sign, so the bound is that of a single product of two parts each.
     one = torch.randn(1, 32).expand(40, 32)
-    assert far(products.weight_gradient(one, one.contiguous()), one.double().T @ one.double()) <= 2**-15
+    assert (
+        far(products.weight_gradient(one, one.contiguous()), one.double().T @ one.double())
+        <= 2**-15
+    )
 
 
 @needs_unit
@@ -92,7 +104,13 @@ def test_threads_do_not_change_the_numbers(always):
         results = []
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append((products.product(x, weight), products.times(dy, weight), products.weight_gradient(dy, x)))
+            results.append(
+                (
+                    products.product(x, weight),
+                    products.times(dy, weight),
+                    products.weight_gradient(dy, x),
+                )
+            )
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other))

@@ -19,7 +19,9 @@ from scmamba.ops.backends import Direction, available_backends
 from scmamba.ops.operator import selective_scan
 
 HERE = Path(__file__).parent
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="triton is not installed"
+)
 
 
 @needs_triton
@@ -39,14 +41,30 @@ def test_numbers_in_the_interpreter():
         "no:cacheprovider",
         str(HERE / "scan_triton_cases.py"),
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=1800, check=False
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     assert "passed" in done.stdout or "100%" in done.stdout
 
 
-KERNELS = ("end_states", "carry", "outputs", "end_gradients", "row_gradients of B", "row_gradients of C", "gradients")
+KERNELS = (
+    "end_states",
+    "carry",
+    "outputs",
+    "end_gradients",
+    "row_gradients of B",
+    "row_gradients of C",
+    "gradients",
+)
 
-REGISTERS = {"end_states": 72, "outputs": 80, "end_gradients": 64, "carry": 104, "gradients": 255}  # per thread, at most
+REGISTERS = {
+    "end_states": 72,
+    "outputs": 80,
+    "end_gradients": 64,
+    "carry": 104,
+    "gradients": 255,
+}  # per thread, at most
 
 
 def compiled(name: str, capability: int):
@@ -80,7 +98,11 @@ def compiled(name: str, capability: int):
             signature[argument] = "i32"
         else:
             signature[argument] = "*fp32"
-    aligned = {(i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if signature[a] == "*fp32"}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, a in enumerate(kernel.arg_names)
+        if signature[a] == "*fp32"
+    }
     return triton.compile(
         ASTSource(fn=kernel, signature=signature, constexprs=fixed, attrs=aligned),
         target=GPUTarget("cuda", capability, 32),
@@ -96,12 +118,21 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
     if not tool.is_file():
         pytest.skip("this Triton comes without cuobjdump")
     (folder / "kernel.cubin").write_bytes(cubin)
-    done = subprocess.run([tool, "--dump-resource-usage", folder / "kernel.cubin"], capture_output=True, text=True, check=True)
-    return {key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", done.stdout)}
+    done = subprocess.run(
+        [tool, "--dump-resource-usage", folder / "kernel.cubin"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return {
+        key: int(value) for key, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", done.stdout)
+    }
 
 
 @needs_triton
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing")
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter compiles nothing"
+)
 @pytest.mark.parametrize("capability", [80, 90, 100])
 @pytest.mark.parametrize("name", KERNELS)
 def test_machine_code(name, capability, tmp_path):
@@ -126,7 +157,9 @@ def test_the_gpu_benchmark_is_ready():
     results = repository / "benchmarks" / "results"
     before = {p.name: p.stat().st_mtime_ns for p in results.glob("gpu*")}
     command = ["bash", str(repository / "benchmarks" / "gpu.sh"), "--dry-run"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=1800, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     assert "| float32 |" in done.stdout and "Mean loss of the last 20 steps" in done.stdout
     if importlib.util.find_spec("triton"):
@@ -188,6 +221,10 @@ def test_on_the_gpu(backend):
     there = [Direction(*(t.cuda() for t in d.tensors), d.reverse) for d in directions]
     found = {name: x.cpu() for name, x in run(there, z.cuda(), backend).items()}
     tight = backend == "triton"
-    compare(found, run(directions, z, "chunked", torch.float64), *((2e-6, 2e-5) if tight else (1e-3, 2e-3)))
+    compare(
+        found,
+        run(directions, z, "chunked", torch.float64),
+        *((2e-6, 2e-5) if tight else (1e-3, 2e-3)),
+    )
     with torch.no_grad():
         assert selective_scan(there, backend=backend).shape == z.shape

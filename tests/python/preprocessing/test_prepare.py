@@ -23,7 +23,10 @@ from scmamba.utils.errors import DataError, ScMambaError
 pytest.importorskip("harmonypy")
 pytest.importorskip("leidenalg")
 SMALL = PrepareConfig(min_cells_per_donor=100, genes=1000, neighbours=15)
-PANEL = {"Excitatory": "Excitatory neuron", "Inhibitory": "Inhibitory neuron"}  # the cohort's names for the panel's types
+PANEL = {
+    "Excitatory": "Excitatory neuron",
+    "Inhibitory": "Inhibitory neuron",
+}  # the cohort's names for the panel's types
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +67,10 @@ def test_types_of_the_cohort_come_back(prepared, studies):
     assert {"X_pca", "X_pca_harmony", "X_umap"} <= set(result.obsm)
     cell = result.obs_names[result.obs["study"] == "study1"][5]
     source = studies[0][cell.split(":", 1)[1]]
-    assert result[cell].X.sum() <= source.X.sum() and (result[cell].X.data == np.rint(result[cell].X.data)).all()
+    assert (
+        result[cell].X.sum() <= source.X.sum()
+        and (result[cell].X.data == np.rint(result[cell].X.data)).all()
+    )
     back = ad.read_h5ad(folder / "prepared.h5ad")
     pd.testing.assert_series_equal(back.obs["scmamba_type"], result.obs["scmamba_type"])
 
@@ -99,7 +105,15 @@ def test_left_over_clusters_have_names_of_their_own():
     )
     doublet = pd.Series([0.0] * 6 + [0.2])
     names = name_clusters(scores, doublet, PrepareConfig(), brain=True)
-    assert list(names) == ["Excitatory neuron", NEURON_BOTH, NEURON_NEITHER, "Microglia", MYELOID, UNIDENTIFIED, DOUBLET]
+    assert list(names) == [
+        "Excitatory neuron",
+        NEURON_BOTH,
+        NEURON_NEITHER,
+        "Microglia",
+        MYELOID,
+        UNIDENTIFIED,
+        DOUBLET,
+    ]
 
 
 def test_what_cannot_be_prepared_says_why(studies, tmp_path):

@@ -25,8 +25,20 @@ from scmamba.utils.errors import DataError, ScMambaError
 
 
 def test_the_papers_settings():
-    assert asdict(PrepareConfig()) == dict(min_total=200, min_cells_per_donor=200, min_share=0.005, genes=2000, total=50_000, components=20,
-                                           neighbours=40, resolution=1.8, doublet_score=0.1, least=0.2, margin=0.1, seed=0)  # fmt: skip
+    assert asdict(PrepareConfig()) == dict(
+        min_total=200,
+        min_cells_per_donor=200,
+        min_share=0.005,
+        genes=2000,
+        total=50_000,
+        components=20,
+        neighbours=40,
+        resolution=1.8,
+        doublet_score=0.1,
+        least=0.2,
+        margin=0.1,
+        seed=0,
+    )
     assert len(_prepare.brain_panels()) == 8 and {
         DOUBLET,
         UNIDENTIFIED,
@@ -172,8 +184,15 @@ def test_clusters_are_named_at_their_limits():
         NEURON_NEITHER,
         UNIDENTIFIED,
     ]
-    assert names_of([[0, 0, 0.5, 0, 0.6], [0, 0, 0.5, 0, 0.5], [0, 0, 0.1, 0, 0.2], [0, 0, 0.1, 0, 0.19], [0.5, 0, 0, 0, 0.9]]) == [
-        MYELOID, mic, MYELOID, UNIDENTIFIED, exc]  # fmt: skip
+    assert names_of(
+        [
+            [0, 0, 0.5, 0, 0.6],
+            [0, 0, 0.5, 0, 0.5],
+            [0, 0, 0.1, 0, 0.2],
+            [0, 0, 0.1, 0, 0.19],
+            [0.5, 0, 0, 0, 0.9],
+        ]
+    ) == [MYELOID, mic, MYELOID, UNIDENTIFIED, exc]
     assert names_of([[0.5, 0.45, 0], [0.1, 0.1, 0.1]], brain=False) == [exc, UNIDENTIFIED]
     assert names_of([[0.5, 0.35, 0, 0, 0]], margin=0.2) == [NEURON_BOTH] and names_of(
         [[0.5, 0, 0, 0, 0]], least=0.6
@@ -191,9 +210,12 @@ def test_the_answer_puts_every_step_on_the_cells(own):
     }
     rng = np.random.default_rng(1)
     score = np.where(cluster == 7, 0.3, 0.05) + rng.uniform(0, 0.04, 60)
-    found = {"2_scrublet": {"score": score}, "3_pca": {"scores": rng.normal(size=(60, 5)), "genes": np.array([1, 4])},
-             "4_harmony": {"scores": rng.normal(size=(60, 5))},
-             "5_graph": {"cluster": cluster, "umap": rng.normal(size=(60, 2))}}  # fmt: skip
+    found = {
+        "2_scrublet": {"score": score},
+        "3_pca": {"scores": rng.normal(size=(60, 5)), "genes": np.array([1, 4])},
+        "4_harmony": {"scores": rng.normal(size=(60, 5))},
+        "5_graph": {"cluster": cluster, "umap": rng.normal(size=(60, 2))},
+    }
     config = PrepareConfig(resolution=0.7)
     result = _prepare._finish(cells, found, panels, config, own_panels=own)
     kinds = {2: "Excitatory neuron", 5: "Inhibitory neuron", 7: DOUBLET}
@@ -283,12 +305,14 @@ def test_steps_are_kept_for_the_same_cells_and_settings(tmp_path):
     renamed, elsewhere = cells.copy(), cells.copy()
     renamed.obs_names = [f"d{i}" for i in range(5)]
     elsewhere.obs["donor"] = list("aaabb")
-    for identity, what in ((_prepare._identity([other], PrepareConfig(), "donor", panels), "cells"),
-                           (_prepare._identity([renamed], PrepareConfig(), "donor", panels), "cells"),
-                           (_prepare._identity([elsewhere], PrepareConfig(), "donor", panels), "cells"),
-                           (_prepare._identity([cells], PrepareConfig(seed=1), "donor", panels), "config"),
-                           (_prepare._identity([cells], PrepareConfig(), "patient", panels), "donor"),
-                           (_prepare._identity([cells], PrepareConfig(), "donor", {"a": ["S2"]}), "markers")):  # fmt: skip
+    for identity, what in (
+        (_prepare._identity([other], PrepareConfig(), "donor", panels), "cells"),
+        (_prepare._identity([renamed], PrepareConfig(), "donor", panels), "cells"),
+        (_prepare._identity([elsewhere], PrepareConfig(), "donor", panels), "cells"),
+        (_prepare._identity([cells], PrepareConfig(seed=1), "donor", panels), "config"),
+        (_prepare._identity([cells], PrepareConfig(), "patient", panels), "donor"),
+        (_prepare._identity([cells], PrepareConfig(), "donor", {"a": ["S2"]}), "markers"),
+    ):
         with pytest.raises(ScMambaError, match=rf"another run \({what} differ\)"):
             _prepare._Steps(tmp_path, identity, False, False)
     fresh = _prepare._Steps(tmp_path, identity, True, False)

@@ -55,19 +55,32 @@ def test_the_server_gives_what_the_direct_call_gives(server, nuclei):
 def test_the_plain_form_goes_in_and_comes_out(server, nuclei, tmp_path):
     matrix = sparse.csc_matrix(nuclei.X.T)
     header = {"genes": list(nuclei.var_names), "cells": list(nuclei.obs_names)}
-    wire.write(tmp_path / "in.scmb", header, {"p": matrix.indptr, "i": matrix.indices, "x": matrix.data.astype(float)})
+    wire.write(
+        tmp_path / "in.scmb",
+        header,
+        {"p": matrix.indptr, "i": matrix.indices, "x": matrix.data.astype(float)},
+    )
     client = Client(server.url)
     job = client.submit("impute", tmp_path / "in.scmb", adapt=False, force=True)
     client.wait(job, verbose=False)
     about, arrays = wire.read(client.fetch(job, tmp_path / "out.scmb", format="scmb"))
-    near = scmamba.impute(ad.AnnData(nuclei.X, obs=nuclei.obs[[]], var=nuclei.var[[]]), adapt=False, force=True, verbose=False)
+    near = scmamba.impute(
+        ad.AnnData(nuclei.X, obs=nuclei.obs[[]], var=nuclei.var[[]]),
+        adapt=False,
+        force=True,
+        verbose=False,
+    )
     expected = sparse.csr_matrix(near.layers["scmamba"])
     np.testing.assert_array_equal(arrays["x"], expected.data.astype(float))
     np.testing.assert_array_equal(arrays["i"], expected.indices)
-    assert about["provenance"]["method"] == "rates" and len(about["obs"]["scmamba_low_depth"]) == len(nuclei)
+    assert about["provenance"]["method"] == "rates" and len(
+        about["obs"]["scmamba_low_depth"]
+    ) == len(nuclei)
 
 
-@pytest.mark.parametrize("job", ["nothing-like-it", "..%2f..%2fqueue.sqlite", "a", "%00", "x" * 300])
+@pytest.mark.parametrize(
+    "job", ["nothing-like-it", "..%2f..%2fqueue.sqlite", "a", "%00", "x" * 300]
+)
 def test_jobs_that_are_not_there(server, job):
     for end in ("", "/result", "/events"):
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -141,7 +154,10 @@ def test_a_job_is_cancelled_and_deleted(server, upload):
 def test_the_page_and_the_headers(server):
     with urllib.request.urlopen(server.url + "/", timeout=5) as page:
         text = page.read().decode()
-        assert "frame-ancestors 'none'" in page.headers["content-security-policy"] and page.headers["x-frame-options"] == "DENY"
+        assert (
+            "frame-ancestors 'none'" in page.headers["content-security-policy"]
+            and page.headers["x-frame-options"] == "DENY"
+        )
     assert "http://" not in text and "https://" not in text  # nothing from elsewhere
     with urllib.request.urlopen(server.url + "/metrics", timeout=5) as metrics:
         assert b'scmamba_jobs{state="done"}' in metrics.read()

@@ -29,7 +29,9 @@ def people(tmp_path_factory):
     """A server others can reach, of few places, and the tokens of those who use it."""
     data = tmp_path_factory.mktemp("api")
     kept = Tokens(data)
-    app = App(data, host="0.0.0.0", jobs_per_user=3, max_cells=5, max_genes=9, requests_per_minute=10**6)
+    app = App(
+        data, host="0.0.0.0", jobs_per_user=3, max_cells=5, max_genes=9, requests_per_minute=10**6
+    )
     app.ann, app.bob, app.old = kept.add("ann", 1), kept.add("bob", 1), kept.add("old", -1)
     yield app
     app.stop()
@@ -47,36 +49,78 @@ def app(people):
 
 # -- who may -------------------------------------------------------------------------------------------
 
-CLOSED = [("GET", "/v2/models"), ("GET", "/v2/models/brain-mini"), ("POST", "/v2/models/brain-mini/impute"), ("POST", "/v2/references"),
-          ("DELETE", "/v2/references/0123456789abcdef"), ("POST", "/v2/uploads"), ("HEAD", "/v2/uploads/0123456789abcdef"),
-          ("PATCH", "/v2/uploads/0123456789abcdef"), ("DELETE", "/v2/uploads/0123456789abcdef"), ("GET", "/v2/jobs"),
-          ("GET", "/v2/jobs/0123456789abcdef"), ("GET", "/v2/jobs/0123456789abcdef/events"), ("GET", "/v2/jobs/0123456789abcdef/result"),
-          ("GET", "/v2/jobs/0123456789abcdef/picture"), ("DELETE", "/v2/jobs/0123456789abcdef")]  # fmt: skip
+CLOSED = [
+    ("GET", "/v2/models"),
+    ("GET", "/v2/models/brain-mini"),
+    ("POST", "/v2/models/brain-mini/impute"),
+    ("POST", "/v2/references"),
+    ("DELETE", "/v2/references/0123456789abcdef"),
+    ("POST", "/v2/uploads"),
+    ("HEAD", "/v2/uploads/0123456789abcdef"),
+    ("PATCH", "/v2/uploads/0123456789abcdef"),
+    ("DELETE", "/v2/uploads/0123456789abcdef"),
+    ("GET", "/v2/jobs"),
+    ("GET", "/v2/jobs/0123456789abcdef"),
+    ("GET", "/v2/jobs/0123456789abcdef/events"),
+    ("GET", "/v2/jobs/0123456789abcdef/result"),
+    ("GET", "/v2/jobs/0123456789abcdef/picture"),
+    ("DELETE", "/v2/jobs/0123456789abcdef"),
+]
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)
 def test_nobody_enters_without_a_token(app, method, path):
-    for header in ("", "Bearer", "Bearer ", f"Basic {app.ann}", f"Bearer {app.old}", f"Bearer {app.ann}x"):
+    for header in (
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Basic {app.ann}",
+        f"Bearer {app.old}",
+        f"Bearer {app.ann}x",
+    ):
         sent = {"authorization": header} if header else {}
-        assert app.ask(method, path, b"" if method in ("POST", "PATCH") else None, **sent).status == 401
+        assert (
+            app.ask(method, path, b"" if method in ("POST", "PATCH") else None, **sent).status
+            == 401
+        )
 
 
 def test_every_path_of_users_is_among_the_closed_ones(app):
-    known = {("GET", "/v2"), ("GET", "/v2/health/live"), ("GET", "/v2/health/ready"), ("GET", "/metrics"), ("OPTIONS", "/v2/uploads")}
-    places = {re.sub("brain-mini", "{}", re.sub("0123456789abcdef", "{}", re.sub("impute", "{}", path))) for _, path in CLOSED}
+    known = {
+        ("GET", "/v2"),
+        ("GET", "/v2/health/live"),
+        ("GET", "/v2/health/ready"),
+        ("GET", "/metrics"),
+        ("OPTIONS", "/v2/uploads"),
+    }
+    places = {
+        re.sub("brain-mini", "{}", re.sub("0123456789abcdef", "{}", re.sub("impute", "{}", path)))
+        for _, path in CLOSED
+    }
     told = app.ask("GET", "/openapi.json").json["paths"]
     for path, methods in told.items():
         for method in methods:
-            assert (method.upper(), path) in known or re.sub(r"\{\w+\}", "{}", path) in places, (method, path)
+            assert (method.upper(), path) in known or re.sub(r"\{\w+\}", "{}", path) in places, (
+                method,
+                path,
+            )
 
 
 def test_what_is_open_to_all(app):
     assert app.ask("GET", "/v2/health/live").json == {"live": True}
     ready = app.ask("GET", "/v2/health/ready")
     assert ready.status == 503 and ready.json == {"ready": False, "workers": 0}
-    assert app.ask("GET", "/v2").json == {"name": "scmamba", "version": scmamba.__version__, "extensions": ["jobs"]}
-    assert app.ask("GET", "/docs").status == app.ask("GET", "/redoc").status == 404  # they load scripts from elsewhere
-    assert app.ask("GET", "/v2/models", token=app.ann, authorization=f"bearer {app.ann}").status == 200
+    assert app.ask("GET", "/v2").json == {
+        "name": "scmamba",
+        "version": scmamba.__version__,
+        "extensions": ["jobs"],
+    }
+    assert (
+        app.ask("GET", "/docs").status == app.ask("GET", "/redoc").status == 404
+    )  # they load scripts from elsewhere
+    assert (
+        app.ask("GET", "/v2/models", token=app.ann, authorization=f"bearer {app.ann}").status == 200
+    )
 
 
 def test_a_token_of_this_machines_server_is_still_looked_at(tmp_path):
@@ -95,13 +139,29 @@ def test_a_token_of_this_machines_server_is_still_looked_at(tmp_path):
 def test_headers_that_browsers_obey(app):
     for path in ("/", "/v2", "/v2/jobs", "/page.js", "/page.css"):
         headers = app.ask("GET", path).headers
-        assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
-        assert headers["referrer-policy"] == "no-referrer" and headers["cache-control"] == "no-store"
-        policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+        assert (
+            headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
+        )
+        assert (
+            headers["referrer-policy"] == "no-referrer" and headers["cache-control"] == "no-store"
+        )
+        policy = dict(
+            part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";")
+        )
         assert policy == {
-            "default-src": "'none'", "script-src": "'self'", "style-src": "'self'", "connect-src": "'self'",
-            "img-src": "'self' data:", "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'"}  # fmt: skip
-    kinds = {path: app.ask("GET", path).headers["content-type"].partition(";")[0] for path in ("/", "/page.js", "/page.css")}
+            "default-src": "'none'",
+            "script-src": "'self'",
+            "style-src": "'self'",
+            "connect-src": "'self'",
+            "img-src": "'self' data:",
+            "base-uri": "'none'",
+            "form-action": "'none'",
+            "frame-ancestors": "'none'",
+        }
+    kinds = {
+        path: app.ask("GET", path).headers["content-type"].partition(";")[0]
+        for path in ("/", "/page.js", "/page.css")
+    }
     assert kinds == {"/": "text/html", "/page.js": "text/javascript", "/page.css": "text/css"}
 
 
@@ -110,18 +170,36 @@ def test_numbers_for_the_operator(app):
     job = app.submit(CELLS, app.bob).json["id"]
     app.end(job, "failed")
     lines = app.ask("GET", "/metrics").body.decode().splitlines()
-    assert lines == ["# TYPE scmamba_jobs gauge", 'scmamba_jobs{state="failed"} 1', 'scmamba_jobs{state="queued"} 1',
-                     "# TYPE scmamba_workers gauge", "scmamba_workers 0", "# TYPE scmamba_worker_restarts_total counter",
-                     "scmamba_worker_restarts_total 0"]  # fmt: skip
+    assert lines == [
+        "# TYPE scmamba_jobs gauge",
+        'scmamba_jobs{state="failed"} 1',
+        'scmamba_jobs{state="queued"} 1',
+        "# TYPE scmamba_workers gauge",
+        "scmamba_workers 0",
+        "# TYPE scmamba_worker_restarts_total counter",
+        "scmamba_worker_restarts_total 0",
+    ]
 
 
 def test_models_and_tasks(app):
     told = app.ask("GET", "/v2/models", token=app.ann).json
     assert "brain-mini" in told["models"] and told["default"] == "brain-mini"
-    assert set(told["tasks"]) == {"impute", "embed", "annotate", "doublets", "markers", "robustness", "finetune"}
+    assert set(told["tasks"]) == {
+        "impute",
+        "embed",
+        "annotate",
+        "doublets",
+        "markers",
+        "robustness",
+        "finetune",
+    }
     assert told["tasks"]["embed"] == ["batch_size", "force", "gene_column", "layer"]
     one = app.ask("GET", "/v2/models/brain-mini", token=app.ann).json
-    assert one["name"] == "brain-mini" and one["tasks"] == list(told["tasks"]) and one["card"].startswith("# brain-mini")
+    assert (
+        one["name"] == "brain-mini"
+        and one["tasks"] == list(told["tasks"])
+        and one["card"].startswith("# brain-mini")
+    )
     assert app.ask("GET", "/v2/models/none", token=app.ann).status == 404
 
 
@@ -129,12 +207,21 @@ def test_models_and_tasks(app):
 
 
 def test_a_job_is_accepted_as_it_was_sent(app):
-    answer = app.submit(CELLS, app.ann, "annotate?options=" + '{"markers":{"A":"X","B":["Y","Z"]},"seed":3,"layer":null}')
+    answer = app.submit(
+        CELLS,
+        app.ann,
+        "annotate?options=" + '{"markers":{"A":"X","B":["Y","Z"]},"seed":3,"layer":null}',
+    )
     assert answer.status == 202
     job = answer.json["id"]
     assert answer.json == {"id": job, "state": "queued", "kind": "scmb", "cells": 2, "genes": 3}
     kept = app.queue.get(job)
-    assert (kept["user"], kept["task"], kept["model"], kept["state"]) == ("ann", "annotate", "brain-mini", "queued")
+    assert (kept["user"], kept["task"], kept["model"], kept["state"]) == (
+        "ann",
+        "annotate",
+        "brain-mini",
+        "queued",
+    )
     assert json.loads(kept["options"]) == {"markers": {"A": ["X"], "B": ["Y", "Z"]}, "seed": 3}
     assert Path(kept["upload"]).read_bytes() == CELLS and (app.data / "jobs" / job).is_dir()
     assert kept["upload"].startswith(str(app.data / "uploads"))
@@ -146,12 +233,20 @@ def test_a_file_sent_again_under_its_key_is_the_same_job(app):
     again = app.submit(CELLS, app.ann, idempotency_key=KEY)
     assert again.status == 202 and again.json == {"id": first.json["id"], "state": "done"}
     assert len(app.uploads()) == 1 and app.queue.counts() == {"done": 1}
-    another = app.submit(CELLS, app.bob, idempotency_key=KEY)  # the same key of somebody else is another job
-    assert another.json["id"] != first.json["id"] and app.queue.get(another.json["id"])["user"] == "bob"
+    another = app.submit(
+        CELLS, app.bob, idempotency_key=KEY
+    )  # the same key of somebody else is another job
+    assert (
+        another.json["id"] != first.json["id"]
+        and app.queue.get(another.json["id"])["user"] == "bob"
+    )
     assert app.submit(CELLS, app.ann).json["id"] != app.submit(CELLS, app.ann).json["id"]
 
 
-@pytest.mark.parametrize(("key", "status"), [("k" * 15, 422), ("k" * 16, 202), ("k" * 64, 202), ("k" * 65, 422), ("k" * 16 + "/", 422)])
+@pytest.mark.parametrize(
+    ("key", "status"),
+    [("k" * 15, 422), ("k" * 16, 202), ("k" * 64, 202), ("k" * 65, 422), ("k" * 16 + "/", 422)],
+)
 def test_keys_that_cannot_be_guessed(app, key, status):
     assert app.submit(CELLS, app.ann, idempotency_key=key).status == status
 
@@ -160,7 +255,10 @@ def test_so_many_unfinished_jobs_and_no_more(app):
     jobs = [app.submit(CELLS, app.ann, idempotency_key=KEY + str(k)).json["id"] for k in range(3)]
     refused = app.submit(CELLS, app.ann)
     assert refused.status == 429 and "3 unfinished" in refused.detail
-    assert app.submit(CELLS, app.ann, idempotency_key=KEY + "0").json == {"id": jobs[0], "state": "queued"}
+    assert app.submit(CELLS, app.ann, idempotency_key=KEY + "0").json == {
+        "id": jobs[0],
+        "state": "queued",
+    }
     assert app.submit(CELLS, app.bob).status == 202
     app.end(jobs[0])
     assert app.submit(CELLS, app.ann).status == 202 and app.submit(CELLS, app.ann).status == 429
@@ -168,52 +266,90 @@ def test_so_many_unfinished_jobs_and_no_more(app):
 
 
 def test_refused_files_leave_nothing(app):
-    bad = [(b"", 400, "Nothing was sent"), (b"gene,cell\n", 422, "neither"), (CELLS + b"x", 422, "promises"),
-           (plain_bytes(6, 3), 422, "6 cells x 3 genes"), (plain_bytes(5, 10), 422, "5 cells x 10 genes")]  # fmt: skip
+    bad = [
+        (b"", 400, "Nothing was sent"),
+        (b"gene,cell\n", 422, "neither"),
+        (CELLS + b"x", 422, "promises"),
+        (plain_bytes(6, 3), 422, "6 cells x 3 genes"),
+        (plain_bytes(5, 10), 422, "5 cells x 10 genes"),
+    ]
     for body, status, words in bad:
         answer = app.submit(body, app.ann)
         assert answer.status == status and words in answer.detail
-    assert app.uploads() == [] and app.queue.counts() == {} and list((app.data / "jobs").glob("*")) == []
+    assert (
+        app.uploads() == []
+        and app.queue.counts() == {}
+        and list((app.data / "jobs").glob("*")) == []
+    )
     assert app.submit(plain_bytes(5, 9), app.ann).status == 202
 
 
-@pytest.mark.parametrize(("headers", "status"), [
-    ({"content_type": "multipart/form-data; boundary=x"}, 415), ({"content_type": "Multipart/Mixed"}, 415),
-    ({"content_encoding": "gzip"}, 415),
-    ({"content_encoding": "identity"}, 202), ({"content_encoding": ""}, 202), ({"content_type": "application/json"}, 202),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"content_type": "multipart/form-data; boundary=x"}, 415),
+        ({"content_type": "Multipart/Mixed"}, 415),
+        ({"content_encoding": "gzip"}, 415),
+        ({"content_encoding": "identity"}, 202),
+        ({"content_encoding": ""}, 202),
+        ({"content_type": "application/json"}, 202),
+    ],
+)
 def test_the_body_is_the_file_itself(app, headers, status):
     assert app.submit(CELLS, app.ann, **headers).status == status
 
 
-@pytest.mark.parametrize(("place", "words"), [("none/impute", "brain-mini"), ("brain-mini/destroy", "finetune")])
+@pytest.mark.parametrize(
+    ("place", "words"), [("none/impute", "brain-mini"), ("brain-mini/destroy", "finetune")]
+)
 def test_what_is_there_is_named_when_something_is_not(app, place, words):
     answer = app.ask("POST", f"/v2/models/{place}", CELLS, app.ann)
     assert answer.status == 404 and words in answer.detail
 
 
 def test_bad_options_and_a_missing_reference(app):
-    for options, words in (("{", "JSON"), ("[]", "object"), ('{"sed":1}', "no option 'sed'"), ('{"seed":-1}', "between 0 and")):
+    for options, words in (
+        ("{", "JSON"),
+        ("[]", "object"),
+        ('{"sed":1}', "no option 'sed'"),
+        ('{"seed":-1}', "between 0 and"),
+    ):
         answer = app.submit(CELLS, app.ann, f"impute?options={options}")
         assert answer.status == 422 and words in answer.detail
     own = app.ask("POST", "/v2/references", CELLS, app.ann).json["id"]
     ask = f'annotate?options={{"reference":"{own}","labels":"type"}}'
-    assert app.submit(CELLS, app.bob, ask).status == 422 and app.submit(CELLS, app.ann, ask).status == 202
+    assert (
+        app.submit(CELLS, app.bob, ask).status == 422
+        and app.submit(CELLS, app.ann, ask).status == 202
+    )
     assert app.submit(CELLS, app.ann, 'annotate?options={"reference":null}').status == 202
 
 
 def test_references_are_counted_and_deleted(app):
     names = [app.ask("POST", "/v2/references", CELLS, app.ann).json for _ in range(3)]
-    assert {k: names[0][k] for k in ("kind", "cells", "genes")} == {"kind": "scmb", "cells": 2, "genes": 3}
+    assert {k: names[0][k] for k in ("kind", "cells", "genes")} == {
+        "kind": "scmb",
+        "cells": 2,
+        "genes": 3,
+    }
     kept = References(app.data)
-    assert kept.path(names[0]["id"], "ann").read_bytes() == CELLS and kept.path(names[0]["id"], "bob") is None
+    assert (
+        kept.path(names[0]["id"], "ann").read_bytes() == CELLS
+        and kept.path(names[0]["id"], "bob") is None
+    )
     full = app.ask("POST", "/v2/references", CELLS, app.ann)
     assert full.status == 429 and app.ask("POST", "/v2/references", CELLS, app.bob).status == 201
     place = f"/v2/references/{names[0]['id']}"
     assert app.ask("DELETE", place, token=app.bob).status == 404 and kept.number("ann") == 3
-    assert app.ask("DELETE", place, token=app.ann).json == {"id": names[0]["id"], "state": "deleted"}
+    assert app.ask("DELETE", place, token=app.ann).json == {
+        "id": names[0]["id"],
+        "state": "deleted",
+    }
     assert kept.number("ann") == 2 and app.ask("DELETE", place, token=app.ann).status == 404
-    assert app.ask("POST", "/v2/references", b"nonsense", app.ann).status == 422 and app.uploads() == []
+    assert (
+        app.ask("POST", "/v2/references", b"nonsense", app.ann).status == 422
+        and app.uploads() == []
+    )
 
 
 # -- what becomes of it --------------------------------------------------------------------------------
@@ -224,14 +360,31 @@ def test_ones_jobs_are_listed_without_what_is_the_servers(app):
     app.submit(CELLS, app.bob)
     listed = app.ask("GET", "/v2/jobs", token=app.ann).json["jobs"]
     assert [j["id"] for j in listed] == [second, first]
-    assert set(listed[0]) == {"id", "task", "model", "state", "done", "message", "attempts", "created", "started", "finished"}
+    assert set(listed[0]) == {
+        "id",
+        "task",
+        "model",
+        "state",
+        "done",
+        "message",
+        "attempts",
+        "created",
+        "started",
+        "finished",
+    }
     assert app.ask("GET", f"/v2/jobs/{first}", token=app.ann).json == listed[1]
 
 
 def test_anothers_job_is_not_there(app):
     job = app.submit(CELLS, app.ann).json["id"]
     app.end(job, h5ad=b"her result")
-    for method, end in (("GET", ""), ("GET", "/events"), ("GET", "/result"), ("GET", "/picture"), ("DELETE", "")):
+    for method, end in (
+        ("GET", ""),
+        ("GET", "/events"),
+        ("GET", "/result"),
+        ("GET", "/picture"),
+        ("DELETE", ""),
+    ):
         answer = app.ask(method, f"/v2/jobs/{job}{end}", token=app.bob)
         assert answer.status == 404 and "no such job" in answer.detail
     assert app.ask("GET", f"/v2/jobs/{job}/result", token=app.ann).body == b"her result"
@@ -244,9 +397,17 @@ def test_a_result_is_fetched_when_it_is_there(app):
     app.queue.claim("w")
     assert "is running" in app.ask("GET", place, token=app.ann).detail
     app.end(job, h5ad=b"whole", scmb=b"added")
-    for query, body, name in (("", b"whole", "h5ad"), ("?format=h5ad", b"whole", "h5ad"), ("?format=scmb", b"added", "scmb")):
+    for query, body, name in (
+        ("", b"whole", "h5ad"),
+        ("?format=h5ad", b"whole", "h5ad"),
+        ("?format=scmb", b"added", "scmb"),
+    ):
         answer = app.ask("GET", place + query, token=app.ann)
-        assert (answer.status, answer.body, answer.headers["content-type"]) == (200, body, "application/octet-stream")
+        assert (answer.status, answer.body, answer.headers["content-type"]) == (
+            200,
+            body,
+            "application/octet-stream",
+        )
         assert f'filename="scmamba-impute.{name}"' in answer.headers["content-disposition"]
         assert answer.headers["content-length"] == str(len(body))
     assert app.ask("GET", place + "?format=zip", token=app.ann).status == 422
@@ -263,7 +424,10 @@ def test_a_model_comes_as_a_zip(app):
     app.end(job, zip=b"a model")
     assert app.ask("GET", f"/v2/jobs/{job}/result", token=app.ann).status == 422
     answer = app.ask("GET", f"/v2/jobs/{job}/result?format=zip", token=app.ann)
-    assert answer.body == b"a model" and "scmamba-finetune.zip" in answer.headers["content-disposition"]
+    assert (
+        answer.body == b"a model"
+        and "scmamba-finetune.zip" in answer.headers["content-disposition"]
+    )
 
 
 def test_a_picture_is_made_of_cells_only(app):
@@ -275,7 +439,11 @@ def test_a_picture_is_made_of_cells_only(app):
     (app.data / "jobs" / job / "result" / "picture.json").write_text('{"x": [1]}')
     answer = app.ask("GET", place, token=app.ann)
     assert answer.json == {"x": [1]} and answer.headers["content-type"] == "application/json"
-    for task in ("markers?options={\"groupby\":\"a\",\"group1\":\"b\"}", "robustness?options={\"groupby\":\"a\"}", "finetune"):
+    for task in (
+        'markers?options={"groupby":"a","group1":"b"}',
+        'robustness?options={"groupby":"a"}',
+        "finetune",
+    ):
         job = app.submit(CELLS, app.bob, task).json["id"]
         app.end(job)
         refused = app.ask("GET", f"/v2/jobs/{job}/picture", token=app.bob)
@@ -293,10 +461,20 @@ def test_a_picture_that_takes_too_long_is_given_up(app, monkeypatch):
 def test_a_job_is_cancelled_first_and_deleted_then(app):
     job = app.submit(CELLS, app.ann).json["id"]
     upload = app.queue.get(job)["upload"]
-    assert app.ask("DELETE", f"/v2/jobs/{job}", token=app.ann).json == {"id": job, "state": "cancelled"}
+    assert app.ask("DELETE", f"/v2/jobs/{job}", token=app.ann).json == {
+        "id": job,
+        "state": "cancelled",
+    }
     assert app.queue.get(job)["state"] == "cancelled" and Path(upload).read_bytes() == CELLS
-    assert app.ask("DELETE", f"/v2/jobs/{job}", token=app.ann).json == {"id": job, "state": "deleted"}
-    assert app.queue.get(job) is None and app.uploads() == [] and not (app.data / "jobs" / job).exists()
+    assert app.ask("DELETE", f"/v2/jobs/{job}", token=app.ann).json == {
+        "id": job,
+        "state": "deleted",
+    }
+    assert (
+        app.queue.get(job) is None
+        and app.uploads() == []
+        and not (app.data / "jobs" / job).exists()
+    )
     assert app.ask("DELETE", f"/v2/jobs/{job}", token=app.ann).status == 404
 
 
@@ -315,7 +493,12 @@ def test_progress_comes_as_events_until_the_end(app):
         return json.loads(text[6:])
 
     first = event()
-    assert first["id"] == job and first["state"] == "queued" and "upload" not in first and "user" not in first
+    assert (
+        first["id"] == job
+        and first["state"] == "queued"
+        and "upload" not in first
+        and "user" not in first
+    )
     app.queue.claim("w")
     assert event()["state"] == "running"
     app.queue.beat(job, "w", 0.5, "reading")
@@ -337,7 +520,9 @@ def test_events_of_a_job_that_ended_end(app, state):
     app.queue.cancel(job)
     with app.queue._open() as db:
         db.execute("UPDATE jobs SET state=? WHERE id=?", (state, job))
-    events = app.ask("GET", f"/v2/jobs/{job}/events", token=app.ann).body  # returns, hence the stream has ended
+    events = app.ask(
+        "GET", f"/v2/jobs/{job}/events", token=app.ann
+    ).body  # returns, hence the stream has ended
     assert events.count(b"data: ") == 1 and json.loads(events[6:])["state"] == state
 
 

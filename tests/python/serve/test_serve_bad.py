@@ -58,7 +58,17 @@ def tokens(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def server(tokens):
-    running = Server(tokens[0], "--patience", "1.5", "--max-upload", "0.004", "--max-cells", "1000", "--requests-per-minute", "100000")
+    running = Server(
+        tokens[0],
+        "--patience",
+        "1.5",
+        "--max-upload",
+        "0.004",
+        "--max-cells",
+        "1000",
+        "--requests-per-minute",
+        "100000",
+    )
     yield running
     running.kill()
 
@@ -95,7 +105,9 @@ def framed(more: Callable[[h5py.File], object]) -> Callable[[bytes, Path], bytes
     return hdf5(lambda f: (frame(f), more(f)))
 
 
-def compressed(shape=(3, 4), indptr=4, indices=5, data=5, kind="csr_matrix", index_type="i4") -> Callable[[bytes, Path], bytes]:
+def compressed(
+    shape=(3, 4), indptr=4, indices=5, data=5, kind="csr_matrix", index_type="i4"
+) -> Callable[[bytes, Path], bytes]:
     """A file whose X is a sparse matrix of these claims."""
 
     def make(f: h5py.File) -> None:
@@ -114,11 +126,18 @@ def cut(share: float) -> Callable[[bytes, Path], bytes]:
 
 def plain(body: bytes | None = None, **changes: object) -> Callable[[bytes, Path], bytes]:
     """A file of the plain form, two genes x one cell, with parts of its header replaced."""
-    arrays = [{"name": "p", "kind": "int32", "shape": [2]}, {"name": "i", "kind": "int32", "shape": [1]},
-              {"name": "x", "kind": "float64", "shape": [1]}]  # fmt: skip
+    arrays = [
+        {"name": "p", "kind": "int32", "shape": [2]},
+        {"name": "i", "kind": "int32", "shape": [1]},
+        {"name": "x", "kind": "float64", "shape": [1]},
+    ]
     header = {"genes": ["APOE", "GFAP"], "cells": ["a"], "arrays": arrays} | changes
     text = json.dumps(header).encode()
-    values = np.array([0, 1, 0], "<i4").tobytes() + np.array([1.0], "<f8").tobytes() if body is None else body
+    values = (
+        np.array([0, 1, 0], "<i4").tobytes() + np.array([1.0], "<f8").tobytes()
+        if body is None
+        else body
+    )
     return lambda good, folder: b"SCMB1\n" + len(text).to_bytes(8, "little") + text + values
 
 
@@ -149,7 +168,9 @@ def deep(f: h5py.File) -> None:
 
 
 def bomb(f: h5py.File) -> None:
-    f.create_dataset("bomb", shape=(10**6, 10**6), dtype="f8", chunks=(1000, 1000), compression="gzip")
+    f.create_dataset(
+        "bomb", shape=(10**6, 10**6), dtype="f8", chunks=(1000, 1000), compression="gzip"
+    )
 
 
 def virtual(f: h5py.File) -> None:
@@ -168,8 +189,15 @@ def replace(name: str, value: object) -> Callable[[h5py.File], None]:
 
 def tenx(f: h5py.File, shape=(4, 3), barcodes=3) -> None:
     group = f.create_group("matrix")
-    group["shape"], group["barcodes"] = np.array(shape), np.array([f"b{i}" for i in range(barcodes)], "S")
-    group["indptr"], group["indices"], group["data"] = np.zeros(4, "i4"), np.zeros(0, "i4"), np.zeros(0, "i4")
+    group["shape"], group["barcodes"] = (
+        np.array(shape),
+        np.array([f"b{i}" for i in range(barcodes)], "S"),
+    )
+    group["indptr"], group["indices"], group["data"] = (
+        np.zeros(4, "i4"),
+        np.zeros(0, "i4"),
+        np.zeros(0, "i4"),
+    )
 
 
 ARRAY = {"name": "p", "kind": "int32", "shape": [2]}
@@ -190,35 +218,72 @@ UPLOADS: dict[str, Callable[[bytes, Path], bytes]] = {
     "hdf5: without X": hdf5(tables),
     "hdf5: without obs": hdf5(lambda f: f.create_dataset("X", data=np.ones((2, 2)))),
     "hdf5: X of one dimension": hdf5(lambda f: (f.create_dataset("X", data=np.ones(5)), tables(f))),
-    "hdf5: X of text": hdf5(lambda f: (f.create_dataset("X", data=np.full((3, 4), b"a")), tables(f))),
-    "hdf5: X of complex numbers": hdf5(lambda f: (f.create_dataset("X", data=np.ones((3, 4), "c16")), tables(f))),
-    "hdf5: X of pickled objects": hdf5(lambda f: (f.create_dataset("X", data=np.full((3, 4), b"\x80\x04.").astype("V3")), tables(f))),
-    "hdf5: X of records": hdf5(lambda f: (f.create_dataset("X", data=np.ones((3, 4), [("a", "f4")])), tables(f))),
-    "hdf5: X is an attribute's worth of nothing": hdf5(lambda f: (f.create_dataset("X", data=h5py.Empty("f4")), tables(f))),
+    "hdf5: X of text": hdf5(
+        lambda f: (f.create_dataset("X", data=np.full((3, 4), b"a")), tables(f))
+    ),
+    "hdf5: X of complex numbers": hdf5(
+        lambda f: (f.create_dataset("X", data=np.ones((3, 4), "c16")), tables(f))
+    ),
+    "hdf5: X of pickled objects": hdf5(
+        lambda f: (
+            f.create_dataset("X", data=np.full((3, 4), b"\x80\x04.").astype("V3")),
+            tables(f),
+        )
+    ),
+    "hdf5: X of records": hdf5(
+        lambda f: (f.create_dataset("X", data=np.ones((3, 4), [("a", "f4")])), tables(f))
+    ),
+    "hdf5: X is an attribute's worth of nothing": hdf5(
+        lambda f: (f.create_dataset("X", data=h5py.Empty("f4")), tables(f))
+    ),
     "hdf5: no cells": hdf5(lambda f: frame(f, 0, 4)),
     "hdf5: no genes": hdf5(lambda f: frame(f, 3, 0)),
     "hdf5: more cells than the server takes": hdf5(lambda f: frame(f, 1001, 4)),
-    "hdf5: more genes than the server takes": hdf5(lambda f: (f.create_dataset("X", (2, 100_001), dtype="u1"), tables(f, 2, 0))),
-    "hdf5: fewer cell names than cells": hdf5(lambda f: (f.create_dataset("X", data=np.ones((4, 4))), tables(f))),
-    "hdf5: more gene names than genes": hdf5(lambda f: (f.create_dataset("X", data=np.ones((3, 3))), tables(f))),
+    "hdf5: more genes than the server takes": hdf5(
+        lambda f: (f.create_dataset("X", (2, 100_001), dtype="u1"), tables(f, 2, 0))
+    ),
+    "hdf5: fewer cell names than cells": hdf5(
+        lambda f: (f.create_dataset("X", data=np.ones((4, 4))), tables(f))
+    ),
+    "hdf5: more gene names than genes": hdf5(
+        lambda f: (f.create_dataset("X", data=np.ones((3, 3))), tables(f))
+    ),
     "hdf5: cells without names": framed(lambda f: f.__delitem__("obs/_index")),
-    "hdf5: names that are not UTF-8": framed(replace("var/_index", np.array([b"\xff\xfe", b"b", b"c", b"d"]))),
-    "hdf5: names with a zero character": framed(replace("var/_index", np.array([b"a\0b", b"b", b"c", b"d"]))),
-    "hdf5: link to another file": framed(lambda f: f.__setitem__("layers", h5py.ExternalLink("/etc/passwd", "/"))),
-    "hdf5: link to another file, deep within": framed(lambda f: f.create_group("a/b").__setitem__("c", h5py.ExternalLink("x.h5", "/"))),
+    "hdf5: names that are not UTF-8": framed(
+        replace("var/_index", np.array([b"\xff\xfe", b"b", b"c", b"d"]))
+    ),
+    "hdf5: names with a zero character": framed(
+        replace("var/_index", np.array([b"a\0b", b"b", b"c", b"d"]))
+    ),
+    "hdf5: link to another file": framed(
+        lambda f: f.__setitem__("layers", h5py.ExternalLink("/etc/passwd", "/"))
+    ),
+    "hdf5: link to another file, deep within": framed(
+        lambda f: f.create_group("a/b").__setitem__("c", h5py.ExternalLink("x.h5", "/"))
+    ),
     "hdf5: soft link": framed(lambda f: f.__setitem__("raw", h5py.SoftLink("/X"))),
     "hdf5: soft link to itself": framed(lambda f: f.__setitem__("raw", h5py.SoftLink("/raw"))),
-    "hdf5: array kept in another file": framed(lambda f: f.create_dataset("s", (10,), "u1", external=[("/etc/passwd", 0, 10)])),
+    "hdf5: array kept in another file": framed(
+        lambda f: f.create_dataset("s", (10,), "u1", external=[("/etc/passwd", 0, 10)])
+    ),
     "hdf5: array made of another file's": framed(virtual),
     "hdf5: claims eight terabytes": framed(bomb),
-    "hdf5: claims one chunk of two gigabytes": framed(lambda f: f.create_dataset("b", (10,), "f8", chunks=(2**28,), maxshape=(None,))),
+    "hdf5: claims one chunk of two gigabytes": framed(
+        lambda f: f.create_dataset("b", (10,), "f8", chunks=(2**28,), maxshape=(None,))
+    ),
     "hdf5: one long string claimed thousands of times": shared_strings,
     "hdf5: packed by a filter of its own": framed(
-        lambda f: f.create_dataset("b", (10,), "f8", chunks=(10,), compression=32123, allow_unknown_filter=True)
+        lambda f: f.create_dataset(
+            "b", (10,), "f8", chunks=(10,), compression=32123, allow_unknown_filter=True
+        )
     ),
     "hdf5: groups 200 deep": framed(deep),
-    "hdf5: a group within itself": framed(lambda f: f.create_group("uns").__setitem__("uns", f["uns"])),
-    "hdf5: thousands of objects": framed(lambda f: [f.create_group(f"g{i}") for i in range(10_001)]),
+    "hdf5: a group within itself": framed(
+        lambda f: f.create_group("uns").__setitem__("uns", f["uns"])
+    ),
+    "hdf5: thousands of objects": framed(
+        lambda f: [f.create_group(f"g{i}") for i in range(10_001)]
+    ),
     "sparse: claims a billion cells": compressed(shape=(10**9, 4)),
     "sparse: claims a billion genes": compressed(shape=(3, 10**9)),
     "sparse: claims less than nothing": compressed(shape=(-3, 4)),
@@ -234,13 +299,19 @@ UPLOADS: dict[str, Callable[[bytes, Path], bytes]] = {
     "10x: more barcodes than cells": hdf5(lambda f: tenx(f, barcodes=5)),
     "10x: a billion cells": hdf5(lambda f: tenx(f, shape=(4, 10**9))),
     "plain: signature alone": sent(b"SCMB1\n"),
-    "plain: a header longer than the file": sent(b"SCMB1\n" + (1 << 40).to_bytes(8, "little") + b"{}"),
+    "plain: a header longer than the file": sent(
+        b"SCMB1\n" + (1 << 40).to_bytes(8, "little") + b"{}"
+    ),
     "plain: a header that is no JSON": sent(b"SCMB1\n" + (4).to_bytes(8, "little") + b"abcd"),
     "plain: a header that is a list": sent(b"SCMB1\n" + (2).to_bytes(8, "little") + b"[]"),
-    "plain: a header nested 40,000 deep": sent(b"SCMB1\n" + (40000).to_bytes(8, "little") + b"[" * 40000),
+    "plain: a header nested 40,000 deep": sent(
+        b"SCMB1\n" + (40000).to_bytes(8, "little") + b"[" * 40000
+    ),
     "plain: a billion cells": plain(arrays=[{**ARRAY, "shape": [10**9]}]),
     "plain: infinitely many": plain(arrays=[{**ARRAY, "shape": [float("inf")]}]),
-    "plain: more than any computer holds": plain(arrays=[{**ARRAY, "shape": [0, 10**30]}], body=b""),
+    "plain: more than any computer holds": plain(
+        arrays=[{**ARRAY, "shape": [0, 10**30]}], body=b""
+    ),
     "plain: fewer than none": plain(arrays=[{**ARRAY, "shape": [-2]}]),
     "plain: arrays of objects": plain(arrays=[{**ARRAY, "kind": "object"}]),
     "plain: an array twice": plain(arrays=[ARRAY, ARRAY], body=bytes(16)),
@@ -258,7 +329,7 @@ UPLOADS: dict[str, Callable[[bytes, Path], bytes]] = {
     "plain: a column of lists": plain(obs={"donor": [[1]]}),
     "plain: a column of NaN": plain(obs={"depth": [float("nan")]}),
     "plain: a table that is none": plain(obs=[1]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", UPLOADS)
@@ -307,7 +378,9 @@ def strangers(adata: ad.AnnData) -> None:
 def damaged_within(nuclei: ad.AnnData, folder: Path) -> Path:
     """One packed block of the values is overwritten: every claim of the file still holds."""
     path = folder / "cells.h5ad"
-    x = np.tile(sparse.csr_matrix(nuclei.X).toarray(), (6, 1)).astype("f4")  # more than is read before it becomes a job
+    x = np.tile(sparse.csr_matrix(nuclei.X).toarray(), (6, 1)).astype(
+        "f4"
+    )  # more than is read before it becomes a job
     ad.AnnData(x, var=nuclei.var[[]]).write_h5ad(path, compression="gzip")
     with h5py.File(path, "r") as file:
         block = file["X"].id.get_chunk_info(0)
@@ -335,11 +408,26 @@ JOBS: dict[str, tuple[Callable[[ad.AnnData, Path], Path], str]] = {
     "negative values": (with_values(lambda a: a.X.data.__imul__(-1)), "go down to"),
     "NaN": (with_values(lambda a: a.X.data.__setitem__(0, np.nan)), "(?i)nan|missing"),
     "infinite values": (with_values(lambda a: a.X.data.__setitem__(0, np.inf)), "(?i)inf|NaN"),
-    "indices beyond the genes": (in_file(lambda f: f["X/indices"].__setitem__(0, 2**31 - 1)), "contradicts itself"),
-    "indices below nothing": (in_file(lambda f: f["X/indices"].__setitem__(0, -5)), "contradicts itself"),
-    "pointers beyond the values": (in_file(lambda f: f["X/indptr"].__setitem__(-1, 2**31 - 1)), "contradicts itself|cannot be read"),
-    "pointers that go back": (in_file(lambda f: f["X/indptr"].__setitem__(5, 0)), "contradicts itself|cannot be read"),
-    "an encoding nobody knows": (in_file(lambda f: f["X"].attrs.__setitem__("encoding-type", "pickle")), "cannot be read"),
+    "indices beyond the genes": (
+        in_file(lambda f: f["X/indices"].__setitem__(0, 2**31 - 1)),
+        "contradicts itself",
+    ),
+    "indices below nothing": (
+        in_file(lambda f: f["X/indices"].__setitem__(0, -5)),
+        "contradicts itself",
+    ),
+    "pointers beyond the values": (
+        in_file(lambda f: f["X/indptr"].__setitem__(-1, 2**31 - 1)),
+        "contradicts itself|cannot be read",
+    ),
+    "pointers that go back": (
+        in_file(lambda f: f["X/indptr"].__setitem__(5, 0)),
+        "contradicts itself|cannot be read",
+    ),
+    "an encoding nobody knows": (
+        in_file(lambda f: f["X"].attrs.__setitem__("encoding-type", "pickle")),
+        "cannot be read",
+    ),
     "a damaged block": (damaged_within, "cannot be read"),
     "plain: indices beyond the genes": (plain_file(i=[0, 7]), "points outside"),
     "plain: pointers that go back": (plain_file(p=[0, 5, 2]), "damaged"),
@@ -354,7 +442,9 @@ def test_what_only_reading_reveals_fails_alone_with_its_sentence(server, nuclei,
     job = client.submit("impute", make(nuclei, tmp_path), **FREE)
     with pytest.raises(ScMambaError, match=sentence) as failed:
         client.wait(job, verbose=False)
-    assert "inside the server" not in str(failed.value) and str(server.data) not in str(failed.value)
+    assert "inside the server" not in str(failed.value) and str(server.data) not in str(
+        failed.value
+    )
     assert client.state(job)["attempts"] == 1 and lives(server)
 
 
@@ -394,9 +484,19 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], int]] = {
     "options: a million passes": ("POST", options({"passes": 10**6}), {}, 422),
     "options: batches of none": ("POST", options({"batch_size": 0}), {}, 422),
     "options: a rate above one": ("POST", options({"expected_rate": 5}, "doublets"), {}, 422),
-    "options: markers that are numbers": ("POST", options({"markers": {"Neuron": [1]}}, "annotate"), {}, 422),
+    "options: markers that are numbers": (
+        "POST",
+        options({"markers": {"Neuron": [1]}}, "annotate"),
+        {},
+        422,
+    ),
     "options: labels that are numbers": ("POST", options({"labels": [1]}, "annotate"), {}, 422),
-    "options: a path for a reference": ("POST", options({"reference": "../../etc/passwd"}, "annotate"), {}, 422),
+    "options: a path for a reference": (
+        "POST",
+        options({"reference": "../../etc/passwd"}, "annotate"),
+        {},
+        422,
+    ),
     "options: another task's": ("POST", options({"reference": "x"}, "embed"), {}, 422),
     "a form": ("POST", IMPUTE, {"Content-Type": "multipart/form-data; boundary=x"}, 415),
     "packed on the way": ("POST", IMPUTE, {"Content-Encoding": "gzip"}, 415),
@@ -408,32 +508,84 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], int]] = {
     "another's job": ("GET", "/v2/jobs/{job}", {"Authorization": "Bearer {bob}"}, 404),
     "another's result": ("GET", "/v2/jobs/{job}/result", {"Authorization": "Bearer {bob}"}, 404),
     "another's progress": ("GET", "/v2/jobs/{job}/events", {"Authorization": "Bearer {bob}"}, 404),
-    "another's job, to be deleted": ("DELETE", "/v2/jobs/{job}", {"Authorization": "Bearer {bob}"}, 404),
+    "another's job, to be deleted": (
+        "DELETE",
+        "/v2/jobs/{job}",
+        {"Authorization": "Bearer {bob}"},
+        404,
+    ),
     "another's job by nobody": ("GET", "/v2/jobs/{job}", {}, 404),
     "unknown job": ("GET", "/v2/jobs/nothing-like-it", {}, 404),
     "a path for a job": ("GET", "/v2/jobs/..%2f..%2fqueue.sqlite/result", {}, 404),
     "a job's name of zero characters": ("GET", "/v2/jobs/%00%00%00%00%00%00%00%00", {}, 404),
     "a job's name of bytes that are no text": ("GET", "/v2/jobs/%ff%fe%fd%fc%fb%fa%f9%f8", {}, 404),
-    "a result in a form nobody knows": ("GET", "/v2/jobs/{job}/result?format=../h5ad", {"Authorization": "Bearer {ann}"}, 422),
+    "a result in a form nobody knows": (
+        "GET",
+        "/v2/jobs/{job}/result?format=../h5ad",
+        {"Authorization": "Bearer {ann}"},
+        422,
+    ),
     "unknown reference": ("DELETE", "/v2/references/0123456789abcdef", {}, 404),
     "parts: of unknown length": ("POST", "/v2/uploads", {}, 400),
     "parts: of negative length": ("POST", "/v2/uploads", {"Upload-Length": "-5"}, 400),
-    "parts: longer than the server takes": ("POST", "/v2/uploads", {"Upload-Length": str(10**12)}, 413),
+    "parts: longer than the server takes": (
+        "POST",
+        "/v2/uploads",
+        {"Upload-Length": str(10**12)},
+        413,
+    ),
     "parts: unknown": ("HEAD", "/v2/uploads/0123456789abcdef", {}, 404),
-    "parts: a path for a name": ("PATCH", "/v2/uploads/..%2f..%2ftokens.json", {"Content-Type": "application/offset+octet-stream"}, 404),
-    "parts: another's": ("PATCH", "/v2/uploads/{part}", {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}, 404),
+    "parts: a path for a name": (
+        "PATCH",
+        "/v2/uploads/..%2f..%2ftokens.json",
+        {"Content-Type": "application/offset+octet-stream"},
+        404,
+    ),
+    "parts: another's": (
+        "PATCH",
+        "/v2/uploads/{part}",
+        {"Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"},
+        404,
+    ),
     "parts: from the wrong place": (
-        "PATCH", "/v2/uploads/{part}",
-        {"Authorization": "Bearer {ann}", "Content-Type": "application/offset+octet-stream", "Upload-Offset": "7"}, 409,
+        "PATCH",
+        "/v2/uploads/{part}",
+        {
+            "Authorization": "Bearer {ann}",
+            "Content-Type": "application/offset+octet-stream",
+            "Upload-Offset": "7",
+        },
+        409,
     ),
-    "parts: of another type": ("PATCH", "/v2/uploads/{part}", {"Authorization": "Bearer {ann}", "Upload-Offset": "0"}, 415),
+    "parts: of another type": (
+        "PATCH",
+        "/v2/uploads/{part}",
+        {"Authorization": "Bearer {ann}", "Upload-Offset": "0"},
+        415,
+    ),
     "parts: more than promised": (
-        "PATCH", "/v2/uploads/{part}",
-        {"Authorization": "Bearer {ann}", "Content-Type": "application/offset+octet-stream", "Upload-Offset": "0"}, 413,
+        "PATCH",
+        "/v2/uploads/{part}",
+        {
+            "Authorization": "Bearer {ann}",
+            "Content-Type": "application/offset+octet-stream",
+            "Upload-Offset": "0",
+        },
+        413,
     ),
-    "parts: a job before they are whole": ("POST", IMPUTE + "?upload={part}", {"Authorization": "Bearer {ann}"}, 409),
-    "parts: a job of another's": ("POST", IMPUTE + "?upload={part}", {"Authorization": "Bearer {bob}"}, 404),
-}  # fmt: skip
+    "parts: a job before they are whole": (
+        "POST",
+        IMPUTE + "?upload={part}",
+        {"Authorization": "Bearer {ann}"},
+        409,
+    ),
+    "parts: a job of another's": (
+        "POST",
+        IMPUTE + "?upload={part}",
+        {"Authorization": "Bearer {bob}"},
+        404,
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -441,12 +593,24 @@ def names(server, tokens, nuclei, tmp_path_factory) -> dict[str, str]:
     """What requests name: tokens, a job and an upload that has not come, both ann's."""
     path = tmp_path_factory.mktemp("names") / "cells.h5ad"
     nuclei.write_h5ad(path)
-    status, headers = ask(server, "POST", "/v2/uploads", {"Upload-Length": "10", "Authorization": f"Bearer {tokens[1]['ann']}"}, b"")
+    status, headers = ask(
+        server,
+        "POST",
+        "/v2/uploads",
+        {"Upload-Length": "10", "Authorization": f"Bearer {tokens[1]['ann']}"},
+        b"",
+    )
     assert status == 201
-    return {**tokens[1], "job": Client(server.url, tokens[1]["ann"]).submit("embed", path), "part": headers["Location"].rsplit("/", 1)[1]}
+    return {
+        **tokens[1],
+        "job": Client(server.url, tokens[1]["ann"]).submit("embed", path),
+        "part": headers["Location"].rsplit("/", 1)[1],
+    }
 
 
-def ask(server: Server, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, dict[str, str]]:
+def ask(
+    server: Server, method: str, path: str, headers: dict[str, str], body: bytes
+) -> tuple[int, dict[str, str]]:
     headers = {"Content-Type": "application/octet-stream"} | headers
     request = urllib.request.Request(server.url + path, data=body, method=method, headers=headers)
     try:
@@ -462,7 +626,9 @@ def test_bad_requests_are_refused(server, good, names, kind):
     for name, value in names.items():
         path = path.replace("{" + name + "}", value)
         headers = {k: v.replace("{" + name + "}", value) for k, v in headers.items()}
-    status, answer = ask(server, method, path, headers, good if method in ("POST", "PATCH") else b"")
+    status, answer = ask(
+        server, method, path, headers, good if method in ("POST", "PATCH") else b""
+    )
     assert status == expected, answer
     assert method == "HEAD" or json.loads(answer["body"])["detail"]
     assert lives(server)
@@ -473,7 +639,10 @@ def test_bad_requests_are_refused(server, good, names, kind):
 
 def line(server: Server, *parts: bytes, pause: float = 0.0, close: bool = False) -> bytes:
     """Send bytes as they are, with pauses; what comes back."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as out, contextlib.suppress(ConnectionError):
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as out,
+        contextlib.suppress(ConnectionError),
+    ):
         for part in parts:
             out.sendall(part)
             time.sleep(pause)
@@ -486,7 +655,10 @@ HEAD = f"POST {IMPUTE} HTTP/1.1\r\nHost: x\r\n".encode()
 LINES: dict[str, tuple[bytes, int]] = {
     "larger than the server takes": (HEAD + b"Content-Length: 1000000000000\r\n\r\n", 413),
     "larger than the server takes, in pieces": (
-        HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + (b"10000\r\n" + bytes(65536) + b"\r\n") * 80 + b"0\r\n\r\n",
+        HEAD
+        + b"Transfer-Encoding: chunked\r\n\r\n"
+        + (b"10000\r\n" + bytes(65536) + b"\r\n") * 80
+        + b"0\r\n\r\n",
         413,
     ),
     "a length below nothing": (HEAD + b"Content-Length: -1\r\n\r\n", 400),
@@ -496,14 +668,20 @@ LINES: dict[str, tuple[bytes, int]] = {
     "pieces of no size": (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nabc\r\n", 400),
     "a way to send nobody knows": (HEAD + b"Transfer-Encoding: tar\r\n\r\nabc", 400),
     "a header of a megabyte": (HEAD + b"X-Long: " + b"a" * (1 << 20) + b"\r\n\r\n", 400),
-    "an address of a megabyte": (b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    "thousands of headers": (HEAD + b"".join(b"X-%d: a\r\n" % i for i in range(20_000)) + b"\r\n", 400),
+    "an address of a megabyte": (
+        b"GET /" + b"a" * (1 << 20) + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        400,
+    ),
+    "thousands of headers": (
+        HEAD + b"".join(b"X-%d: a\r\n" % i for i in range(20_000)) + b"\r\n",
+        400,
+    ),
     "a header that is none": (HEAD + b"nothing\r\n\r\n", 400),
     "no host": (b"GET /v2/models HTTP/1.1\r\n\r\n", 400),
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50) + b"\r\n\r\n", 400),
     "HTTP of no version": (b"GET / HTTP/x\r\nHost: x\r\n\r\n", 400),
     "a slow upload": (HEAD + b"Content-Length: 100\r\n\r\nabc", 408),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LINES)
@@ -534,7 +712,9 @@ def test_a_cancelled_upload_leaves_nothing(server):
 
 def test_a_broken_upload_is_continued(server, nuclei, good, tokens, tmp_path):
     mine = {"Authorization": f"Bearer {tokens[1]['ann']}"}
-    status, headers = ask(server, "POST", "/v2/uploads", {**mine, "Upload-Length": str(len(good))}, b"")
+    status, headers = ask(
+        server, "POST", "/v2/uploads", {**mine, "Upload-Length": str(len(good))}, b""
+    )
     assert status == 201 and headers["Tus-Resumable"] == "1.0.0"
     where, half = headers["Location"], len(good) // 2
     head = f"PATCH {where} HTTP/1.1\r\nHost: x\r\nAuthorization: {mine['Authorization']}\r\nUpload-Offset: 0\r\n"
@@ -542,7 +722,9 @@ def test_a_broken_upload_is_continued(server, nuclei, good, tokens, tmp_path):
     line(server, head.encode() + good[:half], close=True)
     # Asking ends what still comes by the old line, so wait until some of it is there.
     for _ in range(100):
-        if any(f.stat().st_size for f in (server.data / "parts").glob(f"*/{where.rsplit('/', 1)[1]}")):
+        if any(
+            f.stat().st_size for f in (server.data / "parts").glob(f"*/{where.rsplit('/', 1)[1]}")
+        ):
             break
         time.sleep(0.1)
     status, headers = ask(server, "HEAD", where, mine, b"")
@@ -568,11 +750,17 @@ def test_the_client_goes_on_where_the_line_broke(server, good, tmp_path, monkeyp
     monkeypatch.setattr(_resume, "_PART", part)
     tool = Path(__file__).parents[2] / "testthat" / "breaking_line.py"
     port = server.url.rsplit(":", 1)[1]
-    with subprocess.Popen([sys.executable, tool, port, str(part * 2 // 3), "3"], stdout=subprocess.PIPE, text=True) as line:
+    with subprocess.Popen(
+        [sys.executable, tool, port, str(part * 2 // 3), "3"], stdout=subprocess.PIPE, text=True
+    ) as line:
         try:
             client = Client(f"http://127.0.0.1:{int(line.stdout.readline())}")
             job = client.submit("embed", path, force=True)
-            assert [line.stdout.readline() for _ in range(3)] == ["broken 1\n", "broken 2\n", "broken 3\n"]
+            assert [line.stdout.readline() for _ in range(3)] == [
+                "broken 1\n",
+                "broken 2\n",
+                "broken 3\n",
+            ]
             assert any(f.read_bytes() == good for f in (server.data / "uploads").iterdir())
             assert client.state(job)["state"] in ("queued", "running", "done")
             client.cancel(job)
@@ -587,8 +775,22 @@ def test_its_own_description_of_itself_leads_to_no_5xx(server):
     tool = Path(sys.executable).parent / "schemathesis"
     if not tool.is_file() and not (tool := Path(shutil.which("schemathesis") or "")).is_file():
         pytest.skip("schemathesis is not installed")
-    command = [tool, "run", server.url + "/openapi.json", "--checks", "not_a_server_error", "--max-examples", "2", "--seed", "1",
-               "--no-color", "--phases", "coverage,fuzzing", "--request-timeout", "100"]  # fmt: skip
+    command = [
+        tool,
+        "run",
+        server.url + "/openapi.json",
+        "--checks",
+        "not_a_server_error",
+        "--max-examples",
+        "2",
+        "--seed",
+        "1",
+        "--no-color",
+        "--phases",
+        "coverage,fuzzing",
+        "--request-timeout",
+        "100",
+    ]
     told = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert told.returncode == 0, told.stdout[-3000:]
     assert lives(server)

@@ -35,9 +35,28 @@ def test_every_accepted_job_ends_once_and_is_its_owners_alone(chaos, tmp_path):
 
 
 def test_the_benchmark_notices_what_went_wrong(chaos):
-    fine = dict(accepted=3, lost=0, of_another_user=0, not_ended=0, ended_once=3, ended_more_than_once=0, clients_stuck=0, wrong=[],
-                refused=[], in_the_queue_unknown_to_any_client=0)  # fmt: skip
+    fine = dict(
+        accepted=3,
+        lost=0,
+        of_another_user=0,
+        not_ended=0,
+        ended_once=3,
+        ended_more_than_once=0,
+        clients_stuck=0,
+        wrong=[],
+        refused=[],
+        in_the_queue_unknown_to_any_client=0,
+    )
     assert chaos.verdict(fine) == []
-    for change in (dict(lost=1), dict(not_ended=1), dict(ended_once=2), dict(of_another_user=1), dict(wrong=["x"]), dict(refused=["x"]),
-                   dict(in_the_queue_unknown_to_any_client=1), dict(ended_more_than_once=1), dict(clients_stuck=1)):  # fmt: skip
+    for change in (
+        dict(lost=1),
+        dict(not_ended=1),
+        dict(ended_once=2),
+        dict(of_another_user=1),
+        dict(wrong=["x"]),
+        dict(refused=["x"]),
+        dict(in_the_queue_unknown_to_any_client=1),
+        dict(ended_more_than_once=1),
+        dict(clients_stuck=1),
+    ):
         assert len(chaos.verdict(fine | change)) == 1

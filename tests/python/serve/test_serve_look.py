@@ -42,7 +42,11 @@ def test_genes_come_first_in_10x_files(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         group = file.create_group("matrix")
         group["shape"], group["barcodes"] = np.array([4, 3]), np.array(["a", "b", "c"], "S")
-        group["indptr"], group["indices"], group["data"] = np.zeros(4, "i4"), np.zeros(0, "i4"), np.zeros(0, "i4")
+        group["indptr"], group["indices"], group["data"] = (
+            np.zeros(4, "i4"),
+            np.zeros(0, "i4"),
+            np.zeros(0, "i4"),
+        )
     assert check.look(tmp_path / "a.h5", 3, 4) == {"kind": "10x", "cells": 3, "genes": 4}
 
 
@@ -63,7 +67,9 @@ def test_memory_is_half_of_the_machines_and_a_limit_to_the_byte(tmp_path):
     assert check.memory_limit() == total // 2
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["X"] = np.ones((100, 10), "f4")
-        file.create_dataset("n", (7,), "f8", chunks=(50,), maxshape=(None,))  # one chunk is read whole
+        file.create_dataset(
+            "n", (7,), "f8", chunks=(50,), maxshape=(None,)
+        )  # one chunk is read whole
     claims = 4000 + 400
     for most, fine in ((claims, True), (claims - 1, False)):
         with h5py.File(tmp_path / "a.h5") as file:
@@ -136,7 +142,12 @@ def test_text_and_strings_claim_at_most_the_file(tmp_path):
 def test_parts_that_do_not_fit_each_other(tmp_path, change):
     path = h5ad(tmp_path)
     with h5py.File(path, "r+") as file:
-        name = {"obs": "obs/_index", "var": "var/_index", "indices": "X/indices", "indptr": "X/indptr"}[change]
+        name = {
+            "obs": "obs/_index",
+            "var": "var/_index",
+            "indices": "X/indices",
+            "indptr": "X/indptr",
+        }[change]
         values = file[name][:-1]
         del file[name]
         file[name] = values
@@ -164,27 +175,50 @@ def test_sparse_matrices_that_point_outside_are_named(place):
 
 
 def test_names_fit_for_a_sentence():
-    assert check.plain("a\tb\x07c\nd") == "a?b?c\nd" and check.plain("x" * 99) == "x" * 60 and check.plain("é" * 9, 3) == "ééé"
+    assert (
+        check.plain("a\tb\x07c\nd") == "a?b?c\nd"
+        and check.plain("x" * 99) == "x" * 60
+        and check.plain("é" * 9, 3) == "ééé"
+    )
 
 
 def test_the_look_runs_confined(tmp_path):
     code = "from scmamba.serve import validation as check; check.confine(); import resource as r\n"
     code += "print(*[r.getrlimit(k) for k in (r.RLIMIT_AS, r.RLIMIT_CPU, r.RLIMIT_FSIZE, r.RLIMIT_CORE)])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert told.strip() == f"({2 << 30}, {2 << 30}) (20, 20) (0, 0) (0, 0)"
     command = [sys.executable, "-m", "scmamba.serve.validation", str(h5ad(tmp_path))]
-    for limits, answer in ((["3", "4", "0"], {"kind": "h5ad", "cells": 3, "genes": 4}), (["3", "3", "0"], None), (["3", "4", "10"], None)):
-        found = json.loads(subprocess.run([*command, *limits], capture_output=True, text=True, check=True).stdout)
+    for limits, answer in (
+        (["3", "4", "0"], {"kind": "h5ad", "cells": 3, "genes": 4}),
+        (["3", "3", "0"], None),
+        (["3", "4", "10"], None),
+    ):
+        found = json.loads(
+            subprocess.run([*command, *limits], capture_output=True, text=True, check=True).stdout
+        )
         assert found == answer if answer else list(found) == ["error"]
 
 
 # -- zipped 10x folders --------------------------------------------------------------------------------
 
 
-def zipped(folder: Path, matrix: str = HEAD + "3 2 3\n1 1 5\n3 1 2\n2 2 7\n", features: str = "E1\tA\nE2\tB\nE3\tA\n",
-           barcodes: str = "c1\nc2\n", name: str = "genes.tsv", **more: str) -> Path:  # fmt: skip
+def zipped(
+    folder: Path,
+    matrix: str = HEAD + "3 2 3\n1 1 5\n3 1 2\n2 2 7\n",
+    features: str = "E1\tA\nE2\tB\nE3\tA\n",
+    barcodes: str = "c1\nc2\n",
+    name: str = "genes.tsv",
+    **more: str,
+) -> Path:
     with zipfile.ZipFile(folder / "a.zip", "w") as archive:
-        for entry, text in {"d/matrix.mtx": matrix, f"d/{name}": features, "d/barcodes.tsv": barcodes, **more}.items():
+        for entry, text in {
+            "d/matrix.mtx": matrix,
+            f"d/{name}": features,
+            "d/barcodes.tsv": barcodes,
+            **more,
+        }.items():
             archive.writestr(entry, text)
     return folder / "a.zip"
 
@@ -193,42 +227,78 @@ def test_a_folder_made_by_hand(tmp_path):
     path = zipped(tmp_path, **{"__MACOSX/d/matrix.mtx": "x", "__MACOSX/d/genes.tsv": "x"})
     assert tenx.look(path, 1 << 30) == {"kind": "mtx", "cells": 2, "genes": 3}
     adata = tenx.to_adata(path, 1 << 30)
-    assert adata.X.toarray().tolist() == [[5, 0, 2], [0, 7, 0]] and adata.obs_names.tolist() == ["c1", "c2"]
-    assert adata.var_names.tolist() == ["A", "B", "A-1"] and adata.var["gene_ids"].tolist() == ["E1", "E2", "E3"]
+    assert adata.X.toarray().tolist() == [[5, 0, 2], [0, 7, 0]] and adata.obs_names.tolist() == [
+        "c1",
+        "c2",
+    ]
+    assert adata.var_names.tolist() == ["A", "B", "A-1"] and adata.var["gene_ids"].tolist() == [
+        "E1",
+        "E2",
+        "E3",
+    ]
 
 
-@pytest.mark.parametrize(("features", "names", "cells"), [
-    ("E1\nE2\nE3\n", ["E1", "E2", "E3"], [[5, 0, 2], [0, 7, 0]]),
-    ("E1\tA\tGene Expression\r\nE2\tB\tAntibody Capture\r\nE3\tC\tGene Expression\r\n", ["A", "C"], [[5, 2], [0, 0]]),
-    ("E1\tA\tPeaks\nE2\tB\tCustom\nE3\tC\tPeaks", ["A", "B", "C"], [[5, 0, 2], [0, 7, 0]]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("features", "names", "cells"),
+    [
+        ("E1\nE2\nE3\n", ["E1", "E2", "E3"], [[5, 0, 2], [0, 7, 0]]),
+        (
+            "E1\tA\tGene Expression\r\nE2\tB\tAntibody Capture\r\nE3\tC\tGene Expression\r\n",
+            ["A", "C"],
+            [[5, 2], [0, 0]],
+        ),
+        ("E1\tA\tPeaks\nE2\tB\tCustom\nE3\tC\tPeaks", ["A", "B", "C"], [[5, 0, 2], [0, 7, 0]]),
+    ],
+)
 def test_features_of_one_two_or_three_columns(tmp_path, features, names, cells):
-    adata = tenx.to_adata(zipped(tmp_path, features=features, barcodes="c1\tx\nc2\ty", name="features.tsv"), 1 << 30)
-    assert adata.var_names.tolist() == names and adata.X.toarray().tolist() == cells and adata.obs_names.tolist() == ["c1", "c2"]
+    adata = tenx.to_adata(
+        zipped(tmp_path, features=features, barcodes="c1\tx\nc2\ty", name="features.tsv"), 1 << 30
+    )
+    assert (
+        adata.var_names.tolist() == names
+        and adata.X.toarray().tolist() == cells
+        and adata.obs_names.tolist() == ["c1", "c2"]
+    )
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({"matrix": HEAD + "3 2 4\n1 1 5\n3 1 2\n2 2 7\n"}, "promises 4"),
-    ({"matrix": HEAD + "3 2 7\n" + "1 1 5\n" * 6}, "promises 7"),  # a line has six bytes at least
-    ({"features": "E1\nE2\n"}, "features has 2"),
-    ({"barcodes": "c1\nc2\nc3\n"}, "barcodes has 3"), ({"d/features.tsv": "x"}, "holds 2"), ({"matrix": HEAD + "3 2\n"}, "how many"),
-    ({"matrix": HEAD.replace("general", "symmetric") + "3 2 3\n"}, "no Matrix Market"), ({"name": "other.tsv"}, "holds none"),
-    ({"matrix": HEAD.replace("integer", "pattern") + "3 2 3\n"}, "no Matrix Market"), ({"barcodes": ""}, "barcodes has 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"matrix": HEAD + "3 2 4\n1 1 5\n3 1 2\n2 2 7\n"}, "promises 4"),
+        (
+            {"matrix": HEAD + "3 2 7\n" + "1 1 5\n" * 6},
+            "promises 7",
+        ),  # a line has six bytes at least
+        ({"features": "E1\nE2\n"}, "features has 2"),
+        ({"barcodes": "c1\nc2\nc3\n"}, "barcodes has 3"),
+        ({"d/features.tsv": "x"}, "holds 2"),
+        ({"matrix": HEAD + "3 2\n"}, "how many"),
+        ({"matrix": HEAD.replace("general", "symmetric") + "3 2 3\n"}, "no Matrix Market"),
+        ({"name": "other.tsv"}, "holds none"),
+        ({"matrix": HEAD.replace("integer", "pattern") + "3 2 3\n"}, "no Matrix Market"),
+        ({"barcodes": ""}, "barcodes has 0"),
+    ],
+)
 def test_folders_whose_parts_do_not_fit(tmp_path, change, words):
     with pytest.raises(DataError, match=words):
         tenx.look(zipped(tmp_path, **change), 1 << 30)
 
 
 def test_matrices_with_comments_and_real_numbers(tmp_path):
-    matrix = HEAD.replace("integer", "real").upper().replace("%%MATRIXMARKET", "%%MatrixMarket") + "%c\n\n%d\n3 2 1\n1 2 5\n"
+    matrix = (
+        HEAD.replace("integer", "real").upper().replace("%%MATRIXMARKET", "%%MatrixMarket")
+        + "%c\n\n%d\n3 2 1\n1 2 5\n"
+    )
     assert tenx.peek(zipped(tmp_path, matrix=matrix), 1 << 30) == (3, 2)
 
 
 def test_a_part_unpacks_to_a_thousand_times_the_file_and_no_more(tmp_path):
     (tmp_path / "small").write_bytes(b"x")
     (tmp_path / "large").write_bytes(bytes(100_000))
-    assert tenx.limit_of(tmp_path / "small", 1 << 40) == 1000 * 65_536 and tenx.limit_of(tmp_path / "large", 1 << 40) == 10**8
+    assert (
+        tenx.limit_of(tmp_path / "small", 1 << 40) == 1000 * 65_536
+        and tenx.limit_of(tmp_path / "large", 1 << 40) == 10**8
+    )
     assert tenx.limit_of(tmp_path / "large", 5) == 5
     path = zipped(tmp_path)
     longest = len(HEAD + "3 2 3\n1 1 5\n3 1 2\n2 2 7\n")
@@ -252,11 +322,22 @@ def test_a_map_of_few_cells_is_their_first_components(tmp_path):
 
     rng = np.random.default_rng(0)
     basis = rng.normal(size=(15, 4)) * [9, 4, 0.3, 0.1] + 5
-    adata = ad.AnnData(sparse.csr_matrix((15, 3)), obs=pd.DataFrame(index=[str(k) for k in range(15)]), obsm={"X_scmamba": basis})
+    adata = ad.AnnData(
+        sparse.csr_matrix((15, 3)),
+        obs=pd.DataFrame(index=[str(k) for k in range(15)]),
+        obsm={"X_scmamba": basis},
+    )
     found = cell_map(adata)
-    assert found["method"] == "first components of the model's embedding" and found["cells"] == list(range(15))
-    values, vectors = np.linalg.eigh(np.cov(basis.T))  # by the covariance, not by the code's own decomposition
-    for axis, vector in (("x", vectors[:, values.argmax()]), ("y", vectors[:, values.argsort()[-2]])):
+    assert found["method"] == "first components of the model's embedding" and found[
+        "cells"
+    ] == list(range(15))
+    values, vectors = np.linalg.eigh(
+        np.cov(basis.T)
+    )  # by the covariance, not by the code's own decomposition
+    for axis, vector in (
+        ("x", vectors[:, values.argmax()]),
+        ("y", vectors[:, values.argsort()[-2]]),
+    ):
         assert min(found[axis]) == 0 and max(found[axis]) == 1
         assert abs(np.corrcoef(found[axis], (basis - basis.mean(axis=0)) @ vector)[0, 1]) > 0.9999
     assert cell_map(adata[:2].copy())["x"] in ([0.0, 1.0], [1.0, 0.0])
@@ -269,15 +350,26 @@ def test_a_map_of_counts_and_of_many_cells(monkeypatch):
     adata = ad.AnnData(sparse.csr_matrix(rng.poisson(1.0, (40, 12)).astype(float)))
     monkeypatch.setattr(picture, "MOST", 12)
     found = picture.cell_map(adata)
-    assert found["method"] == "first components of 11 components of log1p CP10k" and len(found["x"]) == len(found["y"]) == 12
-    assert found["cells"] == sorted(set(found["cells"])) and max(found["cells"]) > 11 and found == picture.cell_map(adata)
+    assert (
+        found["method"] == "first components of 11 components of log1p CP10k"
+        and len(found["x"]) == len(found["y"]) == 12
+    )
+    assert (
+        found["cells"] == sorted(set(found["cells"]))
+        and max(found["cells"]) > 11
+        and found == picture.cell_map(adata)
+    )
     assert picture.cell_map(adata, seed=1)["cells"] != found["cells"]
 
 
 def test_a_map_is_written_beside_its_result(tmp_path, monkeypatch):
     from scmamba.serve import cell_map as picture
 
-    h5ad(tmp_path, obsm={"X_scmamba": np.array([[0.0, 1], [2, 0], [5, 5]])}).rename(tmp_path / "result.h5ad")
+    h5ad(tmp_path, obsm={"X_scmamba": np.array([[0.0, 1], [2, 0], [5, 5]])}).rename(
+        tmp_path / "result.h5ad"
+    )
     monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path)])
     picture.main()
-    assert json.loads((tmp_path / "picture.json").read_text()) == picture.cell_map(ad.read_h5ad(tmp_path / "result.h5ad"))
+    assert json.loads((tmp_path / "picture.json").read_text()) == picture.cell_map(
+        ad.read_h5ad(tmp_path / "result.h5ad")
+    )

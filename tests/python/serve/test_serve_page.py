@@ -18,12 +18,21 @@ sync_api = pytest.importorskip("playwright.sync_api")
 import scmamba
 from scmamba.datasets import brain_cohort
 
-CHROMIUM = os.environ.get("SCMAMBA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM = (
+    os.environ.get("SCMAMBA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+)
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine", allow_module_level=True)
 
-_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-          "--disable-component-update", "--disable-sync"]  # fmt: skip
+_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,10 @@ def page(browser, server):
     context = browser.new_context(accept_downloads=True, viewport={"width": 900, "height": 1500})
     opened = context.new_page()
     opened.complaints = []
-    opened.on("console", lambda message: opened.complaints.append(message.text) if message.type == "error" else None)
+    opened.on(
+        "console",
+        lambda message: opened.complaints.append(message.text) if message.type == "error" else None,
+    )
     opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
     opened.goto(server.url)
     opened.wait_for_selector("#model option", state="attached")
@@ -64,14 +76,19 @@ def files(nuclei, tmp_path_factory) -> tuple[Path, Path]:
 def wait_for_end(page) -> None:
     # The page forbids evaluated code, a test's polling in the page included.
     until = time.monotonic() + 240
-    while page.text_content("#status") not in ("Done", "Failed", "Refused", "Cancelled") and time.monotonic() < until:
+    while (
+        page.text_content("#status") not in ("Done", "Failed", "Refused", "Cancelled")
+        and time.monotonic() < until
+    ):
         page.wait_for_timeout(100)
 
 
 def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     # Dropped, as with a mouse: the browser itself makes the event's file list.
     data = page.evaluate_handle("() => new DataTransfer()")
-    page.set_input_files("#reference", str(files[0]))  # only to get a File object of real content into the page
+    page.set_input_files(
+        "#reference", str(files[0])
+    )  # only to get a File object of real content into the page
     page.evaluate("(data) => data.items.add(document.getElementById('reference').files[0])", data)
     page.set_input_files("#reference", [])
     page.dispatch_event(".drop", "drop", {"dataTransfer": data})
@@ -80,21 +97,30 @@ def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     wait_for_end(page)
     assert page.text_content("#status") == "Done", page.text_content("#message")
     page.wait_for_selector("#map:not([hidden])", timeout=240_000)
-    direct = scmamba.annotate(ad.read_h5ad(files[0]), verbose=False).to_adata(ad.read_h5ad(files[0]))
+    direct = scmamba.annotate(ad.read_h5ad(files[0]), verbose=False).to_adata(
+        ad.read_h5ad(files[0])
+    )
     rows = page.query_selector_all("#table tbody tr")
-    shown = {row.query_selector("th").inner_text(): row.query_selector_all("td")[0].inner_text() for row in rows}
+    shown = {
+        row.query_selector("th").inner_text(): row.query_selector_all("td")[0].inner_text()
+        for row in rows
+    }
     expected = direct.obs["scmamba_type"].astype(str).value_counts()
     assert shown == {name: str(number) for name, number in expected.items()}
     assert "UMAP" in page.text_content("#mapped") and "100 cells" in page.text_content("#mapped")
     assert "Probability of the answers" in page.text_content("#spread")
     assert "genes in the file" + str(nuclei.n_vars) in page.text_content("#coverage")
-    drawn = page.evaluate("() => new Set(document.getElementById('plot').getContext('2d').getImageData(0, 0, 640, 480).data).size")
+    drawn = page.evaluate(
+        "() => new Set(document.getElementById('plot').getContext('2d').getImageData(0, 0, 640, 480).data).size"
+    )
     assert drawn > 5  # not an empty canvas
     with page.expect_download() as download:
         page.click("#download")
     download.value.save_as(tmp_path / "got.h5ad")
     got = ad.read_h5ad(tmp_path / "got.h5ad")
-    np.testing.assert_array_equal(got.obs["scmamba_type"].astype(str), direct.obs["scmamba_type"].astype(str))
+    np.testing.assert_array_equal(
+        got.obs["scmamba_type"].astype(str), direct.obs["scmamba_type"].astype(str)
+    )
     np.testing.assert_array_equal(got.obs["scmamba_probability"], direct.obs["scmamba_probability"])
     if picture := os.environ.get("SCMAMBA_SCREENSHOT"):
         page.screenshot(path=picture, full_page=True)
@@ -108,7 +134,9 @@ def test_types_from_labelled_cells(page, files):
     page.fill("#labels", "no such column")
     page.click("#send")
     wait_for_end(page)
-    assert page.text_content("#status") == "Failed" and "no such column" in page.text_content("#message")
+    assert page.text_content("#status") == "Failed" and "no such column" in page.text_content(
+        "#message"
+    )
     page.fill("#labels", "cell_type")
     page.click("#send")
     page.wait_for_timeout(300)
@@ -165,7 +193,9 @@ def test_a_bad_file_and_nothing_from_elsewhere(page, tmp_path, server):
     page.set_input_files("#file", str(tmp_path / "cells.h5ad"))
     page.click("#send")
     wait_for_end(page)
-    assert page.text_content("#status") == "Refused" and "neither an .h5ad" in page.text_content("#message")
+    assert page.text_content("#status") == "Refused" and "neither an .h5ad" in page.text_content(
+        "#message"
+    )
     assert page.get_attribute("#message", "class") == "error"
     page.reload()
     assert asked and all(url.startswith((server.url, "data:")) for url in asked)

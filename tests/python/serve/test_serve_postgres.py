@@ -15,13 +15,16 @@ from scmamba.serve.postgres import PostgresQueue, open_queue, translate
 from scmamba.utils.errors import ScMambaError
 
 
-@pytest.mark.parametrize(("sqlite", "postgres"), [
-    ("SELECT * FROM jobs WHERE user = ?", 'SELECT * FROM jobs WHERE "user" = %s'),
-    ("users user_of", "users user_of"),
-    ("done REAL NOT NULL", "done DOUBLE PRECISION NOT NULL"),
-    ("BEGIN IMMEDIATE", "BEGIN; LOCK TABLE jobs IN EXCLUSIVE MODE"),
-    ("COMMIT", "COMMIT"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sqlite", "postgres"),
+    [
+        ("SELECT * FROM jobs WHERE user = ?", 'SELECT * FROM jobs WHERE "user" = %s'),
+        ("users user_of", "users user_of"),
+        ("done REAL NOT NULL", "done DOUBLE PRECISION NOT NULL"),
+        ("BEGIN IMMEDIATE", "BEGIN; LOCK TABLE jobs IN EXCLUSIVE MODE"),
+        ("COMMIT", "COMMIT"),
+    ],
+)
 def test_the_dialect(sqlite, postgres):
     assert translate(sqlite) == postgres
 

@@ -58,7 +58,9 @@ def test_deleting_ones_jobs_brings_nobody_to_the_front(queue):
         job = send(queue, "bob", 1)[0]  # one at a time, fetched and deleted, as the clients do
         order += [work(queue), work(queue)]
         queue.remove(job)
-    assert sorted(order[:2]) == ["ann", "bob"] and order.count("ann") == 4 and order.count("bob") == 4
+    assert (
+        sorted(order[:2]) == ["ann", "bob"] and order.count("ann") == 4 and order.count("bob") == 4
+    )
     assert all(set(order[i : i + 2]) == {"ann", "bob"} for i in range(0, 8, 2))
 
 
@@ -104,19 +106,38 @@ def test_many_processes_claim_every_job_once(queue, tmp_path):
 
 def test_a_job_is_kept_as_it_was_sent(queue):
     before = time.time()
-    job = queue.add("ann", "impute", "brain-base", {"seed": 3, "batch": "é"}, Path("/data/uploads/x"))
+    job = queue.add(
+        "ann", "impute", "brain-base", {"seed": 3, "batch": "é"}, Path("/data/uploads/x")
+    )
     found = queue.get(job)
     assert len(job) == 16 and job != queue.add("ann", "impute", "brain-base", {}, Path("y"))
     assert json.loads(found.pop("options")) == {"seed": 3, "batch": "é"}
     assert before <= found.pop("created") <= time.time()
-    assert found == dict(id=job, user="ann", task="impute", model="brain-base", upload="/data/uploads/x", state="queued", done=0,
-                         message="", attempts=0, worker=None, started=None, beat=None, finished=None)  # fmt: skip
+    assert found == dict(
+        id=job,
+        user="ann",
+        task="impute",
+        model="brain-base",
+        upload="/data/uploads/x",
+        state="queued",
+        done=0,
+        message="",
+        attempts=0,
+        worker=None,
+        started=None,
+        beat=None,
+        finished=None,
+    )
 
 
 def test_a_job_is_its_owners_alone(queue):
     (job,) = send(queue, "ann", 1)
     assert queue.get(job, "ann")["id"] == job and queue.get(job)["id"] == job
-    assert queue.get(job, "bob") is None and queue.get("another", "ann") is None and queue.get(job, "") is None
+    assert (
+        queue.get(job, "bob") is None
+        and queue.get("another", "ann") is None
+        and queue.get(job, "") is None
+    )
 
 
 def test_a_file_sent_twice_is_one_job(queue):
@@ -139,8 +160,10 @@ def test_no_more_than_two_hundred_jobs_are_listed(queue):
     with queue._open() as db:
         db.execute("BEGIN")
         for k in range(203):
-            db.execute("INSERT INTO jobs (id, user, task, model, options, upload, state, created) VALUES (?,?,?,?,?,?,?,?)",
-                       (f"job{k}", "ann", "embed", "m", "{}", "u", "queued", 1000.0 + k))  # fmt: skip
+            db.execute(
+                "INSERT INTO jobs (id, user, task, model, options, upload, state, created) VALUES (?,?,?,?,?,?,?,?)",
+                (f"job{k}", "ann", "embed", "m", "{}", "u", "queued", 1000.0 + k),
+            )
         db.execute("COMMIT")
     assert [j["id"] for j in queue.of_user("ann")] == [f"job{k}" for k in range(202, 2, -1)]
 
@@ -150,7 +173,11 @@ def test_waiting_and_running_jobs_are_unfinished(queue):
     sent = send(queue, "ann", 5)
     for job, state in zip(sent, ("queued", "running", "done", "failed", "cancelled"), strict=True):
         put(queue, job, state=state)
-    assert queue.unfinished("ann") == 2 and queue.unfinished("bob") == 1 and queue.unfinished("cem") == 0
+    assert (
+        queue.unfinished("ann") == 2
+        and queue.unfinished("bob") == 1
+        and queue.unfinished("cem") == 0
+    )
     assert queue.counts() == {"queued": 2, "running": 1, "done": 1, "failed": 1, "cancelled": 1}
 
 
@@ -162,7 +189,12 @@ def test_a_claimed_job_belongs_to_its_worker(queue):
     put(queue, job, done=0.7)
     before = time.time()
     taken = queue.claim("w1")
-    assert (taken["id"], taken["state"], taken["worker"], taken["attempts"]) == (job, "running", "w1", 1)
+    assert (taken["id"], taken["state"], taken["worker"], taken["attempts"]) == (
+        job,
+        "running",
+        "w1",
+        1,
+    )
     assert before <= taken["started"] == taken["beat"] <= time.time() and taken["done"] == 0
     assert taken["finished"] is None and queue.get(job) == taken and queue.claim("w2") is None
 
@@ -173,7 +205,10 @@ def test_progress_is_said_by_the_worker_that_holds_the_job(queue):
     queue.claim("w1")
     put(queue, job, beat=5.0)
     assert queue.beat(job, "w1", 0.25, "reading") and queue.get(job)["beat"] > time.time() - 60
-    assert queue.beat(job, "w1") and (queue.get(job)["done"], queue.get(job)["message"]) == (0.25, "reading")
+    assert queue.beat(job, "w1") and (queue.get(job)["done"], queue.get(job)["message"]) == (
+        0.25,
+        "reading",
+    )
     assert queue.beat(job, "w1", 0.5) and queue.get(job)["message"] == "reading"
     assert not queue.beat(job, "w2", 0.9, "mine") and queue.get(job)["done"] == 0.5
     queue.finish(job, "w1", "done")
@@ -203,11 +238,21 @@ def test_waiting_and_running_jobs_can_be_cancelled_and_no_others(queue):
         before = time.time()
         assert queue.cancel(job)
         now = queue.get(job)
-        assert (now["state"], now["message"]) == ("cancelled", "cancelled") and before <= now["finished"] <= time.time()
+        assert (now["state"], now["message"]) == ("cancelled", "cancelled") and before <= now[
+            "finished"
+        ] <= time.time()
         assert not queue.cancel(job)
-    assert not queue.beat(running, "w1") and not queue.finish(running, "w1", "done") and queue.claim("w2")["id"] == other
+    assert (
+        not queue.beat(running, "w1")
+        and not queue.finish(running, "w1", "done")
+        and queue.claim("w2")["id"] == other
+    )
     queue.finish(other, "w2", "failed", "why")
-    assert not queue.cancel(other) and queue.get(other)["message"] == "why" and not queue.cancel("nothing")
+    assert (
+        not queue.cancel(other)
+        and queue.get(other)["message"] == "why"
+        and not queue.cancel("nothing")
+    )
 
 
 # -- dead workers --------------------------------------------------------------------------------------
@@ -219,7 +264,12 @@ def test_a_rescued_job_goes_on_in_its_place(queue):
     put(queue, first, done=0.8)
     assert queue.rescue(dead="dead") == 1
     waits = queue.get(first)
-    assert (waits["state"], waits["worker"], waits["done"], waits["attempts"]) == ("queued", None, 0, 1)
+    assert (waits["state"], waits["worker"], waits["done"], waits["attempts"]) == (
+        "queued",
+        None,
+        0,
+        1,
+    )
     assert queue.get(second)["worker"] == "alive" and queue.rescue() == 0
     again = queue.claim("alive")
     assert again["id"] == first and again["attempts"] == 2
@@ -237,7 +287,11 @@ def test_a_job_fails_after_three_attempts(queue):
         assert queue.get(job)["state"] == ("queued" if attempt < 3 else "failed")
     ended = queue.get(job)
     assert "died 3 times" in ended["message"] and before <= ended["finished"] <= time.time()
-    assert queue.claim("w") is None and jobs.ATTEMPTS == 3 and jobs.FINAL == ("done", "failed", "cancelled")
+    assert (
+        queue.claim("w") is None
+        and jobs.ATTEMPTS == 3
+        and jobs.FINAL == ("done", "failed", "cancelled")
+    )
 
 
 def test_workers_silent_for_half_a_minute_lose_their_jobs(queue):
@@ -272,7 +326,11 @@ def test_jobs_are_forgotten_by_when_they_ended(queue):
     put(queue, waiting, created=100.0)
     gone = queue.forget(500.0)
     assert [j["id"] for j in gone] == [old] and gone[0]["upload"] == "upload"
-    assert queue.get(old) is None and {j["id"] for j in queue.of_user("ann")} == {new, long, waiting}
+    assert queue.get(old) is None and {j["id"] for j in queue.of_user("ann")} == {
+        new,
+        long,
+        waiting,
+    }
     assert {j["id"] for j in queue.forget(1000.0)} == {new, long} and queue.forget(1e12) == []
     assert queue.counts() == {"queued": 1}
 

@@ -28,7 +28,10 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
     near = scmamba.annotate(query.copy(), reference=known, **options).to_adata(query.copy())
     client = Client(server.url)
     far = client.annotate(query, reference=known, **options)
-    assert far.obs["scmamba_type"].astype(str).tolist() == near.obs["scmamba_type"].astype(str).tolist()
+    assert (
+        far.obs["scmamba_type"].astype(str).tolist()
+        == near.obs["scmamba_type"].astype(str).tolist()
+    )
     np.testing.assert_array_equal(far.obs["scmamba_probability"], near.obs["scmamba_probability"])
     assert far.uns["scmamba"]["annotate"]["way"] == "reference"
     assert References(server.data).number("local") == 0  # nothing of it stays there
@@ -37,7 +40,9 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
     kept = client.keep_reference(tmp_path / "known.h5ad")
     for _ in range(2):
         again = client.annotate(query, reference=kept, **options)
-        np.testing.assert_array_equal(again.obs["scmamba_probability"], near.obs["scmamba_probability"])
+        np.testing.assert_array_equal(
+            again.obs["scmamba_probability"], near.obs["scmamba_probability"]
+        )
     client.drop_reference(kept)
     with pytest.raises(ScMambaError, match="no such reference"):
         client.annotate(query, reference=kept, **options)
@@ -46,9 +51,18 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
 def test_only_counts_genes_and_the_named_columns_are_sent(cells):
     _, known = cells
     known = known.copy()
-    known.obs["diagnosis"], known.obsm["X_pca"], known.uns["secret"] = "x", np.zeros((len(known), 2)), "y"
+    known.obs["diagnosis"], known.obsm["X_pca"], known.uns["secret"] = (
+        "x",
+        np.zeros((len(known), 2)),
+        "y",
+    )
     sent = _only(known, ["cell_type", "donor"], None)
-    assert list(sent.obs) == ["cell_type", "donor"] and not sent.obsm and not sent.uns and not sent.layers
+    assert (
+        list(sent.obs) == ["cell_type", "donor"]
+        and not sent.obsm
+        and not sent.uns
+        and not sent.layers
+    )
     assert (sent.X != known.X).nnz == 0 and sent.var_names.equals(known.var_names)
     with pytest.raises(ScMambaError, match="no column 'kind'"):
         _only(known, ["kind"], None)

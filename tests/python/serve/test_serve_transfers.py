@@ -33,14 +33,23 @@ TUS = {"content_type": "application/offset+octet-stream"}
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     data = tmp_path_factory.mktemp("transfers")
-    running = App(data, host="0.0.0.0", max_upload=1000, jobs_per_user=50, requests_per_minute=10**6, patience=1.0)
+    running = App(
+        data,
+        host="0.0.0.0",
+        max_upload=1000,
+        jobs_per_user=50,
+        requests_per_minute=10**6,
+        patience=1.0,
+    )
     running.ann, running.bob = (Tokens(data).add(name, 1) for name in ("ann", "bob"))
     yield running
     running.stop()
 
 
 def begin(app: App, length: int, token: str | None = None) -> str:
-    return app.ask("POST", "/v2/uploads", b"", token or app.ann, upload_length=str(length)).headers["location"]
+    return app.ask("POST", "/v2/uploads", b"", token or app.ann, upload_length=str(length)).headers[
+        "location"
+    ]
 
 
 def at(app: App, place: str) -> int:
@@ -54,9 +63,14 @@ def at(app: App, place: str) -> int:
 
 def test_what_the_server_says_of_parts(app):
     answer = app.ask("OPTIONS", "/v2/uploads")
-    assert answer.status == 204 and {k: v for k, v in answer.headers.items() if k.startswith("tus-")} == {
-        "tus-resumable": "1.0.0", "tus-version": "1.0.0", "tus-extension": "creation,termination,expiration",
-        "tus-max-size": "1000"}  # fmt: skip
+    assert answer.status == 204 and {
+        k: v for k, v in answer.headers.items() if k.startswith("tus-")
+    } == {
+        "tus-resumable": "1.0.0",
+        "tus-version": "1.0.0",
+        "tus-extension": "creation,termination,expiration",
+        "tus-max-size": "1000",
+    }
 
 
 def test_parts_in_order_make_the_file(app):
@@ -64,7 +78,11 @@ def test_parts_in_order_make_the_file(app):
     assert place.startswith("/v2/uploads/") and at(app, place) == 0
     for start, end in ((0, 7), (7, 8), (8, len(CELLS))):
         answer = app.ask("PATCH", place, CELLS[start:end], app.ann, upload_offset=str(start), **TUS)
-        assert (answer.status, answer.headers["upload-offset"], answer.headers["tus-resumable"]) == (204, str(end), "1.0.0")
+        assert (
+            answer.status,
+            answer.headers["upload-offset"],
+            answer.headers["tus-resumable"],
+        ) == (204, str(end), "1.0.0")
         assert "upload-expires" in answer.headers and at(app, place) == end
     assert app.ask("HEAD", place, token=app.ann).headers["upload-length"] == str(len(CELLS))
     name = place.rsplit("/", 1)[1]
@@ -72,7 +90,10 @@ def test_parts_in_order_make_the_file(app):
     assert sent.status == 202 and sent.json["cells"] == 2
     with open(app.queue.get(sent.json["id"])["upload"], "rb") as file:
         assert file.read() == CELLS
-    assert app.ask("HEAD", place, token=app.ann).status == 404 and list((app.data / "parts").glob(f"*/{name}*")) == []
+    assert (
+        app.ask("HEAD", place, token=app.ann).status == 404
+        and list((app.data / "parts").glob(f"*/{name}*")) == []
+    )
 
 
 def test_a_part_from_the_wrong_place_changes_nothing(app):
@@ -84,14 +105,23 @@ def test_a_part_from_the_wrong_place_changes_nothing(app):
     assert app.ask("PATCH", place, b"ef", app.ann, **TUS).status == 409
     assert app.ask("PATCH", place, b"ef", app.ann, upload_offset="4").status == 415
     assert app.ask("PATCH", place, b"ef", app.bob, upload_offset="4", **TUS).status == 404
-    assert at(app, place) == 4 and next((app.data / "parts").glob("*/" + place.rsplit("/", 1)[1])).read_bytes() == b"abcd"
+    assert (
+        at(app, place) == 4
+        and next((app.data / "parts").glob("*/" + place.rsplit("/", 1)[1])).read_bytes() == b"abcd"
+    )
 
 
 def test_no_more_comes_than_was_promised(app):
     place = begin(app, 5)
-    assert app.ask("PATCH", place, b"abcdef", app.ann, upload_offset="0", **TUS).status == 413 and at(app, place) == 0
+    assert (
+        app.ask("PATCH", place, b"abcdef", app.ann, upload_offset="0", **TUS).status == 413
+        and at(app, place) == 0
+    )
     assert app.ask("PATCH", place, b"abcde", app.ann, upload_offset="0", **TUS).status == 204
-    assert app.ask("PATCH", place, b"f", app.ann, upload_offset="5", **TUS).status == 413 and at(app, place) == 5
+    assert (
+        app.ask("PATCH", place, b"f", app.ann, upload_offset="5", **TUS).status == 413
+        and at(app, place) == 5
+    )
 
 
 def test_an_upload_is_its_owners_and_whole_before_it_is_used(app):
@@ -102,15 +132,32 @@ def test_an_upload_is_its_owners_and_whole_before_it_is_used(app):
         early = app.ask("POST", f"/v2/{target}?upload={name}", b"", app.ann)
         assert early.status == 409 and "3 of 6" in early.detail
         assert app.ask("POST", f"/v2/{target}?upload={name}", b"", app.bob).status == 404
-    assert app.ask("HEAD", place, token=app.bob).status == 404 and app.ask("DELETE", place, token=app.bob).status == 404
+    assert (
+        app.ask("HEAD", place, token=app.bob).status == 404
+        and app.ask("DELETE", place, token=app.bob).status == 404
+    )
     assert at(app, place) == 3
     gone = app.ask("DELETE", place, token=app.ann)
     assert gone.status == 204 and gone.headers["tus-resumable"] == "1.0.0"
-    assert app.ask("HEAD", place, token=app.ann).status == 404 and app.ask("DELETE", place, token=app.ann).status == 404
+    assert (
+        app.ask("HEAD", place, token=app.ann).status == 404
+        and app.ask("DELETE", place, token=app.ann).status == 404
+    )
 
 
-@pytest.mark.parametrize(("length", "status"), [("0", 400), ("-1", 400), ("1.5", 400), ("", 400), ("9" * 19, 400), ("1", 201),
-                                                ("1000", 201), ("1001", 413)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [
+        ("0", 400),
+        ("-1", 400),
+        ("1.5", 400),
+        ("", 400),
+        ("9" * 19, 400),
+        ("1", 201),
+        ("1000", 201),
+        ("1001", 413),
+    ],
+)
 def test_lengths_that_may_come(app, length, status):
     assert app.ask("POST", "/v2/uploads", b"", app.ann, upload_length=length).status == status
     assert app.ask("POST", "/v2/uploads", b"", app.ann).status == 400
@@ -130,19 +177,29 @@ def test_so_many_uploads_and_no_more(tmp_path):
 
 def test_uploads_nobody_goes_on_with_are_deleted(tmp_path):
     kept = Uploads(Settings(tmp_path))
-    names = {what: kept.create("ann", "5") for what in ("old", "begun long ago, continued now", "new")}
+    names = {
+        what: kept.create("ann", "5") for what in ("old", "begun long ago, continued now", "new")
+    }
     own = next((tmp_path / "parts").iterdir())
-    for what, (begun, continued) in {"old": (100, 150), "begun long ago, continued now": (100, 900), "new": (900, 900)}.items():
+    for what, (begun, continued) in {
+        "old": (100, 150),
+        "begun long ago, continued now": (100, 900),
+        "new": (900, 900),
+    }.items():
         os.utime(own / f"{names[what]}.length", (begun, begun))
         os.utime(own / names[what], (continued, continued))
     kept.forget(500)
-    assert {f.name for f in own.iterdir()} == {n + e for w, n in names.items() if w != "old" for e in ("", ".length")}
+    assert {f.name for f in own.iterdir()} == {
+        n + e for w, n in names.items() if w != "old" for e in ("", ".length")
+    }
 
 
 def test_a_line_that_hangs_writes_no_more_once_somebody_has_looked(app):
     place = begin(app, 8)
-    head = (f"PATCH {place} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\nUpload-Offset: 0\r\n"
-            "Content-Type: application/offset+octet-stream\r\nContent-Length: 8\r\n\r\n").encode()  # fmt: skip
+    head = (
+        f"PATCH {place} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\nUpload-Offset: 0\r\n"
+        "Content-Type: application/offset+octet-stream\r\nContent-Length: 8\r\n\r\n"
+    ).encode()
     with socket.create_connection(("127.0.0.1", app.port), timeout=30) as line:
         line.sendall(head + b"abcd")
         file = next((app.data / "parts").glob("*/" + place.rsplit("/", 1)[1]))
@@ -160,9 +217,14 @@ def test_a_line_that_hangs_writes_no_more_once_somebody_has_looked(app):
 
 def test_the_limit_holds_to_the_byte(app):
     before = app.uploads()
-    for size, status in ((1000, 422), (1001, 413)):  # 1,000 bytes of nothing are looked at and are no file of cells
+    for size, status in (
+        (1000, 422),
+        (1001, 413),
+    ):  # 1,000 bytes of nothing are looked at and are no file of cells
         assert app.submit(bytes(size), app.ann).status == status
-        pieces = app.ask("POST", "/v2/models/brain-mini/impute", iter([bytes(500), bytes(size - 500)]), app.ann)
+        pieces = app.ask(
+            "POST", "/v2/models/brain-mini/impute", iter([bytes(500), bytes(size - 500)]), app.ann
+        )
         assert pieces.status == status
     assert app.uploads() == before
 
@@ -170,8 +232,10 @@ def test_the_limit_holds_to_the_byte(app):
 def test_a_body_that_stops_is_given_up(app):
     before = app.uploads()
     with socket.create_connection(("127.0.0.1", app.port), timeout=30) as line:
-        line.sendall(f"POST /v2/models/brain-mini/impute HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\n"
-                     "Content-Length: 100\r\n\r\nabc".encode())  # fmt: skip
+        line.sendall(
+            f"POST /v2/models/brain-mini/impute HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\n"
+            "Content-Length: 100\r\n\r\nabc".encode()
+        )
         answer = line.recv(4096)
     assert answer.split()[1] == b"408" and app.uploads() == before
 
@@ -195,23 +259,42 @@ def test_slow_uploads_are_given_up_after_their_patience(monkeypatch, tmp_path):
 
     async def size(*pieces: bytes) -> int:
         clock[0] = 0.0
-        return sum([len(c) async for c in uploads.chunks(Sender(*pieces, clock=clock, each=10.0), settings)])
+        return sum(
+            [
+                len(c)
+                async for c in uploads.chunks(Sender(*pieces, clock=clock, each=10.0), settings)
+            ]
+        )
 
     assert asyncio.run(size(b"a")) == 1  # ten seconds: not late yet
-    assert asyncio.run(size(bytes(20480), bytes(20480))) == 40960  # 4,096 bytes for each of the ten seconds it is late
+    assert (
+        asyncio.run(size(bytes(20480), bytes(20480))) == 40960
+    )  # 4,096 bytes for each of the ten seconds it is late
     with pytest.raises(HTTPException) as late:
         asyncio.run(size(bytes(20480), bytes(20479)))
     assert late.value.status_code == 408 and "4096 bytes" in late.value.detail
 
 
-@pytest.mark.parametrize(("free", "length", "status"), [
-    (3 * 600 + (256 << 20), "600", None), (3 * 600 + (256 << 20) - 1, "600", 507), (256 << 20, None, None), ((256 << 20) - 1, None, 507),
-    (1 << 40, "1000", None), (1 << 40, "1001", 413), (1 << 40, "1e2", 413), (1 << 40, "1" * 19, 413),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("free", "length", "status"),
+    [
+        (3 * 600 + (256 << 20), "600", None),
+        (3 * 600 + (256 << 20) - 1, "600", 507),
+        (256 << 20, None, None),
+        ((256 << 20) - 1, None, 507),
+        (1 << 40, "1000", None),
+        (1 << 40, "1001", 413),
+        (1 << 40, "1e2", 413),
+        (1 << 40, "1" * 19, 413),
+    ],
+)
 def test_what_a_disk_has_room_for(monkeypatch, tmp_path, free, length, status):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(uploads.shutil, "disk_usage", lambda folder: usage(1 << 50, 0, free))
-    claim = lambda: uploads.check_claim(length, Settings(tmp_path, max_upload=1000), tmp_path / "new")  # noqa: E731
+
+    def claim():
+        return uploads.check_claim(length, Settings(tmp_path, max_upload=1000), tmp_path / "new")
+
     if status is None:
         assert claim() == int(length or 0) and (tmp_path / "new").is_dir()
     else:
@@ -274,22 +357,40 @@ def test_so_many_requests_a_minute(monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(face, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     limiter = face.Limiter(2)
-    assert limiter.allow("ann") and limiter.allow("ann") and not limiter.allow("ann") and limiter.allow("bob")
+    assert (
+        limiter.allow("ann")
+        and limiter.allow("ann")
+        and not limiter.allow("ann")
+        and limiter.allow("bob")
+    )
     clock[0] = 1059.0
     assert not limiter.allow("ann")
     clock[0] = 1061.0
     assert limiter.allow("ann") and limiter.allow("ann") and not limiter.allow("ann")
     limiter.seen.update({f"a{k}": face.deque([1000.0]) for k in range(10_001)})
-    assert limiter.allow("cem") and set(limiter.seen) == {"ann", "cem"}  # the others' last request is over a minute old
+    assert limiter.allow("cem") and set(limiter.seen) == {
+        "ann",
+        "cem",
+    }  # the others' last request is over a minute old
 
 
 def test_too_many_requests_are_refused_for_each_user_alone(tmp_path):
     app = App(tmp_path, host="0.0.0.0", requests_per_minute=3)
     ann, bob = (Tokens(tmp_path).add(name, 1) for name in ("ann", "bob"))
     try:
-        assert [app.ask("GET", "/v2/jobs", token=ann).status for _ in range(4)] == [200, 200, 200, 429]
+        assert [app.ask("GET", "/v2/jobs", token=ann).status for _ in range(4)] == [
+            200,
+            200,
+            200,
+            429,
+        ]
         assert app.ask("GET", "/v2/jobs", token=bob).status == 200
-        assert [app.ask("GET", "/v2/jobs", token="guess").status for _ in range(4)] == [401, 401, 401, 429]
+        assert [app.ask("GET", "/v2/jobs", token="guess").status for _ in range(4)] == [
+            401,
+            401,
+            401,
+            429,
+        ]
         assert app.ask("GET", "/v2/health/live").status == 200
     finally:
         app.stop()
@@ -302,7 +403,11 @@ def test_a_queue_that_is_away_is_said_so_that_one_comes_back(tmp_path):
             file.unlink()
         (tmp_path / "queue.sqlite").mkdir()
         answer = app.ask("GET", "/v2/jobs")
-        assert answer.status == 503 and answer.headers["retry-after"] == "5" and str(tmp_path) not in answer.detail
+        assert (
+            answer.status == 503
+            and answer.headers["retry-after"] == "5"
+            and str(tmp_path) not in answer.detail
+        )
     finally:
         app.stop()
 
@@ -317,9 +422,15 @@ def test_references_lie_in_their_owners_folders(tmp_path):
         names.append(kept.add(user, tmp_path / "upload"))
         assert not (tmp_path / "upload").exists() and len(names[-1]) == 16
     folder = tmp_path / "references" / hashlib.sha256(b"ann").hexdigest()[:32]
-    assert {f.name for f in folder.iterdir()} == set(names[:2]) and kept.path(names[0], "ann") == folder / names[0]
+    assert {f.name for f in folder.iterdir()} == set(names[:2]) and kept.path(
+        names[0], "ann"
+    ) == folder / names[0]
     assert (kept.number("ann"), kept.number("bob"), kept.number("cem")) == (2, 1, 0)
-    assert kept.path(names[2], "ann") is None and kept.path("../" + names[2], "bob") is None and kept.path(names[2][:15], "bob") is None
+    assert (
+        kept.path(names[2], "ann") is None
+        and kept.path("../" + names[2], "bob") is None
+        and kept.path(names[2][:15], "bob") is None
+    )
     assert not kept.remove(names[2], "ann") and kept.number("bob") == 1
     os.utime(folder / names[0], (100, 100))
     os.utime(folder / names[1], (900, 900))

@@ -43,7 +43,9 @@ def desk(tmp_path, monkeypatch):
         def run(self, task, name="markers", worker_name="w", **changes):
             monkeypatch.setitem(worker.TASKS, name, (task, {}))
             claimed = queue.claim(worker_name)
-            worker.run_job(queue, Settings(tmp_path, **{"max_seconds": 1000, **changes}), claimed, worker_name)
+            worker.run_job(
+                queue, Settings(tmp_path, **{"max_seconds": 1000, **changes}), claimed, worker_name
+            )
             return queue.get(self.job)
 
     desk = Desk()
@@ -53,7 +55,14 @@ def desk(tmp_path, monkeypatch):
 
 
 def table(adata, options) -> Tables:
-    return Tables({"t": pd.DataFrame({"sum": np.asarray(adata.X.sum(axis=0)).ravel()}, index=adata.var_names)}, options)
+    return Tables(
+        {
+            "t": pd.DataFrame(
+                {"sum": np.asarray(adata.X.sum(axis=0)).ravel()}, index=adata.var_names
+            )
+        },
+        options,
+    )
 
 
 def test_a_job_gets_its_upload_and_its_options_and_leaves_its_result(desk):
@@ -65,16 +74,23 @@ def test_a_job_gets_its_upload_and_its_options_and_leaves_its_result(desk):
     assert _progress.listener is None and _progress.speaker is None
 
 
-@pytest.mark.parametrize(("error", "words"), [
-    (ScMambaError("too few genes\x07"), "too few genes?"), (DataError("x" * 3000), "x" * 2000),
-    (MemoryError(), "needs more memory than this server gives"), (KeyError("k"), "failed inside the server: KeyError: 'k'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ScMambaError("too few genes\x07"), "too few genes?"),
+        (DataError("x" * 3000), "x" * 2000),
+        (MemoryError(), "needs more memory than this server gives"),
+        (KeyError("k"), "failed inside the server: KeyError: 'k'"),
+    ],
+)
 def test_a_job_that_fails_says_why(desk, error, words, capsys):
     def task(adata, options):
         raise error
 
     ended = desk.run(task)
-    assert ended["state"] == "failed" and words in ended["message"] and len(ended["message"]) <= 2000
+    assert (
+        ended["state"] == "failed" and words in ended["message"] and len(ended["message"]) <= 2000
+    )
     assert list(desk.folder.iterdir()) == [] and _progress.listener is None
     assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)
 
@@ -82,7 +98,11 @@ def test_a_job_that_fails_says_why(desk, error, words, capsys):
 def test_a_file_that_cannot_be_read_fails_with_its_sentence(desk):
     (desk.data / "upload").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     ended = desk.run(table)
-    assert ended["state"] == "failed" and "cannot be read" in ended["message"] and str(desk.data) not in ended["message"]
+    assert (
+        ended["state"] == "failed"
+        and "cannot be read" in ended["message"]
+        and str(desk.data) not in ended["message"]
+    )
 
 
 def test_a_cancelled_job_stops_at_its_next_step_and_leaves_nothing(desk):
@@ -143,9 +163,16 @@ def test_tasks_of_the_model_get_the_model_named_in_the_address(tmp_path, monkeyp
     kept = References(tmp_path)
     (tmp_path / "reference").write_bytes(plain_bytes(cells=4))
     reference = kept.add("ann", tmp_path / "reference")
-    sent = [("ann", "impute", {"seed": 1}), ("ann", "doublets", {}), ("ann", "annotate", {}), ("ann", "annotate", {"reference": reference}),
-            ("bob", "annotate", {"reference": reference})]  # fmt: skip
-    jobs = [queue.add(user, task, "m1", options, tmp_path / "upload") for user, task, options in sent]
+    sent = [
+        ("ann", "impute", {"seed": 1}),
+        ("ann", "doublets", {}),
+        ("ann", "annotate", {}),
+        ("ann", "annotate", {"reference": reference}),
+        ("bob", "annotate", {"reference": reference}),
+    ]
+    jobs = [
+        queue.add(user, task, "m1", options, tmp_path / "upload") for user, task, options in sent
+    ]
     for task in ("impute", "doublets", "annotate"):
         monkeypatch.setitem(worker.TASKS, task, (lambda adata, options: got.append(options), {}))
     for job in jobs:
@@ -154,7 +181,9 @@ def test_tasks_of_the_model_get_the_model_named_in_the_address(tmp_path, monkeyp
         with queue._open() as db:
             db.execute("UPDATE jobs SET state='running', worker='w' WHERE id=?", (job,))
         worker.run_job(queue, Settings(tmp_path), claimed, "w")
-    assert got[:3] == [{"seed": 1, "model": "model m1"}, {}, {}] and len(got) == 4  # bob's never began
+    assert (
+        got[:3] == [{"seed": 1, "model": "model m1"}, {}, {}] and len(got) == 4
+    )  # bob's never began
     assert got[3]["model"] == "model m1" and got[3]["reference"].shape == (4, 3)
     assert queue.get(jobs[4])["state"] == "failed" and "deleted" in queue.get(jobs[4])["message"]
 
@@ -165,12 +194,26 @@ def test_every_kind_of_file_is_opened(tmp_path):
     with h5py.File(tmp_path / "b", "w") as file:
         group, features = file.create_group("matrix"), file.create_group("matrix/features")
         group["shape"], group["barcodes"] = np.array([3, 2]), np.array(["x", "y"], "S")
-        group["indptr"], group["indices"], group["data"] = matrix.indptr, matrix.indices, matrix.data.astype("i4")
-        features["id"], features["name"] = np.array(["E1", "E2", "E3"], "S"), np.array(["A", "A", "C"], "S")
-        features["feature_type"], features["genome"] = np.array(["Gene Expression"] * 3, "S"), np.array(["h"] * 3, "S")
+        group["indptr"], group["indices"], group["data"] = (
+            matrix.indptr,
+            matrix.indices,
+            matrix.data.astype("i4"),
+        )
+        features["id"], features["name"] = (
+            np.array(["E1", "E2", "E3"], "S"),
+            np.array(["A", "A", "C"], "S"),
+        )
+        features["feature_type"], features["genome"] = (
+            np.array(["Gene Expression"] * 3, "S"),
+            np.array(["h"] * 3, "S"),
+        )
     assert worker.open_upload(tmp_path / "a").X.toarray().tolist() == [[1, 0, 2], [0, 3, 0]]
     found = worker.open_upload(tmp_path / "b")
-    assert found.X.toarray().tolist() == [[1, 0, 2], [0, 3, 0]] and found.var_names.tolist() == ["A", "A-1", "C"]
+    assert found.X.toarray().tolist() == [[1, 0, 2], [0, 3, 0]] and found.var_names.tolist() == [
+        "A",
+        "A-1",
+        "C",
+    ]
     with h5py.File(tmp_path / "a", "r+") as file:
         file["X/indices"][0] = 77
     with pytest.raises(DataError, match="contradicts itself"):
@@ -180,11 +223,21 @@ def test_every_kind_of_file_is_opened(tmp_path):
 # -- the supervisor ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("told", "workers", "expected"), [
-    ({}, 1, [{}]), ({"CUDA_VISIBLE_DEVICES": "3,5"}, 3, [{"CUDA_VISIBLE_DEVICES": g, "OMP_NUM_THREADS": "2"} for g in "353"]),
-    ({"CUDA_VISIBLE_DEVICES": ""}, 2, [{"OMP_NUM_THREADS": "4"}] * 2), ({"OMP_NUM_THREADS": "1"}, 2, [{}] * 2),
-    ({}, 20, [{"OMP_NUM_THREADS": "1"}] * 20), ({"gpus": "2"}, 3, [{"CUDA_VISIBLE_DEVICES": g, "OMP_NUM_THREADS": "2"} for g in "010"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("told", "workers", "expected"),
+    [
+        ({}, 1, [{}]),
+        (
+            {"CUDA_VISIBLE_DEVICES": "3,5"},
+            3,
+            [{"CUDA_VISIBLE_DEVICES": g, "OMP_NUM_THREADS": "2"} for g in "353"],
+        ),
+        ({"CUDA_VISIBLE_DEVICES": ""}, 2, [{"OMP_NUM_THREADS": "4"}] * 2),
+        ({"OMP_NUM_THREADS": "1"}, 2, [{}] * 2),
+        ({}, 20, [{"OMP_NUM_THREADS": "1"}] * 20),
+        ({"gpus": "2"}, 3, [{"CUDA_VISIBLE_DEVICES": g, "OMP_NUM_THREADS": "2"} for g in "010"]),
+    ],
+)
 def test_each_worker_has_its_share(monkeypatch, tmp_path, told, workers, expected):
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
@@ -221,8 +274,16 @@ def test_dead_workers_are_started_again_and_their_jobs_queued(staff):
     assert staff.alive() == 2 and staff.restarts == 0 and len(set(names)) == 2
     staff.queue.claim(names[1])
     first[1].kill()
-    wait_for(lambda: staff.restarts == 1 and staff.alive() == 2 and staff.queue.get(job)["state"] == "queued")
-    assert staff._names[0] == names[0] and staff._names[1] not in names and staff._workers[0] is first[0]
+    wait_for(
+        lambda: (
+            staff.restarts == 1 and staff.alive() == 2 and staff.queue.get(job)["state"] == "queued"
+        )
+    )
+    assert (
+        staff._names[0] == names[0]
+        and staff._names[1] not in names
+        and staff._workers[0] is first[0]
+    )
     staff.stop()
     assert staff.alive() == 0 and staff.restarts == 1
     staff._look()  # told to stop, it starts none
@@ -248,7 +309,9 @@ def test_a_worker_that_hears_nothing_is_killed(staff):
         db.execute("UPDATE jobs SET beat=?", (time.time() - 125,))
     stuck, other = staff._workers[1], staff._workers[0]
     staff._look()
-    assert stuck.wait(20) == -9 and other.poll() is None and staff.queue.get(job)["state"] == "queued"
+    assert (
+        stuck.wait(20) == -9 and other.poll() is None and staff.queue.get(job)["state"] == "queued"
+    )
 
 
 def test_the_supervisor_outlives_a_queue_that_is_away(staff, monkeypatch):
@@ -266,12 +329,18 @@ def test_the_supervisor_outlives_a_queue_that_is_away(staff, monkeypatch):
 
 def test_what_is_old_is_cleared_away(staff, tmp_path):
     now, day = time.time(), 86_400
-    jobs = {name: staff.queue.add("ann", "embed", "m", {}, tmp_path / f"upload-{name}") for name in ("old", "new", "waiting")}
+    jobs = {
+        name: staff.queue.add("ann", "embed", "m", {}, tmp_path / f"upload-{name}")
+        for name in ("old", "new", "waiting")
+    }
     for name, finished in (("old", now - 2.1 * day), ("new", now - 1.9 * day), ("waiting", None)):
         (tmp_path / f"upload-{name}").write_text("x")
         (tmp_path / "jobs" / jobs[name] / "result").mkdir(parents=True)
         with staff.queue._open() as db:
-            db.execute("UPDATE jobs SET finished=?, created=? WHERE id=?", (finished, now - 9 * day, jobs[name]))
+            db.execute(
+                "UPDATE jobs SET finished=?, created=? WHERE id=?",
+                (finished, now - 9 * day, jobs[name]),
+            )
     parts, references = Uploads(staff.settings), References(tmp_path)
     names = {age: parts.create("ann", "5") for age in (0.9, 1.1)}
     for age, name in names.items():
@@ -283,9 +352,15 @@ def test_what_is_old_is_cleared_away(staff, tmp_path):
         kept[age] = references.add("ann", tmp_path / "reference")
         os.utime(references.path(kept[age], "ann"), (now - age * day,) * 2)
     staff._clear()
-    assert staff.queue.get(jobs["old"]) is None and staff.queue.get(jobs["new"]) and staff.queue.get(jobs["waiting"])
+    assert (
+        staff.queue.get(jobs["old"]) is None
+        and staff.queue.get(jobs["new"])
+        and staff.queue.get(jobs["waiting"])
+    )
     assert [(tmp_path / f"upload-{n}").exists() for n in jobs] == [False, True, True]
     assert [(tmp_path / "jobs" / j).exists() for j in jobs.values()] == [False, True, True]
-    assert {f.name for f in (tmp_path / "parts").glob("*/*")} == {names[0.9], names[0.9] + ".length"}
+    assert {f.name for f in (tmp_path / "parts").glob("*/*")} == {
+        names[0.9],
+        names[0.9] + ".length",
+    }
     assert references.path(kept[1.9], "ann") and references.path(kept[2.1], "ann") is None
-

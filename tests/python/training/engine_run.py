@@ -23,10 +23,19 @@ from scmamba.training.reconstruction import PRETRAIN, validation
 from scmamba.training.trainer import Validate
 
 
-def prepare(given: argparse.Namespace) -> tuple[torch.nn.Module, ShardedStep, TrainerConfig, Validate]:
+def prepare(
+    given: argparse.Namespace,
+) -> tuple[torch.nn.Module, ShardedStep, TrainerConfig, Validate]:
     """Network, step, settings and validation of the run the arguments describe."""
     torch.set_num_threads(1)
-    config = TrainerConfig(steps=given.steps, batch_size=given.batch, accumulate=given.accumulate, lr=1e-2, save_every=2, seed=5)
+    config = TrainerConfig(
+        steps=given.steps,
+        batch_size=given.batch,
+        accumulate=given.accumulate,
+        lr=1e-2,
+        save_every=2,
+        seed=5,
+    )
     cells = Collection(given.data, cache=given.cache, verbose=False)
     sequence = replace(PRETRAIN, genes_per_step=200)
     step = reconstruction(CollectionSource(cells, seed=5, similar=True), sequence, config)
@@ -37,7 +46,12 @@ def prepare(given: argparse.Namespace) -> tuple[torch.nn.Module, ShardedStep, Tr
         return step.draw(network, k, rng, share)
 
     judge = validation(sample_sources(cells, 4), sequence)
-    return small_model("expressed").network, ShardedStep(slow) if given.pause else step, config, judge
+    return (
+        small_model("expressed").network,
+        ShardedStep(slow) if given.pause else step,
+        config,
+        judge,
+    )
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:

@@ -57,7 +57,12 @@ def files(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("engine")
     for i, (cells, genes) in enumerate([(90, 2500), (60, 2000)]):
         brain_cohort(cells, n_donors=3, n_genes=genes, seed=i).write_h5ad(folder / f"study{i}.h5ad")
-    words = [str(folder / "study0.h5ad"), str(folder / "study1.h5ad"), "--cache", str(folder / "cache")]
+    words = [
+        str(folder / "study0.h5ad"),
+        str(folder / "study1.h5ad"),
+        "--cache",
+        str(folder / "cache"),
+    ]
     assert Collection(words[:2], cache=folder / "cache", verbose=False).totals.min() > 0
     return words
 
@@ -66,7 +71,14 @@ def run(words: list[str], **options) -> list[dict]:
     """In this process, one after the other."""
     asked = engine_run.arguments(words)
     network, step, config, judge = engine_run.prepare(asked)
-    return fit(network, step, config, folder=asked.folder, validate=judge, verbose=options.get("verbose", False))
+    return fit(
+        network,
+        step,
+        config,
+        folder=asked.folder,
+        validate=judge,
+        verbose=options.get("verbose", False),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +88,14 @@ def whole(files) -> list[dict]:
 
 
 def test_two_processes_do_what_one_does_with_the_doubled_batch(files, whole):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
     words = [str(HERE / "engine_run.py"), *files, "--steps", "12", "--batch", "4"]
     done = subprocess.run([*torchrun, *words], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
@@ -95,7 +114,15 @@ def test_accumulated_pieces_are_one_batch(files, whole):
 def test_kill_9_and_a_damaged_state_leave_the_curve_as_it_was(files, whole, tmp_path, capfd):
     folder = tmp_path / "run"
     words = [*files, "--steps", "12", "--batch", "8"]
-    command = [sys.executable, str(HERE / "engine_run.py"), *words, "--folder", str(folder), "--pause", "0.03"]
+    command = [
+        sys.executable,
+        str(HERE / "engine_run.py"),
+        *words,
+        "--folder",
+        str(folder),
+        "--pause",
+        "0.03",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
     assert process.stdout is not None
     for line in process.stdout:
@@ -105,7 +132,11 @@ def test_kill_9_and_a_damaged_state_leave_the_curve_as_it_was(files, whole, tmp_
     assert process.wait() == -signal.SIGKILL
     process.stdout.close()
     states = sorted(p.name for p in folder.glob("state-*.pt"))
-    assert len(states) == 3 and states[-1] in ("state-000000006.pt", "state-000000008.pt", "state-000000010.pt")
+    assert len(states) == 3 and states[-1] in (
+        "state-000000006.pt",
+        "state-000000008.pt",
+        "state-000000010.pt",
+    )
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
     assert run([*words, "--folder", str(folder)], verbose=True) == whole
@@ -118,10 +149,17 @@ def test_kill_9_and_a_damaged_state_leave_the_curve_as_it_was(files, whole, tmp_
     (damaged / f".{states[-1]}.leftover").mkdir()
     assert run([*words, "--folder", str(damaged)], verbose=True) == whole
     said = capfd.readouterr().err
-    assert f"{states[-1]} cannot be used" in said and f"going on after step {int(states[-2][6:-3])}" in said
+    assert (
+        f"{states[-1]} cannot be used" in said
+        and f"going on after step {int(states[-2][6:-3])}" in said
+    )
     assert not list(damaged.glob(".*leftover")), "what the killed process left is cleared"
     log = (damaged / "log.csv").read_text().splitlines()
-    assert len(log) == 13 and log[0] == "step,loss,lr,validation_loss" and (damaged / "loss.png").stat().st_size > 5000
+    assert (
+        len(log) == 13
+        and log[0] == "step,loss,lr,validation_loss"
+        and (damaged / "loss.png").stat().st_size > 5000
+    )
 
     for state in damaged.glob("state-*.pt"):
         state.write_bytes(state.read_bytes()[:1000])
@@ -142,9 +180,17 @@ def test_fabric_and_the_direct_engine_agree_bit_for_bit(source, tmp_path):
     for feed_sequence in (PRETRAIN, IMPUTE):
         step = reconstruction(InMemorySource([source]), feed_sequence, config)
         direct = fit(small_model("expressed").network, step, config, verbose=False)
-        fabric = fit(small_model("expressed").network, step, config, folder=tmp_path / str(feed_sequence.mask_zero), verbose=False)
+        fabric = fit(
+            small_model("expressed").network,
+            step,
+            config,
+            folder=tmp_path / str(feed_sequence.mask_zero),
+            verbose=False,
+        )
         assert direct == fabric
-    assert isinstance(choose_strategy("32", torch.device("cpu"), quick=True), SingleProcess), "adaptation must not wait for Lightning"
+    assert isinstance(choose_strategy("32", torch.device("cpu"), quick=True), SingleProcess), (
+        "adaptation must not wait for Lightning"
+    )
     with pytest.raises(ScMambaError, match="needs a GPU"):
         choose_strategy("16", torch.device("cpu"), quick=True)
     with pytest.raises(ScMambaError, match="precision '64'"):
@@ -156,7 +202,9 @@ def test_half_precision_stays_near_single(source):
     config = TrainerConfig(steps=3, lr=1e-3, batch_size=4)
     step = reconstruction(InMemorySource([source]), PRETRAIN, config)
     single = fit(small_model("expressed").network, step, config, verbose=False)
-    half = fit(small_model("expressed").network, step, replace(config, precision="bf16"), verbose=False)
+    half = fit(
+        small_model("expressed").network, step, replace(config, precision="bf16"), verbose=False
+    )
     assert single != half
     np.testing.assert_allclose([r["loss"] for r in half], [r["loss"] for r in single], rtol=0.02)
 
@@ -181,12 +229,16 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(source, tmp_path):
     again = small_model("expressed", seed=3).network
     (tmp_path / "a" / "state-000000006.pt").unlink()
     fit(again, step, config, folder=tmp_path / "a", verbose=False)
-    assert torch.equal(again.regressor.weight, network.regressor.weight), "the mean goes on where it was"
+    assert torch.equal(again.regressor.weight, network.regressor.weight), (
+        "the mean goes on where it was"
+    )
 
 
 def test_shares_cover_a_batch_once_and_more_shares_than_cells_do_no_harm(source):
     for world, parts, size in [(1, 1, 5), (2, 3, 12), (3, 2, 7), (8, 1, 4)]:
-        shares = [BatchShard(r, world, p, parts).of(size) for r in range(world) for p in range(parts)]
+        shares = [
+            BatchShard(r, world, p, parts).of(size) for r in range(world) for p in range(parts)
+        ]
         assert sorted(np.concatenate(shares)) == list(range(size))
     config = TrainerConfig(steps=2, lr=1e-3, batch_size=1, accumulate=4)
     step = reconstruction(InMemorySource([source.take(np.arange(2))]), PRETRAIN, config)
@@ -197,7 +249,12 @@ def test_shares_cover_a_batch_once_and_more_shares_than_cells_do_no_harm(source)
 def test_a_loss_that_is_no_number_stops_with_advice(source):
     config = TrainerConfig(steps=3, batch_size=2)
     with pytest.raises(ScMambaError, match="The loss is nan at step 0. Lower the learning rate"):
-        fit(small_model("expressed").network, lambda network, k, rng: network.regressor.weight.sum() * float("nan"), config, verbose=False)
+        fit(
+            small_model("expressed").network,
+            lambda network, k, rng: network.regressor.weight.sum() * float("nan"),
+            config,
+            verbose=False,
+        )
 
 
 def test_whole_cells_of_several_files_are_read_as_published(files):
@@ -213,14 +270,27 @@ def test_whole_cells_of_several_files_are_read_as_published(files):
         measured = np.zeros(19306, bool)
         measured[part.source.genes] = True
         for key in part.keys:
-            np.testing.assert_array_equal(batch.x[row].numpy(), cells.read(np.array(key)).values.toarray()[0])
+            np.testing.assert_array_equal(
+                batch.x[row].numpy(), cells.read(np.array(key)).values.toarray()[0]
+            )
             hidden = batch.mask[row].numpy()
             assert not hidden[~measured].any() and abs(hidden[measured].mean() - 0.3) < 0.1
             row += 1
-    model = pretrain(cells, config=replace(small_model().config, d_model=4), loop=config, held_out=cells, verbose=False)
+    model = pretrain(
+        cells,
+        config=replace(small_model().config, d_model=4),
+        loop=config,
+        held_out=cells,
+        verbose=False,
+    )
     assert all(torch.isfinite(p).all() for p in model.network.parameters())
     with pytest.raises(DataError, match="another vocabulary"):
-        pretrain(cells, vocabulary=Vocabulary.published().subset(np.arange(100)), loop=config, verbose=False)
+        pretrain(
+            cells,
+            vocabulary=Vocabulary.published().subset(np.arange(100)),
+            loop=config,
+            verbose=False,
+        )
 
 
 def test_a_collection_feeds_the_rate_objective_with_its_files_averages(files):
@@ -231,20 +301,43 @@ def test_a_collection_feeds_the_rate_objective_with_its_files_averages(files):
         np.testing.assert_allclose(source_log_rate(ours), source_log_rate(theirs), rtol=1e-4)
     model = small_model("expressed")
     rates = Model(ScMamba(replace(model.config, rates=True)), model.genes)
-    tuned = finetune(cells, model=rates, loop=TrainerConfig(steps=4, batch_size=4, lr=1e-3), held_out=cells, name="t", verbose=False)
+    tuned = finetune(
+        cells,
+        model=rates,
+        loop=TrainerConfig(steps=4, batch_size=4, lr=1e-3),
+        held_out=cells,
+        name="t",
+        verbose=False,
+    )
     assert not torch.equal(tuned.network.rate_head.weight, rates.network.rate_head.weight)
 
 
 def test_settings_are_recipe_then_file_then_hand(tmp_path):
     paper, chosen = read_settings("pretrain")
-    assert (paper.epochs, paper.batch_size, paper.lr, paper.mask_nonzero, paper.clip) == (2, 16, 1e-3, 0.15, 1.0) and not chosen
+    assert (paper.epochs, paper.batch_size, paper.lr, paper.mask_nonzero, paper.clip) == (
+        2,
+        16,
+        1e-3,
+        0.15,
+        1.0,
+    ) and not chosen
     assert (paper.d_model, paper.layers, paper.reads, paper.min_donor_cells) == (256, 6, "all", 200)
-    assert paper.loop(1_600_000, 8, True).steps == 25_000 and paper.loop(100, 1, True).precision == "16"
+    assert (
+        paper.loop(1_600_000, 8, True).steps == 25_000
+        and paper.loop(100, 1, True).precision == "16"
+    )
     assert read_settings("impute")[0].above == 4000
     file = tmp_path / "run.yaml"
     file.write_text("lr: 1e-4\nd-model: 64\nepochs: 1\nprecision: 32\n")
     found, chosen = read_settings("pretrain", "small", file, {"lr": 5e-4, "layers": None})
-    assert (found.lr, found.d_model, found.epochs, found.steps, found.reads, found.precision) == (5e-4, 64, 1, 0, "expressed", "32")
+    assert (found.lr, found.d_model, found.epochs, found.steps, found.reads, found.precision) == (
+        5e-4,
+        64,
+        1,
+        0,
+        "expressed",
+        "32",
+    )
     assert chosen == {"lr", "d_model", "epochs", "precision"}
     file.write_text("learning_rate: 1\n")
     with pytest.raises(ScMambaError, match="Unknown settings: learning_rate"):
@@ -262,11 +355,33 @@ def test_commands_repeat_bit_for_bit(files, tmp_path, monkeypatch):
     monkeypatch.setenv("SCMAMBA_CACHE", files[3])
     call = CliRunner().invoke
     small = ["--steps", "2", "--batch-size", "4", "--seed", "3", "--genes-per-step", "300", "-q"]
-    first = ["pretrain", *files[:2], "--recipe", "small", "--d-model", "8", "--layers", "1", "--splits", str(tmp_path / "s.tsv"), *small]
+    first = [
+        "pretrain",
+        *files[:2],
+        "--recipe",
+        "small",
+        "--d-model",
+        "8",
+        "--layers",
+        "1",
+        "--splits",
+        str(tmp_path / "s.tsv"),
+        *small,
+    ]
     for name in ("a", "b"):
-        done = call(app, [*first, "-o", str(tmp_path / name), "--work", str(tmp_path / f"work-{name}")])
+        done = call(
+            app, [*first, "-o", str(tmp_path / name), "--work", str(tmp_path / f"work-{name}")]
+        )
         assert done.exit_code == 0, done.output
-        second = ["finetune", *files[:2], "-m", str(tmp_path / name), "-o", str(tmp_path / f"tuned-{name}"), *small]
+        second = [
+            "finetune",
+            *files[:2],
+            "-m",
+            str(tmp_path / name),
+            "-o",
+            str(tmp_path / f"tuned-{name}"),
+            *small,
+        ]
         done = call(app, second)
         assert done.exit_code == 0, done.output
     for pair in (("a", "b"), ("tuned-a", "tuned-b")):
@@ -279,7 +394,9 @@ def test_commands_repeat_bit_for_bit(files, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("reads", ["expressed", "all"])
-def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(files, tmp_path, monkeypatch, reads):
+def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(
+    files, tmp_path, monkeypatch, reads
+):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -292,7 +409,9 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(files, tmp_
     truth = labelled.codes(part)
     heard: dict[str, torch.Tensor] = {}
     hooks = [
-        getattr(started.network, name).register_forward_hook(lambda _, given, answer, name=name: heard.update({name: given[0]}))
+        getattr(started.network, name).register_forward_hook(
+            lambda _, given, answer, name=name: heard.update({name: given[0]})
+        )
         for name in ("mean_head", "cls_head")
     ]
     full = torch.zeros(len(truth), len(started.genes))
@@ -300,27 +419,42 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(files, tmp_
     logits = started.classify(full, batch_size=len(full)).double()
     if reads == "all":  # the outputs at genes, not those at [CLS]: first, in the middle and last
         outputs: list[torch.Tensor] = []
-        hooks.append(started.network.backbone.norm_f.register_forward_hook(lambda _, given, answer: outputs.append(answer)))
+        hooks.append(
+            started.network.backbone.norm_f.register_forward_hook(
+                lambda _, given, answer: outputs.append(answer)
+            )
+        )
         started.classify(full[:3])
         at = torch.ones(len(started.genes) + 3, dtype=torch.bool)
         at[[0, len(started.genes) // 2 + 1, -1]] = False
-        torch.testing.assert_close(heard["mean_head"], outputs[0][:, at].mean(dim=1), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            heard["mean_head"], outputs[0][:, at].mean(dim=1), rtol=1e-4, atol=1e-5
+        )
         started.classify(full)
     for hook in hooks:
         hook.remove()
     # All cells there are: the probe's own sample, so scikit-learn must find the same.
     (everyone,) = labelled.sample(10_000)
     whole = torch.zeros(len(everyone.rows), len(started.genes))
-    whole[:, everyone.source.genes] = torch.from_numpy(everyone.source.values[everyone.rows].toarray())
+    whole[:, everyone.source.genes] = torch.from_numpy(
+        everyone.source.values[everyone.rows].toarray()
+    )
     features: list[torch.Tensor] = []
-    means = started.network.mean_head.register_forward_hook(lambda _, given, answer: features.append(given[0]))
+    means = started.network.mean_head.register_forward_hook(
+        lambda _, given, answer: features.append(given[0])
+    )
     started.classify(whole)
     means.remove()
     known = torch.cat(features).double().numpy()
-    peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(known, labelled.codes(everyone))
+    peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(
+        known, labelled.codes(everyone)
+    )
     expected = torch.from_numpy(peer.predict_log_proba(heard["mean_head"].double().numpy()))
     assert (logits.log_softmax(dim=1) - expected).abs().max() < 5e-3 and expected.std() > 0.05
-    assert heard["cls_head"].shape == (len(truth), 3 * started.config.d_model) and not started.network.cls_head.weight.any()
+    assert (
+        heard["cls_head"].shape == (len(truth), 3 * started.config.d_model)
+        and not started.network.cls_head.weight.any()
+    )
     # The mean is over the cell's genes alone, whatever the cell was padded with.
     lone = started.classify(full[:1]).double()
     torch.testing.assert_close(lone, logits[:1], rtol=1e-4, atol=1e-4)
@@ -329,35 +463,71 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(files, tmp_
     assert again.config.pools and torch.equal(again.classify(full[:2]), started.classify(full[:2]))
 
 
-def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, tmp_path, monkeypatch):
+def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(
+    files, tmp_path, monkeypatch
+):
     monkeypatch.setenv("SCMAMBA_CACHE", files[3])
     cells = Collection(files[:2], cache=files[3], verbose=False)
     model = small_model("expressed")
     loop = TrainerConfig(steps=60, batch_size=12, lr=2e-2, seed=1)
     sequence = replace(NO_MASKING, genes_per_step=200)
-    tuned = finetune_classes("annotate", cells, model=model, loop=loop, sequence=sequence, balance=0.5, verbose=False)
+    tuned = finetune_classes(
+        "annotate", cells, model=model, loop=loop, sequence=sequence, balance=0.5, verbose=False
+    )
     assert tuned.labels == sorted(set(cells.column("label"))) and tuned.config.n_classes == 8
     judge = class_validation(labels_from_obs(cells, seed=0, similar=False))
     untrained = judge(init_classifier(model, tuned.labels).network)
     assert judge(tuned.network)["validation_loss"] < 0.8 * untrained["validation_loss"]
-    head_only = finetune_classes("annotate", cells, model=model, loop=replace(loop, steps=2), freeze=True, verbose=False)
+    head_only = finetune_classes(
+        "annotate", cells, model=model, loop=replace(loop, steps=2), freeze=True, verbose=False
+    )
     assert torch.equal(head_only.gene_embedding(), model.gene_embedding())
     assert not torch.equal(tuned.gene_embedding(), model.gene_embedding())
     with pytest.raises(DataError, match="1 different labels"):
-        finetune_classes("annotate", cells.take(cells.column("label").codes == 0), model=model, verbose=False)
+        finetune_classes(
+            "annotate", cells.take(cells.column("label").codes == 0), model=model, verbose=False
+        )
 
-    published = finetune_classes("annotate", cells, model=model, loop=replace(loop, steps=1), sequence=sequence, probe=False, verbose=False)
-    assert not published.config.pools and {n for n in published.network.state_dict() if "head" in n} == {"cls_head.weight"}
+    published = finetune_classes(
+        "annotate",
+        cells,
+        model=model,
+        loop=replace(loop, steps=1),
+        sequence=sequence,
+        probe=False,
+        verbose=False,
+    )
+    assert not published.config.pools and {
+        n for n in published.network.state_dict() if "head" in n
+    } == {"cls_head.weight"}
 
-    pairs = labels_from_simulated_doublets(cells, seed=0, fraction=0.1, recipe="mean", verbose=False)
-    assert pairs.names == ["singlet", "doublet"] and pairs.counts[0] == 150 and abs(pairs.counts[1] - 15) < 4
+    pairs = labels_from_simulated_doublets(
+        cells, seed=0, fraction=0.1, recipe="mean", verbose=False
+    )
+    assert (
+        pairs.names == ["singlet", "doublet"]
+        and pairs.counts[0] == 150
+        and abs(pairs.counts[1] - 15) < 4
+    )
     for number, source in enumerate(pairs.feed.pseudobulk()):
-        part = SourceSlice(source, number, np.arange(len(source)), [(number, i) for i in range(len(source))])
+        part = SourceSlice(
+            source, number, np.arange(len(source)), [(number, i) for i in range(len(source))]
+        )
         made = pairs.codes(part) == 1
         assert abs(made.sum() - (9, 6)[number]) < 3
         # The mean of two cells lies between them; no cell was taken for a doublet.
-        assert source.totals[~made].min() < source.totals[made].min() and source.totals[made].max() < source.totals[~made].max()
-    by_verb = finetune(files[:2], model=model, task="doublets", loop=replace(loop, steps=1), held_out=cells, verbose=False)
+        assert (
+            source.totals[~made].min() < source.totals[made].min()
+            and source.totals[made].max() < source.totals[~made].max()
+        )
+    by_verb = finetune(
+        files[:2],
+        model=model,
+        task="doublets",
+        loop=replace(loop, steps=1),
+        held_out=cells,
+        verbose=False,
+    )
     assert by_verb.labels == ["singlet", "doublet"]
 
     call = CliRunner().invoke
@@ -365,9 +535,37 @@ def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(files, 
     save_checkpoint(first, tmp_path / "start")
     for task in ("annotate", "doublets"):
         for name in ("a", "b"):
-            words = ["finetune", *files[:2], "--task", task, "-m", str(tmp_path / "start"), "-o", str(tmp_path / f"{task}-{name}")]
-            done = call(app, [*words, "--recipe", "small", "--steps", "2", "--batch-size", "4", "--seed", "3", "-q"])
+            words = [
+                "finetune",
+                *files[:2],
+                "--task",
+                task,
+                "-m",
+                str(tmp_path / "start"),
+                "-o",
+                str(tmp_path / f"{task}-{name}"),
+            ]
+            done = call(
+                app,
+                [
+                    *words,
+                    "--recipe",
+                    "small",
+                    "--steps",
+                    "2",
+                    "--batch-size",
+                    "4",
+                    "--seed",
+                    "3",
+                    "-q",
+                ],
+            )
             assert done.exit_code == 0, done.output
         one, two = (load_model(tmp_path / f"{task}-{name}") for name in ("a", "b"))
-        assert one.labels == two.labels and len(one.labels or []) == {"annotate": 8, "doublets": 2}[task]
-        assert all(torch.equal(v, two.network.state_dict()[k]) for k, v in one.network.state_dict().items())
+        assert (
+            one.labels == two.labels
+            and len(one.labels or []) == {"annotate": 8, "doublets": 2}[task]
+        )
+        assert all(
+            torch.equal(v, two.network.state_dict()[k]) for k, v in one.network.state_dict().items()
+        )

@@ -66,7 +66,10 @@ def test_batches_hold_cells_of_similar_length_and_all_are_drawn(source):
 def test_filters_are_those_of_the_paper(cohort):
     data = cohort.copy()
     data.X = sparse.vstack([data.X[:1] * 0, data.X[1:]]).tocsr()
-    assert len(read_sources([data], Vocabulary.published())[0]) == len(read_sources([cohort], Vocabulary.published())[0]) - 1
+    assert (
+        len(read_sources([data], Vocabulary.published())[0])
+        == len(read_sources([cohort], Vocabulary.published())[0]) - 1
+    )
     with pytest.raises(DataError, match="nothing to train on"):
         read_sources([cohort], Vocabulary.published(), min_cells_per_donor=10_000)
 
@@ -116,25 +119,48 @@ def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fit(small_model("expressed").network, stops, config, folder=tmp_path / "run", verbose=False)
-    resumed = fit(small_model("expressed", seed=9).network, step, config, folder=tmp_path / "run", verbose=False)
+    resumed = fit(
+        small_model("expressed", seed=9).network,
+        step,
+        config,
+        folder=tmp_path / "run",
+        verbose=False,
+    )
     assert [row["loss"] for row in resumed] == [row["loss"] for row in whole]
     with pytest.raises(CheckpointError, match="other settings"):
-        fit(small_model("expressed").network, step, replace(config, lr=1.0), folder=tmp_path / "run", verbose=False)
+        fit(
+            small_model("expressed").network,
+            step,
+            replace(config, lr=1.0),
+            folder=tmp_path / "run",
+            verbose=False,
+        )
 
 
 def test_finetuning_starts_from_the_model_and_leaves_it_alone(cohort):
     model = small_model("expressed")
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
     loop = TrainerConfig(steps=3, lr=1e-3, batch_size=4)
-    tuned = finetune([cohort], model=model, loop=loop, held_out=[cohort], name="tuned", verbose=False)
+    tuned = finetune(
+        [cohort], model=model, loop=loop, held_out=[cohort], name="tuned", verbose=False
+    )
     assert tuned.config.name == "tuned"
     assert all(torch.equal(v, before[k]) for k, v in model.network.state_dict().items())
     assert not torch.equal(tuned.network.backbone.mask_token, before["backbone.mask_token"])
-    assert (tuned.network.backbone.mask_token - before["backbone.mask_token"]).abs().max() < 0.01, "the mask token is kept, not made anew"
+    assert (tuned.network.backbone.mask_token - before["backbone.mask_token"]).abs().max() < 0.01, (
+        "the mask token is kept, not made anew"
+    )
     with pytest.raises(ScMambaError, match="task 'sorting'"):
         finetune([cohort], model=model, task="sorting")
 
 
 def test_whole_cells_train_too(cohort):
-    model = pretrain([cohort[:4].copy()], config=replace(CONFIG, reads="all"), loop=TrainerConfig(steps=1, batch_size=2), verbose=False)
-    assert model.config.reads == "all" and all(torch.isfinite(p).all() for p in model.network.parameters())
+    model = pretrain(
+        [cohort[:4].copy()],
+        config=replace(CONFIG, reads="all"),
+        loop=TrainerConfig(steps=1, batch_size=2),
+        verbose=False,
+    )
+    assert model.config.reads == "all" and all(
+        torch.isfinite(p).all() for p in model.network.parameters()
+    )

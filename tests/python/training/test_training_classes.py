@@ -69,7 +69,9 @@ def labelled() -> LabelledCells:
     values = sparse.random(50, 60, 0.4, "csr", np.float32, rng, lambda k: rng.uniform(1, 4, k))
     source = CellSource("s", values, np.arange(60), np.full(50, ""), np.full(50, 1e3))
     feed = InMemorySource([source])
-    return LabelledCells(feed, lambda part: codes[part.rows], ["x", "y", "z"], np.bincount(codes), feed.sample)
+    return LabelledCells(
+        feed, lambda part: codes[part.rows], ["x", "y", "z"], np.bincount(codes), feed.sample
+    )
 
 
 def test_constants():
@@ -79,15 +81,23 @@ def test_constants():
 
 def test_cells_have_the_classes_of_their_column(collection):
     found = labels_from_obs(collection, seed=0, similar=True)
-    assert found.names == ["a", "b", "c", "rare"] and found.counts.sum() == 78 == len(found.feed) and found.feed.similar
-    own = np.r_[np.array(["b", "a", "c", "rare"])[np.r_[np.arange(57) % 3, 3, 3, 3]], np.full(20, "a")]
+    assert (
+        found.names == ["a", "b", "c", "rare"]
+        and found.counts.sum() == 78 == len(found.feed)
+        and found.feed.similar
+    )
+    own = np.r_[
+        np.array(["b", "a", "c", "rare"])[np.r_[np.arange(57) % 3, 3, 3, 3]], np.full(20, "a")
+    ]
     for part in found.sample(1000):
         numbers = [key[0] for key in part.keys]
         assert not {4, 9} & set(numbers)
         assert [found.names[c] for c in found.codes(part)] == own[numbers].tolist()
     assert found.counts.tolist() == [(np.delete(own, [4, 9]) == n).sum() for n in found.names]
     sizes = [sum(len(p.rows) for p in found.sample(n)) for n in (10, 1000)]
-    assert sizes == [10, 78] and [p.keys for p in found.sample(10)] == [p.keys for p in found.sample(10)]
+    assert sizes == [10, 78] and [p.keys for p in found.sample(10)] == [
+        p.keys for p in found.sample(10)
+    ]
     # The classes of a model that is there: other labels are no class, the order is the model's.
     some = labels_from_obs(collection, seed=0, similar=False, names=["c", "nobody", "a"])
     assert some.names == ["c", "nobody", "a"] and some.counts.tolist() == [
@@ -108,47 +118,82 @@ def test_doublets_are_the_papers_tenth_made_within_donors(collection, cohort_cel
         m.store.name for m in collection.members
     ]
     made = [len(s) - n for s, n in zip(sources, (60, 20))]
-    assert abs(made[0] - 6) <= 2 and abs(made[1] - 2) <= 2 and found.counts.tolist() == [80, sum(made)]
+    assert (
+        abs(made[0] - 6) <= 2 and abs(made[1] - 2) <= 2 and found.counts.tolist() == [80, sum(made)]
+    )
     first = sources[0]
     part = SourceSlice(first, 0, np.arange(len(first)), [(0, i) for i in range(len(first))])
     assert found.codes(part).tolist() == [0] * 60 + [1] * made[0]
-    counts = np.rint(np.expm1(first.values.toarray().astype(float)) * first.totals[:, None] / 1e4 * 2) / 2
+    counts = (
+        np.rint(np.expm1(first.values.toarray().astype(float)) * first.totals[:, None] / 1e4 * 2)
+        / 2
+    )
     block = collection.read(np.arange(60))
     donors = collection.take(np.arange(80) < 60).donor_keys().codes
     np.testing.assert_allclose(first.totals[:60], block.totals)
-    singles = np.rint(_counts(replace(first, values=first.values[:60], totals=first.totals[:60])).toarray())
+    singles = np.rint(
+        _counts(replace(first, values=first.values[:60], totals=first.totals[:60])).toarray()
+    )
     for doublet in counts[60:]:
         close = [
-            (i, j) for i in range(60) for j in range(i) if np.abs((singles[i] + singles[j]) / 2 - doublet).max() < 0.3
+            (i, j)
+            for i in range(60)
+            for j in range(i)
+            if np.abs((singles[i] + singles[j]) / 2 - doublet).max() < 0.3
         ]
         assert len(close) == 1 and donors[close[0][0]] == donors[close[0][1]]
-    few = labels_from_simulated_doublets(collection, seed=3, fraction=0.5, recipe="sum", max_cells=30, verbose=False)
+    few = labels_from_simulated_doublets(
+        collection, seed=3, fraction=0.5, recipe="sum", max_cells=30, verbose=False
+    )
     assert few.counts[0] == 30 and abs(few.counts[1] - 15) <= 4
-    assert labels_from_simulated_doublets(collection, seed=4, verbose=False).feed.sources[0].totals[-1] != first.totals[-1]
+    assert (
+        labels_from_simulated_doublets(collection, seed=4, verbose=False).feed.sources[0].totals[-1]
+        != first.totals[-1]
+    )
 
 
 def test_counts_come_back_from_logs():
     counts = np.array([[3.0, 0, 1], [0, 7, 2]])
     totals = np.array([10.0, 12.0])
     values = sparse.csr_matrix(np.log1p(1e4 * counts / totals[:, None]), dtype=np.float32)
-    np.testing.assert_array_equal(_counts(CellSource("s", values, np.arange(3), np.full(2, ""), totals)).toarray(), counts)
+    np.testing.assert_array_equal(
+        _counts(CellSource("s", values, np.arange(3), np.full(2, ""), totals)).toarray(), counts
+    )
 
 
 def test_a_fresh_classifier_keeps_the_body_and_makes_the_head_anew():
     model = small_model("expressed", n_classes=2, n_genes=40)
     model.network.backend = "reference"
     tuned = init_classifier(model, ["p", "q", "r"], name="new", seed=5, pools=True)
-    assert tuned.labels == ["p", "q", "r"] and tuned.genes is model.genes and tuned.network.backend == "reference"
-    assert tuned.config == replace(model.config, n_classes=3, pools=True, reconstructs=False, rates=False, name="new")
+    assert (
+        tuned.labels == ["p", "q", "r"]
+        and tuned.genes is model.genes
+        and tuned.network.backend == "reference"
+    )
+    assert tuned.config == replace(
+        model.config, n_classes=3, pools=True, reconstructs=False, rates=False, name="new"
+    )
     old, own = model.network.state_dict(), tuned.network.state_dict()
     assert not own["backbone.cls_token"].any() and old["backbone.cls_token"].any()
     shared = set(old) & set(own) - {"cls_head.weight", "backbone.cls_token"}
-    assert "regressor.weight" not in own and len(shared) > 10 and all(torch.equal(old[k], own[k]) for k in shared)
+    assert (
+        "regressor.weight" not in own
+        and len(shared) > 10
+        and all(torch.equal(old[k], own[k]) for k in shared)
+    )
     again = init_classifier(model, ["p", "q", "r"], seed=5, pools=True)
-    assert torch.equal(again.network.cls_head.weight, own["cls_head.weight"]) and again.config.name == "small"
-    assert not torch.equal(init_classifier(model, list("pqr"), seed=6).network.cls_head.weight, own["cls_head.weight"])
+    assert (
+        torch.equal(again.network.cls_head.weight, own["cls_head.weight"])
+        and again.config.name == "small"
+    )
+    assert not torch.equal(
+        init_classifier(model, list("pqr"), seed=6).network.cls_head.weight, own["cls_head.weight"]
+    )
     same = init_classifier(model, ["p", "q"], seed=5)
-    assert not torch.equal(same.network.cls_head.weight, old["cls_head.weight"]) and not same.config.pools
+    assert (
+        not torch.equal(same.network.cls_head.weight, old["cls_head.weight"])
+        and not same.config.pools
+    )
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
@@ -162,13 +207,17 @@ def test_the_probe_is_logistic_regression_weighed_by_class(balance):
     peer = LogisticRegression(C=0.1, max_iter=500).fit(z, codes, sample_weight=each / each.mean())
     logits = x @ weight.T + bias
     found = np.exp(logits[:, [0, 1, 3]])
-    np.testing.assert_allclose(found / found.sum(axis=1, keepdims=True), peer.predict_proba(z), atol=1e-4)
+    np.testing.assert_allclose(
+        found / found.sum(axis=1, keepdims=True), peer.predict_proba(z), atol=1e-4
+    )
     assert not weight[[2, 4]].any() and bias[2] == bias[4] == pytest.approx(peer.intercept_.min())
     two = codes < 2
     weight, bias = _probe(x[two], codes[two], 2, balance)
     z = (x[two] - x[two].mean(axis=0)) / x[two].std(axis=0)
     each = np.array([60.0, 25])[codes[two]] ** -balance
-    peer = LogisticRegression(C=0.1, max_iter=500).fit(z, codes[two], sample_weight=each / each.mean())
+    peer = LogisticRegression(C=0.1, max_iter=500).fit(
+        z, codes[two], sample_weight=each / each.mean()
+    )
     odds = x[two] @ (weight[1] - weight[0]) + bias[1] - bias[0]
     np.testing.assert_allclose(odds, peer.decision_function(z), atol=1e-4)
     np.testing.assert_allclose(weight[0], -weight[1])
@@ -184,18 +233,24 @@ def test_the_head_starts_from_the_probe(labelled):
     network = started.network
     with torch.no_grad():
         hidden = (
-            torch.cat([network.classified(*_batch(started, p))[1] for p in _pieces([_by_length(part)])])
+            torch.cat(
+                [network.classified(*_batch(started, p))[1] for p in _pieces([_by_length(part)])]
+            )
             .double()
             .numpy()
         )
     weight, bias = _probe(hidden, labelled.codes(_by_length(part)), 3, 0.5)
-    np.testing.assert_allclose(network.mean_head.weight.detach().numpy(), weight, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        network.mean_head.weight.detach().numpy(), weight, rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(network.mean_head.bias.detach().numpy(), bias, rtol=1e-3, atol=1e-4)
     assert not network.cls_head.weight.any() and started.config.pools and started.config.name == "n"
 
 
 def _batch(model, part: SourceSlice):
-    batch = classes.make_slices_batch([part], NO_MASKING, model.config.reads, model.config.n_genes, [0])
+    batch = classes.make_slices_batch(
+        [part], NO_MASKING, model.config.reads, model.config.n_genes, [0]
+    )
     return batch.x, batch.genes, batch.keep
 
 
@@ -241,7 +296,10 @@ def test_cross_entropy_is_weighed_so_that_the_mean_cell_weighs_one(labelled, bal
     ) and loss.weight.item() == pytest.approx(weight.sum(), rel=1e-5)
     if balance == 1.0:  # every class the same in all
         assert [
-            w * n for w, n in zip(np.unique(raw / (raw * np.array([35, 12, 3]) / 50).sum())[::-1], (3, 12, 35))
+            w * n
+            for w, n in zip(
+                np.unique(raw / (raw * np.array([35, 12, 3]) / 50).sum())[::-1], (3, 12, 35)
+            )
         ] == pytest.approx([50 / 3] * 3)
     absent = replace(labelled, names=["x", "y", "z", "w"], counts=np.array([35, 12, 3, 0]))
     again = classification(absent, NO_MASKING, config, balance=balance).draw(
@@ -276,7 +334,9 @@ def test_validation_is_on_the_same_cells_every_time(labelled):
 def test_macro_f1_is_over_the_classes_that_are_there():
     rng = np.random.default_rng(0)
     truth, found = rng.choice([0, 2, 3], 80), rng.choice(5, 80)
-    assert macro_f1(truth, found) == pytest.approx(f1_score(truth, found, average="macro", labels=[0, 2, 3]))
+    assert macro_f1(truth, found) == pytest.approx(
+        f1_score(truth, found, average="macro", labels=[0, 2, 3])
+    )
     assert macro_f1(np.array([1, 1]), np.array([0, 0])) == 0
 
 
@@ -308,21 +368,33 @@ def test_what_fine_tuning_asks_of_the_loop(collection, monkeypatch, task):
     seen: dict = {}
 
     def fit(network, step, config, *, folder=None, description="", verbose=True, validate=None):
-        seen.update(network=network, step=step, config=config, folder=folder, validate=validate,
-                    trained={n for n, p in network.named_parameters() if p.requires_grad})  # fmt: skip
+        seen.update(
+            network=network,
+            step=step,
+            config=config,
+            folder=folder,
+            validate=validate,
+            trained={n for n, p in network.named_parameters() if p.requires_grad},
+        )
 
     monkeypatch.setattr(classes, "fit", fit)
     donors = np.asarray(collection.donor_keys().codes)
     held, rest = collection.take(donors == donors[0]), collection.take(donors != donors[0])
     model = small_model("expressed")
-    tuned = finetune_classes(task, rest, model=model, held_out=held, balance=0.5, freeze=True, name="t", verbose=False)
+    tuned = finetune_classes(
+        task, rest, model=model, held_out=held, balance=0.5, freeze=True, name="t", verbose=False
+    )
     assert seen["config"] == TrainerConfig(lr=1e-4) and seen["trained"] == {
         "backbone.cls_token",
         "cls_head.weight",
         "mean_head.weight",
         "mean_head.bias",
     }
-    assert all(p.requires_grad for p in tuned.network.parameters()) and tuned.config.name == "t" and tuned.config.pools
+    assert (
+        all(p.requires_grad for p in tuned.network.parameters())
+        and tuned.config.name == "t"
+        and tuned.config.pools
+    )
     if task == "annotate":
         labelled = labels_from_obs(rest, seed=0, similar=True)
         others = labels_from_obs(held, seed=0, similar=False, names=labelled.names)
@@ -332,11 +404,23 @@ def test_what_fine_tuning_asks_of_the_loop(collection, monkeypatch, task):
     assert tuned.labels == labelled.names
     assert seen["validate"](tuned.network) == class_validation(others)(tuned.network)
     assert tuned.calibration["cells"] == others.counts.sum() <= len(held) * 1.2
-    a, b = (s.draw(tuned.network, 2, np.random.default_rng(1), BatchShard())
-            for s in (seen["step"], classification(labelled, NO_MASKING, TrainerConfig(lr=1e-4), balance=0.5)))  # fmt: skip
-    assert a.total.item() == pytest.approx(b.total.item()) and a.weight.item() == pytest.approx(b.weight.item())
-    plain = finetune_classes(task, rest, model=model, probe=False, loop=TrainerConfig(steps=2, seed=8), verbose=False)
+    a, b = (
+        s.draw(tuned.network, 2, np.random.default_rng(1), BatchShard())
+        for s in (
+            seen["step"],
+            classification(labelled, NO_MASKING, TrainerConfig(lr=1e-4), balance=0.5),
+        )
+    )
+    assert a.total.item() == pytest.approx(b.total.item()) and a.weight.item() == pytest.approx(
+        b.weight.item()
+    )
+    plain = finetune_classes(
+        task, rest, model=model, probe=False, loop=TrainerConfig(steps=2, seed=8), verbose=False
+    )
     assert (
-        not plain.config.pools and plain.calibration is None and seen["validate"] is None and seen["config"].seed == 8
+        not plain.config.pools
+        and plain.calibration is None
+        and seen["validate"] is None
+        and seen["config"].seed == 8
     )
     assert "backbone.gene_id_embedding.weight" in seen["trained"]

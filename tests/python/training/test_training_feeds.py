@@ -206,9 +206,9 @@ def test_the_step_reads_a_batch_for_every_share(sources):
     (part,) = InMemorySource(sources).draw(2, 3, np.random.default_rng(1), BatchShard())
     expected = batch_loss(network, make_slices_batch([part], SEQUENCE, "expressed", 70, [6, 2]))
     assert whole.total == expected.total and whole.weight == expected.weight
-    big = reconstruction(InMemorySource(sources), SEQUENCE, TrainerConfig(batch_size=6, seed=6)).draw(
-        network, 2, np.random.default_rng(1), BatchShard()
-    )
+    big = reconstruction(
+        InMemorySource(sources), SEQUENCE, TrainerConfig(batch_size=6, seed=6)
+    ).draw(network, 2, np.random.default_rng(1), BatchShard())
     halves = [step.draw(network, 2, np.random.default_rng(1), BatchShard(r, 2)) for r in range(2)]
     assert sum(h.total.item() for h in halves) == pytest.approx(big.total.item(), rel=1e-5)
 

@@ -70,9 +70,21 @@ def adamw(
 
 def test_defaults_are_the_papers():
     assert asdict(TrainerConfig()) == {
-        "steps": 1000, "batch_size": 16, "lr": 1e-3, "final_lr": 0.1, "warmup": 0.01, "weight_decay": 0.1, "betas": (0.9, 0.95),
-        "clip": 1.0, "seed": 0, "save_every": 200, "keep": 3, "accumulate": 1, "precision": "32", "ema": 0.0,
-    }  # fmt: skip
+        "steps": 1000,
+        "batch_size": 16,
+        "lr": 1e-3,
+        "final_lr": 0.1,
+        "warmup": 0.01,
+        "weight_decay": 0.1,
+        "betas": (0.9, 0.95),
+        "clip": 1.0,
+        "seed": 0,
+        "save_every": 200,
+        "keep": 3,
+        "accumulate": 1,
+        "precision": "32",
+        "ema": 0.0,
+    }
 
 
 def test_the_schedule_in_closed_form():
@@ -143,8 +155,16 @@ def test_decay_shrinks_matrices_and_nothing_else():
         if not torch.equal(p, before[name]):
             torch.testing.assert_close(p.detach(), before[name] * 0.9)
             shrunk.add(name.removeprefix("backbone.").removeprefix("layers.0.mixer."))
-    matrices = {"in_proj.weight", "conv1d.weight", "conv1d_b.weight", "x_proj.weight", "x_proj_b.weight", "dt_proj.weight",
-                "dt_proj_b.weight", "out_proj.weight"}  # fmt: skip
+    matrices = {
+        "in_proj.weight",
+        "conv1d.weight",
+        "conv1d_b.weight",
+        "x_proj.weight",
+        "x_proj_b.weight",
+        "dt_proj.weight",
+        "dt_proj_b.weight",
+        "out_proj.weight",
+    }
     assert shrunk == matrices | {
         "gene_id_embedding.weight",
         "expression_embedding.weight",
@@ -209,7 +229,9 @@ def test_every_step_and_share_has_a_generator_of_its_own():
 
 def test_shares_are_every_nth_cell_in_consecutive_pieces():
     assert BatchShard().of(5).tolist() == [0, 1, 2, 3, 4] and BatchShard().whole == 1
-    assert BatchShard(1, 3, 0, 2).of(14).tolist() == [1, 4, 7] and BatchShard(1, 3, 1, 2).of(14).tolist() == [
+    assert BatchShard(1, 3, 0, 2).of(14).tolist() == [1, 4, 7] and BatchShard(1, 3, 1, 2).of(
+        14
+    ).tolist() == [
         10,
         13,
     ]
@@ -283,8 +305,19 @@ def test_a_run_taken_up_again_is_equal_bit_by_bit(tmp_path, ema):
     )
     # Done: nothing is left to do, the answer is the same.
     assert fit(Weights(), stops, config, folder=tmp_path / "run", verbose=False) == rows
-    other = dict(steps=9, lr=0.1, final_lr=0.2, warmup=0.5, weight_decay=0.0, betas=(0.9, 0.9), clip=2.0, seed=4, save_every=4,
-                 batch_size=8, ema=0.9)  # fmt: skip
+    other = dict(
+        steps=9,
+        lr=0.1,
+        final_lr=0.2,
+        warmup=0.5,
+        weight_decay=0.0,
+        betas=(0.9, 0.9),
+        clip=2.0,
+        seed=4,
+        save_every=4,
+        batch_size=8,
+        ema=0.9,
+    )
     for name, value in other.items():
         with pytest.raises(
             CheckpointError, match="cells_per_step" if name == "batch_size" else name

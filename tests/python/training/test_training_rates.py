@@ -34,7 +34,9 @@ from scmamba.training.objectives import (
 )
 from scmamba.training.reconstruction import IMPUTE, validation
 
-adapting = sys.modules["scmamba.imputation.adaptation"]  # the package gives the name to the function
+adapting = sys.modules[
+    "scmamba.imputation.adaptation"
+]  # the package gives the name to the function
 GENES = np.arange(2, 42)
 
 
@@ -158,8 +160,14 @@ def test_the_deviance_of_hidden_counts_in_float64(spread):
         [rng] * 4,
     )
     size, y = 1 / spread, counts[rows]
-    exact = [stats.nbinom.logpmf(y, size, size / (size + y.sum(axis=1, keepdims=True) * np.exp(special.log_softmax(base + r)))).sum()
-             for r in (ratio, np.roll(ratio, 3))]  # fmt: skip
+    exact = [
+        stats.nbinom.logpmf(
+            y,
+            size,
+            size / (size + y.sum(axis=1, keepdims=True) * np.exp(special.log_softmax(base + r))),
+        ).sum()
+        for r in (ratio, np.roll(ratio, 3))
+    ]
     assert again.total.item() - first.total.item() == pytest.approx(exact[0] - exact[1], rel=1e-4)
     mean = rate_loss(
         other, source, torch.from_numpy(base).float(), rows, config, np.random.default_rng(5)
@@ -220,7 +228,9 @@ def test_steps_and_validation_use_each_sources_average():
         step = nb_rate_step(sources, config, loop, bases)
         for k in range(6):
             found = step.draw(network, k, np.random.default_rng([9, k]), BatchShard())
-            (part,) = InMemorySource(sources).draw(k, 5, np.random.default_rng([9, k]), BatchShard())
+            (part,) = InMemorySource(sources).draw(
+                k, 5, np.random.default_rng([9, k]), BatchShard()
+            )
             base = (
                 torch.from_numpy(source_log_rate(part.source)).float()
                 if bases is None
@@ -360,7 +370,9 @@ def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
 
     def change(network, step, config, **options):
         with torch.no_grad():
-            seen.append((config, step.draw(network, 0, np.random.default_rng([4, 0]), BatchShard())))
+            seen.append(
+                (config, step.draw(network, 0, np.random.default_rng([4, 0]), BatchShard()))
+            )
             network.regressor.bias.add_(better)
 
     monkeypatch.setattr(adapting, "fit", change)

@@ -62,7 +62,9 @@ def source() -> CellSource:
     rng = np.random.default_rng(0)
     genes = np.arange(3, 53)
     values = sparse.random(100, 50, 0.4, "csr", np.float32, rng, lambda k: rng.uniform(1, 4, k))
-    return CellSource("s", values, genes, np.full(100, ""), rng.integers(500, 900, 100).astype(float))
+    return CellSource(
+        "s", values, genes, np.full(100, ""), rng.integers(500, 900, 100).astype(float)
+    )
 
 
 SEQUENCE = replace(IMPUTE, zeros=(4, 9))
@@ -122,7 +124,9 @@ def test_objectives_take_turns():
     answers = [step.draw(None, k, None, BatchShard(1, 2)) for k in range(4)]
     assert told == [("a", 0), ("shared", 1, BatchShard(1, 2)), ("b", 2), ("a", 3)]
     assert answers[1] == (3.0, 4.0) and answers[0] == (2.0, 1.0)
-    joint = combine_validations(lambda n: {"validation_loss": 1.0}, lambda n: {"validation_loss": 2.0})
+    joint = combine_validations(
+        lambda n: {"validation_loss": 1.0}, lambda n: {"validation_loss": 2.0}
+    )
     assert joint(None) == {"validation_loss": 1.0, "validation_squared_error": 2.0}
 
 
@@ -170,7 +174,8 @@ def asked(monkeypatch):
 def same_loss(found, expected, network, k: int) -> None:
     with torch.no_grad():
         a, b = (
-            s.draw(network, k, np.random.default_rng([7, k]), BatchShard()) for s in (found, expected)
+            s.draw(network, k, np.random.default_rng([7, k]), BatchShard())
+            for s in (found, expected)
         )
     assert a.total.item() == pytest.approx(
         b.total.item(), rel=1e-6

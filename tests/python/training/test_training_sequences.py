@@ -58,8 +58,15 @@ def test_defaults_are_the_papers_pre_training():
 
 
 def test_padding_by_hand():
-    cells = [(np.array([0, 2]), np.array([1.5, 2.5], np.float32), np.array([True, False]), np.array([1.0, 0.5])),
-             (np.array([1]), np.array([3.0], np.float32), np.array([False]), np.array([2.0]))]  # fmt: skip
+    cells = [
+        (
+            np.array([0, 2]),
+            np.array([1.5, 2.5], np.float32),
+            np.array([True, False]),
+            np.array([1.0, 0.5]),
+        ),
+        (np.array([1]), np.array([3.0], np.float32), np.array([False]), np.array([2.0])),
+    ]
     batch = pad(cells, np.array([10, 20, 30]))
     assert batch.x.tolist() == [[1.5, 2.5], [3.0, 0.0]] and batch.genes.tolist() == [
         [10, 30],
@@ -141,9 +148,7 @@ def test_one_cells_sequence_by_hand(many):
     on, zeros = np.flatnonzero(truth), np.flatnonzero(truth == 0)
     hidden_share = []
     for seed in range(60):
-        columns, x, hidden, weight = expressed_genes(
-            many, row, config, np.random.default_rng(seed)
-        )
+        columns, x, hidden, weight = expressed_genes(many, row, config, np.random.default_rng(seed))
         np.testing.assert_array_equal(x, truth[columns])
         assert (np.diff(columns) > 0).all() and (x > 0).sum() == 40 and (x == 0).sum() == 25
         assert hidden[x == 0].all() and (weight[x > 0] == 1).all()

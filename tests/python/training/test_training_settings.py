@@ -28,8 +28,23 @@ PAPER = {  # specification, "Pre-training" and "Fine-tuning"
         epochs=5.0, batch_size=16, lr=1e-4, doublet_recipe="mean", doublet_fraction=0.1
     ),
 }
-SAME = dict(final_lr=0.1, warmup=0.01, weight_decay=0.1, clip=1.0, d_model=256, layers=6, reads="all", genes_per_step=0, precision="auto",
-            accumulate=1, steps=0, ema=0.0, seed=0, save_every=200, keep=3)  # fmt: skip
+SAME = dict(
+    final_lr=0.1,
+    warmup=0.01,
+    weight_decay=0.1,
+    clip=1.0,
+    d_model=256,
+    layers=6,
+    reads="all",
+    genes_per_step=0,
+    precision="auto",
+    accumulate=1,
+    steps=0,
+    ema=0.0,
+    seed=0,
+    save_every=200,
+    keep=3,
+)
 SMALL = {
     "pretrain": dict(
         steps=2000,
@@ -77,11 +92,40 @@ def test_hidden_shares_of_the_two_objectives():
 
 
 def test_settings_become_a_loop_and_a_sequence():
-    given = Settings(epochs=3.0, batch_size=5, accumulate=2, lr=0.2, final_lr=0.3, warmup=0.4, weight_decay=0.5, clip=0.6, ema=0.7, seed=8,
-                     save_every=9, keep=10, mask_nonzero=0.11, mask_zero=0.12, genes_per_step=13, precision="bf16")  # fmt: skip
+    given = Settings(
+        epochs=3.0,
+        batch_size=5,
+        accumulate=2,
+        lr=0.2,
+        final_lr=0.3,
+        warmup=0.4,
+        weight_decay=0.5,
+        clip=0.6,
+        ema=0.7,
+        seed=8,
+        save_every=9,
+        keep=10,
+        mask_nonzero=0.11,
+        mask_zero=0.12,
+        genes_per_step=13,
+        precision="bf16",
+    )
     # Three times through 1,000 cells, ten at once in each of four processes.
-    assert given.loop(1000, 4, False) == TrainerConfig(steps=75, batch_size=5, lr=0.2, final_lr=0.3, warmup=0.4, weight_decay=0.5, clip=0.6,
-                                                    seed=8, save_every=9, keep=10, accumulate=2, precision="bf16", ema=0.7)  # fmt: skip
+    assert given.loop(1000, 4, False) == TrainerConfig(
+        steps=75,
+        batch_size=5,
+        lr=0.2,
+        final_lr=0.3,
+        warmup=0.4,
+        weight_decay=0.5,
+        clip=0.6,
+        seed=8,
+        save_every=9,
+        keep=10,
+        accumulate=2,
+        precision="bf16",
+        ema=0.7,
+    )
     assert (
         replace(given, steps=12).loop(1000, 4, False).steps == 12
         and given.loop(1, 4, False).steps == 1

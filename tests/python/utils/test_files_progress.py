@@ -16,7 +16,11 @@ def test_a_file_appears_whole(tmp_path):
     target = tmp_path / "out.txt"
     target.write_text("old")
     with atomic_path(str(target)) as temporary:
-        assert temporary != target and temporary.name == "out.txt" and temporary.parent.parent == tmp_path
+        assert (
+            temporary != target
+            and temporary.name == "out.txt"
+            and temporary.parent.parent == tmp_path
+        )
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new" and list(tmp_path.iterdir()) == [target]
@@ -43,10 +47,16 @@ def test_a_folder_replaces_a_full_one(tmp_path):
 
 
 def test_what_keeps_a_file_from_being_written(tmp_path):
-    with pytest.raises(ScMambaError, match="does not exist"), atomic_path(tmp_path / "none" / "out"):
+    with (
+        pytest.raises(ScMambaError, match="does not exist"),
+        atomic_path(tmp_path / "none" / "out"),
+    ):
         pass
     for error in (OSError(errno.ENOSPC, "x"), OSError("No space left on device")):
-        with pytest.raises(ScMambaError, match="is full; out was not written"), atomic_path(tmp_path / "out"):
+        with (
+            pytest.raises(ScMambaError, match="is full; out was not written"),
+            atomic_path(tmp_path / "out"),
+        ):
             raise error
     with pytest.raises(PermissionError), atomic_path(tmp_path / "out"):
         raise PermissionError(errno.EACCES, "no")
@@ -59,7 +69,9 @@ def clock(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(_progress, "listener", None)
     monkeypatch.setattr(_progress, "speaker", None)
-    monkeypatch.setattr(_progress, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])}))
+    monkeypatch.setattr(
+        _progress, "time", type("Clock", (), {"monotonic": staticmethod(lambda: now[0])})
+    )
     return now
 
 
@@ -69,8 +81,12 @@ def test_log_files_get_a_line_every_ten_seconds_and_one_at_the_end(clock, capsys
             clock[0] += 6
             advance(1)
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["Imputing: 2/8, about 36 s left, 17 cells/s", "Imputing: 4/8, about 24 s left, 17 cells/s",
-                     "Imputing: 6/8, about 12 s left, 17 cells/s", "Imputing: 8/8 in 48 s, 17 cells/s"]  # fmt: skip
+    assert lines == [
+        "Imputing: 2/8, about 36 s left, 17 cells/s",
+        "Imputing: 4/8, about 24 s left, 17 cells/s",
+        "Imputing: 6/8, about 12 s left, 17 cells/s",
+        "Imputing: 8/8 in 48 s, 17 cells/s",
+    ]
     with progress("Reading", 3) as advance:
         clock[0] += 5
         advance(2)

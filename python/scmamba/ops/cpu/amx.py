@@ -121,7 +121,11 @@ def _multiply(columns: int, add: bool) -> Any:
     return multiply
 
 
-multiply_two, multiply_one, multiply_add = _multiply(2, False), _multiply(1, False), _multiply(2, True)
+multiply_two, multiply_one, multiply_add = (
+    _multiply(2, False),
+    _multiply(1, False),
+    _multiply(2, True),
+)
 
 
 # --- splitting ------------------------------------------------------------------------------------------
@@ -185,7 +189,9 @@ def transpose(ctx, tile):
     """A tile of pairs becomes a tile of rows, in place: 16 x 16 pairs transposed."""
 
     def codegen(context, builder, sig, args):
-        lines = [builder.load(_pointer(builder, args[0], _INTS, 64 * i), align=64) for i in range(LANES)]
+        lines = [
+            builder.load(_pointer(builder, args[0], _INTS, 64 * i), align=64) for i in range(LANES)
+        ]
         for step in (8, 4, 2, 1):  # swap the off-diagonal halves of blocks of twice the step
             low = [i + (LANES if i & step else 0) - (step if i & step else 0) for i in range(LANES)]
             high = [i + step if not i & step else i + LANES for i in range(LANES)]
@@ -335,7 +341,11 @@ def _split_pairs(x, s_x, count, columns, out, tiles, turn):
             for line in range(16):
                 row = tile * TERMS + 2 * line
                 if 16 * block < columns and row + 1 < count:
-                    split_pair(x + row * s_x + 64 * block, x + (row + 1) * s_x + 64 * block, there + 64 * line)
+                    split_pair(
+                        x + row * s_x + 64 * block,
+                        x + (row + 1) * s_x + 64 * block,
+                        there + 64 * line,
+                    )
                 elif 16 * block < columns and row < count:
                     zero = out + blocks * tiles * BOTH
                     zero_line(zero)

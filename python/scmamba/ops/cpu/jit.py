@@ -26,7 +26,10 @@ def cache_folder() -> Path:
     """A writable folder for compiled kernels."""
     name = "numba-" + _digest()
     home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for folder in (Path(home) / "scmamba" / name, Path(tempfile.gettempdir()) / f"scmamba-{_user()}" / name):
+    for folder in (
+        Path(home) / "scmamba" / name,
+        Path(tempfile.gettempdir()) / f"scmamba-{_user()}" / name,
+    ):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             if os.access(folder, os.W_OK):
@@ -37,7 +40,10 @@ def cache_folder() -> Path:
 
 
 def _digest() -> str:
-    sources = (Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "vector.py", "amx.py", "lookup_kernels.py"))
+    sources = (
+        Path(__file__).with_name(name).read_bytes()
+        for name in ("kernels.py", "vector.py", "amx.py", "lookup_kernels.py")
+    )
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 
 

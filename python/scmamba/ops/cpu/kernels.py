@@ -129,7 +129,9 @@ FIELDS = len(Field)
 U, DELTA, B_, C_, Z, Y, KEPT, A_, D_, BIAS, LIMIT = (8 * int(f) for f in list(Field)[:11])
 S_U, S_DELTA, S_B, S_C, S_Z, S_Y, S_KEPT = (8 * int(f) for f in list(Field)[11:18])
 LENGTH, STATES, VECTORS, REVERSE, FIRST, LAST = (8 * int(f) for f in list(Field)[18:24])
-DOUT, DU, DDELTA, DB, DC, DZ, DA, DD, DBIAS, S_DOUT, S_DX, S_DBC = (8 * int(f) for f in list(Field)[24:36])
+DOUT, DU, DDELTA, DB, DC, DZ, DA, DD, DBIAS, S_DOUT, S_DX, S_DBC = (
+    8 * int(f) for f in list(Field)[24:36]
+)
 WEIGHT, RANK, STEEP = 8 * Field.WEIGHT, 8 * Field.RANK, 8 * Field.STEEP
 ROW = 8 * FIELDS
 
@@ -141,7 +143,9 @@ _END_0, _END_1, _END_2 = (np.float32(end) for end in NEAR)
 
 def scratch_bytes(states: int, vectors: int) -> int:
     """Room one thread needs for either kernel: see the layout at the top of ``backward_job``."""
-    return 64 * (2 * states * vectors + INTERLEAVED * (4 * TILE + 2) + vectors * PLANES * TILE) + 4096
+    return (
+        64 * (2 * states * vectors + INTERLEAVED * (4 * TILE + 2) + vectors * PLANES * TILE) + 4096
+    )
 
 
 @nb.njit(inline="always", **_options)
@@ -206,8 +210,19 @@ def forward_job(job, scratch):
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
     u0, delta0, b0, c0 = iload(job + U), iload(job + DELTA), iload(job + B_), iload(job + C_)
     z0, y0, kept = iload(job + Z), iload(job + Y), iload(job + KEPT)
-    a0, d0, bias0, limit0, steep0 = iload(job + A_), iload(job + D_), iload(job + BIAS), iload(job + LIMIT), iload(job + STEEP)
-    s_u, s_delta, s_b, s_c = iload(job + S_U), iload(job + S_DELTA), iload(job + S_B), iload(job + S_C)
+    a0, d0, bias0, limit0, steep0 = (
+        iload(job + A_),
+        iload(job + D_),
+        iload(job + BIAS),
+        iload(job + LIMIT),
+        iload(job + STEEP),
+    )
+    s_u, s_delta, s_b, s_c = (
+        iload(job + S_U),
+        iload(job + S_DELTA),
+        iload(job + S_B),
+        iload(job + S_C),
+    )
     s_z, s_y, s_kept = iload(job + S_Z), iload(job + S_Y), iload(job + S_KEPT)
     reverse, first, gate = iload(job + REVERSE), iload(job + FIRST), iload(job + LAST) * z0
     weight, rank = iload(job + WEIGHT), iload(job + RANK)
@@ -226,7 +241,17 @@ def forward_job(job, scratch):
                 vstore(kept + 64 * i, vload(h0 + 64 * i))
             kept += s_kept
         if weight != 0:
-            _project(delta0 + origin * s_delta, sign * s_delta, weight, rank, dt0, row, 64, vectors, count)
+            _project(
+                delta0 + origin * s_delta,
+                sign * s_delta,
+                weight,
+                rank,
+                dt0,
+                row,
+                64,
+                vectors,
+                count,
+            )
         for i in range(count):
             t = origin + sign * i
             if weight != 0:
@@ -248,7 +273,10 @@ def forward_job(job, scratch):
                 prefetch(y0 + (t + sign * SPAN) * s_y + o)
                 if not first:
                     y = vadd(y, vload(y0 + t * s_y + o))
-                vstore(y0 + t * s_y + o, vadd(y, step(h, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states, reach)))
+                vstore(
+                    y0 + t * s_y + o,
+                    vadd(y, step(h, a, b0 + t * s_b, c0 + t * s_c, dt, vmul(dt, u), states, reach)),
+                )
         if gate != 0:
             for i in range(count):
                 t = origin + sign * i
@@ -273,16 +301,33 @@ def _lane_sums(shares, out, step, count, states):
 def _prepare(job, planes, vectors, origin, sign, count):
     """A tile's dt with its slope, dt u, and the gradient before the gate; empty the planes for sums."""
     u0, delta0, z0, dout0 = iload(job + U), iload(job + DELTA), iload(job + Z), iload(job + DOUT)
-    s_u, s_delta, s_z, s_dout = iload(job + S_U), iload(job + S_DELTA), iload(job + S_Z), iload(job + S_DOUT)
+    s_u, s_delta, s_z, s_dout = (
+        iload(job + S_U),
+        iload(job + S_DELTA),
+        iload(job + S_Z),
+        iload(job + S_DOUT),
+    )
     bias0, weight, rank = iload(job + BIAS), iload(job + WEIGHT), iload(job + RANK)
     if weight != 0:
-        _project(delta0 + origin * s_delta, sign * s_delta, weight, rank, planes, 64, PLANES * PLANE, vectors, count)
+        _project(
+            delta0 + origin * s_delta,
+            sign * s_delta,
+            weight,
+            rank,
+            planes,
+            64,
+            PLANES * PLANE,
+            vectors,
+            count,
+        )
     for i in range(count):
         t = origin + sign * i
         before = t - sign * TILE
         for v in range(vectors):
             o, dt = 64 * v, planes + v * PLANES * PLANE + 64 * i
-            steps_one(dt if weight != 0 else delta0 + t * s_delta + o, bias0 + o, dt, dt + SLOPE * PLANE)
+            steps_one(
+                dt if weight != 0 else delta0 + t * s_delta + o, bias0 + o, dt, dt + SLOPE * PLANE
+            )
             dout = dout0 + t * s_dout + o
             if z0 != 0:
                 ungated_one(dout, z0 + t * s_z + o, dt + DY * PLANE, dt + DGATE * PLANE)
@@ -302,7 +347,13 @@ def _prepare(job, planes, vectors, origin, sign, count):
 @nb.njit(inline="always", **_options)
 def _finish(job, planes, vectors, origin, sign, count):
     """A tile's gradients of u, delta and z, and its share of those of D and the bias."""
-    u0, s_u, du0, ddelta0, dz0 = iload(job + U), iload(job + S_U), iload(job + DU), iload(job + DDELTA), iload(job + DZ)
+    u0, s_u, du0, ddelta0, dz0 = (
+        iload(job + U),
+        iload(job + S_U),
+        iload(job + DU),
+        iload(job + DDELTA),
+        iload(job + DZ),
+    )
     d0, dd0, dbias0, s_dx = iload(job + D_), iload(job + DD), iload(job + DBIAS), iload(job + S_DX)
     gated, first = iload(job + Z), iload(job + FIRST)
     for v in range(vectors):
@@ -311,7 +362,11 @@ def _finish(job, planes, vectors, origin, sign, count):
         for i in range(count - 1, -1, -1):
             t = origin + sign * i
             at = planes + v * PLANES * PLANE + 64 * i
-            u, dy, by_input = vload(u0 + t * s_u + o), vload(at + DY * PLANE), vload(at + BY_INPUT * PLANE)
+            u, dy, by_input = (
+                vload(u0 + t * s_u + o),
+                vload(at + DY * PLANE),
+                vload(at + BY_INPUT * PLANE),
+            )
             ddt = vfma(by_input, u, vmul(vload(at + BY_DECAY * PLANE), vln2()))
             ddelta = vmul(ddt, vload(at + SLOPE * PLANE))
             vstore(du0 + t * s_dx + o, vfma(by_input, vload(at), vmul(dy, skip)))
@@ -335,9 +390,27 @@ def backward_job(job, scratch):
     states, decays and shares of dB and dC of one group fill the first-level cache and no more.
     """
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
-    b0, c0, kept0, s_b, s_c = iload(job + B_), iload(job + C_), iload(job + KEPT), iload(job + S_B), iload(job + S_C)
-    a0, limit0, steep0, s_kept, s_dbc = iload(job + A_), iload(job + LIMIT), iload(job + STEEP), iload(job + S_KEPT), iload(job + S_DBC)
-    db0, dc0, da0, dd0, dbias0 = iload(job + DB), iload(job + DC), iload(job + DA), iload(job + DD), iload(job + DBIAS)
+    b0, c0, kept0, s_b, s_c = (
+        iload(job + B_),
+        iload(job + C_),
+        iload(job + KEPT),
+        iload(job + S_B),
+        iload(job + S_C),
+    )
+    a0, limit0, steep0, s_kept, s_dbc = (
+        iload(job + A_),
+        iload(job + LIMIT),
+        iload(job + STEEP),
+        iload(job + S_KEPT),
+        iload(job + S_DBC),
+    )
+    db0, dc0, da0, dd0, dbias0 = (
+        iload(job + DB),
+        iload(job + DC),
+        iload(job + DA),
+        iload(job + DD),
+        iload(job + DBIAS),
+    )
     reverse = iload(job + REVERSE)
     sign = -1 if reverse else 1
 
@@ -346,9 +419,13 @@ def backward_job(job, scratch):
     h0 = g0 + vectors * column  # (TILE + 1, group) states of one vector of channels in the tile
     decay0 = h0 + (TILE + 1) * 64 * INTERLEAVED  # (TILE, group)
     # apart, and not by whole pages: a load waits for a store whose address ends in the same twelve bits
-    db_lanes = decay0 + TILE * 64 * INTERLEAVED + 768  # (TILE, group) the lanes' shares of dB, summed over the vectors
+    db_lanes = (
+        decay0 + TILE * 64 * INTERLEAVED + 768
+    )  # (TILE, group) the lanes' shares of dB, summed over the vectors
     dc_lanes = db_lanes + TILE * 64 * INTERLEAVED + 2048
-    da_tile = dc_lanes + TILE * 64 * INTERLEAVED  # (group) the tile's share of dA: short sums lose fewer digits
+    da_tile = (
+        dc_lanes + TILE * 64 * INTERLEAVED
+    )  # (group) the tile's share of dA: short sums lose fewer digits
     reach0 = da_tile + 64 * INTERLEAVED  # (vectors, states) how far the exponents go
     planes = reach0 + vectors * column
     for i in range(vectors * states):
@@ -365,7 +442,9 @@ def backward_job(job, scratch):
         _prepare(job, planes, vectors, origin, sign, count)
         for v in range(vectors):
             limit, steep = vload(limit0 + 64 * v), steep0 + v * column
-            _reaches(planes + v * PLANES * PLANE, 64, count, limit, steep, states, reach0 + v * column)
+            _reaches(
+                planes + v * PLANES * PLANE, 64, count, limit, steep, states, reach0 + v * column
+            )
         n = 0
         while n < states:
             group = INTERLEAVED if n + INTERLEAVED <= states else 1
@@ -375,24 +454,98 @@ def backward_job(job, scratch):
                 vstore(dc_lanes + 64 * i, vzero())
             for v in range(vectors):
                 o = v * column + 64 * n
-                here, a, g, kept = planes + v * PLANES * PLANE, a0 + o, g0 + o, kept0 + tile * s_kept + o
+                here, a, g, kept = (
+                    planes + v * PLANES * PLANE,
+                    a0 + o,
+                    g0 + o,
+                    kept0 + tile * s_kept + o,
+                )
                 for i in range(group):
                     vstore(da_tile + 64 * i, vzero())
                 if group == 1:
-                    recompute_one(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                    recompute_one(
+                        here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count
+                    )
                     gradients_one(
-                        here, 64, PLANE, a, g, da_tile, b, sign * s_b, c, sign * s_c, h0, decay0, db_lanes, dc_lanes, count
+                        here,
+                        64,
+                        PLANE,
+                        a,
+                        g,
+                        da_tile,
+                        b,
+                        sign * s_b,
+                        c,
+                        sign * s_c,
+                        h0,
+                        decay0,
+                        db_lanes,
+                        dc_lanes,
+                        count,
                     )
                 else:
                     reach = iload(reach0 + o)
                     if reach < NORMAL:
-                        recompute_near(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                        recompute_near(
+                            here,
+                            64,
+                            PLANE,
+                            a,
+                            kept,
+                            b,
+                            sign * s_b,
+                            c,
+                            sign * s_c,
+                            h0,
+                            decay0,
+                            count,
+                        )
                     elif reach == NORMAL:
-                        recompute_normal(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                        recompute_normal(
+                            here,
+                            64,
+                            PLANE,
+                            a,
+                            kept,
+                            b,
+                            sign * s_b,
+                            c,
+                            sign * s_c,
+                            h0,
+                            decay0,
+                            count,
+                        )
                     else:
-                        recompute_any(here, 64, PLANE, a, kept, b, sign * s_b, c, sign * s_c, h0, decay0, count)
+                        recompute_any(
+                            here,
+                            64,
+                            PLANE,
+                            a,
+                            kept,
+                            b,
+                            sign * s_b,
+                            c,
+                            sign * s_c,
+                            h0,
+                            decay0,
+                            count,
+                        )
                     gradients_group(
-                        here, 64, PLANE, a, g, da_tile, b, sign * s_b, c, sign * s_c, h0, decay0, db_lanes, dc_lanes, count
+                        here,
+                        64,
+                        PLANE,
+                        a,
+                        g,
+                        da_tile,
+                        b,
+                        sign * s_b,
+                        c,
+                        sign * s_c,
+                        h0,
+                        decay0,
+                        db_lanes,
+                        dc_lanes,
+                        count,
                     )
                 for i in range(group):
                     vstore(da0 + o + 64 * i, vadd(vload(da0 + o + 64 * i), vload(da_tile + 64 * i)))
@@ -506,21 +659,29 @@ def conv_backward(
                         convolve_wide(at, sign * s_x, tap, row, inside, bias + o, g)
                     else:
                         for e in range(0, 64 * block, 64):
-                            convolve_one(at + e, sign * s_x, tap + e, row, inside, bias + o + e, g + e)
+                            convolve_one(
+                                at + e, sign * s_x, tap + e, row, inside, bias + o + e, g + e
+                            )
                     _slope(dy + t * s_dy + o, g, block)
                 else:
                     for v in range(block):
                         vstore(g + 64 * v, vload(dy + t * s_dy + o + 64 * v))
             for t in range(low, high):  # the gradient of x is the same convolution, the other way
                 inside = min(width, length - t if sign > 0 else t + 1)
-                g, at, tap = scratch + line * (t - first), dx + t * s_dx + 64 * begin, weight + (width - 1) * row + 64 * begin
+                g, at, tap = (
+                    scratch + line * (t - first),
+                    dx + t * s_dx + 64 * begin,
+                    weight + (width - 1) * row + 64 * begin,
+                )
                 if block == WIDE:
                     convolve_wide(g, -sign * line, tap, row, inside, zeros, at)
                 else:
                     for e in range(0, 64 * block, 64):
                         convolve_one(g + e, -sign * line, tap + e, row, inside, zeros, at + e)
             # rows all of whose taps are inside the sequence
-            begins, ends = (max(low, width - 1), high) if sign > 0 else (low, min(high, length - width + 1))
+            begins, ends = (
+                (max(low, width - 1), high) if sign > 0 else (low, min(high, length - width + 1))
+            )
             if width != TAPS or ends < begins:
                 begins, ends = high, high
             for v in range(block):
@@ -530,16 +691,24 @@ def conv_backward(
                     # always in the direction of time: which rows, not which order, depends on the direction
                     start_row = begins if sign > 0 else ends - 1
                     tap_shares(
-                        x + start_row * s_x + o, sign * s_x, g + line * (start_row - first), sign * line, ends - begins,
-                        last_tap, row, bias_at,
-                    )  # fmt: skip
+                        x + start_row * s_x + o,
+                        sign * s_x,
+                        g + line * (start_row - first),
+                        sign * line,
+                        ends - begins,
+                        last_tap,
+                        row,
+                        bias_at,
+                    )
                 for t in range(low, high):
                     if begins <= t < ends:
                         continue
                     slope = vload(g + line * (t - first))
                     vstore(bias_at, vadd(vload(bias_at), slope))
                     for k in range(min(width, t + 1 if sign > 0 else length - t)):
-                        share = vfma(slope, vload(x + (t - sign * k) * s_x + o), vload(last_tap - k * row))
+                        share = vfma(
+                            slope, vload(x + (t - sign * k) * s_x + o), vload(last_tap - k * row)
+                        )
                         vstore(last_tap - k * row, share)
 
 
@@ -565,7 +734,9 @@ def norm_forward(hidden, residual, weight, total, out, vectors, eps, start, stop
             squares = vfma(x, x, squares)
         scale = vsplat(np.float32(1.0 / np.sqrt(np.float64(vsum(squares)) / (16 * vectors) + eps)))
         for o in range(0, row, 64):
-            vstore(out + t * row + o, vmul(vmul(vload(total + t * row + o), scale), vload(weight + o)))
+            vstore(
+                out + t * row + o, vmul(vmul(vload(total + t * row + o), scale), vload(weight + o))
+            )
 
 
 @nb.njit(**_options)

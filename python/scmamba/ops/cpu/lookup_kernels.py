@@ -14,7 +14,9 @@ ROWS = 128  # rows of one unit of work
 
 
 @nb.njit(**_options)
-def look_up(hidden, width, table, columns, rows, length, values, slope, masked, shift, out, eps, start, stop):
+def look_up(
+    hidden, width, table, columns, rows, length, values, slope, masked, shift, out, eps, start, stop
+):
     """Rows ``start`` to ``stop`` of the result, all arrays dense; ``rows`` 0: row t of a sequence is row t of the table."""
     s_hidden, s_out = 64 * width, 64 * columns
     for t in range(start, stop):

@@ -30,7 +30,12 @@ SHARE, WIDEST = 4096, 512  # rows and columns of one share of a weight's gradien
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """``x @ weight.T`` of (..., K) and (N, K); float32 to about 1e-6 of its size, differentiable in both."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    if (
+        x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or torch.is_autocast_enabled("cpu")
+    ):
         return F.linear(x, weight)
     training = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if fits(x, weight) and matrix_unit():
@@ -51,7 +56,12 @@ def times(x: Tensor, weight: Tensor) -> Tensor:
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
     """``dy.T @ x`` of (M, N) and (M, K), no gradient."""
-    if dy.numel() and dy.shape[1] % 16 == x.shape[1] % 16 == 0 and dy.numel() * x.shape[1] >= LEAST and matrix_unit():
+    if (
+        dy.numel()
+        and dy.shape[1] % 16 == x.shape[1] % 16 == 0
+        and dy.numel() * x.shape[1] >= LEAST
+        and matrix_unit()
+    ):
         return outer(_rows(dy), _rows(x))
     return dy.t() @ x
 
@@ -64,7 +74,12 @@ def _rows(x: Tensor) -> Tensor:
 
 def fits(x: Tensor, weight: Tensor) -> bool:
     """Whole vectors of sixteen, and enough of them."""
-    return x.numel() > 0 and weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0 and x.numel() * weight.shape[0] >= LEAST
+    return (
+        x.numel() > 0
+        and weight.shape[0] % 16 == 0
+        and weight.shape[1] % 16 == 0
+        and x.numel() * weight.shape[0] >= LEAST
+    )
 
 
 @cache
@@ -75,9 +90,15 @@ def matrix_unit() -> bool:
     if platform.machine() != "x86_64":
         return False
     try:
-        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")).split()
+        flags = next(
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("flags")
+        ).split()
         # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): the kernel saves the tiles only of those who asked
-        return {"amx_bf16", "amx_tile", "avx512f"} <= set(flags) and ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0
+        return {"amx_bf16", "amx_tile", "avx512f"} <= set(flags) and ctypes.CDLL(None).syscall(
+            158, 0x1023, 18
+        ) == 0
     except (OSError, StopIteration, AttributeError):
         return False
 
@@ -88,9 +109,13 @@ def _onednn_is_faster() -> bool:
 
     A rule and not a measurement, so that the same machine gives the same digits every time.
     """
-    if os.environ.get(ENVIRONMENT, "auto") in ("torch", "amx") or not sys.platform.startswith("linux"):
+    if os.environ.get(ENVIRONMENT, "auto") in ("torch", "amx") or not sys.platform.startswith(
+        "linux"
+    ):
         return False
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not (
+        torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    ):
         return False
     if os.environ.get(ENVIRONMENT) == "onednn":
         return True
@@ -132,7 +157,16 @@ def _pack(weight: Tensor, turned: bool = False) -> Tensor:
 
     def task(unit: int, worker: int) -> None:
         strides = (4 * w.stride(0), 4 * w.stride(1))
-        k.pack(w.data_ptr(), *strides, columns, terms, start, step * unit, min(blocks, step * unit + step), place(worker))
+        k.pack(
+            w.data_ptr(),
+            *strides,
+            columns,
+            terms,
+            start,
+            step * unit,
+            min(blocks, step * unit + step),
+            place(worker),
+        )
 
     _pool.run(task, units)
     return out
@@ -149,7 +183,15 @@ def product(x: Tensor, weight: Tensor, turned: bool = False) -> Tensor:
     units = -(-x.shape[0] // UNIT)
     scratch, place = _scratch(units, k.product_scratch(terms))
     tiles = (packed.data_ptr() + 63) // 64 * 64
-    fixed = (x.data_ptr(), 4 * x.stride(0), tiles, out.data_ptr(), 4 * out.stride(0), terms, columns)
+    fixed = (
+        x.data_ptr(),
+        4 * x.stride(0),
+        tiles,
+        out.data_ptr(),
+        4 * out.stride(0),
+        terms,
+        columns,
+    )
     shapes = _shapes().ctypes.data
 
     def task(unit: int, worker: int) -> None:
@@ -174,7 +216,16 @@ def outer(x: Tensor, y: Tensor) -> Tensor:
         row, column = starts[unit]
         out = shares.data_ptr() + 4 * (row // SHARE * shares.stride(0) + column)
         to = (y.data_ptr() + 4 * column, 4 * y.stride(0), min(WIDEST, many - column), out, s_out)
-        k.outer(x.data_ptr(), 4 * x.stride(0), few, *to, row, min(rows, row + SHARE), shapes, place(worker))
+        k.outer(
+            x.data_ptr(),
+            4 * x.stride(0),
+            few,
+            *to,
+            row,
+            min(rows, row + SHARE),
+            shapes,
+            place(worker),
+        )
 
     _pool.run(task, len(starts))
     return shares.sum(0)[:few, :many]

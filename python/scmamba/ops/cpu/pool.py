@@ -68,7 +68,10 @@ def run(task: Callable[[int, int], None], count: int) -> None:
         for unit in range(count):
             task(unit, 0)
         return
-    units, arrivals = itertools.count(), itertools.count()  # next() is atomic: the next free thread takes it
+    units, arrivals = (
+        itertools.count(),
+        itertools.count(),
+    )  # next() is atomic: the next free thread takes it
     errors: list[BaseException] = []
 
     def work(_: Any = None) -> None:

@@ -22,7 +22,10 @@ from .jit import kernels
 from .matmul import times, weight_gradient
 
 LANES = 16
-MOST, LEAST = 16, 4  # vectors of sixteen channels per job: wide rows stream better, narrow ones share better
+MOST, LEAST = (
+    16,
+    4,
+)  # vectors of sixteen channels per job: wide rows stream better, narrow ones share better
 
 
 def scan(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
@@ -31,10 +34,15 @@ def scan(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
     training = torch.is_grad_enabled() and any(t.requires_grad for t in needed)
     dtype, channels = directions[0].u.dtype, directions[0].u.shape[2]
     missing = -channels % LANES
-    tensors = [_prepared(t, missing, where) for d in directions for t, where in zip(d.tensors, _places(d))]
+    tensors = [
+        _prepared(t, missing, where) for d in directions for t, where in zip(d.tensors, _places(d))
+    ]
     gate = None if z is None else _prepared(z, missing, "last")
     flags = tuple(bool(d.reverse) for d in directions)
-    weights = [None if (w := d.delta_weight) is None else _prepared(w, missing, "first") for d in directions]
+    weights = [
+        None if (w := d.delta_weight) is None else _prepared(w, missing, "first")
+        for d in directions
+    ]
     if training:
         out = _Scan.apply(flags, gate, *tensors, *weights)
     else:
@@ -102,7 +110,9 @@ class _Jobs:
     def number(self, direction: int, name: str, value: int) -> None:
         self.table[:, :, direction, self.k.Field[name]] = value
 
-    def address(self, direction: int, name: str, x: Tensor, per_batch: bool, per_vector: int) -> None:
+    def address(
+        self, direction: int, name: str, x: Tensor, per_batch: bool, per_vector: int
+    ) -> None:
         """``per_vector``: bytes from one vector of channels to the next (0: not split by channels)."""
         cells = np.arange(self.batch)[:, None] * (4 * x.stride(0) if per_batch else 0)
         blocks = np.arange(self.blocks)[None, :] * (per_vector * self.block)
@@ -130,7 +140,9 @@ class _Jobs:
 Weights = Sequence["Tensor | None"]
 
 
-def _inputs(flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], weights: Weights = ()) -> _Jobs:
+def _inputs(
+    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], weights: Weights = ()
+) -> _Jobs:
     """The fields that forward and backward share; ``weights`` project a thin delta."""
     batch, length, channels = tensors[0].shape
     jobs = _Jobs(batch, channels, len(flags))
@@ -166,7 +178,11 @@ def _kept_states(jobs: _Jobs, direction: int, kept: Tensor) -> None:
 
 
 def _forward(
-    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], keep: bool, weights: Weights = ()
+    flags: Sequence[bool],
+    z: Tensor | None,
+    tensors: Sequence[Tensor],
+    keep: bool,
+    weights: Weights = (),
 ) -> tuple[Tensor, list[Tensor]]:
     """The output, and the states before every tile when ``keep``."""
     jobs = _inputs(flags, z, tensors, weights)
@@ -191,7 +207,9 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, flags: tuple[bool, ...], z: Tensor | None, *tensors: Any) -> Tensor:
-        out, ctx.kept = _forward(flags, z, tensors[: 7 * len(flags)], keep=True, weights=tensors[7 * len(flags) :])
+        out, ctx.kept = _forward(
+            flags, z, tensors[: 7 * len(flags)], keep=True, weights=tensors[7 * len(flags) :]
+        )
         ctx.flags = flags
         ctx.save_for_backward(z, *tensors)
         return out
@@ -205,20 +223,31 @@ class _Scan(torch.autograd.Function):
         dweights: list[Tensor | None] = []
         for i, weight in enumerate(weights):
             dweights.append(None)
-            if weight is not None:  # delta is a product: from the gradient of all channels to those of its factors
+            if (
+                weight is not None
+            ):  # delta is a product: from the gradient of all channels to those of its factors
                 ddelta, thin = grads[7 * i + 1], tensors[7 * i + 1]
                 grads[7 * i + 1] = times(ddelta, weight)
-                dweights[i] = weight_gradient(ddelta.flatten(0, 1), thin.reshape(-1, thin.shape[-1]))
+                dweights[i] = weight_gradient(
+                    ddelta.flatten(0, 1), thin.reshape(-1, thin.shape[-1])
+                )
         return None, dz, *grads, *dweights
 
 
 def _backward(
-    flags: Sequence[bool], z: Tensor | None, tensors: Sequence[Tensor], kept: list[Tensor], dout: Tensor, weights: Weights = ()
+    flags: Sequence[bool],
+    z: Tensor | None,
+    tensors: Sequence[Tensor],
+    kept: list[Tensor],
+    dout: Tensor,
+    weights: Weights = (),
 ) -> tuple[Tensor | None, list[Tensor]]:
     """Gradients of z and of the tensors, in their order; that of delta is always (B, L, E)."""
     jobs = _inputs(flags, z, tensors, weights)
     batch, length, channels = tensors[0].shape
-    dout = dout if dout.stride(-1) == 1 and dout.dtype == torch.float32 else dout.float().contiguous()
+    dout = (
+        dout if dout.stride(-1) == 1 and dout.dtype == torch.float32 else dout.float().contiguous()
+    )
     dz = None if z is None else torch.empty(batch, length, channels)
     shares: list[dict[str, Tensor]] = []
     for i in range(len(flags)):
@@ -237,7 +266,9 @@ def _backward(
         jobs.number(i, "STRIDE_DX", 4 * channels)
         for name, x in parts.items():
             jobs.address(i, name, x, True, 0)
-            jobs.table[:, :, i, jobs.k.Field[name]] += np.arange(jobs.blocks) * (4 * length * states)
+            jobs.table[:, :, i, jobs.k.Field[name]] += np.arange(jobs.blocks) * (
+                4 * length * states
+            )
         jobs.number(i, "STRIDE_DBC", 4 * states)
         for name, x in sums.items():
             jobs.address(i, name, x, True, 64 * states if name == "DA" else 64)

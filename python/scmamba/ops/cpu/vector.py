@@ -69,7 +69,9 @@ def _call(builder: Builder, name: str, args: list[Value]) -> Value:
     """Call an elementwise LLVM intrinsic; the type is that of its arguments."""
     ty = args[0].type
     function = ir.FunctionType(ty, [ty] * len(args))
-    return builder.call(builder.module.declare_intrinsic(f"llvm.{name}.v{ty.count}f32", (), function), args)
+    return builder.call(
+        builder.module.declare_intrinsic(f"llvm.{name}.v{ty.count}f32", (), function), args
+    )
 
 
 def _fma(builder: Builder, a: Value, b: Value, c: Value) -> Value:
@@ -80,7 +82,9 @@ def _fma(builder: Builder, a: Value, b: Value, c: Value) -> Value:
 def _splat(builder: Builder, scalar: Value) -> Value:
     undefined = ir.Constant(_VEC, ir.Undefined)
     one = builder.insert_element(undefined, scalar, _I32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+    return builder.shuffle_vector(
+        one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    )
 
 
 def _shuffle(builder: Builder, a: Value, b: Value, order: list[int]) -> Value:
@@ -109,7 +113,9 @@ def _broadcast(builder: Builder, address: Value, offset: int = 0) -> Value:
 # --- functions ----------------------------------------------------------------------------------
 
 
-def _fit(f: Callable[[np.ndarray], np.ndarray], low: float, high: float, degree: int) -> list[float]:
+def _fit(
+    f: Callable[[np.ndarray], np.ndarray], low: float, high: float, degree: int
+) -> list[float]:
     """Near-minimax polynomial of ``f`` on [low, high], highest power first (computed in float64)."""
     fit = np.polynomial.Chebyshev.interpolate(f, degree, domain=[low, high])
     return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef[::-1]]
@@ -129,7 +135,15 @@ NEAR = tuple(end for end, _, _ in _NEAR)
 
 
 def _near(end: float, degree: int, root: bool) -> list[float]:
-    return [*_fit(_slope_at_zero(lambda r: np.expm1(r * math.log(2) / (2 if root else 1))), -end, 0.0, degree - 1), 1.0]
+    return [
+        *_fit(
+            _slope_at_zero(lambda r: np.expm1(r * math.log(2) / (2 if root else 1))),
+            -end,
+            0.0,
+            degree - 1,
+        ),
+        1.0,
+    ]
 
 
 # log1p(w) = w q(w): full relative accuracy for small w
@@ -163,7 +177,10 @@ def _exp2_many(builder: Builder, a: Value, bs: list[Value]) -> list[Value]:
     ints = _ints(a)
     places = ir.Constant(ints, [ir.Constant(_I32, 23)] * a.type.count)
     shifts = [builder.shl(builder.bitcast(t, ints), places) for t in ts]
-    return [builder.bitcast(builder.add(builder.bitcast(p, ints), s), a.type) for p, s in zip(ps, shifts)]
+    return [
+        builder.bitcast(builder.add(builder.bitcast(p, ints), s), a.type)
+        for p, s in zip(ps, shifts)
+    ]
 
 
 def _exp2(builder: Builder, x: Value) -> Value:
@@ -380,8 +397,13 @@ def _steps_only_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, delta: Value, bias: Value, dt: Value) -> None:
         x = builder.fadd(_load(builder, delta, vectors), _load(builder, bias, vectors))
         lanes, mask = x.type.count, ir.IntType(x.type.count)
-        small = builder.and_(builder.fcmp_ordered("<=", x, _const(SMALL, x)), builder.fcmp_ordered(">=", x, _const(-80.0, x)))
-        with builder.if_else(builder.icmp_unsigned("==", builder.bitcast(small, mask), mask(2**lanes - 1))) as (here, otherwise):
+        small = builder.and_(
+            builder.fcmp_ordered("<=", x, _const(SMALL, x)),
+            builder.fcmp_ordered(">=", x, _const(-80.0, x)),
+        )
+        with builder.if_else(
+            builder.icmp_unsigned("==", builder.bitcast(small, mask), mask(2**lanes - 1))
+        ) as (here, otherwise):
             with here:  # as at initialisation and mostly afterwards
                 w = _exp2_many(builder, x, [_const(1 / math.log(2), x)])[0]
                 _store(builder, dt, builder.fmul(w, _horner(builder, w, _LOG1P_SMALL)))
@@ -443,7 +465,9 @@ slope_wide, slope_one = _memory(3, _slope_of(WIDE)), _memory(3, _slope_of(1))
 ROWS = 8  # rows per call of ``project_many``: every weight is loaded once for all of them
 
 
-def _accumulate(builder: Builder, count: Value, zeros: list[Value], terms: Callable[[Value], list[Any]]) -> list[Value]:
+def _accumulate(
+    builder: Builder, count: Value, zeros: list[Value], terms: Callable[[Value], list[Any]]
+) -> list[Value]:
     """``zeros[i] + sum over n < count of a product``; ``terms(n)`` gives the two factors for every i."""
     totals = [cgutils.alloca_once_value(builder, zero) for zero in zeros]
     with cgutils.for_range(builder, count, intp=_I64) as loop:
@@ -456,7 +480,9 @@ def _project_of(rows: int) -> Any:
     """Rows of a thin matrix times (rank, 16) weights; strides are in bytes."""
 
     @intrinsic
-    def project(ctx: Any, x: Any, stride: Any, weight: Any, rank: Any, out: Any, out_stride: Any) -> Any:
+    def project(
+        ctx: Any, x: Any, stride: Any, weight: Any, rank: Any, out: Any, out_stride: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             x, stride, weight, rank, out, out_stride = args
             at = [ir.Constant(_I64, i) for i in range(rows)]
@@ -484,7 +510,9 @@ def _convolve_of(vectors: int, silu: bool) -> Any:
     """``bias + sum over k < taps of weight[-k] x[-k]``; every k is one row and one tap further back."""
 
     @intrinsic
-    def convolve(ctx: Any, x: Any, back: Any, weight: Any, tap: Any, taps: Any, bias: Any, out: Any) -> Any:
+    def convolve(
+        ctx: Any, x: Any, back: Any, weight: Any, tap: Any, taps: Any, bias: Any, out: Any
+    ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             x, back, weight, tap, taps, bias, out = args
 
@@ -505,7 +533,9 @@ TAPS = 4  # of the usual convolution
 
 
 @intrinsic
-def tap_shares(ctx: Any, x: Any, back: Any, g: Any, line: Any, rows: Any, last: Any, tap: Any, bias: Any) -> Any:
+def tap_shares(
+    ctx: Any, x: Any, back: Any, g: Any, line: Any, rows: Any, last: Any, tap: Any, bias: Any
+) -> Any:
     """Add ``sum over rows of g[t] x[t - k]`` to the gradients of the four taps, k = 0 at ``last``, and that of g to ``bias``."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -541,19 +571,29 @@ Addresses = dict[str, Value]
 Group = Callable[[Addresses, int], list[list[tuple[Value, Value]]]]
 
 
-def _over_states(builder: Builder, states: Value, addresses: Addresses, sums: int, group: Group) -> list[Value]:
+def _over_states(
+    builder: Builder, states: Value, addresses: Addresses, sums: int, group: Group
+) -> list[Value]:
     """Run ``group`` over all states, ``INTERLEAVED`` at a time and the rest one by one; returns the sums.
 
     State n is at 64 n in the arrays of vectors and at 4 n in "b" and "c". Every place in the group has its
     own accumulator: one chain of additions over all states would take longer than the rest of the step.
     """
     zero = ir.Constant(_VEC, [0.0] * LANES)
-    totals = [[cgutils.alloca_once_value(builder, zero) for _ in range(INTERLEAVED)] for _ in range(sums)]
+    totals = [
+        [cgutils.alloca_once_value(builder, zero) for _ in range(INTERLEAVED)] for _ in range(sums)
+    ]
     whole = builder.sub(states, builder.srem(states, ir.Constant(_I64, INTERLEAVED)))
     for start, stop, count in ((ir.Constant(_I64, 0), whole, INTERLEAVED), (whole, states, 1)):
-        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_I64, count), inc=True) as (n, _):
+        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_I64, count), inc=True) as (
+            n,
+            _,
+        ):
             rows, scalars = (builder.mul(n, ir.Constant(_I64, size)) for size in (BYTES, 4))
-            here = {name: builder.add(x, scalars if name in ("b", "c") else rows) for name, x in addresses.items()}
+            here = {
+                name: builder.add(x, scalars if name in ("b", "c") else rows)
+                for name, x in addresses.items()
+            }
             for i, products in enumerate(group(here, count)):
                 for total, (x, y) in zip(totals, products):
                     builder.store(_fma(builder, x, y, builder.load(total[i])), total[i])
@@ -596,7 +636,10 @@ def _decays_of(builder: Builder, reach: Value, dt: Value, rates: list[Value]) ->
         if which == ANY:
             put(_decays(builder, ANY, dt, rates))
             return
-        with builder.if_else(builder.icmp_signed("==", reach, ir.Constant(_I64, which))) as (here, further):
+        with builder.if_else(builder.icmp_signed("==", reach, ir.Constant(_I64, which))) as (
+            here,
+            further,
+        ):
             with here:
                 put(_decays(builder, which, dt, rates))
             with further:
@@ -607,7 +650,9 @@ def _decays_of(builder: Builder, reach: Value, dt: Value, rates: list[Value]) ->
 
 
 @intrinsic
-def step(ctx: Any, h: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any, reach: Any) -> Any:
+def step(
+    ctx: Any, h: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: Any, reach: Any
+) -> Any:
     """All states of one vector of channels, one step; returns C h. ``reach``: of the exponents, at the first state of every group."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
@@ -617,7 +662,9 @@ def step(ctx: Any, h: Any, a: Any, b: Any, c: Any, dt: Any, dtu: Any, states: An
         def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
             each = range(count)
             reach = builder.load(_pointer(builder, at["reach"], _I64, 0))
-            factors = _decays_of(builder, reach, dt, [_load(builder, at["a"], 1, BYTES * i) for i in each])
+            factors = _decays_of(
+                builder, reach, dt, [_load(builder, at["a"], 1, BYTES * i) for i in each]
+            )
             inputs = [builder.fmul(dtu, _broadcast(builder, at["b"], 4 * i)) for i in each]
             before = [_load(builder, at["h"], 1, BYTES * i) for i in each]
             values = [_fma(builder, f, h, x) for f, h, x in zip(factors, before, inputs)]
@@ -676,14 +723,27 @@ def _recompute(count: int, reach: int) -> Any:
 
     @intrinsic
     def recompute(
-        ctx: Any, planes: Any, row: Any, plane: Any, a: Any, kept: Any, b: Any, b_step: Any, c: Any, c_step: Any, h: Any,
-        decay: Any, steps: Any,
-    ) -> Any:  # fmt: skip
+        ctx: Any,
+        planes: Any,
+        row: Any,
+        plane: Any,
+        a: Any,
+        kept: Any,
+        b: Any,
+        b_step: Any,
+        c: Any,
+        c_step: Any,
+        h: Any,
+        decay: Any,
+        steps: Any,
+    ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             planes, row, plane, a, kept, b, b_step, c, c_step, h, decay, steps = args
             walk, each = _Walk(builder, planes, row, plane), range(count)
             rates = [_load(builder, a, 1, BYTES * n) for n in each]
-            states = [cgutils.alloca_once_value(builder, _load(builder, kept, 1, BYTES * n)) for n in each]
+            states = [
+                cgutils.alloca_once_value(builder, _load(builder, kept, 1, BYTES * n)) for n in each
+            ]
             for n in each:
                 _store(builder, h, builder.load(states[n]), BYTES * n)
             with cgutils.for_range(builder, steps, intp=_I64) as loop:
@@ -691,7 +751,10 @@ def _recompute(count: int, reach: int) -> Any:
                 factors = _decays(builder, reach, walk.get(DT, i), rates)
                 dtu, reads = walk.get(DTU, i), []
                 there, factor_at = walk.group(h, i, count), walk.group(decay, i, count)
-                b_at, c_at = builder.add(b, builder.mul(i, b_step)), builder.add(c, builder.mul(i, c_step))
+                b_at, c_at = (
+                    builder.add(b, builder.mul(i, b_step)),
+                    builder.add(c, builder.mul(i, c_step)),
+                )
                 for n in each:
                     fed = builder.fmul(dtu, _broadcast(builder, b_at, 4 * n))
                     value = _fma(builder, factors[n], builder.load(states[n]), fed)
@@ -714,30 +777,66 @@ def _gradients(count: int) -> Any:
 
     @intrinsic
     def gradients(
-        ctx: Any, planes: Any, row: Any, plane: Any, a: Any, g: Any, da: Any, b: Any, b_step: Any, c: Any, c_step: Any, h: Any,
-        decay: Any, db: Any, dc: Any, steps: Any,
-    ) -> Any:  # fmt: skip
+        ctx: Any,
+        planes: Any,
+        row: Any,
+        plane: Any,
+        a: Any,
+        g: Any,
+        da: Any,
+        b: Any,
+        b_step: Any,
+        c: Any,
+        c_step: Any,
+        h: Any,
+        decay: Any,
+        db: Any,
+        dc: Any,
+        steps: Any,
+    ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             planes, row, plane, a, g, da, b, b_step, c, c_step, h, decay, db, dc, steps = args
             walk, each = _Walk(builder, planes, row, plane), range(count)
 
             def variables(address: Value) -> list[Value]:
-                return [cgutils.alloca_once_value(builder, _load(builder, address, 1, BYTES * n)) for n in each]
+                return [
+                    cgutils.alloca_once_value(builder, _load(builder, address, 1, BYTES * n))
+                    for n in each
+                ]
 
             rates = [_load(builder, a, 1, BYTES * n) for n in each]
-            carried, shares, after = variables(g), variables(da), variables(walk.group(h, steps, count))
+            carried, shares, after = (
+                variables(g),
+                variables(da),
+                variables(walk.group(h, steps, count)),
+            )
             with cgutils.for_range(builder, steps, intp=_I64) as loop:
                 i = builder.sub(builder.sub(steps, loop.index), ir.Constant(_I64, 1))
                 dt, dy, dtu = walk.get(DT, i), walk.get(DY, i), walk.get(DTU, i)
-                h_at, factor_at, db_at, dc_at = (walk.group(x, i, count) for x in (h, decay, db, dc))
-                b_at, c_at = builder.add(b, builder.mul(i, b_step)), builder.add(c, builder.mul(i, c_step))
+                h_at, factor_at, db_at, dc_at = (
+                    walk.group(x, i, count) for x in (h, decay, db, dc)
+                )
+                b_at, c_at = (
+                    builder.add(b, builder.mul(i, b_step)),
+                    builder.add(c, builder.mul(i, c_step)),
+                )
                 by_input, by_decay = [], []
                 for n in each:
                     o = BYTES * n
-                    grad = _fma(builder, dy, _broadcast(builder, c_at, 4 * n), builder.load(carried[n]))
-                    _store(builder, dc_at, _fma(builder, dy, builder.load(after[n]), _load(builder, dc_at, 1, o)), o)
+                    grad = _fma(
+                        builder, dy, _broadcast(builder, c_at, 4 * n), builder.load(carried[n])
+                    )
+                    _store(
+                        builder,
+                        dc_at,
+                        _fma(builder, dy, builder.load(after[n]), _load(builder, dc_at, 1, o)),
+                        o,
+                    )
                     _store(builder, db_at, _fma(builder, grad, dtu, _load(builder, db_at, 1, o)), o)
-                    before, next_one = _load(builder, h_at, 1, o), builder.fmul(grad, _load(builder, factor_at, 1, o))
+                    before, next_one = (
+                        _load(builder, h_at, 1, o),
+                        builder.fmul(grad, _load(builder, factor_at, 1, o)),
+                    )
                     through = builder.fmul(next_one, before)
                     builder.store(_fma(builder, through, dt, builder.load(shares[n])), shares[n])
                     builder.store(next_one, carried[n])
@@ -756,7 +855,9 @@ def _gradients(count: int) -> Any:
     return gradients
 
 
-recompute_near = _recompute(INTERLEAVED, len(NEAR) - 1)  # of little weight in the backward pass: one for all of them
+recompute_near = _recompute(
+    INTERLEAVED, len(NEAR) - 1
+)  # of little weight in the backward pass: one for all of them
 recompute_normal, recompute_any = _recompute(INTERLEAVED, NORMAL), _recompute(INTERLEAVED, ANY)
 recompute_one = _recompute(1, ANY)
 gradients_group, gradients_one = _gradients(INTERLEAVED), _gradients(1)
@@ -776,7 +877,8 @@ def _lane_sums(builder: Builder, vectors: list[Value]) -> Value:
         starts = [lane for lane in range(2 * LANES) if lane % size < size // 2]
         ends = [lane + size // 2 for lane in starts]
         vectors = [
-            builder.fadd(_shuffle(builder, a, b, starts), _shuffle(builder, a, b, ends)) for a, b in zip(vectors[::2], vectors[1::2])
+            builder.fadd(_shuffle(builder, a, b, starts), _shuffle(builder, a, b, ends))
+            for a, b in zip(vectors[::2], vectors[1::2])
         ]
         size //= 2
     return vectors[0]
@@ -793,7 +895,9 @@ def _sum_of_lanes(builder: Builder, total: Value) -> Value:
 
 
 def _sum_one(builder: Builder, shares: Value, out: Value) -> None:
-    builder.store(_sum_of_lanes(builder, _load(builder, shares)), _pointer(builder, out, _F32), align=4)
+    builder.store(
+        _sum_of_lanes(builder, _load(builder, shares)), _pointer(builder, out, _F32), align=4
+    )
 
 
 def _sum_steps(builder: Builder, shares: Value, out: Value, step: Value) -> None:
