@@ -90,7 +90,7 @@ def main() -> None:
     name = arguments.name
     training, held_out = read(arguments.data)
     work = arguments.work or ROOT / ".cache" / name
-    out = arguments.out or ROOT / "python" / "scmamba" / "models" / name
+    out = arguments.out or ROOT / "python" / "scmamba" / "model" / "pretrained" / name
     pretraining, *rounds = (max(1, round(steps * arguments.steps)) for steps in STEPS[name])
     loops = {"pretrain": replace(PRETRAIN_LOOP, steps=pretraining)}
     loops |= {
