@@ -152,6 +152,10 @@ class Copy:
         _end(pid, mark, but=self.server.pid)
         return None if late else code
 
+    def stop(self) -> None:
+        """End whatever runs here, at once."""
+        _end(self.server.pid if self.server else 0, str(self.place / "tmp"))
+
     def close(self) -> None:
         """End the process that waits for work."""
         if self.server is not None:
@@ -221,8 +225,9 @@ def _forget_bytecode(path: Path) -> None:
 
 def _end(pid: int, mark: str, but: int = 0) -> None:
     """End a run's process group, and its other children: those carry its TMPDIR."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+    if pid:  # 0 would be this program's own group
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
     for entry in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
             if int(
@@ -259,8 +264,12 @@ class Runner:
                 f"Another run of mutate.py uses {self.workspace}; wait for it or give --workspace."
             ) from None
         self.copies: queue.Queue[Copy] = queue.Queue()
-        for number in range(options.jobs):
-            self.copies.put(Copy(root, self.workspace / f"copy{number}", options.preload))
+        self.all_copies = [
+            Copy(root, self.workspace / f"copy{number}", options.preload)
+            for number in range(options.jobs)
+        ]
+        for copy in self.all_copies:
+            self.copies.put(copy)
         self.writing = threading.Lock()
         self.state = self.kept / "state.jsonl"
         self.results: dict[str, dict] = {}
@@ -294,6 +303,8 @@ class Runner:
                     yield futures[future], future.result()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for copy in self.all_copies:
+                    copy.stop()
                 raise
 
     def close(self) -> None:
@@ -514,7 +525,7 @@ class Runner:
         except KeyboardInterrupt:
             print("Stopped; the same command goes on from here.")
         self.write(rows)
-        return 0
+        return 130 if len(rows) < len(changes) else 0
 
     def write(self, rows: list[tuple[Change, dict]]) -> None:
         """The table of all changes, and the counts of each folder."""
@@ -686,4 +697,5 @@ def work(runner: Runner, root: Path, options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left running
     sys.exit(main())
