@@ -59,7 +59,7 @@ class CellTypeEnsemble:
     curve
         (points, 3) threshold, share of cells kept, share of those that are right, on donors left out.
     usual
-        What reference cells of donors left out look like beside the others (:class:`~.novelty.Usual`).
+        Scores of reference cells of held-out donors (:class:`~.novelty.NoveltyDetector`).
     profiles
         (k, m) :func:`~.views.log_profiles`.
     rare

@@ -241,26 +241,9 @@ def _check_new(output: Path, overwrite: bool) -> None:
 
 
 def _register() -> None:
-    from . import (
-        annotation as _cli_annotate,
-    )
-    from . import (
-        data as _cli_data,
-    )
-    from . import (
-        deg as _cli_deg,
-    )
-    from . import (
-        doublets as _cli_doublets,
-    )
-    from . import (
-        evaluate as _cli_evaluate,
-    )
-    from . import (
-        train as _cli_train,
-    )
+    from . import annotation, data, deg, doublets, evaluate, train
 
-    for module in (_cli_train, _cli_data, _cli_deg, _cli_doublets, _cli_annotate, _cli_evaluate):
+    for module in (train, data, deg, doublets, annotation, evaluate):
         module.register(app)
 
 

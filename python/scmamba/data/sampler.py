@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 #: Processes that divide this number read nothing twice.
 N_STRIPES = 64
-#: Bytes the values and gene numbers of one shelf-load should take.
+#: Bytes the values and gene numbers of one chunk should take.
 _LOAD_BYTES = 96e6
 
 
 def shuffle_window(n: int, mean_length: float) -> int:
-    """Cells of one shelf-load: about 96 MB of sparse values, at most 16,384 cells, whole lanes."""
+    """Cells of one chunk: about 96 MB of sparse values, at most 16,384 cells, whole stripes."""
     fits = int(_LOAD_BYTES / (8 * max(mean_length, 1.0)))
     return max(N_STRIPES, min(16_384, fits, n) // N_STRIPES * N_STRIPES)
 
@@ -48,7 +48,7 @@ class EpochSampler:
     def __post_init__(self) -> None:
         self.n_stripes = N_STRIPES if self.n >= N_STRIPES else 1
         self.span = max(self.n_stripes, min(self.span, self.n) // self.n_stripes * self.n_stripes)
-        # Small collections: blocks so small that every lane gets several.
+        # Small collections: blocks so small that every stripe gets several.
         self.block = max(1, min(self.block, self.n // (4 * self.n_stripes)))
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class EpochSampler:
 
     @property
     def chunks(self) -> int:
-        """Shelf-loads of an epoch."""
+        """Chunks of an epoch: cells that are read and shuffled together."""
         return -(-len(self) // self.span)
 
     def epoch(self, number: int) -> np.ndarray:

@@ -45,14 +45,14 @@ def impute_file_shared(
     overwrite: bool = False,
     **options: Any,
 ) -> None:
-    """As :func:`scmamba.tasks.impute_file`; under torchrun the processes share the work.
+    """As :func:`scmamba.impute_file`; under torchrun the processes share the work.
 
     Each process takes the GPU of its local rank, if there are any. All of them must see ``source`` and the folder of ``target``.
 
     Raises
     ------
     ScMambaError
-        As :func:`scmamba.tasks.impute_file`, in every process; or another process ended before its share was done.
+        As :func:`scmamba.impute_file`, in every process; or another process ended before its share was done.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         impute_file(source, target, overwrite=overwrite, **options)

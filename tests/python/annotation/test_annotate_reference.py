@@ -228,7 +228,7 @@ def test_learnt_once_and_kept_whole(reference, tmp_path, monkeypatch):
     assert network is None and [p.name for p in tmp_path.iterdir()] == [
         module._fingerprint(*given, 0, 2)
     ]
-    monkeypatch.setattr(module, "learn_types", lambda *a, **k: pytest.fail("learnt again"))
+    monkeypatch.setattr(module, "fit_ensemble", lambda *a, **k: pytest.fail("learnt again"))
     again, _ = module._learnt(*given, 0, 2, tmp_path, False)
     assert isinstance(again, CellTypeEnsemble)
     np.testing.assert_array_equal(again.probabilities(x), first.probabilities(x))

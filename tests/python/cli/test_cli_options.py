@@ -118,7 +118,7 @@ def test_impute(run, verb):
 
 
 def test_embed(run, verb):
-    made = verb("scmamba.tasks.embed_file")
+    made = verb("scmamba.embedding.embed_file")
     run("embed in.h5ad -o out.h5ad")
     run(f"embed in.h5ad --output out.h5ad {GIVEN}")
     assert made.calls == [((IN, OUT), COMMON), ((IN, OUT), SAID)]
@@ -131,7 +131,7 @@ def test_annotate(run, verb, cells, tmp_path):
         to_table=lambda: pd.DataFrame({"t": [1]}),
         report=lambda known: pd.DataFrame({"f1": [0.12345]}, index=[list(known)]),
     )
-    made = verb("scmamba.annotation._annotate.annotate", found)
+    made = verb("scmamba.annotation.annotate", found)
     plain = dict(
         reference=None,
         labels=None,
@@ -195,7 +195,7 @@ def test_doublets(run, verb, cells, tmp_path):
         )
         return made(adata.n_obs, **named)
 
-    import scmamba.doublets._find as home
+    import scmamba.doublets as home
 
     original, home.detect_doublets = home.detect_doublets, detect
     try:
@@ -329,7 +329,7 @@ def test_robustness(run, verb, cells):
 
 def test_prepare(run, verb, tmp_path):
     made = verb(
-        "scmamba.preprocessing._prepare.prepare",
+        "scmamba.preprocessing.prepare",
         SimpleNamespace(obs=pd.DataFrame({"scmamba_label": ["a", None]}), n_obs=2, n_vars=5),
     )
     assert "2 cells x 5 genes, 1 labelled" in run("prepare a.h5ad b.h5ad -o out")
@@ -389,7 +389,7 @@ def test_cohort_and_convert(run, verb, tmp_path):
 
 def test_genes(run, verb, tmp_path):
     near = verb(
-        "scmamba.embedding._genes.gene_neighbours",
+        "scmamba.embedding.gene_neighbours",
         pd.DataFrame({"gene": ["B"], "cosine": [0.98765]}),
     )
     assert "0.988" in run("genes A")

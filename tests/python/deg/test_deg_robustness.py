@@ -17,7 +17,7 @@ from scipy import stats
 from typer import Typer
 from typer.testing import CliRunner
 
-from scmamba.cli import deg as _cli_deg
+from scmamba.cli import deg as commands
 from scmamba.deg import RobustnessResult, find_markers, robustness
 from scmamba.deg.figures import stars
 from scmamba.deg.report import inflation
@@ -293,7 +293,7 @@ def test_order_of_cells_does_not_matter(cohort):
 
 def test_commands(cohort, tmp_path):
     app = Typer()
-    _cli_deg.register(app)
+    commands.register(app)
     cohort.write_h5ad(tmp_path / "in.h5ad")
     run = CliRunner()
     out = tmp_path / "deg.csv"

@@ -82,18 +82,18 @@ def test_samples_are_coded_and_cells_without_one_are_one_more(capsys):
 def test_whole_samples_are_looked_at_together(monkeypatch):
     monkeypatch.setattr(module, "_AT_ONCE", 100)
     codes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4], [40, 60, 1, 150, 29]))
-    groups = [np.unique(codes[rows]).tolist() for rows in module._together(codes)]
+    groups = [np.unique(codes[rows]).tolist() for rows in module._sample_batches(codes)]
     assert groups == [[0, 1], [2], [3, 4]]  # 29 left-over cells join the group before
-    assert sorted(np.concatenate(list(module._together(codes)))) == list(range(280))
+    assert sorted(np.concatenate(list(module._sample_batches(codes)))) == list(range(280))
     enough = np.repeat([0, 1, 2], [90, 30, 1])
-    assert [len(rows) for rows in module._together(enough)] == [90, 31]
+    assert [len(rows) for rows in module._sample_batches(enough)] == [90, 31]
 
 
 def test_the_regression_is_scikit_learns_without_suspects():
     rng = np.random.default_rng(0)
     x, simulated = rng.normal(size=(120, 4)), np.arange(120) >= 70
     x[simulated, 0] += 1.5
-    found = module.discriminate(x, simulated, seed=9)
+    found = module.crossfit_log_odds(x, simulated, seed=9)
     z = (x - x.mean(axis=0)) / x.std(axis=0)
     fold = np.random.default_rng(9).integers(0, 5, 120)
     odds, out = np.zeros(120), np.zeros(120, bool)
@@ -108,7 +108,7 @@ def test_the_regression_is_scikit_learns_without_suspects():
         out = ~simulated & (odds > np.quantile(odds[:70], 0.9))
     assert out.sum() == 7
     np.testing.assert_allclose(found, odds, atol=1e-3)
-    ridged = module.discriminate(x, simulated, seed=9, ridge=30.0, refits=1)
+    ridged = module.crossfit_log_odds(x, simulated, seed=9, ridge=30.0, refits=1)
     peer = LogisticRegression(C=1 / 30, tol=1e-10, max_iter=2000).fit(
         z[fold != 2], simulated[fold != 2]
     )
@@ -132,10 +132,10 @@ def test_depth_is_no_evidence_where_doublets_are_sums():
     )
     curved = rng.normal(size=(60, 5))
     evidence.table, evidence.simulated, evidence.curved = table, simulated, lambda: curved
-    between = module.discriminate(curved, simulated, ridge=30.0, refits=2, seed=4)
+    between = module.crossfit_log_odds(curved, simulated, ridge=30.0, refits=2, seed=4)
     for recipe, own in (("sum", table[["together", "fine5"]]), ("mixed", table), ("mean", table)):
-        expected = module.discriminate(np.column_stack([own, between]), simulated, seed=4)
-        np.testing.assert_allclose(module._joined(evidence, recipe, 4), expected)
+        expected = module.crossfit_log_odds(np.column_stack([own, between]), simulated, seed=4)
+        np.testing.assert_allclose(module._combined_log_odds(evidence, recipe, 4), expected)
 
 
 def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
@@ -156,7 +156,7 @@ def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
     ratio, simulated = np.zeros(90), []
     for k, kind in enumerate(("mixed", "sum", "mixed")):
         made = simulate_doublets(counts, codes, 90, recipe=kind, seed=2000 + k)
-        odds = module._joined(
+        odds = module._combined_log_odds(
             gather(counts, made.counts, mixtures, together, seed=2), kind, 2000 + k
         ) + np.log(90 / len(made))
         ratio += odds[:90] / 3
@@ -219,13 +219,13 @@ def test_rates_are_blended_by_how_sure_each_is():
     sure, seen = 1 / 0.7**2, 1 / (0.5**2 + 1 / 40)
     expected = np.exp((sure * np.log(0.05) + seen * np.log(0.12)) / (sure + seen))
     assert (
-        module._blend(0.05, 0.12, 40) == pytest.approx(expected)
-        and module._blend(0.05, 0.9, 10**9) <= 0.4
+        module._posterior_rate(0.05, 0.12, 40) == pytest.approx(expected)
+        and module._posterior_rate(0.05, 0.9, 10**9) <= 0.4
     )
     assert (
-        module._blend(0.35, 1.5, 10**9) == 0.4
-        and module._blend(0.05, 0.0, 0) == 0.05
-        and module._blend(0.0, 0.5, 3) == 0
+        module._posterior_rate(0.35, 1.5, 10**9) == 0.4
+        and module._posterior_rate(0.05, 0.0, 0) == 0.05
+        and module._posterior_rate(0.0, 0.5, 3) == 0
     )
 
 
@@ -251,7 +251,7 @@ def test_rates_per_sample_and_calls_by_rank():
     for code in range(3):
         here = full & (codes == code)
         look, above = module._apparent_rate(ratio[here], result.simulated)
-        assert rates["apparent"][code] == look and rates["rate"][code] == module._blend(
+        assert rates["apparent"][code] == look and rates["rate"][code] == module._posterior_rate(
             rates["prior"][code], look, above
         )
         assert rates["detectable"][code] == pytest.approx(np.linspace(0, 1, 1500)[here].mean())
@@ -305,7 +305,7 @@ def test_parts_are_put_in_their_rows():
     whole = module._Result.empty(6)
     part = result_of(np.array([1.0, 2.0]))
     part.clusters, part.pair = {"c1": "x"}, np.array([[1, 2], [3, 4]])
-    whole.put(np.array([4, 1]), part)
+    whole.assign(np.array([4, 1]), part)
     assert (
         whole.log_ratio[[4, 1]].tolist() == [1, 2]
         and whole.pair[1].tolist() == [3, 4]
@@ -314,7 +314,7 @@ def test_parts_are_put_in_their_rows():
     assert (
         whole.parents[4] == "a + b" and np.isnan(whole.log_ratio[0]) and len(whole.simulated) == 50
     )
-    whole.put(np.array([0, 2]), part)
+    whole.assign(np.array([0, 2]), part)
     assert len(whole.simulated) == 100
 
 

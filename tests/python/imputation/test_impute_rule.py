@@ -58,7 +58,7 @@ def quick(monkeypatch):
     def fit(table, seed):
         torch.manual_seed(seed)
         mixer = combine.GatingNetwork(table.features.shape[1])
-        torch.nn.init.normal_(mixer.straight.weight, std=0.2)
+        torch.nn.init.normal_(mixer.linear.weight, std=0.2)
         return mixer
 
     monkeypatch.setattr(combine, "_fit_gating", fit)
@@ -246,7 +246,7 @@ def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
             asked.append(own)
             return combine.Prediction(np.ones(counts.shape), None)
 
-    module.rates_answer(Flat(), read, members)(slice(0, 120), read.linear(slice(0, 120)))
+    module.ensemble_predictor(Flat(), read, members)(slice(0, 120), read.linear(slice(0, 120)))
     expected = np.full(120, -1)
     expected[members] = np.arange(105)
     np.testing.assert_array_equal(asked[0], expected)
