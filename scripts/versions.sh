@@ -68,14 +68,18 @@ if ! stamped "$STAMP" || [ ! -x "$ENVIRONMENT/bin/python" ]; then
 fi
 [ "${2:-}" != install ] || exit 0
 
-# Numbers and rules of every part, and a verb from file to file; what is left out tests servers, R and long runs.
-FILES=(genes gene_map genes_rules genes_objects datasets datasets_parts files_progress preprocess preprocess_rules model
+# Numbers and rules of every part, and verbs from file to file; what is left out tests servers, R and long runs.
+NAMES=(genes gene_map genes_rules genes_objects datasets datasets_parts files_progress preprocess preprocess_rules model
   model_published model_forward scan scan_rules cli cli_options cli_train collection collection_rules stores_rules impute
-  impute_rule annotate_markers annotate_result neighbours_rules clusters deg_edges deg_mast doublets_calls
-  doublets_features training_loop training_feeds training_classes training_combine training_rates training_settings
-  evaluation_numbers prepare_steps serve_rules serve_api)
-FILES=("${FILES[@]/#/tests/python/test_}")
-FILES=("${FILES[@]/%/.py}")
+  impute_rule annotate_markers annotate_result neighbours_rules clusters deg_edges deg_mast deg_twogroup deg_values
+  deg_pseudobulk doublets_calls doublets_features training_loop training_feeds training_classes training_combine
+  training_rates training_settings evaluation_numbers prepare_steps serve_rules serve_api)
+FILES=()
+for name in "${NAMES[@]}"; do
+  file="$(find tests/python -name "test_$name.py")"
+  [ -f "$file" ] || die "there is no test_$name.py (any more); the list in scripts/versions.sh names it"
+  FILES+=("$file")
+done
 
 "$ENVIRONMENT/bin/python" - <<'PY'
 import sys
