@@ -87,7 +87,7 @@ def deg(
                 latent_vars=_values(latent),
                 layer=layer,
                 min_pct=min_pct,
-                test=test,
+                test=test,  # type: ignore[arg-type]
                 seurat=seurat,  # type: ignore[arg-type]  # checked there, with a sentence
                 logfc_threshold=logfc_threshold,
                 only_pos=only_pos,

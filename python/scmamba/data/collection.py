@@ -180,7 +180,7 @@ class Collection:
 
     def column(self, name: str) -> pd.Categorical:
         """(n,) one of ``donor study disease label``."""
-        return self._columns[name].iloc[self.cells].array  # type: ignore[return-value]
+        return self._columns[name].iloc[self.cells].array
 
     def donors(self) -> np.ndarray:
         """Distinct donors, as ``study/donor``: two studies may use one name."""

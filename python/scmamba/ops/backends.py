@@ -42,7 +42,7 @@ class Direction(NamedTuple):
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The seven tensors of the recurrence."""
-        return self[:7]  # type: ignore[return-value]
+        return self[:7]
 
     def projected(self) -> Direction:
         """The same direction with ``delta`` of all channels."""

@@ -33,7 +33,7 @@ def selective_scan(
 def _empty(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
     """No cell or no position: nothing to scan, but every tensor still gets its gradient of zeros."""
     u = directions[0].u
-    nothing = sum(t.sum().to(u.dtype) for d in directions for t in d.tensors)  # type: ignore[misc]
+    nothing = sum(t.sum().to(u.dtype) for d in directions for t in d.tensors)
     return u * (nothing if z is None else nothing + z.sum().to(u.dtype))
 
 

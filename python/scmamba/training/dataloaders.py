@@ -266,11 +266,11 @@ def reconstruction(
         parts = feed.draw(k, config.batch_size * share.whole, rng, share)
         if not parts:
             return sum_losses([], network)
-        settings = network.config  # type: ignore[union-attr]
+        settings = network.config
         return batch_loss(
             network,
-            make_slices_batch(parts, sequence, settings.reads, settings.n_genes, [config.seed, k]),
-        )  # type: ignore[union-attr,arg-type]
+            make_slices_batch(parts, sequence, settings.reads, settings.n_genes, [config.seed, k]),  # type: ignore[arg-type, union-attr]
+        )
 
     return ShardedStep(draw)
 

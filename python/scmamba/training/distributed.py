@@ -185,13 +185,15 @@ class FabricStrategy:
                     devices=local,
                     num_nodes=nodes,
                     strategy=strategy,
-                    precision=PRECISIONS[precision],
-                )  # type: ignore[arg-type]
+                    precision=PRECISIONS[precision],  # type: ignore[arg-type]
+                )
             else:
                 devices: Any = [device.index or 0] if kind == "cuda" else 1
                 self.fabric = Fabric(
-                    accelerator=kind, devices=devices, precision=PRECISIONS[precision]
-                )  # type: ignore[arg-type]
+                    accelerator=kind,
+                    devices=devices,
+                    precision=PRECISIONS[precision],  # type: ignore[arg-type]
+                )
             self.fabric.launch()
         self.rank, self.world = self.fabric.global_rank, self.fabric.world_size
 
@@ -209,7 +211,7 @@ class FabricStrategy:
 
     def clip(self, module: nn.Module, optimizer: Any, limit: float) -> None:
         """Scale all gradients so that their norm is at most ``limit``; infinite ones of fp16 are left to its loss scaling."""
-        self.fabric.clip_gradients(module, optimizer, max_norm=limit, error_if_nonfinite=False)  # type: ignore[arg-type]
+        self.fabric.clip_gradients(module, optimizer, max_norm=limit, error_if_nonfinite=False)
 
     def total(self, value: Tensor) -> Tensor:
         """Sum over processes."""

@@ -183,8 +183,8 @@ def nb_rate_step(
         for part in feed.draw(k, loop.batch_size * share.whole, rng, share):
             own = [np.random.default_rng([loop.seed, k, *key]) for key in part.keys]
             losses.append(
-                rate_sums(network, part.source, known[part.number], part.rows, config, own)
-            )  # type: ignore[arg-type]
+                rate_sums(network, part.source, known[part.number], part.rows, config, own)  # type: ignore[arg-type]
+            )
         return sum_losses(losses, network)
 
     return ShardedStep(draw)
@@ -215,8 +215,9 @@ def rate_validation(
                 ]
                 parts = np.array_split(rows, max(1, len(rows) // 16))
                 losses += [
-                    float(rate_loss(network, source, base, part, fixed, rng)) for part in parts
-                ]  # type: ignore[arg-type]
+                    float(rate_loss(network, source, base, part, fixed, rng))  # type: ignore[arg-type]
+                    for part in parts  # type: ignore[arg-type]
+                ]
         return {"validation_loss": float(np.mean(losses))}
 
     return validate

@@ -85,9 +85,9 @@ def validation(
                 rows = source.by_length[rows]
                 parts = np.array_split(rows, max(1, len(rows) // 8))
                 losses += [
-                    float(reconstruction_loss(network, source, part, sequence, rng))
+                    float(reconstruction_loss(network, source, part, sequence, rng))  # type: ignore[arg-type]
                     for part in parts
-                ]  # type: ignore[arg-type]
+                ]
         return {"validation_loss": float(np.mean(losses))}
 
     return validate
