@@ -164,7 +164,7 @@ def options(tiny, tmp_path_factory) -> Iterator[list[str]]:
     where = str(tmp_path_factory.mktemp("copies"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SECRET", "1")
-        yield ["--root", str(tiny), "--workspace", where, "--jobs", "2", "--preload", "--cap", "4"]
+        yield ["--root", str(tiny), "--workspace", where, "--jobs", "2", "--preload", "--cap", "20"]
 
 
 @pytest.fixture(scope="module")
