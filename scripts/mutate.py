@@ -342,7 +342,8 @@ class Runner:
         )
         (self.kept / "record" / (Path(file).stem + ".log")).write_text(output)
         if not (out / "tests.json").exists():
-            return f"FAILED, see {self.kept / 'record'}/{Path(file).stem}.log"
+            log = self.kept / "record" / (Path(file).stem + ".log")
+            return f"FAILED (exit status {code}), see {log}"
         record = mutate_reach.read_recording(out, copy.tree)
         shutil.rmtree(out)
         record |= {"test": digest(self.tests[file]), "sources": {}}

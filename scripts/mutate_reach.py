@@ -182,6 +182,11 @@ class Source:
         self.compiled = [False] * count
         self.names: list[tuple[str, ...]] = [()] * count
         self.foreign = bool(COMPILER.search(text))  # coverage sees at most the compilation
+        self.mentions: dict[str, list[int]] = defaultdict(list)  # word -> lines, but for imports
+        for line, content in enumerate(self.lines, 1):
+            if not re.match(r"\s*(from|import|def|class) ", content):
+                for word in set(re.findall(r"\w+", content)):
+                    self.mentions[word].append(line)
         self._walk(ast.parse(text).body, (), (), False)
 
     def _walk(
@@ -240,7 +245,7 @@ class Reach:
         self.unrecorded: list[str] = []
         self.unusable: dict[str, str] = {}
         self.by_line: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
-        self.test_files = test_files
+        self.test_words = {file: set(re.findall(r"\w+", text)) for file, text in test_files.items()}
         for file, text in test_files.items():
             self._load(file, text)
 
@@ -309,8 +314,8 @@ class Reach:
             return self._order(change.file, direct)
         names = set(source.functions[first][-1:] or source.names[first])
         reached = self._through(names, change.file, lines)
-        for file, text in self.test_files.items():
-            if any(re.search(rf"\b{re.escape(name)}\b", text) for name in names):
+        for file, words in self.test_words.items():
+            if names & words:
                 reached |= {test for test in self.seconds if test.startswith(file + "::")}
         if not reached:
             inside = (line for line, around in enumerate(source.functions) if around)
@@ -331,16 +336,9 @@ class Reach:
             if name in seen or len(seen) > 60:
                 continue
             seen.add(name)
-            word = re.compile(rf"\b{re.escape(name)}\b")
             for file, source in self.sources.items():
-                if not word.search(source.text):
-                    continue
-                for line, text in enumerate(source.lines, 1):
-                    if (
-                        (file == home and line in own)
-                        or not word.search(text)
-                        or re.match(r"\s*(from|import|def|class) ", text)
-                    ):
+                for line in source.mentions.get(name, ()):
+                    if file == home and line in own:
                         continue
                     around = source.functions[line]
                     if around:
