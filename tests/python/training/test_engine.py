@@ -99,7 +99,7 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(files, whole):
     words = [str(HERE / "engine_run.py"), *files, "--steps", "12", "--batch", "4"]
     done = subprocess.run([*torchrun, *words], capture_output=True, text=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
-    found = json.chunks(done.stdout.strip().splitlines()[-1])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
     assert len(found) == 12
     for ours, theirs in zip(found, whole):
         assert ours.keys() == theirs.keys()
