@@ -21,3 +21,7 @@ class CheckpointError(ScMambaError):
 
 class BackendError(ScMambaError):
     """The chosen scan backend is not available or does not support the tensors."""
+
+
+class OptionError(ScMambaError):
+    """An option has a value outside of its range, or options contradict each other."""
