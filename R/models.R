@@ -8,7 +8,7 @@
 #' @export
 ScMambaModels <- function() {
   scmamba <- .python()$scmamba
-  folders <- reticulate::py_to_r(.translate_errors(scmamba$models()))
+  folders <- reticulate::py_to_r(.translate_errors(scmamba$list_models()))
   rows <- lapply(names(folders), function(name) {
     model <- .translate_errors(scmamba$load_model(name, device = "cpu"))
     card <- strsplit(reticulate::py_to_r(model$card), "\n", fixed = TRUE)[[1]]

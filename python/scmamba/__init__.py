@@ -1,6 +1,9 @@
 """scMamba: a pre-trained bidirectional Mamba for single-nucleus RNA-seq of the brain.
 
-The public verbs; each is imported when first used, so that ``import scmamba`` costs nothing.
+Questions about cells: :func:`impute`, :func:`embed`, :func:`annotate`, :func:`find_doublets`; about genes:
+:func:`find_markers`, :func:`pseudobulk`, :func:`robustness`, :func:`gene_neighbors`. Studies are prepared with
+:func:`prepare`; models are listed, loaded and trained with :func:`list_models`, :func:`load_model`,
+:func:`pretrain` and :func:`finetune`. Every name is imported when it is first used, so ``import scmamba`` is fast.
 """
 
 from __future__ import annotations
@@ -21,26 +24,33 @@ load_torch_apart()
 #: Public name -> module that holds it.
 _HOMES = {
     "Client": "client",
-    "impute": "imputation",
-    "impute_file": "imputation",
-    "annotate": "annotation",
-    "gene_embedding": "embedding",
-    "gene_neighbours": "embedding",
-    "marker_map": "embedding",
-    "embed": "embedding",
-    "embed_file": "embedding",
-    "detect_doublets": "doublets",
-    "load_model": "model",
-    "save_checkpoint": "model",
-    "models": "model",
     "Model": "model",
     "ModelConfig": "nn",
-    "pretrain": "training",
-    "finetune": "training",
-    "prepare": "preprocessing",
     "PrepareConfig": "preprocessing",
+    "annotate": "annotation",
+    "embed": "embedding",
+    "embed_file": "embedding",
+    "find_doublets": "doublets",
+    "find_markers": "deg",
+    "finetune": "training",
+    "gene_embedding": "embedding",
+    "gene_neighbors": "embedding",
+    "impute": "imputation",
+    "impute_file": "imputation",
     "info": "diagnostics",
+    "list_models": "model",
+    "load_model": "model",
+    "marker_map": "embedding",
+    "prepare": "preprocessing",
+    "pretrain": "training",
+    "pseudobulk": "deg",
+    "robustness": "deg",
+    "save_checkpoint": "model",
 }
+#: Former public name -> today's name; calls of the former one warn.
+_RENAMED = {"detect_doublets": "find_doublets", "gene_neighbours": "gene_neighbors"}
+#: Names that their packages do not have yet.
+_UNTIL_MOVED = {"find_doublets": "detect_doublets", "gene_neighbors": "gene_neighbours"}
 _ROOMS = (
     "annotation",
     "data",
@@ -53,6 +63,7 @@ _ROOMS = (
     "imputation",
     "interop",
     "model",
+    "models",
     "neighbors",
     "nn",
     "ops",
@@ -67,32 +78,36 @@ __all__ = [
     "PrepareConfig",
     "__version__",
     "annotate",
-    "detect_doublets",
     "embed",
     "embed_file",
+    "find_doublets",
+    "find_markers",
     "finetune",
     "gene_embedding",
-    "gene_neighbours",
+    "gene_neighbors",
     "impute",
     "impute_file",
     "info",
+    "list_models",
     "load_model",
     "marker_map",
-    "models",
     "prepare",
     "pretrain",
+    "pseudobulk",
+    "robustness",
     "save_checkpoint",
 ]
 
 if TYPE_CHECKING:
     from .annotation import annotate
     from .client.client import Client
+    from .deg import find_markers, pseudobulk, robustness
     from .diagnostics import info
-    from .doublets import detect_doublets
-    from .embedding import embed, embed_file, gene_embedding, gene_neighbours, marker_map
+    from .doublets import find_doublets
+    from .embedding import embed, embed_file, gene_embedding, gene_neighbors, marker_map
     from .imputation import impute, impute_file
     from .model.checkpoint import Model, load_model, save_checkpoint
-    from .model.hub import models
+    from .model.hub import list_models
     from .nn.config import ModelConfig
     from .preprocessing import PrepareConfig, prepare
     from .training import finetune, pretrain
@@ -101,9 +116,18 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # Rooms first: `scmamba.model` is the package even after something imported a name from it.
     if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        room = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        return getattr(room, name) if hasattr(room, name) else getattr(room, _UNTIL_MOVED[name])
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _RENAMED:
+        if not hasattr(
+            importlib.import_module(f"{__name__}.{_HOMES[_RENAMED[name]]}"), _RENAMED[name]
+        ):
+            return __getattr__(_RENAMED[name])
+        from .utils.deprecation import renamed_function
+
+        return renamed_function(name, __getattr__(_RENAMED[name]))
     raise AttributeError(f"module 'scmamba' has no attribute '{name}'")
 
 

@@ -13,7 +13,7 @@ def info() -> dict[str, Any]:
     import torch
 
     from ._version import __version__
-    from .model import models
+    from .model import list_models
     from .ops.backends import available_backends, choose_backend
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,7 +38,7 @@ def info() -> dict[str, Any]:
         else f"cpu, {torch.get_num_threads()} threads",
         "scan": choose_backend(torch.zeros(1, device=device)),
         "scan backends": available_backends(),
-        "models": {name: str(path) for name, path in models().items()},
+        "models": {name: str(path) for name, path in list_models().items()},
     }
 
 

@@ -180,10 +180,9 @@ def convert_checkpoint(
 @app.command()
 def models() -> None:
     """List the models at hand, and those that can be fetched."""
-    from ..model import load_model, registry
-    from ..model import models as here
+    from ..model import list_models, load_model, registry
 
-    for name in here():
+    for name in list_models():
         model = load_model(name, device="cpu")
         size = sum(p.numel() for p in model.network.parameters())
         typer.echo(
@@ -191,7 +190,7 @@ def models() -> None:
         )
         typer.echo("\n".join("    " + line for line in model.card.splitlines()))
     for name, entry in registry().items():
-        if name not in here():
+        if name not in list_models():
             typer.echo(f"{name}: not fetched yet (scmamba fetch-model {name}); {entry['about']}")
 
 

@@ -4,16 +4,16 @@ from ..nn.config import ModelConfig
 from ..nn.scmamba import ScMamba
 from .checkpoint import Model, load_model, save_checkpoint
 from .convert import read_published
-from .hub import fetch_model, model_folder, models, pack_model, registry
+from .hub import fetch_model, list_models, model_folder, pack_model, registry
 
 __all__ = [
     "Model",
     "ModelConfig",
     "ScMamba",
     "fetch_model",
+    "list_models",
     "load_model",
     "model_folder",
-    "models",
     "pack_model",
     "read_published",
     "registry",

@@ -23,7 +23,7 @@ from ..nn.scmamba import ScMamba, pack
 from ..utils.atomic import atomic_path
 from ..utils.errors import CheckpointError, DataError
 from .convert import read_published
-from .hub import fetch_model, models, registry
+from .hub import fetch_model, list_models, registry
 
 #: The model every verb uses when none is named.
 DEFAULT_MODEL = "brain-mini"
@@ -287,7 +287,7 @@ def load_model(
     Parameters
     ----------
     name_or_path
-        A name listed by :func:`models` (default ``brain-mini``) or in the registry (fetched once), a checkpoint directory, a published
+        A name listed by :func:`list_models` (default ``brain-mini``) or in the registry (fetched once), a checkpoint directory, a published
         ``.ckpt``, or a model already open (returned as it is).
     vocabulary, labels
         ``vocab.txt`` and the label map of a published ``.ckpt``.
@@ -317,7 +317,7 @@ def load_model(
         )
     else:
         raise CheckpointError(
-            f"There is no model '{name_or_path}': it is neither a path nor one of the models at hand ({', '.join(models()) or 'none'}) "
+            f"There is no model '{name_or_path}': it is neither a path nor one of the models at hand ({', '.join(list_models()) or 'none'}) "
             f"or to be fetched ({', '.join(registry()) or 'none'})."
         )
     model.network.backend = backend
@@ -333,7 +333,7 @@ def load_model(
 def _find(name_or_path: str | PathLike[str]) -> Path:
     """The folder of a model by name, fetched if need be; anything else is a path."""
     if isinstance(name_or_path, str):
-        if name_or_path in (here := models()):
+        if name_or_path in (here := list_models()):
             return here[name_or_path]
         if not Path(name_or_path).exists() and name_or_path in registry():
             return fetch_model(name_or_path)

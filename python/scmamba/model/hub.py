@@ -25,8 +25,24 @@ FILES = ("config.json", "genes.tsv", "labels.json", "model.safetensors", "model_
 _DATE = (1980, 1, 1, 0, 0, 0)  # so that packing the same model twice gives the same bytes
 
 
-def models() -> dict[str, Path]:
-    """Names and folders of the models at hand: those that ship with the package and those fetched or put in :func:`model_folder`."""
+def list_models() -> dict[str, Path]:
+    """Models that can be loaded without a network: shipped with the package, fetched, or put in :func:`model_folder`.
+
+    Returns
+    -------
+    Checkpoint folder of each model by its name, sorted by name.
+
+    See Also
+    --------
+    scmamba.load_model : Load one of them.
+    scmamba.model.registry : Models that can be fetched.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> "brain-mini" in scmamba.list_models()
+    True
+    """
     found: dict[str, Path] = {}
     for root in (model_folder(), Path(str(resources.files("scmamba.model") / "pretrained"))):
         if root.is_dir():

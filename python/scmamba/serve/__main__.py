@@ -67,10 +67,10 @@ def main() -> None:
         patience=a.patience,
     )
     settings.data.mkdir(parents=True, exist_ok=True)
-    from ..model import models
+    from ..model import list_models
 
-    if a.model not in models():
-        parser.error(f"there is no model '{a.model}'; there are {', '.join(models())}")
+    if a.model not in list_models():
+        parser.error(f"there is no model '{a.model}'; there are {', '.join(list_models())}")
     if settings.needs_token and not (settings.data / "tokens.json").is_file():
         parser.error(
             "others can reach this address, so tokens are needed: python -m scmamba.serve.tokens add NAME --data DIR"

@@ -504,15 +504,15 @@ def shown(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _models() -> list[str]:
-    from ..model import models
+    from ..model import list_models
 
-    return list(models())
+    return list(list_models())
 
 
 def _models_card(name: str) -> str:
-    from ..model import models
+    from ..model import list_models
 
-    card = models()[name] / "model_card.md"
+    card = list_models()[name] / "model_card.md"
     return card.read_text() if card.is_file() else ""
 
 

@@ -75,7 +75,9 @@ def renamed_parameters(
                 if old not in kwargs:
                     continue
                 if new in kwargs:
-                    raise TypeError(f"{name}() was given both {old}= and {new}=; {old}= is the old name of {new}=.")
+                    raise TypeError(
+                        f"{name}() was given both {old}= and {new}=; {old}= is the old name of {new}=."
+                    )
                 warn_renamed(f"{name}({old}=)", f"{name}({new}=)")
                 kwargs[new] = kwargs.pop(old)
             for parameter, new_values in renamed_values.items():

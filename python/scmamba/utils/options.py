@@ -147,15 +147,16 @@ def check_option(name: str, value: Any, meta: Mapping[str, Any]) -> None:
         return
     choices = meta.get("choices")
     if choices is not None and value not in choices:
-        raise OptionError(
-            f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}."
-        )
+        raise OptionError(f"{name} is {value!r}; expected one of {', '.join(map(repr, choices))}.")
     low, high = meta.get("minimum"), meta.get("maximum")
     if (low is None and high is None) or not isinstance(value, (int, float)):
         return
     if meta.get("exclusive"):
         fits = (low is None or value > low) and (high is None or value < high)
-        words = {(True, True): f"between {low} and {high} (exclusive)", (True, False): f"above {low}"}
+        words = {
+            (True, True): f"between {low} and {high} (exclusive)",
+            (True, False): f"above {low}",
+        }
     else:
         fits = (low is None or value >= low) and (high is None or value <= high)
         words = {(True, True): f"from {low} to {high}", (True, False): f"at least {low}"}

@@ -3,6 +3,7 @@
 import anndata as ad
 import numpy as np
 import pytest
+
 from scmamba.data.provenance import refuse_existing, write_record
 from scmamba.utils.errors import DataError
 
@@ -13,7 +14,13 @@ def adata():
 
 
 def test_record_has_one_schema(adata):
-    write_record(adata, "impute", params={"seed": 0, "layer": None}, model="brain-mini", summary={"density": 0.5})
+    write_record(
+        adata,
+        "impute",
+        params={"seed": 0, "layer": None},
+        model="brain-mini",
+        summary={"density": 0.5},
+    )
     write_record(adata, "embed", params={})
     assert set(adata.uns["scmamba"]) == {"impute", "embed"}
     record = adata.uns["scmamba"]["impute"]
@@ -22,9 +29,13 @@ def test_record_has_one_schema(adata):
 
 
 def test_record_can_be_written_to_h5ad(adata, tmp_path):
-    write_record(adata, "impute", params={"seed": 0, "method": "ensemble", "copy": False}, summary={})
+    write_record(
+        adata, "impute", params={"seed": 0, "method": "ensemble", "copy": False}, summary={}
+    )
     adata.write_h5ad(tmp_path / "x.h5ad")
-    assert ad.read_h5ad(tmp_path / "x.h5ad").uns["scmamba"]["impute"]["params"]["method"] == "ensemble"
+    assert (
+        ad.read_h5ad(tmp_path / "x.h5ad").uns["scmamba"]["impute"]["params"]["method"] == "ensemble"
+    )
 
 
 @pytest.mark.parametrize("slot", ["layers", "obsm", "obs"])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 from scmamba.genes import Vocabulary
-from scmamba.model import Model, checkpoint, load_model, models, pack_model, save_checkpoint
+from scmamba.model import Model, checkpoint, list_models, load_model, pack_model, save_checkpoint
 from scmamba.model.hub import fetch_model, registry, unpack_model
 from scmamba.nn import ModelConfig, ScMamba
 from scmamba.utils.errors import CheckpointError, DataError
@@ -208,7 +208,8 @@ def test_what_a_checkpoint_may_lack(tmp_path):
 def test_the_model_every_verb_uses_is_brain_mini():
     assert checkpoint.DEFAULT_MODEL == "brain-mini"
     assert (
-        load_model(device="cpu").config == load_model(models()["brain-mini"], device="cpu").config
+        load_model(device="cpu").config
+        == load_model(list_models()["brain-mini"], device="cpu").config
     )
 
 
@@ -224,12 +225,12 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_models_put_into_the_folder_are_found_by_name(folder):
-    shipped = models()
+    shipped = list_models()
     assert "brain-mini" in shipped and list(shipped) == sorted(shipped)
     save_checkpoint(small_model(n_genes=40), folder / "a-own")
     save_checkpoint(small_model(n_genes=40), folder / "brain-mini")
     (folder / "zz-unfinished").mkdir()
-    found = models()
+    found = list_models()
     assert found == dict(sorted({**shipped, "a-own": folder / "a-own"}.items())), (
         "a name that ships keeps what ships"
     )

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from scmamba.cli.main import app
-from scmamba.model import load_model, model_folder, models, pack_model
+from scmamba.model import list_models, load_model, model_folder, pack_model
 from scmamba.model.hub import fetch_model, unpack_model
 from scmamba.utils.errors import CheckpointError
 
@@ -38,7 +38,7 @@ def publish(web, name="lab-model", sha256=None):
     served, address = web
     entry = {
         "url": f"{address}/{name}.zip",
-        **pack_model(models()["brain-mini"], served / f"{name}.zip"),
+        **pack_model(list_models()["brain-mini"], served / f"{name}.zip"),
         "about": "a test",
     }
     if sha256:
@@ -55,7 +55,7 @@ def test_a_name_of_the_registry_is_fetched_once_and_then_works_without_network(w
         torch.equal(a, b)
         for a, b in zip(model.network.state_dict().values(), mini.network.state_dict().values())
     )
-    assert model.card == mini.card and "lab-model" in models()
+    assert model.card == mini.card and "lab-model" in list_models()
     monkeypatch.setenv("SCMAMBA_OFFLINE", "1")
     (web[0] / "lab-model.zip").unlink()
     assert len(load_model("lab-model", device="cpu").genes) == 19306
@@ -68,7 +68,7 @@ def test_another_file_than_promised_is_refused_and_nothing_is_kept(web, monkeypa
     monkeypatch.setenv("SCMAMBA_REGISTRY", publish(web, sha256="0" * 64))
     with pytest.raises(CheckpointError, match="not the model the registry describes"):
         fetch_model("lab-model", verbose=False)
-    assert "lab-model" not in models()
+    assert "lab-model" not in list_models()
     assert not list((model_folder() / ".downloads").glob("*"))
 
 
@@ -98,7 +98,7 @@ def test_a_broken_registry_is_named(tmp_path, monkeypatch, text):
 
 
 def test_an_archive_cannot_write_elsewhere(tmp_path):
-    pack_model(models()["brain-mini"], tmp_path / "good.zip")
+    pack_model(list_models()["brain-mini"], tmp_path / "good.zip")
     with (
         zipfile.ZipFile(tmp_path / "good.zip") as good,
         zipfile.ZipFile(tmp_path / "bad.zip", "w") as bad,
@@ -115,8 +115,8 @@ def test_an_archive_cannot_write_elsewhere(tmp_path):
 
 def test_packing_twice_gives_the_same_bytes_and_commands_say_what_they_did(web, monkeypatch):
     served, _ = web
-    first = pack_model(models()["brain-mini"], served / "a.zip")
-    assert first == pack_model(models()["brain-mini"], served / "b.zip")
+    first = pack_model(list_models()["brain-mini"], served / "a.zip")
+    assert first == pack_model(list_models()["brain-mini"], served / "b.zip")
     monkeypatch.setenv("SCMAMBA_REGISTRY", publish(web))
     run = CliRunner()
     assert (

@@ -4,6 +4,7 @@ import dataclasses
 from typing import ClassVar
 
 import pytest
+
 from scmamba.utils.deprecation import renamed_function, renamed_parameters
 from scmamba.utils.errors import OptionError
 from scmamba.utils.options import Options, option
