@@ -117,7 +117,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   frame <- data.frame(scmamba_group = groups, stringsAsFactors = FALSE)
   if (!is.null(cells)) {
     frame <- cbind(frame, cells)
-    options$latent_vars <- as.list(names(cells))
+    options$covariates <- as.list(names(cells))
   }
   options <- c(list(
     groupby = "scmamba_group", group1 = as.list(as.character(ident.1)),

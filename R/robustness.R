@@ -93,7 +93,7 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
     .abort("The imputed assay has {nrow(imputed)} genes x {ncol(imputed)} cells and the counts
       {nrow(counts)} x {ncol(counts)}; impute the same object again.")
   }
-  columns <- c(groupby = group.by, donor = donor, cell_type = cell.type)
+  columns <- c(condition_key = group.by, donor_key = donor, label_key = cell.type)
   cells <- .columns_for(frame, unname(columns), "group.by, donor or cell.type")
   cells[] <- lapply(cells, as.character)
   options <- c(as.list(columns), options,

@@ -243,7 +243,7 @@ CASES: dict[str, Callable[[], Answers]] = {
     "markers": markers,
     "markers of Seurat 4": lambda: markers(seurat="4"),
     "markers, rank sums": lambda: markers(test="wilcox"),
-    "markers with a latent variable": lambda: markers(latent_vars=["sex"], min_pct=0.3),
+    "markers with a latent variable": lambda: markers(covariates=["sex"], min_pct=0.3),
     "pseudobulk": pseudobulk,
     "pseudobulk with a covariate": lambda: pseudobulk(covariates="sex"),
     "robustness": robustness,

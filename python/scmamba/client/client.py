@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.atomic import atomic_path
+from ..utils.deprecation import renamed_parameters
 from ..utils.errors import ScMambaError
 from ..utils.progress import progress
 from .upload import WHOLE, send_in_parts
@@ -149,19 +150,25 @@ class Client:
             "markers", adata, groupby=groupby, group1=group1, group2=group2, **options
         ).frames["markers"]
 
+    @renamed_parameters(groupby="condition_key", donor="donor_key", cell_type="label_key")
     def robustness(
         self,
         adata: AnnData | str | PathLike[str],
-        groupby: str,
-        donor: str | None = None,
-        cell_type: str | None = None,
+        condition_key: str,
+        donor_key: str | None = None,
+        label_key: str | None = None,
         **options: Any,
     ) -> RobustnessResult:
         """As :func:`scmamba.deg.robustness`, there."""
         from ..deg import RobustnessResult
 
         found = self._tables(
-            "robustness", adata, groupby=groupby, donor=donor, cell_type=cell_type, **options
+            "robustness",
+            adata,
+            condition_key=condition_key,
+            donor_key=donor_key,
+            label_key=label_key,
+            **options,
         )
         tables, about = found.frames, found.about
         return RobustnessResult(

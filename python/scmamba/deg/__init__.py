@@ -1,18 +1,39 @@
-"""Differential expression: MAST's hurdle model, Seurat's FindMarkers, pseudobulk, and the robustness of DEGs.
+"""Differential expression: MAST's hurdle model, Seurat's FindMarkers, tests between donors, robustness of DEGs.
 
 ``zlm``          the hurdle model for any design, with likelihood-ratio tests
 ``find_markers`` two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")``
-``pseudobulk``   two groups of donors: the honest test between patients and controls
-``robustness``   the paper's Fig. 7, with the false-positive rates beside it
+``pseudobulk``   two groups of donors, moderated t-test
+``robustness``   the paper's Fig. 7, with false-positive rates
 """
 
-from .design import Design, build_design
-from .markers import benjamini_hochberg, find_markers
-from .prior import Prior, estimate_prior
-from .pseudobulk import pseudobulk
-from .report import RobustnessResult
-from .robustness import robustness
-from .zlm import ZlmFit, zlm
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .between_donors import pseudobulk
+    from .design import Design, build_design
+    from .hurdle import ZlmFit, zlm
+    from .markers import benjamini_hochberg, find_markers
+    from .prior import Prior, estimate_prior
+    from .result import RobustnessResult
+    from .robustness_analysis import robustness
+
+#: Where the public names live; imported when used, so that the command line's help needs no compiler.
+_MODULES = {
+    "Design": "design",
+    "Prior": "prior",
+    "RobustnessResult": "result",
+    "ZlmFit": "hurdle",
+    "benjamini_hochberg": "markers",
+    "build_design": "design",
+    "estimate_prior": "prior",
+    "find_markers": "markers",
+    "pseudobulk": "between_donors",
+    "robustness": "robustness_analysis",
+    "zlm": "hurdle",
+}
 
 __all__ = [
     "Design",
@@ -27,3 +48,17 @@ __all__ = [
     "robustness",
     "zlm",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

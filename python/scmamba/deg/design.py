@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from ..utils.errors import DataError
+from .formula import Terms, expand_terms, quoted, read_formula
+from .variables import Evaluator
 
 INTERCEPT = "(Intercept)"
-
-# R sorts levels by the Unicode collation: blanks and punctuation before digits, digits before letters, lower
-# case before upper case only when everything else ties.
-_PUNCTUATION = " _-,;:!?.'\"()[]{}@*/\\&#%`^+<=>|~$"
 
 
 @dataclass(frozen=True)
@@ -34,12 +30,19 @@ class Design:
     def columns(self, term: str | Sequence[str]) -> list[int]:
         """Positions of a term, of one coefficient, or of a list of coefficients.
 
+        Parameters
+        ----------
+        term
+            Name or names; of a column that is no name in R with or without backticks.
+
         Raises
         ------
         DataError
             If the name is neither, is the intercept, or was dropped as aliased.
         """
         asked = [term] if isinstance(term, str) else list(term)
+        known = {*self.names, *self.aliased, *self.terms}
+        asked = [n if n in known else quoted(n.strip("`")) for n in asked]
         wanted: list[str] = []
         for name in asked:
             wanted += (
@@ -65,103 +68,72 @@ class Design:
         return kept
 
 
-def r_sort_key(text: str) -> tuple[object, ...]:
-    """Key that sorts strings as ``levels(factor(x))`` does in a UTF-8 R session (not ASCII order)."""
-    plain = unicodedata.normalize("NFKD", text)
-    base = [c for c in plain if not unicodedata.combining(c)]
-
-    def weight(c: str) -> tuple[int, str]:
-        if c in _PUNCTUATION:
-            return 0, chr(_PUNCTUATION.index(c))
-        return (1, c) if c.isdigit() else (2, c.casefold())
-
-    return tuple(weight(c) for c in base), plain.casefold(), tuple(c.isupper() for c in base)
-
-
-def factor(values: pd.Series) -> pd.Series:
-    """The column as a categorical with R's levels; a categorical keeps its own order, unused levels go."""
-    if isinstance(values.dtype, pd.CategoricalDtype):
-        return pd.Series(
-            values.array.remove_unused_categories(), index=values.index, name=values.name
-        )
-    text = (
-        values.map({True: "TRUE", False: "FALSE"}) if values.dtype == bool else values.astype(str)
-    )
-    return pd.Series(
-        pd.Categorical(text, sorted(set(text), key=r_sort_key)),
-        index=values.index,
-        name=values.name,
-    )
-
-
 def build_design(formula: str, data: pd.DataFrame) -> Design:
-    """The design of a one-sided R formula, for example ``"~ group + cngeneson"``.
+    """The design matrix of a one-sided R formula, with R's columns, order and names.
 
-    Strings, booleans and categoricals become factors with treatment contrasts against their first level.
+    Parameters
+    ----------
+    formula
+        Right-hand side of an R formula, such as ``"~ group + scale(age) + percent.mt"``. Operators ``+ - : * / ^`` and
+        parentheses; functions ``I scale poly factor as.factor relevel as.numeric log log2 log10 log1p exp sqrt abs``.
+        Any column may be named, with or without backticks.
+    data
+        Table with one row per cell (or sample). Strings, booleans and categoricals become factors with treatment
+        contrasts against their first level; levels sort as in R, a categorical keeps its own order.
+
+    Returns
+    -------
+    Design
+        ``matrix`` (rows, k), its column names, its terms, and the aliased columns that were dropped.
 
     Raises
     ------
     DataError
-        For an unknown column, missing values, a one-level factor, or a formula without intercept.
-    """
-    import formulaic
+        An unknown column or function, missing or non-finite values, a factor with one level, a formula without
+        intercept, or a random effect.
 
-    text = formula if formula.lstrip().startswith("~") else "~ " + formula
-    try:
-        parsed = formulaic.Formula(text)
-    except Exception as error:
-        raise DataError(f"The formula {formula!r} cannot be read: {error}") from error
-    frame = _clean_columns(sorted(str(v) for v in parsed.required_variables), data, formula)
-    try:
-        built = formulaic.model_matrix(text, frame, na_action="raise")
-    except Exception as error:
-        raise DataError(f"The design of {formula!r} cannot be built: {error}") from error
-    names = [_r_name(c) for c in built.columns]
-    if not names or names[0] != INTERCEPT:
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> cells = pd.DataFrame({"group": ["B", "A", "B", "A"], "percent.mt": [1.0, 2.0, 3.0, 5.0]})
+    >>> build_design("~ group + percent.mt", cells).names
+    ('(Intercept)', 'groupB', 'percent.mt')
+    """
+    terms = formula_terms(formula, data.columns)
+    if terms.random:
+        raise DataError(
+            f"(1 | {terms.random[0]}) in the formula {formula!r} is a random effect, which this model does not fit. "
+            f"Use scmamba.deg.mixed_model(adata, {formula!r}), or compare donors with "
+            f"scmamba.deg.compare(adata, condition_key, {terms.random[0]!r}, label_key)."
+        )
+    if not terms.intercept:
         raise DataError(
             f"The formula {formula!r} has no intercept. The method needs one: remove '0 +' or '- 1'."
         )
-    terms = {
-        str(term): tuple(names[i] for i in indices)
-        for term, indices in built.model_spec.term_indices.items()
-        if str(term) != "1"
-    }
-    return drop_aliased(np.ascontiguousarray(built.to_numpy(dtype=np.float64)), names, terms)
+    evaluator = Evaluator(data, formula)
+    values = {label: evaluator.variable(node) for label, node in terms.variables.items()}
+    names, columns, by_term = [INTERCEPT], [np.ones(len(data))], {}
+    for term in terms.terms:
+        block = [("", np.ones(len(data)))]
+        for label in (v for v in terms.variables if v in term):
+            # R's rule: contrasts if the term without this variable is in the model, all levels otherwise.
+            rest = term - {label}
+            coded = values[label].columns(contrasts=not rest or rest in terms.terms)
+            block = [
+                (f"{left}:{name}" if left else name, a * b)
+                for name, b in coded
+                for left, a in block
+            ]
+        by_term[terms.label(term)] = tuple(name for name, _ in block)
+        names += [name for name, _ in block]
+        columns += [column for _, column in block]
+    return drop_aliased(np.column_stack(columns), names, by_term)
 
 
-def _clean_columns(needed: Sequence[str], data: pd.DataFrame, formula: str) -> pd.DataFrame:
-    """The columns a formula names, checked for what R refuses, strings turned into factors."""
-    frame = {}
-    for name in needed:
-        if name not in data:
-            raise DataError(
-                f"The formula {formula!r} names {name!r}, which is no column of the cell table. "
-                f"It has: {', '.join(map(str, list(data.columns)[:20]))}."
-            )
-        column = data[name]
-        missing = int(column.isna().sum())
-        if missing:
-            raise DataError(
-                f"{name!r} is missing for {missing:,} of {len(column):,} cells. The model needs a value for "
-                "every cell: fill them in, or leave those cells out."
-            )
-        if pd.api.types.is_numeric_dtype(column) and column.dtype != bool:
-            frame[name] = column.astype(np.float64)
-            continue
-        frame[name] = factor(column)
-        levels = frame[name].cat.categories
-        if len(levels) < 2:
-            raise DataError(
-                f"{name!r} has the same value ({levels[0] if len(levels) else 'none'}) in every cell: a "
-                "factor needs two levels or more. Leave it out of the formula, or check how the cells were "
-                "chosen."
-            )
-    return pd.DataFrame(frame, index=data.index)
-
-
-def _r_name(column: str) -> str:
-    """``group[T.B]:age`` (formulaic) as ``groupB:age`` (R)."""
-    return INTERCEPT if column == "Intercept" else re.sub(r"\[T\.(.*?)\]", r"\1", column)
+def formula_terms(formula: str, columns: Collection[str]) -> Terms:
+    """A formula read and expanded; see :func:`scmamba.deg.formula.read_formula`."""
+    known = [str(c) for c in columns]
+    return expand_terms(formula, read_formula(formula, known))
 
 
 def drop_aliased(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from .report import RobustnessResult
+    from .result import RobustnessResult
 
 COLOURS = ("#8c8c8c", "#2a6f97", "#e07a5f", "#81b29a")
 _WAYS = {"up": "up-regulated", "down": "down-regulated"}

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from scipy.stats import false_discovery_control
 
-from ..utils.errors import DataError
-from .design import factor
+from ..utils.deprecation import renamed_parameters
+from ..utils.errors import DataError, OptionError
+from .columns import as_list, require_column
+from .hurdle import zlm
+from .options import MarkerOptions
 from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior
 from .values import Scale, Source, layer_source
+from .variables import factor
 from .wilcoxon import rank_sum_p
-from .zlm import zlm
 
 MIN_CELLS = 3
 
@@ -39,13 +44,9 @@ def rules_for(
     fold_change: str = "expm1",
 ) -> Rules:
     """The defaults of the Seurat version, with what the caller set."""
-    if str(seurat) not in ("4", "5"):
-        raise DataError(f"seurat={seurat!r} is not known. Choose '5' (5.0 and later) or '4'.")
-    if fold_change not in ("expm1", "log"):
-        raise DataError(f"fold_change={fold_change!r} is not known. Choose 'expm1' or 'log'.")
-    least, change = (0.01, 0.1) if str(seurat) == "5" else (0.1, 0.25)
+    least, change = (0.01, 0.1) if seurat == "5" else (0.1, 0.25)
     return Rules(
-        str(seurat),
+        seurat,
         least if min_pct is None else min_pct,
         change if logfc_threshold is None else logfc_threshold,
         only_pos,
@@ -55,7 +56,7 @@ def rules_for(
 
 
 def round3(fraction: np.ndarray) -> np.ndarray:
-    """R's ``round(x, 3)``: the closer of the two neighbours in double arithmetic, the even one on a tie."""
+    """R's ``round(x, 3)``: the closer of the two neighbors in double arithmetic, the even one on a tie."""
     scaled = 1000.0 * fraction
     low, high = np.floor(scaled) / 1000.0, np.ceil(scaled) / 1000.0
     to_low, to_high = fraction - low, high - fraction
@@ -93,26 +94,40 @@ def screen_genes(
     passed = np.maximum(pct1, pct2) >= rules.min_pct
     if np.isfinite(rules.min_diff_pct):
         passed &= np.abs(pct1 - pct2) >= rules.min_diff_pct
-    passed &= (change if rules.only_pos else np.abs(change)) >= rules.logfc_threshold
+    # A fold change that cannot be computed (NaN) is no reason to hide a gene.
+    passed &= ~((change if rules.only_pos else np.abs(change)) < rules.logfc_threshold)
     return Screen(pct1, pct2, change, np.flatnonzero(passed))
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """Adjusted p-values (false-discovery rate) in the order of ``p``."""
-    order = np.argsort(p, kind="stable")[::-1]
-    ranked = p[order] * p.size / np.arange(p.size, 0, -1)
-    out = np.empty_like(p)
-    out[order] = np.minimum(np.minimum.accumulate(ranked), 1.0)
-    return out
+    """Adjusted p-values (false discovery rate; Benjamini and Hochberg 1995) in the order of ``p``.
+
+    Parameters
+    ----------
+    p
+        (genes,) p-values without missing ones; may be empty.
+
+    Returns
+    -------
+    (genes,) adjusted p-values.
+
+    Examples
+    --------
+    >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03])).round(3).tolist()
+    [0.03, 0.04, 0.04]
+    """
+    p = np.asarray(p, dtype=np.float64)
+    return false_discovery_control(p) if p.size else p.copy()
 
 
+@renamed_parameters(latent_vars="covariates")
 def find_markers(
     adata: Any,
     groupby: str,
     group1: str | Sequence[str],
     group2: str | Sequence[str] | None = None,
     *,
-    latent_vars: str | Sequence[str] | None = None,
+    covariates: str | Sequence[str] | None = None,
     test: Literal["MAST", "wilcox"] = "MAST",
     seurat: Literal["5", "4"] = "5",
     layer: str | None = None,
@@ -126,24 +141,43 @@ def find_markers(
 ) -> pd.DataFrame:
     """Genes that differ between two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")``.
 
-    The cells of a donor are not independent, and this test treats them as if they were: for a comparison
-    between patients and controls use :func:`scmamba.deg.pseudobulk` beside it.
+    The cells of a donor are not independent, and this test treats them as if they were: to compare patients with
+    controls use :func:`scmamba.deg.compare`.
 
     Parameters
     ----------
     adata
-        AnnData; X (or ``layer``) holds raw counts, normalised here to log1p of 10,000 per cell, or log
+        AnnData; X (or ``layer``) holds raw counts, normalized here to log1p of 10,000 per cell, or log
         values.
-    groupby, group1, group2
-        Column of ``obs`` and its values; ``group2=None`` means all other cells.
-    latent_vars
-        Columns of ``obs`` added to MAST's model as they are.
+    groupby
+        Column of ``obs`` with the groups.
+    group1
+        Value of the column, or several that form one group.
+    group2
+        What it is compared with; None: all other cells with a value.
+    covariates
+        Columns of ``obs`` added to MAST's model as they are (Seurat's ``latent.vars``).
+    test
+        ``"MAST"`` (likelihood-ratio test of the hurdle model; Finak et al. 2015) or ``"wilcox"`` (rank-sum test).
     seurat
         Whose fold change, filters and order: ``"5"`` (min.pct 0.01, threshold 0.1) or ``"4"`` (0.1, 0.25).
+    layer
+        Layer with the values; None: X.
+    scale
+        ``"counts"`` or ``"log"`` overrides what the values are taken for.
+    min_pct
+        Minimum fraction of expressing cells in either group (0 to 1); None: the default of ``seurat``.
+    logfc_threshold
+        Minimum absolute log2 fold change; None: the default of ``seurat``. Genes whose fold change cannot be
+        computed stay in the table, with a warning that names them.
+    only_pos
+        Only genes that are higher in group 1.
+    min_diff_pct
+        Minimum difference between the fractions of expressing cells.
     fold_change
-        ``"log"`` repeats Seurat 4.2-4.3 on an object without a recorded normalisation.
+        ``"log"`` repeats Seurat 4.2-4.3 on an object without a recorded normalization.
     genes
-        Test only these (the correction still counts all genes of the object).
+        Test only these (Bonferroni still counts all genes of the object).
 
     Returns
     -------
@@ -154,20 +188,45 @@ def find_markers(
     Raises
     ------
     DataError
-        If a group is unknown or has fewer than three cells, or the values are neither counts nor logs.
+        A group is unknown or has fewer than three cells, or the values are neither counts nor logs.
+    OptionError
+        An option is outside of its range, or covariates are given with ``test="wilcox"``.
+
+    Examples
+    --------
+    >>> from scmamba import datasets, deg
+    >>> adata = datasets.brain_cohort(n_cells=300, n_genes=200, seed=1)
+    >>> table = deg.find_markers(adata, "cell_type", "Microglia", only_pos=True)
+    >>> list(table.columns)
+    ['p_val', 'avg_log2FC', 'pct.1', 'pct.2', 'p_val_adj', 'p_val_bh']
     """
-    rules = rules_for(seurat, min_pct, logfc_threshold, only_pos, min_diff_pct, fold_change)
-    if test not in ("MAST", "wilcox"):
-        raise DataError(f"test={test!r} is not known. Choose 'MAST' or 'wilcox'.")
+    options = MarkerOptions.from_mapping(
+        {
+            "groupby": groupby,
+            "group1": group1,
+            "group2": group2,
+            "covariates": covariates,
+            "test": test,
+            "seurat": str(seurat),
+            "layer": layer,
+            "scale": scale,
+            "min_pct": min_pct,
+            "logfc_threshold": logfc_threshold,
+            "only_pos": only_pos,
+            "min_diff_pct": min_diff_pct,
+            "fold_change": fold_change,
+        }
+    )
+    rules = rules_for(options.seurat, min_pct, logfc_threshold, only_pos, min_diff_pct, fold_change)
     group = two_groups(adata.obs, groupby, group1, group2)
-    latent = [latent_vars] if isinstance(latent_vars, str) else list(latent_vars or [])
-    if test == "wilcox" and latent:
-        raise DataError(
-            "The Wilcoxon test takes no latent variables. Use test='MAST', or leave latent_vars out."
+    adjusted = as_list(covariates)
+    if test == "wilcox" and adjusted:
+        raise OptionError(
+            "test='wilcox' takes no covariates. Use test='MAST', or set covariates=None."
         )
     source = layer_source(adata, layer, scale)
     return markers_of(
-        source, pd.Index(adata.var_names), group, rules, test, adata.obs, latent, genes
+        source, pd.Index(adata.var_names), group, rules, test, adata.obs, adjusted, genes
     )
 
 
@@ -178,10 +237,10 @@ def markers_of(
     rules: Rules,
     test: str = "MAST",
     obs: pd.DataFrame | None = None,
-    latent: Sequence[str] = (),
+    covariates: Sequence[str] = (),
     genes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """:func:`find_markers` on a recognised matrix; ``group`` (cells,) is 0, 1, or -1 for cells left out."""
+    """:func:`find_markers` on a recognized matrix; ``group`` (cells,) is 0, 1, or -1 for all other cells."""
     values = source.matrix
     odd = values.nnz > 0 and not values.data.min() >= 0  # negative or missing values
     (first, second), centre = group_sums(
@@ -196,10 +255,11 @@ def markers_of(
         passed = passed[names[passed].isin(set(genes))]
     if passed.size == 0:
         return _empty_table()
+    _warn_without_change(names[passed[np.isnan(screen.change[passed])]])
     if test == "wilcox":
         p = rank_sum_p(source.logs(group == 0, passed), source.logs(group == 1, passed))
-    elif latent or odd:
-        p = _model_p(source, group, passed, obs, latent)
+    elif covariates or odd:
+        p = _model_p(source, group, passed, obs, covariates)
     else:
         few = first.take(passed), second.take(passed)
         prior = shared_prior(few[0].plus(few[1]), centre[passed])
@@ -236,10 +296,7 @@ def two_groups(
     obs: pd.DataFrame, groupby: str, group1: str | Sequence[str], group2: str | Sequence[str] | None
 ) -> np.ndarray:
     """(cells,) 0 for group 1, 1 for group 2, -1 for the rest; checked before any work."""
-    if groupby not in obs:
-        raise DataError(
-            f"There is no column {groupby!r} in obs. It has: {', '.join(map(str, obs.columns[:20]))}."
-        )
+    require_column(obs, groupby)
     column = obs[groupby].astype(str).to_numpy()
     present = sorted(set(column[obs[groupby].notna().to_numpy()]))
     member: list[np.ndarray] = []
@@ -274,38 +331,57 @@ def _model_p(
     group: np.ndarray,
     passed: np.ndarray,
     obs: pd.DataFrame | None,
-    latent: Sequence[str],
+    covariates: Sequence[str],
 ) -> np.ndarray:
-    """MAST's hurdle p with covariates: group 1 is the reference level, latent variables follow it.
+    """MAST's hurdle p with covariates: group 1 is the reference level, covariates follow it.
 
-    Cells are put in Seurat's order, group 1 before group 2; the levels of a latent factor are R's over these
-    cells.
+    Cells are put in Seurat's order, group 1 before group 2; the levels of a factor are R's over these cells.
     """
     order = np.concatenate([np.flatnonzero(group == 0), np.flatnonzero(group == 1)])
     data = pd.DataFrame({"condition": np.where(group[order] == 0, "Group1", "Group2")})
     terms = ["condition"]
-    for i, name in enumerate(latent):
-        if obs is None or name not in obs:
-            known = "" if obs is None else f" It has: {', '.join(map(str, obs.columns[:20]))}."
-            raise DataError(
-                f"There is no column {name!r} in obs to use as a latent variable.{known}"
-            )
-        column = obs[name].iloc[order].reset_index(drop=True)
-        missing = int(column.isna().sum())
-        if missing:
-            raise DataError(
-                f"The latent variable {name!r} is missing for {missing:,} of {len(column):,} cells. The "
-                "model needs a value for every cell: fill them in, or leave those cells out."
-            )
-        whole = pd.api.types.is_numeric_dtype(column) and column.dtype != bool
-        data[f"latent{i}"] = column.astype(np.float64) if whole else factor(column)
-        if not whole and data[f"latent{i}"].nunique() < 2:
-            raise DataError(
-                f"The latent variable {name!r} has the same value in every cell of the two groups. Leave it out."
-            )
-        terms.append(f"latent{i}")
+    for i, name in enumerate(covariates):
+        # Own names: a column of the user may be called "condition".
+        data[f"covariate{i}"] = _covariate(obs, name, order)
+        terms.append(f"covariate{i}")
     fit = zlm(source.logs(order, passed), "~ " + " + ".join(terms), data, scale="log")
     return fit.lrt("conditionGroup2")["p_H"].to_numpy()
+
+
+def _covariate(obs: pd.DataFrame | None, name: str, order: np.ndarray) -> pd.Series:
+    """One covariate of the cells in ``order``: numbers, or a factor with two levels or more."""
+    column = require_column(pd.DataFrame() if obs is None else obs, name, "to use as a covariate")
+    column = column.iloc[order].reset_index(drop=True)
+    if missing := int(column.isna().sum()):
+        raise DataError(
+            f"The covariate {name!r} is missing for {missing:,} of {len(column):,} cells. The "
+            "model needs a value for every cell: fill them in, or exclude those cells."
+        )
+    if pd.api.types.is_numeric_dtype(column) and column.dtype != bool:
+        numbers = column.astype(np.float64)
+        if infinite := int((~np.isfinite(numbers)).sum()):
+            raise DataError(
+                f"The covariate {name!r} is infinite for {infinite:,} of {len(column):,} cells. Correct those "
+                "values, or exclude those cells."
+            )
+        return numbers
+    levels = factor(column)
+    if levels.nunique() < 2:
+        raise DataError(
+            f"The covariate {name!r} has the same value in every cell of the two groups. Remove it."
+        )
+    return levels
+
+
+def _warn_without_change(genes: pd.Index) -> None:
+    """Name the genes whose fold change is not a number."""
+    if len(genes):
+        shown = ", ".join(map(str, genes[:5])) + (", ..." if len(genes) > 5 else "")
+        warnings.warn(
+            f"The fold change of {len(genes)} gene{'s' if len(genes) > 1 else ''} cannot be computed ({shown}): "
+            "their values are missing or far below zero. They are in the table with avg_log2FC = NaN.",
+            stacklevel=4,
+        )
 
 
 def _table(
@@ -324,7 +400,7 @@ def _table(
         index=pd.Index(names[passed], name="gene"),
     )
     if rules.only_pos:
-        table = table[table["avg_log2FC"] > 0]
+        table = table[~(table["avg_log2FC"] <= 0)]
     second = (
         -(table["pct.1"] - table["pct.2"]).abs() if rules.seurat == "5" else np.zeros(len(table))
     )

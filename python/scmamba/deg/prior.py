@@ -43,21 +43,38 @@ def estimate_prior(
         (genes,) sum of squares of those values around their mean.
     scale
         (genes,) sum of squares of the same values as they were summed: ``squares`` not above
-        ``relative * scale`` is rounding noise of a gene whose values are all the same, and is left out.
+        ``relative * scale`` is rounding noise of a gene whose values are all the same, and is not used.
+    relative
+        See ``scale``.
 
-    The optimiser and its tolerances are R's defaults, stopping rule included: an exact maximum would differ
-    from MAST's by up to 1e-3.
+    Returns
+    -------
+    Prior
+        Variance, degrees of freedom, and the number of genes used.
 
     Raises
     ------
     DataError
-        If no gene varies, or the optimiser fails.
+        No gene varies, or the optimizer fails.
+
+    Notes
+    -----
+    The optimizer and its tolerances are R's defaults, stopping rule included: an exact maximum would differ
+    from MAST's by up to 1e-3.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> squares = rng.chisquare(19, 500) * 10 / rng.chisquare(10, 500)
+    >>> prior = estimate_prior(np.full(500, 20.0), squares, squares)
+    >>> 5 < prior.dof < 20
+    True
     """
     keep = (n_expressed > 1) & (squares > relative * scale) & np.isfinite(squares)
     if not keep.any():
         raise DataError(
             "No gene has two different non-zero values, so no variance can be estimated. Check that the "
-            "values are normalised and that the groups hold more than a few cells, or use ebayes=False."
+            "values are normalized and that the groups hold more than a few cells, or use ebayes=False."
         )
     # Genes with the same number of values share their Beta functions: evaluate each once.
     half, count = np.unique((n_expressed[keep] - 1.0) / 2.0, return_counts=True)
@@ -75,7 +92,7 @@ def estimate_prior(
         return -value, np.array([-d_a, -d_b])
 
     eps = np.finfo(np.float64).eps
-    # The optimiser solves 10 x 10 systems: a BLAS that wakes its threads for each is many times slower.
+    # The optimizer solves 10 x 10 systems: a BLAS that wakes its threads for each is many times slower.
     with _threads().limit(limits=1, user_api="blas"):
         found = minimize(
             negative,

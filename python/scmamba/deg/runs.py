@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from .between_donors import PRIOR_COUNT
+from .linear import moderated_t
 from .markers import MIN_CELLS, Rules, Screen, benjamini_hochberg, pair_tests
-from .pseudobulk import PRIOR_COUNT, moderated_t
 from .subsample import Task, cell_subsample, null_cells
 from .twogroup import HurdleTest, Sums, combine_sums, subset_sums
 

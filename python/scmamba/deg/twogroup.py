@@ -17,10 +17,10 @@ from numba import njit, prange
 from scipy.special import log_ndtr
 
 from .discrete import table_tests
+from .hurdle import chi2_p
 from .prior import Prior, estimate_prior
 from .threads import threads_for
 from .values import TARGET
-from .zlm import chi2_p
 
 EPS = float(np.finfo(np.float64).eps)
 

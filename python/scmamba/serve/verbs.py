@@ -128,7 +128,8 @@ TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], Any], dict[str, tuple
             "groupby": (str,),
             "group1": (str, list),
             "group2": (str, list),
-            "latent_vars": (str, list),
+            "covariates": (str, list),
+            "latent_vars": (str, list),  # old name of covariates, until 0.3.0
             "test": (str,),
             "seurat": (str,),
             "layer": (str,),
@@ -144,7 +145,10 @@ TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], Any], dict[str, tuple
     "robustness": (
         _robustness,
         {
-            "groupby": (str,),
+            "condition_key": (str,),
+            "donor_key": (str,),
+            "label_key": (str,),
+            "groupby": (str,),  # old names, until 0.3.0
             "donor": (str,),
             "cell_type": (str,),
             "group1": (str,),
@@ -168,7 +172,8 @@ TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], Any], dict[str, tuple
     "finetune": (_finetune, {"steps": (int,), "name": (str,), "seed": (int,), "force": (bool,)}),
 }
 #: What a task cannot do without.
-_NEEDED = {"markers": ("groupby", "group1"), "robustness": ("groupby",)}
+_NEEDED = {"markers": ("groupby", "group1"), "robustness": ("condition_key",)}
+_OLD_NAMES = {"condition_key": "groupby"}
 
 
 #: What options that are numbers may be.
@@ -232,6 +237,10 @@ def check_options(task: str, options: Any) -> str | None:
             return f"option '{name}' is {type(value).__name__}; it must be {' or '.join(k.__name__ for k in known[name])}"
         if problem := _beyond(name, value):
             return problem
-    if missing := [name for name in _NEEDED.get(task, ()) if options.get(name) is None]:
+    if missing := [
+        name
+        for name in _NEEDED.get(task, ())
+        if options.get(name, options.get(_OLD_NAMES.get(name, name))) is None
+    ]:
         return f"'{task}' needs the option '{missing[0]}'"
     return None

@@ -134,7 +134,7 @@ def test_info_and_help_run_as_a_program():
         "finetune",
         "convert-checkpoint",
         "models",
-        "deg",
+        "find-markers",
         "robustness",
         "cohort",
     ):

@@ -245,14 +245,15 @@ def test_doublets(run, verb, cells, tmp_path):
 def test_deg(run, verb, cells, tmp_path):
     table = pd.DataFrame({"p_val_adj": [0.04, 0.05, 0.5]}, index=["x", "y", "z"])
     markers, bulk = verb("scmamba.deg.find_markers", table), verb("scmamba.deg.pseudobulk", table)
-    assert "3 genes tested, 1 with" in run("deg in.h5ad --groupby g --group1 A -o t.csv")
+    assert "3 genes tested, 1 with" in run("find-markers in.h5ad --groupby g --group1 A -o t.csv")
+    assert "exists already" in run("find-markers in.h5ad --groupby g --group1 A -o t.csv", 1)
     assert (tmp_path / "t.csv").read_text().splitlines()[:2] == [",p_val_adj", "x,0.04"]
     run(
         "deg in.h5ad --groupby g --group1 A,B --group2 C --test wilcox --latent a,b --layer L --seurat 4 --min-pct 0.2 "
-        "--logfc-threshold 0.3 --only-pos -o t.csv"
+        "--logfc-threshold 0.3 --only-pos -o t.csv --overwrite"
     )
     plain = dict(
-        latent_vars=None,
+        covariates=None,
         layer=None,
         min_pct=None,
         test="MAST",
@@ -261,7 +262,7 @@ def test_deg(run, verb, cells, tmp_path):
         only_pos=False,
     )
     other = dict(
-        latent_vars=["a", "b"],
+        covariates=["a", "b"],
         layer="L",
         min_pct=0.2,
         test="wilcox",
@@ -274,13 +275,13 @@ def test_deg(run, verb, cells, tmp_path):
         (("g", ["A", "B"], ["C"]), other),
     ]
     run(
-        "deg in.h5ad --groupby g --group1 A --group2 C --test pseudobulk --donor d --latent a --layer L -o t.csv"
+        "deg in.h5ad --groupby g --group1 A --group2 C --test pseudobulk --donor d --covariates a --layer L -o t.csv --overwrite"
     )
     assert [(p[1:], n) for p, n in bulk.calls] == [
         (("g", "d", ["A"], ["C"]), {"layer": "L", "covariates": ["a"]})
     ]
-    assert "--donor" in run("deg in.h5ad --groupby g --group1 A --test pseudobulk -o t.csv", 1)
-    assert "no file" in run("deg none.h5ad --groupby g --group1 A -o t.csv", 1)
+    assert "--donor" in run("deg in.h5ad --groupby g --group1 A --test pseudobulk -o u.csv", 1)
+    assert "no file" in run("find-markers none.h5ad --groupby g --group1 A -o u.csv", 1)
 
 
 def test_robustness(run, verb, cells):
@@ -323,7 +324,7 @@ def test_robustness(run, verb, cells):
         (("g", None, None), plain),
         (("g", "d", "t"), other),
     ]
-    assert saved.calls == [((Path("out"),), {})] * 2
+    assert saved.calls == [((Path("out"),), {"overwrite": False})] * 2
     assert "cannot be read" in run("robustness in.h5ad --groupby g -o out --ratios a", 1)
 
 

@@ -406,9 +406,9 @@ def test_tables_come_back(app, ann, monkeypatch, tmp_path):
     assert {n: list(getattr(far, n)) for n in frames} == {n: [n] for n in frames}
     assert (far.settings, far.notes, far.warnings) == ({"seed": 3}, ("n",), ("w",))
     assert got[0]["options"] == {
-        "groupby": "type",
-        "donor": "donor",
-        "cell_type": "kind",
+        "condition_key": "type",
+        "donor_key": "donor",
+        "label_key": "kind",
         "seed": 3,
     }
 

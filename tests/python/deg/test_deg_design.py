@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from scmamba.deg import build_design
-from scmamba.deg.design import Design, drop_aliased, factor, r_sort_key
+from scmamba.deg.design import Design, drop_aliased
+from scmamba.deg.variables import factor, r_sort_key
 from scmamba.utils.errors import DataError
 
 

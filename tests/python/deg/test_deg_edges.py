@@ -12,11 +12,11 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from scmamba.deg import build_design, find_markers, pseudobulk, zlm
-from scmamba.deg.design import r_sort_key
+from scmamba.deg.linear import moderated_t, squeeze
 from scmamba.deg.markers import benjamini_hochberg, round3
-from scmamba.deg.pseudobulk import moderated_t, squeeze
 from scmamba.deg.subsample import donor_combinations, donor_splits
 from scmamba.deg.twogroup import combine_sums, subset_sums
+from scmamba.deg.variables import r_sort_key
 from scmamba.utils.errors import DataError
 
 
@@ -90,9 +90,9 @@ def test_covariates_that_cannot_be_used(toy):
     toy.obs["gap"] = toy.obs["depth"].where(toy.obs["depth"] > 0)
     toy.obs["same"] = "one"
     with pytest.raises(DataError, match="missing for .* of 120 cells"):
-        find_markers(toy, "group", "case", latent_vars="gap")
+        find_markers(toy, "group", "case", covariates="gap")
     with pytest.raises(DataError, match="same value in every cell"):
-        find_markers(toy, "group", "case", latent_vars="same")
+        find_markers(toy, "group", "case", covariates="same")
     with pytest.raises(DataError, match="'gap' is missing"):
         zlm(toy, "~ group + gap")
     with pytest.raises(DataError, match="'same' has the same value"):

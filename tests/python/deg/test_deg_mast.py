@@ -10,10 +10,10 @@ import scipy.sparse as sp
 from reference_numbers import MastSet, Reference
 
 from scmamba.deg import find_markers, zlm
+from scmamba.deg.hurdle import ZlmFit
 from scmamba.deg.markers import markers_of, rules_for
 from scmamba.deg.twogroup import group_sums, hurdle_test
 from scmamba.deg.values import Source
-from scmamba.deg.zlm import ZlmFit
 
 TERMS = {"group": "groupB", "interaction": "groupB:age"}
 # Zero residual variance without a prior: MAST's own values are rounding there (README of the reference).
@@ -137,7 +137,7 @@ def _call(name: str, folder: str) -> dict:
     if "nonormcommand" in name:
         options["fold_change"] = "log"
     if "latent" in name:
-        options["latent_vars"] = ["cdr"] if "pbmc" in folder else ["cngeneson", "batch"]
+        options["covariates"] = ["cdr"] if "pbmc" in folder else ["cngeneson", "batch"]
     return options
 
 

@@ -12,22 +12,20 @@ import pytest
 import scipy.sparse as sp
 
 from scmamba.deg import find_markers, pseudobulk, robustness, zlm
-from scmamba.deg.robustness import (
-    RATIOS,
+from scmamba.deg.options import RATIOS, RobustnessOptions
+from scmamba.deg.plan import (
     RUNS_PER_TASK,
-    _cells_of_types,
-    _check,
     _donor_runs,
-    _full_rows,
-    _groups,
-    _Layers,
-    _short_of_donors,
-    _tasks,
+    cells_of_types,
+    condition_pair,
+    missing_donor_runs,
+    plan_tasks,
 )
+from scmamba.deg.robustness_analysis import LayerValues, _check, _full_rows
 from scmamba.deg.runs import CellTypeBlock, Outcome, Ranking, make_block
 from scmamba.deg.store import TaskStore, fingerprint
 from scmamba.deg.subsample import Task, run_seed
-from scmamba.utils.errors import DataError
+from scmamba.utils.errors import DataError, OptionError
 
 
 def _defaults(function) -> dict:
@@ -42,8 +40,8 @@ def test_defaults_of_the_paper():
     """
     assert RATIOS == (0.10, 0.20, 0.35, 0.50, 0.75, 0.90)
     assert _defaults(robustness) == {
-        "donor": None,
-        "cell_type": None,
+        "donor_key": None,
+        "label_key": None,
         "group1": None,
         "group2": None,
         "layers": ("counts", "scmamba"),
@@ -70,7 +68,7 @@ def test_defaults_of_the_tests():
     """Seurat 5's MAST; MAST's zlm (bayesglm, ebayes); limma on donors of 10 cells and genes of 10 counts."""
     assert _defaults(find_markers) == {
         "group2": None,
-        "latent_vars": None,
+        "covariates": None,
         "test": "MAST",
         "seurat": "5",
         "layer": None,
@@ -104,21 +102,24 @@ def test_defaults_of_the_tests():
 
 
 def test_what_is_refused():
-    _check((0.5, 1.0), 0, "bh", None)
+    def check(**options):
+        _check(RobustnessOptions(**options))
+
+    check(ratios=(0.5, 1.0), permutations=0, adjust="bh", donors=None)
     for bad in (0, -0.1, 1.01):
         with pytest.raises(DataError, match=f"ratio {bad} is no share"):
-            _check((0.5, bad), 10, "bh", None)
-    with pytest.raises(DataError, match="permutations=-1"):
-        _check((0.5,), -1, "bh", None)
-    with pytest.raises(DataError, match="adjust='holm'"):
-        _check((0.5,), 1, "holm", None)
+            check(ratios=(0.5, bad))
+    with pytest.raises(OptionError, match="permutations is -1"):
+        check(permutations=-1)
+    with pytest.raises(OptionError, match="adjust is 'holm'"):
+        check(adjust="holm")
     with pytest.raises(DataError, match="3v3"):
-        _check((0.5,), 1, "bh", "3")
+        check(donors="3")
 
 
 def test_which_is_the_control():
     def pair(*values, **asked):
-        return _groups(pd.DataFrame({"d": values}), "d", asked.get("a"), asked.get("b"))
+        return condition_pair(pd.DataFrame({"d": values}), "d", asked.get("a"), asked.get("b"))
 
     for name in (
         "Control",
@@ -140,9 +141,9 @@ def test_which_is_the_control():
     assert pair("AD", "PD", b="AD") == ("PD", "AD") and pair("AD", "PD", a="AD") == ("AD", "PD")
     assert pair("AD", "PD", "Control", a="PD", b="AD") == ("PD", "AD")
     for values in (("AD", "PD"), ("Control", "normal"), ("AD", "control group")):
-        with pytest.raises(DataError, match="is the control"):
+        with pytest.raises(DataError, match="mean control"):
             pair(*values)
-    with pytest.raises(DataError, match="has 3 values .*Say which two"):
+    with pytest.raises(DataError, match="has 3 values .*Set group1 and group2"):
         pair("AD", "PD", "Control", a="AD")
     with pytest.raises(DataError, match="Both groups are 'AD'"):
         pair("AD", "PD", a="AD", b="AD")
@@ -164,20 +165,20 @@ def obs() -> pd.DataFrame:
 
 def test_cells_of_each_type(obs):
     pair = ("AD", "Control")
-    plan, notes = _cells_of_types(obs, "disease", pair, "donor", "type", None)
+    plan, notes = cells_of_types(obs, "disease", pair, "donor", "type", None)
     assert list(plan) == ["MG"] and plan["MG"].tolist() == [0, 1, 2, 3, 4, 5, 6]
-    assert notes == ["AC: left out, 3 AD and 2 Control cells are too few."]
-    plan, notes = _cells_of_types(obs, "disease", pair, None, None, None)
+    assert notes == ["AC: omitted, 3 AD and 2 Control cells are too few."]
+    plan, notes = cells_of_types(obs, "disease", pair, None, None, None)
     assert plan["all cells"].tolist() == list(range(13)) and notes == []
     with pytest.raises(DataError, match="no cells of type 'EX'. There are: AC, MG"):
-        _cells_of_types(obs, "disease", pair, None, "type", ["MG", "EX"])
+        cells_of_types(obs, "disease", pair, None, "type", ["MG", "EX"])
     with pytest.raises(DataError, match="No cell type has 3 cells in both"):
-        _cells_of_types(obs, "disease", pair, None, "type", ["AC"])
+        cells_of_types(obs, "disease", pair, None, "type", ["AC"])
     obs.loc[13, "donor"] = None  # of a disease that is not compared
-    _cells_of_types(obs, "disease", pair, "donor", "type", None)
+    cells_of_types(obs, "disease", pair, "donor", "type", None)
     obs.loc[[1, 2], "donor"] = None
     with pytest.raises(DataError, match="'donor' is missing for 2 cells"):
-        _cells_of_types(obs, "disease", pair, "donor", "type", None)
+        cells_of_types(obs, "disease", pair, "donor", "type", None)
 
 
 def _block(first: int, second: int) -> CellTypeBlock:
@@ -187,7 +188,7 @@ def _block(first: int, second: int) -> CellTypeBlock:
     )
 
 
-SETTINGS = {
+SETTINGS: dict = {
     "seed": 3,
     "ratios": [0.2, 0.5],
     "permutations": 30,
@@ -195,7 +196,7 @@ SETTINGS = {
     "donors": "3v2",
     "layers": ["x", "y"],
     "max_combinations": 60,
-    "donor": "donor",
+    "donor_key": "donor",
     "group2": "Control",
     "min_cells": 10,
 }
@@ -203,7 +204,7 @@ SETTINGS = {
 
 def test_tasks():
     assert RUNS_PER_TASK == 25
-    tasks = list(_tasks("MG", _block(5, 4), SETTINGS))
+    tasks = list(plan_tasks("MG", _block(5, 4), RobustnessOptions(**(SETTINGS))))
     assert len(set(tasks)) == len(tasks)
     mine = [t for t in tasks if t.layer == "x"]
     shape = [(t.kind, t.ratio, t.first, len(t.seeds)) for t in mine]
@@ -235,7 +236,12 @@ def test_tasks():
 
 def test_donor_runs_there_can_be():
     def kinds(first, second, **changes):
-        return {k: w.shape for k, w in _donor_runs("MG", _block(first, second), SETTINGS | changes)}
+        return {
+            k: w.shape
+            for k, w in _donor_runs(
+                "MG", _block(first, second), RobustnessOptions(**(SETTINGS | changes))
+            )
+        }
 
     assert kinds(5, 4) == {"donors": (60, 9), "null_donors": (3, 4)}
     assert kinds(5, 4, max_combinations=17)["donors"] == (17, 9)
@@ -243,16 +249,25 @@ def test_donor_runs_there_can_be():
     assert kinds(5, 4, donors=None) == {"null_donors": (3, 4)}
     assert kinds(5, 4, null_permutations=0) == {"donors": (60, 9)}
     assert kinds(5, 4, null_permutations=2)["null_donors"] == (2, 4)
-    assert _short_of_donors("MG", _block(3, 4), SETTINGS) == []
-    few = _short_of_donors("MG", _block(2, 3), SETTINGS)
+    assert missing_donor_runs("MG", _block(3, 4), RobustnessOptions(**(SETTINGS))) == []
+    few = missing_donor_runs("MG", _block(2, 3), RobustnessOptions(**(SETTINGS)))
     assert few == [
-        "MG: no donor combinations; 2 and 3 donors have 10 cells, 3v2 was asked for.",
+        "MG: no donor combinations; 2 and 3 donors have 10 cells, 3v2 were requested.",
         "MG: no null of split donors; Control has 3 donors, 4 are needed.",
     ]
-    assert len(_short_of_donors("MG", _block(3, 1), SETTINGS)) == 2
-    assert _short_of_donors("MG", _block(0, 0), SETTINGS | {"donor": None}) == []
+    assert len(missing_donor_runs("MG", _block(3, 1), RobustnessOptions(**(SETTINGS)))) == 2
     assert (
-        _short_of_donors("MG", _block(0, 0), SETTINGS | {"donors": None, "null_permutations": 0})
+        missing_donor_runs(
+            "MG", _block(0, 0), RobustnessOptions(**(SETTINGS | {"donor_key": None}))
+        )
+        == []
+    )
+    assert (
+        missing_donor_runs(
+            "MG",
+            _block(0, 0),
+            RobustnessOptions(**(SETTINGS | {"donors": None, "null_permutations": 0})),
+        )
         == []
     )
 
@@ -278,7 +293,7 @@ def test_layers_are_recognised_and_cut():
     counts = np.array([[1, 3, 0], [2, 2, 4], [0, 5, 5]])
     adata = ad.AnnData(sp.csr_matrix(counts))
     adata.layers["scmamba"] = np.array([[0.5, 0, 1], [0, 2, 0.1], [1, 1, 1.5]])
-    layers = _Layers(adata, ["counts", "scmamba"])
+    layers = LayerValues(adata, ["counts", "scmamba"])
     assert layers.scales == {"counts": "counts", "scmamba": "log"}
     got = layers.values("counts", np.array([2, 0]))
     assert sp.issparse(got) and got.format == "csc"
@@ -286,10 +301,10 @@ def test_layers_are_recognised_and_cut():
     np.testing.assert_array_equal(layers.values("scmamba", np.array([1])).toarray(), [[0, 2, 0.1]])
     for names in ((), ("counts", "counts")):
         with pytest.raises(DataError, match="Name each layer once"):
-            _Layers(adata, names)
+            LayerValues(adata, names)
     adata.layers["holes"] = np.array([[0.5, np.nan, 1]] * 3)
     with pytest.raises(DataError, match="negative or missing"):
-        _Layers(adata, ["holes"])
+        LayerValues(adata, ["holes"])
 
 
 def test_store_keeps_tables_exactly(tmp_path):

@@ -14,7 +14,8 @@ from scipy.special import digamma, polygamma
 from statsmodels.stats.multitest import multipletests
 
 from scmamba.deg import pseudobulk
-from scmamba.deg.pseudobulk import PRIOR_COUNT, _inverse_trigamma, _spline, moderated_t, squeeze
+from scmamba.deg.between_donors import PRIOR_COUNT
+from scmamba.deg.linear import inverse_trigamma, moderated_t, spline_basis, squeeze
 from scmamba.utils.errors import DataError
 
 DESIGN = np.column_stack([np.ones(8), np.repeat([0.0, 1.0], 4), [0, 1, 0, 1, 1, 0, 0, 1]])
@@ -58,14 +59,14 @@ def test_variances_of_zero():
     assert squeeze(np.array([1.0, 2.0, 90.0]), 30)[0] > 0
 
 
-def test_inverse_trigamma():
+def testinverse_trigamma():
     for x in (1e-4, 0.03, 0.5, 1.0, 7.0, 500.0, 9e5):
-        assert _inverse_trigamma(float(polygamma(1, x))) == pytest.approx(x, rel=1e-7)
+        assert inverse_trigamma(float(polygamma(1, x))) == pytest.approx(x, rel=1e-7)
     # limma's two ends: 1/sqrt(y) above 1e7 and 1/y below 1e-6
-    assert _inverse_trigamma(4e8) == 1 / 2e4 and _inverse_trigamma(1e-8) == 1e8
+    assert inverse_trigamma(4e8) == 1 / 2e4 and inverse_trigamma(1e-8) == 1e8
 
 
-def test_trend_is_a_natural_spline():
+def test_trend_is_a_naturalspline_basis():
     """With 50 genes or more the prior follows the level; below that it does not."""
     rng = np.random.default_rng(1)
     level = rng.uniform(2, 12, 80)
@@ -93,12 +94,12 @@ def test_trend_is_a_natural_spline():
         _, some = squeeze(variance[:n], 5, level[:n])
         assert (np.ptp(some) > 1e-3) == trend
     outside = np.array([-5.0, -4.0, -3.0, 30.0, 31.0, 32.0])
-    bent = _spline(outside, level)
+    bent = spline_basis(outside, level)
     np.testing.assert_allclose(
         np.diff(bent[:3], 2, axis=0), 0, atol=1e-9
     )  # straight beyond the ends
     np.testing.assert_allclose(np.diff(bent[3:], 2, axis=0), 0, atol=1e-9)
-    assert _spline(level, np.array([1.0, 1.0, 1.0])).shape == (80, 2)  # one level: a line
+    assert spline_basis(level, np.array([1.0, 1.0, 1.0])).shape == (80, 2)  # one level: a line
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from scipy import stats
 
 from scmamba.deg import RobustnessResult
 from scmamba.deg import figures as drawn
-from scmamba.deg.report import INFLATION, LOG_P_CAP, MEASURES, _paired, inflation
+from scmamba.deg.result import INFLATION, LOG_P_CAP, MEASURES, _paired, inflation
 from scmamba.utils.errors import DataError
 
 SETTINGS = {
@@ -276,6 +276,7 @@ def test_saved_and_read_back(result, tmp_path):
     card = json.loads((folder / "settings.json").read_text())
     assert card == {"settings": SETTINGS, "notes": ["a note"], "warnings": []}
     names = [
+        ".scmamba-files.json",
         "false_positives.csv",
         "full.csv",
         "nulls.csv",

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from scmamba.cli import deg as commands
 from scmamba.deg import RobustnessResult, find_markers, robustness
 from scmamba.deg.figures import stars
-from scmamba.deg.report import inflation
+from scmamba.deg.result import inflation
 from scmamba.deg.runs import run_task
 from scmamba.deg.subsample import cell_subsample
 from scmamba.utils.errors import DataError
@@ -173,9 +173,7 @@ def _same(a: RobustnessResult, b: RobustnessResult) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_resume_after_a_stop(cohort, result, tmp_path, monkeypatch):
 
-    module = sys.modules[
-        "scmamba.deg.robustness"
-    ]  # the name scmamba.deg.robustness is the function
+    module = sys.modules["scmamba.deg.robustness_analysis"]
     calls = {"n": 0}
 
     def failing(*args):
@@ -264,7 +262,7 @@ def test_messages(cohort):
         call("disease", "donor", donors="3 against 3")
     with pytest.raises(DataError, match="ratio 50 is no share"):
         call("disease", "donor", ratios=(50,))
-    with pytest.raises(DataError, match="Which of 'AC' and 'MG' is the control"):
+    with pytest.raises(DataError, match="Neither or both of 'AC' and 'MG' mean control"):
         call("type", "donor")
     with pytest.raises(DataError, match="no cells of type 'EX'"):
         call("disease", "donor", "type", cell_types=["EX"])
@@ -298,7 +296,7 @@ def test_commands(cohort, tmp_path):
     run = CliRunner()
     out = tmp_path / "deg.csv"
     base = [
-        "deg",
+        "find-markers",
         str(tmp_path / "in.h5ad"),
         "--groupby",
         "disease",
@@ -313,8 +311,13 @@ def test_commands(cohort, tmp_path):
     np.testing.assert_allclose(
         table["p_val"], find_markers(cohort, "disease", "AD")["p_val"], rtol=1e-12
     )
-    assert run.invoke(app, [*base, "--test", "pseudobulk", "--donor", "donor"]).exit_code == 0
-    failed = run.invoke(app, [*base, "--test", "pseudobulk"])
+    assert (
+        run.invoke(
+            app, [*base, "--overwrite", "--test", "pseudobulk", "--donor", "donor"]
+        ).exit_code
+        == 0
+    )
+    failed = run.invoke(app, [*base, "--overwrite", "--test", "pseudobulk"])
     assert failed.exit_code == 1 and "--donor" in failed.output
     folder = tmp_path / "rob"
     words = f"robustness {tmp_path / 'in.h5ad'} --groupby disease --donor donor --cell-type type --ratios 0.5 "

@@ -12,8 +12,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from scmamba.deg import find_markers
+from scmamba.deg.between_donors import moderated_t
 from scmamba.deg.markers import Screen, rules_for
-from scmamba.deg.pseudobulk import moderated_t
 from scmamba.deg.runs import (
     BULK_CELLS,
     Criteria,

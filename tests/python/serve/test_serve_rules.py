@@ -45,7 +45,7 @@ LIMITS = [
     ("robustness", "alpha", 0, 1, 0.01),
     ("finetune", "steps", 1, 10**6, 1),
 ]
-BASE = {"markers": {"groupby": "a", "group1": "b"}, "robustness": {"groupby": "a"}}
+BASE = {"markers": {"groupby": "a", "group1": "b"}, "robustness": {"condition_key": "a"}}
 
 
 @pytest.mark.parametrize(("task", "name", "low", "high", "step"), LIMITS)
@@ -78,16 +78,16 @@ def test_every_limit_is_tested():
         ("annotate", {"markers": {"A": 1}}, "gene names for each type"),
         ("annotate", {"markers": {"A": ["X"], "B": ["Y", 1]}}, "gene names"),
         ("annotate", {"labels": ["a", 1]}, "list of names"),
-        ("robustness", {"groupby": "a", "ratios": [0.5, 0]}, "shares"),
-        ("robustness", {"groupby": "a", "ratios": [1.01]}, "shares"),
-        ("robustness", {"groupby": "a", "ratios": [True]}, "shares"),
-        ("robustness", {"groupby": "a", "ratios": [0.5] * 101}, "shares"),
-        ("robustness", {"groupby": "a", "layers": [1]}, "names"),
-        ("robustness", {}, "needs the option 'groupby'"),
+        ("robustness", {"condition_key": "a", "ratios": [0.5, 0]}, "shares"),
+        ("robustness", {"condition_key": "a", "ratios": [1.01]}, "shares"),
+        ("robustness", {"condition_key": "a", "ratios": [True]}, "shares"),
+        ("robustness", {"condition_key": "a", "ratios": [0.5] * 101}, "shares"),
+        ("robustness", {"condition_key": "a", "layers": [1]}, "names"),
+        ("robustness", {}, "needs the option 'condition_key'"),
         ("markers", {"groupby": "a"}, "needs the option 'group1'"),
         ("markers", {"groupby": None, "group1": "b"}, "'groupby'"),
         ("finetune", {"model": "x"}, "no option 'model'"),
-        ("robustness", {"groupby": "a", "n_jobs": 2}, "no option 'n_jobs'"),
+        ("robustness", {"condition_key": "a", "n_jobs": 2}, "no option 'n_jobs'"),
     ],
 )
 def test_options_that_cannot_be(task, options, words):
@@ -114,8 +114,8 @@ def test_options_that_cannot_be(task, options, words):
             {"markers": {"A": "X", "B": ["Y", "Z"]}, "labels": ["a", "b"], "network": False},
         ),
         ("annotate", {"labels": "a"}),
-        ("robustness", {"groupby": "a", "ratios": [0.01, 1], "layers": ["counts"]}),
-        ("robustness", {"groupby": "a", "ratios": [0.5] * 100}),
+        ("robustness", {"condition_key": "a", "ratios": [0.01, 1], "layers": ["counts"]}),
+        ("robustness", {"condition_key": "a", "ratios": [0.5] * 100}),
         (
             "markers",
             {

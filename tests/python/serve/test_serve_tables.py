@@ -36,7 +36,7 @@ def nuclei() -> ad.AnnData:
 def test_markers_are_the_same_there(server, nuclei):
     for options in (
         {},
-        {"latent_vars": ["sex", "n_umi"], "only_pos": True},
+        {"covariates": ["sex", "n_umi"], "only_pos": True},
         {"test": "wilcox", "seurat": "4", "group2": ["Control"]},
     ):
         far = Client(server.url).find_markers(nuclei, "disease", "AD", verbose=False, **options)

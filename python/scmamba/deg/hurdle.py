@@ -15,6 +15,7 @@ from ..utils.errors import DataError
 from .continuous import ContinuousFit, fit_continuous
 from .design import INTERCEPT, Design, build_design
 from .discrete import DiscreteFit, fit_discrete
+from .options import ZlmOptions
 from .prior import NO_PRIOR, Prior, estimate_prior
 from .values import Scale, as_source, layer_source
 
@@ -43,21 +44,30 @@ def zlm(
     genes: Sequence[str] | None = None,
     prior: tuple[float, float] | None = None,
 ) -> ZlmFit:
-    """Fit MAST's hurdle model (``zlm``) to every gene.
+    """Fit MAST's hurdle model (``zlm``; Finak et al., Genome Biol 16:278, 2015) to every gene.
 
     Parameters
     ----------
     adata_or_matrix
         AnnData, or a (cells, genes) matrix, sparse or dense. The X or ``layer`` of an AnnData may hold raw
-        counts (normalised to log1p CP10k first) or log values; a plain matrix is taken as log values unless
-        ``scale`` says ``"counts"`` or ``"auto"``.
+        counts (normalized to log1p CP10k first) or log values; a plain matrix is taken as log values unless
+        ``scale`` is ``"counts"`` or ``"auto"``.
     formula
-        One-sided R formula over the columns of ``data`` (an AnnData's ``obs`` if not given), e.g. ``"~ group
-        + age"``.
+        One-sided R formula over the columns of ``data``, such as ``"~ group + scale(age)"``; see
+        :func:`scmamba.deg.build_design`.
+    data
+        Table with one row per cell; None: ``obs`` of an AnnData.
     method
         ``"bayesglm"``: logistic regression with MAST's Gaussian priors; ``"glm"``: without.
     ebayes
         Shrink the genes' variances towards a prior estimated from all of them.
+    layer
+        Layer with the values; None: X.
+    scale
+        ``"counts"`` or ``"log"`` overrides what the values are taken for; None: detected for an AnnData, log for a
+        matrix.
+    genes
+        Names of the columns of a plain matrix.
     prior
         (variance, degrees of freedom) to use instead of estimating it.
 
@@ -69,12 +79,24 @@ def zlm(
     Raises
     ------
     DataError
-        For a formula or covariate R would refuse, or values that are not on a log scale.
+        A formula or covariate that R would refuse, a random effect, or values that are not on a log scale.
+    OptionError
+        An option is not one of its choices.
+
+    Examples
+    --------
+    >>> from scmamba import datasets, deg
+    >>> adata = datasets.brain_cohort(n_cells=300, n_genes=100, seed=1)
+    >>> fit = deg.zlm(adata, "~ disease + log(total_counts)", adata.obs.assign(total_counts=adata.X.sum(axis=1)))
+    >>> fit.design.names
+    ('(Intercept)', 'diseaseControl', 'log(total_counts)')
+    >>> table = fit.lrt("disease")
+    >>> bool((table["p_H"] <= 1).all())
+    True
     """
-    if method not in ("bayesglm", "glm"):
-        raise DataError(
-            f"method={method!r} is not known. Choose 'bayesglm' (MAST's default) or 'glm'."
-        )
+    ZlmOptions.from_mapping(
+        {"formula": formula, "method": method, "ebayes": ebayes, "layer": layer, "scale": scale}
+    )
     csr, names, table = _inputs(adata_or_matrix, data, layer, scale, genes)
     design = build_design(formula, table)
     held, shared = _columns(csr), NO_PRIOR
@@ -103,9 +125,7 @@ def _inputs(
         values = as_source(source, "the matrix", scale or "log").logs()
         names = pd.Index(genes) if genes is not None else pd.RangeIndex(values.shape[1]).map(str)
     if data is None:
-        raise DataError(
-            "A matrix says nothing about its cells: pass data=, a table with one row per cell."
-        )
+        raise DataError("A matrix has no cell table: pass data=, a table with one row per cell.")
     if len(data) != values.shape[0]:
         raise DataError(
             f"The matrix has {values.shape[0]:,} rows (cells) and the table {len(data):,}. The matrix must "
@@ -175,11 +195,21 @@ class ZlmFit:
     def lrt(self, term: str | Sequence[str]) -> pd.DataFrame:
         """Likelihood-ratio test of a term, of one coefficient, or of several together.
 
+        Parameters
+        ----------
+        term
+            Term of the formula (``"group"``, ``"poly(age, 2)"``), coefficient (``"groupB"``), or several of them.
+
         Returns
         -------
         DataFrame in gene order: ``lambda_*``, ``df_*`` and ``p_*`` for the continuous (C), discrete (D) and
         hurdle (H) test, the log-likelihoods of both models and the reduced model's state; for a single
         coefficient also its estimates, 95% limits, ``logFC`` (on the scale of the values) and z scores.
+
+        Raises
+        ------
+        DataError
+            The name is no term or coefficient, is the intercept, or was dropped as aliased.
         """
         dropped = self.design.columns(term)
         kept = [j for j in range(len(self.design.names)) if j not in dropped]
@@ -193,7 +223,14 @@ class ZlmFit:
     def summary(self, term: str | Sequence[str] | None = None) -> pd.DataFrame:
         """Every coefficient of every gene: estimates, limits, z, logFC; p of the ``term`` if one is named.
 
-        Long format, one row per gene and coefficient (the intercept left out).
+        Parameters
+        ----------
+        term
+            Term whose p-values (``p_C``, ``p_D``, ``p_H``) are added; None: no tests.
+
+        Returns
+        -------
+        DataFrame in long format, one row per gene and coefficient without the intercept.
         """
         parts = []
         tested = set() if term is None else set(self.design.columns(term))
