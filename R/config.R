@@ -1,24 +1,40 @@
 #' Show what scMamba runs on
 #'
 #' Which R, which Python, which versions, which device and which
-#' implementations of the selective scan. The first thing to look at, and to
-#' send along, when something does not work.
+#' implementations of the selective scan. Look here first when something does
+#' not work, and add the output to a report.
 #'
-#' @return A list of class `scmamba_config`; printing it shows a table. When
+#' @return A list of class `scmamba_config`; printing it shows a table. Its entry
+#'   `road` names how Python was found: a name you gave, the environment of
+#'   [install_scmamba()], [scmamba_require()], or reticulate's own search. If
 #'   no usable Python is found, its entry `problem` says what to do.
 #' @examples
 #' scmamba_config()
 #' @export
 scmamba_config <- function() {
-  config <- list(r = .r_versions(), python = NULL, packages = NULL, device = NULL,
+  config <- list(r = .r_versions(), python = NULL, road = NULL, packages = NULL, device = NULL,
     backends = NULL, problem = NULL)
   found <- tryCatch(.find_python(), error = identity)
   if (inherits(found, "error")) {
     config$problem <- conditionMessage(found)
   } else {
     config[c("python", "packages", "device", "backends")] <- .python_versions()
+    config$road <- .road(config$python[["path"]])
   }
   structure(config, class = "scmamba_config")
+}
+
+# How this Python was chosen.
+.road <- function(python) {
+  if (!is.null(.state$managed)) {
+    return("scmamba_require(): prepared by uv")
+  }
+  inside <- function(folder) startsWith(normalizePath(dirname(python), "/"), normalizePath(folder, "/", mustWork = FALSE))
+  if (inside(.environment_folder())) {
+    return("install_scmamba(): its environment")
+  }
+  named <- .with_option(.chosen_by())
+  if (is.null(named)) "found by reticulate" else paste("named by", named)
 }
 
 .r_versions <- function() {
@@ -73,7 +89,7 @@ print.scmamba_config <- function(x, ...) {
     cli::cli_verbatim(strsplit(x$problem, "\n", fixed = TRUE)[[1]])
     return(invisible(x))
   }
-  .print_versions("Python", c(x$python, x$packages))
+  .print_versions("Python", c(x$python, "chosen by" = x$road, x$packages))
   .print_versions("Computes on", c(device = x$device))
   if (length(x$backends) > 0) .print_versions("Selective scan", x$backends)
   invisible(x)

@@ -2,73 +2,108 @@
 #'
 #' Makes a Python environment of its own (or takes the one you name) and
 #' installs PyTorch and the Python package `scmamba` in it. Run it once; every
-#' later R session finds the environment by itself. Run it again to update or
-#' repair it. What goes wrong is said in a sentence with what to type.
+#' later R session finds the environment, from any working directory. Run it
+#' again to update or repair it. If a step fails, the error says what to type.
 #'
-#' @param source Where the Python package comes from: the path of a checkout or
-#'   of a wheel, an address of a git repository, or the name of a package on
-#'   the Python Package Index (`"scmamba"`, `"scmamba==0.1.0"`). By default
-#'   `getOption("scmamba.source")`, then the environment variable
-#'   `SCMAMBA_SOURCE`, then the current folder if it is a checkout of scMamba.
+#' Nothing is ever deleted: an environment that no longer works, or that
+#' `force = TRUE` replaces, is renamed to `NAME.before-DATE-TIME` first.
+#'
+#' @section Other ways to a Python:
+#' * [scmamba_require()] needs no installation step (reticulate 1.41 or newer).
+#' * Conda, or a Python that a cluster provides as a module: install into it with
+#'   `pip install` followed by the folder `system.file("python", package = "scMamba")`,
+#'   and name it with `options(scmamba.python = "/path/to/python")`.
+#' * Cluster nodes without a network: run
+#'   `install_scmamba(envname = "/shared/folder/r-scmamba")` once where there is a
+#'   network, and put `options(scmamba.python = "/shared/folder/r-scmamba")` in the
+#'   `.Rprofile` of those who use it.
+#' * RStudio Server: the environment belongs to your user; nothing else is needed.
+#'
+#' @param source Where the Python package comes from. By default the copy that is
+#'   part of this R package. Otherwise the path of a checkout or of a wheel, the
+#'   address of a git repository, or a requirement for pip. `getOption("scmamba.source")`
+#'   and the environment variable `SCMAMBA_SOURCE` change the default.
 #' @param envname Name or path of the virtual environment.
 #' @param python The Python to make it with (3.10 or newer); by default the
 #'   newest found that R can use.
-#' @param torch What to ask pip for, before anything else. By default the version
-#'   scMamba was tested with, or the newest where there is no build of that. On
-#'   Linux the Package Index serves the build for NVIDIA cards, which also runs
-#'   without one.
+#' @param torch `"auto"`: the build of PyTorch for processors, which is small (0.2 GB), or the
+#'   one for NVIDIA cards (4.5 GB) where this machine has such a card. `"cpu"` or
+#'   `"cuda"` chooses the build. Anything else is given to pip as it is, for example
+#'   `"torch==2.9.0"`. The version is the one scMamba was tested with, or the
+#'   newest where there is no build of that.
 #' @param extras Optional parts of `scmamba` to install as well; `"serve"` is for
 #'   `backend = "server"`.
 #' @param pip_options More options for pip, such as an index of your own.
-#' @param force Make the environment anew if it exists?
+#' @param force Replace an environment that exists? The old one is renamed, not deleted.
 #' @param verbose Show what pip does?
 #'
 #' @return The path of the environment's Python, invisibly.
-#' @seealso [scmamba_config()] to see what is in use.
+#' @seealso [scmamba_config()] shows what is in use; [scmamba_require()].
 #' @examples
-#' # Needs the network and a few minutes, and would change your machine: not run
-#' # unless somebody is there to see it.
+#' # Needs a network and a few minutes, and writes to your home directory; so it is
+#' # run in interactive sessions only.
 #' if (interactive()) {
-#'   install_scmamba("path/to/the/checkout")
+#'   install_scmamba()
 #' }
 #' @export
-install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL, torch = NULL, extras = "serve",
+install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL, torch = "auto", extras = "serve",
                             pip_options = character(), force = FALSE, verbose = TRUE) {
   .check_reticulate()
   package <- .with_extras(.pip_source(source), extras)
   .check_flag(force, "force")
   .check_flag(verbose, "verbose")
   folder <- .environment_folder(.check_name(envname, "envname"))
-  if (!is.null(torch)) .check_name(torch, "torch")
+  .check_name(torch, "torch")
   found <- .make_environment(folder, python, force, verbose)
   # torch by name and first: with other packages pip may settle on another build.
   .install_torch(found, torch, pip_options, verbose)
   .install(found, c("--upgrade", "--upgrade-strategy", "only-if-needed", package), pip_options, verbose)
+  .state[[paste0("python:", found)]] <- NULL
   .check_interpreter(found)
-  .tell_installed(found, verbose)
+  .report_installed(found, verbose)
   invisible(found)
 }
 
 # The version the tests run with; elsewhere (setup, documents) it is the same.
 .torch <- "torch==2.13.0"
+.torch_cpu_index <- "https://download.pytorch.org/whl/cpu"
 
 .install_torch <- function(python, torch, pip_options, verbose) {
-  if (!is.null(torch)) {
+  if (!torch %in% c("auto", "cpu", "cuda")) {
     return(.install(python, torch, pip_options, verbose))
   }
+  pip_options <- c(pip_options, if (.wants_cpu_torch(torch)) c("--extra-index-url", .torch_cpu_index))
   tryCatch(.install(python, .torch, pip_options, verbose), scmamba_no_build = function(e) {
     .install(python, "torch", pip_options, verbose)
   })
 }
 
-.environment_folder <- function(envname) {
-  if (grepl("[/\\\\]", envname)) path.expand(envname) else file.path(reticulate::virtualenv_root(), envname)
+# On macOS and Windows the Package Index serves the processor build anyway. The other index is used where
+# it answers: pip would try an index that does not for minutes.
+.wants_cpu_torch <- function(torch) {
+  wanted <- torch == "cpu" || (torch == "auto" && !.has_nvidia_card())
+  wanted && identical(Sys.info()[["sysname"]], "Linux") && .answers(.torch_cpu_index)
+}
+
+.has_nvidia_card <- function() file.exists("/proc/driver/nvidia/version") || nzchar(Sys.which("nvidia-smi"))
+
+.answers <- function(url) {
+  handle <- curl::new_handle(nobody = TRUE, connecttimeout = 5, timeout = 10)
+  tryCatch(curl::curl_fetch_memory(url, handle)$status_code < 400, error = function(e) FALSE)
+}
+
+# Always absolute: virtualenv_root() is a text with "~", which a shell takes for the name of a folder once it is quoted.
+.environment_folder <- function(envname = .envname) {
+  folder <- if (grepl("[/\\\\]", envname)) envname else file.path(reticulate::virtualenv_root(), envname)
+  folder <- path.expand(folder)
+  if (!grepl("^([/\\\\]|[A-Za-z]:)", folder)) folder <- file.path(getwd(), folder)
+  normalizePath(folder, winslash = "/", mustWork = FALSE)
 }
 
 # The interpreter of an environment that works, made if need be.
 .make_environment <- function(folder, python, force, verbose) {
   if (dir.exists(folder) && !file.exists(file.path(folder, "pyvenv.cfg"))) {
-    .abort("{.file {folder}} exists and is no Python environment. Name another {.arg envname}.")
+    .abort("{.file {folder}} exists and is not a Python environment. Name another {.arg envname}.")
   }
   found <- .interpreter_in(folder)
   dead <- dir.exists(folder) && !identical(attr(.ask_python(found), "status"), 0L)
@@ -77,19 +112,39 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
     return(found)
   }
   python <- .check_starter(python %||% .starter())
-  if (verbose) {
-    if (dead) cli::cli_inform(c("!" = "The Python environment {.file {folder}} is dead; it is made anew."))
-    cli::cli_inform("Making the Python environment {.file {folder}} with {.file {python}}")
-  }
-  unlink(folder, recursive = TRUE)
+  aside <- .move_aside(folder, dead, verbose)
+  if (verbose) cli::cli_inform("Creating the Python environment {.file {folder}} with {.file {python}}")
   made <- FALSE
-  on.exit(if (!made) unlink(folder, recursive = TRUE))
+  # Only what this call has created is removed again, and what it moved is put back.
+  on.exit(if (!made) {
+    unlink(folder, recursive = TRUE)
+    if (!is.null(aside)) file.rename(aside, folder)
+  })
   .step(python, c("-I", "-m", "venv", "--without-pip", folder), verbose = FALSE)
   found <- .interpreter_in(folder)
-  # By itself, because venv would keep its words to itself.
+  # By itself, because venv would keep its output to itself.
   .step(found, c("-I", "-m", "ensurepip", "--upgrade", "--default-pip"), verbose = FALSE, python = python)
   made <- TRUE
   found
+}
+
+# An environment is never deleted: the user may have put something there. NULL if there is none.
+.move_aside <- function(folder, dead, verbose) {
+  if (!dir.exists(folder)) {
+    return(NULL)
+  }
+  aside <- paste0(folder, ".before-", format(Sys.time(), "%Y%m%d-%H%M%S"))
+  if (file.exists(aside) || !suppressWarnings(file.rename(folder, aside))) {
+    .abort(c("The Python environment {.file {folder}} cannot be renamed, and nothing is deleted.",
+      i = "Rename or remove it yourself, or name another: {.code install_scmamba(envname = \"/path/to/folder\")}."),
+      class = "scmamba_install_error")
+  }
+  if (verbose) {
+    state <- if (dead) "does not run" else "is replaced"
+    cli::cli_inform(c("!" = "The Python environment {.file {folder}} {state}; it was renamed to {.file {aside}}.",
+      i = "Delete that folder when you are sure that you need nothing in it."))
+  }
+  aside
 }
 
 # The newest Python that can be the start of an environment R can load.
@@ -119,7 +174,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
 
 .starter_or_null <- function() tryCatch(.starter(), error = function(e) NULL)
 
-# A Python with all it takes: new enough, a shared library, venv and pip.
+# A Python with everything that is needed: new enough, a shared library, venv and pip.
 .starter_question <- c(
   "import sys, sysconfig",
   "assert sys.version_info >= (3, 10)",
@@ -138,7 +193,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   }
   said <- .ask_python(python)
   if (!identical(attr(said, "status"), 0L)) {
-    words <- .verbatim(utils::tail(c("it says nothing", said), 1))
+    words <- .verbatim(utils::tail(c("it prints nothing", said), 1))
     .abort(c("{.file {python}} does not run.", x = words,
       i = "Name another: {.code install_scmamba(python = \"/path/to/python\")}."), class = "scmamba_python_error")
   }
@@ -181,7 +236,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   list(status = if (is.null(status)) 0L else as.integer(status), said = said)
 }
 
-# What pip and venv say -> what it means. The first that fits; a missing network also ends in
+# Output of pip and venv -> what it means. The first that fits; a missing network also ends in
 # "no matching distribution".
 .pip_failures <- c(
   disk = "No space left on device|Errno 28|Disk quota exceeded|Errno 122",
@@ -198,7 +253,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   fits <- vapply(.pip_failures, function(pattern) any(grepl(pattern, said)), NA)
   kind <- c(names(.pip_failures)[fits], "other")[[1]]
   errors <- grep("^(ERROR|Error|error|OSError|fatal)|Errno", said, value = TRUE)
-  if (length(errors) == 0) errors <- c("(it said nothing)", said[nzchar(said)])
+  if (length(errors) == 0) errors <- c("(it printed nothing)", said[nzchar(said)])
   words <- trimws(utils::tail(errors, 1))
   what <- if ("install" %in% arguments) arguments[[length(arguments)]] else "pip"
   version <- c(.ask_python(python), "?")[[1]]
@@ -209,7 +264,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
 # What it means, and what to type.
 .install_failures <- list(
   disk = c("The disk is full: {.val {what}} could not be installed.",
-    i = "PyTorch and the rest need 2 GB (10 GB with the parts for NVIDIA cards). Make room, or use another disk:
+    i = "PyTorch and the other packages need 2 GB (10 GB with the parts for NVIDIA cards). Make room, or use another disk:
       {.code install_scmamba(envname = \"/big/disk/r-scmamba\")} and
       {.code options(scmamba.python = \"/big/disk/r-scmamba\")}.",
     i = "If {.file /tmp} is small: {.code Sys.setenv(TMPDIR = \"/big/disk/tmp\")} before."),
@@ -217,7 +272,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
     i = "On Debian or Ubuntu type {.code sudo apt-get install python3-venv} in a terminal, then
       {.code install_scmamba()} again;",
     i = "or name another Python: {.code install_scmamba(python = \"/path/to/python\")}."),
-  certificate = c("pip does not trust the certificate of the Package Index (a company's proxy?).",
+  certificate = c("pip rejects the certificate of the Package Index, as behind the proxy of a company.",
     i = "Type {.code Sys.setenv(PIP_CERT = \"/path/to/certificates.pem\")}, then {.code install_scmamba()} again."),
   network = c("pip cannot reach the Package Index: no network, or a proxy or firewall in between.",
     i = "Check the connection, then type {.code install_scmamba()} again.",
@@ -226,15 +281,15 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   build = c("There is no {.val {what}} for Python {version} on this system (as a rule, Python is too new or too old).",
     i = "Type {.code install_scmamba(python = reticulate::install_python(\"3.12\"), force = TRUE)}."),
   permission = c("The environment may not be written.",
-    i = "Name a folder of your own: {.code install_scmamba(envname = \"~/r-scmamba\")} and
-      {.code options(scmamba.python = \"~/r-scmamba\")}."),
-  other = c("{.val {what}} could not be installed.", i = "All that was said: {.code scMamba:::.pip_said()}.")
+    i = "Name a folder that you can write to: {.code install_scmamba(envname = \"/path/to/r-scmamba\")} and
+      {.code options(scmamba.python = \"/path/to/r-scmamba\")}."),
+  other = c("{.val {what}} could not be installed.", i = "The whole output: {.code scMamba:::.pip_said()}.")
 )
 
 # For reports of what went wrong.
 .pip_said <- function() writeLines(.state$pip %||% "nothing yet")
 
-.tell_installed <- function(python, verbose) {
+.report_installed <- function(python, verbose) {
   if (!verbose) {
     return(invisible())
   }
@@ -264,18 +319,10 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   sub("^([A-Za-z0-9._-]+)", paste0("\\1", list), source)
 }
 
-# What to give pip.
+# What to give pip. The name of the package on an index is never guessed: whoever owns that name could be anybody.
 .pip_source <- function(source) {
   source <- source %||% getOption("scmamba.source") %||% .env_or_null("SCMAMBA_SOURCE") %||%
-    .checkout_here()
-  if (is.null(source)) {
-    .abort(c(
-      "Where should the Python package {.pkg scmamba} come from?",
-      i = "From a checkout: {.code install_scmamba(\"path/to/scMamba\")}",
-      i = "from git: {.code install_scmamba(\"git+https://...\")}",
-      i = "from the Package Index: {.code install_scmamba(\"scmamba\")}"
-    ))
-  }
+    .packaged_source()
   .check_name(source, "source")
   if (file.exists(path.expand(source))) {
     return(.pip_path(path.expand(source)))
@@ -292,9 +339,19 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   source
 }
 
+# The Python package that was installed with this R package: links in inst/python, which R follows.
+.packaged_source <- function(folder = system.file("python", package = "scMamba")) {
+  if (!nzchar(folder) || !.is_checkout(folder) || !dir.exists(file.path(folder, "python", "scmamba"))) {
+    .abort(c("This installation of the R package lacks the Python package {.pkg scmamba}.",
+      i = "Name a checkout of scMamba: {.code install_scmamba(\"path/to/scMamba\")}."),
+      class = "scmamba_install_error")
+  }
+  normalizePath(folder, winslash = "/")
+}
+
 .pip_path <- function(path) {
   if (dir.exists(path) && !.is_checkout(path)) {
-    .abort("The folder {.file {path}} is no checkout of scMamba: it has no
+    .abort("The folder {.file {path}} is not a checkout of scMamba: it has no
       {.file pyproject.toml} that names the package.")
   }
   normalizePath(path)
@@ -304,8 +361,6 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   file <- file.path(path, "pyproject.toml")
   file.exists(file) && any(grepl("^name *= *\"scmamba\"", readLines(file, warn = FALSE)))
 }
-
-.checkout_here <- function() if (.is_checkout(".")) normalizePath(".") else NULL
 
 .env_or_null <- function(name) {
   value <- Sys.getenv(name)

@@ -25,11 +25,11 @@ scmamba_available <- function() {
 
 # numpy 2 and today's scipy need a recent reticulate; older ones fail later
 # with words nobody can act on.
-.check_reticulate <- function(version = packageVersion("reticulate")) {
-  if (version < "1.39") {
+.check_reticulate <- function(version = packageVersion("reticulate"), least = "1.39", what = "scMamba") {
+  if (version < least) {
     where <- dirname(find.package("reticulate"))
     .abort(c(
-      "scMamba needs the R package {.pkg reticulate} 1.39 or newer; found {version} in {.file {where}}.",
+      "{what} needs the R package {.pkg reticulate} {least} or newer; found {version} in {.file {where}}.",
       i = "Type {.code install.packages(\"reticulate\")}, restart R and try again.",
       i = "(Debian's and Ubuntu's own package, r-cran-reticulate, may be older than that.)"
     ), class = "scmamba_python_error")
@@ -45,6 +45,9 @@ scmamba_available <- function() {
     config <- reticulate::py_config()
     .check_running(config$python)
     return(config)
+  }
+  if (!is.null(.state$managed)) {
+    return(.start_managed())
   }
   .with_option(.choose_python())
 }
@@ -99,14 +102,14 @@ scmamba_available <- function() {
   .state$forced <- if (inherits(config, "py_config") && isTRUE(grepl("use_python", config$forced))) "use_python()"
   found <- tryCatch(.checked(config), error = identity)
   if (inherits(found, "error")) {
-    if (!is.null(.chosen_by()) || !reticulate::virtualenv_exists(.envname)) stop(found)
+    if (!is.null(.chosen_by()) || !dir.exists(.environment_folder())) stop(found)
     found <- .own_environment()
   }
   found
 }
 
 .own_environment <- function() {
-  own <- .interpreter_in(file.path(reticulate::virtualenv_root(), .envname))
+  own <- .interpreter_in(.environment_folder())
   .check_interpreter(own)
   Sys.setenv(RETICULATE_PYTHON = own)
   on.exit(Sys.unsetenv("RETICULATE_PYTHON"))
@@ -138,7 +141,9 @@ scmamba_available <- function() {
 .checked <- function(config) {
   if (!inherits(config, "py_config")) {
     if (inherits(config, "try-error")) config <- attr(config, "condition")
-    why <- if (inherits(config, "error")) c(x = .verbatim(conditionMessage(config)))
+    why <- if (inherits(config, "error")) conditionMessage(config)
+    # An error inside of reticulate (pyenv's shims cause one) says nothing about this machine's Pythons.
+    why <- if (!is.null(why) && !grepl("^object '.*' not found$", why)) c(x = .verbatim(why))
     .abort(c("No Python was found that R can use.", why, .fix_hint()), class = "scmamba_python_error")
   }
   .check_interpreter(config$python)
@@ -156,7 +161,7 @@ scmamba_available <- function() {
   .check_there(python)
   said <- .ask_python(python)
   if (!identical(attr(said, "status"), 0L)) {
-    words <- .verbatim(utils::tail(c("it says nothing", said), 1))
+    words <- .verbatim(utils::tail(c("it prints nothing", said), 1))
     .abort(c("{.file {python}} does not run.", x = words, .fix_hint()), class = "scmamba_python_error")
   }
   .check_version(list(python = python, version = sub(" .*", "", said[[1]])))
@@ -221,7 +226,7 @@ scmamba_available <- function() {
   ), class = "scmamba_python_error")
 }
 
-# Somebody else started Python in this session; it cannot be exchanged.
+# Another package started Python in this session; it cannot be exchanged.
 .check_running <- function(python) {
   if (reticulate::py_module_available("scmamba")) {
     return(invisible(TRUE))

@@ -145,7 +145,7 @@ and run the same make command again."
 
 r_package() {
   local name
-  name="rpkg-$(fingerprint DESCRIPTION NAMESPACE $(find R man inst -type f 2>/dev/null | sort))"
+  name="rpkg-$(fingerprint DESCRIPTION NAMESPACE $(find -L R man inst -type f -not -path '*/__pycache__/*' 2>/dev/null | sort))"
   stamped "$name" && [ -d "$RLIB/scMamba" ] && return 0
   say "installing the R package scMamba into .cache/rlib"
   R_LIBS="$RLIB" quietly R CMD INSTALL --no-test-load --no-docs -l "$RLIB" . ||

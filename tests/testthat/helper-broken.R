@@ -2,7 +2,8 @@
 # that comes says what to type; scripts/troubleshooting.R writes the messages into docs/troubleshooting.md.
 
 # Run R code in a session that knows no Python but what `env` and the code name; what it printed, line by line.
-fresh_session <- function(code, env = character(), folder = tempdir()) {
+# With `home`, that folder is the home directory, and WORKON_HOME, which would replace a part of it, is not set.
+fresh_session <- function(code, env = character(), folder = tempdir(), home = NULL) {
   script <- tempfile(fileext = ".R")
   on.exit(unlink(script))
   # Set, though empty, they would count as a choice.
@@ -12,13 +13,19 @@ fresh_session <- function(code, env = character(), folder = tempdir()) {
     "options(width = 100, cli.width = 100)",
     "suppressPackageStartupMessages(library(scMamba))"
   )
-  writeLines(c(first, code), script)
   # The tests' own Python has put itself on the path.
   path <- setdiff(strsplit(Sys.getenv("PATH"), ":", fixed = TRUE)[[1]], dirname(reticulate::import("sys")$executable))
+  environments <- if (is.null(home)) {
+    paste0("WORKON_HOME=", shQuote(file.path(folder, "no-environments")))
+  } else {
+    first <- c("stopifnot(is.na(Sys.getenv('WORKON_HOME', NA)))", first)
+    paste0("HOME=", shQuote(home))
+  }
   plain <- c("RETICULATE_PYTHON=", "RETICULATE_PYTHON_ENV=", "VIRTUAL_ENV=", "PYTHONPATH=", "OMP_NUM_THREADS=1",
-    "RETICULATE_USE_MANAGED_VENV=false", paste0("WORKON_HOME=", shQuote(file.path(folder, "no-environments"))),
+    "RETICULATE_USE_MANAGED_VENV=false", environments,
     paste0("PATH=", shQuote(paste(path, collapse = ":"))),
     paste0("R_LIBS=", shQuote(paste(.libPaths(), collapse = ":"))))
+  writeLines(c(first, code), script)
   old <- setwd(folder) # a .venv in the working directory would be found
   on.exit(setwd(old), add = TRUE)
   # The last one named counts.

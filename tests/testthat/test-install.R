@@ -95,7 +95,7 @@ test_that("arguments that cannot be are refused before anything is made", {
   expect_error(quietly_install(folder, torch = 2), "torch")
   expect_error(install_scmamba("no/such/folder"), "no folder or file")
   dir.create(file.path(folder, "env"))
-  expect_error(quietly_install(folder), "no Python environment")
+  expect_error(quietly_install(folder), "not a Python environment")
   expect_length(list.files(file.path(folder, "env")), 0)
 })
 
@@ -132,29 +132,129 @@ test_that("a Python without venv or pip is named with the package to install", {
   expect_false(file.exists(file.path(folder, "env")))
 })
 
-test_that("an environment whose Python is gone is made anew", {
+# One session with an empty home directory and an empty working directory: what it printed.
+at_home <- function(folder, code, env = character()) {
+  dir.create(file.path(folder, "home"), showWarnings = FALSE)
+  dir.create(file.path(folder, "work"), showWarnings = FALSE)
+  fresh_session(code, c(paste0("PATH=/usr/bin:/bin"), env), file.path(folder, "work"), home = file.path(folder, "home"))
+}
+
+own_folder <- function(folder) file.path(folder, "home", ".virtualenvs", "r-scmamba")
+
+install_noting <- function(python) {
+  sprintf("cat(tryCatch(install_scmamba('scmamba==0.1.0', python = %s), error = conditionMessage))", quoted(python))
+}
+
+test_that("with an empty home directory the environment is made there and nothing elsewhere", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- normalizePath(withr::local_tempdir())
+  said <- at_home(folder, install_noting(noting_python(folder)))
+  expect_true(file.exists(file.path(own_folder(folder), "pyvenv.cfg")), info = paste(said, collapse = "\n"))
+  expect_identical(list.files(file.path(folder, "work"), all.files = TRUE, no.. = TRUE), character())
+  expect_match(asked(folder)[[1]], own_folder(folder), fixed = TRUE)
+  # Again, with a file of the user's in it: taken as it is, and nothing is renamed.
+  writeLines("mine", file.path(own_folder(folder), "my-notes.txt"))
+  unlink(file.path(folder, "asked"))
+  at_home(folder, install_noting(noting_python(folder)))
+  expect_false(any(grepl("venv", asked(folder))))
+  expect_identical(list.files(dirname(own_folder(folder))), "r-scmamba")
+  expect_identical(readLines(file.path(own_folder(folder), "my-notes.txt")), "mine")
+})
+
+test_that("an environment that does not run is renamed, never deleted, and put back if no other can be made", {
   skip_on_os("windows")
   skip_without_python()
   folder <- withr::local_tempdir()
   dir.create(file.path(folder, "env", "bin"), recursive = TRUE)
   file.symlink("/no/python3.11", file.path(folder, "env", "bin", "python"))
   file.create(file.path(folder, "env", "pyvenv.cfg"))
+  writeLines("mine", file.path(folder, "env", "my-notes.txt"))
+  # No environment can be made: everything is as before.
+  refusing <- noting_python(folder)
+  lines <- sub("mkdir -p \"$5/bin\";", "echo 'No space left on device' >&2; exit 1;", readLines(refusing), fixed = TRUE)
+  broken <- file.path(folder, "refusing")
+  writeLines(lines, broken)
+  Sys.chmod(broken, "755")
+  expect_error(quietly_install(folder, python = broken), "disk is full", class = "scmamba_install_error")
+  expect_identical(readLines(file.path(folder, "env", "my-notes.txt")), "mine")
+  expect_length(Sys.glob(file.path(folder, "env.before-*")), 0)
   expect_error(quietly_install(folder, python = noting_python(folder)), "no package scmamba")
-  expect_match(asked(folder)[[1]], "venv")
+  expect_match(utils::tail(asked(folder), 4)[[1]], "venv")
+  kept <- Sys.glob(file.path(folder, "env.before-*"))
+  expect_length(kept, 1)
+  expect_identical(readLines(file.path(kept, "my-notes.txt")), "mine")
+  # force = TRUE replaces one that runs; that is kept as well.
+  writeLines("later", file.path(folder, "env", "my-notes.txt"))
+  Sys.sleep(1.1)
+  expect_error(quietly_install(folder, python = noting_python(folder), force = TRUE), "no package scmamba")
+  expect_setequal(vapply(file.path(Sys.glob(file.path(folder, "env.before-*")), "my-notes.txt"), readLines, ""),
+    c("mine", "later"))
+})
+
+test_that("the environment is found from a project with a .venv of its own, and the configuration says so", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- normalizePath(withr::local_tempdir())
+  dir.create(dirname(own_folder(folder)), recursive = TRUE)
+  environment_without(own_folder(folder), character())
+  dir.create(file.path(folder, "work"))
+  empty_environment(file.path(folder, "work", ".venv"))
+  said <- at_home(folder, c("config <- scmamba_config()", "cat(config$python[['path']], config$road, config$problem, sep = '\\n')"))
+  said <- utils::tail(said, 2)
+  expect_match(said[[1]], own_folder(folder), fixed = TRUE)
+  expect_identical(said[[2]], "install_scmamba(): its environment")
+})
+
+test_that("the copy of the Python package in the R package is the checkout's", {
+  skip_if_not(length(checkout()) > 0, "a checkout")
+  from <- normalizePath(file.path(checkout()[[1]], "python", "scmamba"))
+  to <- file.path(system.file("python", package = "scMamba"), "python", "scmamba")
+  files <- function(folder) {
+    names <- list.files(folder, recursive = TRUE, all.files = TRUE)
+    sort(names[!grepl("__pycache__|/[.]", names)])
+  }
+  expect_identical(files(to), files(from))
+  expect_identical(unname(tools::md5sum(file.path(to, files(to)))), unname(tools::md5sum(file.path(from, files(from)))))
+  expect_true(all(file.exists(file.path(dirname(dirname(to)), c("pyproject.toml", "README.md", "LICENSE")))))
+})
+
+test_that("scmamba_require() declares what is needed, and refuses where another Python was chosen", {
+  skip_on_os("windows")
+  skip_without_python()
+  skip_if_not(packageVersion("reticulate") >= "1.41", "reticulate 1.41")
+  expect_identical(scMamba:::.requirement("scmamba==0.1.0", "serve"), "scmamba[serve]==0.1.0")
+  path <- normalizePath(withr::local_tempdir(pattern = "with space"))
+  expect_identical(scMamba:::.requirement(path, NULL), paste0("scmamba @ file://", gsub(" ", "%20", path)))
+  scMamba:::.python()
+  expect_error(scmamba_require(), "runs already", class = "scmamba_python_error")
+  folder <- normalizePath(withr::local_tempdir())
+  said <- at_home(folder, c("options(scmamba.python = '/no')",
+    "cat(tryCatch(scmamba_require(), error = conditionMessage), '\\n')", "options(scmamba.python = NULL)",
+    "wanted <- scmamba_require(torch = 'cuda')", "cat(wanted, sep = '\\n')",
+    "stopifnot(all(wanted %in% reticulate::py_require()$packages))"))
+  expect_match(said[[1]], "options(scmamba.python) names a Python", fixed = TRUE)
+  expect_identical(utils::tail(said, 2), c("torch==2.13.0", paste0("scmamba[serve] @ file://",
+    normalizePath(system.file("python", package = "scMamba")))))
+  expect_error(scMamba:::.check_reticulate(package_version("1.40"), "1.41", "scmamba_require()"),
+    "scmamba_require() needs", fixed = TRUE)
 })
 
 # Only for who asks for it, so not a skip.
 if (nzchar(Sys.getenv("SCMAMBA_TEST_INSTALL"))) test_that("from an empty folder to a verb, on both backends", {
   skip_on_os("windows")
   skip_without_python()
-  skip_if_not(length(checkout()) > 0, "a checkout")
   folder <- normalizePath(withr::local_tempdir())
   verbs <- paste0("print(class(ScMamba", c("Impute(", "Embed("), "SeuratObject::pbmc_small, force = TRUE, backend = ",
     c("'reticulate'", "'server'"), ")))")
-  source <- quoted(normalizePath(checkout()[[1]]))
-  code <- c(sprintf("install_scmamba(%s, python = %s)", source, quoted(base_python())), verbs)
-  said <- fresh_session(code, paste0("WORKON_HOME=", shQuote(folder)), folder)
+  # As the README says it, from an empty home directory; again; and without an installation step.
+  said <- at_home(folder, c("install_scmamba()", verbs))
   expect_true(any(grepl("scMamba is installed in", said)), info = paste(said, collapse = "\n"))
   seurat <- grepl("[1] \"Seurat\"", said, fixed = TRUE)
   expect_identical(sum(seurat), 2L, info = paste(utils::tail(said, 20), collapse = "\n"))
+  writeLines("mine", file.path(own_folder(folder), "my-notes.txt"))
+  said <- at_home(folder, c("install_scmamba()", verbs[[1]]))
+  expect_true(any(grepl("[1] \"Seurat\"", said, fixed = TRUE)))
+  expect_identical(readLines(file.path(own_folder(folder), "my-notes.txt")), "mine")
+  expect_identical(list.files(file.path(folder, "work"), all.files = TRUE, no.. = TRUE), character())
 })

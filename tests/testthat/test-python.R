@@ -95,11 +95,13 @@ test_that("the Python package is found where the user says", {
   expect_error(source_of(checkout), "pyproject.toml")
   writeLines(c("[project]", "name = \"scmamba\""), file.path(checkout, "pyproject.toml"))
   expect_identical(source_of(checkout), normalizePath(checkout))
-  withr::with_dir(checkout, expect_identical(source_of(NULL), normalizePath(checkout)))
+  # The folder R happens to be in is no answer; the copy in this package is.
+  withr::with_dir(checkout, expect_identical(source_of(NULL), normalizePath(system.file("python", package = "scMamba"))))
   withr::with_options(list(scmamba.source = "scmamba==0.1.0"),
     expect_identical(source_of(NULL), "scmamba==0.1.0"))
   expect_identical(source_of("https://example.org/a.git"), "git+https://example.org/a.git")
   expect_identical(source_of("git+https://example.org/a"), "git+https://example.org/a")
   expect_error(source_of("no/such/folder"), "no/such/folder")
-  withr::with_dir(tempdir(), expect_error(source_of(NULL), "come from"))
+  expect_error(scMamba:::.packaged_source(""), "lacks the Python package", class = "scmamba_install_error")
+  expect_error(scMamba:::.packaged_source(tempdir()), "lacks the Python package")
 })
