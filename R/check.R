@@ -46,7 +46,11 @@
 }
 
 .check_adapt <- function(adapt) {
-  if (is.logical(adapt)) .check_flag(adapt, "adapt") else .check_integer(adapt, "adapt", 1L)
+  # TRUE is the default number of steps of Python's ImputeOptions.
+  if (is.logical(adapt)) {
+    return(if (.check_flag(adapt, "adapt")) 300L else 0L)
+  }
+  .check_integer(adapt, "adapt", 0L)
 }
 
 .check_device <- function(device) {

@@ -29,19 +29,19 @@
 #' @param adapt Fine-tune a copy of the model on these data first? It is used only
 #'   if it predicts hidden values of cells kept out of the fine-tuning better. A
 #'   number sets the steps of training.
-#' @param method `"rates"`, the default where the model has a rate head (as
+#' @param method `"ensemble"`, the default where the model has a rate head (as
 #'   `brain-mini` does): expected frequencies given the whole cell and its
-#'   neighbours, the depth of the cell taken out, for all genes. `"published"`:
+#'   neighbours, the depth of the cell taken out, for all genes. `"masked"`:
 #'   the paper's masked prediction of log values.
 #' @param batch Column of the metadata with the donor or library (for a matrix: one value
-#'   for each cell). With `method = "rates"`, neighbours then come from all donors in
-#'   turn, as far as they hold cells of the same kind: types stand out, donors do not.
-#'   For clustering and pictures. What differs between donors or conditions is
-#'   evened out with it; leave it out where that is the question.
-#' @param passes For `"published"`: number of interleaved parts in which the
+#'   for each cell). With `method = "ensemble"`, nearest neighbors are then balanced
+#'   across batches, using only batches that contain the same cell type. This removes
+#'   donor effects, which helps clustering and plotting, but also removes real
+#'   differences between donors or conditions: do not set it if you compare conditions.
+#' @param passes For `"masked"`: number of interleaved parts in which the
 #'   zeros are predicted.
 #' @param min.value Predictions below this value stay zero: 0.2 by default (0 with
-#'   `method = "published"` or `to.counts = TRUE`). With 0 nearly all entries of the
+#'   `method = "masked"` or `to.counts = TRUE`). With 0 nearly all entries of the
 #'   result hold a value.
 #' @param to.counts Give expected counts (in the layer `counts` of the new assay)
 #'   instead of log-normalised values (in `data`)? Needs counts to start from.
@@ -95,7 +95,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
-  options$batch <- if (!is.null(batch)) .check_name(batch, "batch")
+  options$batch_key <- if (!is.null(batch)) .check_name(batch, "batch")
   cells <- .columns_for(object[[]], batch, "batch")
   matrix <- .get_layer(object, assay, layer, verbose)
   result <- .backend(backend)$impute(matrix, cells, options, verbose)
@@ -128,7 +128,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
-  options$batch <- if (!is.null(batch)) .check_name(batch, "batch")
+  options$batch_key <- if (!is.null(batch)) .check_name(batch, "batch")
   cells <- .columns_for(as.data.frame(SummarizedExperiment::colData(object)), batch, "batch")
   matrix <- .get_sce(object, assay)
   result <- .backend(backend)$impute(matrix, cells, options, verbose)
@@ -156,7 +156,7 @@ ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch =
       ))
     }
     cells <- data.frame(batch = as.character(batch))
-    options$batch <- "batch"
+    options$batch_key <- "batch"
   }
   result <- .backend(backend)$impute(matrix, cells, options, verbose)
   if (verbose) .say_imputed(matrix)
@@ -172,8 +172,8 @@ ScMambaImpute.default <- function(object, ...) {
 .impute_options <- function(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force) {
   list(
     model = .check_model(model),
-    method = if (is.null(method)) NULL else match.arg(method, c("rates", "published")),
-    adapt = .check_adapt(adapt),
+    method = .check_method(method),
+    adapt_steps = .check_adapt(adapt),
     passes = .check_integer(passes, "passes", lowest = 1L),
     min_value = if (is.null(min.value)) NULL else .check_number(min.value, "min.value"),
     batch_size = if (is.null(batch.size)) NULL else .check_integer(batch.size, "batch.size", 1L),
@@ -182,6 +182,15 @@ ScMambaImpute.default <- function(object, ...) {
     seed = .check_integer(seed, "seed", lowest = 0L),
     force = .check_flag(force, "force")
   )
+}
+
+# "rates" and "published" are the names of these methods before version 0.2.0.
+.check_method <- function(method) {
+  if (is.null(method)) {
+    return(NULL)
+  }
+  method <- match.arg(method, c("ensemble", "masked", "rates", "published"))
+  switch(method, rates = "ensemble", published = "masked", method)
 }
 
 .say_imputed <- function(matrix, name = NULL) {

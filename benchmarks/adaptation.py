@@ -74,9 +74,15 @@ def main() -> None:
                 "cells": len(totals),
                 "seed": seed,
             }
-            for adapt in (False, True):
+            for adapt in (0, 300):
                 report = fit_rate_ensemble(
-                    model, counts, totals, GeneMap.of(cells), adapt=adapt, seed=seed, verbose=False
+                    model,
+                    counts,
+                    totals,
+                    GeneMap.of(cells),
+                    adapt_steps=adapt,
+                    seed=seed,
+                    verbose=False,
                 ).report
                 word = "adapted" if adapt else "as it is"
                 row |= {
@@ -85,7 +91,7 @@ def main() -> None:
                 }
                 if adapt:
                     row |= {
-                        "neighbours": report["neighbours"],
+                        "neighbors": report["neighbors"],
                         "used": report["adapt"]["used"],
                         "seconds": report["adapt"]["seconds"],
                     }

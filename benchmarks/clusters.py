@@ -145,9 +145,9 @@ def trained_scvi(adata: Any, seed: int, batch: str | None) -> Any:
 METHODS = {
     "raw": raw,
     "scMamba": scmamba_values,
-    "scMamba, donors evened": partial(scmamba_values, batch="donor"),
-    "scMamba, donors and conditions evened": partial(scmamba_values, batch=CROSSED),
-    "scMamba, published": partial(scmamba_values, method="published"),
+    "scMamba, donors evened": partial(scmamba_values, batch_key="donor"),
+    "scMamba, donors and conditions evened": partial(scmamba_values, batch_key=CROSSED),
+    "scMamba, published": partial(scmamba_values, method="masked"),
     "neighbours' rates, zeros only": neighbours_zeros,
     "neighbours' rates, all entries": neighbours,
     "MAGIC": magic,

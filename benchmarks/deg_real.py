@@ -63,7 +63,7 @@ def fill(adata: ad.AnnData, layer: str, adapt: bool) -> ad.AnnData:
         return adata
     import scmamba
 
-    return scmamba.impute(adata, adapt=adapt)
+    return scmamba.impute(adata, adapt_steps=300 if adapt else 0)
 
 
 def lines(result: RobustnessResult) -> pd.DataFrame:

@@ -47,7 +47,7 @@ from scmamba.wire import scmb as wire
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
 #: Task -> options and how many cells a job has.
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
-    "impute": ({"adapt": False, "force": True}, 6),
+    "impute": ({"adapt_steps": 0, "force": True}, 6),
     "embed": ({"force": True}, 6),
     "annotate": ({"force": True}, 40),
     "doublets": ({}, 60),

@@ -444,7 +444,7 @@ ODD = [
 def odd_options(rng: random.Random) -> str:
     """Options of all tasks with values that may or may not fit."""
     names = [
-        "adapt",
+        "adapt_steps",
         "passes",
         "min_value",
         "to_counts",
@@ -470,7 +470,7 @@ def odd_options(rng: random.Random) -> str:
         "genes",
         "resume",
     ]
-    options: dict[str, Any] = {"adapt": False, "force": True} if rng.random() < 0.7 else {}
+    options: dict[str, Any] = {"adapt_steps": 0, "force": True} if rng.random() < 0.7 else {}
     if rng.random() < 0.2:
         options = {"groupby": "donor", "group1": "a"}
     options |= {rng.choice(names): rng.choice(ODD) for _ in range(rng.choice((0, 0, 1, 1, 2)))}

@@ -28,7 +28,7 @@ import psutil
 
 REPO = Path(__file__).resolve().parents[1]
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
-OPTIONS = {"adapt": False, "force": True, "seed": 0}
+OPTIONS = {"adapt_steps": 0, "force": True, "seed": 0}
 
 
 def start(folder: Path) -> Any:

@@ -37,8 +37,9 @@ from scmamba.data.values import SCALE
 from scmamba.evaluation import nonzero_imputation
 from scmamba.evaluation.annotation import annotation_scores
 from scmamba.evaluation.imputation import Hidden
-from scmamba.imputation._impute import predict_zeros
-from scmamba.imputation.rate_ensemble import BasePredictors, GeneMap, base_rate, value_if_counted
+from scmamba.imputation.base_predictors import BasePredictors, GeneMap, base_rate
+from scmamba.imputation.gating import value_if_counted
+from scmamba.imputation.masked import predict_zeros
 from scmamba.model import Model, load_model
 from scmamba.model.inference import input_positions
 from scmamba.nn import ScMamba

@@ -182,8 +182,8 @@ Run = tuple[str, str, Callable[..., None], dict[str, Any]]
 #: Name -> verb, whose Python, function, options.
 RUNS: dict[str, Run] = {
     "scMamba": ("impute", "own", impute, {}),
-    "scMamba, not adapted": ("impute", "own", impute, {"adapt": False}),
-    "scMamba, published": ("impute", "own", impute, {"method": "published", "adapt": False}),
+    "scMamba, not adapted": ("impute", "own", impute, {"adapt_steps": 0}),
+    "scMamba, published": ("impute", "own", impute, {"method": "masked", "adapt_steps": 0}),
     "MAGIC": ("impute", "peers", magic, {}),
     "scVI, 100 epochs": ("impute", "peers", scvi, {}),
     "scMamba cells": ("embed", "own", embed, {}),

@@ -310,7 +310,7 @@ def judge_imputation(
     table = nonzero_imputation(
         test,
         {"fine-tuned": tuned},
-        predictors=["gene_rate", "neighbour_rate"],
+        predictors=["gene_rate", "neighbor_rate"],
         min_total=0,
         seed=options.seed,
     )

@@ -50,7 +50,7 @@ _HOMES = {
 #: Former public name -> today's name; calls of the former one warn.
 _RENAMED = {"detect_doublets": "find_doublets", "gene_neighbours": "gene_neighbors"}
 #: Names that their packages do not have yet.
-_UNTIL_MOVED = {"find_doublets": "detect_doublets", "gene_neighbors": "gene_neighbours"}
+_UNTIL_MOVED = {"find_doublets": "detect_doublets"}
 _ROOMS = (
     "annotation",
     "data",

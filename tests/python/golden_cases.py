@@ -231,9 +231,9 @@ def _smoothed(data: ad.AnnData) -> sp.csr_matrix:
 
 
 CASES: dict[str, Callable[[], Answers]] = {
-    **{f"impute/{m}": lambda m=m: impute(m, adapt=False) for m in MODELS},
+    **{f"impute/{m}": lambda m=m: impute(m, adapt_steps=0) for m in MODELS},
     **{
-        f"impute as published/{m}": lambda m=m: impute(m, adapt=False, method="published", passes=2)
+        f"impute as published/{m}": lambda m=m: impute(m, adapt_steps=0, method="masked", passes=2)
         for m in MODELS
     },
     **{f"embed/{m}": lambda m=m: embed(m) for m in MODELS},

@@ -31,7 +31,7 @@ test_that("values, order and names agree with the Python package called directly
   set.seed(7)
   shuffled <- pbmc()
   counts <- counts_of(shuffled)[sample(230), sample(80)]
-  alone <- python_alone(counts, "impute", adapt = FALSE, passes = 2L)
+  alone <- python_alone(counts, "impute", adapt_steps = 0L, passes = 2L)
   direct <- reticulate::py_to_r(
     reticulate::py_get_item(alone$layers, "scmamba")$toarray()
   )
@@ -110,8 +110,8 @@ test_that("the record says what was done, and Command() shows the call", {
   after <- embed_tiny(after)
   record <- SeuratObject::Misc(after, "scmamba")
   expect_setequal(names(record), c("impute", "embed"))
-  expect_identical(as.integer(record$impute$seed), 3L)
-  expect_identical(record$impute$passes, 2L)
+  expect_identical(as.integer(record$impute$params$seed), 3L)
+  expect_identical(record$impute$params$passes, 2L)
   expect_identical(record$impute$model, "tiny")
   expect_identical(record$impute$r[["scMamba"]], as.character(packageVersion("scMamba")))
   commands <- SeuratObject::Command(after)
@@ -168,7 +168,7 @@ test_that("donors are evened out where their column is named, the same for every
   impute <- function(object, ...) ScMambaImpute(object, ..., adapt = FALSE, force = TRUE, verbose = FALSE)
   plain <- data_of(impute(cohort))
   evened <- impute(cohort, batch = "donor")
-  expect_identical(SeuratObject::Misc(evened, "scmamba")$impute$batch, "donor")
+  expect_identical(SeuratObject::Misc(evened, "scmamba")$impute$params$batch_key, "donor")
   values <- data_of(evened)
   counts <- counts_of(cohort)
   observed <- as.matrix(counts) > 0

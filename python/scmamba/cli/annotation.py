@@ -158,10 +158,10 @@ def genes(
     ] = None,
 ) -> None:
     """Show the genes whose learned embeddings are nearest to those of some genes."""
-    from ..embedding import gene_neighbours, marker_map, plot_marker_map
+    from ..embedding import gene_neighbors, marker_map, plot_marker_map
     from ..utils.atomic import atomic_path
 
-    typer.echo(gene_neighbours(names, model=model, n=n).round(3).to_string(index=False))
+    typer.echo(gene_neighbors(names, model=model, n=n).round(3).to_string(index=False))
     if picture is not None:
         table = marker_map(model=model)
         with atomic_path(picture) as path:

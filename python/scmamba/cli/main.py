@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from ..imputation.options import ImputeOptions
+from ..utils.deprecation import warn_renamed
 from ..utils.errors import ScMambaError
 
 
@@ -28,6 +30,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="scMamba: a pre-trained bidirectional Mamba for single-nucleus RNA-seq of the brain.",
 )
+
+#: Values of --method before 0.2.0.
+_OLD_METHODS = {"rates": "ensemble", "published": "masked"}
 
 Input = Annotated[Path, typer.Argument(help="An .h5ad file of counts, cells x genes.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")]
@@ -65,25 +70,27 @@ def impute(
     layer: Layer = None,
     gene_column: GeneColumn = None,
     method: Annotated[
-        Literal["rates", "published"] | None,
-        typer.Option(help="Frequencies with neighbours, or the paper's masks."),
+        Literal["ensemble", "masked", "rates", "published"] | None,
+        typer.Option(metavar="[ensemble|masked]", help=ImputeOptions.help("method")),
     ] = None,
-    batch: Annotated[
+    batch_key: Annotated[
         str | None,
-        typer.Option(help="Column of obs: even out these donors or libraries (rates method)."),
+        typer.Option("--batch-key", "--batch", help=ImputeOptions.help("batch_key")),
     ] = None,
+    adapt_steps: Annotated[int, typer.Option(min=0, help=ImputeOptions.help("adapt_steps"))] = (
+        ImputeOptions.adapt_steps
+    ),
     adapt: Annotated[
-        bool, typer.Option(help="Adapt a copy of the model to these cells first, if that helps.")
-    ] = True,
+        bool | None, typer.Option("--adapt/--no-adapt", hidden=True, help="Use --adapt-steps.")
+    ] = None,
     passes: Annotated[
-        int, typer.Option(min=1, help="Groups the zeros are divided into (published method).")
-    ] = 10,
+        int, typer.Option(min=1, help=ImputeOptions.help("passes"))
+    ] = ImputeOptions.passes,
     min_value: Annotated[
-        float | None,
-        typer.Option(min=0, help="Smaller predictions (log1p CP10k) stay zero; 0.2 if not given."),
+        float | None, typer.Option(min=0, help=ImputeOptions.help("min_value"))
     ] = None,
     to_counts: Annotated[
-        bool, typer.Option("--to-counts", help="Write expected counts instead of log1p CP10k.")
+        bool, typer.Option("--to-counts", help=ImputeOptions.help("to_counts"))
     ] = False,
     batch_size: BatchSize = None,
     device: Device = None,
@@ -93,9 +100,14 @@ def impute(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fill the zeros of an .h5ad file with what the model expects (layers/scmamba of a copy); under torchrun by several processes."""
+    """Impute the zeros of an .h5ad file (layers/scmamba of a copy); under torchrun by several processes."""
     from ..imputation.distributed import impute_file_shared, is_rank0
 
+    if adapt is not None:
+        warn_renamed("--adapt/--no-adapt", "--adapt-steps N (0 = off)")
+        adapt_steps = adapt_steps if adapt else 0
+    if method in _OLD_METHODS:
+        warn_renamed(f"--method {method}", f"--method {_OLD_METHODS[method]}")
     impute_file_shared(
         data,
         output,
@@ -103,9 +115,9 @@ def impute(
         model=model,
         layer=layer,
         gene_column=gene_column,
-        method=method,
-        batch=batch,
-        adapt=adapt,
+        method=_OLD_METHODS.get(method or "", method),
+        batch_key=batch_key,
+        adapt_steps=adapt_steps,
         passes=passes,
         min_value=min_value,
         to_counts=to_counts,

@@ -118,33 +118,3 @@ def refuse_existing(
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def write_provenance(
-    adata: AnnData, task: str, model_name: str, cells: CellReader, **settings: Any
-) -> None:
-    """Write provenance to ``uns["scmamba"][task]`` in types every file format keeps."""
-    entry = {
-        "version": __version__,
-        "model": model_name,
-        "genes": cells.match.summary(),
-        "values": cells.values.sentence,
-        **{key: value for key, value in settings.items() if value is not None},
-    }
-    notes = dict(adata.uns.get(KEY, {}))
-    notes[task] = entry
-    adata.uns[KEY] = notes
-
-
-def refuse_foreign(adata: AnnData, holder: str, key: str, task: str) -> None:
-    """Refuse to replace something of the user's that happens to have our name; our own earlier result may be replaced.
-
-    Raises
-    ------
-    DataError
-        ``adata.<holder>[key]`` exists and was not written by this task.
-    """
-    if key in getattr(adata, holder) and task not in adata.uns.get(KEY, {}):
-        raise DataError(
-            f"{holder}['{key}'] exists already and was not made by scMamba; rename or remove it first, nothing is overwritten."
-        )

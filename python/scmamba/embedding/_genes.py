@@ -1,4 +1,4 @@
-"""What a model knows about genes: their embeddings, nearest genes, and marker genes on a plane (paper, Fig. 2)."""
+"""Gene embeddings of a model: values, nearest neighbors, and marker genes on a plane (paper, Fig. 2)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,37 @@ import pandas as pd
 
 from ..genes import match_genes
 from ..model import Model, load_model
-from ..utils.errors import GeneError, ScMambaError
+from ..utils.deprecation import renamed_function
+from ..utils.errors import GeneError, OptionError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def gene_embedding(*, model: str | PathLike[str] | Model | None = None) -> pd.DataFrame:
-    """(L, D) the learned embedding of every gene; rows by Ensembl ID, a first column ``symbol``, then ``0 ... D-1``."""
+    """Learned embedding of every gene.
+
+    Parameters
+    ----------
+    model
+        Name of an available model, checkpoint folder, published ``.ckpt`` or open model. Default ``brain-mini``.
+
+    Returns
+    -------
+    DataFrame
+        One row per gene of the vocabulary, by Ensembl ID: a column ``symbol``, then ``0 ... D-1``.
+
+    Raises
+    ------
+    CheckpointError
+        The model cannot be opened.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> scmamba.gene_embedding().shape[0]
+    19306
+    """
     opened = load_model(model, device="cpu")
     values = opened.gene_embedding().float().numpy()
     table = pd.DataFrame(values, index=pd.Index(opened.genes.ensembl_ids, name="ensembl_id"))
@@ -26,40 +49,52 @@ def gene_embedding(*, model: str | PathLike[str] | Model | None = None) -> pd.Da
     return table
 
 
-def gene_neighbours(
+def gene_neighbors(
     genes: str | Sequence[str], *, model: str | PathLike[str] | Model | None = None, n: int = 10
 ) -> pd.DataFrame:
-    """The genes a model holds to be most alike.
+    """Genes with the most similar embeddings.
 
     Parameters
     ----------
     genes
-        Symbols or Ensembl IDs.
+        Symbol or Ensembl ID of a gene, or several of them.
+    model
+        Name of an available model, checkpoint folder, published ``.ckpt`` or open model. Default ``brain-mini``.
     n
-        Neighbours of each.
+        Number of neighbors of each gene. Default 10.
 
     Returns
     -------
-    ``gene neighbour ensembl_id cosine``, nearest first; cosine of the embeddings after their mean is taken off.
+    DataFrame
+        ``gene neighbor ensembl_id cosine``, nearest first; cosine of the embeddings after their mean is subtracted.
 
     Raises
     ------
+    OptionError
+        ``n`` is below 1.
     GeneError
         None of the genes is in the model's vocabulary.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> table = scmamba.gene_neighbors("GAD1", n=3)
+    >>> list(table.columns), len(table)
+    (['gene', 'neighbor', 'ensembl_id', 'cosine'], 3)
     """
     if n < 1:
-        raise ScMambaError(f"n is {n}; ask for at least one neighbour.")
-    asked = [genes] if isinstance(genes, str) else list(genes)
+        raise OptionError(f"n is {n}; expected a number of at least 1.")
+    wanted = [genes] if isinstance(genes, str) else list(genes)
     opened = load_model(model, device="cpu")
-    found = match_genes(asked, opened.genes).positions
+    found = match_genes(wanted, opened.genes).positions
     if not (found >= 0).any():
-        some = ", ".join(map(str, asked[:5]))
+        some = ", ".join(map(str, wanted[:5]))
         raise GeneError(
-            f"The model '{opened.config.name}' knows none of the genes {some}; give human symbols or Ensembl IDs."
+            f"The model '{opened.config.name}' has none of the genes {some}; pass human symbols or Ensembl IDs."
         )
     unit = _directions(opened)
     rows = []
-    for name, position in zip(asked, found):
+    for name, position in zip(wanted, found):
         if position < 0:
             continue
         cosine = unit @ unit[position]
@@ -68,7 +103,7 @@ def gene_neighbours(
             rows.append(
                 (name, opened.genes.symbols[i], opened.genes.ensembl_ids[i], float(cosine[i]))
             )
-    return pd.DataFrame(rows, columns=["gene", "neighbour", "ensembl_id", "cosine"])
+    return pd.DataFrame(rows, columns=["gene", "neighbor", "ensembl_id", "cosine"])
 
 
 def marker_map(
@@ -77,18 +112,39 @@ def marker_map(
     model: str | PathLike[str] | Model | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Marker genes by type, on a plane.
+    """Marker genes of cell types on a plane.
+
+    Parameters
+    ----------
+    markers
+        Marker genes (symbols or Ensembl IDs) of each cell type. Default: the built-in brain markers.
+    model
+        Name of an available model, checkpoint folder, published ``.ckpt`` or open model. Default ``brain-mini``.
+    seed
+        Seed of UMAP. Default 0.
 
     Returns
     -------
-    ``gene type x y own_type``: coordinates by UMAP of the embeddings (cosine; by principal components where umap-learn is not installed,
-    see ``attrs["axes"]``), and whether the gene's nearest other marker is of the same type. ``attrs["expected"]`` is the share of
-    ``own_type`` that chance gives.
+    DataFrame
+        ``gene type x y own_type``: coordinates by UMAP of the embeddings (cosine; by principal components where
+        umap-learn is not installed, see ``attrs["axes"]``), and whether the gene's nearest other marker is of the same
+        type. ``attrs["expected"]`` is the share of ``own_type`` expected by chance.
 
     Raises
     ------
     GeneError
         Fewer than four of the markers are in the model's vocabulary.
+
+    References
+    ----------
+    Oh, Choi, Jin, Jung, Ye (2025), arXiv 2502.19429, Fig. 2.
+
+    Examples
+    --------
+    >>> from scmamba.embedding import marker_map
+    >>> table = marker_map({"inhibitory": ["GAD1", "GAD2"], "oligodendrocyte": ["MBP", "PLP1"]})
+    >>> list(table.columns)
+    ['gene', 'type', 'x', 'y', 'own_type']
     """
     from ..datasets.marker_panels import brain_markers
 
@@ -99,7 +155,7 @@ def marker_map(
     known = np.flatnonzero(found >= 0)
     if len(known) < 4:
         raise GeneError(
-            f"The model '{opened.config.name}' knows {len(known)} of the {len(pairs)} markers; a map needs at least four."
+            f"The model '{opened.config.name}' has {len(known)} of the {len(pairs)} markers; a map needs at least four."
         )
     unit = _directions(opened)[found[known]]
     types = np.array([pairs[i][1] for i in known])
@@ -122,7 +178,25 @@ def marker_map(
 
 
 def plot_marker_map(table: pd.DataFrame) -> Figure:
-    """The picture of :func:`marker_map`: one colour a type, every gene by name."""
+    """Draw :func:`marker_map`: one color for each cell type, every gene by name.
+
+    Parameters
+    ----------
+    table
+        The result of :func:`marker_map`.
+
+    Returns
+    -------
+    Figure
+        A matplotlib figure.
+
+    Examples
+    --------
+    >>> from scmamba.embedding import marker_map, plot_marker_map
+    >>> table = marker_map({"inhibitory": ["GAD1", "GAD2"], "oligodendrocyte": ["MBP", "PLP1"]})
+    >>> len(plot_marker_map(table).axes)
+    1
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6))
@@ -137,7 +211,7 @@ def plot_marker_map(table: pd.DataFrame) -> Figure:
 
 
 def _directions(model: Model) -> np.ndarray:
-    """(L, D) embeddings about their mean, length one: the mean is common to all genes and says nothing of any."""
+    """(L, D) embeddings of length one after their mean, which is common to all genes, is subtracted."""
     values = model.gene_embedding().double().numpy()
     values = values - values.mean(axis=0)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
@@ -149,10 +223,18 @@ def _plane(unit: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     except ImportError:
         left, size, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
         return left[:, :2] * size[:2], "principal component"
-    neighbours = min(10, len(unit) - 1)
+    neighbors = min(10, len(unit) - 1)
     return UMAP(
-        n_neighbors=neighbours, metric="cosine", init="random", random_state=seed, n_jobs=1
+        n_neighbors=neighbors, metric="cosine", init="random", random_state=seed, n_jobs=1
     ).fit_transform(unit), "UMAP"
 
 
-__all__ = ["gene_embedding", "gene_neighbours", "marker_map", "plot_marker_map"]
+gene_neighbours = renamed_function("gene_neighbours", gene_neighbors)
+
+__all__ = [
+    "gene_embedding",
+    "gene_neighbors",
+    "gene_neighbours",
+    "marker_map",
+    "plot_marker_map",
+]

@@ -1,4 +1,4 @@
-"""Adapting a model to somebody's own cells before imputation: short, self-supervised, and kept only if it helps."""
+"""Adapting a network to the cells at hand: short, self-supervised, and kept only if it predicts held-out cells better."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ import torch
 from ..data.preprocess import CellReader
 from ..model import Model
 from ..training.batches import CellSource
+from ..training.objectives import (
+    RateConfig,
+    gene_log_rate,
+    nb_rate_step,
+    rate_validation,
+    source_counts,
+)
 from ..training.reconstruction import IMPUTE, clone, reconstruction_step, validation
 from ..training.trainer import TrainerConfig, fit
 from ..utils.progress import say
+from .options import ADAPT_STEPS
 
-#: With fewer cells there is too little to learn from and too little to judge by.
+#: With fewer cells there is too little to train on and too little to evaluate on.
 MIN_CELLS = 100
-#: Steps by default: about two minutes on two cores with the default model.
-STEPS = 300
-#: CellReader used at most; more would not be seen in that many steps.
+#: Cells used at most; more would not be read in that many steps.
 _MAX_CELLS = 5000
 
 
 @dataclass
 class Adapted:
-    """The model to use, what was measured, and the cells (rows of the source) it was not trained on."""
+    """The model to use, what was measured, and the held-out cells (rows of the source)."""
 
     model: Model
     report: dict[str, Any]
@@ -40,27 +46,19 @@ def adapt_rates(
     model: Model,
     source: CellSource,
     *,
-    steps: int | None = None,
+    steps: int = ADAPT_STEPS,
     seed: int = 0,
     verbose: bool = True,
 ) -> Adapted:
-    """Train a copy of a model with a rate head on four fifths of some cells; keep it if it predicts hidden counts of the rest better.
+    """Train a copy of a model with a rate head on four fifths of some cells; use it if it predicts masked counts of the rest better.
 
     Parameters
     ----------
     source
         The cells; those without counts are ignored.
     steps
-        Training steps of 16 cells; default :data:`STEPS`.
+        Training steps of 16 cells.
     """
-    from ..training.objectives import (
-        RateConfig,
-        gene_log_rate,
-        nb_rate_step,
-        rate_validation,
-        source_counts,
-    )
-
     started = time.monotonic()
     rng = np.random.default_rng(seed)
     order = rng.permutation(np.flatnonzero(source.totals > 0))
@@ -70,7 +68,7 @@ def adapt_rates(
     )
     if len(order) < MIN_CELLS:
         say(
-            f"{len(order)} cells are too few to adapt the model to (at least {MIN_CELLS}); it is used as it is",
+            f"Only {len(order)} cells ({MIN_CELLS} needed): skipping adaptation, using the pre-trained network.",
             verbose,
         )
         return Adapted(model, {"used": False, "reason": f"fewer than {MIN_CELLS} cells"}, held)
@@ -83,12 +81,12 @@ def adapt_rates(
     before = judge(model.network)["validation_loss"]
     copy = clone(model)
     torch.manual_seed(seed)
-    loop = TrainerConfig(steps=steps or STEPS, lr=1e-3, warmup=0.05, seed=seed, batch_size=16)
+    loop = TrainerConfig(steps=steps, lr=1e-3, warmup=0.05, seed=seed, batch_size=16)
     fit(
         copy.network,
         nb_rate_step([training], config, loop, [base]),
         loop,
-        description="Adapting to these cells",
+        description="Adapting the network",
         verbose=verbose,
     )
     after = judge(copy.network)["validation_loss"]
@@ -101,43 +99,39 @@ def adapt_rates(
         "seconds": round(time.monotonic() - started, 1),
     }
     say(
-        f"deviance per hidden count of {len(held)} cells left out: {before:.4f} before, {after:.4f} after adapting; "
-        + (
-            "the adapted model is used"
-            if after < before
-            else "adapting did not help, the model is used as it is"
-        ),
+        f"Deviance per masked count of {len(held)} held-out cells: {before:.4f} before, {after:.4f} after adaptation; "
+        + ("the adapted network is used" if after < before else "the pre-trained network is used"),
         verbose,
     )
     return Adapted(copy if after < before else model, report, held)
 
 
-def adapt(
+def adapt_masked(
     model: Model,
     cells: CellReader,
     *,
-    steps: int | None = None,
+    steps: int = ADAPT_STEPS,
     seed: int = 0,
     verbose: bool = True,
 ) -> tuple[Model, dict[str, Any]]:
-    """Train a copy of ``model`` on nine tenths of the cells, judge both on the rest at full length, return the better one.
+    """Train a copy of a model on nine tenths of the cells, evaluate both on the rest at full length, return the better one.
 
     Parameters
     ----------
     cells
-        The user's cells as the model reads them.
+        The cells as the model reads them.
     steps
-        Training steps of 16 short sequences; default 300.
+        Training steps of 16 short sequences.
 
     Returns
     -------
-    The model to use and a report: ``used``, ``loss_before``, ``loss_after`` (squared error at hidden values of held-out cells),
+    The model to use and a report: ``used``, ``loss_before``, ``loss_after`` (squared error of masked counts of held-out cells),
     ``cells``, ``steps``, ``seconds``.
     """
     started = time.monotonic()
     if len(cells) < MIN_CELLS:
         say(
-            f"{len(cells)} cells are too few to adapt the model to (at least {MIN_CELLS}); it is used as it is",
+            f"Only {len(cells)} cells ({MIN_CELLS} needed): skipping adaptation, using the pre-trained network.",
             verbose,
         )
         return model, {"used": False, "reason": f"fewer than {MIN_CELLS} cells"}
@@ -152,23 +146,19 @@ def adapt(
     before = judge(model.network)["validation_loss"]
     copy = clone(model)
     torch.manual_seed(seed)
-    loop = TrainerConfig(steps=steps or STEPS, lr=5e-4, warmup=0.05, seed=seed, batch_size=16)
+    loop = TrainerConfig(steps=steps, lr=5e-4, warmup=0.05, seed=seed, batch_size=16)
     fit(
         copy.network,
         reconstruction_step([training], _SHORT, loop),
         loop,
-        description="Adapting to these cells",
+        description="Adapting the network",
         verbose=verbose,
     )
     after = judge(copy.network)["validation_loss"]
     used = after < before
     say(
-        f"error at hidden values of {min(len(held), 64)} cells left out: {before:.4f} before, {after:.4f} after adapting; "
-        + (
-            "the adapted model is used"
-            if used
-            else "adapting did not help, the model is used as it is"
-        ),
+        f"Squared error of masked counts of {min(len(held), 64)} held-out cells: {before:.4f} before, {after:.4f} after adaptation; "
+        + ("the adapted network is used" if used else "the pre-trained network is used"),
         verbose,
     )
     report = {

@@ -1,8 +1,8 @@
 """One file imputed by several processes, of one machine or many: ``torchrun --nproc-per-node 4 -m scmamba impute in.h5ad -o out.h5ad``.
 
-What is learnt from the data (adaptation, the weights of the neighbours) is learnt by the first process and sent to the others; the cells
-are divided by blocks of rows, each process imputes its share into a file beside the target, and the first one joins them. A cell's answer
-does not depend on who computes it, so the file is the same as one process would write.
+The first process fits (adaptation, weights of the base predictors) and sends the result to the others. The cells are divided
+by blocks of rows, each process imputes its share into a file beside the target, and the first one joins them. The values of
+a cell do not depend on the process that computes them, so the file is the same as one process would write.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -27,14 +27,19 @@ from scipy import sparse
 from ..data.h5ad_stream import append_layer, write_with_layer
 from ..data.provenance import KEY
 from ..utils.errors import ScMambaError
-from ._impute import Imputer, impute_file, open_file
+from ._impute import impute_file, open_file
+from .base import Imputer
+from .imputer import open_imputer
 
-#: The first process may learn, and others wait, for hours.
-_PATIENCE = timedelta(days=2)
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: The first process may fit, and others wait, for hours.
+_TIMEOUT = timedelta(days=2)
 
 
 def is_rank0() -> bool:
-    """Is this the first process, or the only one?"""
+    """Whether this is the first process, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -47,7 +52,17 @@ def impute_file_shared(
 ) -> None:
     """As :func:`scmamba.impute_file`; under torchrun the processes share the work.
 
-    Each process takes the GPU of its local rank, if there are any. All of them must see ``source`` and the folder of ``target``.
+    Each process uses the GPU of its local rank, if there are any. ``source`` and the folder of ``target`` must be visible
+    to all of them.
+
+    Parameters
+    ----------
+    source, target
+        Paths of the input and of the file to write.
+    overwrite
+        Replace ``target`` if it exists.
+    **options
+        Options of :func:`scmamba.impute_file`.
 
     Raises
     ------
@@ -75,15 +90,15 @@ def _device(asked: str | None) -> str | None:
 
 @contextmanager
 def _processes() -> Iterator[None]:
-    """The group of processes torchrun started; gloo, because only what was learnt and a few words are sent."""
-    dist.init_process_group("gloo", timeout=_PATIENCE)
+    """The group of processes torchrun started; gloo, because only what was fitted and a few words are sent."""
+    dist.init_process_group("gloo", timeout=_TIMEOUT)
     try:
         yield
     except RuntimeError as error:
         if "gloo" not in str(error).lower():
             raise
         raise ScMambaError(
-            "Another of the processes has ended before its share was done; its own message says why."
+            "Another of the processes has ended before its share was done; see its own message."
         ) from error
     finally:
         dist.destroy_process_group()
@@ -93,33 +108,42 @@ def _impute(
     source: Path, target: Path, overwrite: bool, options: dict[str, Any], device: str | None
 ) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
-    adata, plan = open_file(
-        source, target, overwrite, options, once=lambda learn: broadcast_from_rank0(learn, device)
-    )
+    given = dict(options)
+    model = given.pop("model", None)
+    adata, checked = open_file(source, target, overwrite, given)
+    imputer, cells = open_imputer(adata, model, checked)
+    imputer.restore(cells, broadcast_from_rank0(lambda: imputer.learn(cells), device))
     folder = Path(broadcast_from_rank0(lambda: _new_folder(target), None))
     try:
-        blocks = list(plan.cells.blocks(plan.size))
+        blocks = list(cells.blocks(imputer.block))
         bounds = [len(blocks) * r // world for r in range(world + 1)]
-        _write_share(plan, blocks[bounds[rank] : bounds[rank + 1]], folder / f"{rank}.h5")
+        write_share(imputer, blocks[bounds[rank] : bounds[rank + 1]], folder / f"{rank}.h5")
         dist.barrier()
         if rank == 0:
-            totals: list[np.ndarray] = []
             shares = [(folder / f"{r}.h5", blocks[bounds[r] : bounds[r + 1]]) for r in range(world)]
-            write_with_layer(
-                source,
-                target,
-                adata,
-                KEY,
-                _read_shares(shares, adata.n_vars, totals),
-                lambda result, stored: plan.annotate(result, np.concatenate(totals), stored),
-            )
+            _join(source, target, imputer, shares)
     finally:
         if rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _join(
+    source: Path, target: Path, imputer: Imputer, shares: list[tuple[Path, list[slice]]]
+) -> None:
+    """Write the file from the shares of all processes."""
+    adata = imputer.cells.adata
+    totals: list[np.ndarray] = []
+
+    def annotate(result: AnnData, stored: int) -> None:
+        imputer.write_annotations(result, np.concatenate(totals), stored)
+
+    write_with_layer(
+        source, target, adata, KEY, read_shares(shares, adata.n_vars, totals), annotate
+    )
+
+
 def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
-    """The result of ``work``, done by the first process and sent to the others; its refusal is everybody's.
+    """The result of ``work``, done by the first process and sent to the others; an error is raised in every process.
 
     Models arrive on ``device``.
     """
@@ -165,23 +189,23 @@ def _new_folder(target: Path) -> str:
         ) from error
 
 
-def _write_share(plan: Imputer, blocks: list[slice], path: Path) -> None:
+def write_share(imputer: Imputer, blocks: list[slice], path: Path) -> None:
     """The imputed rows of some blocks, and their totals, as HDF5."""
     totals: list[np.ndarray] = [np.zeros(0)]
 
     def rows() -> Iterator[sparse.csr_matrix]:
-        for block, block_totals in plan.run(blocks):
+        for block, block_totals in imputer.predict_blocks(blocks):
             totals.append(block_totals)
             yield block
 
     with h5py.File(path, "w") as file:
         append_layer(
-            file, KEY, rows(), (sum(b.stop - b.start for b in blocks), plan.cells.adata.n_vars)
+            file, KEY, rows(), (sum(b.stop - b.start for b in blocks), imputer.cells.adata.n_vars)
         )
         file["totals"] = np.concatenate(totals)
 
 
-def _read_shares(
+def read_shares(
     shares: list[tuple[Path, list[slice]]], n_vars: int, totals: list[np.ndarray]
 ) -> Iterator[sparse.csr_matrix]:
     """The blocks of all shares in the order of the rows; their totals are appended to ``totals``."""

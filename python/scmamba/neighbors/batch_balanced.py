@@ -10,23 +10,41 @@ from scipy import sparse
 from .knn import log_values, nearest_neighbors
 from .svd import principal_components
 
-_REACH = 10  # nearest cells of a batch that tell whether it knows a cell's kind
-_PLENTY = 10  # times as many cells as are wanted are looked at, in all batches together
-_LAST = 1e9  # the turn of cells that are merely near
+_SHARED = (
+    10  # nearest cells of a batch that must overlap for it to count as holding the cell's type
+)
+_CANDIDATES = 10  # times as many cells as are wanted are considered, in all batches together
+_LAST = 1e9  # rank of cells that are near, but of no balanced batch
 
 
 class BatchBalancedKNN:
-    """Cells to find neighbours among, and what the neighbours of any cell show: many reaches at once, a block of cells at a time.
+    """A pool of cells, and the rates pooled over the nearest neighbors of any cell: several reaches at once, block by block.
 
     Parameters
     ----------
     counts, totals
         (n, m) visible counts of the pool, and the (n,) depths its log values are scaled by.
     components
-        Leading components of log1p(CP10k) that distances are measured in.
+        Principal components of log1p(CP10k) in which distances are measured. Default 50.
+    seed
+        Seed of the principal components. Default 0.
     batch
-        (n,) codes 0, 1, ... of the donors or libraries of the cells: neighbours then come from all of them in turn (see
-        :meth:`nearest`).
+        (n,) codes 0, 1, ... of the donors or libraries of the cells: neighbors are then balanced across them (see
+        :meth:`query`).
+
+    References
+    ----------
+    Polanski et al. (2020), Bioinformatics 36, 964-965 (BBKNN).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from scmamba.neighbors import BatchBalancedKNN
+    >>> counts = sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (50, 20)))
+    >>> pool = BatchBalancedKNN(counts, np.asarray(counts.sum(axis=1)).ravel(), components=3)
+    >>> pool.query(pool.scores, 5, own=np.arange(50)).shape
+    (50, 5)
     """
 
     def __init__(
@@ -50,11 +68,11 @@ class BatchBalancedKNN:
         )
         #: (n, batches, 10) the members of every batch nearest to each member; -1 where a batch has fewer.
         self._seen_from = np.full(
-            (len(self.scores), len(self.batch_members), _REACH), -1, dtype=np.int32
+            (len(self.scores), len(self.batch_members), _SHARED), -1, dtype=np.int32
         )
         for b, home in enumerate(self.batch_members):
             if len(home):
-                found = home[nearest_neighbors(self.scores, self.scores[home], _REACH)]
+                found = home[nearest_neighbors(self.scores, self.scores[home], _SHARED)]
                 self._seen_from[:, b, : found.shape[1]] = found
 
     def project(self, counts: sparse.csr_matrix, totals: np.ndarray) -> np.ndarray:
@@ -68,14 +86,25 @@ class BatchBalancedKNN:
         own: np.ndarray | None = None,
         batch: np.ndarray | None = None,
     ) -> np.ndarray:
-        """(r, k) members to learn from, first the best.
+        """Nearest neighbors among the members.
 
-        Without batches the nearest to ``scores`` (r, d). With batches, and those of the cells in ``batch`` (r,) (-1: of none), the
-        nearest of every batch, then the second nearest of every batch, and so on. A batch that lacks the cell's kind has nothing to
-        give: a member of another batch counts only if the cells it is nearest to in the cell's own batch are among the cell's nearest
-        there. Where too few count, the nearest of all follow.
+        Parameters
+        ----------
+        scores
+            (r, d) components of the cells.
+        k
+            Number of neighbors.
+        own
+            (r,) the member that each cell is itself (-1: none); it is excluded.
+        batch
+            (r,) batches of the cells (-1: none). With batches, the nearest member of every batch comes first, then the
+            second nearest of every batch, and so on. A batch without cells of the cell's type contributes nothing: a
+            member of another batch counts only if its own nearest cells in the cell's batch are among the cell's nearest
+            there. Where too few count, the nearest of all follow.
 
-        ``own`` (r,) is the member each cell is itself (-1: none), left out.
+        Returns
+        -------
+        (r, k) members, nearest first.
         """
         k = min(k, len(self.scores) - 1)
         own = np.full(len(scores), -1) if own is None else np.asarray(own)
@@ -85,13 +114,17 @@ class BatchBalancedKNN:
             )
         found = nearest_neighbors(scores, self.scores, k + 1)
         itself = found == own[:, None]
-        itself[~itself.any(axis=1), -1] = True  # others lose their farthest, so that all have k
+        itself[~itself.any(axis=1), -1] = (
+            True  # cells that are no member drop their farthest, so that all have k
+        )
         return found[~itself].reshape(len(found), k)
 
     def _balanced_query(
         self, scores: np.ndarray, k: int, own: np.ndarray, batch: np.ndarray
     ) -> np.ndarray:
-        every = nearest_neighbors(scores, self.scores, k + 1)  # if all else fails
+        every = nearest_neighbors(
+            scores, self.scores, k + 1
+        )  # where too few members of balanced batches count
         at_home = self._at_home(scores, k + 1, batch)
         other = (at_home >= 0) & (at_home != own[:, None])
         columns = [every, at_home]
@@ -99,16 +132,16 @@ class BatchBalancedKNN:
             np.where(every == own[:, None], np.inf, _LAST),
             np.where(other, np.cumsum(other, axis=1), np.inf),
         ]
-        near = np.where(other, at_home, -2)[:, : _REACH + 1]
+        near = np.where(other, at_home, -2)[:, : _SHARED + 1]
         some = min(
-            k + 1, -(-_PLENTY * k // len(self.batch_members))
+            k + 1, -(-_CANDIDATES * k // len(self.batch_members))
         )  # of each batch; more would only fill memory where there are many
         for b, home in enumerate(self.batch_members):
             if not len(home):
                 continue
             found = home[nearest_neighbors(scores, self.scores[home], some)]
             known = self._seen_from[
-                found[..., None], np.maximum(batch, 0)[:, None, None], np.arange(_REACH)
+                found[..., None], np.maximum(batch, 0)[:, None, None], np.arange(_SHARED)
             ]
             mutual = (known[..., None] == near[:, None, None, :]).any(axis=(2, 3)) & (batch != b)[
                 :, None
@@ -133,8 +166,8 @@ class BatchBalancedKNN:
     def rates(
         self, nearest: np.ndarray, pools: Sequence[tuple[int, float]], average: np.ndarray
     ) -> Iterator[np.ndarray]:
-        """Yield, for each (k, shrink) in increasing k, (r, m) rates of the first k neighbours with ``shrink`` counts' worth of the
-        ``average`` (m,) rate mixed in.
+        """Yield, for each (k, shrink) in increasing k, (r, m) rates of the first k neighbors with ``shrink`` counts' worth
+        of the ``average`` (m,) rate mixed in.
         """
         counts = np.zeros((len(nearest), self.counts.shape[1]), dtype=np.float32)
         done = 0
@@ -163,7 +196,7 @@ class BatchBalancedKNN:
 
 
 def first_different(members: np.ndarray, k: int) -> np.ndarray:
-    """(r, k) the first ``k`` different entries of each row."""
+    """(r, k) the first ``k`` distinct entries of each row."""
     out = np.empty((len(members), k), dtype=np.int64)
     for row, found in enumerate(members):
         _, first = np.unique(found, return_index=True)

@@ -1,10 +1,4 @@
-"""What a cell's neighbours say about its genes: their pooled rate, shrunk to the gene's, times the cell's
-depth.
-
-The strongest simple predictor of hidden counts we know of: rate = (the neighbours' counts of the gene + 5000
-x gene rate) / (their totals + 5000). The mean of a count known to be positive is then that of a
-zero-truncated Poisson.
-"""
+"""Exact nearest neighbors in principal components."""
 
 from __future__ import annotations
 
@@ -15,9 +9,29 @@ from scipy import sparse
 def nearest_neighbors(
     query: np.ndarray, pool: np.ndarray, k: int, *, block: int = 1024
 ) -> np.ndarray:
-    """(cells, k) indices into ``pool`` of the cells at the smallest Euclidean distance, exact, nearest first.
+    """Indices of the nearest neighbors by Euclidean distance, exact.
 
-    ``query`` (cells, d) and ``pool`` (others, d). A cell that stands in both is its own first neighbour.
+    Parameters
+    ----------
+    query
+        (cells, d) coordinates.
+    pool
+        (others, d) coordinates of the cells that are searched. A cell that is in both is its own first neighbor.
+    k
+        Number of neighbors; at most all of ``pool``.
+    block
+        Cells whose distances to the whole pool are held at a time. Default 1,024.
+
+    Returns
+    -------
+    (cells, k) int64 indices into ``pool``, nearest first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scmamba.neighbors import nearest_neighbors
+    >>> nearest_neighbors(np.array([[0.9]]), np.array([[0.0], [4.0], [1.0]]), 2)
+    array([[2, 0]])
     """
     k = min(k, len(pool))
     squares = (pool**2).sum(axis=1)

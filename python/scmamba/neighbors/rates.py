@@ -19,27 +19,45 @@ _BLOCK = 256  # cells whose dense rates (block x genes float64) are held at a ti
 
 
 def truncated_mean(mu: np.ndarray) -> np.ndarray:
-    """Mean of a Poisson count given that it is not zero, mu / (1 - exp(-mu)); at least 1."""
+    """Mean of a Poisson count given that it is not zero, mu / (1 - exp(-mu)); at least 1.
+
+    Parameters
+    ----------
+    mu
+        Poisson means, of any shape.
+
+    Returns
+    -------
+    Means of the same shape.
+
+    Examples
+    --------
+    >>> from scmamba.neighbors import truncated_mean
+    >>> truncated_mean([0.0, 100.0]).round(6)
+    array([  1., 100.])
+    """
     mu = np.maximum(np.asarray(mu, dtype=np.float64), 1e-9)
     return mu / -np.expm1(-mu)
 
 
 @dataclass
 class NeighborRates:
-    """Rates of every gene in every cell as its neighbours show them, computed a block of cells at a time.
+    """Rates of every gene in every cell, pooled over its nearest neighbors, computed a block of cells at a time.
 
     Attributes
     ----------
     gene_rate
         (genes,) share of all counts that are the gene's.
-    neighbours
+    neighbors
         (cells, k) rows of the pool.
     totals
-        (cells,) depth of each cell: what a rate is multiplied with.
+        (cells,) depth of each cell, by which a rate is multiplied.
+    shrink
+        Counts' worth of ``gene_rate`` mixed into every rate.
     """
 
     gene_rate: np.ndarray
-    neighbours: np.ndarray
+    neighbors: np.ndarray
     totals: np.ndarray
     shrink: float
     _pool: sparse.csr_matrix
@@ -47,7 +65,7 @@ class NeighborRates:
 
     def rate(self, rows: np.ndarray | slice) -> np.ndarray:
         """(r, genes) float64: expected share of the cell's counts."""
-        chosen = self.neighbours[rows]
+        chosen = self.neighbors[rows]
         weight = sparse.csr_matrix(
             (np.ones(chosen.size), chosen.ravel(), np.arange(len(chosen) + 1) * chosen.shape[1]),
             shape=(len(chosen), self._pool.shape[0]),
@@ -58,12 +76,12 @@ class NeighborRates:
         return counts
 
     def rate_at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(n,) rates of single entries; ``rows`` in increasing order keeps it quick."""
+        """(n,) rates of single entries; ``rows`` in increasing order is faster."""
         out = np.empty(len(rows))
         order = np.argsort(rows, kind="stable")
         sorted_rows = rows[order]
-        for start in range(0, len(self.neighbours), _BLOCK):
-            stop = min(start + _BLOCK, len(self.neighbours))
+        for start in range(0, len(self.neighbors), _BLOCK):
+            stop = min(start + _BLOCK, len(self.neighbors))
             lo, hi = np.searchsorted(sorted_rows, [start, stop])
             if lo < hi:
                 entries = order[lo:hi]
@@ -89,33 +107,47 @@ def knn_rates(
     reference_totals: np.ndarray | None = None,
     seed: int = 0,
 ) -> NeighborRates:
-    """Prepare the neighbours' rates of all cells.
+    """Find the nearest neighbors of all cells and pool their rates.
 
     Parameters
     ----------
     counts_visible
-        (cells, genes) counts that may be seen, hidden ones left out (0).
+        (cells, genes) visible counts, masked ones set to 0.
     totals
-        (cells,) total counts of the cells, hidden ones included; they scale the log values and the
-        predictions.
+        (cells,) total counts of the cells, masked ones included; they scale the log values and the predictions.
     k
-        Neighbours, the cell itself being the first of them where there is no ``reference``: nearest in
-        ``components`` principal components of log1p(CP10k).
+        Number of neighbors, the cell itself being the first where there is no ``reference``. Default 30.
     shrink
-        Counts' worth of the gene's overall rate mixed into every rate.
+        Counts' worth of the gene's overall rate mixed into every rate. Default 5,000.
+    components
+        Principal components of log1p(CP10k) in which distances are measured. Default 50.
     reference
-        (others, genes) counts of other cells, on the same genes: neighbours and gene rates come from these
-        alone, and
-        ``reference_totals`` are their totals (default: their row sums).
+        (others, genes) counts of other cells, on the same genes: neighbors and gene rates come from these alone.
+        Default: the cells themselves.
+    reference_totals
+        (others,) their totals. Default: their row sums.
+    seed
+        Seed of the principal components. Default 0.
 
     Returns
     -------
-    :class:`NeighborRates`; nothing of size cells x genes is ever held.
+    NeighborRates
+        Rates of all genes in all cells; no dense matrix of cells x genes is ever held.
 
     Raises
     ------
     DataError
-        Shapes that do not fit, or cells without any visible count.
+        Shapes that do not fit, or cells without counts.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from scmamba.neighbors import knn_rates
+    >>> counts = sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (50, 20)))
+    >>> rates = knn_rates(counts, np.asarray(counts.sum(axis=1)).ravel(), k=5, components=3)
+    >>> rates.rate(slice(0, 2)).shape
+    (2, 20)
     """
     visible = sparse.csr_matrix(counts_visible, dtype=np.float64)
     totals = np.asarray(totals, dtype=np.float64)

@@ -12,12 +12,39 @@ from ..utils.threads import single_blas_thread
 def principal_components(
     x: sparse.csr_matrix, n: int, *, seed: int = 0, passes: int = 4
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Truncated SVD of a sparse matrix, not centred, by random projections (Halko, Martinsson and Tropp
-    2011).
+    """Truncated SVD of a sparse matrix, not centered, by random projections.
+
+    Parameters
+    ----------
+    x
+        (cells, genes) sparse matrix.
+    n
+        Number of components; at most one fewer than cells and genes.
+    seed
+        Seed of the random projections. Default 0.
+    passes
+        Power iterations. Default 4; more come nearer to the exact decomposition.
 
     Returns
     -------
     (cells, n) scores ``u * s`` and (genes, n) basis ``v``, components by decreasing singular value.
+
+    Raises
+    ------
+    DataError
+        A single cell or gene.
+
+    References
+    ----------
+    Halko, Martinsson and Tropp (2011), SIAM Review 53, 217-288.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> from scmamba.neighbors import principal_components
+    >>> scores, basis = principal_components(sparse.random(30, 40, 0.2, "csr", rng=0), 5)
+    >>> scores.shape, basis.shape
+    ((30, 5), (40, 5))
     """
     n = min(n, min(x.shape) - 1)
     if n < 1:

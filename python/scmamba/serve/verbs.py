@@ -79,7 +79,9 @@ TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], Any], dict[str, tuple
         _impute,
         {
             "method": (str,),
-            "batch": (str,),
+            "batch_key": (str,),
+            "adapt_steps": (int,),
+            "batch": (str,),  # as batch_key and adapt_steps were called before 0.2.0
             "adapt": (bool, int),
             "passes": (int,),
             "min_value": (int, float),
@@ -183,6 +185,7 @@ _RANGES = {
     "batch_size": (1, 65_536),
     "min_value": (0, 1e6),
     "adapt": (0, 100_000),
+    "adapt_steps": (0, 100_000),
     "network": (0, 100_000),
     "error_rate": (0, 1),
     "expected_rate": (0, 1),

@@ -20,7 +20,7 @@ from scmamba.annotation._reference import (
 )
 from scmamba.annotation.expression import all_human_genes, shared_values
 from scmamba.annotation.result import UNASSIGNED, Annotation, own_components, report_counts
-from scmamba.data.provenance import flag_low_depth, refuse_foreign
+from scmamba.data.provenance import flag_low_depth, refuse_existing
 from scmamba.model.inference import dense_input, input_positions
 from scmamba.utils.errors import DataError
 from scmamba.utils.memory import available_memory
@@ -288,14 +288,15 @@ def test_input_of_the_network_and_depths(cohort, capsys):
 
 def test_what_is_the_users_stays(cohort):
     data = ad.AnnData(np.ones((2, 1), np.float32), layers={"scmamba": np.ones((2, 1))})
-    with pytest.raises(DataError, match="nothing is overwritten"):
-        refuse_foreign(data, "layers", "scmamba", "impute")
-    refuse_foreign(data, "obsm", "scmamba", "impute")
+    with pytest.raises(DataError, match="pass overwrite=True"):
+        refuse_existing(data, "impute", layers=["scmamba"])
+    refuse_existing(data, "impute", obsm=["scmamba"])
+    refuse_existing(data, "impute", layers=["scmamba"], overwrite=True)
     data.uns["scmamba"] = {"embed": {}}
-    with pytest.raises(DataError, match="nothing is overwritten"):
-        refuse_foreign(data, "layers", "scmamba", "impute")
+    with pytest.raises(DataError, match="pass overwrite=True"):
+        refuse_existing(data, "impute", layers=["scmamba"])
     data.uns["scmamba"]["impute"] = {}
-    refuse_foreign(data, "layers", "scmamba", "impute")
+    refuse_existing(data, "impute", layers=["scmamba"])
     import psutil
 
     assert available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)

@@ -839,7 +839,7 @@ def test_everything_on_one_small_study(geo, tmp_path):
     )  # the small recipe's: half as many as cells
     assert 0 <= doublets["AUROC"] <= 1
     imputed = table["here"].loc[("Zhu", "imputation")]
-    assert {"gene_rate", "neighbour_rate"} < set(imputed.index.get_level_values(0)) and (
+    assert {"gene_rate", "neighbor_rate"} < set(imputed.index.get_level_values(0)) and (
         imputed.loc[:, "mse"] > 0
     ).all()
 

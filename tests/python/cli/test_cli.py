@@ -33,7 +33,7 @@ def test_impute_embed_and_refusals(folder):
         str(folder / "model"),
         "-q",
     ]
-    result = run(app, ["impute", *command, "--passes", "2", "--no-adapt"])
+    result = run(app, ["impute", *command, "--passes", "2", "--adapt-steps", "0"])
     assert result.exit_code == 0, result.output
     assert "scmamba" in ad.read_h5ad(folder / "out.h5ad").layers
     again = run(app, ["impute", *command])

@@ -104,15 +104,31 @@ def test_impute(run, verb):
     made = verb("scmamba.imputation.distributed.impute_file_shared")
     assert "layers['scmamba']" in run("impute in.h5ad -o out.h5ad")
     run(
-        f"impute in.h5ad -o out.h5ad {GIVEN} --method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts --seed 7"
+        f"impute in.h5ad -o out.h5ad {GIVEN} --method masked --batch-key d --adapt-steps 0 --passes 4 --min-value 0.5 --to-counts --seed 7"
     )
     plain = dict(
-        method=None, batch=None, adapt=True, passes=10, min_value=None, to_counts=False, seed=0
+        method=None,
+        batch_key=None,
+        adapt_steps=300,
+        passes=10,
+        min_value=None,
+        to_counts=False,
+        seed=0,
     )
     other = dict(
-        method="published", batch="d", adapt=False, passes=4, min_value=0.5, to_counts=True, seed=7
+        method="masked",
+        batch_key="d",
+        adapt_steps=0,
+        passes=4,
+        min_value=0.5,
+        to_counts=True,
+        seed=7,
     )
     assert made.calls == [((IN, OUT), COMMON | plain), ((IN, OUT), SAID | other)]
+    with pytest.warns(DeprecationWarning):  # the options before 0.2.0
+        old = "--method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts"
+        run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")
+    assert made.calls[2] == made.calls[1]
     for bad in ("--passes 0", "--min-value -1", "--batch-size 0", "--method other"):
         run(f"impute in.h5ad -o out.h5ad {bad}", 2)
 
@@ -390,7 +406,7 @@ def test_cohort_and_convert(run, verb, tmp_path):
 
 def test_genes(run, verb, tmp_path):
     near = verb(
-        "scmamba.embedding.gene_neighbours",
+        "scmamba.embedding.gene_neighbors",
         pd.DataFrame({"gene": ["B"], "cosine": [0.98765]}),
     )
     assert "0.988" in run("genes A")

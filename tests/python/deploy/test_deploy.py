@@ -281,12 +281,13 @@ def test_a_real_slurm_spreads_one_file_over_two_nodes(cluster, tmp_path):
         str(DEPLOY / "impute.slurm"),
         str(tmp_path / "cells.h5ad"),
         str(tmp_path / "out.h5ad"),
-        "--no-adapt",
+        "--adapt-steps",
+        "0",
         "--force",
         seconds=300,
     )
     found = anndata.read_h5ad(tmp_path / "out.h5ad").layers["scmamba"]
-    expected = impute(cells, adapt=False, force=True, verbose=False, copy=True).layers["scmamba"]
+    expected = impute(cells, adapt_steps=0, force=True, verbose=False, copy=True).layers["scmamba"]
     np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-5, atol=1e-7)
 
 

@@ -38,7 +38,7 @@ def test_embedding_has_a_row_per_gene(model):
 def test_nearest_genes_are_those_of_scikit_learn(model):
     from sklearn.metrics.pairwise import cosine_similarity
 
-    found = scmamba.gene_neighbours(["GAD1", "no such gene"], model=model, n=3)
+    found = scmamba.gene_neighbors(["GAD1", "no such gene"], model=model, n=3)
     values = model.gene_embedding().double().numpy()
     values = values - values.mean(axis=0)
     own = model.genes.symbols.index("GAD1")
@@ -47,7 +47,7 @@ def test_nearest_genes_are_those_of_scikit_learn(model):
     order = np.argsort(-expected)[:3]
     assert found["ensembl_id"].tolist() == [model.genes[i] for i in order]
     np.testing.assert_allclose(found["cosine"], expected[order])
-    assert found["neighbour"].iloc[0] == "GAD2" and set(found["gene"]) == {"GAD1"}
+    assert found["neighbor"].iloc[0] == "GAD2" and set(found["gene"]) == {"GAD1"}
 
 
 def test_markers_on_a_plane(model):
@@ -60,12 +60,12 @@ def test_markers_on_a_plane(model):
 
 
 def test_refusals(model):
-    with pytest.raises(GeneError, match="knows none"):
-        scmamba.gene_neighbours("nothing", model=model)
-    with pytest.raises(GeneError, match="knows 1 of the 2 markers"):
+    with pytest.raises(GeneError, match="has none"):
+        scmamba.gene_neighbors("nothing", model=model)
+    with pytest.raises(GeneError, match="has 1 of the 2 markers"):
         marker_map({"a": ["GAD1"], "b": ["nothing"]}, model=model)
-    with pytest.raises(ScMambaError, match="at least one"):
-        scmamba.gene_neighbours("GAD1", model=model, n=0)
+    with pytest.raises(ScMambaError, match="at least 1"):
+        scmamba.gene_neighbors("GAD1", model=model, n=0)
 
 
 def test_command(model, tmp_path):

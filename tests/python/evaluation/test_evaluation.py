@@ -67,7 +67,7 @@ def test_rates_follow_the_formula(cohort):
     rates = knn_rates(counts, totals, k=10)
     dense = counts.toarray()
     for cell in (0, 33, 499):
-        mine = rates.neighbours[cell]
+        mine = rates.neighbors[cell]
         expected = (dense[mine].sum(0) + 5000 * dense.sum(0) / dense.sum()) / (
             dense[mine].sum() + 5000
         )
@@ -87,7 +87,7 @@ def test_reference_cells_are_the_only_source(cohort):
     counts = sparse.csr_matrix(cohort.X, dtype=float)
     totals = np.asarray(counts.sum(axis=1)).ravel()
     rates = knn_rates(counts[:50], totals[:50], k=5, reference=counts[50:])
-    assert rates.neighbours.shape == (50, 5) and rates.neighbours.max() < 450
+    assert rates.neighbors.shape == (50, 5) and rates.neighbors.max() < 450
     np.testing.assert_allclose(
         rates.gene_rate, np.asarray(counts[50:].sum(0)).ravel() / counts[50:].sum()
     )
@@ -126,16 +126,16 @@ def test_table_of_the_page(shared):
     page = {
         "one": (0.733, 0.243, 0.511),
         "gene_mean": (0.217, 0.792, 0),
-        "neighbour_mean": (0.179, 0.832, 0.268),
+        "neighbor_mean": (0.179, 0.832, 0.268),
         "gene_rate": (0.204, 0.812, 0.512),
-        "neighbour_rate": (0.149, 0.865, 0.577),
+        "neighbor_rate": (0.149, 0.865, 0.577),
     }
     data = ad.read_h5ad(shared / "data" / "kang2018_ifnb_8donors_2cond.h5ad")
     table = nonzero_imputation(data, predictors=list(page), verbose=False)
     for name, expected in page.items():
         np.testing.assert_allclose(table.loc[name].iloc[:3], expected, atol=0.003, err_msg=name)
     assert table.loc["gene_rate", "pearson_beyond_depth"] == 0
-    best = table.loc["neighbour_rate"]
+    best = table.loc["neighbor_rate"]
     assert (
         best["deviance"] == table["deviance"].min()
         and best["pearson_beyond_depth"] == table["pearson_beyond_depth"].max()
@@ -161,7 +161,7 @@ def test_hidden_values_are_hidden(cohort):
 def test_same_seed_same_table(cohort):
     tables = [
         nonzero_imputation(
-            cohort, predictors=["neighbour_rate"], min_total=500, seed=4, verbose=False
+            cohort, predictors=["neighbor_rate"], min_total=500, seed=4, verbose=False
         )
         for _ in range(2)
     ]

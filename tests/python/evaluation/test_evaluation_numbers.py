@@ -15,7 +15,6 @@ from scipy import sparse, stats
 from sklearn.metrics import f1_score, precision_score, recall_score, silhouette_score
 
 from scmamba.evaluation import clusters as clusters_module
-from scmamba.evaluation import imputation as imputation_module
 from scmamba.evaluation import nonzero_imputation, score
 from scmamba.evaluation.annotation import annotation_scores, calibration_error, coverage_accuracy
 from scmamba.evaluation.annotation_report import annotation_report, markdown
@@ -27,14 +26,9 @@ from scmamba.evaluation.doublets import (
     jaccard,
     top_share,
 )
-from scmamba.evaluation.imputation import (
-    PREDICTORS,
-    Hidden,
-    _counts,
-    _groups,
-    _reference_counts,
-    truncated_deviance,
-)
+from scmamba.evaluation.imputation import PREDICTORS, Hidden, metrics, truncated_deviance
+from scmamba.evaluation.imputation.benchmark import _counts, _groups, _reference_counts
+from scmamba.evaluation.imputation.model_rows import model_rows
 from scmamba.evaluation.reports import doublet_report, imputation_report
 from scmamba.imputation import rate_ensemble as combine
 from scmamba.model import Model
@@ -49,7 +43,7 @@ def test_the_papers_settings():
         0.3,
         0.4,
     )
-    assert clusters_module._SAMPLE == 4000 and imputation_module._LEAST_MEAN == 0.01
+    assert clusters_module._SAMPLE == 4000 and metrics._LEAST_MEAN == 0.01
 
 
 # ---------------------------------------------------------------- annotation
@@ -280,7 +274,7 @@ def test_simple_predictors_by_brute_force(counts, referenced):
     )
     assert len(hidden_ones) == 5
     hidden = hidden_ones[2]
-    for name in ("one", "gene_mean", "neighbour_mean", "gene_rate", "neighbour_rate"):
+    for name in ("one", "gene_mean", "neighbor_mean", "gene_rate", "neighbor_rate"):
         seen[name] = PREDICTORS[name][0](hidden)
     dense, total = (
         own.X.toarray().astype(float),
@@ -297,14 +291,14 @@ def test_simple_predictors_by_brute_force(counts, referenced):
         logs[expressed].mean(),
     )
     rate = pool.sum(axis=0) / pool.sum()
-    near = hidden.neighbours.neighbours
+    near = hidden.neighbors.neighbors
     assert near.shape == (60, 6) and (referenced or (near[:, 0] == np.arange(60)).all())
     for at, (i, j) in enumerate(zip(hidden.rows, hidden.columns)):
         assert dense[i, j] > 0 == visible[i, j]
         assert seen["one"][at] == pytest.approx(np.log1p(1e4 / total[i]))
         assert seen["gene_mean"][at] == pytest.approx(usual[j])
         on = near[i][expressed[near[i], j]]
-        assert seen["neighbour_mean"][at] == pytest.approx(
+        assert seen["neighbor_mean"][at] == pytest.approx(
             logs[on, j].mean() if len(on) else usual[j]
         )
 
@@ -314,7 +308,7 @@ def test_simple_predictors_by_brute_force(counts, referenced):
 
         assert seen["gene_rate"][at] == pytest.approx(truncated(rate[j]))
         local = (pool[near[i], j].sum() + 5000 * rate[j]) / (pool[near[i]].sum() + 5000)
-        assert seen["neighbour_rate"][at] == pytest.approx(truncated(local))
+        assert seen["neighbor_rate"][at] == pytest.approx(truncated(local))
 
 
 def test_the_table_is_the_score_of_every_group(counts):
@@ -394,7 +388,7 @@ def test_a_models_rows(counts):
         data, {"mine": model}, predictors=["gene_rate"], min_total=0, min_cells=0, verbose=False
     )
     assert table.index.tolist() == ["gene_rate", "mine"] and table.loc["mine", "covered"] == 1
-    rows = imputation_module._open({"a": model}, data, None, 7)
+    rows = model_rows({"a": model}, data, None, 7)
     assert list(rows) == ["a"] and rows["a"].batch_size == 7
 
 
@@ -402,9 +396,9 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     """For a model with a rate head: the combination learnt on what is visible, and its network by itself."""
     monkeypatch.setattr(combine, "MIN_CELLS", 50)
     monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "MIN_CELLS", 50)
-    monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "STEPS", 2)
+    monkeypatch.setattr(sys.modules["scmamba.evaluation.imputation.model_rows"], "ADAPT_STEPS", 2)
     monkeypatch.setattr(
-        combine, "_fit_gating", lambda table, seed: combine.GatingNetwork(table.features.shape[1])
+        combine, "fit_gating", lambda table, seed: combine.GatingNetwork(table.features.shape[1])
     )
     small = small_model("expressed", n_genes=60)
     torch.manual_seed(0)
@@ -412,7 +406,7 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     data = counts.copy()
     data.var_names = [*model.genes.ensembl_ids, *(f"other{i}" for i in range(10))]
     kept, matrix, totals = _counts(data, None, 0, 0)
-    rows = imputation_module._open({"m": model}, kept, None, None)
+    rows = model_rows({"m": model}, kept, None, None)
     assert list(rows) == ["m", "m (network alone)", "m (masked, not adapted)"]
     assert rows["m"].covered(matrix) == 1 and rows["m (network alone)"].covered(
         matrix
@@ -434,7 +428,9 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
         5,
         3,
     )
-    learnt = combine.fit_rate_ensemble(model, visible, totals, rows["m"].map, seed=3, verbose=False)
+    learnt = combine.fit_rate_ensemble(
+        model, visible, totals, rows["m"].map, adapt_steps=2, seed=3, verbose=False
+    )
     fallback = np.arange(here.sum(), dtype=float)
     whole = learnt.expect(visible, totals, np.arange(len(totals))).value
     found = rows["m"].predict(hidden, matrix, here, fallback)
@@ -448,7 +444,7 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     np.testing.assert_array_equal(found[~known], fallback[~known])
     # With a reference its cells are learnt from, too, and nobody is scored on them.
     both = replace(hidden, reference=visible[:30], reference_totals=totals[:30])
-    assert rows["m"].learn(both).sources.pool.counts.shape[0] == len(totals) + 30
+    assert rows["m"].fit(both).sources.pool.counts.shape[0] == len(totals) + 30
     # The masked network: hidden values out of sight, the others in it.
     masked = rows["m (masked, not adapted)"].predict(hidden, matrix, here, fallback)
     values, own = rows["m"].cells.to_model(matrix)

@@ -21,7 +21,7 @@ import scmamba
 from scmamba.data import h5ad_stream as _stream
 from scmamba.utils.errors import CheckpointError, DataError, GeneError, ScMambaError
 
-QUIET = dict(verbose=False, adapt=False)
+QUIET = dict(verbose=False, adapt_steps=0)
 
 
 def published_rule(model, x, passes):
@@ -74,7 +74,7 @@ def test_observed_values_stay_and_everything_else_comes_back(cohort, reads):
     observed = before.X.toarray() > 0
     np.testing.assert_allclose(layer.toarray()[observed], expected.X.toarray()[observed], rtol=1e-6)
     assert (layer.toarray()[~observed] > 0).mean() > 0.1
-    assert data.uns["scmamba"]["impute"]["passes"] == 2
+    assert data.uns["scmamba"]["impute"]["params"]["passes"] == 2
 
 
 def test_predictions_are_moved_onto_the_scale_of_the_data(cohort):
@@ -136,7 +136,7 @@ def test_log_values_keep_their_own_scale(cohort):
     sc.pp.log1p(data)
     logs = scmamba.impute(data, model=small_model(), passes=1, **QUIET).layers["scmamba"].toarray()
     np.testing.assert_allclose(logs, counts, atol=2e-4)
-    with pytest.raises(DataError, match="totals are lost"):
+    with pytest.raises(DataError, match="no longer contain"):
         scmamba.impute(data, model=small_model(), to_counts=True, **QUIET)
 
 
@@ -152,9 +152,11 @@ def test_one_cell_and_a_cell_without_counts(cohort):
 def test_what_is_refused_leaves_the_object_as_it_was(cohort):
     data = cohort[:4].copy()
     data.layers["scmamba"] = data.X.copy()
-    with pytest.raises(DataError, match="nothing is overwritten"):
+    with pytest.raises(DataError, match="pass overwrite=True"):
         scmamba.impute(data, model=small_model(), **QUIET)
     assert (data.layers["scmamba"] != data.X).nnz == 0 and "scmamba" not in data.uns
+    replaced = scmamba.impute(data.copy(), model=small_model(), passes=1, overwrite=True, **QUIET)
+    assert (replaced.layers["scmamba"] != data.X).nnz > 0
     few = cohort[:4, :500].copy()
     with pytest.raises(GeneError, match="force=True"):
         scmamba.impute(few, model=small_model(), **QUIET)
@@ -171,15 +173,20 @@ def test_adaptation_is_judged_on_held_out_cells_and_repeats(cohort):
     data = ad.concat([cohort] * 3, index_unique="-")
     results = [
         scmamba.impute(
-            data.copy(), model=small_model("expressed"), adapt=6, passes=1, seed=5, verbose=False
+            data.copy(),
+            model=small_model("expressed"),
+            adapt_steps=6,
+            passes=1,
+            seed=5,
+            verbose=False,
         )
         for _ in range(2)
     ]
-    report = results[0].uns["scmamba"]["impute"]["adapt"]
+    report = results[0].uns["scmamba"]["impute"]["summary"]["adapt"]
     assert report["used"] == (report["loss_after"] < report["loss_before"]) and report["steps"] == 6
     assert (results[0].layers["scmamba"] != results[1].layers["scmamba"]).nnz == 0
     few = scmamba.impute(cohort[:5].copy(), model=small_model("expressed"), passes=1, verbose=False)
-    assert few.uns["scmamba"]["impute"]["adapt"]["used"] is False
+    assert few.uns["scmamba"]["impute"]["summary"]["adapt"]["used"] is False
 
 
 @pytest.mark.parametrize("reads", ["all", "expressed"])
@@ -204,7 +211,7 @@ def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
     assert (from_file.X != cohort.X).nnz == 0
     pd.testing.assert_frame_equal(from_file.obs, direct.obs, check_dtype=False)
     pd.testing.assert_frame_equal(from_file.var, cohort.var)
-    assert from_file.uns["scmamba"]["impute"]["passes"] == 2
+    assert from_file.uns["scmamba"]["impute"]["params"]["passes"] == 2
     scmamba.embed_file(tmp_path / "out.h5ad", tmp_path / "both.h5ad", model=model, verbose=False)
     both = ad.read_h5ad(tmp_path / "both.h5ad")
     assert {"impute", "embed"} <= set(both.uns["scmamba"]) and both.obsm["X_scmamba"].shape == (
@@ -269,7 +276,8 @@ def test_an_interrupt_leaves_nothing(tmp_path):
         "out.h5ad",
         "--model",
         "model",
-        "--no-adapt",
+        "--adapt-steps",
+        "0",
     ]
 
     def hear() -> None:  # what a shell starts in the background is deaf to Ctrl-C

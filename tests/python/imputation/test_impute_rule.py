@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata as ad
 import h5py
@@ -17,14 +17,15 @@ from scipy import sparse
 import scmamba
 from scmamba.data import h5ad_stream as _stream
 from scmamba.data import read_cells
+from scmamba.imputation import ImputeOptions, base, masked
+from scmamba.imputation import imputer as imputer_module
 from scmamba.imputation import rate_ensemble as combine
-from scmamba.imputation.distributed import _read_shares, _write_share
-from scmamba.imputation.rate_ensemble import GeneMap, fit_rate_ensemble
+from scmamba.imputation.distributed import read_shares, write_share
+from scmamba.imputation.rate_ensemble import GeneMap, RateEnsembleImputer, fit_rate_ensemble
 from scmamba.model import Model
 from scmamba.nn import ScMamba
 from scmamba.utils.errors import DataError, ScMambaError
 
-module = sys.modules["scmamba.imputation._impute"]
 QUIET = dict(verbose=False, force=True)
 
 
@@ -61,11 +62,11 @@ def quick(monkeypatch):
         torch.nn.init.normal_(mixer.linear.weight, std=0.2)
         return mixer
 
-    monkeypatch.setattr(combine, "_fit_gating", fit)
+    monkeypatch.setattr(combine, "fit_gating", fit)
 
 
 def test_constants():
-    assert module.MAX_BATCHES == 500 and module.MAX_POOL == 10_000
+    assert imputer_module.MAX_BATCHES == 500 and combine.MAX_POOL == 10_000
 
 
 class Told:
@@ -85,7 +86,7 @@ def test_every_zero_is_hidden_once_in_interleaved_groups():
     x = (rng.random((4, 23)) * (rng.random((4, 23)) < 0.4)).astype(np.float32)
     x[2] = 0
     told = Told(np.zeros((4, 23), np.float32) - 2)
-    found = module.predict_zeros(told, x, None, 3)
+    found = masked.predict_zeros(told, x, None, 3)
     np.testing.assert_array_equal(np.sum(told.masks, axis=0), x == 0)
     for row in range(4):
         zeros = np.flatnonzero(x[row] == 0)
@@ -97,35 +98,21 @@ def test_every_zero_is_hidden_once_in_interleaved_groups():
     expected[2] = 0  # a cell without counts has nothing to go by
     np.testing.assert_array_equal(found, expected)
     few = Told(np.ones((1, 3), np.float32))
-    module.predict_zeros(few, np.array([[1.0, 0, 2.0]], np.float32), None, 10)
+    masked.predict_zeros(few, np.array([[1.0, 0, 2.0]], np.float32), None, 10)
     assert len(few.masks) == 1, "empty groups are not read"
 
 
-def plan_of(data: ad.AnnData, model: Model, **options):
-    defaults = dict(
-        layer=None,
-        gene_column=None,
-        method=None,
-        batch=None,
-        adapt=False,
-        passes=10,
-        min_value=None,
-        to_counts=False,
-        batch_size=None,
-        device=None,
-        backend=None,
-        seed=0,
-        force=True,
-        verbose=False,
-    )
-    return module._prepare(data, model, **{**defaults, **options})
+def imputer_of(data: ad.AnnData, model: Model, **options):
+    chosen = ImputeOptions(**{"adapt_steps": 0, "force": True, "verbose": False, **options})
+    imputer, cells = imputer_module.open_imputer(data, model, chosen)
+    return imputer.fit(cells)
 
 
 @pytest.mark.parametrize("batch", [None, "lib"])
 def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     """Rate given a zero, times the cell's depth, on log1p(CP10k) of all genes; counted values as NormalizeData gives them."""
     data = cells.copy()
-    scmamba.impute(data, model=model, adapt=False, batch=batch, min_value=0, seed=3, **QUIET)
+    scmamba.impute(data, model=model, adapt_steps=0, batch_key=batch, min_value=0, seed=3, **QUIET)
     counts = cells.X.toarray().astype(float)
     total = counts.sum(axis=1)
     full = total > 0
@@ -136,7 +123,7 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
         sparse.csr_matrix(counts[full]),
         total[full],
         GeneMap.of(read),
-        adapt=False,
+        adapt_steps=0,
         seed=3,
         verbose=False,
         batch=codes[full] if batch else None,
@@ -155,27 +142,21 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     np.testing.assert_allclose(layer[full][counts[full] > 0], exact[counts[full] > 0], rtol=1e-6)
     assert data.obs["scmamba_low_depth"].tolist() == (total < 200).tolist()
     about = data.uns["scmamba"]["impute"]
-    assert (
-        about["method"] == "rates"
-        and about["min_value"] == 0
-        and about["seed"] == 3
-        and about["scale"] == "log1p(CP10k)"
-    )
-    assert (
-        about["density"] == pytest.approx(data.layers["scmamba"].nnz / (120 * 42))
-        and about.get("batch") == batch
-    )
-    assert about["combined"] == learnt.report["combined"]
+    params, summary = about["params"], about["summary"]
+    assert params["method"] == "ensemble" and params["min_value"] == 0 and params["seed"] == 3
+    assert params.get("batch_key") == batch and summary["scale"] == "log1p(CP10k)"
+    assert summary["density"] == pytest.approx(data.layers["scmamba"].nnz / (120 * 42))
+    assert summary["combined"] == learnt.report["combined"]
 
 
 def test_small_values_stay_zero_unless_counts_are_asked_for(model, cells):
     least, full, counts = (
-        scmamba.impute(cells.copy(), model=model, adapt=False, **options, **QUIET)
+        scmamba.impute(cells.copy(), model=model, adapt_steps=0, **options, **QUIET)
         for options in ({}, {"min_value": 0}, {"to_counts": True})
     )
     assert (
-        least.uns["scmamba"]["impute"]["min_value"] == 0.2
-        and counts.uns["scmamba"]["impute"]["min_value"] == 0.0
+        least.uns["scmamba"]["impute"]["params"]["min_value"] == 0.2
+        and counts.uns["scmamba"]["impute"]["params"]["min_value"] == 0.0
     )
     a, b, observed = (
         least.layers["scmamba"].toarray(),
@@ -192,22 +173,20 @@ def test_small_values_stay_zero_unless_counts_are_asked_for(model, cells):
         rtol=1e-3,
         atol=1e-6,
     )
-    assert counts.uns["scmamba"]["impute"]["scale"] == "expected counts"
+    assert counts.uns["scmamba"]["impute"]["summary"]["scale"] == "expected counts"
     published = scmamba.impute(
-        cells.copy(), model=model, method="published", passes=1, adapt=False, **QUIET
-    ).uns["scmamba"]["impute"]
+        cells.copy(), model=model, method="masked", passes=1, adapt_steps=0, **QUIET
+    ).uns["scmamba"]["impute"]["params"]
     assert (
         published["min_value"] == 0.0
         and published["passes"] == 1
-        and published["method"] == "published"
+        and published["method"] == "masked"
     )
 
 
 def test_masked_predictions_come_from_the_models_scale_to_the_datas(model, cells):
     found = (
-        scmamba.impute(
-            cells.copy(), model=model, method="published", passes=3, adapt=False, **QUIET
-        )
+        scmamba.impute(cells.copy(), model=model, method="masked", passes=3, adapt_steps=0, **QUIET)
         .layers["scmamba"]
         .toarray()
     )
@@ -216,7 +195,7 @@ def test_masked_predictions_come_from_the_models_scale_to_the_datas(model, cells
     ours[:, 0] += counts[:, 40]  # two rows of one gene
     total = ours.sum(axis=1, keepdims=True)
     x = np.log1p(1e4 * ours / np.maximum(total, 1)).astype(np.float32)
-    predicted = module.predict_zeros(model, x, torch.arange(5, 45), 3).astype(float)
+    predicted = masked.predict_zeros(model, x, torch.arange(5, 45), 3).astype(float)
     moved = np.log1p(np.expm1(predicted) * total / np.maximum(counts.sum(axis=1, keepdims=True), 1))
     zero = (ours == 0) & (counts[:, :40] == 0)
     np.testing.assert_allclose(found[:, :40][zero], moved[zero], rtol=2e-4, atol=1e-6)
@@ -228,25 +207,27 @@ def test_masked_predictions_come_from_the_models_scale_to_the_datas(model, cells
 
 def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
     read = read_cells(cells, model.genes, force=True)
-    assert module._members(read, 3).tolist() == list(range(120))
-    monkeypatch.setattr(module, "MAX_POOL", 105)
-    members = module._members(read, 3)
+    assert combine.pool_members(len(read), 3).tolist() == list(range(120))
+    monkeypatch.setattr(combine, "MAX_POOL", 105)
+    members = combine.pool_members(len(read), 3)
     assert (
         len(set(members)) == 105
         and (np.diff(members) > 0).all()
-        and not np.array_equal(members, module._members(read, 4))
+        and not np.array_equal(members, combine.pool_members(len(read), 4))
     )
-    plan = plan_of(cells, model)
-    assert plan.settings["judged_cells"] == 10
+    assert imputer_of(cells, model).summary["judged_cells"] == 10
     # Cells outside the pool are nobody's own neighbour, those inside are left out of their own.
     asked = []
 
     class Flat:
+        sources, report = SimpleNamespace(model=model), {}
+
         def expect(self, counts, totals, own, batch):
             asked.append(own)
             return combine.Prediction(np.ones(counts.shape), None)
 
-    module.ensemble_predictor(Flat(), read, members)(slice(0, 120), read.linear(slice(0, 120)))
+    imputer = RateEnsembleImputer(model, ImputeOptions()).restore(read, (Flat(), members))
+    imputer.expected(slice(0, 120), read.linear(slice(0, 120)))
     expected = np.full(120, -1)
     expected[members] = np.arange(105)
     np.testing.assert_array_equal(asked[0], expected)
@@ -254,46 +235,47 @@ def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
 
 def test_methods_follow_the_heads(model):
     assert (
-        module._method(None, model) == "rates"
-        and module._method(None, small_model(n_genes=20)) == "published"
+        imputer_module.choose_method(None, model) == "ensemble"
+        and imputer_module.choose_method(None, small_model(n_genes=20)) == "masked"
     )
-    assert module._method("published", model) == "published"
+    assert imputer_module.choose_method("masked", model) == "masked"
     classifier = small_model("expressed", n_classes=2, n_genes=20)
     classifier.network.config = replace(classifier.config, reconstructs=False)
     with pytest.raises(ScMambaError, match="classifies cells"):
-        module._method("published", classifier)
+        imputer_module.choose_method("masked", classifier)
 
 
 def test_batches_are_coded_by_name(cells):
-    assert module.batch_codes(cells, None, "published") is None
-    assert module.batch_codes(cells, "lib", "rates").tolist() == [0, 1] * 60
+    assert imputer_module.batch_codes(cells, None, "masked") is None
+    assert imputer_module.batch_codes(cells, "lib", "ensemble").tolist() == [0, 1] * 60
     one = cells.copy()
     one.obs["lib"] = "a"
-    assert module.batch_codes(one, "lib", "rates") is None
+    assert imputer_module.batch_codes(one, "lib", "ensemble") is None
 
 
 def test_a_result_too_large_for_memory_is_refused_after_a_block(model, cells, monkeypatch):
-    plan = plan_of(cells, model)
-    block, _ = next(plan.run([slice(0, 10)]))
+    imputer = imputer_of(cells, model)
+    block, _ = next(imputer.predict_blocks([slice(0, 10)]))
     needed = 2 * (block.data.nbytes + block.indices.nbytes) / 10 * 120
-    monkeypatch.setattr(module, "available_memory", lambda: needed / 0.8 + 1)
-    plan.check_memory(block)
-    monkeypatch.setattr(module, "available_memory", lambda: needed / 0.8 - 1)
+    monkeypatch.setattr(base, "available_memory", lambda: needed / 0.8 + 1)
+    imputer.check_memory(block)
+    monkeypatch.setattr(base, "available_memory", lambda: needed / 0.8 - 1)
     with pytest.raises(DataError, match="Impute file to file"):
-        plan.check_memory(block)
-    assert plan.density_before == pytest.approx(cells.X[:10].nnz / (120 * 42)) and plan.size == 64
+        imputer.check_memory(block)
+    assert imputer.density_before == pytest.approx(cells.X[:10].nnz / (120 * 42))
+    assert imputer.block == 64
 
 
 def test_blocks_of_rows_and_shares_are_the_whole(model, cells, tmp_path):
-    whole = sparse.vstack([b for b, _ in plan_of(cells, model, batch_size=17).run()])
-    blocks = list(plan_of(cells, model, batch_size=17).cells.blocks(17))
+    whole = sparse.vstack([b for b, _ in imputer_of(cells, model, batch_size=17).predict_blocks()])
+    blocks = list(imputer_of(cells, model, batch_size=17).cells.blocks(17))
     assert len(blocks) == 8
-    plan, shares = plan_of(cells, model, batch_size=17), []
+    imputer, shares = imputer_of(cells, model, batch_size=17), []
     for number, own in enumerate((blocks[:3], blocks[3:])):
-        _write_share(plan, own, tmp_path / f"{number}.h5")
+        write_share(imputer, own, tmp_path / f"{number}.h5")
         shares.append((tmp_path / f"{number}.h5", own))
     totals: list[np.ndarray] = []
-    again = list(_read_shares(shares, 42, totals))
+    again = list(read_shares(shares, 42, totals))
     assert [b.shape[0] for b in again] == [b.stop - b.start for b in blocks]
     assert (sparse.vstack(again) != whole).nnz == 0
     np.testing.assert_allclose(np.concatenate(totals), np.asarray(cells.X.sum(axis=1)).ravel())

@@ -15,7 +15,7 @@ import pytest
 from scmamba.datasets import brain_cohort
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-OPTIONS = ("--no-adapt", "--force", "--device", "cpu")
+OPTIONS = ("--adapt-steps", "0", "--force", "--device", "cpu")
 
 
 @pytest.fixture(scope="module")

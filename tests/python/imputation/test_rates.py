@@ -16,13 +16,9 @@ import scmamba
 from scmamba.data import read_cells
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
-from scmamba.imputation.rate_ensemble import (
-    SPREAD,
-    GeneMap,
-    fit_rate_ensemble,
-    given_zero,
-    value_if_counted,
-)
+from scmamba.imputation.base_predictors import GeneMap
+from scmamba.imputation.gating import SPREAD, given_zero, value_if_counted
+from scmamba.imputation.rate_ensemble import fit_rate_ensemble
 from scmamba.model import Model
 from scmamba.neighbors.batch_balanced import BatchBalancedKNN
 from scmamba.nn import ModelConfig, ScMamba
@@ -190,16 +186,16 @@ def test_neighbours_in_turn_come_from_every_batch_that_knows_the_kind():
 def test_imputation_evens_out_donors_only_if_asked(nuclei):
     one = nuclei.copy()
     one.obs["library"] = "a"
-    options = dict(model=rates_model(), adapt=False, verbose=False)
+    options = dict(model=rates_model(), adapt_steps=0, verbose=False)
     plain = scmamba.impute(nuclei.copy(), **options)
     np.testing.assert_array_equal(
-        scmamba.impute(one, batch="library", **options).layers["scmamba"].data,
+        scmamba.impute(one, batch_key="library", **options).layers["scmamba"].data,
         plain.layers["scmamba"].data,
     )
-    evened = scmamba.impute(nuclei.copy(), batch="donor", **options)
+    evened = scmamba.impute(nuclei.copy(), batch_key="donor", **options)
     assert (
-        evened.uns["scmamba"]["impute"]["batch"] == "donor"
-        and "batch" not in plain.uns["scmamba"]["impute"]
+        evened.uns["scmamba"]["impute"]["params"]["batch_key"] == "donor"
+        and "batch_key" not in plain.uns["scmamba"]["impute"]["params"]
     )
     at = nuclei.X.nonzero()
     np.testing.assert_array_equal(
@@ -220,7 +216,7 @@ def test_imputation_evens_out_donors_only_if_asked(nuclei):
 
 def test_a_file_is_evened_out_like_the_object(nuclei, tmp_path):
     nuclei.write_h5ad(tmp_path / "in.h5ad")
-    options = dict(model=rates_model(), batch="donor", adapt=False, verbose=False)
+    options = dict(model=rates_model(), batch_key="donor", adapt_steps=0, verbose=False)
     scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", **options)
     expected = scmamba.impute(nuclei.copy(), **options).layers["scmamba"]
     np.testing.assert_array_equal(
@@ -234,12 +230,12 @@ def test_batches_that_cannot_be_evened_out_are_answered(nuclei, monkeypatch):
     data.obs["barcode"] = [f"c{i}" for i in range(data.n_obs)]
     for batch, message in (("nobody", "no column 'nobody'"), ("gaps", "1 cells have no value")):
         with pytest.raises(ScMambaError, match=message):
-            scmamba.impute(data, model=rates_model(), batch=batch, verbose=False)
+            scmamba.impute(data, model=rates_model(), batch_key=batch, verbose=False)
     with pytest.raises(ScMambaError, match="each cell alone"):
-        scmamba.impute(data, model=rates_model(), method="published", batch="donor", verbose=False)
-    monkeypatch.setattr(sys.modules["scmamba.imputation._impute"], "MAX_BATCHES", 20)
+        scmamba.impute(data, model=rates_model(), method="masked", batch_key="donor", verbose=False)
+    monkeypatch.setattr(sys.modules["scmamba.imputation.imputer"], "MAX_BATCHES", 20)
     with pytest.raises(ScMambaError, match="150 different values"):
-        scmamba.impute(data, model=rates_model(), batch="barcode", verbose=False)
+        scmamba.impute(data, model=rates_model(), batch_key="barcode", verbose=False)
     assert "scmamba" not in data.layers
 
 
@@ -248,7 +244,9 @@ def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
     cells = read_cells(nuclei, model.genes)
     counts, totals = cells.counts(np.arange(len(cells)))
     first, second = (
-        fit_rate_ensemble(model, counts, totals, GeneMap.of(cells), adapt=2, seed=4, verbose=False)
+        fit_rate_ensemble(
+            model, counts, totals, GeneMap.of(cells), adapt_steps=2, seed=4, verbose=False
+        )
         for _ in range(2)
     )
     assert first.report["combined"] < first.report["gene_average"]
@@ -261,10 +259,10 @@ def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
 def test_imputation_keeps_what_was_counted_and_fills_all_genes(nuclei):
     data = nuclei.copy()
     before = data.X.copy()
-    scmamba.impute(data, model=rates_model(), adapt=2, verbose=False, min_value=0)
+    scmamba.impute(data, model=rates_model(), adapt_steps=2, verbose=False, min_value=0)
     layer = data.layers["scmamba"]
     assert abs(data.X - before).nnz == 0
-    assert data.uns["scmamba"]["impute"]["method"] == "rates"
+    assert data.uns["scmamba"]["impute"]["params"]["method"] == "ensemble"
     expected = nuclei.copy()
     sc.pp.normalize_total(expected, target_sum=1e4)
     sc.pp.log1p(expected)
@@ -282,12 +280,12 @@ def test_logs_give_what_their_counts_gave(nuclei):
     sc.pp.normalize_total(logs, target_sum=1e4)
     sc.pp.log1p(logs)
     a = (
-        scmamba.impute(counts, model=rates_model(), adapt=False, verbose=False)
+        scmamba.impute(counts, model=rates_model(), adapt_steps=0, verbose=False)
         .layers["scmamba"]
         .toarray()
     )
     b = (
-        scmamba.impute(logs, model=rates_model(), adapt=False, verbose=False)
+        scmamba.impute(logs, model=rates_model(), adapt_steps=0, verbose=False)
         .layers["scmamba"]
         .toarray()
     )
@@ -297,12 +295,14 @@ def test_logs_give_what_their_counts_gave(nuclei):
 def test_few_cells_are_answered_by_the_network_alone(nuclei, capsys):
     few = nuclei[:5].copy()
     scmamba.impute(few, model=rates_model(), verbose=True)
-    assert "too few" in "".join(capsys.readouterr())
+    assert "100 needed" in "".join(capsys.readouterr())
     assert few.layers["scmamba"].nnz > few.X.nnz
 
 
 def test_a_method_the_model_lacks_is_refused(nuclei):
     with pytest.raises(ScMambaError, match="no rate head"):
-        scmamba.impute(nuclei.copy(), model=small_model("expressed"), method="rates", verbose=False)
-    with pytest.raises(ScMambaError, match="'rates' or 'published'"):
+        scmamba.impute(
+            nuclei.copy(), model=small_model("expressed"), method="ensemble", verbose=False
+        )
+    with pytest.raises(ScMambaError, match="'ensemble', 'masked'"):
         scmamba.impute(nuclei.copy(), model=rates_model(), method="magic", verbose=False)

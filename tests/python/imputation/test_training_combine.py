@@ -12,17 +12,12 @@ from scipy import sparse, stats
 
 from scmamba.data.masking import interleaved_values
 from scmamba.data.values import log1p_cp10k
-from scmamba.imputation import rate_ensemble as combine
-from scmamba.imputation.rate_ensemble import (
-    BasePredictors,
-    GatingNetwork,
-    GeneMap,
-    RateEnsemble,
-    base_rate,
-    fit_rate_ensemble,
-    given_zero,
-    value_if_counted,
-)
+from scmamba.imputation import base_predictors as predictors
+from scmamba.imputation import gating as combine
+from scmamba.imputation import rate_ensemble
+from scmamba.imputation.base_predictors import BasePredictors, GeneMap, base_rate
+from scmamba.imputation.gating import GatingNetwork, given_zero, value_if_counted
+from scmamba.imputation.rate_ensemble import RateEnsemble, fit_rate_ensemble
 from scmamba.model import Model
 from scmamba.neighbors.batch_balanced import BatchBalancedKNN
 from scmamba.nn import ScMamba
@@ -73,14 +68,19 @@ def sources(model, genes, counts, totals) -> BasePredictors:
 
 
 def test_constants():
-    assert combine.POOLS == (
+    assert predictors.POOLS == (
         (8, 2000.0),
         (30, 5000.0),
         (100, 10_000.0),
         (200, 20_000.0),
-    ) and combine.RANKS == (10, 50)
-    assert (combine.MIN_CELLS, combine.MAX_POOL, combine.SPREAD) == (100, 10_000, 0.2)
-    assert (combine._HIDDEN, combine._FIT_CELLS, combine._AMONG, combine._FLOOR) == (
+    ) and predictors.RANKS == (10, 50)
+    assert (rate_ensemble.MIN_CELLS, rate_ensemble.MAX_POOL, combine.SPREAD) == (100, 10_000, 0.2)
+    assert (
+        combine.MASKED,
+        rate_ensemble.FIT_CELLS,
+        predictors.BATCH_NEIGHBORS,
+        predictors.FLOOR,
+    ) == (
         5,
         1500,
         30,
@@ -217,7 +217,9 @@ def test_the_mixers_loss_is_that_of_scipy():
 
     def ours(rate: np.ndarray) -> float:
         return (
-            combine._loss(*(torch.from_numpy(v).double() for v in (rate, y, weight, depth))).item()
+            combine.gating_loss(
+                *(torch.from_numpy(v).double() for v in (rate, y, weight, depth))
+            ).item()
             * (y > 0).sum()
         )
 
@@ -234,7 +236,7 @@ def test_the_mixers_loss_is_that_of_scipy():
     assert ours(shifted) - ours(log_rate) == pytest.approx(
         theirs(shifted) - theirs(log_rate), rel=1e-6
     )
-    nothing = combine._loss(
+    nothing = combine.gating_loss(
         *(torch.from_numpy(v).double() for v in (log_rate, 0 * y, weight, depth))
     ).item()
     mu = np.exp(log_rate[:, 0]) * depth
@@ -296,7 +298,7 @@ def test_the_report_is_the_squared_error_of_each_source():
     with torch.no_grad():
         mixer.linear.weight[1] = torch.linspace(-1, 1, 9)
         mixer.linear.weight[0] = 5.0
-    found = combine._evaluate(mixer, table)
+    found = combine.evaluate_gating(mixer, table)
     on = count > 0
 
     def error(factor: np.ndarray | float) -> float:
@@ -308,7 +310,7 @@ def test_the_report_is_the_squared_error_of_each_source():
     expected = {
         "gene_average": error(0.0),
         "network": error(said[:, 0]),
-        "neighbours": error(said[:, 2]),
+        "neighbors": error(said[:, 2]),
         "combined": error(said @ np.linspace(-1, 1, 9)),
     }
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4)
@@ -324,7 +326,7 @@ def test_the_mixer_finds_the_source_that_is_right():
     features = rng.normal(size=(n, 9)).astype(np.float32)
     features[:, 4] = factor
     table = combine.TrainingEntries(features, count, np.ones(n), base, depth, np.arange(n))
-    mixer = combine._fit_gating(table, 0)
+    mixer = combine.fit_gating(table, 0)
     assert not mixer.training
     with torch.no_grad():
         answer = mixer(torch.from_numpy(features)).numpy()
@@ -334,18 +336,20 @@ def test_the_mixer_finds_the_source_that_is_right():
     assert slope[0] == pytest.approx(1, abs=0.2) and abs(slope[1]) < 0.1
     some = table.take(np.arange(300))
     assert not torch.equal(
-        combine._fit_gating(some, 0).linear.weight, combine._fit_gating(some, 1).linear.weight
+        combine.fit_gating(some, 0).linear.weight, combine.fit_gating(some, 1).linear.weight
     )
 
 
 def test_few_cells_are_left_to_the_network(model, genes, counts, totals):
     few = fit_rate_ensemble(model, counts[:99], totals[:99], genes, verbose=False)
-    assert few.mixer is None and few.sources.pool is None and few.sources.model is model
+    assert few.gating is None and few.sources.pool is None and few.sources.model is model
     assert few.report == {"adapt": {"used": False, "reason": "fewer than 100 cells"}}
     np.testing.assert_array_equal(few.sources.base, base_rate(counts[:99], model, genes))
-    enough = fit_rate_ensemble(model, counts[:100], totals[:100], genes, adapt=False, verbose=False)
+    enough = fit_rate_ensemble(
+        model, counts[:100], totals[:100], genes, adapt_steps=0, verbose=False
+    )
     assert (
-        enough.mixer is not None
+        enough.gating is not None
         and "adapt" not in enough.report
         and enough.report["judged_cells"] == 10
     )

@@ -53,7 +53,7 @@ def learn(
 ):
     """What was learnt, the sources, and the tables that the mixer was fitted to and judged by; without ``mix`` it stays as it begins."""
     seen: dict = {}
-    draw, judge, fit = combine.TrainingEntries.draw, combine._evaluate, combine._fit_gating
+    draw, judge, fit = combine.TrainingEntries.draw, combine.evaluate_gating, combine.fit_gating
 
     def watched(sources, *rest):
         seen["sources"], seen["table"] = sources, draw(sources, *rest)
@@ -69,8 +69,8 @@ def learn(
 
     with monkeypatch.context() as patch:
         patch.setattr(combine.TrainingEntries, "draw", watched)
-        patch.setattr(combine, "_evaluate", judged)
-        patch.setattr(combine, "_fit_gating", fitted)
+        patch.setattr(combine, "evaluate_gating", judged)
+        patch.setattr(combine, "fit_gating", fitted)
         found = fit_rate_ensemble(rated_model(), *data, seed=SEED, verbose=False, **options)
     return found, seen
 
@@ -80,7 +80,7 @@ def test_changing_hidden_counts_alone_changes_nothing_that_is_believed(monkeypat
     """Adapted weights, averages, neighbours and every opinion are bit for bit those of other hidden counts."""
     batch = np.arange(CELLS) % 2 if batches else None
     (a, one), (b, other) = (
-        learn(monkeypatch, marked(1, 9, seed), adapt=6, batch=batch) for seed in (1, 2)
+        learn(monkeypatch, marked(1, 9, seed), adapt_steps=6, batch=batch) for seed in (1, 2)
     )
     first, second = one["sources"], other["sources"]
     assert (
@@ -105,7 +105,7 @@ def test_changing_hidden_counts_alone_changes_nothing_that_is_believed(monkeypat
 
 
 def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
-    found, seen = learn(monkeypatch, marked(1, 9, 1), adapt=False)
+    found, seen = learn(monkeypatch, marked(1, 9, 1), adapt_steps=0)
     judged, fitted = set(seen["judged"].cell), set(seen["fitted"].cell)
     assert len(judged) == 16 == found.report["judged_cells"] and not judged & fitted
     assert judged | fitted == set(range(CELLS)) and judged != set(range(16))
@@ -124,20 +124,20 @@ def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
     np.testing.assert_allclose(own, (np.log(rate) - sources.base)[columns], atol=1e-4)
 
 
-@pytest.mark.parametrize("adapt", [False, 40])
-def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypatch, adapt):
+@pytest.mark.parametrize("steps", [0, 40])
+def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypatch, steps):
     """Of two values by the toss of a coin nobody can be nearer in the mean square than half their distance, and anybody can be that."""
-    found, seen = learn(monkeypatch, marked(1, 30, 1), mix=True, adapt=adapt)
+    found, seen = learn(monkeypatch, marked(1, 30, 1), mix=True, adapt_steps=steps)
     table = seen["judged"].take(seen["judged"].count > 0)
     low, high = (np.log1p(1e4 / table.depth * v) for v in (1.0, 30.0))
     least = float(np.mean(((high - low) / 2) ** 2))
     assert len(table.count) > 100
     assert 0.9 * least < found.report["combined"] < 1.25 * least
-    for name in ("gene_average", "network", "neighbours"):
+    for name in ("gene_average", "network", "neighbors"):
         assert found.report[name] > 0.9 * least, name
     # The number is that of the cells it names: again, from the mixer and the table.
     with torch.no_grad():
-        factor = found.mixer(torch.from_numpy(np.ascontiguousarray(table.features))).numpy()[:, 1]
+        factor = found.gating(torch.from_numpy(np.ascontiguousarray(table.features))).numpy()[:, 1]
     mu = np.minimum(np.exp(table.base + factor), 1) * table.depth
     error = np.log1p(1e4 / table.depth * mu / -np.expm1(-mu)) - np.log1p(
         1e4 / table.depth * table.count
@@ -146,9 +146,9 @@ def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypa
 
 
 def test_the_table_holds_what_was_hidden_of_at_most_so_many_cells(monkeypatch):
-    monkeypatch.setattr(combine, "_FIT_CELLS", 90)
+    monkeypatch.setattr(combine, "FIT_CELLS", 90)
     counts, totals, genes = marked(1, 9, 1)
-    found, seen = learn(monkeypatch, (counts, totals, genes), adapt=False)
+    found, seen = learn(monkeypatch, (counts, totals, genes), adapt_steps=0)
     table, (_, hidden) = seen["table"], interleaved_values(counts, 5, SEED)
     cells = np.unique(table.cell)
     assert len(cells) == 90 and found.report["judged_cells"] == 10

@@ -98,8 +98,8 @@ def test_rates_of_neighbours_with_what_was_hidden_in_the_totals():
     dense = counts.toarray()
     scores = principal_components(sparse.csr_matrix(logs(counts, totals)), 3, seed=4)[0]
     near = np.argsort(distances(scores, scores), axis=1)[:, :7]
-    np.testing.assert_array_equal(found.neighbours, near)
-    assert (found.neighbours[:, 0] == np.arange(300)).all(), "a cell is its own first neighbour"
+    np.testing.assert_array_equal(found.neighbors, near)
+    assert (found.neighbors[:, 0] == np.arange(300)).all(), "a cell is its own first neighbour"
     overall = dense.sum(axis=0) / dense.sum()
     expected = (dense[near].sum(axis=1) + 90 * overall) / (
         dense.sum(axis=1)[near].sum(axis=1) + 90
@@ -121,11 +121,11 @@ def test_thirty_neighbours_five_thousand_counts_and_fifty_components_are_the_def
     totals = sums(counts)
     found = knn_rates(counts, totals)
     own = knn_rates(counts, totals, 30, shrink=5000.0, components=50, seed=0)
-    assert found.neighbours.shape == (80, 30) and found.shrink == 5000.0
-    np.testing.assert_array_equal(found.neighbours, own.neighbours)
+    assert found.neighbors.shape == (80, 30) and found.shrink == 5000.0
+    np.testing.assert_array_equal(found.neighbors, own.neighbors)
     np.testing.assert_array_equal(found.totals, totals)
     fewer = knn_rates(counts, totals, components=20)
-    assert (fewer.neighbours != found.neighbours).any()
+    assert (fewer.neighbors != found.neighbors).any()
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -137,7 +137,7 @@ def test_a_reference_is_the_only_source(given):
     found = knn_rates(counts, totals, 5, components=4, shrink=10.0, reference=reference, **options)
     scores, basis = principal_components(sparse.csr_matrix(logs(reference, depths)), 4)
     near = np.argsort(distances(logs(counts, totals) @ basis, scores), axis=1)[:, :5]
-    np.testing.assert_array_equal(found.neighbours, near)
+    np.testing.assert_array_equal(found.neighbors, near)
     dense = reference.toarray()
     overall = dense.sum(axis=0) / dense.sum()
     expected = (dense[near].sum(axis=1) + 10 * overall) / (

@@ -43,8 +43,8 @@ def upload(nuclei, tmp_path_factory) -> Path:
 
 
 def test_the_server_gives_what_the_direct_call_gives(server, nuclei):
-    far = Client(server.url).impute(nuclei, adapt=False, force=True, verbose=False)
-    near = scmamba.impute(nuclei.copy(), adapt=False, force=True, verbose=False)
+    far = Client(server.url).impute(nuclei, adapt_steps=0, force=True, verbose=False)
+    near = scmamba.impute(nuclei.copy(), adapt_steps=0, force=True, verbose=False)
     assert (far.layers["scmamba"] != near.layers["scmamba"]).nnz == 0
     assert far.obs.columns.tolist() == near.obs.columns.tolist()
     embedded = Client(server.url).embed(nuclei, force=True, verbose=False)
@@ -61,19 +61,19 @@ def test_the_plain_form_goes_in_and_comes_out(server, nuclei, tmp_path):
         {"p": matrix.indptr, "i": matrix.indices, "x": matrix.data.astype(float)},
     )
     client = Client(server.url)
-    job = client.submit("impute", tmp_path / "in.scmb", adapt=False, force=True)
+    job = client.submit("impute", tmp_path / "in.scmb", adapt_steps=0, force=True)
     client.wait(job, verbose=False)
     about, arrays = wire.read(client.fetch(job, tmp_path / "out.scmb", format="scmb"))
     near = scmamba.impute(
         ad.AnnData(nuclei.X, obs=nuclei.obs[[]], var=nuclei.var[[]]),
-        adapt=False,
+        adapt_steps=0,
         force=True,
         verbose=False,
     )
     expected = sparse.csr_matrix(near.layers["scmamba"])
     np.testing.assert_array_equal(arrays["x"], expected.data.astype(float))
     np.testing.assert_array_equal(arrays["i"], expected.indices)
-    assert about["provenance"]["method"] == "rates" and len(
+    assert about["provenance"]["params"]["method"] == "ensemble" and len(
         about["obs"]["scmamba_low_depth"]
     ) == len(nuclei)
 
@@ -141,7 +141,7 @@ def test_everything_killed_and_started_again_ends_every_job_once(tmp_path, uploa
 
 def test_a_job_is_cancelled_and_deleted(server, upload):
     client = Client(server.url)
-    job = client.submit("impute", upload, force=True, adapt=500)
+    job = client.submit("impute", upload, force=True, adapt_steps=500)
     client.cancel(job)
     with pytest.raises(ScMambaError, match="cancelled"):
         client.wait(job, verbose=False)

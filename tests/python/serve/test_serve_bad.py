@@ -34,7 +34,7 @@ from scmamba.datasets import brain_cohort
 from scmamba.serve.tokens import Tokens
 from scmamba.utils.errors import ScMambaError
 
-FREE = {"adapt": False, "force": True}
+FREE = {"adapt_steps": 0, "force": True}
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ LIMITS = [
     ("impute", "passes", 1, 1000, 1),
     ("impute", "batch_size", 1, 65_536, 1),
     ("impute", "min_value", 0, 1e6, 0.5),
-    ("impute", "adapt", 0, 100_000, 1),
+    ("impute", "adapt_steps", 0, 100_000, 1),
     ("annotate", "network", 0, 100_000, 1),
     ("annotate", "error_rate", 0.0, 1.0, 0.01),
     ("doublets", "expected_rate", 0, 1, 0.01),

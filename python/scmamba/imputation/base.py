@@ -1,0 +1,165 @@
+"""What both ways of imputing share: fit to some cells, then predict blocks of them on the scale of the data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from ..data.preprocess import CellReader
+from ..data.provenance import flag_low_depth, read_summary, write_record
+from ..data.values import SCALE
+from ..model import Model
+from ..utils.errors import DataError
+from ..utils.memory import available_memory
+from ..utils.progress import progress
+from .options import ImputeOptions
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_BLOCK = 64  # cells whose dense values (block x genes) are held at a time
+
+
+class Imputer(ABC):
+    """Fit once, predict block by block.
+
+    Parameters
+    ----------
+    model
+        The network and its genes.
+    options
+        Options of :func:`scmamba.impute`.
+
+    Attributes
+    ----------
+    model
+        The network that predicts: after :meth:`fit` perhaps an adapted copy.
+    summary
+        What fitting found, for the record of the result.
+    """
+
+    #: Value of the option ``method``.
+    method: ClassVar[str]
+    cells: CellReader
+
+    def __init__(self, model: Model, options: ImputeOptions) -> None:
+        self.model, self.options = model, options
+        self.block = options.batch_size or _BLOCK
+        self.summary: dict[str, Any] = {}
+        self._observed = 0
+
+    @property
+    @abstractmethod
+    def min_value(self) -> float:
+        """Smaller predictions stay zero, in the units of the result."""
+
+    @abstractmethod
+    def learn(self, cells: CellReader) -> Any:
+        """What fitting to ``cells`` produces; it can be sent to other processes and given to :meth:`restore` there."""
+
+    @abstractmethod
+    def restore(self, cells: CellReader, learned: Any) -> Imputer:
+        """Get ready to predict ``cells`` with what :meth:`learn` returned, here or in another process."""
+
+    @abstractmethod
+    def expected(self, rows: slice, linear: sparse.csr_matrix) -> sparse.csr_matrix:
+        """(r, n_vars) expected values where ``linear`` (r, n_vars) is zero, in its units; nothing elsewhere."""
+
+    def fit(self, cells: CellReader) -> Imputer:
+        """Fit to the cells that are then predicted."""
+        return self.restore(cells, self.learn(cells))
+
+    def predict(self, rows: slice) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """(r, n_vars) observed and imputed values of some cells, on the scale of the result, and the cells' (r,) totals."""
+        linear = self.cells.linear(rows)
+        self._observed += linear.nnz
+        result = self._on_scale_of_data(linear, self.expected(rows, linear))
+        return result, np.asarray(linear.sum(axis=1)).ravel()
+
+    def predict_blocks(
+        self, only: Sequence[slice] | None = None
+    ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+        """Yield :meth:`predict` of all blocks of rows in order, or of ``only`` some of them."""
+        wanted = list(self.cells.blocks(self.block)) if only is None else only
+        number = sum(rows.stop - rows.start for rows in wanted)
+        with progress("Imputing cells", number, self.options.verbose) as advance:
+            for rows in wanted:
+                yield self.predict(rows)
+                advance(rows.stop - rows.start)
+
+    @property
+    def density_before(self) -> float:
+        """Share of entries that were not zero, among the cells predicted so far."""
+        return self._observed / max(len(self.cells) * self.cells.adata.n_vars, 1)
+
+    def write_annotations(self, adata: AnnData, totals: np.ndarray, stored: int) -> float:
+        """Write ``obs`` and ``uns`` of the result and return the share of its entries that hold a value.
+
+        ``totals`` (n,) of the cells, ``stored`` values of the layer.
+        """
+        flag_low_depth(adata, self.cells, totals, self.options.verbose)
+        density = stored / max(len(self.cells) * self.cells.adata.n_vars, 1)
+        scale = "expected counts" if self.options.to_counts else "log1p(CP10k)"
+        params = self.options.params() | {"method": self.method, "min_value": self.min_value}
+        write_record(
+            adata,
+            "impute",
+            params=params,
+            model=self.model.config.name,
+            summary=read_summary(self.cells)
+            | {"scale": scale, "density": float(density)}
+            | self.summary,
+        )
+        return density
+
+    def check_memory(self, block: sparse.csr_matrix) -> None:
+        """Refuse, after the first block, a result that will not fit in memory (twice, while blocks are joined).
+
+        Raises
+        ------
+        DataError
+            It does not fit.
+        """
+        needed = 2 * (block.data.nbytes + block.indices.nbytes) / block.shape[0] * len(self.cells)
+        if needed > 0.8 * available_memory():
+            raise DataError(
+                f"The imputed matrix needs about {needed / 1e9:.0f} GB while it is made, and "
+                f"{available_memory() / 1e9:.0f} GB are free. Impute file to file with "
+                "'scmamba impute in.h5ad -o out.h5ad', set min_value=0.5 to keep fewer values, or impute fewer cells."
+            )
+
+    def _on_scale_of_data(
+        self, linear: sparse.csr_matrix, expected: sparse.csr_matrix
+    ) -> sparse.csr_matrix:
+        """Observed and expected values together, both on the user's scale: observed ones are what NormalizeData gives.
+
+        ``expected`` (r, n_vars) in the units of ``linear``, nothing where something was observed.
+        """
+        factor, observed = self._scales(linear)
+        expected.data *= np.repeat(factor, np.diff(expected.indptr))
+        if not self.options.to_counts:
+            expected.data = np.log1p(expected.data)
+        if self.min_value > 0:
+            expected.data[expected.data < self.min_value] = 0
+            expected.eliminate_zeros()
+        result = (observed + expected.astype(np.float32)).tocsr()
+        result.sort_indices()
+        return result
+
+    def _scales(self, linear: sparse.csr_matrix) -> tuple[np.ndarray, sparse.csr_matrix]:
+        """(r,) factor from linear units to the result's, and the observed entries in the result's units."""
+        observed = linear.copy()
+        factor = np.ones(linear.shape[0])
+        if self.options.to_counts:
+            return factor, observed.astype(np.float32)
+        if (
+            self.cells.values.kind != "log1p"
+        ):  # logarithms came on a scale of their own, which is kept
+            totals = np.asarray(linear.sum(axis=1)).ravel()
+            factor = np.divide(SCALE, totals, out=np.zeros(len(totals)), where=totals > 0)
+        observed.data = np.log1p(observed.data * np.repeat(factor, np.diff(observed.indptr)))
+        return factor, observed.astype(np.float32)

@@ -1,0 +1,129 @@
+"""Choose and open what imputes some cells."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data import CellReader, read_cells
+from ..data.provenance import KEY, refuse_existing
+from ..model import Model, load_model
+from ..utils.errors import DataError, OptionError
+from ..utils.progress import say
+from .base import Imputer
+from .masked import MaskedImputer
+from .options import ImputeOptions
+from .rate_ensemble import RateEnsembleImputer
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: A column with more values than this hardly holds donors or libraries, but barcodes.
+MAX_BATCHES = 500
+
+
+def open_imputer(
+    adata: AnnData,
+    model: str | PathLike[str] | Model | None,
+    options: ImputeOptions,
+) -> tuple[Imputer, CellReader]:
+    """Check everything that can be checked before long work.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes, in memory or backed.
+    model
+        Name, checkpoint or open model; default ``brain-mini``.
+    options
+        Options of :func:`scmamba.impute`.
+
+    Returns
+    -------
+    The imputer, not yet fitted, and the cells as it reads them.
+
+    Raises
+    ------
+    ScMambaError
+        Data, genes, options or checkpoint that do not fit.
+    """
+    # obs["scmamba_low_depth"] is the same whichever verb wrote it.
+    columns = () if KEY in adata.uns else (f"{KEY}_low_depth",)
+    refuse_existing(adata, "impute", layers=(KEY,), obs=columns, overwrite=options.overwrite)
+    opened = load_model(model, device=options.device, backend=options.backend)
+    method = choose_method(options.method, opened)
+    batch = batch_codes(adata, options.batch_key, method)
+    cells = read_cells(
+        adata,
+        opened.genes,
+        layer=options.layer,
+        gene_column=options.gene_column,
+        force=options.force,
+    )
+    if options.to_counts and cells.values.kind == "log1p":
+        raise DataError(
+            "to_counts=True needs raw counts: log-normalized data no longer contain the cells' total counts. "
+            "Pass raw counts, or leave to_counts out."
+        )
+    say(cells.values.sentence, options.verbose)
+    say(cells.match.summary(), options.verbose)
+    if method == "masked":
+        return MaskedImputer(opened, options), cells
+    return RateEnsembleImputer(opened, options, batch=batch), cells
+
+
+def choose_method(method: str | None, model: Model) -> str:
+    """The method that was chosen, or the best one that the heads of the network allow.
+
+    Raises
+    ------
+    OptionError
+        The network lacks the head that the method needs.
+    """
+    chosen = method or ("ensemble" if model.config.rates else "masked")
+    if chosen == "ensemble" and not model.config.rates:
+        raise OptionError(
+            f"The model '{model.config.name}' has no rate head; use method='masked', or another model."
+        )
+    if chosen == "masked" and not model.config.reconstructs:
+        raise OptionError(
+            f"The model '{model.config.name}' classifies cells; imputation needs one with a reconstruction head."
+        )
+    return chosen
+
+
+def batch_codes(adata: AnnData, batch_key: str | None, method: str) -> np.ndarray | None:
+    """(n,) code of each cell's batch; ``None`` if no column is given, or all cells are of one batch.
+
+    Raises
+    ------
+    OptionError
+        The masked method, which reads one cell at a time.
+    DataError
+        No such column, cells without a batch, or too many batches.
+    """
+    if batch_key is None:
+        return None
+    if method != "ensemble":
+        raise OptionError(
+            "batch_key= balances the nearest neighbors of method='ensemble'; method='masked' reads each cell alone. "
+            "Leave one of them out."
+        )
+    if batch_key not in adata.obs:
+        raise DataError(
+            f"There is no column '{batch_key}' in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}."
+        )
+    column = adata.obs[batch_key]
+    if column.isna().any():
+        raise DataError(
+            f"{int(column.isna().sum())} cells have no value in obs['{batch_key}']; fill in the values, or remove those cells."
+        )
+    names, codes = np.unique(column.astype(str).to_numpy(), return_inverse=True)
+    if len(names) > MAX_BATCHES:
+        raise DataError(
+            f"obs['{batch_key}'] has {len(names)} different values; at most {MAX_BATCHES} batches can be balanced. "
+            "Pass the column of the donor, the library or the study."
+        )
+    return codes if len(names) > 1 else None
