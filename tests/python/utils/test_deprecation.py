@@ -16,7 +16,9 @@ def verb(data, *, batch_key=None, method="ensemble"):
 
 
 def test_old_parameter_warns_and_reaches_the_new_one():
-    with pytest.warns(DeprecationWarning, match=r"verb\(batch=\) was renamed to verb\(batch_key=\)") as caught:
+    with pytest.warns(
+        DeprecationWarning, match=r"verb\(batch=\) was renamed to verb\(batch_key=\)"
+    ) as caught:
         assert verb(1, batch="donor") == (1, "donor", "ensemble")
     assert caught[0].filename == __file__
 
