@@ -79,9 +79,8 @@ def test_batches_of_expressed_genes_fit_by_their_own_lengths(monkeypatch):
     x[0, :20] = 1
     mask[100, 10:40] = True  # hidden zeros are read, too
     monkeypatch.setattr(checkpoint, "_CPU_BUDGET", 12 * 4 * 16 * 200.5)  # 200 positions at once
-    # The longest of the next 64 cells decides: 20, then 5 while cell 100 is out of sight, then 5 +
-    # 30.
-    expected = [(10, 20), (40, 5)] + [(5, 5)] * 10 + [(5, 35)] + [(25, 5)]
+    # Longest cells first: 5 + 30 positions, 20, then those of 5.
+    expected = [(5, 35)] + [(40, 5)] * 3 + [(5, 5)]
     seen = shapes_seen(model, "reconstruct", lambda: model.reconstruct(x, mask))
     assert seen == expected
     assert sum(n for n, _ in seen) == 130
@@ -297,3 +296,12 @@ def test_a_packed_model_is_itself_again(folder, tmp_path):
     (tmp_path / "text.zip").write_text("no archive")
     with pytest.raises(CheckpointError, match="not a zip archive"):
         unpack_model(tmp_path / "text.zip", tmp_path / "poor")
+
+
+def test_cells_are_answered_in_the_order_they_came():
+    model = small_model(n_genes=50, reads="expressed")
+    x = torch.zeros(40, 50)
+    for i in range(40):
+        x[i, : 1 + (i * 7) % 40] = 1 + i / 40
+    alone = torch.cat([model.cell_embedding(row[None]) for row in x])
+    np.testing.assert_allclose(model.cell_embedding(x, batch_size=8), alone, rtol=0, atol=1e-6)
