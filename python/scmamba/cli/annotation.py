@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from ..utils.errors import ScMambaError
+from .errors import refuse_existing_outputs
+from .files import need_columns, read_cells_file, read_markers
 
 
 def annotate(
@@ -67,18 +68,12 @@ def annotate(
 ) -> None:
     """Name the cell types of an .h5ad file (obs/scmamba_type, _probability and _alternatives of a copy)."""
     from ..annotation import annotate as name_types
-    from ..data.h5ad_files import open_backed
     from ..utils.atomic import atomic_path
 
-    for path in (output, table, plots):
-        if path is not None and path.exists() and not overwrite:
-            raise ScMambaError(f"{path} exists already. Choose another name, or pass --overwrite.")
-    adata = open_backed(data).to_memory()
-    if truth is not None and truth not in adata.obs:
-        raise ScMambaError(
-            f"The data have no column '{truth}'; they have {', '.join(map(str, adata.obs.columns)) or 'none'}."
-        )
-    known = open_backed(reference).to_memory() if reference is not None else None
+    refuse_existing_outputs(output, table, plots, overwrite=overwrite)
+    adata = read_cells_file(data)
+    need_columns(adata.obs, [] if truth is None else [truth])
+    known = read_cells_file(reference) if reference is not None else None
     columns = None if not labels else labels[0] if len(labels) == 1 else labels
     found = name_types(
         adata,
@@ -115,35 +110,6 @@ def annotate(
     typer.echo(
         f"{output}: types of {adata.n_obs - unassigned:,} of {adata.n_obs:,} cells, the others Unassigned"
     )
-
-
-def read_markers(path: Path) -> dict[str, list[str]]:
-    """Type -> genes, from lines of a type, a tab and genes parted by commas; a first line ``type<TAB>genes`` is a heading.
-
-    Raises
-    ------
-    ScMambaError
-        No such file, or a line without a tab.
-    """
-    if not path.is_file():
-        raise ScMambaError(f"There is no file {path}.")
-    panel: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if (
-            not line.strip()
-            or line.startswith("#")
-            or (number == 1 and line.lower() == "type\tgenes")
-        ):
-            continue
-        name, tab, genes = line.partition("\t")
-        if not tab:
-            raise ScMambaError(
-                f"Line {number} of {path} has no tab; each line is a type, a tab, and genes parted by commas."
-            )
-        panel.setdefault(name.strip(), []).extend(
-            gene.strip() for gene in genes.split(",") if gene.strip()
-        )
-    return panel
 
 
 def genes(

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-
-from ..utils.errors import ScMambaError
-
-
-def _stop(error: Exception) -> NoReturn:
-    typer.secho(f"Error: {error}", fg="red", err=True)
-    raise typer.Exit(1)
 
 
 def cohort(
@@ -29,18 +22,15 @@ def cohort(
     from ..datasets import brain_cohort
     from ..utils.atomic import atomic_path
 
-    try:
-        data = brain_cohort(
-            cells,
-            n_donors=donors,
-            n_genes=genes or None,
-            disease_fraction=disease_fraction,
-            seed=seed,
-        )
-        with atomic_path(output) as path:
-            data.write_h5ad(path, compression="gzip")
-    except ScMambaError as error:
-        _stop(error)
+    data = brain_cohort(
+        cells,
+        n_donors=donors,
+        n_genes=genes or None,
+        disease_fraction=disease_fraction,
+        seed=seed,
+    )
+    with atomic_path(output) as path:
+        data.write_h5ad(path, compression="gzip")
     typer.echo(f"{output}: {data.n_obs:,} simulated cells x {data.n_vars:,} genes, {donors} donors")
 
 
@@ -64,18 +54,15 @@ def convert(
     """Convert Seurat or SingleCellExperiment files (.rds) to AnnData (.h5ad), or back."""
     from ..interop._convert import convert_file
 
-    try:
-        sentence = convert_file(
-            source,
-            target,
-            assay=assay,
-            to=to,
-            overwrite=overwrite,
-            compress=compress,
-            verbose=not quiet,
-        )
-    except ScMambaError as error:
-        _stop(error)
+    sentence = convert_file(
+        source,
+        target,
+        assay=assay,
+        to=to,
+        overwrite=overwrite,
+        compress=compress,
+        verbose=not quiet,
+    )
     typer.echo(sentence)
 
 

@@ -1,4 +1,4 @@
-"""Commands about libraries as they come: ``scmamba doublets`` and ``scmamba prepare``."""
+"""Commands about raw libraries: ``scmamba find-doublets`` and ``scmamba prepare``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from ..utils.errors import ScMambaError
+from .errors import refuse_existing_outputs
+from .files import read_cells_file, read_markers
+from .options import renamed_command
 
 
-def doublets(
+def find_doublets(
     data: Annotated[Path, typer.Argument(help="An .h5ad file of raw counts, cells x genes.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")],
     sample: Annotated[
@@ -47,14 +49,11 @@ def doublets(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
     """Find doublets in an .h5ad file (obs/scmamba_doublet, _score and _parents of a copy)."""
-    from ..data.h5ad_files import open_backed
     from ..doublets import detect_doublets
     from ..utils.atomic import atomic_path
 
-    for path in (output, table):
-        if path is not None and path.exists() and not overwrite:
-            raise ScMambaError(f"{path} exists already. Choose another name, or pass --overwrite.")
-    adata = open_backed(data).to_memory()
+    refuse_existing_outputs(output, table, overwrite=overwrite)
+    adata = read_cells_file(data)
     detect_doublets(
         adata,
         sample=sample,
@@ -109,7 +108,7 @@ def prepare(
         resolution=resolution,
         seed=seed,
     )
-    panels = None if markers is None else _panels(markers)
+    panels = None if markers is None else read_markers(markers)
     result = run(
         list(data),
         folder=folder,
@@ -125,24 +124,8 @@ def prepare(
     )
 
 
-def _panels(path: Path) -> dict[str, list[str]]:
-    if not path.is_file():
-        raise ScMambaError(f"There is no file {path}.")
-    rows = [
-        line.split("\t")
-        for line in path.read_text(encoding="utf-8").splitlines()
-        if line.strip() and not line.startswith("#")
-    ]
-    if any(len(row) != 2 for row in rows):
-        raise ScMambaError(
-            f"{path.name}: each line is a type, a tab and its genes with commas between them."
-        )
-    return {
-        row[0]: [gene.strip() for gene in row[1].split(",")] for row in rows if row[0] != "type"
-    }
-
-
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to ``app``."""
-    app.command()(doublets)
+    app.command()(find_doublets)
     app.command()(prepare)
+    renamed_command(app, "doublets", "find-doublets", find_doublets)

@@ -11,6 +11,8 @@ import typer
 from scipy import sparse
 
 from ..utils.errors import ScMambaError
+from .errors import refuse_existing_outputs
+from .files import need_columns
 
 if TYPE_CHECKING:
     from ..evaluation.annotation_report import AnnotationReport
@@ -48,7 +50,7 @@ def annotation(
     from ..data.h5ad_files import open_backed
     from ..evaluation.annotation_report import annotation_report
 
-    _must_be_new(output, overwrite)
+    refuse_existing_outputs(output, overwrite=overwrite)
     table = open_backed(data).obs
     columns = called or ["scmamba_type"]
     sure = confidence or (
@@ -56,7 +58,7 @@ def annotation(
         if columns[0] == "scmamba_type" and "scmamba_probability" in table
         else None
     )
-    _need_columns(table, [truth, *columns] + ([sure] if sure else []))
+    need_columns(table, [truth, *columns] + ([sure] if sure else []))
     kept = table[table[truth].notna().to_numpy()]
     if not len(kept):
         raise ScMambaError(f"The column '{truth}' holds no type.")
@@ -95,10 +97,10 @@ def doublets(
     from ..data.h5ad_files import open_backed
     from ..evaluation.reports import doublet_report
 
-    _must_be_new(output, overwrite)
+    refuse_existing_outputs(output, overwrite=overwrite)
     table = open_backed(data).obs
     columns = score or ["scmamba_doublet_score"]
-    _need_columns(table, [truth, *columns, *([called] if called else [])])
+    need_columns(table, [truth, *columns, *([called] if called else [])])
     kept = table[table[truth].notna().to_numpy()]
     scores = {
         name: pd.to_numeric(kept[name], errors="coerce").to_numpy(dtype=float) for name in columns
@@ -138,7 +140,7 @@ def imputation(
     from ..evaluation import nonzero_imputation
     from ..evaluation.reports import imputation_report
 
-    _must_be_new(output, overwrite)
+    refuse_existing_outputs(output, overwrite=overwrite)
     adata = open_backed(data)
     rows = np.arange(adata.n_obs)
     if cells is not None and cells < adata.n_obs:
@@ -177,7 +179,7 @@ def clusters(
     from ..deg.values import normalise
     from ..evaluation.reports import cluster_report
 
-    _must_be_new(output, overwrite)
+    refuse_existing_outputs(output, overwrite=overwrite)
     adata = open_backed(data)
     layers = layer or ["scmamba"]
     if missing := [name for name in layers if name not in adata.layers]:
@@ -185,7 +187,7 @@ def clusters(
         raise ScMambaError(
             f"The data have no layer '{missing[0]}'; they have {have}. 'scmamba impute' makes one."
         )
-    _need_columns(adata.obs, [truth, *([donor] if donor else [])])
+    need_columns(adata.obs, [truth, *([donor] if donor else [])])
     kept = adata[adata.obs[truth].notna().to_numpy()].to_memory()
     values = {
         "counts": normalise(sparse.csr_matrix(kept.X)),
@@ -210,19 +212,6 @@ def _is_doublet(column: pd.Series) -> np.ndarray:
             f"The column '{column.name}' holds '{is_novel[0]}'; it must be true or false, or 'doublet' or 'singlet'."
         )
     return words.map(known).to_numpy(dtype=bool)
-
-
-def _must_be_new(output: Path | None, overwrite: bool) -> None:
-    if output is not None and output.exists() and not overwrite:
-        raise ScMambaError(f"{output} exists already. Choose another name, or pass --overwrite.")
-
-
-def _need_columns(table: pd.DataFrame, columns: list[str]) -> None:
-    for column in columns:
-        if column not in table:
-            raise ScMambaError(
-                f"The data have no column '{column}'; they have {', '.join(map(str, table.columns)) or 'none'}."
-            )
 
 
 def _tell(report: Report | AnnotationReport, output: Path | None, what: str) -> None:

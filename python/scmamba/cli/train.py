@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ..utils.errors import DataError, ScMambaError
+from ..training.options import TrainingOptions
+from ..utils.errors import DataError, OptionError
 from ..utils.progress import say
+from .errors import refuse_existing_outputs
+from .options import Force, Overwrite, Quiet, options_of
 
 if TYPE_CHECKING:
     from ..data.collection import Collection
@@ -25,27 +29,9 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="The checkpoint fol
 Recipe = Annotated[str, typer.Option(help="paper: as published; small: what a laptop can train.")]
 Config = Annotated[
     Path | None,
-    typer.Option(help="YAML of settings; what is given here wins over it, and it over the recipe."),
-]
-Epochs = Annotated[float | None, typer.Option(min=0, help="Times through the data.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps, in place of epochs.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Cells a process reads at once.")]
-Accumulate = Annotated[int | None, typer.Option(min=1, help="Batches that make a step.")]
-Lr = Annotated[float | None, typer.Option(help="Peak learning rate.")]
-Ema = Annotated[
-    float | None,
-    typer.Option(min=0, max=1, help="Keep a running mean of the weights with this decay; 0: none."),
-]
-Precision = Annotated[
-    Literal["auto", "32", "bf16", "16"] | None, typer.Option(help="auto: 16 on a GPU, else 32.")
-]
-GenesPerStep = Annotated[
-    int | None, typer.Option(min=0, help="At most this many expressed genes of a cell; 0: all.")
-]
-MinTotal = Annotated[float | None, typer.Option(help="Least counts of a training cell.")]
-MinDonorCells = Annotated[int | None, typer.Option(min=0, help="Least cells of a donor.")]
-SaveEvery = Annotated[
-    int | None, typer.Option(min=1, help="Steps between saved states (and validations).")
+    typer.Option(
+        help="YAML of settings; options given here take precedence over it, and it over the recipe."
+    ),
 ]
 HeldOut = Annotated[
     list[Path] | None,
@@ -72,12 +58,6 @@ Cache = Annotated[
         help="Folder for converted files; $SCMAMBA_CACHE or the user's cache if not given."
     ),
 ]
-Seed = Annotated[int | None, typer.Option(help="Same seed, same weights (on a CPU, bit for bit).")]
-Force = Annotated[
-    bool, typer.Option("--force", help="Go on although few of the model's genes were measured.")
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -86,6 +66,26 @@ ModelOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class _Data:
+    """Where the cells of a run are, and which columns of obs describe them."""
+
+    files: list[Path]
+    held_out: list[Path] | None
+    splits: Path | None
+    cache: Path | None
+    force: bool
+    columns: dict[str, str | None]
+
+
+#: Settings of the command line that both commands have.
+_COMMON = (
+    *("epochs", "steps", "batch_size", "accumulate", "lr", "ema", "precision"),
+    *("genes_per_step", "min_total", "min_donor_cells", "save_every", "seed"),
+)
+
+
+@options_of(TrainingOptions, only=(*_COMMON, "d_model", "layers", "reads"), unset=True)
 def pretrain(
     data: Data,
     output: Output,
@@ -95,23 +95,6 @@ def pretrain(
         Path | None,
         typer.Option(help="genes.tsv of scmamba vocab build; the published genes if not given."),
     ] = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    accumulate: Accumulate = None,
-    lr: Lr = None,
-    ema: Ema = None,
-    precision: Precision = None,
-    d_model: Annotated[int | None, typer.Option(min=1, help="Width of the network.")] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="Layers of the network.")] = None,
-    reads: Annotated[
-        Literal["all", "expressed"] | None,
-        typer.Option(help="all: whole cells, as published; expressed: a tenth."),
-    ] = None,
-    genes_per_step: GenesPerStep = None,
-    min_total: MinTotal = None,
-    min_donor_cells: MinDonorCells = None,
-    save_every: SaveEvery = None,
     held_out: HeldOut = None,
     splits: Splits = None,
     work: Work = None,
@@ -121,37 +104,20 @@ def pretrain(
     label: Label = None,
     layer: Layer = None,
     cache: Cache = None,
-    seed: Seed = None,
     force: Force = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    **given: Any,
 ) -> None:
-    """Pre-train a model from nothing by masked-expression modelling (15% of the non-zero values hidden)."""
+    """Pre-train a new model by masked-expression modelling (15% of the non-zero values are masked)."""
     from ..genes import Vocabulary
     from ..nn import ModelConfig
     from ..training import pretrain as run
 
-    given = dict(
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        lr=lr,
-        ema=ema,
-        precision=precision,
-        d_model=d_model,
-        layers=layers,
-        reads=reads,
-        genes_per_step=genes_per_step,
-        min_total=min_total,
-        min_donor_cells=min_donor_cells,
-        save_every=save_every,
-        seed=seed,
-    )
     columns = dict(donor=donor, study=study, disease=disease, label=label, layer=layer)
     genes = Vocabulary.read(vocabulary) if vocabulary else Vocabulary.published()
     plan = _Plan("pretrain", recipe, config, given, output, overwrite, quiet)
-    cells, others = plan.open(data, held_out, splits, genes, columns, cache, force)
+    cells, others = plan.open(_Data(data, held_out, splits, cache, force, columns), genes)
     settings = plan.settings
     model = run(
         cells,
@@ -174,44 +140,16 @@ def pretrain(
     plan.finish(model, "Pre-trained (masked-expression modelling)", cells, "")
 
 
+@options_of(TrainingOptions, only=(*_COMMON, "above", "balance", "freeze", "probe"), unset=True)
 def finetune(
     data: Data,
     output: Output,
     model: ModelOption = None,
     task: Annotated[
-        Literal["impute", "annotate", "doublets"], typer.Option(help="What the model is to do.")
+        Literal["impute", "annotate", "doublets"], typer.Option(help="Task of the model.")
     ] = "impute",
     recipe: Recipe = "paper",
     config: Config = None,
-    epochs: Epochs = None,
-    steps: Steps = None,
-    batch_size: BatchSize = None,
-    accumulate: Accumulate = None,
-    lr: Lr = None,
-    ema: Ema = None,
-    precision: Precision = None,
-    genes_per_step: GenesPerStep = None,
-    min_total: MinTotal = None,
-    above: Annotated[
-        float | None,
-        typer.Option(min=0, help="Train on cells with more counts than this; 0: no such limit."),
-    ] = None,
-    min_donor_cells: MinDonorCells = None,
-    balance: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Classes: 0 every cell counts alike, 1 every class."),
-    ] = None,
-    freeze: Annotated[
-        bool | None, typer.Option("--freeze", help="Classes: train the head only.")
-    ] = None,
-    probe: Annotated[
-        bool | None,
-        typer.Option(
-            "--probe/--no-probe",
-            help="Classes: start the head from the cell embeddings; not: as published.",
-        ),
-    ] = None,
-    save_every: SaveEvery = None,
     held_out: HeldOut = None,
     splits: Splits = None,
     work: Work = None,
@@ -221,37 +159,19 @@ def finetune(
     label: Label = None,
     layer: Layer = None,
     cache: Cache = None,
-    seed: Seed = None,
     force: Force = False,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
+    **given: Any,
 ) -> None:
-    """Fine-tune a model: impute (hidden values), annotate (the cells' labels) or doublets (simulated within donors)."""
+    """Fine-tune a model: impute (masked values), annotate (the cells' labels) or doublets (simulated within donors)."""
     from ..model import load_model
     from ..training.distributed import is_distributed, training_device
 
-    given = dict(
-        epochs=epochs,
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        lr=lr,
-        ema=ema,
-        precision=precision,
-        genes_per_step=genes_per_step,
-        min_total=min_total,
-        above=above,
-        min_donor_cells=min_donor_cells,
-        balance=balance,
-        freeze=freeze or None,
-        probe=probe,
-        save_every=save_every,
-        seed=seed,
-    )
     columns = dict(donor=donor, study=study, disease=disease, label=label, layer=layer)
     plan = _Plan(task, recipe, config, given, output, overwrite, quiet)
     start = load_model(model, device=training_device() if is_distributed() else None)
-    cells, others = plan.open(data, held_out, splits, start.genes, columns, cache, force)
+    cells, others = plan.open(_Data(data, held_out, splits, cache, force, columns), start.genes)
     tuned = _tune(task, start, plan, cells, others, work, force)
     use = (
         f"scmamba impute --model {output}"
@@ -308,7 +228,7 @@ def _tune(
 
 
 class _Plan:
-    """What both verbs share: settings, data, and the checkpoint at the end."""
+    """What both commands share: settings, data, and the checkpoint at the end."""
 
     def __init__(
         self,
@@ -328,61 +248,52 @@ class _Plan:
         self.first = is_first_process()
         self.verbose = not quiet and self.first
         self.output, self.recipe = output, recipe
-        if output.exists() and not overwrite:
-            raise ScMambaError(
-                f"{output} exists already. Choose another name, or pass --overwrite."
-            )
+        refuse_existing_outputs(output, overwrite=overwrite)
 
-    def open(
-        self,
-        data: list[Path],
-        held_out: list[Path] | None,
-        splits: Path | None,
-        genes: Vocabulary,
-        columns: dict[str, Any],
-        cache: Path | None,
-        force: bool,
-    ) -> tuple[Collection, Collection | list[Any]]:
+    def open(self, data: _Data, genes: Vocabulary) -> tuple[Collection, Collection | list[Any]]:
         """Training cells and cells for the validation loss."""
-        from ..data.collection import Collection, read_splits, write_splits
-
-        if splits is not None and held_out:
-            raise ScMambaError("Give either --held-out files or a table of --splits, not both.")
-        cells = self._filter(
-            Collection(
-                data, vocabulary=genes, cache=cache, force=force, verbose=self.verbose, **columns
-            )
-        )
-        if splits is not None:
-            table = (
-                read_splits(splits) if splits.is_file() else cells.split(seed=self.settings.seed)
-            )
-            if self.first and not splits.is_file():
-                write_splits(table, splits)
-                parts = ", ".join(
-                    f"{number} {part}" for part, number in table["split"].value_counts().items()
-                )
-                say(f"donors divided into {parts}: {splits}", self.verbose)
-            train = cells.select(table, "train")
-            try:
-                return train, cells.select(table, "validation")
-            except DataError as error:
-                say(f"{error} There will be no validation loss.", self.verbose)
-                return train, []
-        if held_out:
-            others = Collection(
-                held_out,
-                vocabulary=genes,
-                cache=cache,
-                force=force,
-                verbose=self.verbose,
-                **columns,
-            )
+        if data.splits is not None and data.held_out:
+            raise OptionError("Give either --held-out files or a table of --splits, not both.")
+        cells = self._filter(self._collection(data.files, data, genes))
+        if data.splits is not None:
+            return self._split(cells, data.splits)
+        if data.held_out:
+            others = self._collection(data.held_out, data, genes)
             return cells, others.filter(min_total=self.settings.min_total, min_donor_cells=0)
         return cells, []
 
+    def _collection(self, files: list[Path], data: _Data, genes: Vocabulary) -> Collection:
+        from ..data.collection import Collection
+
+        columns: dict[str, Any] = data.columns
+        return Collection(
+            files,
+            vocabulary=genes,
+            cache=data.cache,
+            force=data.force,
+            verbose=self.verbose,
+            **columns,
+        )
+
+    def _split(self, cells: Collection, path: Path) -> tuple[Collection, Collection | list[Any]]:
+        """Cells of the training and the validation donors of a table, which is made if it does not exist."""
+        from ..data.collection import read_splits, write_splits
+
+        table = read_splits(path) if path.is_file() else cells.split(seed=self.settings.seed)
+        if self.first and not path.is_file():
+            write_splits(table, path)
+            counts = table["split"].value_counts().items()
+            parts = ", ".join(f"{number} {part}" for part, number in counts)
+            say(f"donors divided into {parts}: {path}", self.verbose)
+        train = cells.select(table, "train")
+        try:
+            return train, cells.select(table, "validation")
+        except DataError as error:
+            say(f"{error} There will be no validation loss.", self.verbose)
+            return train, []
+
     def _filter(self, cells: Collection) -> Collection:
-        """The paper's filters. Limits nobody asked for give way where they would leave nothing."""
+        """Apply the filters; those of the recipe are dropped where they would remove every cell."""
         wanted: dict[str, Any] = {
             "min_donor_cells": self.settings.min_donor_cells,
             "above": self.settings.above or None,
@@ -399,13 +310,13 @@ class _Plan:
                     raise
                 name = weak[-1]
                 say(
-                    f"{error} The recipe's {name} of {wanted[name]:,.0f} is left out, as nobody asked for it.",
+                    f"{error} The recipe's {name} of {wanted[name]:,.0f} is not applied; pass it explicitly to keep it.",
                     self.verbose,
                 )
                 wanted[name] = gone[name]
 
     def loop(self, cells: Collection) -> TrainerConfig:
-        """Optimiser settings for so many cells."""
+        """Options of the optimizer for these cells."""
         from ..training.distributed import number_of_processes, training_device
 
         return self.settings.loop(
@@ -413,7 +324,7 @@ class _Plan:
         )
 
     def finish(self, model: Model, how: str, cells: Collection, ready: str) -> None:
-        """Write the checkpoint and say so; one process does."""
+        """Write the checkpoint and print where it is, in the first process."""
         if not self.first:
             return
         from ..model import save_checkpoint
@@ -438,7 +349,7 @@ def _card(name: str, how: str, recipe: str, settings: Settings, cells: Collectio
         f"# {name}\n\n{how}, recipe {recipe}. Cells it was trained on:\n"
         + "\n".join(lines)
         + "\n\n"
-        "Nobody has measured its accuracy yet; it knows only these cells. Add licence, held-out results and limits before you share it.\n\n"
+        "Its accuracy has not been measured. Add licence, held-out results and limits before you share it.\n\n"
         f"Settings:\n\n```yaml\n{settings.text()}```\n"
     )
 
@@ -460,21 +371,26 @@ def build(
         typer.Option(help="Annotation (.gtf or .gtf.gz); the packaged GRCh38 table if not given."),
     ] = None,
     min_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Least share of all cells a gene is seen in.")
+        float,
+        typer.Option(
+            min=0, max=1, help="Minimum fraction of all cells in which a gene is counted."
+        ),
     ] = 0.005,
     table: Annotated[
-        Path | None, typer.Option(help="Write every gene's cells and fate to this .tsv, too.")
+        Path | None,
+        typer.Option(
+            help="Also write the number of cells of every gene, and whether it was kept, to this .tsv."
+        ),
     ] = None,
     cache: Cache = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """The paper's rule: union of the files' annotated genes, none of chromosome Y, seen in 0.5% of the cells."""
+    """Build a gene vocabulary as in the paper: annotated genes of the files, without chromosome Y, counted in 0.5% of the cells."""
     from ..data.vocabulary_builder import build_vocabulary
     from ..utils.atomic import atomic_path
 
-    if output.exists() and not overwrite:
-        raise ScMambaError(f"{output} exists already. Choose another name, or pass --overwrite.")
+    refuse_existing_outputs(output, overwrite=overwrite)
     genes, found = build_vocabulary(
         data, gtf=gtf, min_fraction=min_fraction, cache=cache, verbose=not quiet
     )
@@ -483,7 +399,7 @@ def build(
     if table is not None:
         with atomic_path(table) as temporary:
             found.to_csv(temporary, sep="\t", index=False, lineterminator="\n")
-    typer.echo(f"{output}: {len(genes):,} of {len(found):,} genes seen")
+    typer.echo(f"{output}: {len(genes):,} of {len(found):,} genes counted")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,6 +1,20 @@
 """Imputation: the rate of every gene expected in a cell where nothing was counted."""
 
-from ._impute import impute, impute_file
-from .options import ImputeOptions
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from ._impute import impute, impute_file
+    from .options import ImputeOptions
 
 __all__ = ["ImputeOptions", "impute", "impute_file"]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "ImputeOptions": "options",
+        "impute": "_impute",
+        "impute_file": "_impute",
+    },
+)

@@ -21,6 +21,8 @@ from ..data import read_cells
 from ..data.h5ad_files import open_backed
 from ..genes import Vocabulary
 from ..utils.errors import DataError
+from ..utils.options import option
+from .options import MaskingOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,27 +64,21 @@ class CellSource:
 
 
 @dataclass(frozen=True)
-class SequenceConfig:
+class SequenceConfig(MaskingOptions):
     """What one training sequence holds.
+
+    The other attributes are those of :class:`~scmamba.training.options.MaskingOptions`.
 
     Attributes
     ----------
-    mask_nonzero, mask_zero
-        Chance that a non-zero value, and a zero of the whole cell, is hidden and predicted (paper, Methods).
-    genes_per_step
-        At most this many expressed genes of a cell, a random subset if it has more; 0 for no limit. Only for models that read
-        expressed genes.
     zeros
-        Hidden zeros per sequence, drawn between these two numbers, so that inference may hide few or many at once. They stand for
-        all hidden zeros of the cell: their loss is weighted so that the proportion stated by the two chances holds. Two fractions,
-        e.g. ``(0.04, 1.0)``, are shares of the cell's zeros (drawn evenly on the scale of logarithms): then any number of passes works,
-        and models that read whole cells draw too.
+        Masked zeros per sequence, drawn between these two numbers, so that inference may mask few or many at once. They stand
+        for all masked zeros of the cell: their loss is weighted so that the proportion stated by the two probabilities holds.
+        Two fractions, e.g. ``(0.04, 1.0)``, are shares of the cell's zeros (drawn evenly on the scale of logarithms): then any
+        number of passes works, and models that read whole cells draw too.
     """
 
-    mask_nonzero: float = 0.15
-    mask_zero: float = 0.0
-    genes_per_step: int = 0
-    zeros: tuple[float, float] = (100, 2000)
+    zeros: tuple[float, float] = option((100, 2000), "Masked zeros per sequence, from and to.")
 
 
 @dataclass

@@ -9,90 +9,41 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.collection import IMPUTE_TOTAL, MIN_DONOR_CELLS
-from ..utils.errors import ScMambaError
+from ..data.collection import IMPUTE_TOTAL
+from ..utils.errors import OptionError
 from .batches import SequenceConfig
+from .options import OptimizerOptions, TrainingOptions
 from .trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything a run can be told; see :data:`RECIPES` for the values of each recipe.
-
-    Attributes
-    ----------
-    epochs, steps
-        How long: times through the data, or optimiser steps (which wins if not 0).
-    batch_size, accumulate
-        Cells a process reads at once, and how many such batches make a step.
-    lr, final_lr, warmup, weight_decay, clip, ema
-        The optimiser (see :class:`~scmamba.training.trainer.LoopConfig`).
-    precision
-        ``auto`` (16 on a GPU, else 32), ``32``, ``bf16`` or ``16``.
-    d_model, layers, reads
-        The network of pre-training; fine-tuning takes the model's.
-    mask_nonzero, mask_zero, genes_per_step
-        What a sequence holds (see :class:`~scmamba.training.batches.SequenceConfig`).
-    balance, freeze, probe
-        Classifiers: 0 every cell counts alike, 1 every class; train head and [CLS] token only; start the head from the cell embeddings.
-    doublet_recipe, doublet_fraction
-        How doublets are simulated (see :func:`scmamba.data.doublet_simulation.simulate_doublets`), and how many per single cell.
-    min_total, above, min_donor_cells
-        Which cells: counts at least, counts more than (0: no such limit), cells of a donor at least.
-    """
-
-    epochs: float = 2.0
-    steps: int = 0
-    batch_size: int = 16
-    accumulate: int = 1
-    lr: float = 1e-3
-    final_lr: float = 0.1
-    warmup: float = 0.01
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    ema: float = 0.0
-    precision: str = "auto"
-    d_model: int = 256
-    layers: int = 6
-    reads: str = "all"
-    mask_nonzero: float = 0.15
-    mask_zero: float = 0.0
-    genes_per_step: int = 0
-    balance: float = 0.0
-    freeze: bool = False
-    probe: bool = False
-    doublet_recipe: str = "mean"
-    doublet_fraction: float = 0.1
-    min_total: float = 200
-    above: float = 0
-    min_donor_cells: int = MIN_DONOR_CELLS
-    save_every: int = 200
-    keep: int = 3
-    seed: int = 0
+class Settings(TrainingOptions):
+    """The hyperparameters of one run, and what they become for the trainer."""
 
     def loop(self, cells: int, processes: int, gpu: bool) -> TrainerConfig:
-        """The optimiser's settings for ``cells`` training cells."""
+        """The optimizer's options for ``cells`` training cells.
+
+        Parameters
+        ----------
+        cells
+            Number of training cells, which turns epochs into steps.
+        processes
+            Number of processes that share each step.
+        gpu
+            Whether the run is on a GPU, for ``precision="auto"``.
+
+        Returns
+        -------
+        The configuration of :func:`scmamba.training.fit`.
+        """
         each = self.batch_size * self.accumulate * processes
         steps = self.steps or max(1, round(self.epochs * cells / each))
         precision = ("16" if gpu else "32") if self.precision == "auto" else self.precision
-        return TrainerConfig(
-            steps=steps,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            final_lr=self.final_lr,
-            warmup=self.warmup,
-            weight_decay=self.weight_decay,
-            clip=self.clip,
-            seed=self.seed,
-            save_every=self.save_every,
-            keep=self.keep,
-            accumulate=self.accumulate,
-            precision=precision,
-            ema=self.ema,
-        )
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(OptimizerOptions)}
+        return TrainerConfig(steps=steps, precision=precision, **shared)
 
     def sequence(self) -> SequenceConfig:
-        """What a training sequence holds."""
+        """What a training sequence holds, for :func:`scmamba.training.make_batch`."""
         return SequenceConfig(
             mask_nonzero=self.mask_nonzero,
             mask_zero=self.mask_zero,
@@ -179,15 +130,30 @@ def read_settings(
     file: str | os.PathLike[str] | None = None,
     given: Mapping[str, Any] | None = None,
 ) -> tuple[Settings, set[str]]:
-    """The settings, and the names of those somebody chose (in the file or by hand, not by the recipe).
+    """Combine a recipe, a YAML file and options given by hand, the later ones first.
+
+    Parameters
+    ----------
+    verb
+        ``pretrain``, ``impute``, ``annotate`` or ``doublets``.
+    recipe
+        ``paper`` (as published) or ``small`` (what a laptop can train).
+    file
+        YAML file of lines ``setting: value``.
+    given
+        Values by name; ``None`` counts as not given.
+
+    Returns
+    -------
+    The settings, and the names of those that came from the file or from ``given``.
 
     Raises
     ------
-    ScMambaError
-        An unknown recipe or setting, a value of the wrong kind, a file that is not YAML.
+    OptionError
+        An unknown recipe or setting, a value of the wrong type or outside of its range, or a file that is not YAML.
     """
     if recipe not in RECIPES[verb]:
-        raise ScMambaError(
+        raise OptionError(
             f"There is no recipe '{recipe}' for {verb}; choose one of {', '.join(RECIPES[verb])}."
         )
     chosen = {
@@ -196,7 +162,7 @@ def read_settings(
     }
     kinds = {field.name: type(field.default) for field in dataclasses.fields(Settings)}
     if unknown := sorted(set(chosen) - set(kinds)):
-        raise ScMambaError(
+        raise OptionError(
             f"Unknown settings: {', '.join(unknown)}. The settings are {', '.join(kinds)}."
         )
     values = {
@@ -204,7 +170,7 @@ def read_settings(
         **{name: _as(kinds[name], name, value) for name, value in chosen.items()},
     }
     if "epochs" in chosen and "steps" not in chosen:
-        values["steps"] = 0  # who asks for epochs does not want the recipe's steps
+        values["steps"] = 0  # epochs given by hand replace the recipe's steps
     return Settings(**values), set(chosen)
 
 
@@ -213,19 +179,19 @@ def _read_yaml(file: str | os.PathLike[str] | None) -> dict[str, Any]:
         return {}
     path = Path(file)
     if not path.is_file():
-        raise ScMambaError(f"There is no configuration {path}.")
+        raise OptionError(f"There is no configuration {path}.")
     try:
         import yaml
     except ImportError as error:
-        raise ScMambaError(
+        raise OptionError(
             "Reading a configuration needs PyYAML: pip install 'scmamba[train]'."
         ) from error
     try:
         found = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
-        raise ScMambaError(f"{path} is not YAML: {error}") from error
+        raise OptionError(f"{path} is not YAML: {error}") from error
     if not isinstance(found or {}, dict):
-        raise ScMambaError(
+        raise OptionError(
             f"{path} holds a {type(found).__name__}; lines of 'setting: value' are expected."
         )
     return {str(name).replace("-", "_"): value for name, value in (found or {}).items()}
@@ -242,7 +208,7 @@ def _as(kind: type, name: str, value: Any) -> Any:
                 return converted
     except (TypeError, ValueError):
         pass
-    raise ScMambaError(f"The setting {name} is {value!r}; {_EXPECTED[kind]} is expected.")
+    raise OptionError(f"The setting {name} is {value!r}; {_EXPECTED[kind]} is expected.")
 
 
 _EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "one word"}

@@ -19,43 +19,39 @@ from torch import Tensor, nn
 
 from ..nn import ScMamba
 from ..utils.errors import CheckpointError, ScMambaError
+from ..utils.options import option
 from ..utils.progress import progress, say
 from .checkpointing import load_state, save_state
 from .distributed import BatchShard, StepModule, Strategy, choose_strategy
 from .metrics_log import MetricsLog, Row, pack_rows, unpack_rows
+from .options import OptimizerOptions
 
 
 @dataclass(frozen=True)
-class TrainerConfig:
-    """Optimiser settings; defaults are the paper's (lr decays to ``final_lr`` of its peak after ``warmup`` of the steps).
+class TrainerConfig(OptimizerOptions):
+    """Options of the optimizer and the length of a run; defaults are the paper's.
+
+    The other attributes are those of :class:`~scmamba.training.options.OptimizerOptions`.
 
     Attributes
     ----------
-    batch_size, accumulate
-        Cells one process reads at once, and how many such batches make a step; a step of P processes is
-        ``batch_size * accumulate * P`` cells.
-    save_every, keep
-        Steps between states (and validations), and how many states are kept.
+    steps
+        Optimizer steps.
+    betas
+        Decay of the two running means of AdamW.
     precision
         ``32``, ``bf16`` or ``16`` (GPU).
-    ema
-        Decay of a running mean of the weights that is validated and kept in place of the last weights; 0 for none.
+
+    Examples
+    --------
+    >>> from scmamba.training import TrainerConfig
+    >>> TrainerConfig(steps=100, lr=1e-4).batch_size
+    16
     """
 
-    steps: int = 1000
-    batch_size: int = 16
-    lr: float = 1e-3
-    final_lr: float = 0.1
-    warmup: float = 0.01
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    seed: int = 0
-    save_every: int = 200
-    keep: int = 3
-    accumulate: int = 1
-    precision: str = "32"
-    ema: float = 0.0
+    steps: int = option(1000, "Optimizer steps.", minimum=0)
+    betas: tuple[float, float] = option((0.9, 0.95), "Decay of the two running means of AdamW.")
+    precision: str = option("32", "Number format.", choices=("32", "bf16", "16"))
 
 
 #: Draws the loss of step ``k`` with a generator that depends on the seed and ``k`` alone, so that resuming needs no state of it.

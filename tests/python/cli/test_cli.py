@@ -119,23 +119,47 @@ def test_convert_checkpoint(reference, tmp_path):
     assert load_model(tmp_path / "m").labels[7] == "Pericyte"
 
 
-def test_info_and_help_run_as_a_program():
-    text = subprocess.run(
-        [sys.executable, "-m", "scmamba", "info"], capture_output=True, text=True, check=True
-    ).stdout
+def test_info_and_version_run_as_a_program():
+    program = [sys.executable, "-m", "scmamba"]
+    text = subprocess.run([*program, "info"], capture_output=True, text=True, check=True).stdout
     assert f"scmamba: {__version__}" in text and "reference: available" in text
+    said = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
+    assert said.stdout == f"scmamba {__version__}\n"
+
+
+def test_help_lists_every_command_and_loads_no_network():
+    program = "import sys; from typer.testing import CliRunner; from scmamba.cli.main import app; "
+    program += "print(CliRunner().invoke(app, ['--help']).output, 'torch' in sys.modules)"
     helped = subprocess.run(
-        [sys.executable, "-m", "scmamba", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
     ).stdout
-    for verb in (
-        "impute",
-        "embed",
-        "pretrain",
-        "finetune",
-        "convert-checkpoint",
-        "models",
-        "find-markers",
-        "robustness",
-        "cohort",
-    ):
-        assert verb in helped
+    assert helped.endswith("False\n")
+    commands = {line.split()[1] for line in helped.splitlines() if line.startswith("│ ")}
+    verbs = "impute embed annotate find-doublets find-markers robustness prepare genes"
+    models = "models fetch-model pack-model convert-checkpoint pretrain finetune vocab"
+    rest = "cohort convert evaluate info serve"
+    assert set(f"{verbs} {models} {rest}".split()) <= commands
+    assert not {"deg", "doublets"} & commands, "former names are hidden"
+
+
+@pytest.mark.parametrize(("old", "new"), [("deg", "find-markers"), ("doublets", "find-doublets")])
+def test_former_names_of_commands_warn_and_work(old, new, tmp_path):
+    line = [str(tmp_path / "none.h5ad"), "-o", str(tmp_path / "x")]
+    line += ["--groupby", "g", "--group1", "A"] if old == "deg" else []
+    former, today = run(app, [old, *line]), run(app, [new, *line])
+    assert former.exit_code == today.exit_code == 1 and "There is no file" in today.output
+    assert f"scmamba {old} was renamed to scmamba {new}" in former.output
+    assert "renamed" not in today.output
+
+
+def test_the_server_starts_by_its_command(tmp_path):
+    helped = subprocess.run(
+        [sys.executable, "-m", "scmamba", "serve", "--help"], capture_output=True, text=True
+    )
+    assert helped.returncode == 0 and "--max-upload" in helped.stdout
+    wrong = subprocess.run(
+        [sys.executable, "-m", "scmamba", "serve", "--data", str(tmp_path), "--model", "none"],
+        capture_output=True,
+        text=True,
+    )
+    assert wrong.returncode == 2 and "no model 'none'" in wrong.stderr

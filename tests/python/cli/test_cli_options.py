@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scmamba.cli.main import app
+from scmamba.deg.options import RobustnessOptions
 from scmamba.utils.errors import ScMambaError
 
 IN, OUT = Path("in.h5ad"), Path("out.h5ad")
@@ -125,9 +126,9 @@ def test_impute(run, verb):
         seed=7,
     )
     assert made.calls == [((IN, OUT), COMMON | plain), ((IN, OUT), SAID | other)]
-    with pytest.warns(DeprecationWarning):  # the options before 0.2.0
-        old = "--method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts"
-        run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")
+    old = "--method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts"
+    said = run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")  # the options before 0.2.0
+    assert "--method published was renamed to --method masked" in said and "--adapt was" in said
     assert made.calls[2] == made.calls[1]
     for bad in ("--passes 0", "--min-value -1", "--batch-size 0", "--method other"):
         run(f"impute in.h5ad -o out.h5ad {bad}", 2)
@@ -215,9 +216,9 @@ def test_doublets(run, verb, cells, tmp_path):
 
     original, home.detect_doublets = home.detect_doublets, detect
     try:
-        assert "2 of 3 droplets" in run("doublets in.h5ad -o out.h5ad")
+        assert "2 of 3 droplets" in run("find-doublets in.h5ad -o out.h5ad")
         run(
-            "doublets in.h5ad -o out.h5ad --sample s --method both --model m --expected-rate 0.1 --identification-rate 0.2 --labels l "
+            "find-doublets in.h5ad -o out.h5ad --sample s --method both --model m --expected-rate 0.1 --identification-rate 0.2 --labels l "
             "--layer L --seed 3 --overwrite -q --table t.csv"
         )
     finally:
@@ -255,7 +256,7 @@ def test_doublets(run, verb, cells, tmp_path):
         True,
     ]
     for place in ("-o out.h5ad", "-o x.h5ad --table t.csv"):
-        assert "exists already" in run(f"doublets in.h5ad {place}", 1)
+        assert "exists already" in run(f"find-doublets in.h5ad {place}", 1)
 
 
 def test_deg(run, verb, cells, tmp_path):
@@ -265,7 +266,7 @@ def test_deg(run, verb, cells, tmp_path):
     assert "exists already" in run("find-markers in.h5ad --groupby g --group1 A -o t.csv", 1)
     assert (tmp_path / "t.csv").read_text().splitlines()[:2] == [",p_val_adj", "x,0.04"]
     run(
-        "deg in.h5ad --groupby g --group1 A,B --group2 C --test wilcox --latent a,b --layer L --seurat 4 --min-pct 0.2 "
+        "find-markers in.h5ad --groupby g --group1 A,B --group2 C --test wilcox --latent a,b --layer L --seurat 4 --min-pct 0.2 "
         "--logfc-threshold 0.3 --only-pos -o t.csv --overwrite"
     )
     plain = dict(
@@ -291,12 +292,14 @@ def test_deg(run, verb, cells, tmp_path):
         (("g", ["A", "B"], ["C"]), other),
     ]
     run(
-        "deg in.h5ad --groupby g --group1 A --group2 C --test pseudobulk --donor d --covariates a --layer L -o t.csv --overwrite"
+        "find-markers in.h5ad --groupby g --group1 A --group2 C --test pseudobulk --donor d --covariates a --layer L -o t.csv --overwrite"
     )
     assert [(p[1:], n) for p, n in bulk.calls] == [
         (("g", "d", ["A"], ["C"]), {"layer": "L", "covariates": ["a"]})
     ]
-    assert "--donor" in run("deg in.h5ad --groupby g --group1 A --test pseudobulk -o u.csv", 1)
+    assert "--donor" in run(
+        "find-markers in.h5ad --groupby g --group1 A --test pseudobulk -o u.csv", 1
+    )
     assert "no file" in run("find-markers none.h5ad --groupby g --group1 A -o u.csv", 1)
 
 
@@ -308,21 +311,12 @@ def test_robustness(run, verb, cells):
         "robustness in.h5ad --groupby g -o out --donor d --cell-type t --group1 A --group2 B --layers a,b --ratios 0.2,1 --permutations 3 "
         "--donors none --null-permutations 4 --seurat 4 --adjust bh --seed 5 --jobs 2 --resume r"
     )
-    plain = dict(
-        group1=None,
-        group2=None,
-        layers=["counts", "scmamba"],
-        ratios=[0.1, 0.2, 0.35, 0.5, 0.75, 0.9],
-        permutations=100,
-        donors="3v3",
-        null_permutations=20,
-        seurat="5",
-        adjust="bonferroni",
-        seed=0,
-        n_jobs=1,
-        resume=None,
-    )
-    other = dict(
+    plain = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in RobustnessOptions.defaults().items()
+        if not name.endswith("_key")
+    }
+    other = plain | dict(
         group1="A",
         group2="B",
         layers=["a", "b"],
@@ -334,14 +328,14 @@ def test_robustness(run, verb, cells):
         adjust="bh",
         seed=5,
         n_jobs=2,
-        resume=Path("r"),
+        resume="r",
     )
     assert [(p[1:], n) for p, n in made.calls] == [
         (("g", None, None), plain),
         (("g", "d", "t"), other),
     ]
     assert saved.calls == [((Path("out"),), {"overwrite": False})] * 2
-    assert "cannot be read" in run("robustness in.h5ad --groupby g -o out --ratios a", 1)
+    assert "expected numbers" in run("robustness in.h5ad --groupby g -o out --ratios a", 1)
 
 
 def test_prepare(run, verb, tmp_path):

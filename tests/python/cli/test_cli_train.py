@@ -142,10 +142,10 @@ def test_a_table_of_donors_is_made_once_and_used_again(run, trained, tmp_path):
     assert "no validation loss" in run(line) and trained[2][2]["held_out"] == []
 
 
-def test_limits_nobody_asked_for_give_way(run, trained):
+def test_filters_of_the_recipe_are_dropped_where_they_would_remove_every_cell(run, trained):
     told = run("pretrain a.h5ad -o model --force --cache cache")
     assert (
-        "min_donor_cells of 200 is left out" in " ".join(told.split())
+        "min_donor_cells of 200 is not applied" in " ".join(told.split())
         and len(trained[0][1][0]) == 20
     )
     run("pretrain a.h5ad -o other --force --cache cache --min-donor-cells 200", 1)
@@ -220,7 +220,7 @@ def test_a_vocabulary_is_built_and_used(run, trained, tmp_path, monkeypatch):
         return Vocabulary.published().subset(range(5)), pd.DataFrame({"gene": ["a", "b"]})
 
     monkeypatch.setattr("scmamba.data.vocabulary_builder.build_vocabulary", build)
-    assert "5 of 2 genes seen" in run("vocab build a.h5ad b.h5ad -o genes.tsv")
+    assert "5 of 2 genes counted" in run("vocab build a.h5ad b.h5ad -o genes.tsv")
     run(
         "vocab build a.h5ad -o genes.tsv --gtf g.gtf --min-fraction 0.01 --table t.tsv --cache c --overwrite -q"
     )

@@ -1,0 +1,93 @@
+"""Commands about models: ``models``, ``fetch-model``, ``pack-model``, ``convert-checkpoint``, and ``info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .errors import refuse_existing_outputs
+from .options import Overwrite, Quiet
+
+
+def convert_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A .ckpt file in the published layout.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint folder to write.")],
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Its vocab.txt; the published gene list if not given.")
+    ] = None,
+    labels: Annotated[
+        Path | None, typer.Option(help="JSON of class name to index, for classifiers.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Turn a published .ckpt into a checkpoint folder (safetensors, config, genes, labels, card)."""
+    from ..model import load_model, save_checkpoint
+
+    refuse_existing_outputs(output, overwrite=overwrite)
+    model = load_model(checkpoint, vocabulary, labels=labels, device="cpu")
+    save_checkpoint(model, output)
+    config = model.config
+    typer.echo(
+        f"{output}: D {config.d_model} x {config.n_layer} layers, {config.n_genes:,} genes, {config.n_classes} classes"
+    )
+
+
+def models() -> None:
+    """List the models at hand, and those that can be fetched."""
+    from ..model import list_models, load_model, registry
+
+    for name in list_models():
+        model = load_model(name, device="cpu")
+        size = sum(p.numel() for p in model.network.parameters())
+        typer.echo(
+            f"{name}: D {model.config.d_model} x {model.config.n_layer} layers, {len(model.genes):,} genes, {size:,} parameters"
+        )
+        typer.echo("\n".join("    " + line for line in model.card.splitlines()))
+    for name, entry in registry().items():
+        if name not in list_models():
+            typer.echo(f"{name}: not fetched yet (scmamba fetch-model {name}); {entry['about']}")
+
+
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="A model of the registry.")], quiet: Quiet = False
+) -> None:
+    """Fetch a model, check it and keep it; load_model does the same when it is first asked for."""
+    from ..model import fetch_model as fetch
+
+    typer.echo(str(fetch(name, verbose=not quiet)))
+
+
+def pack_model(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .zip to write.")],
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a checkpoint as one file to be put on the web, and print its entry for a registry."""
+    import json
+
+    from ..model import pack_model as pack
+
+    refuse_existing_outputs(output, overwrite=overwrite)
+    entry = {"url": f"https://.../{output.name}", **pack(folder, output), "about": ""}
+    typer.echo(json.dumps({output.stem: entry}, indent=1))
+
+
+def info() -> None:
+    """Versions, device, scan backends and models of this installation."""
+    from ..diagnostics import info as gather
+
+    for key, value in gather().items():
+        if isinstance(value, dict):
+            typer.echo(f"{key}:")
+            for name, text in value.items():
+                typer.echo(f"    {name}: {text}")
+        else:
+            typer.echo(f"{key}: {value}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to ``app``."""
+    for command in (convert_checkpoint, models, fetch_model, pack_model, info):
+        app.command()(command)
