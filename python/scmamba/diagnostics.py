@@ -1,4 +1,4 @@
-"""What is installed here: versions, device, scan backends, models."""
+"""This installation: versions, device, scan backends, models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,18 @@ from typing import Any
 
 
 def info() -> dict[str, Any]:
-    """Versions of what matters, the device in use, the scan backends and the shipped models."""
+    """Versions, device, scan backends and models of this installation; for bug reports.
+
+    Returns
+    -------
+    ``scmamba``, ``python``, ``packages``, ``device``, ``scan`` (the backend in use), ``scan backends`` and ``models``.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> sorted(scmamba.info())
+    ['device', 'models', 'packages', 'python', 'scan', 'scan backends', 'scmamba']
+    """
     import torch
 
     from ._version import __version__

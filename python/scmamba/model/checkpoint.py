@@ -21,7 +21,7 @@ from ..genes import Vocabulary
 from ..nn.config import ModelConfig
 from ..nn.scmamba import ScMamba, pack
 from ..utils.atomic import atomic_path
-from ..utils.errors import CheckpointError, DataError
+from ..utils.errors import CheckpointError, DataError, OptionError
 from .convert import read_published
 from .hub import fetch_model, list_models, registry
 
@@ -32,20 +32,48 @@ _CPU_BUDGET = 1.5e9
 
 
 class Model:
-    """A network with its genes and labels, ready to answer.
+    """A network with its vocabulary of genes and its class names.
 
-    All three answers take log1p(CP10k) values in the order of ``genes``, (B, L) array or tensor, run without
-    gradients in batches that fit in memory, and return a float tensor on the CPU.
+    :meth:`reconstruct`, :meth:`cell_embedding` and :meth:`classify` take log1p(CP10k) values in the order of ``genes``, a
+    (B, L) array or tensor, run without gradients in batches that fit in memory, and return a float tensor on the CPU.
+
+    Parameters
+    ----------
+    network
+        The torch module; also an attribute, for training.
+    genes
+        The vocabulary: gene of each position of the network.
+    labels
+        Class names in the order of the logits; ``None`` for a model without a classification head.
+    card
+        Text of the model card: data, licence, measured accuracy, limits.
 
     Attributes
     ----------
-    config, genes, labels, card
-        Sizes; the vocabulary; class names or ``None``; the text of the model card.
-    network
-        The torch module, for training.
     calibration
-        Of a classifier judged on cells it was not trained on: ``temperature`` to divide its logits by, ``curve`` of (threshold, coverage,
-        accuracy) and ``cells``; kept in ``labels.json``.
+        Of a classifier that was evaluated on held-out cells: ``temperature``, by which its logits are divided; ``curve`` of
+        (threshold, coverage, accuracy); and ``cells``, how many there were. ``None`` otherwise. Kept in ``labels.json``.
+
+    Raises
+    ------
+    CheckpointError
+        The network and the vocabulary have different numbers of genes.
+
+    See Also
+    --------
+    scmamba.load_model : Open a model by its name.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import scmamba
+    >>> model = scmamba.load_model("brain-mini", device="cpu")
+    >>> model.config.d_model, len(model.genes)
+    (64, 19306)
+    >>> values = np.zeros((2, len(model.genes)), dtype=np.float32)
+    >>> values[:, [10, 500, 9000]] = 1.5  # log1p(CP10k)
+    >>> tuple(model.cell_embedding(values).shape)
+    (2, 64)
     """
 
     calibration: dict[str, Any] | None = None
@@ -70,7 +98,17 @@ class Model:
         return next(self.network.parameters()).device
 
     def batch_size(self, length: int | None = None) -> int:
-        """Cells of ``length`` positions that go through the network at once within the memory budget."""
+        """Number of cells that fit the memory budget together.
+
+        Parameters
+        ----------
+        length
+            Positions of each cell; all genes of the vocabulary if not given.
+
+        Returns
+        -------
+        From 1 to 256 cells. The budget is 1.5 GB on a CPU and 60% of the free memory on a GPU.
+        """
         length = length or self.config.n_genes
         per_cell = 12 * 4 * length * self.config.d_inner
         budget = _CPU_BUDGET
@@ -93,13 +131,22 @@ class Model:
         x
             (B, L) log1p(CP10k).
         mask
-            (B, L) bool, positions whose value is hidden from the model.
+            (B, L) bool, positions whose value is masked.
         genes
-            (L,) positions in the vocabulary when ``x`` holds only some genes.
+            (L,) positions in the vocabulary, if ``x`` holds only some genes.
+        batch_size
+            Maximum number of cells at once; chosen by memory if not given.
 
         Returns
         -------
         (B, L) predicted log1p(CP10k).
+
+        Raises
+        ------
+        CheckpointError
+            The model has no reconstruction head.
+        DataError
+            The shapes of ``x`` or ``mask`` do not fit.
         """
         if not self.config.reconstructs:
             raise CheckpointError(
@@ -110,13 +157,53 @@ class Model:
     def cell_embedding(
         self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None
     ) -> Tensor:
-        """(B, L) log1p(CP10k) -> (B, D), the mean over genes of the network's output (paper, Methods)."""
+        """Embed cells: the mean over genes of the network's output (paper, Methods).
+
+        Parameters
+        ----------
+        x
+            (B, L) log1p(CP10k).
+        genes
+            (L,) positions in the vocabulary, if ``x`` holds only some genes.
+        batch_size
+            Maximum number of cells at once; chosen by memory if not given.
+
+        Returns
+        -------
+        (B, D) embeddings.
+
+        Raises
+        ------
+        DataError
+            The shape of ``x`` does not fit.
+        """
         return self._run("cell_embedding", x, None, genes, batch_size)
 
     def classify(
         self, x: Tensor | np.ndarray, *, genes: Tensor | None = None, batch_size: int | None = None
     ) -> Tensor:
-        """(B, L) log1p(CP10k) -> (B, C) logits, classes in the order of ``labels``."""
+        """Classify cells.
+
+        Parameters
+        ----------
+        x
+            (B, L) log1p(CP10k).
+        genes
+            (L,) positions in the vocabulary, if ``x`` holds only some genes.
+        batch_size
+            Maximum number of cells at once; chosen by memory if not given.
+
+        Returns
+        -------
+        (B, C) logits, classes in the order of ``labels``.
+
+        Raises
+        ------
+        CheckpointError
+            The model has no classification head.
+        DataError
+            The shape of ``x`` does not fit.
+        """
         if not self.config.n_classes:
             raise CheckpointError(
                 f"The model '{self.config.name}' has no classification head; fine-tune one on labelled cells first."
@@ -124,7 +211,7 @@ class Model:
         return self._run("classify", x, None, genes, batch_size)
 
     def log_ratio(self, values: sparse.csr_matrix, genes: np.ndarray) -> np.ndarray:
-        """How much more, or less, frequent each gene is in a cell than on average, up to a constant per cell.
+        """Predict how much more, or less, frequent each gene is in a cell than on average, up to a constant per cell.
 
         Parameters
         ----------
@@ -135,11 +222,16 @@ class Model:
 
         Returns
         -------
-        (B, m) float32, natural logs.
+        (B, m) float32, natural logarithms.
+
+        Raises
+        ------
+        CheckpointError
+            The model has no rate head.
         """
         if not self.config.rates:
             raise CheckpointError(
-                f"The model '{self.config.name}' has no rate head; use its masked predictions (method='published')."
+                f"The model '{self.config.name}' has no rate head; use its masked predictions (method='masked')."
             )
         decoded = torch.as_tensor(genes, device=self.device)
         dtype = self.network.backbone.norm_f.weight.dtype
@@ -160,11 +252,21 @@ class Model:
         return answer
 
     def gene_log_rate(self, genes: np.ndarray) -> np.ndarray:
-        """(m,) log average frequency of genes in the training data, given as positions in the vocabulary."""
+        """Average frequency of genes in the training data.
+
+        Parameters
+        ----------
+        genes
+            (m,) positions in the vocabulary.
+
+        Returns
+        -------
+        (m,) float64, natural logarithms of each gene's share of all counts.
+        """
         return self.network.gene_log_rate.detach().cpu().double().numpy()[genes]
 
     def gene_embedding(self) -> Tensor:
-        """(L, D) the learned gene embeddings, rows in the order of ``genes``."""
+        """Gene embeddings: (L, D), rows in the order of ``genes``."""
         return self.network.backbone.gene_id_embedding.weight.detach().cpu()
 
     def _run(
@@ -265,9 +367,36 @@ def by_length(lengths: np.ndarray, batch_size: Callable[[int], int]) -> Iterator
 
 
 def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None = None) -> Path:
-    """Write a checkpoint directory, whole or not at all.
+    """Write a checkpoint folder, whole or not at all; an existing one is replaced.
 
-    ``card`` is the text of ``model_card.md``: data, donors, licence, measured accuracy, limits.
+    Parameters
+    ----------
+    model
+        The model.
+    path
+        The folder to write: ``model.safetensors``, ``config.json``, ``genes.tsv``, ``labels.json`` (of a classifier) and
+        ``model_card.md``.
+    card
+        Text of the model card: data, donors, licence, measured accuracy, limits. That of ``model`` if not given.
+
+    Returns
+    -------
+    The path.
+
+    Raises
+    ------
+    ScMambaError
+        The disk is full or the folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import scmamba
+    >>> model = scmamba.load_model("brain-mini", device="cpu")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = scmamba.save_checkpoint(model, f"{folder}/mine", card="A copy of brain-mini.")
+    ...     scmamba.load_model(path, device="cpu").card
+    'A copy of brain-mini.'
     """
     from safetensors.torch import save_file
 
@@ -303,25 +432,48 @@ def load_model(
     backend: str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Model:
-    """Open a model by name, checkpoint directory or published ``.ckpt`` file.
+    """Open a model by name, checkpoint folder or published ``.ckpt`` file.
 
     Parameters
     ----------
     name_or_path
-        A name listed by :func:`list_models` (default ``brain-mini``) or in the registry (fetched once), a checkpoint directory, a published
-        ``.ckpt``, or a model already open (returned as it is).
-    vocabulary, labels
-        ``vocab.txt`` and the label map of a published ``.ckpt``.
+        A name listed by :func:`list_models` (default ``brain-mini``) or in the registry (fetched once), a checkpoint
+        folder, a published ``.ckpt``, or a model that is already open (returned as it is).
+    vocabulary
+        ``vocab.txt`` of a published ``.ckpt``, or a vocabulary; the published genes if not given.
+    labels
+        JSON of class name to index, of a published ``.ckpt`` that classifies.
     device
-        Default: the GPU if there is one.
+        ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...; the GPU if there is one.
     backend
-        Which selective scan to use (see :func:`scmamba.ops.available_backends`).
+        Backend of the selective scan (see :func:`scmamba.ops.available_backends`); the fastest if not given.
+    dtype
+        Type of the weights, ``torch.float32`` or ``torch.float64``. For half precision run the model under
+        ``torch.autocast``, which keeps the sums of the scan in float32.
+
+    Returns
+    -------
+    The model, in evaluation mode.
 
     Raises
     ------
     CheckpointError
-        Unknown name, incomplete or damaged files, weights that do not fit the config.
+        Unknown name, incomplete or damaged files, or weights that do not fit the config.
+    OptionError
+        ``dtype`` is neither float32 nor float64.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> model = scmamba.load_model("brain-mini", device="cpu")
+    >>> model.config.n_layer
+    2
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise OptionError(
+            f"dtype is {dtype}; expected torch.float32 or torch.float64. For half precision load the model in float32 and "
+            "run it under torch.autocast(device, dtype=torch.bfloat16)."
+        )
     if isinstance(name_or_path, Model):
         return name_or_path
     name_or_path = DEFAULT_MODEL if name_or_path is None else name_or_path
@@ -334,11 +486,11 @@ def load_model(
             _fill(config, weights, dtype, path.name),
             genes,
             names,
-            card=f"Converted from {path.name}; nothing more is known of it.\n",
+            card=f"Converted from {path.name}; its data and accuracy are not documented.\n",
         )
     else:
         raise CheckpointError(
-            f"There is no model '{name_or_path}': it is neither a path nor one of the models at hand ({', '.join(list_models()) or 'none'}) "
+            f"There is no model '{name_or_path}': it is neither a path nor one of the available models ({', '.join(list_models()) or 'none'}) "
             f"or to be fetched ({', '.join(registry()) or 'none'})."
         )
     model.network.backend = backend

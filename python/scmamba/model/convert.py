@@ -48,7 +48,11 @@ def read_published(
     Raises
     ------
     CheckpointError
-        Truncated file, another layout, a vocabulary that does not fit the table.
+        Truncated file, another layout, or a vocabulary that does not fit the table.
+
+    See Also
+    --------
+    scmamba.load_model : Does this for a path that ends in ``.ckpt``.
     """
     weights = _clean(_state_dict(Path(path)))
     table = weights[_TABLE]
@@ -94,7 +98,7 @@ def _clean(state: dict[str, Tensor]) -> dict[str, Tensor]:
         )
     if ignored:
         warnings.warn(
-            f"Weights the network has no place for were left out: {', '.join(sorted(ignored)[:6])}",
+            f"Ignoring weights that this network does not have: {', '.join(sorted(ignored)[:6])}",
             stacklevel=3,
         )
     for key in weights:

@@ -1,8 +1,8 @@
 """Where models are found by name: in the package, in the user's folder, or listed in a registry and fetched once, checked.
 
 A registry is a JSON table ``{name: {"url": ..., "sha256": ..., "about": ...}}``. The package carries one; a lab can have its own
-(``SCMAMBA_REGISTRY``, a path or address). An artefact is a zip of a checkpoint directory as :func:`pack_model` writes it. Without a network
-the directory may be copied by hand to where :func:`model_folder` says.
+(``SCMAMBA_REGISTRY``, a path or address). An archive is a zip of a checkpoint folder as :func:`pack_model` writes it. Without a network
+the folder may be copied by hand into :func:`model_folder`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,20 @@ def list_models() -> dict[str, Path]:
 
 
 def model_folder() -> Path:
-    """Where fetched models are kept: ``SCMAMBA_MODELS``, or the user's cache folder."""
+    """Folder of fetched models: ``SCMAMBA_MODELS``, or the user's cache folder.
+
+    Returns
+    -------
+    The folder; it may not exist yet.
+
+    Examples
+    --------
+    >>> import os
+    >>> os.environ["SCMAMBA_MODELS"] = "/data/models"
+    >>> str(model_folder())
+    '/data/models'
+    >>> del os.environ["SCMAMBA_MODELS"]
+    """
     if chosen := os.environ.get("SCMAMBA_MODELS"):
         return Path(chosen)
     import pooch
@@ -64,12 +77,22 @@ def model_folder() -> Path:
 
 
 def registry() -> dict[str, dict[str, Any]]:
-    """Models that can be fetched: the package's table and the one ``SCMAMBA_REGISTRY`` names.
+    """Models that can be fetched: the package's table and the one that ``SCMAMBA_REGISTRY`` names.
+
+    Returns
+    -------
+    Entry of each model by its name: ``url``, ``sha256`` and ``about``.
 
     Raises
     ------
     CheckpointError
-        A table that cannot be read.
+        A table cannot be read.
+
+    Examples
+    --------
+    >>> import scmamba.model
+    >>> sorted(scmamba.model.registry())  # as shipped
+    []
     """
     tables = [(resources.files("scmamba.model") / "pretrained" / "registry.json").read_text()]
     if own := os.environ.get("SCMAMBA_REGISTRY"):
@@ -94,12 +117,23 @@ def registry() -> dict[str, dict[str, Any]]:
 
 
 def fetch_model(name: str, *, verbose: bool = True) -> Path:
-    """Fetch a model of the registry, check it, and unpack it into :func:`model_folder`; does nothing if it is there.
+    """Fetch a model of the registry, verify its checksum, and unpack it into :func:`model_folder`; nothing if it is there.
+
+    Parameters
+    ----------
+    name
+        Name in the registry.
+    verbose
+        Print a message.
+
+    Returns
+    -------
+    The checkpoint folder.
 
     Raises
     ------
     CheckpointError
-        Not in the registry; no network (or ``SCMAMBA_OFFLINE`` is set); a file other than the registry promised.
+        The name is not in the registry; there is no network (or ``SCMAMBA_OFFLINE`` is set); the checksum differs.
     """
     target = model_folder() / name
     if (target / "config.json").is_file():
@@ -107,7 +141,7 @@ def fetch_model(name: str, *, verbose: bool = True) -> Path:
     entries = registry()
     if name not in entries:
         raise CheckpointError(
-            f"The model '{name}' is in no registry; there are {', '.join(entries) or 'none'}."
+            f"The model '{name}' is in no registry; the registries have {', '.join(entries) or 'none'}."
         )
     by_hand = (
         f"On a machine with a network fetch {entries[name]['url']}, and unpack it to {target}."
@@ -143,7 +177,7 @@ def _download(name: str, entry: dict[str, Any], folder: Path, by_hand: str) -> P
         )
     except ValueError as error:  # what pooch raises when the checksum differs
         raise CheckpointError(
-            f"What {entry['url']} gave is not the model the registry describes: {error}. Nothing was kept."
+            f"{entry['url']} is not the model the registry describes: {error}. Nothing was kept."
         ) from error
     except Exception as error:  # every transport raises its own
         raise CheckpointError(
@@ -152,12 +186,23 @@ def _download(name: str, entry: dict[str, Any], folder: Path, by_hand: str) -> P
 
 
 def unpack_model(archive: str | PathLike[str], target: str | PathLike[str]) -> Path:
-    """Unpack an artefact into a checkpoint directory, whole or not at all; only the known files, whatever else the archive holds.
+    """Unpack an archive into a checkpoint folder, whole or not at all; only the files of a checkpoint are unpacked.
+
+    Parameters
+    ----------
+    archive
+        A ``.zip`` written by :func:`pack_model`.
+    target
+        The folder to write.
+
+    Returns
+    -------
+    The folder.
 
     Raises
     ------
     CheckpointError
-        Not an archive, or not of a checkpoint.
+        The file is no archive, or holds no checkpoint.
     """
     target = Path(target)
     try:
@@ -181,16 +226,37 @@ def unpack_model(archive: str | PathLike[str], target: str | PathLike[str]) -> P
 
 
 def pack_model(folder: str | PathLike[str], target: str | PathLike[str]) -> dict[str, str]:
-    """Write a checkpoint directory as an artefact; returns its ``sha256``, for a registry. The same model gives the same bytes.
+    """Write a checkpoint folder as one ``.zip`` for a registry; the same model gives the same bytes.
+
+    Parameters
+    ----------
+    folder
+        A checkpoint folder.
+    target
+        The ``.zip`` to write.
+
+    Returns
+    -------
+    ``{"sha256": ...}``, for the entry of the registry.
 
     Raises
     ------
     CheckpointError
-        Not a checkpoint directory.
+        ``folder`` is no checkpoint folder.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import scmamba
+    >>> from scmamba.model import pack_model
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     entry = pack_model(scmamba.list_models()["brain-mini"], f"{folder}/brain-mini.zip")
+    >>> len(entry["sha256"])
+    64
     """
     folder, target = Path(folder), Path(target)
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint directory: it has no config.json.")
+        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json.")
     with (
         atomic_path(target) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as zipped,

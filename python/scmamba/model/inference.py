@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from scipy import sparse
@@ -11,17 +9,21 @@ from scipy import sparse
 from ..data.preprocess import CellReader
 from . import Model
 
-if TYPE_CHECKING:
-    pass
-
 
 def input_positions(model: Model, cells: CellReader) -> tuple[np.ndarray, torch.Tensor | None]:
-    """Which columns the network is given.
+    """Columns of the network's input.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells and the genes that were measured.
 
     Returns
     -------
-    (k,) indices into the network's input columns where the measured genes of ``cells`` go, and the input_positions of the whole
-    input in the vocabulary: ``None`` for every gene in order (absent ones are zero), or the measured ones only.
+    (k,) columns of the input that hold the measured genes of ``cells``, and the position in the vocabulary of every column:
+    ``None`` for every gene in order (absent ones are zero), or those of the measured genes only.
     """
     if model.config.reads == "expressed" and len(cells.genes) < len(model.genes):
         return np.arange(len(cells.genes)), torch.as_tensor(cells.genes)
@@ -31,7 +33,21 @@ def input_positions(model: Model, cells: CellReader) -> tuple[np.ndarray, torch.
 def dense_input(
     model: Model, cells: CellReader, linear: sparse.csr_matrix
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(r, l) float32 input of the network for a block of :meth:`CellReader.linear`, and (r,) their totals over the model's genes."""
+    """Dense input of the network for a block of cells.
+
+    Parameters
+    ----------
+    model
+        The model.
+    cells
+        Cells and the genes that were measured.
+    linear
+        (r, m) counts or rates of a block of ``cells``.
+
+    Returns
+    -------
+    (r, l) float32 log1p(CP10k), and (r,) the cells' totals over the model's genes.
+    """
     where, genes = input_positions(model, cells)
     sparse_input, totals = cells.to_model(linear)
     x = np.zeros(

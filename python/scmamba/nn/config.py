@@ -13,30 +13,58 @@ from ..utils.errors import CheckpointError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Constructor arguments of :class:`scmamba.model.ScMamba` and what a checkpoint says of itself.
+    """Sizes of a network, and what its checkpoint says about itself.
 
-    Sizes default to the published model (paper, Methods; spec "Model").
+    Sizes default to those of the published model (paper, Methods).
 
     Attributes
     ----------
     n_genes
-        L, positions of the full sequence.
-    d_model, n_layer, d_state, d_conv, expand, dt_rank
-        Mamba-1 sizes; ``dt_rank`` 0 means ceil(d_model / 16).
+        Genes of the vocabulary, the length L of a whole cell.
+    d_model
+        Width D of the network.
+    n_layer
+        Number of bidirectional Mamba layers.
+    d_state
+        States per channel of the selective scan.
+    d_conv
+        Width of the causal convolution, in genes.
+    expand
+        Channels of the scan per ``d_model``.
+    dt_rank
+        Rank of the projection of the step size; 0 means ``ceil(d_model / 16)``.
     bidirectional
-        The "v2" mixer: a second set of scan weights for the reversed sequence.
+        Whether there is a second set of scan weights for the reversed sequence (the "v2" mixer).
     n_classes
-        Outputs of the classification head, 0 for none.
+        Outputs of the classification head; 0 for none.
     pools
-        Whether that head reads the cell's embedding, too, the mean over its genes, and not only the three [CLS] (as published).
+        Whether that head also reads the cell's embedding, the mean over its genes, beside the three [CLS] (as published).
     reconstructs
         Whether there is a reconstruction head.
     rates
-        Whether there is a rate head: the cell's embedding says how often each gene is counted in it, all genes at once.
+        Whether there is a rate head, which predicts the frequency of every gene from the cell's embedding.
+    norm_eps
+        Added to the mean square in RMSNorm.
     reads
         ``"all"``: a cell is every gene of the vocabulary, undetected and unmeasured ones as zeros, as in the published code.
-        ``"expressed"``: a cell is the genes it expresses plus those hidden by a mask, in the same order; a tenth of the length, hence
-        of the cost, and nothing stands for genes that were not measured.
+        ``"expressed"``: a cell is the genes it expresses and those that are masked, in the same order; a tenth of the length,
+        hence of the cost, and nothing stands for genes that were not measured.
+    name
+        Name of the model.
+    about
+        Further facts about the model, kept in ``config.json``.
+
+    Raises
+    ------
+    CheckpointError
+        A size is below 1, or ``reads`` is unknown.
+
+    Examples
+    --------
+    >>> from scmamba import ModelConfig
+    >>> config = ModelConfig(n_genes=19306)
+    >>> config.d_inner, config.dt_rank
+    (512, 16)
     """
 
     n_genes: int
@@ -71,12 +99,33 @@ class ModelConfig:
         return int(self.expand * self.d_model)
 
     def write(self, path: Path) -> None:
-        """Write ``config.json``."""
+        """Write ``config.json``.
+
+        Parameters
+        ----------
+        path
+            The file to write.
+        """
         path.write_text(json.dumps({"format": 1, **asdict(self)}, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
-        """Read ``config.json``; unknown keys of a newer version are an error, not a guess."""
+        """Read ``config.json``.
+
+        Parameters
+        ----------
+        path
+            The file.
+
+        Returns
+        -------
+        The configuration.
+
+        Raises
+        ------
+        CheckpointError
+            The file is missing or not JSON, has another format, or has settings that this version does not have.
+        """
         try:
             stored = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -90,6 +139,6 @@ class ModelConfig:
         known = {f.name for f in fields(cls)}
         if unknown := set(stored) - known:
             raise CheckpointError(
-                f"{path} has settings this version does not know ({', '.join(sorted(unknown))}); update scmamba."
+                f"{path} has settings that this version does not have ({', '.join(sorted(unknown))}); update scmamba."
             )
         return cls(**stored)

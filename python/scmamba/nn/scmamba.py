@@ -1,4 +1,4 @@
-"""scMamba: a cell is a sequence of genes; embeddings, bidirectional Mamba layers, two heads (paper, Methods; spec "Model")."""
+"""scMamba: a cell is a sequence of genes; embeddings, bidirectional Mamba layers, heads (paper, Methods)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,22 @@ from .projection_cache import InputProjectionCache, is_worthwhile
 
 
 class ScMamba(nn.Module):
-    """The network.
+    """The network: embeddings of genes and values, bidirectional Mamba layers, and heads (paper, Methods).
 
-    Inputs are log1p(CP10k) of genes in the model's order: ``x`` (B, l), ``mask`` (B, l) True where the value is hidden, ``genes``
-    which positions of the vocabulary they are, (l,) or (B, l), ``None`` for all; ``keep`` (B, l) False where a row is padded.
+    Parameters
+    ----------
+    config
+        Its sizes.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scmamba.nn import ModelConfig, ScMamba
+    >>> network = ScMamba(ModelConfig(n_genes=50, d_model=16, n_layer=1)).eval()
+    >>> with torch.no_grad():
+    ...     out = network.reconstruct(torch.rand(2, 50))
+    >>> tuple(out.shape)
+    (2, 50)
     """
 
     gene_log_rate: Tensor
@@ -27,14 +39,14 @@ class ScMamba(nn.Module):
         self.config = config
         self.backend: str | None = None
         self.lookup: bool | None = (
-            None  # the first layer's projection from a table; None: where ``first.serves``
+            None  # the first layer's projection from a table; None: where ``is_worthwhile``
         )
         self.first = InputProjectionCache()
         self.backbone = Backbone(config)
         if config.reconstructs:
             self.regressor = nn.Linear(config.d_model, 1)
         if config.rates:
-            # Tied to the gene embedding: a gene's vector says both what it tells and when it is expressed.
+            # Tied to the gene embedding: one vector per gene for its effect on others and for its own frequency.
             self.rate_head = nn.Linear(config.d_model, config.d_model, bias=False)
             nn.init.normal_(self.rate_head.weight, std=config.d_model**-0.5)
             self.register_buffer(
@@ -53,7 +65,23 @@ class ScMamba(nn.Module):
         genes: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """(B, l) -> (B, l, D), the normalised output at every gene."""
+        """Run all layers.
+
+        Parameters
+        ----------
+        x
+            (B, l) log1p(CP10k) of genes in the model's order.
+        mask
+            (B, l) bool, ``True`` where the value is masked.
+        genes
+            (l,) or (B, l) positions of these genes in the vocabulary; ``None`` for all genes.
+        keep
+            (B, l) bool, ``False`` at padded positions; ``None`` if nothing is padded.
+
+        Returns
+        -------
+        (B, l, D), the normalized output at every gene.
+        """
         return self._run(self.backbone.embed(x, mask, genes), x, mask, genes, keep)
 
     def _run(
@@ -64,7 +92,7 @@ class ScMamba(nn.Module):
         rows: Tensor | None,
         keep: Tensor | None,
     ) -> Tensor:
-        """The layers; the first one's projection from a table (see :class:`InputProjectionCache`) where that is_worthwhile."""
+        """The layers; the first one's projection from a table (see :class:`InputProjectionCache`) where that is faster."""
         use = not self.training and (
             is_worthwhile(values.device, self.config.reads) if self.lookup is None else self.lookup
         )
@@ -74,7 +102,17 @@ class ScMamba(nn.Module):
         return self.backbone.run(embedded, self.backend, keep, projected)
 
     def train(self, mode: bool = True) -> ScMamba:
-        """As every module's; training lets the first layer's table go."""
+        """Switch between training and evaluation.
+
+        Parameters
+        ----------
+        mode
+            Whether to train. Training discards the table of the first layer (see :class:`InputProjectionCache`).
+
+        Returns
+        -------
+        The network.
+        """
         if mode:
             self.first.forget()
         return super().train(mode)
@@ -90,13 +128,43 @@ class ScMamba(nn.Module):
         genes: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """(B, l) -> (B, l): predicted log1p(CP10k) at every position; meant for positions hidden by ``mask``."""
+        """Predict the values at every position; meant for masked ones.
+
+        Parameters
+        ----------
+        x
+            (B, l) log1p(CP10k) of genes in the model's order.
+        mask
+            (B, l) bool, ``True`` where the value is masked.
+        genes
+            (l,) or (B, l) positions of these genes in the vocabulary; ``None`` for all genes.
+        keep
+            (B, l) bool, ``False`` at padded positions; ``None`` if nothing is padded.
+
+        Returns
+        -------
+        (B, l) predicted log1p(CP10k).
+        """
         return self.regressor(self.hidden(x, mask, genes, keep)).squeeze(-1)
 
     def cell_embedding(
         self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """(B, l) -> (B, D): mean over genes of the normalised output."""
+        """Embed cells: mean over genes of the normalized output.
+
+        Parameters
+        ----------
+        x
+            (B, l) log1p(CP10k) of genes in the model's order.
+        genes
+            (l,) or (B, l) positions of these genes in the vocabulary; ``None`` for all genes.
+        keep
+            (B, l) bool, ``False`` at padded positions; ``None`` if nothing is padded.
+
+        Returns
+        -------
+        (B, D) embeddings.
+        """
         out = self.hidden(x, None, genes, keep)
         if keep is None:
             return out.mean(dim=1)
@@ -106,8 +174,22 @@ class ScMamba(nn.Module):
     def log_ratio(
         self, x: Tensor, genes: Tensor | None, keep: Tensor | None, decoded: Tensor
     ) -> Tensor:
-        """(B, l) -> (B, m): log of the factor by which each ``decoded`` gene (m positions of the vocabulary) is more, or less, frequent in
-        the cell than on average, up to a constant per cell.
+        """Predict by which factor genes are more, or less, frequent in a cell than on average.
+
+        Parameters
+        ----------
+        x
+            (B, l) log1p(CP10k) of genes in the model's order.
+        genes
+            (l,) or (B, l) positions of these genes in the vocabulary; ``None`` for all genes.
+        keep
+            (B, l) bool, ``False`` at padded positions; ``None`` if nothing is padded.
+        decoded
+            (m,) positions in the vocabulary of the genes to predict.
+
+        Returns
+        -------
+        (B, m) natural logarithms of the factors, up to a constant per cell.
         """
         cell = self.rate_head(self.cell_embedding(x, genes, keep))
         return cell @ nn.functional.embedding(decoded, self.backbone.gene_id_embedding.weight).T
@@ -115,7 +197,21 @@ class ScMamba(nn.Module):
     def classify(
         self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
     ) -> Tensor:
-        """(B, l) -> (B, C) logits from [CLS] at the beginning, after half of the cell's genes and at its end (and the genes' mean)."""
+        """Classify cells by [CLS] at the beginning, after half of the cell's genes and at its end (and by the genes' mean).
+
+        Parameters
+        ----------
+        x
+            (B, l) log1p(CP10k) of genes in the model's order.
+        genes
+            (l,) or (B, l) positions of these genes in the vocabulary; ``None`` for all genes.
+        keep
+            (B, l) bool, ``False`` at padded positions; ``None`` if nothing is padded.
+
+        Returns
+        -------
+        (B, C) logits.
+        """
         tokens, mean = self.classified(x, genes, keep)
         return (
             self.cls_head(tokens) if mean is None else self.cls_head(tokens) + self.mean_head(mean)
@@ -124,7 +220,21 @@ class ScMamba(nn.Module):
     def classified(
         self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """(B, l) -> what the head reads: (B, 3 D), the [CLS] outputs side by side, and if it ``pools`` (B, D), the mean over the genes."""
+        """Compute the input of the classification head.
+
+        Parameters
+        ----------
+        x
+            (B, l) log1p(CP10k) of genes in the model's order.
+        genes
+            (l,) or (B, l) positions of these genes in the vocabulary; ``None`` for all genes.
+        keep
+            (B, l) bool, ``False`` at padded positions; ``None`` if nothing is padded.
+
+        Returns
+        -------
+        (B, 3 D), the outputs at the three [CLS] side by side; and, if the head ``pools``, (B, D), the mean over the genes, else ``None``.
+        """
         embedded = self.backbone.embed(x, None, genes)
         batch, length, width = embedded.shape
         count = (
@@ -158,7 +268,7 @@ class ScMamba(nn.Module):
         return out.gather(1, tokens.unsqueeze(-1).expand(-1, -1, width)).flatten(1), mean
 
     def without_decay(self) -> set[str]:
-        """Names of parameters no weight decay acts on: A_log, D, norms, biases, tokens (code; spec "Initialisation")."""
+        """Names of parameters without weight decay: A_log, D, norms, biases, tokens."""
         free = ("A_log", "A_b_log", ".D", ".D_b", "norm.weight", "norm_f.weight", ".bias", "_token")
         return {name for name, _ in self.named_parameters() if name.endswith(free)}
 
@@ -166,13 +276,21 @@ class ScMamba(nn.Module):
 def pack(
     x: Tensor, mask: Tensor | None, genes: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Cut cells down to what a model of ``reads="expressed"`` reads: non-zero values and hidden positions.
+    """Cut cells down to what a model of ``reads="expressed"`` reads: non-zero values and masked positions.
 
-    ``x``, ``mask`` (B, L); ``genes`` (L,) or ``None``.
+    Parameters
+    ----------
+    x
+        (B, L) log1p(CP10k).
+    mask
+        (B, L) bool, masked positions; ``None`` for none.
+    genes
+        (L,) positions in the vocabulary; ``None`` for all genes.
 
     Returns
     -------
-    (B, l) values, mask, genes, keep (False = padding) and the column of ``x`` each position came from; l is the longest row.
+    (B, l) values, mask, genes, keep (``False`` at padded positions) and the column of ``x`` each position came from; l is the
+    longest row.
     """
     read = x != 0 if mask is None else (x != 0) | mask
     length = max(1, int(read.sum(dim=1).max())) if len(x) else 1

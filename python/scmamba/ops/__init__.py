@@ -1,7 +1,7 @@
 """The selective scan: one operator, many backends.
 
-``selective_scan`` and ``causal_conv1d`` are what the model calls; ``available_backends`` and
-``choose_backend`` say what computes them. Preference: ``cpu`` (fused, numba), ``triton`` (fused, NVIDIA),
+The model calls ``selective_scan`` and ``causal_conv1d``; ``available_backends`` and
+``choose_backend`` list and choose their implementations. Preference: ``cpu`` (fused, numba), ``triton`` (fused, NVIDIA),
 ``mamba_ssm`` (the CUDA package's ops), ``chunked`` (plain torch), ``reference`` (plain torch, step by step).
 """
 

@@ -22,11 +22,25 @@ log = logging.getLogger("scmamba.ops")
 class Direction(NamedTuple):
     """One direction's inputs of the selective scan, channel-last.
 
-    Shapes: ``u`` and ``delta`` (B, L, E); ``A`` (E, N); ``B`` and ``C`` (B, L, N); ``D`` and ``delta_bias``
-    (E,). ``u`` is after convolution and SiLU; ``delta`` before bias and softplus; ``A`` is negative and
-    float32. ``reverse`` scans from the last position to the first; nothing is flipped.
-    With ``delta_weight`` (E, R), ``delta`` is (B, L, R) and stands for ``delta @ delta_weight.T``: a backend
-    that projects while it scans never writes the (B, L, E) product.
+    Attributes
+    ----------
+    u
+        (B, L, E), after convolution and SiLU.
+    delta
+        (B, L, E), before bias and softplus; with ``delta_weight`` (B, L, R).
+    A
+        (E, N), negative, float32.
+    B, C
+        (B, L, N).
+    D
+        (E,).
+    delta_bias
+        (E,).
+    reverse
+        Scan from the last position to the first; nothing is flipped.
+    delta_weight
+        (E, R); ``delta`` then stands for ``delta @ delta_weight.T``. A backend that projects while it scans never writes the
+        (B, L, E) product.
     """
 
     u: Tensor
@@ -79,7 +93,18 @@ def register(backend: Backend) -> None:
 
 
 def available_backends() -> dict[str, str]:
-    """Name -> "available", or why it is not, in order of preference."""
+    """Backends of the selective scan, in order of preference.
+
+    Returns
+    -------
+    ``"available"``, or the reason why the backend cannot be used here, by name.
+
+    Examples
+    --------
+    >>> from scmamba.ops import available_backends
+    >>> available_backends()["reference"]
+    'available'
+    """
     return {name: backend.missing() or "available" for name, backend in _backends.items()}
 
 
@@ -92,16 +117,37 @@ def _get(name: str) -> Backend:
 
 
 def choose_backend(tensor: Tensor, requested: str | None = None) -> str:
-    """Name of the backend for ``tensor``: the argument, else ``SCMAMBA_SCAN``, else the first that takes it.
+    """Choose the backend for a tensor: the requested one, else ``SCMAMBA_SCAN``, else the first that takes it.
 
-    Raises ``BackendError`` when a backend was asked for by name and cannot run here or on this tensor.
+    Parameters
+    ----------
+    tensor
+        Input of the scan; its device and type decide.
+    requested
+        Name of a backend.
+
+    Returns
+    -------
+    Name of the backend.
+
+    Raises
+    ------
+    BackendError
+        The backend that was requested by name does not exist, cannot run here, or does not take this tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scmamba.ops import choose_backend
+    >>> choose_backend(torch.zeros(1, dtype=torch.float64))
+    'chunked'
     """
     name = requested or os.environ.get(ENVIRONMENT) or None
     if name is not None:
         backend = _get(name)
         why = backend.missing() or backend.refuses(tensor)
         if why:
-            where = "asked for" if requested else f"set by {ENVIRONMENT}"
+            where = "requested" if requested else f"set by {ENVIRONMENT}"
             usable = [b.name for b in _backends.values() if not (b.missing() or b.refuses(tensor))]
             raise BackendError(
                 f"The scan backend {name!r} ({where}) cannot be used: {why}. Usable here: {', '.join(usable)}."
@@ -114,7 +160,7 @@ def choose_backend(tensor: Tensor, requested: str | None = None) -> str:
 
 
 def _log(name: str, tensor: Tensor) -> str:
-    """Say once per device and type which backend is used."""
+    """Log once per device and type which backend is used."""
     key = (name, f"{tensor.device.type} {tensor.dtype}")
     if key not in _logged:
         _logged.add(key)

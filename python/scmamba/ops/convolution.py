@@ -26,10 +26,39 @@ def causal_conv1d(
 ) -> Tensor:
     """Depthwise causal convolution along the positions, then SiLU.
 
-    ``x`` (B, L, E) channel-last, ``weight`` (E, W), ``bias`` (E,). Position t reads t-W+1 .. t with
-    ``weight[:, W-1]`` at t itself; ``reverse`` reads t .. t+W-1 (what flipping, convolving and flipping back
-    gives). Returns (B, L, E) in the type of ``x``. ``backend`` None or a scan backend; only ``cpu`` has
-    a kernel of its own.
+    Position t reads t-W+1 .. t with ``weight[:, W-1]`` at t itself.
+
+    Parameters
+    ----------
+    x
+        (B, L, E), channel-last.
+    weight
+        (E, W).
+    bias
+        (E,).
+    reverse
+        Read t .. t+W-1 instead: what flipping, convolving and flipping back gives.
+    silu
+        Apply SiLU to the result.
+    backend
+        Name of a scan backend; only ``cpu`` has a kernel of its own.
+
+    Returns
+    -------
+    (B, L, E) in the type of ``x``.
+
+    Raises
+    ------
+    BackendError
+        The shapes disagree.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scmamba.ops import causal_conv1d
+    >>> x = torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1)
+    >>> causal_conv1d(x, torch.ones(1, 2), torch.zeros(1), silu=False).flatten().tolist()
+    [1.0, 3.0, 5.0]
     """
     from .backends import choose_backend
 
@@ -40,7 +69,7 @@ def causal_conv1d(
         or bias.shape != x.shape[2:]
     ):
         raise BackendError(
-            "causal_conv1d wants x (B, L, E), weight (E, W) and bias (E,); it got "
+            "causal_conv1d needs x (B, L, E), weight (E, W) and bias (E,); found "
             f"{tuple(x.shape)}, {tuple(weight.shape)} and {tuple(bias.shape)}."
         )
     if choose_backend(x, backend) == "cpu" and x.numel():

@@ -17,10 +17,34 @@ LANES = 16
 def add_rms_norm(
     hidden: Tensor, residual: Tensor, weight: Tensor, eps: float, *, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """``total = hidden + residual`` and ``total / rms(total) * weight``; returns (normalised, total).
+    """Add to the residual stream and normalize: ``total = hidden + residual`` and ``total / rms(total) * weight``.
 
-    All (..., D), ``weight`` (D,). ``hidden`` may be half-precision; ``total`` and the result have the type of
-    ``residual``. ``backend`` None or a scan backend's name; only ``cpu`` has a kernel of its own.
+    Parameters
+    ----------
+    hidden
+        (..., D); may be half-precision.
+    residual
+        (..., D); the results have its type.
+    weight
+        (D,).
+    eps
+        Added to the mean square.
+    backend
+        Name of a scan backend; only ``cpu`` has a kernel of its own.
+
+    Returns
+    -------
+    The normalized values and ``total``, both (..., D).
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scmamba.ops import add_rms_norm
+    >>> out, total = add_rms_norm(torch.ones(1, 2), torch.tensor([[2.0, 0.0]]), torch.ones(2), 0.0)
+    >>> total.tolist()
+    [[3.0, 1.0]]
+    >>> round(float(out.square().mean()), 3)
+    1.0
     """
     from .backends import choose_backend
 

@@ -16,10 +16,36 @@ def selective_scan(
     """Sum over ``directions`` of the Mamba-1 selective scan, times ``silu(z)`` once.
 
     For each direction, with ``dt = softplus(delta + delta_bias)`` and time running backwards if ``reverse``:
-    ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]``, ``y[t] = C[t] h[t] + D u[t]`` (Gu and Dao 2023,
-    algorithm 2). ``z`` is (B, L, E) or None (no gate). Returns (B, L, E) in the type of ``u``. The state is
+    ``h[t] = exp(dt[t] A) h[t-1] + dt[t] B[t] u[t]``, ``y[t] = C[t] h[t] + D u[t]`` (Gu and Dao 2023, algorithm 2). The state is
     float32 (float64 for float64 inputs) whatever the type of the inputs. Differentiable in every tensor.
-    Raises ``BackendError`` when the shapes disagree or the backend asked for cannot be used.
+
+    Parameters
+    ----------
+    directions
+        Inputs of each direction (:class:`Direction`, or tuples in its order).
+    z
+        (B, L, E) gate; ``None`` for no gate.
+    backend
+        Name of a backend; see :func:`choose_backend` if not given.
+
+    Returns
+    -------
+    (B, L, E) in the type of ``u``.
+
+    Raises
+    ------
+    BackendError
+        The shapes disagree, or the requested backend cannot be used.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scmamba.ops import Direction, selective_scan
+    >>> one = torch.ones(1, 3, 2)
+    >>> direction = Direction(one, one, -torch.ones(2, 4), torch.ones(1, 3, 4), torch.ones(1, 3, 4), torch.zeros(2), torch.zeros(2))
+    >>> y = selective_scan([direction], backend="reference")
+    >>> round(float(y[0, 0, 0]), 3)  # 4 states, softplus(1) each
+    5.253
     """
     directions = [d if isinstance(d, Direction) else Direction(*d) for d in directions]
     _check(directions, z)

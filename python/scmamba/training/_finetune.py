@@ -36,20 +36,62 @@ def finetune(
     force: bool = False,
     verbose: bool = True,
 ) -> Model:
-    """Fine-tune a pre-trained model; the whole network trains.
+    """Fine-tune a pre-trained model; all weights are trained.
 
-    ``task`` is ``impute`` (the mask token is kept), ``annotate`` (the cells' labels) or ``doublets`` (simulated within donors; both in
-    :func:`scmamba.training.finetune_classifier.finetune_classes`, which has more options). ``min_total`` 4000 is the paper's choice of training cells
-    for imputation; brain nuclei of other studies rarely reach it, so the default is that of pre-training. Other parameters
-    as in :func:`pretrain`.
+    Parameters
+    ----------
+    data
+        A :class:`~scmamba.data.Collection`, or h5ad files or AnnData objects of raw counts.
+    model
+        Model to start from: name, checkpoint folder or open model; ``brain-mini`` if not given.
+    task
+        ``"impute"`` (masked values), ``"annotate"`` (the cells' labels) or ``"doublets"`` (simulated within donors). The last two
+        have more options in :func:`scmamba.training.finetune_classifier.finetune_classes`.
+    loop
+        Options of the optimizer and number of steps; the paper's if not given.
+    sequence
+        Which values are masked, and how many genes of a cell are read.
+    held_out
+        Cells of other donors for the validation loss, in the same forms as ``data``; none by default.
+    min_total
+        Minimum total counts of a training cell. The paper fine-tunes imputation on cells with more than 4,000 counts, which
+        brain nuclei of other studies rarely reach; the default is that of pre-training.
+    folder
+        Folder for states, log and loss curve; a run that was stopped continues from there. ``None`` keeps nothing.
+    name
+        Name of the new model; that of ``model`` if not given.
+    seed
+        Seed of weights, batches and masks; the same seed gives the same model (on a CPU, bit for bit).
+    force
+        Continue although few genes are shared with the vocabulary.
+    verbose
+        Print messages and progress.
+
+    Returns
+    -------
+    The fine-tuned model; ``model`` itself is not changed.
 
     Raises
     ------
     ScMambaError
-        Unknown task; data or model that do not fit.
+        The task is unknown, or data and model do not fit.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> from scmamba.datasets import brain_cohort
+    >>> from scmamba.training import TrainerConfig
+    >>> tuned = scmamba.finetune(
+    ...     [brain_cohort(20, n_donors=2, seed=0)],
+    ...     loop=TrainerConfig(steps=1, batch_size=2),
+    ...     name="mine",
+    ...     verbose=False,
+    ... )
+    >>> tuned.config.name
+    'mine'
     """
     if task not in ("impute", "annotate", "doublets"):
-        raise ScMambaError(f"The task '{task}' is not known; choose impute, annotate or doublets.")
+        raise ScMambaError(f"task is '{task}'; expected impute, annotate or doublets.")
     if task != "impute":
         from .finetune_classifier import finetune_classes
 
@@ -58,7 +100,7 @@ def finetune(
             as_collection(files, start.genes, min_total, force) for files in (data, held_out)
         )
         if cells is None:
-            raise ScMambaError("There is nothing to train on: no file was given.")
+            raise ScMambaError("There are no cells to train on: data is empty.")
         return finetune_classes(
             task,
             cells,
@@ -83,7 +125,7 @@ def finetune(
         rates = nb_rate_step(feed, RateConfig(), loop)
         step = alternate(
             rates, rates, rates, step
-        )  # a masked step costs three times as much and serves one method only
+        )  # a masked step costs three times as much, and only one method uses it
         validate = (
             combine_validations(rate_validation(others, RateConfig()), validation(others, sequence))
             if others
@@ -111,14 +153,33 @@ def finetune_on(
     force: bool = False,
     verbose: bool = True,
 ) -> tuple[Model, str]:
-    """Fine-tune for imputation on one object, every cell of it; R's ``ScMambaFineTune``, here or on a server.
+    """Fine-tune for imputation on every cell of one object; R's ``ScMambaFineTune``.
 
-    Returns the model and the text of its card, for :func:`scmamba.save_checkpoint`.
+    Parameters
+    ----------
+    adata
+        Raw counts, cells x genes.
+    model
+        Model to start from: name, checkpoint folder or open model; ``brain-mini`` if not given.
+    steps
+        Optimizer steps of 16 cells.
+    name
+        Name of the new model; that of ``model`` if not given.
+    seed
+        Seed of weights, batches and masks; the same seed gives the same model (on a CPU, bit for bit).
+    force
+        Continue although few genes are shared with the vocabulary.
+    verbose
+        Print messages and progress.
+
+    Returns
+    -------
+    The model, and the text of its card for :func:`scmamba.save_checkpoint`.
 
     Raises
     ------
     ScMambaError
-        Data or model that do not fit.
+        Data and model do not fit.
     """
     start = load_model(model)
     loop = TrainerConfig(steps=steps, lr=1e-3, warmup=0.05)
@@ -133,7 +194,7 @@ def finetune_on(
         verbose=verbose,
     )
     card = (
-        f"Fine-tuned for imputation on {adata.n_obs:,} cells of the user, {steps:,} steps, from {start.config.name}. "
+        f"Fine-tuned for imputation on {adata.n_obs:,} cells of one data set, {steps:,} steps, from {start.config.name}. "
         "Not evaluated on other data.\n"
     )
     return tuned, card

@@ -37,26 +37,57 @@ def pretrain(
     force: bool = False,
     verbose: bool = True,
 ) -> Model:
-    """Pre-train a network from nothing by masked-expression modelling.
+    """Pre-train a new network by masked-expression modelling (paper, Methods).
 
     Parameters
     ----------
-    data, held_out
-        A :class:`~scmamba.data.collection.Collection`, filtered and split as it is to be used; or h5ad files or AnnData objects of raw
-        counts, read into memory. For training and for the validation loss (other donors).
+    data
+        A :class:`~scmamba.data.Collection`, filtered and split as it is to be used; or h5ad files or AnnData objects of raw
+        counts, which are read into memory.
     config
-        Sizes; default the published ones. ``vocabulary`` defaults to the published genes.
+        Sizes of the network; the published ones if not given.
+    vocabulary
+        Genes of the network; the published 19,306 if not given.
+    loop
+        Options of the optimizer and number of steps; the paper's if not given.
+    sequence
+        Which values are masked, and how many genes of a cell are read.
+    held_out
+        Cells of other donors for the validation loss, in the same forms as ``data``; none by default.
     folder
-        Keeps the state, so that a stopped run goes on where it was.
+        Folder for states, log and loss curve; a run that was stopped continues from there. ``None`` keeps nothing.
+    name
+        Name of the model.
+    seed
+        Seed of weights, batches and masks; the same seed gives the same model (on a CPU, bit for bit).
+    force
+        Continue although few genes are shared with the vocabulary.
+    verbose
+        Print messages and progress.
 
     Returns
     -------
-    The trained model (see :func:`scmamba.model.save_checkpoint`).
+    The trained model; write it with :func:`scmamba.save_checkpoint`.
 
     Raises
     ------
     ScMambaError
-        Data that cannot be read or do not fit the vocabulary.
+        Data cannot be read or do not fit the vocabulary.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> from scmamba.datasets import brain_cohort
+    >>> from scmamba.training import TrainerConfig
+    >>> config = scmamba.ModelConfig(n_genes=19306, d_model=8, n_layer=1, reads="expressed")
+    >>> model = scmamba.pretrain(
+    ...     [brain_cohort(20, n_donors=2, seed=0)],
+    ...     config=config,
+    ...     loop=TrainerConfig(steps=2, batch_size=2),
+    ...     verbose=False,
+    ... )
+    >>> model.config.d_model
+    8
     """
     vocabulary = vocabulary or Vocabulary.published()
     config = config or ModelConfig(n_genes=len(vocabulary))

@@ -1,7 +1,7 @@
-"""Training batches: which cells, which of their genes, what is hidden.
+"""Training batches: which cells, which of their genes, which values are masked.
 
-The cost of a step is linear in the number of positions, and the network knows genes, not positions: a model may read whole cells, as
-published, or each cell's expressed genes plus hidden ones, a tenth of the length (canonical order kept).
+The cost of a step is linear in the number of positions, and the network identifies genes by their embedding, not by position: a model may read whole cells, as
+published, or each cell's expressed genes plus masked ones, a tenth of the length (canonical order kept).
 """
 
 from __future__ import annotations
@@ -34,12 +34,16 @@ class CellSource:
 
     Attributes
     ----------
+    name
+        Name of the file or study, for messages.
     values
         (n, m) CSR float32 log1p(CP10k) over the measured genes of the vocabulary, in its order.
     genes
         (m,) positions of those genes in the vocabulary.
     groups
         (n,) donor of each cell, as strings ('' where unknown).
+    totals
+        (n,) total counts of each cell over those genes.
     """
 
     name: str
@@ -57,7 +61,17 @@ class CellSource:
         return np.argsort(np.diff(self.values.indptr), kind="stable")
 
     def take(self, keep: np.ndarray) -> CellSource:
-        """The cells at ``keep`` (mask or indices)."""
+        """Select cells.
+
+        Parameters
+        ----------
+        keep
+            Mask or indices.
+
+        Returns
+        -------
+        A source of those cells.
+        """
         return replace(
             self, values=self.values[keep], groups=self.groups[keep], totals=self.totals[keep]
         )
@@ -103,13 +117,38 @@ def read_sources(
 ) -> list[CellSource]:
     """Read h5ad files (or open objects) into training sources, with the paper's filters.
 
-    Cells with fewer than ``min_total`` counts are left out, and donors with fewer than ``min_cells_per_donor`` cells
-    (paper: 200 and 200).
+    Parameters
+    ----------
+    files
+        Paths of h5ad files of raw counts, or AnnData objects.
+    vocabulary
+        Genes of the model.
+    donor
+        Column of ``obs`` with the donor; ``None`` for none.
+    min_total
+        Minimum total counts of a cell (paper: 200).
+    min_cells_per_donor
+        Minimum number of such cells of a donor (paper: 200); 0 for no limit.
+    force
+        Continue although few genes are shared with the vocabulary.
+
+    Returns
+    -------
+    One source per file.
 
     Raises
     ------
     DataError
-        A file that cannot be read, or one that has no cell left.
+        A file cannot be read, or no cell of it passes the filters.
+
+    Examples
+    --------
+    >>> from scmamba.datasets import brain_cohort
+    >>> from scmamba.genes import Vocabulary
+    >>> from scmamba.training import read_sources
+    >>> (source,) = read_sources([brain_cohort(30, n_donors=2, seed=0)], Vocabulary.published())
+    >>> len(source)
+    30
     """
     from pathlib import Path
 
@@ -133,7 +172,7 @@ def read_sources(
             keep &= np.isin(groups, names[counts >= min_cells_per_donor])
         if not keep.any():
             raise DataError(
-                f"No cell of {name} has {min_total:.0f} counts (and a donor of {min_cells_per_donor} cells); nothing to train on."
+                f"No cell of {name} has {min_total:.0f} counts (and a donor with {min_cells_per_donor} cells); no cell is left to train on."
             )
         sources.append(source.take(keep))
     return sources
@@ -156,7 +195,37 @@ def make_batch(
     reads: str,
     rng: np.random.Generator,
 ) -> Batch:
-    """Make a batch of the cells ``rows`` of one source, as a model of ``reads`` sees them."""
+    """Make a training batch of cells of one source.
+
+    Parameters
+    ----------
+    source
+        The cells.
+    rows
+        (B,) indices of the cells of the batch.
+    config
+        Which values are masked, and how many genes are read.
+    reads
+        ``"all"`` or ``"expressed"``: what the model reads of a cell (:class:`scmamba.ModelConfig`).
+    rng
+        Random numbers.
+
+    Returns
+    -------
+    The batch.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scmamba.datasets import brain_cohort
+    >>> from scmamba.genes import Vocabulary
+    >>> from scmamba.training import SequenceConfig, make_batch, read_sources
+    >>> (source,) = read_sources([brain_cohort(30, n_donors=2, seed=0)], Vocabulary.published())
+    >>> rng = np.random.default_rng(0)
+    >>> batch = make_batch(source, np.arange(4), SequenceConfig(genes_per_step=100), "expressed", rng)
+    >>> tuple(batch.x.shape)
+    (4, 100)
+    """
     if reads == "all":
         return _whole_cells(source, rows, config, rng)
     return pad([expressed_genes(source, row, config, rng) for row in rows], source.genes)

@@ -1,6 +1,6 @@
-"""The training loop: AdamW, warm-up and cosine decay, clipping; the same for every recipe (spec "Pre-training").
+"""The training loop: AdamW, warm-up and cosine decay, clipping; the same for every recipe.
 
-What carries a step out, one process or many, in which precision, is the engine's business (:mod:`scmamba.training.distributed`).
+Processes and precision are those of a strategy (:mod:`scmamba.training.distributed`).
 """
 
 from __future__ import annotations
@@ -95,28 +95,50 @@ def fit(
     verbose: bool = True,
     validate: Validate | None = None,
 ) -> list[Row]:
-    """Train ``network`` in place.
+    """Train a network in place.
 
     Parameters
     ----------
+    network
+        The network, on the device it is to be trained on.
     step
-        Draws a batch and returns its loss. A :class:`~scmamba.training.distributed.SharedStep` is shared out over processes exactly.
+        Draws a batch and returns its loss, from the network, the number of the step and a random generator. A
+        :class:`~scmamba.training.distributed.ShardedStep` is divided exactly among processes.
+    config
+        Options of the optimizer and number of steps.
     folder
-        Where ``log.csv``, ``loss.png`` and, every ``save_every`` steps, the state are kept; a run that was stopped, however, goes on
-        from there with the curve it would have had. Under torchrun or Slurm every process must see the same folder.
+        Folder of ``log.csv``, ``loss.png`` and, every ``save_every`` steps, the state. A run that was stopped, for whatever
+        reason, continues from there with the curve it would have had. Under torchrun or Slurm every process must see the same
+        folder.
+    description
+        Title of the progress bar.
+    verbose
+        Print messages and progress.
     validate
         Called when the state is saved and at the end; its numbers go into the log.
 
     Returns
     -------
-    One row a step: ``step, loss, lr`` and what ``validate`` returned.
+    One row per step: ``step, loss, lr`` and what ``validate`` returned.
 
     Raises
     ------
     CheckpointError
         The folder holds a run with other settings, or no state that can be read.
     ScMambaError
-        The loss is no longer a number.
+        The loss is not finite.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from scmamba.training import TrainerConfig, fit
+    >>> line = torch.nn.Linear(1, 1)
+    >>> x = torch.linspace(-1, 1, 8).view(-1, 1)
+    >>> def step(network, k, rng):
+    ...     return (network(x) - 2 * x).square().mean()
+    >>> rows = fit(line, step, TrainerConfig(steps=200, lr=0.1, weight_decay=0.0), verbose=False)
+    >>> rows[-1]["loss"] < 1e-3
+    True
     """
     device = next(network.parameters()).device
     engine = choose_strategy(config.precision, device, quick=folder is None)

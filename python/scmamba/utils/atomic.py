@@ -16,13 +16,33 @@ from .errors import ScMambaError
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it onto ``target`` when the block succeeds.
 
-    Works for files and for directories. On any failure, an interrupt or a full disk included, the
-    temporary is removed and whatever stood at ``target`` before is untouched.
+    Works for files and for folders. On any failure, an interrupt or a full disk included, the temporary is removed and
+    whatever stood at ``target`` before is untouched.
+
+    Parameters
+    ----------
+    target
+        The file or folder to write.
+
+    Yields
+    ------
+    The temporary path, on the same disk.
 
     Raises
     ------
     ScMambaError
-        If the parent folder does not exist, or the disk is full.
+        The parent folder does not exist or cannot be written, or the disk is full.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> from scmamba.utils.atomic import atomic_path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_path(Path(folder) / "table.csv") as path:
+    ...         _ = path.write_text("gene,value")
+    ...     (Path(folder) / "table.csv").read_text()
+    'gene,value'
     """
     target = Path(target)
     if not target.parent.is_dir():

@@ -1,10 +1,10 @@
-"""The errors people see: a sentence that says what was found, what was expected and what to do."""
+"""The errors users see: what was found, what was expected, what to do."""
 
 from __future__ import annotations
 
 
 class ScMambaError(ValueError):
-    """Base of every error scMamba raises on purpose; its text is meant for a biologist."""
+    """Base of every error that scMamba raises on purpose; its text is written for users."""
 
 
 class GeneError(ScMambaError):
@@ -12,11 +12,11 @@ class GeneError(ScMambaError):
 
 
 class DataError(ScMambaError):
-    """The values or the shape of the data are not what the method can take."""
+    """The values or the shape of the data are not what the method needs."""
 
 
 class CheckpointError(ScMambaError):
-    """A checkpoint is missing, truncated or of a layout we do not know."""
+    """A checkpoint is missing, truncated or of an unknown layout."""
 
 
 class BackendError(ScMambaError):

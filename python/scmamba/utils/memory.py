@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def available_memory() -> float:
-    """Bytes of memory free for new data (Linux and macOS; infinite where unknown)."""
+    """Memory that is free for new data.
+
+    Returns
+    -------
+    Bytes (Linux and macOS; infinite where it cannot be read).
+    """
     try:
         with open("/proc/meminfo") as file:
             for line in file:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 # A host (R through reticulate, the server) may take over the display: it sets this to a function of
 # (description, done, total) and no bar is drawn here.
 listener: Callable[[str, int, int], None] | None = None
-# The same for the sentences a task says on its way.
+# The same for messages.
 speaker: Callable[[str], None] | None = None
 
 
@@ -21,20 +21,35 @@ speaker: Callable[[str], None] | None = None
 def progress(
     description: str, total: int, verbose: bool = True, *, unit: str = "", each: float = 1
 ) -> Iterator[Callable[[int], None]]:
-    """Yield ``advance(n)``; draw a bar with time left on stderr while the block runs, and the rate if it has a ``unit``.
+    """Yield ``advance(n)``; show a progress bar with the time left on stderr while the block runs.
 
-    One step of the bar stands for ``each`` units.
+    Parameters
+    ----------
+    description
+        Title of the bar.
+    total
+        Number of steps.
+    verbose
+        Show the bar.
+    unit
+        Unit of the rate that is shown beside it, such as ``"cells"``; no rate if empty.
+    each
+        Units per step.
+
+    Yields
+    ------
+    A function that advances the bar by some steps.
     """
     if listener is not None:
         done = 0
 
-        def tell(n: int = 1) -> None:
+        def report(n: int = 1) -> None:
             nonlocal done
             done += n
             if listener is not None:
                 listener(description, done, total)
 
-        yield tell
+        yield report
         return
     if not verbose or total == 0:
         yield _silent
@@ -74,7 +89,7 @@ def progress(
 
 
 def _silent(n: int = 1) -> None:
-    """Advance a bar nobody sees."""
+    """Advance no bar."""
 
 
 def _plain(
@@ -110,7 +125,29 @@ def _plain(
 
 
 def track(items: Iterable[T], description: str, total: int, verbose: bool = True) -> Iterator[T]:
-    """Iterate over ``items`` under :func:`progress`."""
+    """Iterate under a progress bar.
+
+    Parameters
+    ----------
+    items
+        What to iterate over.
+    description
+        Title of the bar.
+    total
+        Number of items.
+    verbose
+        Show the bar.
+
+    Yields
+    ------
+    The items.
+
+    Examples
+    --------
+    >>> from scmamba.utils.progress import track
+    >>> list(track("ab", "Reading", 2, verbose=False))
+    ['a', 'b']
+    """
     with progress(description, total, verbose) as advance:
         for item in items:
             yield item
@@ -118,7 +155,15 @@ def track(items: Iterable[T], description: str, total: int, verbose: bool = True
 
 
 def say(text: str, verbose: bool) -> None:
-    """One line for people, on stderr so that output can be piped."""
+    """Print one message on stderr, so that output can be piped.
+
+    Parameters
+    ----------
+    text
+        The message.
+    verbose
+        Whether to print it.
+    """
     if not verbose:
         return
     if speaker is not None:

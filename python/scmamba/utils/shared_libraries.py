@@ -1,4 +1,4 @@
-"""What a process that is not Python's own (R with reticulate) does to our libraries, and how they are kept apart."""
+"""Libraries of a host process (R with reticulate) that clash with those of Python, and how they are kept apart."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_torch_apart() -> None:
     try:
         import torch  # noqa: F401
     except (ImportError, OSError):
-        pass  # whoever needs it will say so
+        pass  # reported where torch is needed
     finally:
         sys.setdlopenflags(flags)
 
@@ -39,8 +39,8 @@ def load_torch_apart() -> None:
 def openmp_clash() -> str | None:
     """The OpenMP library of torch, if loading it now would end the process: another copy of Intel's or LLVM's runs already.
 
-    These libraries note their process when they start and abort when a second copy finds the note ("OMP: Error #15"). GNU's, which torch
-    brings on Linux, keeps no such note.
+    These libraries leave a mark in their process when they start and abort when a second copy finds it ("OMP: Error #15"). GNU's, which torch
+    brings on Linux, leaves none.
     """
     if (
         "torch" in sys.modules
@@ -59,7 +59,7 @@ def openmp_clash() -> str | None:
 
 
 def _kmp_is_running() -> bool:
-    """Whether such a library left its note: an environment variable of C, or a piece of shared memory."""
+    """Whether such a library left its mark: an environment variable of C, or a piece of shared memory."""
     name = f"__KMP_REGISTERED_LIB_{os.getpid()}"
     getenv = ctypes.CDLL(None).getenv if sys.platform != "win32" else None
     if getenv is not None:

@@ -82,7 +82,7 @@ def test_without_network_the_way_by_hand_is_told(web, monkeypatch):
         fetch_model("lab-model", verbose=False)
     with pytest.raises(
         CheckpointError,
-        match="neither a path nor one of the models at hand .*to be fetched \\(lab-model\\)",
+        match="neither a path nor one of the available models .*to be fetched \\(lab-model\\)",
     ):
         load_model("no-such-model")
 

@@ -70,7 +70,7 @@ def test_filters_are_those_of_the_paper(cohort):
         len(read_sources([data], Vocabulary.published())[0])
         == len(read_sources([cohort], Vocabulary.published())[0]) - 1
     )
-    with pytest.raises(DataError, match="nothing to train on"):
+    with pytest.raises(DataError, match="no cell is left to train on"):
         read_sources([cohort], Vocabulary.published(), min_cells_per_donor=10_000)
 
 

@@ -20,7 +20,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .vector import _I32, _I64, LANES, _load, _pointer, vload, vstore
+from . import llvm
+from .llvm import LANES
+from .vector import vload, vstore
 
 TERMS = 32  # of the sum in one tile
 TILE = 1024  # bytes
@@ -29,7 +31,7 @@ ROWS = 32  # rows split at a time: with their terms they stay in the first-level
 DEPTH = 256  # terms of the sum over rows (the gradient of a weight) split at a time
 
 _I8, _I16 = ir.IntType(8), ir.IntType(16)
-_INTS = ir.VectorType(_I32, LANES)
+_INTS = ir.VectorType(llvm.I32, LANES)
 _options = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
@@ -74,11 +76,11 @@ def _multiply(columns: int, add: bool) -> Any:
     def multiply(ctx, a, a_step, b, b_step, count, out, stride):
         def codegen(context, builder, sig, args):
             a, a_step, b, b_step, count, out, stride = args
-            line = ir.Constant(_I64, 64)
+            line = ir.Constant(llvm.I64, 64)
             places = [(i, j) for i in range(2) for j in range(columns)]
 
             def plus(address, n):
-                return builder.add(address, ir.Constant(_I64, n)) if n else address
+                return builder.add(address, ir.Constant(llvm.I64, n)) if n else address
 
             def fetch(tile, address):
                 _call(builder, "tileloadd64", _I8(tile), _bytes(builder, address), line)
@@ -93,7 +95,7 @@ def _multiply(columns: int, add: bool) -> Any:
                     _call(builder, "tdpbf16ps", _I8(2 * i + j), _I8(4 + i), _I8(6 + j))
 
             def target(i, j):
-                rows = builder.mul(stride, ir.Constant(_I64, 16 * i))
+                rows = builder.mul(stride, ir.Constant(llvm.I64, 16 * i))
                 return _bytes(builder, plus(builder.add(out, rows), 64 * j))
 
             for i, j in places:
@@ -101,8 +103,8 @@ def _multiply(columns: int, add: bool) -> Any:
                     _call(builder, "tileloadd64", _I8(2 * i + j), target(i, j), stride)
                 else:
                     _call(builder, "tilezero", _I8(2 * i + j))
-            with cgutils.for_range(builder, count, intp=_I64) as loop:
-                shift = builder.mul(loop.index, ir.Constant(_I64, BOTH))
+            with cgutils.for_range(builder, count, intp=llvm.I64) as loop:
+                shift = builder.mul(loop.index, ir.Constant(llvm.I64, BOTH))
                 rows, pairs = builder.add(a, shift), builder.add(b, shift)
                 fetch_all(4, rows, a_step, 2, 0)
                 fetch_all(6, pairs, b_step, columns, 0)
@@ -136,7 +138,7 @@ def _rounded(builder: Any, x: Any) -> Any:
     bits = builder.bitcast(x, _INTS)
 
     def every(n):
-        return ir.Constant(_INTS, [ir.Constant(_I32, n)] * LANES)
+        return ir.Constant(_INTS, [ir.Constant(llvm.I32, n)] * LANES)
 
     odd = builder.and_(builder.lshr(bits, every(16)), every(1))
     up = builder.add(bits, builder.add(odd, every(0x7FFF)))
@@ -155,14 +157,14 @@ def split_row(ctx, x, out):
 
     def codegen(context, builder, sig, args):
         x, out = args
-        halves = [_split(builder, _load(builder, x, 1, 64 * i)) for i in range(2)]
-        order = ir.Constant(ir.VectorType(_I32, 2 * LANES), list(range(2 * LANES)))
+        halves = [_split(builder, llvm.load(builder, x, 1, 64 * i)) for i in range(2)]
+        order = ir.Constant(ir.VectorType(llvm.I32, 2 * LANES), list(range(2 * LANES)))
         sixteen = ir.VectorType(_I16, LANES)
         for part in range(2):
-            shift = ir.Constant(_INTS, [ir.Constant(_I32, 16)] * LANES)
+            shift = ir.Constant(_INTS, [ir.Constant(llvm.I32, 16)] * LANES)
             low, high = (builder.trunc(builder.lshr(h[part], shift), sixteen) for h in halves)
             line = builder.shuffle_vector(low, high, order)
-            builder.store(line, _pointer(builder, out, line.type, TILE * part), align=64)
+            builder.store(line, llvm.pointer(builder, out, line.type, TILE * part), align=64)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
@@ -174,11 +176,11 @@ def split_pair(ctx, first, second, out):
 
     def codegen(context, builder, sig, args):
         first, second, out = args
-        a, b = (_split(builder, _load(builder, x)) for x in (first, second))
-        shift = ir.Constant(_INTS, [ir.Constant(_I32, 16)] * LANES)
+        a, b = (_split(builder, llvm.load(builder, x)) for x in (first, second))
+        shift = ir.Constant(_INTS, [ir.Constant(llvm.I32, 16)] * LANES)
         for part in range(2):
             line = builder.or_(builder.lshr(a[part], shift), b[part])
-            builder.store(line, _pointer(builder, out, _INTS, TILE * part), align=64)
+            builder.store(line, llvm.pointer(builder, out, _INTS, TILE * part), align=64)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
@@ -190,7 +192,8 @@ def transpose(ctx, tile):
 
     def codegen(context, builder, sig, args):
         lines = [
-            builder.load(_pointer(builder, args[0], _INTS, 64 * i), align=64) for i in range(LANES)
+            builder.load(llvm.pointer(builder, args[0], _INTS, 64 * i), align=64)
+            for i in range(LANES)
         ]
         for step in (8, 4, 2, 1):  # swap the off-diagonal halves of blocks of twice the step
             low = [i + (LANES if i & step else 0) - (step if i & step else 0) for i in range(LANES)]
@@ -203,14 +206,14 @@ def transpose(ctx, tile):
                     new[i + step] = _reorder(builder, a, b, high)
             lines = new
         for i, line in enumerate(lines):
-            builder.store(line, _pointer(builder, args[0], _INTS, 64 * i), align=64)
+            builder.store(line, llvm.pointer(builder, args[0], _INTS, 64 * i), align=64)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
 
 
 def _reorder(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, LANES), order))
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(llvm.I32, LANES), order))
 
 
 @intrinsic
@@ -218,7 +221,7 @@ def zero_line(ctx, out):
     """64 zero bytes."""
 
     def codegen(context, builder, sig, args):
-        builder.store(ir.Constant(_INTS, None), _pointer(builder, args[0], _INTS), align=64)
+        builder.store(ir.Constant(_INTS, None), llvm.pointer(builder, args[0], _INTS), align=64)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -229,7 +232,7 @@ def fload(ctx, address):
     """Load one float32."""
 
     def codegen(context, builder, sig, args):
-        return builder.load(_pointer(builder, args[0], ir.FloatType()), align=4)
+        return builder.load(llvm.pointer(builder, args[0], ir.FloatType()), align=4)
 
     return types.float32(types.int64), codegen
 
@@ -239,7 +242,7 @@ def fstore(ctx, address, value):
     """Store one float32."""
 
     def codegen(context, builder, sig, args):
-        builder.store(args[1], _pointer(builder, args[0], ir.FloatType()), align=4)
+        builder.store(args[1], llvm.pointer(builder, args[0], ir.FloatType()), align=4)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), codegen

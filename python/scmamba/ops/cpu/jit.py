@@ -42,7 +42,14 @@ def cache_folder() -> Path:
 def _digest() -> str:
     sources = (
         Path(__file__).with_name(name).read_bytes()
-        for name in ("kernels.py", "vector.py", "amx.py", "lookup_kernels.py")
+        for name in (
+            "kernels.py",
+            "llvm.py",
+            "vector_math.py",
+            "vector.py",
+            "amx.py",
+            "lookup_kernels.py",
+        )
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
 

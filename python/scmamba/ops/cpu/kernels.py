@@ -26,7 +26,6 @@ from .vector import (
     DY,
     INTERLEAVED,
     LANES,
-    NEAR,
     NORMAL,
     PLANES,
     READ,
@@ -73,6 +72,7 @@ from .vector import (
     vzero,
     within,
 )
+from .vector_math import NEAR
 
 TILE = 32  # time steps between two kept states; the backward pass recomputes this many at a time
 SPAN = 8  # time steps the forward pass takes a block of channels through at a time: more of them leave the first-level cache
@@ -135,7 +135,7 @@ DOUT, DU, DDELTA, DB, DC, DZ, DA, DD, DBIAS, S_DOUT, S_DX, S_DBC = (
 WEIGHT, RANK, STEEP = 8 * Field.WEIGHT, 8 * Field.RANK, 8 * Field.STEEP
 ROW = 8 * FIELDS
 
-_options = {"nogil": True, "cache": True, "error_model": "numpy"}
+OPTIONS = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 _END_0, _END_1, _END_2 = (np.float32(end) for end in NEAR)
@@ -148,7 +148,7 @@ def scratch_bytes(states: int, vectors: int) -> int:
     )
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _steps(delta, bias, dt, vectors):
     """dt of one row of the block."""
     whole = vectors - vectors % WIDE
@@ -158,7 +158,7 @@ def _steps(delta, bias, dt, vectors):
         steps_only_one(delta + 64 * v, bias + 64 * v, dt + 64 * v)
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _project(x, stride, weight, rank, out, s_row, s_vector, vectors, count):
     """``count`` rows of the thin delta times the weights of the block."""
     whole = count - count % ROWS
@@ -170,7 +170,7 @@ def _project(x, stride, weight, rank, out, s_row, s_vector, vectors, count):
             project_one(x + i * stride, stride, w, rank, out + i * s_row + v * s_vector, s_row)
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _gate(y, z, out, vectors):
     """One row of the block times silu(z)."""
     whole = vectors - vectors % WIDE
@@ -180,7 +180,7 @@ def _gate(y, z, out, vectors):
         gated_one(y + 64 * v, z + 64 * v, out + 64 * v)
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _reaches(dt, stride, count, limit, steep, states, out):
     """How far the exponents of each group of states go in ``count`` steps of one vector, to ``out`` (states, 64 bytes each)."""
     inside, top = True, vzero()
@@ -204,7 +204,7 @@ def _reaches(dt, stride, count, limit, steep, states, out):
         n += INTERLEAVED if n + INTERLEAVED <= states else 1
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def forward_job(job, scratch):
     """Scan one block of channels of one cell in one direction."""
     length, states, vectors = iload(job + LENGTH), iload(job + STATES), iload(job + VECTORS)
@@ -285,7 +285,7 @@ def forward_job(job, scratch):
                     prefetch(z0 + (t + sign * SPAN) * s_z + 64 * v)
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _lane_sums(shares, out, step, count, states):
     """Sums of the lanes of ``count`` rows of ``states`` vectors (a group, or one)."""
     together = LANES // INTERLEAVED if states == INTERLEAVED else 1
@@ -297,7 +297,7 @@ def _lane_sums(shares, out, step, count, states):
             sum_one(shares + 64 * (i * states + n), out + i * step + 4 * n)
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _prepare(job, planes, vectors, origin, sign, count):
     """A tile's dt with its slope, dt u, and the gradient before the gate; empty the planes for sums."""
     u0, delta0, z0, dout0 = iload(job + U), iload(job + DELTA), iload(job + Z), iload(job + DOUT)
@@ -344,7 +344,7 @@ def _prepare(job, planes, vectors, origin, sign, count):
                 prefetch(delta0 + before * s_delta + o)
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _finish(job, planes, vectors, origin, sign, count):
     """A tile's gradients of u, delta and z, and its share of those of D and the bias."""
     u0, s_u, du0, ddelta0, dz0 = (
@@ -382,7 +382,7 @@ def _finish(job, planes, vectors, origin, sign, count):
         vstore(dbias0 + o, vadd(vload(dbias0 + o), dbias))
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def backward_job(job, scratch):
     """Gradients of one block of channels of one cell in one direction, tile by tile from the end.
 
@@ -555,14 +555,14 @@ def backward_job(job, scratch):
         _finish(job, planes, vectors, origin, sign, count)
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def forward(jobs, count, scratch):
     """Run ``count`` jobs that follow one another in memory."""
     for i in range(count):
         forward_job(jobs + i * ROW, scratch)
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def backward(jobs, count, scratch):
     """Run ``count`` gradient jobs that follow one another in memory."""
     for i in range(count):
@@ -576,7 +576,7 @@ CONV_AHEAD = 8  # rows to prefetch ahead
 CONV_TILE = 64  # rows of the backward pass's window
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def conv_forward(x, s_x, y, s_y, weight, bias, width, vectors, length, start, stop, sign, silu):
     """Rows ``start`` to ``stop`` of one cell: ``bias + sum_k weight[W-1-k] x[t - sign k]``, weight (W, E)."""
     row = 64 * vectors
@@ -599,7 +599,7 @@ def conv_forward(x, s_x, y, s_y, weight, bias, width, vectors, length, start, st
                 convolve_one(here + o, back, last + o, row, inside, bias + o, there + o)
 
 
-@nb.njit(inline="always", **_options)
+@nb.njit(inline="always", **OPTIONS)
 def _slope(dy, z, vectors):
     """z becomes dy times the slope of silu at z, for one row of the block."""
     if vectors == WIDE:
@@ -609,7 +609,7 @@ def _slope(dy, z, vectors):
             slope_one(dy + 64 * v, z + 64 * v, z + 64 * v)
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def conv_backward(
     x,
     s_x,
@@ -722,7 +722,7 @@ def conv_scratch_bytes(width: int) -> int:
 NORM_ROWS = 256  # rows of one unit of work
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def norm_forward(hidden, residual, weight, total, out, vectors, eps, start, stop):
     """``total = hidden + residual`` and ``out = total / rms(total) * weight``; rows are dense."""
     row = 64 * vectors
@@ -739,7 +739,7 @@ def norm_forward(hidden, residual, weight, total, out, vectors, eps, start, stop
             )
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def norm_backward(dout, dtotal, total, weight, dx, dweight, vectors, eps, start, stop):
     """Gradient of both addends, (dtotal 0: none) and this unit's share of dweight."""
     row = 64 * vectors

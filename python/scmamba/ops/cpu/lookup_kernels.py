@@ -7,13 +7,13 @@ from __future__ import annotations
 import numba as nb
 import numpy as np
 
-from .kernels import _options
+from .kernels import OPTIONS
 from .vector import iload, vadd, vfma, vload, vmul, vsplat, vstore, vsum, vzero
 
 ROWS = 128  # rows of one unit of work
 
 
-@nb.njit(**_options)
+@nb.njit(**OPTIONS)
 def look_up(
     hidden, width, table, columns, rows, length, values, slope, masked, shift, out, eps, start, stop
 ):

@@ -1,7 +1,7 @@
 """Sixteen float32 lanes as one numba value, so that a kernel says which loop is the vector loop.
 
 Auto-vectorisation of the scan is fragile (changing the order of two loops costs a factor of nine), so
-the kernels in ``_kernels.py`` are written with explicit vectors. LLVM lowers the sixteen lanes to
+the kernels in ``kernels.py`` are written with explicit vectors. LLVM lowers the sixteen lanes to
 whatever the processor has: one AVX-512 register, two AVX registers, four NEON registers.
 Memory is addressed by plain 64-bit addresses: numba's array indexing adds a wrap-around test to every
 access. Operations with long chains of dependent instructions work on several vectors at a time, because
@@ -20,21 +20,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
-LANES = 16
+from . import llvm, vector_math
+from .llvm import LANES, Builder, Value
+
 BYTES = 4 * LANES
 WIDE = 4  # vectors per call of the elementwise functions
 
 # States per call of the scan's inner step: registers decide (32 of sixteen lanes with AVX-512).
 INTERLEAVED = 4 if binding.get_host_cpu_features().get("avx512f") else 2
-
-_F32 = ir.FloatType()
-_I32 = ir.IntType(32)
-_I64 = ir.IntType(64)
-_VEC = ir.VectorType(_F32, LANES)
-_MAGIC = 12582912.0  # 1.5 * 2**23: adding it leaves the rounded integer in the low mantissa bits
-
-Value = Any  # an llvmlite value; the library has no types
-Builder = Any  # an llvmlite IRBuilder
 
 
 class Float16Lanes(types.Type):
@@ -50,173 +43,7 @@ vec = Float16Lanes()
 @register_model(Float16Lanes)
 class _Model(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _VEC)
-
-
-# --- building blocks: LLVM instructions on vectors of any width ------------------------------------
-
-
-def _const(x: float, like: Value) -> ir.Constant:
-    """``x`` in every lane of a vector like ``like``; rounded first, LLVM rejects inexact constants."""
-    return ir.Constant(like.type, [ir.Constant(_F32, float(np.float32(x)))] * like.type.count)
-
-
-def _ints(like: Value) -> ir.VectorType:
-    return ir.VectorType(_I32, like.type.count)
-
-
-def _call(builder: Builder, name: str, args: list[Value]) -> Value:
-    """Call an elementwise LLVM intrinsic; the type is that of its arguments."""
-    ty = args[0].type
-    function = ir.FunctionType(ty, [ty] * len(args))
-    return builder.call(
-        builder.module.declare_intrinsic(f"llvm.{name}.v{ty.count}f32", (), function), args
-    )
-
-
-def _fma(builder: Builder, a: Value, b: Value, c: Value) -> Value:
-    """``a * b + c``; fused where the processor can, two operations (never a library call) where not."""
-    return _call(builder, "fmuladd", [a, b, c])
-
-
-def _splat(builder: Builder, scalar: Value) -> Value:
-    undefined = ir.Constant(_VEC, ir.Undefined)
-    one = builder.insert_element(undefined, scalar, _I32(0))
-    return builder.shuffle_vector(
-        one, undefined, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
-    )
-
-
-def _shuffle(builder: Builder, a: Value, b: Value, order: list[int]) -> Value:
-    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, len(order)), order))
-
-
-def _pointer(builder: Builder, address: Value, pointee: ir.Type, offset: int = 0) -> Value:
-    if offset:
-        address = builder.add(address, ir.Constant(_I64, offset))
-    return builder.inttoptr(address, ir.PointerType(pointee))
-
-
-def _load(builder: Builder, address: Value, vectors: int = 1, offset: int = 0) -> Value:
-    ty = ir.VectorType(_F32, LANES * vectors)
-    return builder.load(_pointer(builder, address, ty, offset), align=4)
-
-
-def _store(builder: Builder, address: Value, value: Value, offset: int = 0) -> None:
-    builder.store(value, _pointer(builder, address, value.type, offset), align=4)
-
-
-def _broadcast(builder: Builder, address: Value, offset: int = 0) -> Value:
-    return _splat(builder, builder.load(_pointer(builder, address, _F32, offset), align=4))
-
-
-# --- functions ----------------------------------------------------------------------------------
-
-
-def _fit(
-    f: Callable[[np.ndarray], np.ndarray], low: float, high: float, degree: int
-) -> list[float]:
-    """Near-minimax polynomial of ``f`` on [low, high], highest power first (computed in float64)."""
-    fit = np.polynomial.Chebyshev.interpolate(f, degree, domain=[low, high])
-    return [float(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef[::-1]]
-
-
-def _slope_at_zero(f: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    """f(x) / x, without the hole at 0 (f is smooth and f(0) = 0)."""
-    return lambda x: f(np.where(np.abs(x) < 1e-9, 1e-9, x)) / np.where(np.abs(x) < 1e-9, 1e-9, x)
-
-
-# 2**r = 1 + r q(r): exact at 0, so long memories (decays near 1) do not drift
-_EXP2 = [*_fit(_slope_at_zero(lambda r: np.expm1(r * math.log(2))), -0.5, 0.5, 4), 1.0]
-# Near 0 the whole exponent goes into a polynomial, nothing to split off and put back: (how far below 0, degree, whether it is of the
-# square root). Six, seven and eight operations each, relative errors below 3e-7, 4e-7 and 6e-7.
-_NEAR = (0.8, 5, False), (1.5, 6, False), (2.6, 6, True)
-NEAR = tuple(end for end, _, _ in _NEAR)
-
-
-def _near(end: float, degree: int, root: bool) -> list[float]:
-    return [
-        *_fit(
-            _slope_at_zero(lambda r: np.expm1(r * math.log(2) / (2 if root else 1))),
-            -end,
-            0.0,
-            degree - 1,
-        ),
-        1.0,
-    ]
-
-
-# log1p(w) = w q(w): full relative accuracy for small w
-_LOG1P = _fit(_slope_at_zero(np.log1p), 0.0, 1.0, 10)
-SMALL = -1.4  # exp of less is below 0.25
-_LOG1P_SMALL = _fit(_slope_at_zero(np.log1p), 0.0, 0.25, 5)
-_RECIPROCAL = _fit(lambda w: 1 / (1 + w), 0.0, 1.0, 4)  # 1 / (1 + w), before one Newton step
-
-
-def _horner(builder: Builder, x: Value, coefficients: list[float]) -> Value:
-    """Evaluate a polynomial, highest power first."""
-    p: Value = _const(coefficients[0], x)
-    for c in coefficients[1:]:
-        p = _fma(builder, p, x, _const(c, x))
-    return p
-
-
-def _exp2_many(builder: Builder, a: Value, bs: list[Value]) -> list[Value]:
-    """2**(a b) for several ``bs``, stage by stage, valid where -125 <= a b <= 127.
-
-    Ten operations each, relative error below 2e-7. One exponential is a chain of dependent operations;
-    written one after another, the chains fill the processor's scheduler before the next one can start.
-    """
-    magic = _const(_MAGIC, a)
-    ts = [_fma(builder, a, b, magic) for b in bs]
-    ns = [builder.fneg(builder.fsub(t, magic)) for t in ts]
-    rs = [_fma(builder, a, b, n) for b, n in zip(bs, ns)]
-    ps: list[Value] = [_const(_EXP2[0], a)] * len(bs)
-    for c in _EXP2[1:]:
-        ps = [_fma(builder, p, r, _const(c, a)) for p, r in zip(ps, rs)]
-    ints = _ints(a)
-    places = ir.Constant(ints, [ir.Constant(_I32, 23)] * a.type.count)
-    shifts = [builder.shl(builder.bitcast(t, ints), places) for t in ts]
-    return [
-        builder.bitcast(builder.add(builder.bitcast(p, ints), s), a.type)
-        for p, s in zip(ps, shifts)
-    ]
-
-
-def _exp2(builder: Builder, x: Value) -> Value:
-    """2**x for every x: 0 below the normal range, inf above it, NaN for NaN."""
-    small = builder.fcmp_ordered("<", x, _const(-126.0, x))
-    large = builder.fcmp_ordered(">", x, _const(127.0, x))
-    nan = builder.fcmp_unordered("uno", x, x)
-    inside = builder.select(builder.or_(builder.or_(small, large), nan), _const(0.0, x), x)
-    y = _exp2_many(builder, inside, [_const(1.0, x)])[0]
-    y = builder.select(small, _const(0.0, x), y)
-    infinity = ir.Constant(x.type, [ir.Constant(_F32, float("inf"))] * x.type.count)
-    return builder.select(nan, x, builder.select(large, infinity, y))
-
-
-def _exp_of_minus_magnitude(builder: Builder, x: Value) -> Value:
-    """exp(-|x|), never below 2**-126."""
-    y = builder.fmul(_call(builder, "fabs", [x]), _const(-1.0 / math.log(2), x))
-    low = _const(-126.0, x)
-    y = builder.select(builder.fcmp_ordered("<", y, low), low, y)
-    return _exp2_many(builder, y, [_const(1.0, x)])[0]
-
-
-def _logistic(builder: Builder, x: Value, w: Value) -> Value:
-    """1 / (1 + exp(-x)), given w = exp(-|x|): no division, they are slow on wide vectors."""
-    one = _const(1.0, x)
-    r = _horner(builder, w, _RECIPROCAL)
-    miss = builder.fsub(one, _fma(builder, w, r, r))  # 1 - (1 + w) r
-    r = _fma(builder, r, miss, r)
-    return builder.fmul(builder.select(builder.fcmp_ordered("<", x, _const(0.0, x)), w, one), r)
-
-
-def _softplus(builder: Builder, x: Value, w: Value) -> Value:
-    """log(1 + exp(x)), given w = exp(-|x|)."""
-    zero = _const(0.0, x)
-    positive = builder.select(builder.fcmp_ordered("<", x, zero), zero, x)  # this order keeps NaN
-    return _fma(builder, w, _horner(builder, w, _LOG1P), positive)
+        super().__init__(dmm, fe_type, llvm.VEC)
 
 
 # --- values in kernels --------------------------------------------------------------------------
@@ -243,7 +70,7 @@ def _constant(x: float) -> Any:
     @intrinsic
     def constant(typingctx: Any) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-            return ir.Constant(_VEC, [ir.Constant(_F32, float(np.float32(x)))] * LANES)
+            return ir.Constant(llvm.VEC, [ir.Constant(llvm.F32, float(np.float32(x)))] * LANES)
 
         return vec(), codegen
 
@@ -259,7 +86,7 @@ def vload(typingctx: Any, address: Any) -> Any:
     """Load sixteen float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _load(builder, args[0])
+        return llvm.load(builder, args[0])
 
     return vec(types.int64), codegen
 
@@ -269,7 +96,7 @@ def vstore(typingctx: Any, address: Any, value: Any) -> Any:
     """Store sixteen float32."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        _store(builder, *args)
+        llvm.store(builder, *args)
         return context.get_dummy_value()
 
     return types.void(types.int64, vec), codegen
@@ -280,7 +107,7 @@ def vfma(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
     """``a * b + c``."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _fma(builder, *args)
+        return llvm.fma(builder, *args)
 
     return vec(vec, vec, vec), codegen
 
@@ -290,7 +117,7 @@ def iload(typingctx: Any, address: Any) -> Any:
     """Load one 64-bit integer."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return builder.load(_pointer(builder, args[0], _I64), align=8)
+        return builder.load(llvm.pointer(builder, args[0], llvm.I64), align=8)
 
     return types.int64(types.int64), codegen
 
@@ -300,7 +127,7 @@ def istore(typingctx: Any, address: Any, value: Any) -> Any:
     """Store one 64-bit integer."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        builder.store(args[1], _pointer(builder, args[0], _I64), align=8)
+        builder.store(args[1], llvm.pointer(builder, args[0], llvm.I64), align=8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
@@ -311,7 +138,7 @@ def vsplat(typingctx: Any, scalar: Any) -> Any:
     """One float32 in every lane."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        return _splat(builder, args[0])
+        return llvm.splat(builder, args[0])
 
     return vec(types.float32), codegen
 
@@ -352,10 +179,10 @@ def prefetch(typingctx: Any, address: Any) -> Any:
     """Ask for a cache line: strided channel blocks defeat the hardware's prefetcher."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        pointer = _pointer(builder, args[0], ir.IntType(8))
-        fnty = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+        pointer = llvm.pointer(builder, args[0], ir.IntType(8))
+        fnty = ir.FunctionType(ir.VoidType(), [pointer.type, llvm.I32, llvm.I32, llvm.I32])
         function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), fnty)
-        builder.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
+        builder.call(function, [pointer, llvm.I32(0), llvm.I32(3), llvm.I32(1)])
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen
@@ -385,64 +212,74 @@ def _memory(arguments: int, body: Callable[..., None]) -> Any:
 
 def _steps_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, delta: Value, bias: Value, dt: Value, slope: Value) -> None:
-        x = builder.fadd(_load(builder, delta, vectors), _load(builder, bias, vectors))
-        w = _exp_of_minus_magnitude(builder, x)
-        _store(builder, dt, _softplus(builder, x, w))
-        _store(builder, slope, _logistic(builder, x, w))
+        x = builder.fadd(llvm.load(builder, delta, vectors), llvm.load(builder, bias, vectors))
+        w = vector_math.exp_of_minus_magnitude(builder, x)
+        llvm.store(builder, dt, vector_math.softplus(builder, x, w))
+        llvm.store(builder, slope, vector_math.logistic(builder, x, w))
 
     return body
 
 
 def _steps_only_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, delta: Value, bias: Value, dt: Value) -> None:
-        x = builder.fadd(_load(builder, delta, vectors), _load(builder, bias, vectors))
+        x = builder.fadd(llvm.load(builder, delta, vectors), llvm.load(builder, bias, vectors))
         lanes, mask = x.type.count, ir.IntType(x.type.count)
         small = builder.and_(
-            builder.fcmp_ordered("<=", x, _const(SMALL, x)),
-            builder.fcmp_ordered(">=", x, _const(-80.0, x)),
+            builder.fcmp_ordered("<=", x, llvm.constant(vector_math.SMALL, x)),
+            builder.fcmp_ordered(">=", x, llvm.constant(-80.0, x)),
         )
         with builder.if_else(
             builder.icmp_unsigned("==", builder.bitcast(small, mask), mask(2**lanes - 1))
         ) as (here, otherwise):
             with here:  # as at initialisation and mostly afterwards
-                w = _exp2_many(builder, x, [_const(1 / math.log(2), x)])[0]
-                _store(builder, dt, builder.fmul(w, _horner(builder, w, _LOG1P_SMALL)))
+                w = vector_math.exp2_many(builder, x, [llvm.constant(1 / math.log(2), x)])[0]
+                llvm.store(
+                    builder,
+                    dt,
+                    builder.fmul(w, vector_math.horner(builder, w, vector_math.LOG1P_SMALL)),
+                )
             with otherwise:
-                _store(builder, dt, _softplus(builder, x, _exp_of_minus_magnitude(builder, x)))
+                llvm.store(
+                    builder,
+                    dt,
+                    vector_math.softplus(
+                        builder, x, vector_math.exp_of_minus_magnitude(builder, x)
+                    ),
+                )
 
     return body
 
 
 def _silu(builder: Builder, z: Value) -> tuple[Value, Value]:
     """SiLU and its slope."""
-    s = _logistic(builder, z, _exp_of_minus_magnitude(builder, z))
+    s = vector_math.logistic(builder, z, vector_math.exp_of_minus_magnitude(builder, z))
     gate = builder.fmul(z, s)
     # s (1 + z (1 - s)) = s + gate - gate s
-    return gate, _fma(builder, builder.fneg(gate), s, builder.fadd(s, gate))
+    return gate, llvm.fma(builder, builder.fneg(gate), s, builder.fadd(s, gate))
 
 
 def _gated_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, y: Value, z: Value, out: Value) -> None:
-        gate, _ = _silu(builder, _load(builder, z, vectors))
-        _store(builder, out, builder.fmul(_load(builder, y, vectors), gate))
+        gate, _ = _silu(builder, llvm.load(builder, z, vectors))
+        llvm.store(builder, out, builder.fmul(llvm.load(builder, y, vectors), gate))
 
     return body
 
 
 def _ungated_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, dout: Value, z: Value, dy: Value, dgate: Value) -> None:
-        gate, slope = _silu(builder, _load(builder, z, vectors))
-        out = _load(builder, dout, vectors)
-        _store(builder, dy, builder.fmul(out, gate))
-        _store(builder, dgate, builder.fmul(out, slope))
+        gate, slope = _silu(builder, llvm.load(builder, z, vectors))
+        out = llvm.load(builder, dout, vectors)
+        llvm.store(builder, dy, builder.fmul(out, gate))
+        llvm.store(builder, dgate, builder.fmul(out, slope))
 
     return body
 
 
 def _slope_of(vectors: int) -> Callable[..., None]:
     def body(builder: Builder, dout: Value, z: Value, out: Value) -> None:
-        _, slope = _silu(builder, _load(builder, z, vectors))
-        _store(builder, out, builder.fmul(_load(builder, dout, vectors), slope))
+        _, slope = _silu(builder, llvm.load(builder, z, vectors))
+        llvm.store(builder, out, builder.fmul(llvm.load(builder, dout, vectors), slope))
 
     return body
 
@@ -470,9 +307,9 @@ def _accumulate(
 ) -> list[Value]:
     """``zeros[i] + sum over n < count of a product``; ``terms(n)`` gives the two factors for every i."""
     totals = [cgutils.alloca_once_value(builder, zero) for zero in zeros]
-    with cgutils.for_range(builder, count, intp=_I64) as loop:
+    with cgutils.for_range(builder, count, intp=llvm.I64) as loop:
         for total, (x, y) in zip(totals, terms(loop.index)):
-            builder.store(_fma(builder, x, y, builder.load(total)), total)
+            builder.store(llvm.fma(builder, x, y, builder.load(total)), total)
     return [builder.load(total) for total in totals]
 
 
@@ -485,17 +322,21 @@ def _project_of(rows: int) -> Any:
     ) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             x, stride, weight, rank, out, out_stride = args
-            at = [ir.Constant(_I64, i) for i in range(rows)]
+            at = [ir.Constant(llvm.I64, i) for i in range(rows)]
             starts = [builder.add(x, builder.mul(stride, i)) for i in at]
 
             def terms(n: Value) -> list[Any]:
-                w = _load(builder, builder.add(weight, builder.mul(n, ir.Constant(_I64, BYTES))))
-                offset = builder.mul(n, ir.Constant(_I64, 4))
-                return [(_broadcast(builder, builder.add(start, offset)), w) for start in starts]
+                w = llvm.load(
+                    builder, builder.add(weight, builder.mul(n, ir.Constant(llvm.I64, BYTES)))
+                )
+                offset = builder.mul(n, ir.Constant(llvm.I64, 4))
+                return [
+                    (llvm.broadcast(builder, builder.add(start, offset)), w) for start in starts
+                ]
 
-            zero = ir.Constant(_VEC, [0.0] * LANES)
+            zero = ir.Constant(llvm.VEC, [0.0] * LANES)
             for i, total in zip(at, _accumulate(builder, rank, [zero] * rows, terms)):
-                _store(builder, builder.add(out, builder.mul(out_stride, i)), total)
+                llvm.store(builder, builder.add(out, builder.mul(out_stride, i)), total)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 6), codegen
@@ -517,11 +358,13 @@ def _convolve_of(vectors: int, silu: bool) -> Any:
             x, back, weight, tap, taps, bias, out = args
 
             def terms(k: Value) -> list[Any]:
-                row = _load(builder, builder.sub(x, builder.mul(k, back)), vectors)
-                return [(row, _load(builder, builder.sub(weight, builder.mul(k, tap)), vectors))]
+                row = llvm.load(builder, builder.sub(x, builder.mul(k, back)), vectors)
+                return [
+                    (row, llvm.load(builder, builder.sub(weight, builder.mul(k, tap)), vectors))
+                ]
 
-            total = _accumulate(builder, taps, [_load(builder, bias, vectors)], terms)[0]
-            _store(builder, out, _silu(builder, total)[0] if silu else total)
+            total = _accumulate(builder, taps, [llvm.load(builder, bias, vectors)], terms)[0]
+            llvm.store(builder, out, _silu(builder, total)[0] if silu else total)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 7), codegen
@@ -542,19 +385,19 @@ def tap_shares(
         x, back, g, line, rows, last, tap, bias = args
 
         def behind(address: Value, step: Value, k: int) -> Value:
-            return builder.sub(address, builder.mul(step, ir.Constant(_I64, k)))
+            return builder.sub(address, builder.mul(step, ir.Constant(llvm.I64, k)))
 
         places = [*(behind(last, tap, k) for k in range(TAPS)), bias]
-        totals = [cgutils.alloca_once_value(builder, _load(builder, place)) for place in places]
-        with cgutils.for_range(builder, rows, intp=_I64) as loop:
-            slope = _load(builder, builder.add(g, builder.mul(line, loop.index)))
+        totals = [cgutils.alloca_once_value(builder, llvm.load(builder, place)) for place in places]
+        with cgutils.for_range(builder, rows, intp=llvm.I64) as loop:
+            slope = llvm.load(builder, builder.add(g, builder.mul(line, loop.index)))
             here = builder.add(x, builder.mul(back, loop.index))
             for k in range(TAPS):
-                value = _load(builder, behind(here, back, k))
-                builder.store(_fma(builder, slope, value, builder.load(totals[k])), totals[k])
+                value = llvm.load(builder, behind(here, back, k))
+                builder.store(llvm.fma(builder, slope, value, builder.load(totals[k])), totals[k])
             builder.store(builder.fadd(slope, builder.load(totals[TAPS])), totals[TAPS])
         for place, total in zip(places, totals):
-            _store(builder, place, builder.load(total))
+            llvm.store(builder, place, builder.load(total))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 8), codegen
@@ -579,24 +422,26 @@ def _over_states(
     State n is at 64 n in the arrays of vectors and at 4 n in "b" and "c". Every place in the group has its
     own accumulator: one chain of additions over all states would take longer than the rest of the step.
     """
-    zero = ir.Constant(_VEC, [0.0] * LANES)
+    zero = ir.Constant(llvm.VEC, [0.0] * LANES)
     totals = [
         [cgutils.alloca_once_value(builder, zero) for _ in range(INTERLEAVED)] for _ in range(sums)
     ]
-    whole = builder.sub(states, builder.srem(states, ir.Constant(_I64, INTERLEAVED)))
-    for start, stop, count in ((ir.Constant(_I64, 0), whole, INTERLEAVED), (whole, states, 1)):
-        with cgutils.for_range_slice(builder, start, stop, ir.Constant(_I64, count), inc=True) as (
+    whole = builder.sub(states, builder.srem(states, ir.Constant(llvm.I64, INTERLEAVED)))
+    for start, stop, count in ((ir.Constant(llvm.I64, 0), whole, INTERLEAVED), (whole, states, 1)):
+        with cgutils.for_range_slice(
+            builder, start, stop, ir.Constant(llvm.I64, count), inc=True
+        ) as (
             n,
             _,
         ):
-            rows, scalars = (builder.mul(n, ir.Constant(_I64, size)) for size in (BYTES, 4))
+            rows, scalars = (builder.mul(n, ir.Constant(llvm.I64, size)) for size in (BYTES, 4))
             here = {
                 name: builder.add(x, scalars if name in ("b", "c") else rows)
                 for name, x in addresses.items()
             }
             for i, products in enumerate(group(here, count)):
                 for total, (x, y) in zip(totals, products):
-                    builder.store(_fma(builder, x, y, builder.load(total[i])), total[i])
+                    builder.store(llvm.fma(builder, x, y, builder.load(total[i])), total[i])
     return [_tree_sum(builder, [builder.load(x) for x in total]) for total in totals]
 
 
@@ -606,22 +451,22 @@ def _tree_sum(builder: Builder, terms: list[Value]) -> Value:
     return terms[0]
 
 
-# How far the exponents of a tile reach: one of _NEAR, or
-NORMAL, ANY = len(NEAR), len(NEAR) + 1
+# How far the exponents of a tile reach: one of vector_math.NEAR_ZERO, or
+NORMAL, ANY = len(vector_math.NEAR), len(vector_math.NEAR) + 1
 
 
 def _decays(builder: Builder, reach: int, dt: Value, rates: list[Value]) -> list[Value]:
     """2 to the power of dt times each rate, stage by stage."""
     if reach == ANY:
-        return [_exp2(builder, builder.fmul(dt, r)) for r in rates]
+        return [vector_math.exp2(builder, builder.fmul(dt, r)) for r in rates]
     if reach == NORMAL:
-        return _exp2_many(builder, dt, rates)
+        return vector_math.exp2_many(builder, dt, rates)
     xs = [builder.fmul(dt, r) for r in rates]
-    first, *rest = _near(*_NEAR[reach])
-    ps: list[Value] = [_const(first, dt)] * len(xs)
+    first, *rest = vector_math.near_zero(*vector_math.NEAR_ZERO[reach])
+    ps: list[Value] = [llvm.constant(first, dt)] * len(xs)
     for c in rest:
-        ps = [_fma(builder, p, x, _const(c, dt)) for p, x in zip(ps, xs)]
-    return [builder.fmul(p, p) for p in ps] if _NEAR[reach][2] else ps
+        ps = [llvm.fma(builder, p, x, llvm.constant(c, dt)) for p, x in zip(ps, xs)]
+    return [builder.fmul(p, p) for p in ps] if vector_math.NEAR_ZERO[reach][2] else ps
 
 
 def _decays_of(builder: Builder, reach: Value, dt: Value, rates: list[Value]) -> list[Value]:
@@ -636,7 +481,7 @@ def _decays_of(builder: Builder, reach: Value, dt: Value, rates: list[Value]) ->
         if which == ANY:
             put(_decays(builder, ANY, dt, rates))
             return
-        with builder.if_else(builder.icmp_signed("==", reach, ir.Constant(_I64, which))) as (
+        with builder.if_else(builder.icmp_signed("==", reach, ir.Constant(llvm.I64, which))) as (
             here,
             further,
         ):
@@ -661,16 +506,16 @@ def step(
 
         def group(at: Addresses, count: int) -> list[list[tuple[Value, Value]]]:
             each = range(count)
-            reach = builder.load(_pointer(builder, at["reach"], _I64, 0))
+            reach = builder.load(llvm.pointer(builder, at["reach"], llvm.I64, 0))
             factors = _decays_of(
-                builder, reach, dt, [_load(builder, at["a"], 1, BYTES * i) for i in each]
+                builder, reach, dt, [llvm.load(builder, at["a"], 1, BYTES * i) for i in each]
             )
-            inputs = [builder.fmul(dtu, _broadcast(builder, at["b"], 4 * i)) for i in each]
-            before = [_load(builder, at["h"], 1, BYTES * i) for i in each]
-            values = [_fma(builder, f, h, x) for f, h, x in zip(factors, before, inputs)]
+            inputs = [builder.fmul(dtu, llvm.broadcast(builder, at["b"], 4 * i)) for i in each]
+            before = [llvm.load(builder, at["h"], 1, BYTES * i) for i in each]
+            values = [llvm.fma(builder, f, h, x) for f, h, x in zip(factors, before, inputs)]
             for i in each:
-                _store(builder, at["h"], values[i], BYTES * i)
-            return [[(values[i], _broadcast(builder, at["c"], 4 * i))] for i in each]
+                llvm.store(builder, at["h"], values[i], BYTES * i)
+            return [[(values[i], llvm.broadcast(builder, at["c"], 4 * i))] for i in each]
 
         return _over_states(builder, states, addresses, 1, group)[0]
 
@@ -694,11 +539,11 @@ class _Walk:
 
     def at(self, which: int, i: Value) -> Value:
         b = self.builder
-        start = b.add(self.planes, b.mul(self.plane, ir.Constant(_I64, which)))
+        start = b.add(self.planes, b.mul(self.plane, ir.Constant(llvm.I64, which)))
         return b.add(start, b.mul(self.row, i))
 
     def get(self, which: int, i: Value) -> Value:
-        return _load(self.builder, self.at(which, i))
+        return llvm.load(self.builder, self.at(which, i))
 
     def add(self, which: int, i: Value, products: list[tuple[Value, Value]]) -> None:
         """Add a sum of products to a plane, in two chains."""
@@ -706,14 +551,14 @@ class _Walk:
         total, other = self.get(which, i), None
         for j, (x, y) in enumerate(products):
             if j % 2 == 0:
-                total = _fma(b, x, y, total)
+                total = llvm.fma(b, x, y, total)
             else:
-                other = b.fmul(x, y) if other is None else _fma(b, x, y, other)
-        _store(b, self.at(which, i), total if other is None else b.fadd(total, other))
+                other = b.fmul(x, y) if other is None else llvm.fma(b, x, y, other)
+        llvm.store(b, self.at(which, i), total if other is None else b.fadd(total, other))
 
     def group(self, address: Value, i: Value, count: int) -> Value:
         """Where the vectors of a group of states of step i are."""
-        return self.builder.add(address, self.builder.mul(i, ir.Constant(_I64, BYTES * count)))
+        return self.builder.add(address, self.builder.mul(i, ir.Constant(llvm.I64, BYTES * count)))
 
 
 def _recompute(count: int, reach: int) -> Any:
@@ -740,13 +585,14 @@ def _recompute(count: int, reach: int) -> Any:
         def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
             planes, row, plane, a, kept, b, b_step, c, c_step, h, decay, steps = args
             walk, each = _Walk(builder, planes, row, plane), range(count)
-            rates = [_load(builder, a, 1, BYTES * n) for n in each]
+            rates = [llvm.load(builder, a, 1, BYTES * n) for n in each]
             states = [
-                cgutils.alloca_once_value(builder, _load(builder, kept, 1, BYTES * n)) for n in each
+                cgutils.alloca_once_value(builder, llvm.load(builder, kept, 1, BYTES * n))
+                for n in each
             ]
             for n in each:
-                _store(builder, h, builder.load(states[n]), BYTES * n)
-            with cgutils.for_range(builder, steps, intp=_I64) as loop:
+                llvm.store(builder, h, builder.load(states[n]), BYTES * n)
+            with cgutils.for_range(builder, steps, intp=llvm.I64) as loop:
                 i = loop.index
                 factors = _decays(builder, reach, walk.get(DT, i), rates)
                 dtu, reads = walk.get(DTU, i), []
@@ -756,12 +602,12 @@ def _recompute(count: int, reach: int) -> Any:
                     builder.add(c, builder.mul(i, c_step)),
                 )
                 for n in each:
-                    fed = builder.fmul(dtu, _broadcast(builder, b_at, 4 * n))
-                    value = _fma(builder, factors[n], builder.load(states[n]), fed)
+                    fed = builder.fmul(dtu, llvm.broadcast(builder, b_at, 4 * n))
+                    value = llvm.fma(builder, factors[n], builder.load(states[n]), fed)
                     builder.store(value, states[n])
-                    _store(builder, factor_at, factors[n], BYTES * n)
-                    _store(builder, there, value, BYTES * (count + n))
-                    reads.append((value, _broadcast(builder, c_at, 4 * n)))
+                    llvm.store(builder, factor_at, factors[n], BYTES * n)
+                    llvm.store(builder, there, value, BYTES * (count + n))
+                    reads.append((value, llvm.broadcast(builder, c_at, 4 * n)))
                 walk.add(READ, i, reads)
             return context.get_dummy_value()
 
@@ -800,18 +646,18 @@ def _gradients(count: int) -> Any:
 
             def variables(address: Value) -> list[Value]:
                 return [
-                    cgutils.alloca_once_value(builder, _load(builder, address, 1, BYTES * n))
+                    cgutils.alloca_once_value(builder, llvm.load(builder, address, 1, BYTES * n))
                     for n in each
                 ]
 
-            rates = [_load(builder, a, 1, BYTES * n) for n in each]
+            rates = [llvm.load(builder, a, 1, BYTES * n) for n in each]
             carried, shares, after = (
                 variables(g),
                 variables(da),
                 variables(walk.group(h, steps, count)),
             )
-            with cgutils.for_range(builder, steps, intp=_I64) as loop:
-                i = builder.sub(builder.sub(steps, loop.index), ir.Constant(_I64, 1))
+            with cgutils.for_range(builder, steps, intp=llvm.I64) as loop:
+                i = builder.sub(builder.sub(steps, loop.index), ir.Constant(llvm.I64, 1))
                 dt, dy, dtu = walk.get(DT, i), walk.get(DY, i), walk.get(DTU, i)
                 h_at, factor_at, db_at, dc_at = (
                     walk.group(x, i, count) for x in (h, decay, db, dc)
@@ -823,31 +669,40 @@ def _gradients(count: int) -> Any:
                 by_input, by_decay = [], []
                 for n in each:
                     o = BYTES * n
-                    grad = _fma(
-                        builder, dy, _broadcast(builder, c_at, 4 * n), builder.load(carried[n])
+                    grad = llvm.fma(
+                        builder, dy, llvm.broadcast(builder, c_at, 4 * n), builder.load(carried[n])
                     )
-                    _store(
+                    llvm.store(
                         builder,
                         dc_at,
-                        _fma(builder, dy, builder.load(after[n]), _load(builder, dc_at, 1, o)),
+                        llvm.fma(
+                            builder, dy, builder.load(after[n]), llvm.load(builder, dc_at, 1, o)
+                        ),
                         o,
                     )
-                    _store(builder, db_at, _fma(builder, grad, dtu, _load(builder, db_at, 1, o)), o)
+                    llvm.store(
+                        builder,
+                        db_at,
+                        llvm.fma(builder, grad, dtu, llvm.load(builder, db_at, 1, o)),
+                        o,
+                    )
                     before, next_one = (
-                        _load(builder, h_at, 1, o),
-                        builder.fmul(grad, _load(builder, factor_at, 1, o)),
+                        llvm.load(builder, h_at, 1, o),
+                        builder.fmul(grad, llvm.load(builder, factor_at, 1, o)),
                     )
                     through = builder.fmul(next_one, before)
-                    builder.store(_fma(builder, through, dt, builder.load(shares[n])), shares[n])
+                    builder.store(
+                        llvm.fma(builder, through, dt, builder.load(shares[n])), shares[n]
+                    )
                     builder.store(next_one, carried[n])
                     builder.store(before, after[n])
-                    by_input.append((grad, _broadcast(builder, b_at, 4 * n)))
+                    by_input.append((grad, llvm.broadcast(builder, b_at, 4 * n)))
                     by_decay.append((through, rates[n]))
                 walk.add(BY_INPUT, i, by_input)
                 walk.add(BY_DECAY, i, by_decay)
             for n in each:
-                _store(builder, g, builder.load(carried[n]), BYTES * n)
-                _store(builder, da, builder.load(shares[n]), BYTES * n)
+                llvm.store(builder, g, builder.load(carried[n]), BYTES * n)
+                llvm.store(builder, da, builder.load(shares[n]), BYTES * n)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 15), codegen
@@ -856,7 +711,7 @@ def _gradients(count: int) -> Any:
 
 
 recompute_near = _recompute(
-    INTERLEAVED, len(NEAR) - 1
+    INTERLEAVED, len(vector_math.NEAR) - 1
 )  # of little weight in the backward pass: one for all of them
 recompute_normal, recompute_any = _recompute(INTERLEAVED, NORMAL), _recompute(INTERLEAVED, ANY)
 recompute_one = _recompute(1, ANY)
@@ -877,7 +732,7 @@ def _lane_sums(builder: Builder, vectors: list[Value]) -> Value:
         starts = [lane for lane in range(2 * LANES) if lane % size < size // 2]
         ends = [lane + size // 2 for lane in starts]
         vectors = [
-            builder.fadd(_shuffle(builder, a, b, starts), _shuffle(builder, a, b, ends))
+            builder.fadd(llvm.shuffle(builder, a, b, starts), llvm.shuffle(builder, a, b, ends))
             for a, b in zip(vectors[::2], vectors[1::2])
         ]
         size //= 2
@@ -889,24 +744,26 @@ def _sum_of_lanes(builder: Builder, total: Value) -> Value:
     width = LANES
     while width > 1:
         width //= 2
-        upper = _shuffle(builder, total, total, [(i + width) % LANES for i in range(LANES)])
+        upper = llvm.shuffle(builder, total, total, [(i + width) % LANES for i in range(LANES)])
         total = builder.fadd(total, upper)
-    return builder.extract_element(total, _I32(0))
+    return builder.extract_element(total, llvm.I32(0))
 
 
 def _sum_one(builder: Builder, shares: Value, out: Value) -> None:
     builder.store(
-        _sum_of_lanes(builder, _load(builder, shares)), _pointer(builder, out, _F32), align=4
+        _sum_of_lanes(builder, llvm.load(builder, shares)),
+        llvm.pointer(builder, out, llvm.F32),
+        align=4,
     )
 
 
 def _sum_steps(builder: Builder, shares: Value, out: Value, step: Value) -> None:
     """Sixteen vectors, groups of states of a few steps; every step's sums go to its row of ``out``."""
-    sums = _lane_sums(builder, [_load(builder, shares, 1, BYTES * i) for i in range(LANES)])
+    sums = _lane_sums(builder, [llvm.load(builder, shares, 1, BYTES * i) for i in range(LANES)])
     for first in range(0, LANES, INTERLEAVED):
-        piece = _shuffle(builder, sums, sums, list(range(first, first + INTERLEAVED)))
-        row = builder.add(out, builder.mul(step, ir.Constant(_I64, first // INTERLEAVED)))
-        builder.store(piece, _pointer(builder, row, piece.type), align=4)
+        piece = llvm.shuffle(builder, sums, sums, list(range(first, first + INTERLEAVED)))
+        row = builder.add(out, builder.mul(step, ir.Constant(llvm.I64, first // INTERLEAVED)))
+        builder.store(piece, llvm.pointer(builder, row, piece.type), align=4)
 
 
 sum_steps, sum_one = _memory(3, _sum_steps), _memory(2, _sum_one)
