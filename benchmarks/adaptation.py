@@ -1,6 +1,6 @@
 """Does adapting the model to the user's cells before imputation help? On eight data sets, with and without.
 
-    python benchmarks/adaptation.py --data FOLDER [--cells 800] [--seeds 2] [--model brain-mini]
+    python -m benchmarks.adaptation --data FOLDER [--cells 800] [--seeds 2] [--model brain-mini]
 
 A fifth of every cell's counts is hidden from everything. Errors are squared, on log1p(CP10k), of hidden counts in cells on which the
 weights of the combination were not learnt: the network alone, and network and neighbours combined, which is what `impute` does.

@@ -1,8 +1,8 @@
 """Cell types of donors (or cells) left out: scMamba and its parts beside logistic regression, CellTypist and Seurat's label transfer.
 
-    python benchmarks/annotation.py --data ../shared/data [--set kang ...] [--method ...] [--seeds 0 1 2] [--celltypist PYTHON]
+    python -m benchmarks.annotation --data FOLDER [--set kang ...] [--method ...] [--seeds 0 1 2] [--celltypist PYTHON]
         [--scvi PYTHON]
-    python benchmarks/annotation.py --report
+    python -m benchmarks.annotation --report
 
 Every run is a process of its own, so that time and peak memory are its own; its row goes into results/annotation.tsv, in place of an
 earlier row of the same set, method and seed. CellTypist 1.7.1 needs scikit-learn < 1.8: give the Python of an environment that has both.

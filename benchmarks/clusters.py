@@ -1,6 +1,6 @@
 """What filling zeros does to types and donors: raw counts, scMamba, MAGIC, scVI and the neighbours' rates through one pipeline.
 
-    python benchmarks/clusters.py --data ../shared/data [--set kang velmeshev ...] [--only METHOD ...] [--seeds 3] [--report]
+    python -m benchmarks.clusters --data FOLDER [--set kang velmeshev ...] [--only METHOD ...] [--seeds 3] [--report]
 
 Every method gives log1p(CP10k) for the same cells and genes. Then, for all alike: the 2,000 most variable columns, 50 principal
 components, 15 neighbours, Leiden at resolutions 0.1 to 2.0 (paper); NMI and ARI of the best clustering with the types, silhouette of the

@@ -1,7 +1,7 @@
 """Shuffled reading of a large collection: cells per second and peak memory, beside AnnLoader and scDataset on the same files.
 
-    python benchmarks/collection.py                     # 1,000,000 cells, about 9 GB on disk, removed afterwards
-    python benchmarks/collection.py --cells 40000 --seconds 5
+    python -m benchmarks.collection                     # 1,000,000 cells, about 9 GB on disk, removed afterwards
+    python -m benchmarks.collection --cells 40000 --seconds 5
 
 Four h5ad files (CSR, float32, not compressed) over the 19,306 genes of the vocabulary are written in chunks from simulated nuclei. Then
 each reader runs in a process of its own, one after the other, 64 cells a batch, the files pushed out of the page cache before: scMamba a
@@ -173,7 +173,7 @@ def table(result: dict) -> str:
     lines = [
         f"# Reading {result['cells']:,} cells shuffled, 64 at a time",
         "",
-        f"`python benchmarks/collection.py` on {result['machine']}, load {result['load']:.1f} before the first reader; {FILES} h5ad files, "
+        f"`python -m benchmarks.collection` on {result['machine']}, load {result['load']:.1f} before the first reader; {FILES} h5ad files, "
         f"{result['gigabytes']:.1f} GB, {result['values_per_cell']:,.0f} values a cell, 19,306 genes. One process each.",
         "",
         "| reader | cells read | wall s | cells/s | cells per CPU s | peak memory MB |",

@@ -1,6 +1,6 @@
 """Speed and memory of the DEG tests on simulated data, every part in its own process.
 
-    python benchmarks/deg.py [--parts small covariate permutations large seurat] [--out benchmarks/results]
+    python -m benchmarks.deg [--parts small covariate permutations large seurat] [--out benchmarks/results]
 
 ``small``         2,000 cells x 3,000 genes, two groups: zlm + LRT, and find_markers as Seurat 4 and 5
 ``covariate``     10,000 x 3,000 with a continuous covariate: zlm + LRT

@@ -1,6 +1,6 @@
 """The full robustness report on real data, raw against imputed: Kang (IFN-beta) and Velmeshev (autism).
 
-    python benchmarks/deg_real.py --data ../shared/data [--set kang velmeshev] [--permutations 100]
+    python -m benchmarks.deg_real --data FOLDER [--set kang velmeshev] [--permutations 100]
         [--nulls 20] [--combinations 200] [--cell-types ...] [--adapt] [--layer smooth] [--out benchmarks/results]
 
 ``--layer scmamba`` (the default) imputes with ``scmamba.impute`` and the shipped model; ``--layer smooth`` puts a

@@ -1,6 +1,6 @@
 """Doublet detectors side by side, on hashed cell lines whose doublets are known and on brain nuclei with doublets made by donor.
 
-    python benchmarks/doublets.py --data ../shared/data [--set stoeckius velmeshev pbmc3k] [--only NAME ...] [--seeds 3] [--report]
+    python -m benchmarks.doublets --data FOLDER [--set stoeckius velmeshev pbmc3k] [--only NAME ...] [--seeds 3] [--report]
 
 Peers run where their packages are: Scrublet in this environment (scanpy), DoubletDetection and SOLO with the Python named by
 ``--peers-python`` (default ``.cache/peers/doublets/bin/python``; left out where it is absent). Every score is kept in

@@ -1,6 +1,6 @@
 """Fit the parameters of the simulated brain cohort and write its table.
 
-    python benchmarks/fit_cohort.py --data ../shared/data
+    python -m benchmarks.fit_cohort --data FOLDER
 
 reads public single-cell sets (see the README beside them) and writes
 ``python/scmamba/datasets/brain_cohort.tsv.gz``, the only thing ``scmamba.datasets.brain_cohort`` needs.

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from scan_timing import RESULTS, save
 
+from benchmarks.scan_timing import RESULTS, save
 from scmamba.nn.config import ModelConfig
 from scmamba.nn.scmamba import ScMamba
 from scmamba.ops.backends import Direction, available_backends

@@ -23,7 +23,7 @@ case "${1:-}" in
     export SCMAMBA_DRY_RUN=1 SCMAMBA_SCAN=chunked  # the model by plain torch; the scans name their backends
     # in the interpreter, where there is one, so that the Triton lines run too
     if "$python" -c "import triton" 2> /dev/null; then export TRITON_INTERPRET=1; fi
-    exec "$python" benchmarks/gpu.py --batch 2 --steps 3 "$@"
+    exec "$python" -m benchmarks.gpu --batch 2 --steps 3 "$@"
     ;;
 esac
 
@@ -39,5 +39,5 @@ for name, state in available_backends().items():
     print(f"  {name}: {state}")
 PY
 
-"$python" -m pytest -q tests/python/test_scan_triton.py
-"$python" benchmarks/gpu.py "$@"
+"$python" -m pytest -q tests/python/ops/test_scan_triton.py
+"$python" -m benchmarks.gpu "$@"

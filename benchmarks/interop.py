@@ -1,6 +1,6 @@
 """Time and memory of the bridge to R on 20,000 cells x 15,000 genes with 21 million counts.
 
-    python benchmarks/interop.py [--cells 20000 --genes 15000 --values 21000000] [--anndata2ri]
+    python -m benchmarks.interop [--cells 20000 --genes 15000 --values 21000000] [--anndata2ri]
 
 Seconds are wall-clock, and beside them those of the processor (others may be at work); memory is the growth of this process's peak over
 what it held before the step, beside the size of the matrix in R (12 bytes a value). ``--anndata2ri`` also times anndata2ri's own converter

@@ -1,8 +1,8 @@
 """The whole model beside its bare matrix products: inference, a training step, peak memory, cost against length.
 
-    python benchmarks/model.py            # a few minutes on two cores; writes results/model.json, model.png, docs table
-    python benchmarks/model.py --table    # only the table and the picture, from the committed JSON
-    python benchmarks/model.py --lookup   # inference with the first layer's table beside inference without (SCMAMBA_LINEAR=torch, amx)
+    python -m benchmarks.model            # a few minutes on two cores; writes results/model.json, model.png, docs table
+    python -m benchmarks.model --table    # only the table and the picture, from the committed JSON
+    python -m benchmarks.model --lookup   # inference with the first layer's table beside inference without (SCMAMBA_LINEAR=torch, amx)
 
 The bare products are those of the layers (in_proj, x_proj, dt_proj, out_proj), of the shapes the model gives them, as
 plain torch does them, in the same process and alternating with the model; for training also their two gradients each.
@@ -22,8 +22,16 @@ os.environ.setdefault(
 
 import torch
 import torch.nn.functional as F
-from scan_timing import RESULTS, grown, interleaved, machine, peak_memory, save, write_table
 
+from benchmarks.scan_timing import (
+    RESULTS,
+    grown,
+    interleaved,
+    machine,
+    peak_memory,
+    save,
+    write_table,
+)
 from scmamba.nn.bimamba import use_checkpointing
 from scmamba.nn.config import ModelConfig
 from scmamba.nn.scmamba import ScMamba
@@ -136,7 +144,7 @@ def measure(rounds: int) -> dict[str, Any]:
     result: dict[str, Any] = {"machine": machine(), "genes": GENES}
     result["sizes"] = {name: timed(*size, rounds) for name, size in SIZES.items()}
     result["training_mb"] = {
-        mode: peak_memory(__file__, "--memory", mode)
+        mode: peak_memory("benchmarks.model", "--memory", mode)
         for mode in ("everything kept", "checkpointing")
     }
     result["length_s"] = by_length(rounds)

@@ -1,7 +1,7 @@
 """The table of non-zero imputation on real data: simple predictors, MAGIC and scVI where installed, scMamba
 models.
 
-    python benchmarks/nonzero_imputation.py --data ../shared/data [--model NAME_OR_PATH ...] [--set kang]
+    python -m benchmarks.nonzero_imputation --data FOLDER [--model NAME_OR_PATH ...] [--set kang]
         [--skip magic scvi] [--out benchmarks/results]
 
 Two sets: ``kang`` (kang2018_ifnb, singlets, cells with at least 2,000 counts) and ``velmeshev`` (human brain

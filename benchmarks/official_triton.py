@@ -1,6 +1,6 @@
 """The published checkpoint's true outputs through the Triton kernels in their interpreter: one whole cell, no GPU, half an hour.
 
-TRITON_INTERPRET=1 python benchmarks/official_triton.py --reference ../shared/reference/official
+TRITON_INTERPRET=1 python -m benchmarks.official_triton --reference FOLDER
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The paper's tables from its public studies: fetched from GEO, read, labelled, fine-tuned on, judged on samples left out.
 
-    python benchmarks/paper_tables.py all --work FOLDER [--study Lau Leng Smajic Zhu] [--model NAME_OR_FOLDER] [--recipe paper|small]
-    python benchmarks/paper_tables.py download|read|prepare|train|report --work FOLDER ...
+    python -m benchmarks.paper_tables all --work FOLDER [--study Lau Leng Smajic Zhu] [--model NAME_OR_FOLDER] [--recipe paper|small]
+    python -m benchmarks.paper_tables download|read|prepare|train|report --work FOLDER ...
 
 Every step goes on where it stopped, and says which step to run first if something is missing. In FOLDER/STUDY: ``raw/`` (GEO's files and
 their SHA-256), ``cells.h5ad`` (counts, donor, disease, sample), ``prepare/`` and ``labelled.h5ad``, ``splits.json``, ``TASK/`` (checkpoint,
@@ -23,13 +23,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from geo_tables.download import download
-from geo_tables.label import prepare
-from geo_tables.read import read
-from geo_tables.report import report
-from geo_tables.studies import BASE_URL, EXPECTED_CELLS, STEPS, STUDIES, TASKS
-from geo_tables.train import train
-
+from benchmarks.geo_tables.download import download
+from benchmarks.geo_tables.label import prepare
+from benchmarks.geo_tables.read import read
+from benchmarks.geo_tables.report import report
+from benchmarks.geo_tables.studies import BASE_URL, EXPECTED_CELLS, STEPS, STUDIES, TASKS
+from benchmarks.geo_tables.train import train
 from scmamba.utils.errors import ScMambaError
 
 

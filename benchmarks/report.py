@@ -1,8 +1,8 @@
 """The whole evaluation as one report: cell types, doublets, hidden values, filled zeros, time and memory, each beside its peers.
 
-    python benchmarks/report.py                                write results/report.md and its pictures from the committed tables
-    python benchmarks/report.py --html report.html             and one file that holds everything, to send to somebody
-    python benchmarks/report.py --run --data DIR [--celltypist PYTHON] [--scvi PYTHON]   measure first (hours on two cores)
+    python -m benchmarks.report                                write results/report.md and its pictures from the committed tables
+    python -m benchmarks.report --html report.html             and one file that holds everything, to send to somebody
+    python -m benchmarks.report --run --data DIR [--celltypist PYTHON] [--scvi PYTHON]   measure first (hours on two cores)
 
 ``--run`` calls the commands under which each section says it was made, in turn, with three seeds; runs they have kept are not repeated.
 The Pythons are those of environments with CellTypist (scikit-learn < 1.8) and with scvi-tools, MAGIC and DoubletDetection.

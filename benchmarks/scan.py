@@ -1,7 +1,7 @@
 """Every backend of the selective scan side by side: time, memory, error, and the machine's own peaks.
 
-    python benchmarks/scan.py            # a few minutes on two cores; writes results/scan.json, scan.png, docs table
-    python benchmarks/scan.py --table    # only the table and the picture, from the committed JSON
+    python -m benchmarks.scan            # a few minutes on two cores; writes results/scan.json, scan.png, docs table
+    python -m benchmarks.scan --table    # only the table and the picture, from the committed JSON
 
 One cell, one direction, no gate, L 19,306, d_inner 512, d_state 16, float32. dt is log-uniform in [0.001, 0.1] and
 A = -1 .. -16, as at initialisation. Two methods that are not ours: the loop of the published reference (decays of the
@@ -18,8 +18,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scan_timing import RESULTS, grown, interleaved, machine, peak_memory, save, write_table
 
+from benchmarks.scan_timing import (
+    RESULTS,
+    grown,
+    interleaved,
+    machine,
+    peak_memory,
+    save,
+    write_table,
+)
 from scmamba.ops.backends import Direction, available_backends
 from scmamba.ops.operator import selective_scan
 
@@ -159,8 +167,12 @@ def measure(rounds: int) -> dict[str, Any]:
     result["training_s"] = times(LENGTH, trainable, True, rounds)
     result["short_length"] = SHORT
     result["short_training_s"] = times(SHORT, everything, True, rounds)
-    result["forward_mb"] = {n: peak_memory(__file__, "--memory", n, "forward") for n in everything}
-    result["training_mb"] = {n: peak_memory(__file__, "--memory", n, "training") for n in trainable}
+    result["forward_mb"] = {
+        n: peak_memory("benchmarks.scan", "--memory", n, "forward") for n in everything
+    }
+    result["training_mb"] = {
+        n: peak_memory("benchmarks.scan", "--memory", n, "training") for n in trainable
+    }
     result["errors"] = errors(trainable)
     work = LENGTH * CHANNELS * STATES * OPERATIONS
     result["roofline_fraction"] = (

@@ -44,10 +44,11 @@ def interleaved(
     return best
 
 
-def peak_memory(script: str, *arguments: str) -> float:
-    """MB by which ``script arguments`` grew at its peak; it prints what ``grown`` returns."""
+def peak_memory(module: str, *arguments: str) -> float:
+    """MB by which ``python -m module arguments`` grew at its peak; it prints what ``grown`` returns."""
     done = subprocess.run(
-        [sys.executable, script, *arguments],
+        [sys.executable, "-m", module, *arguments],
+        cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
         check=True,

@@ -1,6 +1,6 @@
 """Many users at once on one server that is killed again and again: is every accepted job ended exactly once, and seen by its owner only?
 
-    python benchmarks/serve_chaos.py --clients 50 --minutes 10 --kills 20 --data ../shared/data
+    python -m benchmarks.serve_chaos --clients 50 --minutes 10 --kills 20 --data FOLDER
 
 Every client is a user with a token of its own and sends its own cells, one job after the other, of the four tasks in turn. In between
 the server and its workers are killed (SIGKILL) and the server started again on the same folder. Checked, and written to

@@ -1,6 +1,6 @@
 """Fuzz the server: hostile uploads into the reader, hostile uploads and requests over HTTP, and its own OpenAPI.
 
-    python benchmarks/serve_fuzz.py --minutes 30 --out benchmarks/results/serve_fuzz.txt
+    python -m benchmarks.serve_fuzz --minutes 30 --out benchmarks/results/serve_fuzz.txt
 
 Three parts run at once for the time given, each against the code as it is:
 

@@ -1,7 +1,7 @@
 """What the server costs: one job over HTTP beside the same call made directly, and the server's memory over many jobs.
 
-    python benchmarks/serve_overhead.py time --data ../shared/data --pairs 3 --out benchmarks/results
-    python benchmarks/serve_overhead.py memory --jobs 200 --out benchmarks/results
+    python -m benchmarks.serve_overhead time --data FOLDER --pairs 3 --out benchmarks/results
+    python -m benchmarks.serve_overhead memory --jobs 200 --out benchmarks/results
 
 time    ``Client.impute(adata)`` (write, send, look, queue, read, impute, write, fetch, read, delete) and ``scmamba.impute(adata)`` in
         turn, on the same 5,000 cells with the same options, in a server and a process that have both done a small job before. Seconds of
@@ -36,8 +36,7 @@ def start(folder: Path) -> Any:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(REPO / "python"), os.environ.get("PYTHONPATH")])
     )
-    sys.path.insert(0, str(REPO / "benchmarks"))
-    from serve_fuzz import Server
+    from benchmarks.serve_fuzz import Server
 
     (folder / "data").mkdir(parents=True)
     return Server(folder / "data", max_upload=4)

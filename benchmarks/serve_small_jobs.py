@@ -1,6 +1,6 @@
 """Small jobs one after the other: what keeping the model open saves, and what reading several jobs' cells at once would.
 
-python benchmarks/serve_small_jobs.py        # writes results/serve_small_jobs.{json,md}
+python -m benchmarks.serve_small_jobs        # writes results/serve_small_jobs.{json,md}
 """
 
 from __future__ import annotations

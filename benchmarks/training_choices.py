@@ -1,10 +1,10 @@
 """Choices of training, each measured once on donors no step has seen.
 
-    python benchmarks/training_choices.py passes      --data FOLDER --pretrained CHECKPOINT [--steps 800]
-    python benchmarks/training_choices.py mask-token  --data FOLDER --pretrained CHECKPOINT [--steps 800]
-    python benchmarks/training_choices.py pretraining --data FOLDER --pretrained CHECKPOINT
-    python benchmarks/training_choices.py types       --data FOLDER --pretrained CHECKPOINT [--steps 80]
-    python benchmarks/training_choices.py frozen      --data FOLDER --pretrained CHECKPOINT [--seeds 3] [--start NAME ...]
+    python -m benchmarks.training_choices passes      --data FOLDER --pretrained CHECKPOINT [--steps 800]
+    python -m benchmarks.training_choices mask-token  --data FOLDER --pretrained CHECKPOINT [--steps 800]
+    python -m benchmarks.training_choices pretraining --data FOLDER --pretrained CHECKPOINT
+    python -m benchmarks.training_choices types       --data FOLDER --pretrained CHECKPOINT [--steps 80]
+    python -m benchmarks.training_choices frozen      --data FOLDER --pretrained CHECKPOINT [--seeds 3] [--start NAME ...]
 
 ``passes``: imputation fine-tuned with few hidden zeros, and with a share of the zeros between 0.04 and 1; hidden values predicted by
 the published rule in 1, 2, 5 and 10 passes, beside one reading by the rate head. ``mask-token``: the same fine-tuning with the

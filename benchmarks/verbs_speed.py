@@ -1,6 +1,6 @@
 """Time and memory of each verb beside each peer, every one in a fresh process, on simulated nuclei (10,000 genes) of the cohort.
 
-    python benchmarks/verbs_speed.py [--cells 1000 5000] [--only NAME ...] [--limit 900] [--report]
+    python -m benchmarks.verbs_speed [--cells 1000 5000] [--only NAME ...] [--limit 900] [--report]
 
 Each run reads the same .h5ad, does one thing and leaves. Seconds are those of the call, reading and importing left out; CPU seconds
 are what both cores spent on it. Other work on the machine inflates both (threads wait for each other), so run it alone. Memory is the

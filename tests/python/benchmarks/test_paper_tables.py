@@ -8,7 +8,6 @@ import http.server
 import io
 import json
 import re
-import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -18,19 +17,17 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from benchmarks import paper_tables
+from benchmarks.geo_tables.download import addresses
+from benchmarks.geo_tables.label import by_markers
+from benchmarks.geo_tables.read import braak_stages, call_cells, dense_table
+from benchmarks.geo_tables.split import splits
+from benchmarks.geo_tables.studies import LEFT_OUT, LEVELS, PARTS, STUDIES, TYPES
 from scipy import io as mtx
 from scipy import sparse
 
 from scmamba.datasets import brain_cohort
 from scmamba.utils.errors import ScMambaError
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
-import paper_tables
-from geo_tables.download import addresses
-from geo_tables.label import by_markers
-from geo_tables.read import braak_stages, call_cells, dense_table
-from geo_tables.split import splits
-from geo_tables.studies import LEFT_OUT, LEVELS, PARTS, STUDIES, TYPES
 
 GENOME = "GRCh38-1.2.0_premrna"  # the group of Leng's files
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import ast
 import csv
 import importlib.metadata
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "scripts"))
 import mutate
 import mutate_changes
 import mutate_reach
+import pytest
 
 SOURCE = '''"""Sums, min and max > 0 in words."""
 import functools

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("psutil")
 
-SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "serve_chaos.py"
-
 
 @pytest.fixture(scope="module")
 def chaos():
-    spec = importlib.util.spec_from_file_location("serve_chaos", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["serve_chaos"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["serve_chaos"]
+    from benchmarks import serve_chaos
+
+    return serve_chaos
 
 
 @pytest.mark.slow

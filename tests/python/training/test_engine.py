@@ -48,7 +48,12 @@ from scmamba.training.reconstruction import IMPUTE, PRETRAIN
 from scmamba.utils.errors import CheckpointError, DataError, ScMambaError
 
 HERE = Path(__file__).parent
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+# engine_run uses the fixtures' helpers, as a program of its own.
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path]),
+}
 
 
 @pytest.fixture(scope="module")
