@@ -19,7 +19,7 @@ help:
 	@echo 'make vignettes5 R vignettes on Seurat 5  make site       web site of the R package, in dist/site'
 	@echo 'make test-lowest  a reduced Python suite with the lowest declared versions, on Python 3.10'
 	@echo 'make test-newest  the same with the newest of everything, on Python 3.13'
-	@echo 'make lint       ruff, mypy, lintr       make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
+	@echo 'make lint       ruff, mypy, lintr, ...  make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
 	@echo 'make brain-mini train the default model again (needs the real data sets; half an hour on 2 cores)'
 	@echo 'make brain-base train the larger one (D 128 x 4, 6,000 steps; hours on two cores, less on a GPU)'
 	@echo 'make clean      remove what the commands above wrote, keep the installed packages'

@@ -82,11 +82,12 @@ suite_lint() {
   "$VENV/bin/python" -m ruff format --no-cache --check python tests benchmarks scripts || failed=$((failed + 1))
   PYTHONPATH=python "$VENV/bin/lint-imports" --no-cache || failed=$((failed + 1))
   "$VENV/bin/python" -m mypy --cache-dir "$ROOT/.cache/mypy" || failed=$((failed + 1))
+  "$VENV/bin/codespell" python R docs benchmarks scripts tests vignettes ./*.md || failed=$((failed + 1))
   (
     r_environment
     Rscript --vanilla -e 'found <- lintr::lint_package(); print(found); quit(status = length(found) > 0)'
   ) || failed=$((failed + 1))
-  echo "lint (ruff, format, import-linter, mypy, lintr): $((5 - failed)) passed, $failed failed, 0 skipped"
+  echo "lint (ruff, format, import-linter, mypy, codespell, lintr): $((6 - failed)) passed, $failed failed, 0 skipped"
   [ "$failed" = 0 ]
 }
 

@@ -262,7 +262,8 @@ def _read_list(name: str, item: type, text: str | None) -> list[Any] | None:
 
 def _former_parameter(name: str, old: Former) -> inspect.Parameter:
     flag = f"--{_hyphens(name)}" + (f"/--no-{_hyphens(name)}" if old.kind is bool else "")
-    annotation = Annotated[_optional(old.kind), typer.Option(flag, hidden=True)]
+    kind: Any = _optional(old.kind)
+    annotation = Annotated[kind, typer.Option(flag, hidden=True)]
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )

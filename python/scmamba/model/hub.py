@@ -280,7 +280,7 @@ def _read_text(path_or_url: str) -> str:
                 f"SCMAMBA_REGISTRY is {path_or_url}; it must be a path or an http(s) address."
             )
         with urlopen(path_or_url, timeout=20) as answer:
-            return answer.read().decode()
+            return str(answer.read().decode())
     except OSError as error:
         raise CheckpointError(
             f"The registry {path_or_url} (SCMAMBA_REGISTRY) cannot be read: {error}."
