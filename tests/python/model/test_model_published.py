@@ -158,7 +158,9 @@ def test_any_wrappers_prefix_is_taken_off(tmp_path, prefix):
     }
     state["steps"] = torch.tensor(4)
     state["loss.scale"] = torch.ones(1)
-    with pytest.warns(UserWarning, match="Ignoring weights that this network does not have: loss.scale, steps"):
+    with pytest.warns(
+        UserWarning, match="Ignoring weights that this network does not have: loss.scale, steps"
+    ):
         _, weights, _, _ = read_published(
             save(tmp_path / "x.ckpt", state), PUBLISHED.subset(range(6))
         )
