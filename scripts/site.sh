@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build the R documentation's web site into dist/site, without the network: help pages with their examples run, and the
-# vignettes. `make test` only checks that the index is complete.
+# Build the documentation site into dist/site: guides and the Python reference (mkdocs), and under r/ the R pages (pkgdown: help
+# pages with their examples run, vignettes). Links that lead nowhere stop it. Without the network, once its packages are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -8,6 +8,11 @@ unset LD_LIBRARY_PATH
 need_apt r-cran-pkgdown
 r_environment
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+[ -x .cache/site/bin/mkdocs ] || {
+  "$VENV/bin/python" -m venv .cache/site
+  quietly .cache/site/bin/pip install mkdocs-material mkdocstrings-python
+}
+NO_MKDOCS_2_WARNING=1 .cache/site/bin/mkdocs build --strict --clean
 Rscript --vanilla - <<'R'
 options(pkgdown.internet = FALSE, cli.progress_show_after = 1e6)
 pkgdown::check_pkgdown()
