@@ -8,7 +8,6 @@ import json
 import math
 import shutil
 import subprocess
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,14 +75,12 @@ def test_python_signatures_have_the_options_and_their_defaults(verb):
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_scalar_parameter_is_an_option(verb):
     known = VERBS[verb].defaults()
-    hints = typing.get_type_hints(inspect.unwrap(function(verb)), localns=vars(typing))
+    hints = inspect.unwrap(function(verb)).__annotations__  # as they are written
     for name, hint in hints.items():
         if name == "return" or name in DATA or name in known:
             continue
-        kinds = {*typing.get_args(hint), hint}
-        assert not kinds & {str, int, float, bool}, (
-            f"{verb}({name}=) is not in {VERBS[verb].__name__}"
-        )
+        kinds = {part.strip() for part in str(hint).split("|")}
+        assert not kinds & {"str", "int", "float", "bool"}, f"{verb}({name}=) is no option"
 
 
 #: Options of a command that runs two verbs.
