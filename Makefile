@@ -8,7 +8,7 @@ export PYTHON
 # R puts its own folders there; Python's subprocesses must not load libraries from them.
 unexport LD_LIBRARY_PATH
 
-.PHONY: help setup demo test test-lowest test-newest pytest testthat testthat5 vignettes5 check lint docs site brain-mini brain-base clean distclean
+.PHONY: help setup demo test test-lowest test-newest pytest testthat testthat5 vignettes5 check lint docs site package brain-mini brain-base clean distclean
 
 help:
 	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
@@ -16,12 +16,13 @@ help:
 	@echo 'make setup      install only (R, Seurat, Python packages, both scMamba packages)'
 	@echo 'make pytest     Python tests            make testthat   R tests on this Seurat'
 	@echo 'make testthat5  R tests on Seurat 5     make check      R CMD build and R CMD check'
-	@echo 'make vignettes5 R vignettes on Seurat 5  make site       web site of the R package, in dist/site'
+	@echo 'make vignettes5 R vignettes on Seurat 5  make site       documentation site of both languages, in dist/site'
 	@echo 'make test-lowest  a reduced Python suite with the lowest declared versions, on Python 3.10'
 	@echo 'make test-newest  the same with the newest of everything, on Python 3.13'
 	@echo 'make lint       ruff, mypy, lintr, ...  make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
 	@echo 'make brain-mini train the default model again (needs the real data sets; half an hour on 2 cores)'
 	@echo 'make brain-base train the larger one (D 128 x 4, 6,000 steps; hours on two cores, less on a GPU)'
+	@echo 'make package    wheel and sdist in dist/, checked by twine and pyroma'
 	@echo 'make clean      remove what the commands above wrote, keep the installed packages'
 	@echo 'make distclean  remove the installed packages as well'
 	@echo 'PYTHON=/path/to/python3 chooses the Python for the virtual environment'
@@ -51,6 +52,14 @@ docs:
 site:
 	@scripts/setup.sh test
 	@scripts/site.sh
+
+# Needs build, twine and pyroma on the PATH.
+package:
+	rm -rf dist
+	$${PYTHON:-python3} -m build
+	unzip -l dist/*.whl | grep -q scmamba/cli/main.py # a wheel without its modules passes every other check
+	$${PYTHON:-python3} -m twine check --strict dist/*
+	pyroma --min 9 .
 
 brain-mini brain-base:
 	@scripts/setup.sh demo
