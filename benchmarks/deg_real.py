@@ -43,9 +43,9 @@ def smooth(adata: ad.AnnData, components: int = 30, seed: int = 0) -> sp.csr_mat
     """Log values with the zeros filled from a truncated SVD of all cells; what is seen stays as it is."""
     from scipy.sparse.linalg import svds
 
-    from scmamba.deg.values import normalise
+    from scmamba.data.values import log1p_cp10k
 
-    logs = normalise(sp.csr_matrix(adata.X)).astype(np.float32)
+    logs = log1p_cp10k(sp.csr_matrix(adata.X))
     u, s, v = svds(logs, k=components, rng=np.random.default_rng(seed))
     parts = []
     for start in range(0, logs.shape[0], 500):

@@ -177,7 +177,7 @@ class GeneMatch:
         (n,) for each name given its position in the vocabulary, -1 where it has none.
     how
         (n,) one of ``ensembl``, ``symbol``, ``case`` (matched after folding case or ``_``/``-``), ``known`` (a human gene
-        the model does not know), ``unknown``.
+        that is not in the vocabulary), ``unknown``, ``other`` (no gene: an antibody, a guide, a peak).
     source
         Where the names came from: ``var_names`` or the column of ``var``.
     """
@@ -198,7 +198,8 @@ class GeneMatch:
     @property
     def recognised(self) -> float:
         """Share of the data's genes that are human genes we can name, in the vocabulary or not."""
-        return float(np.mean(self.how != "unknown")) if len(self.how) else 0.0
+        genes = self.how[self.how != "other"]
+        return float(np.mean(genes != "unknown")) if len(genes) else 0.0
 
     @property
     def coverage(self) -> float:
@@ -211,6 +212,17 @@ class GeneMatch:
         known = self.positions[self.positions >= 0]
         return int(len(known) - len(np.unique(known)))
 
+    def ignore(self, rows: np.ndarray) -> None:
+        """Take rows for unknown that are not genes, such as antibodies named like their gene.
+
+        Parameters
+        ----------
+        rows
+            (n,) bool.
+        """
+        self.positions = np.where(rows, -1, self.positions)
+        self.how = np.where(rows, "other", self.how)
+
     def table(self) -> pd.DataFrame:
         """The coverage table people are shown: how names matched, and how many."""
         words = {
@@ -221,6 +233,8 @@ class GeneMatch:
             "unknown": "name not recognised",
         }
         counts = pd.Series(self.how).value_counts()
+        if "other" in counts:
+            words["other"] = "row of another feature type (not a gene)"
         rows = [(text, int(counts.get(key, 0))) for key, text in words.items()]
         rows.append(("rows sharing a gene with another row", self.duplicates))
         rows.append(

@@ -176,7 +176,7 @@ def clusters(
 ) -> None:
     """Cluster the counts and imputed layers alike: NMI, ARI and silhouette by type, and by donor."""
     from ..data.h5ad_files import open_backed
-    from ..deg.values import normalise
+    from ..data.values import log1p_cp10k
     from ..evaluation.reports import cluster_report
 
     refuse_existing_outputs(output, overwrite=overwrite)
@@ -190,7 +190,7 @@ def clusters(
     need_columns(adata.obs, [truth, *([donor] if donor else [])])
     kept = adata[adata.obs[truth].notna().to_numpy()].to_memory()
     values = {
-        "counts": normalise(sparse.csr_matrix(kept.X)),
+        "counts": log1p_cp10k(sparse.csr_matrix(kept.X), dtype=np.float64),
         **{name: kept.layers[name] for name in layers},
     }
     donors = None if donor is None else kept.obs[donor].astype(str).to_numpy()

@@ -73,7 +73,7 @@ class CellFile:
         from .csr_remap import remap_columns
 
         rows, width = self.store.read(start, stop), len(self.match.vocabulary)
-        data = rows.data if self.values.kind == "counts" else np.expm1(rows.data.astype(np.float64))
+        data = self.values.linear(rows.data)
         in_order = self._in_order and bool(rows.has_sorted_indices)
         return sparse.csr_matrix(
             remap_columns(data, rows.indices, rows.indptr, self.slot, width, in_order),

@@ -1,46 +1,51 @@
-"""What a cell looks like to a model: its counts over the model's genes, scaled to 10,000, log1p (paper, Methods; spec "Input").
+"""Cells as a model reads them: counts over the model's genes, scaled to 10,000, log1p (paper, Methods).
 
-The same function serves training, inference, the server and R. It reads counts or log-normalised values, says which it
-found, keeps sparse data sparse and works row block by row block, so a backed file is never loaded whole.
+The same function serves training, inference, the server and R. It reads counts or log-normalized values, names what it found, keeps
+sparse data sparse and reads one block of rows at a time, so that a backed file is never loaded whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
 from ..genes import MIN_COVERAGE, GeneMatch, Vocabulary, match_adata
 from ..utils.errors import DataError
-from .values import ValueScale, detect_value_scale, log1p_cp10k, to_csr
+from .selection import SelectedMatrix, select_matrix
+from .values import ValueScale, log1p_cp10k
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: CellReader with fewer counts were left out of training (paper): the model has never seen such a cell.
+#: Cells with fewer counts were not used for training (paper).
 MIN_TOTAL = 200
 
 
 @dataclass
 class CellReader:
-    """Cells as a model reads them, drawn lazily from an AnnData object.
+    """Cells as a model reads them, block by block from an AnnData object.
 
     Attributes
     ----------
+    adata
+        The object; where ``adata.raw`` is read, an object that holds it with its own genes.
+    selected
+        The matrix that is read.
     match
         Which column of the data is which gene of the model.
     values
         What the numbers were found to be.
     columns, genes
-        (m,) columns of the data that feed the model (first row of each gene) and (m,) their positions in the
+        (m,) columns of the data that are input of the model (first row of each gene) and (m,) their positions in the
         vocabulary, both in the model's order.
     """
 
     adata: AnnData
-    layer: str | None
+    selected: SelectedMatrix
     match: GeneMatch
     values: ValueScale
     columns: np.ndarray
@@ -51,9 +56,8 @@ class CellReader:
 
     def linear(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
         """(r, n_vars) float64: the cells' counts, or their relative counts where logs were given."""
-        block = to_csr(_matrix(self.adata, self.layer)[rows])
-        if self.values.kind != "counts":
-            block.data = np.expm1(block.data)
+        block = self.selected.rows(rows)
+        block.data = self.values.linear(block.data)
         return block
 
     def counts(self, rows: slice | np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -106,22 +110,74 @@ def read_cells(
     gene_column: str | None = None,
     force: bool = False,
     min_coverage: float = MIN_COVERAGE,
+    same_genes: bool = False,
 ) -> CellReader:
     """Check the data, match its genes and make the cells readable for a model.
 
     Parameters
     ----------
     adata
-        CellReader x genes, in memory or backed. ``layer`` names the matrix to read; default ``X``.
+        Cells x genes, in memory or backed.
+    vocabulary
+        Genes of the model.
+    layer
+        Matrix to read: a layer, ``"raw"`` (``adata.raw`` with its genes), or ``X`` by default.
+    gene_column
+        Column of ``var`` with the gene names; by default the index or the usual column that matches most genes.
     force
-        Accept few genes and logs of an unknown scale; never another species, NaN or negative values.
+        Accept few genes and logarithms of an unknown scale; never another species, NaN or negative values.
+    min_coverage
+        Smallest share of the model's genes that the data have to measure.
+    same_genes
+        The result has a value for every gene of ``adata``: refuse ``layer="raw"`` if ``adata.raw`` has other genes.
+
+    Returns
+    -------
+    CellReader
 
     Raises
     ------
     DataError
-        Empty object, repeated cell names, NaN, negative or scaled values, logs on a scale that cannot be recovered.
+        Empty object, repeated cell names, no such layer, NaN, negative or scaled values, logarithms on a scale that cannot be recovered.
     GeneError
         Genes that do not fit (see :meth:`scmamba.genes.GeneMatch.check`).
+
+    Examples
+    --------
+    >>> import anndata, numpy as np, pandas as pd
+    >>> from scmamba.genes import Vocabulary
+    >>> genes = ["ENSG00000132639", "ENSG00000131095"]
+    >>> cells = anndata.AnnData(np.array([[3, 1], [0, 2]]), var=pd.DataFrame(index=genes))
+    >>> reader = read_cells(cells, Vocabulary.from_ids(genes))
+    >>> reader.values.sentence
+    'X holds raw counts (integers, largest 3)'
+    """
+    check_cells(adata)
+    selected = select_matrix(adata, layer)
+    if selected.name == "raw":
+        adata = _with_raw(adata, selected, same_genes)
+    match = match_adata(adata, vocabulary, gene_column=gene_column)
+    if selected.is_gene is not None:
+        match.ignore(~selected.is_gene)
+    match.check(force=force, min_coverage=min_coverage)
+    values = selected.detect(force=force)
+    known = match.matched
+    genes, first = np.unique(match.positions[known], return_index=True)
+    return CellReader(adata, selected, match, values, known[first], genes)
+
+
+def check_cells(adata: AnnData) -> None:
+    """Refuse an object without cells or genes, and repeated cell names.
+
+    Parameters
+    ----------
+    adata
+        Cells x genes.
+
+    Raises
+    ------
+    DataError
+        Says what is wrong and what to do.
     """
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(
@@ -130,27 +186,19 @@ def read_cells(
     if not adata.obs_names.is_unique:
         again = adata.obs_names[adata.obs_names.duplicated()]
         raise DataError(
-            f"{len(again)} cell names stand more than once ({', '.join(map(str, again[:3]))}, ...). Make them unique first: "
+            f"{len(again)} cell names are duplicated ({', '.join(map(str, again[:3]))}, ...). Make them unique first: "
             "adata.obs_names_make_unique()."
         )
-    if layer is not None and layer not in adata.layers:
-        raise DataError(
-            f"There is no layer '{layer}'; the layers are {list(adata.layers) or 'none'}. Leave layer out to use X."
-        )
-    if layer is None and adata.X is None:
-        raise DataError(f"X is empty; name one of the layers {list(adata.layers)} with layer=...")
-    match = match_adata(adata, vocabulary, gene_column=gene_column)
-    match.check(force=force, min_coverage=min_coverage)
-    values = detect_value_scale(_matrix(adata, layer), force=force)
-    if values.kind == "log1p" and match.duplicates:
-        raise DataError(
-            f"{match.duplicates} genes stand in more than one row, and logarithms cannot be added up. Give raw counts "
-            "(they are summed), or keep one row per gene."
-        )
-    known = match.matched
-    genes, first = np.unique(match.positions[known], return_index=True)
-    return CellReader(adata, layer, match, values, known[first], genes)
 
 
-def _matrix(adata: AnnData, layer: str | None) -> Any:
-    return adata.X if layer is None else adata.layers[layer]
+def _with_raw(adata: AnnData, selected: SelectedMatrix, same_genes: bool) -> AnnData:
+    """An object that has ``adata.raw`` as its matrix, without a copy."""
+    import anndata
+
+    same = selected.matrix.shape[1] == adata.n_vars and selected.var.index.equals(adata.var.index)
+    if same_genes and not same:
+        raise DataError(
+            f"adata.raw holds {selected.matrix.shape[1]:,} genes and the object {adata.n_vars:,}, so values for raw's genes have no place in "
+            "it. Make an object of them first: adata.raw.to_adata()."
+        )
+    return adata if same else anndata.AnnData(selected.matrix, obs=adata.obs, var=selected.var)

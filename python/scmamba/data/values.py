@@ -1,115 +1,307 @@
-"""What the values of a matrix are: raw counts, corrected counts, logarithms, or something else."""
+"""What the values of a matrix are: raw counts, corrected counts, logarithms of some base, scaled values, or none of these.
+
+Every verb, ``scmamba.deg``, the converters and the R package judge values here and nowhere else.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
 
 from ..utils.errors import DataError
 
-if TYPE_CHECKING:
-    pass
-
 #: Counts of a cell are scaled to this total before log1p (paper, Methods).
 SCALE = 1e4
-#: ValueScale above this cannot be natural logs of CP10k: log1p(1e4) = 9.2; a little room for other scales.
-_LOG_CEILING = 20.0
-ValueKind = Literal["counts", "log1p", "log1p_counts"]
+#: Larger values cannot be logarithms: log2 of a million is 19.93.
+LARGEST_LOG = 20.0
+#: Totals whose 95% quantile is at most this many times their 5% quantile are one constant, up to rounding.
+_CONSTANT = 1.02
+#: The same ratio, up to which log-normalised values are accepted although some genes were removed after normalization.
+_NEARLY_CONSTANT = 1.5
+#: Slope of a cell's median value on its detected genes (both as logarithms): -0.4 to -0.9 in log-normalised values, near 0 in counts.
+_LOG_SLOPE = -0.2
+#: Cells whose values are compared with each other where the values alone do not decide.
+_SAMPLE = 1024
+
+ValueKind = Literal[
+    "counts", "log1p", "log1p_counts", "scaled", "negative", "neither", "not_finite", "empty"
+]
 
 
 @dataclass(frozen=True)
 class ValueScale:
-    """What the numbers of a matrix are, and the sentence that says so."""
+    """What the numbers of a matrix are, and the sentence that says so.
+
+    Attributes
+    ----------
+    kind
+        ``"counts"`` (raw or corrected), ``"log1p"`` (logarithms of normalized counts), ``"log1p_counts"`` (logarithms of counts without
+        normalization); and what no verb can use: ``"scaled"`` (scaled or centered genes), ``"negative"`` (other negative values),
+        ``"neither"``, ``"not_finite"`` (NaN or infinite values), ``"empty"`` (zeros only).
+    scale
+        Total of a cell of normalized values (median); 10,000 for counts.
+    sentence
+        What was found, for messages and provenance.
+    base
+        Base of the logarithms; e where there are none.
+    integer
+        The values are whole numbers.
+    totals
+        5% and 95% quantile of the cells' totals after the logarithm is undone; equal if the cells were normalized.
+    """
 
     kind: ValueKind
     scale: float
     sentence: str
+    base: float = np.e
+    integer: bool = False
+    totals: tuple[float, float] = field(default=(0.0, 0.0), compare=False)
+
+    @property
+    def usable(self) -> bool:
+        """Counts or logarithms, the kinds that every verb reads."""
+        return self.kind in ("counts", "log1p", "log1p_counts")
+
+    @property
+    def corrected(self) -> bool:
+        """Counts with fractions."""
+        return self.kind == "counts" and not self.integer
+
+    @property
+    def spread(self) -> float:
+        """How many times the 95% quantile of the cells' totals is their 5% quantile."""
+        return self.totals[1] / max(self.totals[0], 1e-12)
+
+    def linear(self, values: np.ndarray) -> np.ndarray:
+        """Counts, or relative counts, from values of this kind.
+
+        Parameters
+        ----------
+        values
+            Values of the matrix, any shape.
+        """
+        return values if self.kind == "counts" else _unlog(values, self.base)
+
+    def natural_logs(self, values: np.ndarray) -> np.ndarray:
+        """Logarithms of this base as natural ones, of :data:`numpy.float64`.
+
+        Parameters
+        ----------
+        values
+            Values of the matrix, any shape.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        return values if self.base == np.e else values * np.log(self.base)
+
+    def require_usable(self, *, force: bool = False) -> None:
+        """Refuse values that are neither counts nor logarithms.
+
+        Parameters
+        ----------
+        force
+            Take ``"neither"`` as corrected counts. Missing, infinite and negative values are refused all the same.
+
+        Raises
+        ------
+        DataError
+            Says what was found, what is expected, and what to do.
+        """
+        if self.usable or (force and self.kind == "neither"):
+            return
+        advice = {
+            "not_finite": "Raw counts are expected; remove or repair those entries first.",
+            "scaled": "Give raw counts, or log-normalized values from before the scaling (ScaleData, sc.pp.scale).",
+            "negative": "Counts and log1p of counts are 0 or more: give raw counts, or log-normalized values.",
+            "neither": "Give raw counts, or log1p of counts per 10,000. force=True takes them as corrected counts.",
+            "empty": "There is nothing to read in this matrix.",
+        }
+        raise DataError(f"{self.sentence}. {advice[self.kind]}")
 
 
-def log1p_cp10k(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
-    """log1p(1e4 * counts / totals), float32, same sparsity; a cell without counts stays empty.
+def classify_values(
+    matrix: Any,
+    *,
+    name: str = "X",
+    base: float | None = None,
+    logged: bool | None = None,
+    block: int = 2000,
+) -> ValueScale:
+    """Find out what the values of a matrix are; whatever they are, nothing is refused.
 
-    ``counts`` (r, m) CSR, ``totals`` (r,). Computed in float64, rounded once.
-    """
-    factor = np.divide(SCALE, totals, out=np.zeros(len(totals)), where=totals > 0)
-    result = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
-    result.data *= np.repeat(factor, np.diff(result.indptr))
-    np.log1p(result.data, out=result.data)
-    result = result.astype(np.float32)
-    result.eliminate_zeros()
-    return result
+    Integers are counts. Fractions are logarithms if undoing a logarithm of base e, 2 or 10 gives integers (log1p of counts), or one total
+    per cell, or in each cell multiples of one value (the count of one; also after genes were selected). They are corrected counts if the
+    same holds without undoing a logarithm, or if they are above 20. What is left is decided by how a cell's median value changes with its
+    number of detected genes: it falls in log-normalised data and does not in counts.
 
+    Parameters
+    ----------
+    matrix
+        (cells, genes), dense, sparse or backed; read once, ``block`` cells at a time.
+    name
+        What to call the matrix in the sentence.
+    base
+        Base that was recorded with the values (``uns["log1p"]["base"]``); it decides where several bases fit.
+    logged
+        The values were recorded as logarithms (or as counts, if False); decides where the values do not.
+    block
+        Cells that are read at once.
 
-def detect_value_scale(matrix: Any, *, force: bool = False, block: int = 2000) -> ValueScale:
-    """Tell counts from log-normalised values, reading the whole matrix once, ``block`` cells at a time.
-
-    Counts: non-negative integers (non-integers above 20 pass as corrected counts). Logs: values up to 20 whose expm1 sums to one
-    constant per cell (log1p of CP10k, CPM, ...) or is integer itself (log1p of counts, as SCTransform stores).
+    Returns
+    -------
+    ValueScale
 
     Raises
     ------
     DataError
-        NaN or infinite, negative (scaled or centred) values, all zero, or logs on a scale that cannot be recovered.
+        The matrix does not hold numbers.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> classify_values(np.array([[3, 0], [0, 7]])).sentence
+    'X holds raw counts (integers, largest 7)'
+    >>> classify_values(np.log2(np.array([[3, 0], [0, 7]]) + 1), name="layers['log']").base
+    2.0
+    >>> classify_values(np.array([[1.5, -0.5], [-1.5, 0.5]])).kind
+    'scaled'
     """
-    smallest, largest, integer, log_integer = np.inf, -np.inf, True, True
-    sums = []
-    for start in range(0, matrix.shape[0], block):
-        rows = to_csr(matrix[start : start + block])
-        data = rows.data
-        if not np.isfinite(data).all():
-            bad = int((~np.isfinite(data)).sum())
-            raise DataError(
-                f"{bad} values are NaN or infinite. Raw counts are expected; remove or repair those entries first."
-            )
-        if len(data):
-            smallest, largest = min(smallest, float(data.min())), max(largest, float(data.max()))
-            integer = integer and bool((data == np.rint(data)).all())
-        if smallest < 0:
-            raise DataError(
-                f"The values go down to {smallest:.3g}: this looks like scaled or centred data (ScaleData, sc.pp.scale). "
-                "Give raw counts, or log-normalised values before scaling."
-            )
-        if not integer and largest <= _LOG_CEILING:
-            back = np.expm1(data)
-            log_integer = log_integer and bool(
-                np.allclose(back, np.rint(back), atol=1e-3, rtol=1e-5)
-            )
-            rows.data = back
-            sums.append(np.asarray(rows.sum(axis=1)).ravel())
-    if largest <= 0:
-        raise DataError("Every value is zero: there is nothing to read in this matrix.")
-    if integer:
-        return ValueScale("counts", SCALE, f"X holds raw counts (integers, largest {largest:.0f})")
-    if largest > _LOG_CEILING:
+    seen = _Census(base if base else np.e)
+    for rows in _blocks(matrix, block):
+        seen.add(rows)
+    if seen.bad:
+        return ValueScale("not_finite", SCALE, f"{seen.bad:,} values of {name} are NaN or infinite")
+    if seen.smallest < 0:
+        centered = seen.is_centered()
+        what = "scaled or centered values" if centered else "negative values"
+        return ValueScale(
+            "scaled" if centered else "negative",
+            SCALE,
+            f"{name} holds {what} (down to {seen.smallest:.3g})",
+            integer=seen.integer,
+        )
+    if seen.largest <= 0:
+        return ValueScale("empty", SCALE, f"{name} holds zeros only")
+    if seen.integer:
         return ValueScale(
             "counts",
             SCALE,
-            f"X holds non-integer counts (largest {largest:.1f}), read as corrected counts",
+            f"{name} holds raw counts (integers, largest {seen.largest:.0f})",
+            integer=True,
         )
-    if log_integer:
+    return _Fractions(seen, name, logged).judge()
+
+
+def detect_value_scale(
+    matrix: Any,
+    *,
+    force: bool = False,
+    name: str = "X",
+    base: float | None = None,
+    logged: bool | None = None,
+    block: int = 2000,
+) -> ValueScale:
+    """As :func:`classify_values`, for verbs that need counts or log-normalised values.
+
+    Parameters
+    ----------
+    matrix, name, base, logged, block
+        As in :func:`classify_values`.
+    force
+        Accept logarithms whose cells have different totals, and fractions that fit neither counts nor logarithms.
+
+    Returns
+    -------
+    ValueScale
+        Of kind ``"counts"``, ``"log1p"`` or ``"log1p_counts"``.
+
+    Raises
+    ------
+    DataError
+        NaN or infinite, negative (scaled or centered) values, zeros only, or logarithms on a scale that cannot be recovered.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> counts = np.array([[1, 0, 3], [2, 5, 1]])
+    >>> detect_value_scale(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)).kind
+    'log1p'
+    """
+    found = classify_values(matrix, name=name, base=base, logged=logged, block=block)
+    found.require_usable(force=force)
+    if found.kind == "neither":
         return ValueScale(
-            "log1p_counts", SCALE, "X holds log1p of counts; the counts are taken back from it"
+            "counts", SCALE, f"{found.sentence}; taken as corrected counts (force=True)"
         )
-    totals = np.concatenate(sums)
-    totals = totals[totals > 0]
-    scale = float(np.median(totals))
-    spread = float(np.quantile(totals, 0.95) / max(np.quantile(totals, 0.05), 1e-12))
-    if spread > 1.5 and not force:
+    if found.kind == "log1p" and found.spread > _NEARLY_CONSTANT and not force:
+        low, high = found.totals
         raise DataError(
-            f"The values look like logarithms, but expm1 of a cell sums to anything between {np.quantile(totals, 0.05):,.0f} and "
-            f"{np.quantile(totals, 0.95):,.0f}; log1p of values normalised to one total per cell (10,000) is expected. Give raw counts (R: "
-            'layer = "counts"), or normalise all genes before selecting some. force=True takes them as they are.'
+            f"{name} looks like logarithms, but the cells' totals without the logarithm lie between {low:,.0f} and {high:,.0f}; "
+            "log1p of values normalized to one total per cell (10,000) is expected. Give raw counts (R: "
+            'layer = "counts"), or normalize all genes before selecting some. force=True takes them as they are.'
         )
-    return ValueScale(
-        "log1p", scale, f"X holds log-normalised values (expm1 sums to about {scale:,.0f} per cell)"
-    )
+    return found
+
+
+def log1p_cp10k(
+    counts: sparse.csr_matrix, totals: np.ndarray | None = None, *, dtype: Any = np.float32
+) -> sparse.csr_matrix:
+    """log1p of counts per 10,000, same sparsity; a cell without counts stays empty.
+
+    The order of operations is R's (count / total * 10,000), in float64, rounded to ``dtype`` once.
+
+    Parameters
+    ----------
+    counts
+        (r, m) CSR.
+    totals
+        (r,) totals of the cells; the sums of ``counts`` if not given.
+    dtype
+        Type of the result.
+
+    Returns
+    -------
+    (r, m) CSR.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> log1p_cp10k(sparse.csr_matrix([[1, 3]])).toarray().round(3).tolist()
+    [[7.824, 8.923]]
+    """
+    if totals is None:
+        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    result = sparse.csr_matrix(counts, dtype=np.float64, copy=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        result.data /= np.repeat(np.asarray(totals, dtype=np.float64), np.diff(result.indptr))
+    result.data *= SCALE
+    result.data[~np.isfinite(result.data)] = 0
+    np.log1p(result.data, out=result.data)
+    result = result.astype(dtype, copy=False)
+    result.eliminate_zeros()
+    return result
 
 
 def to_csr(block: Any) -> sparse.csr_matrix:
-    """A float64 CSR copy of a block of rows, dense, sparse or backed, without stored zeros."""
+    """A float64 CSR copy of a block of rows, dense, sparse or backed, without stored zeros.
+
+    Parameters
+    ----------
+    block
+        (r, m) matrix.
+
+    Returns
+    -------
+    (r, m) CSR.
+
+    Raises
+    ------
+    DataError
+        It does not hold numbers.
+    """
     if not sparse.issparse(block):
         block = np.asarray(block)
         if block.dtype.kind not in "iufb":
@@ -118,3 +310,218 @@ def to_csr(block: Any) -> sparse.csr_matrix:
     result.sum_duplicates()
     result.eliminate_zeros()
     return result
+
+
+def is_integer(values: np.ndarray) -> bool:
+    """Whether all values are whole numbers; in parts, so that no large temporary is made.
+
+    Parameters
+    ----------
+    values
+        (n,) numbers.
+    """
+    if values.dtype.kind in "iub":
+        return True
+    step = 1 << 20
+    return all(
+        np.array_equal(part, np.rint(part))
+        for part in (values[start : start + step] for start in range(0, len(values), step))
+    )
+
+
+def _unlog(values: np.ndarray, base: float) -> np.ndarray:
+    """base ** x - 1, exact near 0."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.expm1(values if base == np.e else values * np.log(base))
+
+
+def _is_integral(values: np.ndarray) -> bool:
+    """Whole numbers up to what a logarithm in float32 keeps of them; it keeps nothing of the fractions of large ones."""
+    small = values[values < 5000]
+    return bool(len(small)) and bool(np.allclose(small, np.rint(small), atol=1e-3, rtol=1e-5))
+
+
+def _blocks(matrix: Any, block: int) -> Iterator[sparse.csr_matrix]:
+    for start in range(0, matrix.shape[0], block):
+        yield to_csr(matrix[start : start + block])
+
+
+def _spread(totals: np.ndarray) -> tuple[float, float]:
+    """5% and 95% quantile of the positive totals."""
+    totals = totals[totals > 0]
+    if not len(totals):
+        return 0.0, 0.0
+    low, high = np.quantile(totals, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def _row_sums(rows: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
+    return np.bincount(
+        np.repeat(np.arange(rows.shape[0]), np.diff(rows.indptr)),
+        weights=values,
+        minlength=rows.shape[0],
+    )
+
+
+class _Census:
+    """Range of all values, and a sample of cells."""
+
+    def __init__(self, base: float) -> None:
+        self.base = float(base)
+        self.smallest, self.largest, self.cells = np.inf, -np.inf, 0
+        self.bad = self.negative = self.stored = 0
+        self.integer = self.log_integer = True
+        self._sums: list[np.ndarray] = []
+        self._sample: list[sparse.csr_matrix] = []
+
+    def add(self, rows: sparse.csr_matrix) -> None:
+        data = rows.data
+        self.cells += rows.shape[0]
+        if len(data):
+            self.bad += int(np.count_nonzero(~np.isfinite(data)))
+            self.smallest, self.largest = (
+                min(self.smallest, float(data.min())),
+                max(self.largest, float(data.max())),
+            )
+            self.integer = self.integer and bool((data == np.rint(data)).all())
+            self.negative += int(np.count_nonzero(data < 0))
+            self.stored += len(data)
+        if self.bad:
+            return
+        if self.smallest >= 0 and not self.integer and self.largest <= LARGEST_LOG:
+            back = _unlog(data, self.base)
+            self.log_integer = self.log_integer and (_is_integral(back) or not len(back))
+            self._sums.append(_row_sums(rows, back))
+        self._sample.append(rows)
+        if sum(part.shape[0] for part in self._sample) > 4 * _SAMPLE:
+            self._sample = [self.sample]
+
+    @property
+    def sample(self) -> sparse.csr_matrix:
+        """Up to :data:`_SAMPLE` cells, evenly spaced over what was read."""
+        rows = sparse.csr_matrix(sparse.vstack(self._sample, format="csr"))
+        return rows[:: max(1, -(-rows.shape[0] // _SAMPLE))]
+
+    @property
+    def sums(self) -> np.ndarray:
+        """Totals of the cells without the logarithm; none are known of blocks of integers."""
+        return np.concatenate(self._sums) if self._sums else np.zeros(0)
+
+    def is_centered(self) -> bool:
+        """A good part of the values is negative, and most genes have a mean near 0 compared with their standard deviation."""
+        if self.negative < 0.2 * self.stored:
+            return False
+        values = self.sample
+        mean = np.asarray(values.mean(axis=0)).ravel()
+        square = np.asarray(values.multiply(values).mean(axis=0)).ravel()
+        deviation = np.sqrt(np.maximum(square - mean**2, 0))
+        varies = deviation > 0
+        return bool(varies.any()) and bool(
+            np.median(np.abs(mean[varies]) / deviation[varies]) < 0.5
+        )
+
+
+class _Fractions:
+    """Non-negative values that are not whole numbers: logarithms of some base, corrected counts, or neither."""
+
+    def __init__(self, seen: _Census, name: str, logged: bool | None) -> None:
+        self.seen, self.name, self.logged = seen, name, logged
+        self.bases = list(dict.fromkeys((seen.base, np.e, 2.0, 10.0)))
+        sample = seen.sample
+        self.rows = sample[np.diff(sample.indptr) > 0]
+
+    def judge(self) -> ValueScale:
+        if self.seen.largest > LARGEST_LOG:
+            return self._counts(self._one_total(None))
+        if (base := self._log_of_counts()) is not None:
+            return self._logs("log1p_counts", base)
+        candidates = [*self.bases] if self.logged else [*self.bases, None]
+        spreads: dict[float | None, float] = {base: self._ratio(base) for base in candidates}
+        best = min(spreads, key=lambda base: spreads[base])
+        if spreads[best] <= _CONSTANT:
+            return self._counts(True) if best is None else self._logs("log1p", best)
+        if (unit := self._unit_of_counts()) is not None:
+            return self._counts(False) if unit == 0 else self._logs("log1p", unit)
+        if self.seen.largest <= 1 and self.logged is None:
+            return ValueScale(
+                "neither",
+                SCALE,
+                f"{self.name} holds fractions between 0 and {self.seen.largest:.3g}, neither counts nor logarithms of counts",
+            )
+        if self.logged if self.logged is not None else self._looks_logged():
+            return self._logs("log1p", self.seen.base)
+        return self._counts(False)
+
+    def _logs(self, kind: ValueKind, base: float) -> ValueScale:
+        sums = self._sums(base)
+        low, high = _spread(sums)
+        words = {np.e: "natural", 2.0: "base 2", 10.0: "base 10"}.get(base, f"base {base:g}")
+        note = "" if base == np.e else f", {words} logarithms"
+        if kind == "log1p_counts":
+            text = f"{self.name} holds log1p of counts without normalization{note}; the counts are taken back from it"
+            return ValueScale(kind, SCALE, text, base, totals=(low, high))
+        scale = float(np.median(sums[sums > 0]))
+        text = f"{self.name} holds log-normalized values{note} (expm1 sums to about {scale:,.0f} per cell)"
+        return ValueScale(kind, scale, text, base, totals=(low, high))
+
+    def _counts(self, normalized: bool) -> ValueScale:
+        totals = _spread(_row_sums(self.rows, self.rows.data))
+        if normalized:
+            text = f"{self.name} holds values normalized to about {totals[1]:,.0f} per cell, without logarithm, read as corrected counts"
+        else:
+            text = f"{self.name} holds non-integer counts (largest {self.seen.largest:.1f}), read as corrected counts"
+        return ValueScale("counts", SCALE, text, totals=totals)
+
+    def _sums(self, base: float | None) -> np.ndarray:
+        """Totals of the cells: of all, for the recorded base, else of the sample; ``None``: without undoing a logarithm."""
+        if base == self.seen.base and len(self.seen.sums) == self.seen.cells:
+            return self.seen.sums
+        values = self.rows.data if base is None else _unlog(self.rows.data, base)
+        return _row_sums(self.rows, values)
+
+    def _ratio(self, base: float | None) -> float:
+        low, high = _spread(self._sums(base))
+        return high / max(low, 1e-12)
+
+    def _one_total(self, base: float | None) -> bool:
+        return len(self.rows.indptr) > 2 and self._ratio(base) <= _CONSTANT
+
+    def _log_of_counts(self) -> float | None:
+        """The base in which all values are logarithms of integers."""
+        for base in self.bases:
+            if base == self.seen.base:
+                fits = self.seen.log_integer
+            else:
+                fits = _is_integral(_unlog(self.rows.data, base))
+            if fits:
+                return base
+        return None
+
+    def _unit_of_counts(self) -> float | None:
+        """The base in which the values of a cell are multiples of its smallest one; 0: without a logarithm; ``None``: none."""
+        for base in self.bases if self.logged else [0.0, *self.bases]:
+            values = self.rows.data if base == 0 else _unlog(self.rows.data, base)
+            smallest = np.minimum.reduceat(values, self.rows.indptr[:-1])
+            times = values / np.repeat(smallest, np.diff(self.rows.indptr))
+            odd = (np.abs(times - np.rint(times)) > 2e-3) & (times < 1000)
+            several = np.maximum.reduceat(times, self.rows.indptr[:-1]) > 1.5
+            whole = np.add.reduceat(odd.astype(np.int64), self.rows.indptr[:-1]) == 0
+            if several.any() and whole[several].mean() > 0.9:
+                return base
+        return None
+
+    def _looks_logged(self) -> bool:
+        """Dense values, totals that vary less without the logarithm, or values that get smaller where more genes were detected."""
+        detected = np.diff(self.rows.indptr).astype(np.float64)
+        if detected.sum() > 0.95 * len(detected) * self.rows.shape[1]:
+            return True
+        logs, plain = self._ratio(self.seen.base), self._ratio(None)
+        if logs <= min(_NEARLY_CONSTANT, plain):
+            return True
+        if logs > 3 * plain:
+            return False
+        if len(detected) < 20 or np.std(np.log(detected)) < 0.1:
+            return logs <= plain
+        middle = [np.median(part) for part in np.split(self.rows.data, self.rows.indptr[1:-1])]
+        slope = np.polyfit(np.log(detected), np.log(middle), 1)[0]
+        return bool(slope < _LOG_SLOPE)

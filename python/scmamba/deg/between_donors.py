@@ -27,7 +27,7 @@ from .samples import (
     warn_notes,
     without_empty,
 )
-from .values import Scale, as_csr, recognise, resolve_layer
+from .values import Scale, layer_source
 
 PRIOR_COUNT = 2.0
 
@@ -117,21 +117,21 @@ def pseudobulk(
     )
     group = two_groups(adata.obs, condition_key, group1, group2)
     table, code, names = sample_table(adata.obs, group, donor_key, as_list(covariates), min_cells)
-    matrix, source = resolve_layer(adata, layer)
-    values = as_csr(matrix)
-    kind = recognise(values.data, source) if scale == "auto" else scale
+    source = layer_source(adata, layer, scale)
+    kind = "log" if source.totals is None else "counts"
     samples = Samples(table, np.zeros((len(table), 0)), names)
     require_two(samples, min_cells)
-    sums = sum_cells(values, code, len(table), logs=kind != "counts")
+    sums = sum_cells(source.matrix, code, len(table), logs=kind != "counts")
     samples, notes = without_empty(Samples(table, sums, names))
     require_two(samples, min_cells)
     levels, kept = sample_levels(samples, kind, min_total)
     design, column = sample_design(samples, paired)
     result = moderated_t(levels, design.matrix, column, moderate=moderate)
-    result.index = pd.Index(np.asarray(adata.var_names)[kept], name="gene")
+    result.index = pd.Index(np.asarray(source.genes)[kept], name="gene")
     result = result.sort_values("p_val", kind="stable")
     warn_notes(notes)
     result.attrs["samples"] = samples.table
+    result.attrs["values"] = source.values
     result.attrs["notes"] = tuple(notes)
     return result
 

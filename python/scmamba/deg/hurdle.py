@@ -117,10 +117,8 @@ def _inputs(
 ) -> tuple[sp.csr_matrix, pd.Index, pd.DataFrame]:
     """Values, gene names and the cell table, checked for agreeing sizes."""
     if hasattr(source, "obs") and hasattr(source, "var_names"):
-        values, names = (
-            layer_source(source, layer, scale or "auto").logs(),
-            pd.Index(source.var_names),
-        )
+        read = layer_source(source, layer, scale or "auto")
+        values, names = read.logs(), read.genes
         data = source.obs if data is None else data
     else:
         values = as_source(source, "the matrix", scale or "log").logs()

@@ -225,9 +225,9 @@ def find_markers(
             "test='wilcox' takes no covariates. Use test='MAST', or set covariates=None."
         )
     source = layer_source(adata, layer, scale)
-    return markers_of(
-        source, pd.Index(adata.var_names), group, rules, test, adata.obs, adjusted, genes
-    )
+    table = markers_of(source, source.genes, group, rules, test, adata.obs, adjusted, genes)
+    table.attrs["values"] = source.values
+    return table
 
 
 def markers_of(

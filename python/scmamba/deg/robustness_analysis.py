@@ -8,7 +8,6 @@ cluster. The same pipeline is run where nothing differs, which measures its fals
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,9 +27,7 @@ from .result import RobustnessResult
 from .runs import CellTypeBlock, Criteria, Outcome, full_test, make_block, run_task
 from .store import TaskStore, fingerprint
 from .subsample import Task, parse_design
-from .values import as_csr, normalise, recognise, resolve_layer
-
-_log = logging.getLogger(__name__)
+from .values import Source, layer_source
 
 
 @renamed_parameters(groupby="condition_key", donor="donor_key", cell_type="label_key")
@@ -211,7 +208,7 @@ class Analysis:
         return values | {
             "scales": self.layers.scales,
             "n_cells": int(self.adata.n_obs),
-            "n_genes": int(self.adata.n_vars),
+            "n_genes": self.layers.n_genes,
         }
 
     def run(self, verbose: bool) -> RobustnessResult:
@@ -223,7 +220,7 @@ class Analysis:
             options.min_log2fc,
             options.adjust,
             options.min_degs,
-            self.adata.n_vars,
+            self.layers.n_genes,
         )
         keys = (options.condition_key, options.donor_key, options.label_key)
         columns = [c for c in keys if c is not None]
@@ -276,28 +273,49 @@ def _check(options: RobustnessOptions) -> None:
 
 
 class LayerValues:
-    """The layers by name: recognized once, cut to cells and normalized where needed."""
+    """The layers by name: judged once, cut to cells and normalized where needed."""
 
     def __init__(self, adata: Any, layers: Sequence[str]) -> None:
         if len(set(layers)) != len(layers) or not layers:
             raise DataError("Name each layer once, and at least one.")
-        self.raw: dict[str, Any] = {}
-        self.scales: dict[str, str] = {}
-        for layer in layers:
-            matrix, where = resolve_layer(adata, layer)
-            self.raw[layer] = as_csr(matrix)
-            self.scales[layer] = recognise(self.raw[layer].data, where)
-            if self.raw[layer].nnz and not self.raw[layer].data.min() >= 0:
-                raise DataError(
-                    f"{where} holds negative or missing values. Robustness needs log-normalized values, "
-                    "which are 0 or more: undo any scaling or centering."
-                )
-            _log.info("layer %s (%s): taken as %s", layer, where, self.scales[layer])
+        self.sources = {name: _named_source(adata, name) for name in layers}
+        genes = [list(source.genes) for source in self.sources.values()]
+        if other := [name for name, names in zip(layers, genes, strict=True) if names != genes[0]]:
+            raise DataError(
+                f"The layers '{layers[0]}' and '{other[0]}' have different genes and cannot be compared."
+            )
+
+    @property
+    def n_genes(self) -> int:
+        """Genes of the layers."""
+        return len(next(iter(self.sources.values())).genes)
+
+    @property
+    def scales(self) -> dict[str, str]:
+        """``"counts"`` or ``"log"`` for each layer."""
+        return {n: "log" if s.totals is None else "counts" for n, s in self.sources.items()}
+
+    @property
+    def raw(self) -> dict[str, Any]:
+        """The matrices as they are read."""
+        return {name: source.matrix for name, source in self.sources.items()}
 
     def values(self, layer: str, cells: np.ndarray) -> sp.csc_matrix:
-        """Log values of some cells, genes-major."""
-        part = self.raw[layer][cells]
-        return (normalise(part) if self.scales[layer] == "counts" else part).tocsc()
+        """Natural logarithms of some cells, genes-major."""
+        return self.sources[layer].logs(cells).tocsc()
+
+
+def _named_source(adata: Any, name: str) -> Source:
+    """A layer; the counts may be in X, if X does hold counts."""
+    if name != "counts" or name in adata.layers:
+        return layer_source(adata, name)
+    source = layer_source(adata, "X")
+    if source.totals is None:
+        raise DataError(
+            f"There is no layer 'counts', and {source.values}. Name the layers to compare with layers=...; "
+            f"there are {', '.join(adata.layers) or 'none'} and X."
+        )
+    return source
 
 
 def _full_rows(

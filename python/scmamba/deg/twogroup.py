@@ -16,11 +16,11 @@ import scipy.sparse as sp
 from numba import njit, prange
 from scipy.special import log_ndtr
 
+from ..data.values import SCALE
 from .discrete import table_tests
 from .hurdle import chi2_p
 from .prior import Prior, estimate_prior
 from .threads import threads_for
-from .values import TARGET
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -116,7 +116,7 @@ def centres(
     some = matrix[::step] if step > 1 else matrix
     data = some.data.astype(np.float64)
     if totals is not None:
-        data = np.log1p(data / np.repeat(totals[::step], np.diff(some.indptr)) * TARGET)
+        data = np.log1p(data / np.repeat(totals[::step], np.diff(some.indptr)) * SCALE)
     n = np.bincount(some.indices, minlength=matrix.shape[1])
     return np.bincount(some.indices, data, matrix.shape[1]) / np.maximum(n, 1)
 

@@ -1,4 +1,4 @@
-"""What the tests see: log-normalised values, cells x genes, and how they were recognised."""
+"""What the tests read: log-normalized values, cells x genes."""
 
 from __future__ import annotations
 
@@ -6,33 +6,63 @@ import logging
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
+from ..data.selection import SelectedMatrix, select_matrix
+from ..data.values import ValueScale, log1p_cp10k
 from ..utils.errors import DataError
 
 Scale = Literal["auto", "counts", "log"]
-TARGET = 1e4
-# log1p(10,000) is 9.2 and log2 of a million 20: larger fractional values are neither, but TPM, CPM or the
-# like.
-_LARGEST_LOG = 20.0
 _log = logging.getLogger(__name__)
 
 
-def resolve_layer(adata: Any, layer: str | None) -> tuple[Any, str]:
-    """The matrix behind a layer's name; None, ``"X"`` and a missing ``"counts"`` or ``"raw"`` mean X."""
-    if layer in adata.layers:
-        return adata.layers[layer], f"layers[{layer!r}]"
-    if layer is None or layer in ("X", "counts", "raw"):
-        return adata.X, "X"
-    raise DataError(
-        f"There is no layer {layer!r}. The object has X and the layers "
-        f"{', '.join(adata.layers) or '(none)'}. The imputed values of scMamba are layers['scmamba'], "
-        "written by scmamba.impute()."
-    )
+class Source(NamedTuple):
+    """A (cells, genes) matrix that is normalized when it is read.
+
+    Attributes
+    ----------
+    matrix
+        CSR of counts, or of natural logarithms.
+    totals
+        (cells,) totals of the counts over all genes; ``None``: the matrix holds logarithms.
+    genes
+        (genes,) names; of an AnnData only the rows that are genes.
+    values
+        What the values were found to be, one sentence.
+    """
+
+    matrix: sp.csr_matrix
+    totals: np.ndarray | None
+    genes: pd.Index = pd.Index([])
+    values: str = ""
+
+    def logs(self, cells: Any = slice(None), genes: Any = slice(None)) -> sp.csr_matrix:
+        """Natural logarithms, float64; counts are normalized by the totals over all genes.
+
+        Parameters
+        ----------
+        cells, genes
+            Which ones: slice, positions or bool.
+        """
+        part = self.matrix[cells][:, genes] if not _is_all(genes) else self.matrix[cells]
+        if self.totals is None:
+            return part.astype(np.float64)
+        return log1p_cp10k(part, self.totals[cells], dtype=np.float64)
+
+
+def _is_all(index: Any) -> bool:
+    return isinstance(index, slice) and index == slice(None)
 
 
 def as_csr(matrix: Any) -> sp.csr_matrix:
-    """Any matrix as CSR without explicit zeros; the caller's object is never changed."""
+    """Any matrix as CSR without explicit zeros; the caller's object is never changed.
+
+    Parameters
+    ----------
+    matrix
+        Dense, sparse or backed.
+    """
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
     out = sp.csr_matrix(matrix)
@@ -44,95 +74,80 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
     return out
 
 
-def recognise(data: np.ndarray, source: str) -> str:
-    """``"counts"`` or ``"log"``, from the non-zero values.
-
-    Raises
-    ------
-    DataError
-        If the values are neither: infinite, or fractional and far too large for logarithms.
-    """
-    if np.issubdtype(data.dtype, np.integer) or data.dtype == bool:
-        return "counts" if data.size and data.min() >= 0 else "log"
-    whole, largest, smallest = data.size > 0, -np.inf, np.inf
-    for start in range(0, data.size, 1 << 22):  # in pieces: a copy of all values may not fit
-        part = data[start : start + (1 << 22)]
-        if np.isinf(part).any():
-            raise DataError(
-                f"{source} holds infinite values. Recompute the normalisation before testing."
-            )
-        part = part[~np.isnan(part)]
-        if part.size:
-            whole = whole and bool(np.all(part % 1 == 0))
-            largest, smallest = max(largest, float(part.max())), min(smallest, float(part.min()))
-    if whole and smallest >= 0:
-        return "counts"
-    if largest > _LARGEST_LOG:
-        raise DataError(
-            f"The values of {source} go up to {largest:,.0f} and are not whole numbers: neither counts nor "
-            "logarithms. Pass raw counts or log1p of counts per 10,000; if these values are what you want "
-            "tested, say scale='log'."
-        )
-    return "log"
-
-
-class Source(NamedTuple):
-    """A (cells, genes) CSR matrix and the ``totals`` (cells,) to normalise it by; None: log values."""
-
-    matrix: sp.csr_matrix
-    totals: np.ndarray | None
-
-    def logs(self, cells: Any = slice(None), genes: Any = slice(None)) -> sp.csr_matrix:
-        """Log values, float64, of some cells and genes; counts are normalised by the totals of all genes."""
-        part = self.matrix[cells][:, genes] if not _is_all(genes) else self.matrix[cells]
-        return (
-            part.astype(np.float64) if self.totals is None else normalise(part, self.totals[cells])
-        )
-
-
-def _is_all(index: Any) -> bool:
-    return isinstance(index, slice) and index == slice(None)
-
-
 def layer_source(adata: Any, layer: str | None = None, scale: Scale = "auto") -> Source:
-    """One layer of an AnnData (None: X), recognised but not yet normalised.
+    """One matrix of an AnnData, judged but not yet normalized.
+
+    Parameters
+    ----------
+    adata
+        The object.
+    layer
+        See :func:`scmamba.data.selection.select_matrix`.
+    scale
+        ``"auto"``: by the values; ``"counts"`` or ``"log"``: what the caller states.
 
     Raises
     ------
     DataError
-        If the values are neither counts nor logs, or negative where counts were promised.
+        There is no such layer; the values are neither counts nor logarithms, or negative, whatever ``scale`` is.
     """
-    matrix, where = resolve_layer(adata, layer)
-    if matrix is None:
-        raise DataError("This AnnData has no X. Name a layer that holds the values: layer='...'.")
-    return as_source(matrix, where, scale)
+    return _source(select_matrix(adata, layer), scale)
 
 
-def as_source(matrix: Any, where: str, scale: Scale = "auto") -> Source:
-    """Any matrix of counts or log values, recognised; ``where`` names it in messages."""
+def as_source(
+    matrix: Any, where: str, scale: Scale = "auto", genes: pd.Index | None = None
+) -> Source:
+    """Any matrix of counts or logarithms, judged but not yet normalized.
+
+    Parameters
+    ----------
+    matrix
+        (cells, genes).
+    where
+        What to call it in messages.
+    scale
+        As in :func:`layer_source`.
+    genes
+        (genes,) names; numbers if not given.
+
+    Raises
+    ------
+    DataError
+        As :func:`layer_source`.
+    """
     csr = as_csr(matrix)
-    kind = recognise(csr.data, where) if scale == "auto" else scale
-    if kind == "log":
-        _log.info("%s: taken as log values, used as they are", where)
-        return Source(csr, None)
-    if csr.nnz and csr.data.min() < 0:
+    names = pd.RangeIndex(csr.shape[1]).map(str) if genes is None else genes
+    return _source(SelectedMatrix(csr, pd.DataFrame(index=names), where), scale)
+
+
+def _source(selected: SelectedMatrix, scale: Scale) -> Source:
+    csr, found = as_csr(selected.matrix), None
+    if scale == "auto":
+        found = selected.classify()
+        found.require_usable()
+    elif csr.nnz and csr.data.min() < 0:
         raise DataError(
-            f"{where} holds negative values ({csr.data.min():g}): these are not counts."
+            f"{selected.name} holds negative values ({csr.data.min():g}): these are neither counts nor logarithms of counts."
         )
-    _log.info("%s: raw counts, normalised to log1p of 10,000 per cell", where)
-    return Source(csr, np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel())
+    if selected.is_gene is not None:
+        csr = sp.csr_matrix(csr[:, selected.is_gene])
+        _log.info(selected.left_out)
+    if _is_logs(found, scale):
+        if found is not None and found.base != np.e:
+            csr = csr.astype(np.float64)
+            csr.data = found.natural_logs(csr.data)
+        text = f"{_sentence(found, selected, scale)}; used as they are"
+        _log.info(text)
+        return Source(csr, None, selected.genes, text)
+    text = f"{_sentence(found, selected, scale)}; normalized to log1p of 10,000 per cell"
+    _log.info(text)
+    totals = np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel()
+    return Source(csr, totals, selected.genes, text)
 
 
-def normalise(counts: sp.csr_matrix, totals: np.ndarray | None = None) -> sp.csr_matrix:
-    """log1p(10,000 x count / the cell's total), float64; ``totals`` (cells,) if genes were taken out."""
-    if totals is None:
-        totals = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
-    out = sp.csr_matrix(
-        (counts.data.astype(np.float64), counts.indices, counts.indptr), shape=counts.shape
-    )
-    # The order of operations is R's (count / total * 10,000), so that the last digit agrees too.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        out.data /= np.repeat(totals, np.diff(out.indptr))
-        out.data *= TARGET
-    np.log1p(out.data, out=out.data)
-    return out
+def _is_logs(found: ValueScale | None, scale: Scale) -> bool:
+    return scale == "log" if found is None else found.kind != "counts"
+
+
+def _sentence(found: ValueScale | None, selected: SelectedMatrix, scale: Scale) -> str:
+    return f"{selected.name} was stated to hold {scale}" if found is None else found.sentence

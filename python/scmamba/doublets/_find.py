@@ -22,7 +22,7 @@ from scipy import sparse
 from .._version import __version__
 from ..data.doublet_simulation import Recipe, simulate_doublets
 from ..data.provenance import KEY
-from ..data.values import detect_value_scale
+from ..data.selection import select_matrix
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import progress, say
 from ..utils.threads import single_blas_thread
@@ -198,21 +198,18 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
     """(n, genes) float64 CSR of counts, or an error that says what the values are."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
-    if layer is not None and layer not in adata.layers:
-        raise DataError(
-            f"There is no layer '{layer}'; the layers are {list(adata.layers) or 'none'}. Leave layer out to use X."
-        )
-    matrix = adata.X if layer is None else adata.layers[layer]
-    if matrix is None:
-        raise DataError(f"X is empty; name one of the layers {list(adata.layers)} with layer=...")
-    values = detect_value_scale(matrix, force=True)
+    selected = select_matrix(adata, layer)
+    values = selected.detect(force=True)
     if values.kind == "log1p":
         raise DataError(
-            f"{values.sentence}, and two cells in a droplet are counts added up. Give raw counts, in X or in a layer (layer='counts')."
+            f"{values.sentence}, but simulated doublets are sums of counts. Give raw counts, in X or in a layer (layer='counts')."
         )
-    counts = sparse.csr_matrix(matrix[:] if adata.isbacked else matrix, dtype=np.float64, copy=True)
+    matrix = selected.matrix[:] if adata.isbacked else selected.matrix
+    counts = sparse.csr_matrix(matrix, dtype=np.float64, copy=True)
+    if selected.is_gene is not None:
+        counts.data[~selected.is_gene[counts.indices]] = 0
     if values.kind == "log1p_counts":
-        counts.data = np.rint(np.expm1(counts.data))
+        counts.data = np.rint(values.linear(counts.data))
     counts.sum_duplicates()
     counts.eliminate_zeros()
     return counts

@@ -61,6 +61,7 @@ def open_imputer(
         layer=options.layer,
         gene_column=options.gene_column,
         force=options.force,
+        same_genes=True,
     )
     if options.to_counts and cells.values.kind == "log1p":
         raise DataError(

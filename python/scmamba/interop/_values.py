@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..data.values import is_integer
 from ..utils.errors import DataError
 
 _NA_INTEGER = -(2**31)
@@ -134,7 +135,7 @@ def matrix(value: Any) -> sparse.csr_matrix | np.ndarray:
     if "Dim" in value.list_attrs():
         rows, columns = (int(n) for n in value.do_slot("Dim"))
         x = np.asarray(value.do_slot("x").memoryview()) if len(value.do_slot("x")) else np.empty(0)
-        data = x.astype(np.int32) if whole(x) else x.copy()
+        data = x.astype(np.int32) if is_integer(x) and _fits_32_bits(x) else x.copy()
         out = sparse.csr_matrix(
             (data, memory(value.do_slot("i"), np.int32), memory(value.do_slot("p"), np.int32)),
             shape=(columns, rows),
@@ -145,15 +146,8 @@ def matrix(value: Any) -> sparse.csr_matrix | np.ndarray:
     return memory(value, np.float64).reshape(columns, rows)
 
 
-def whole(x: np.ndarray) -> bool:
-    """Whether all values are whole numbers that fit 32 bits; a part at a time, so no large temporary is made."""
-    if x.dtype.kind in "bu" or (x.dtype.kind == "i" and x.dtype.itemsize <= 4):
-        return True
-    for start in range(0, len(x), 1 << 20):
-        part = x[start : start + (1 << 20)]
-        if not (np.array_equal(part, np.rint(part)) and np.abs(part).max() < 2**31):
-            return False
-    return True
+def _fits_32_bits(x: np.ndarray) -> bool:
+    return len(x) == 0 or x.dtype == bool or bool(x.min() > -(2**31) and x.max() < 2**31)
 
 
 def tree(value: Any) -> Any:

@@ -29,6 +29,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..data.selection import select_matrix
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
 from ..utils.progress import say
@@ -455,8 +456,7 @@ class SeuratBuilder:
             return {"counts": "layers/counts"} | ({} if adata.X is None else {"data": "X"})
         if adata.X is None:
             return {}
-        data = adata.X.data if sparse.issparse(adata.X) else np.asarray(adata.X).ravel()
-        counts = bool(len(data) == 0 or (data.min() >= 0 and v.whole(data)))
+        counts = select_matrix(adata).classify().kind in ("counts", "empty")
         place = {"counts" if counts else "data": "X"}
         return place | ({"data": "layers/data"} if counts and "data" in adata.layers else {})
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy import sparse
 
-from .knn import log_values, nearest_neighbors
+from ..data.values import log1p_cp10k
+from .knn import nearest_neighbors
 from .svd import principal_components
 
 _SHARED = (
@@ -58,7 +59,7 @@ class BatchBalancedKNN:
     ) -> None:
         self.counts = sparse.csr_matrix(counts, dtype=np.float32)
         self.seen = np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
-        values = log_values(sparse.csr_matrix(counts, dtype=np.float64), totals)
+        values = log1p_cp10k(counts, totals, dtype=np.float64)
         self.mean_value = np.asarray(values.mean(axis=0)).ravel()
         self.scores, self.basis = principal_components(values, components, seed=seed)
         self.batch_members = (
@@ -77,7 +78,7 @@ class BatchBalancedKNN:
 
     def project(self, counts: sparse.csr_matrix, totals: np.ndarray) -> np.ndarray:
         """(r, d) the components of other cells, or of members."""
-        return log_values(sparse.csr_matrix(counts, dtype=np.float64), totals) @ self.basis
+        return log1p_cp10k(counts, totals, dtype=np.float64) @ self.basis
 
     def query(
         self,

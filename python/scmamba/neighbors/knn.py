@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import sparse
 
 
 def nearest_neighbors(
@@ -42,11 +41,4 @@ def nearest_neighbors(
         found = np.argpartition(distance, k - 1, axis=1)[:, :k]
         order = np.argsort(np.take_along_axis(distance, found, axis=1), axis=1, kind="stable")
         out[start : start + block] = np.take_along_axis(found, order, axis=1)
-    return out
-
-
-def log_values(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
-    """log1p of counts per 10,000 of each cell's total; (n, g) sparse, (n,) totals."""
-    out = counts.copy()
-    out.data = np.log1p(out.data * np.repeat(1e4 / np.maximum(totals, 1e-12), np.diff(out.indptr)))
     return out

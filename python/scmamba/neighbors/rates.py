@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from ..data.values import log1p_cp10k
 from ..utils.errors import DataError
-from .knn import log_values, nearest_neighbors
+from .knn import nearest_neighbors
 from .svd import principal_components
 
 _BLOCK = 256  # cells whose dense rates (block x genes float64) are held at a time
@@ -166,8 +167,10 @@ def knn_rates(
         pool_totals = (
             sums if reference_totals is None else np.asarray(reference_totals, dtype=np.float64)
         )
-    scores, basis = principal_components(log_values(pool, pool_totals), components, seed=seed)
-    query = scores if reference is None else log_values(visible, totals) @ basis
+    scores, basis = principal_components(
+        log1p_cp10k(pool, pool_totals, dtype=np.float64), components, seed=seed
+    )
+    query = scores if reference is None else log1p_cp10k(visible, totals, dtype=np.float64) @ basis
     seen = np.asarray(pool.sum(axis=1)).ravel()
     gene_rate = np.asarray(pool.sum(axis=0)).ravel() / max(seen.sum(), 1.0)
     return NeighborRates(

@@ -123,7 +123,7 @@ def test_bad_values_far_into_a_file_are_found(tmp_path):
     with pytest.raises(DataError, match="minus holds negative or missing values in rows 0 to 700"):
         _ = bad.totals
     counts[0, 0] = -1
-    with pytest.raises(DataError, match="minus: The values go down to -1"):
+    with pytest.raises(DataError, match=r"minus: X holds negative values \(down to -2\)"):
         gather(cells_of(counts, name="minus"))
     with pytest.raises(DataError, match="nothing: it is empty: 0 cells x 3 genes"):
         gather(cells_of(np.ones((0, 3)), name="nothing"))

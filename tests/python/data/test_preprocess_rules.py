@@ -87,7 +87,7 @@ def test_logs_of_one_total_per_cell(scale):
     assert values.kind == "log1p" and values.scale == pytest.approx(scale)
     assert (
         values.sentence
-        == f"X holds log-normalised values (expm1 sums to about {scale:,.0f} per cell)"
+        == f"X holds log-normalized values (expm1 sums to about {scale:,.0f} per cell)"
     )
 
 
@@ -96,7 +96,7 @@ def test_how_far_totals_may_lie_apart():
     q = np.quantile(totals_of(1.51), [0.05, 0.95])
     assert q[1] / q[0] == pytest.approx(1.51)
     assert detect_value_scale(near).scale == pytest.approx(np.median(totals_of(1.49)))
-    with pytest.raises(DataError, match=f"sums to anything between {q[0]:,.0f} and {q[1]:,.0f};"):
+    with pytest.raises(DataError, match=f"lie between {q[0]:,.0f} and {q[1]:,.0f};"):
         detect_value_scale(apart)
     forced = detect_value_scale(apart, force=True)
     assert forced.kind == "log1p" and forced.scale == pytest.approx(np.median(totals_of(1.51)))
@@ -112,8 +112,8 @@ def test_every_block_of_cells_is_looked_at():
     matrix = np.array([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
     assert detect_value_scale(matrix, block=2).kind == "counts"
     for row, value, words in (
-        (4, np.nan, "1 values are NaN"),
-        (2, -1.5, "go down to -1.5: "),
+        (4, np.nan, "1 values of X are NaN"),
+        (2, -1.5, r"\(down to -1.5\)"),
         (4, -np.inf, "infinite"),
     ):
         bad = matrix.copy()
@@ -125,12 +125,12 @@ def test_every_block_of_cells_is_looked_at():
     assert "corrected counts" in detect_value_scale(fraction, block=2).sentence
     logs = logs_with_totals(totals_of(1.3))
     assert detect_value_scale(logs, block=7) == detect_value_scale(logs)
-    with pytest.raises(DataError, match="2 values are NaN or infinite"):
+    with pytest.raises(DataError, match="2 values of X are NaN or infinite"):
         detect_value_scale(np.array([[np.nan, 1], [np.inf, 2]]))
 
 
 def test_what_is_no_matrix_of_numbers():
-    with pytest.raises(DataError, match="Every value is zero"):
+    with pytest.raises(DataError, match="holds zeros only"):
         detect_value_scale(sparse.csr_matrix((np.zeros(2), ([0, 1], [0, 1])), shape=(2, 2)))
     with pytest.raises(DataError, match="object values; numbers are expected"):
         detect_value_scale(np.array([["a", "b"]], dtype=object))
@@ -207,10 +207,8 @@ def test_logs_of_counts_are_those_counts_also_where_none_is_one():
 def test_logs_of_counts_of_one_gene_can_be_summed():
     cells = cells_of(np.log1p([[1, 2, 3, 4]]), [GENES[0], GENES[0], GENES[1], GENES[3]])
     assert cells.to_model(cells.linear(slice(0, 1)))[1].tolist() == pytest.approx([10])
-    with pytest.raises(
-        DataError, match="1 genes stand in more than one row, and logarithms cannot be added"
-    ):
-        cells_of(np.log1p(1e4 * np.array([[1, 2, 4]]) / 7), [GENES[0], GENES[0], GENES[1]])
+    scaled = cells_of(np.log1p(1e4 * np.array([[1, 2, 4]]) / 7), [GENES[0], GENES[0], GENES[1]])
+    assert scaled.to_model(scaled.linear(slice(0, 1)))[1].tolist() == pytest.approx([1e4])
 
 
 def test_the_matrix_that_is_named_is_read():
@@ -224,10 +222,10 @@ def test_the_matrix_that_is_named_is_read():
     assert read.linear(slice(0, 1)).toarray().tolist() == [
         [5, 6, 7, 8]
     ] and read.columns.tolist() == [3, 2, 1, 0]
-    with pytest.raises(DataError, match=r"no layer 'x'; the layers are \['raw'\]"):
+    with pytest.raises(DataError, match=r"no layer 'x'. Its layers: 'raw'; it also has X\."):
         read_cells(data, VOCABULARY, layer="x")
     data.X = None
-    with pytest.raises(DataError, match=r"X is empty; name one of the layers \['raw'\]"):
+    with pytest.raises(DataError, match=r"X is empty. Its layers: 'raw'\."):
         read_cells(data, VOCABULARY)
     assert len(read_cells(data, VOCABULARY, layer="raw")) == 1
 

@@ -293,6 +293,7 @@ def test_layers_are_recognised_and_cut():
     counts = np.array([[1, 3, 0], [2, 2, 4], [0, 5, 5]])
     adata = ad.AnnData(sp.csr_matrix(counts))
     adata.layers["scmamba"] = np.array([[0.5, 0, 1], [0, 2, 0.1], [1, 1, 1.5]])
+    adata.uns["scmamba"] = {"impute": {"summary": {"scale": "log1p(CP10k)"}}}
     layers = LayerValues(adata, ["counts", "scmamba"])
     assert layers.scales == {"counts": "counts", "scmamba": "log"}
     got = layers.values("counts", np.array([2, 0]))
@@ -303,7 +304,7 @@ def test_layers_are_recognised_and_cut():
         with pytest.raises(DataError, match="Name each layer once"):
             LayerValues(adata, names)
     adata.layers["holes"] = np.array([[0.5, np.nan, 1]] * 3)
-    with pytest.raises(DataError, match="negative or missing"):
+    with pytest.raises(DataError, match="3 values of .* are NaN"):
         LayerValues(adata, ["holes"])
 
 

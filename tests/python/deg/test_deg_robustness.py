@@ -274,7 +274,7 @@ def test_messages(cohort):
         robustness(holes, "disease", "donor", verbose=False)
     scaled = cohort.copy()
     scaled.layers["scmamba"] = scaled.layers["scmamba"].toarray() - 1
-    with pytest.raises(DataError, match="negative or missing"):
+    with pytest.raises(DataError, match="holds (negative|scaled)"):
         robustness(scaled, "disease", "donor", verbose=False)
 
 

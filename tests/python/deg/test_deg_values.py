@@ -8,20 +8,17 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scmamba.deg.values import (
-    TARGET,
-    as_csr,
-    as_source,
-    layer_source,
-    normalise,
-    recognise,
-    resolve_layer,
-)
+from scmamba.data.values import SCALE, log1p_cp10k
+from scmamba.deg.values import as_csr, as_source, layer_source
 from scmamba.utils.errors import DataError
 
 COUNTS = np.array([[2, 0, 6], [0, 0, 0], [1, 1, 2]], dtype=float)
 # by hand: log1p(2/8 * 10,000), ...
 LOGS = np.log1p([[2500, 0, 7500], [0, 0, 0], [2500, 2500, 5000]])
+
+
+def normalise(counts, totals=None):
+    return log1p_cp10k(counts, totals, dtype=np.float64)
 
 
 @pytest.fixture()
@@ -32,7 +29,7 @@ def adata() -> ad.AnnData:
 
 
 def test_log1p_of_ten_thousand_per_cell():
-    assert TARGET == 10_000
+    assert SCALE == 10_000
     got = normalise(sp.csr_matrix(COUNTS.astype(np.int32)))
     assert got.dtype == np.float64
     np.testing.assert_array_equal(got.toarray(), LOGS)
@@ -59,48 +56,36 @@ def test_a_part_of_a_source_keeps_the_totals_of_all_genes():
 
 
 def test_which_matrix(adata):
-    for name in (None, "X", "counts", "raw"):
-        matrix, where = resolve_layer(adata, name)
-        assert matrix is adata.X and where == "X"
-    matrix, where = resolve_layer(adata, "scmamba")
-    assert (matrix != adata.layers["scmamba"]).nnz == 0 and where == "layers['scmamba']"
-    adata.layers["counts"] = adata.layers["scmamba"] * 2
-    assert resolve_layer(adata, "counts")[1] == "layers['counts']"  # a layer of that name wins
-    with pytest.raises(DataError, match="no layer 'imputed'.*scmamba, counts"):
-        resolve_layer(adata, "imputed")
-    empty = ad.AnnData(obs=adata.obs)
-    with pytest.raises(DataError, match="has no X"):
-        layer_source(empty)
+    for name in (None, "X"):
+        assert layer_source(adata, name).totals.tolist() == [8, 0, 4]
+    logs = layer_source(adata, "scmamba")
+    assert logs.totals is None and (logs.matrix != adata.layers["scmamba"]).nnz == 0
+    for name in ("counts", "raw", "imputed"):
+        with pytest.raises(DataError, match="no (layer|adata.raw).*'scmamba'"):
+            layer_source(adata, name)
+    adata.raw = ad.AnnData(
+        sp.csr_matrix(np.hstack([COUNTS, [[2.0], [1], [0]]])), var=pd.DataFrame(index=list("vwxy"))
+    )
+    raw = layer_source(adata, "raw")
+    assert raw.totals.tolist() == [10, 1, 4] and list(raw.genes) == list("vwxy")
+    with pytest.raises(DataError, match="X is empty"):
+        layer_source(ad.AnnData(obs=adata.obs))
 
 
-def test_recognised_by_the_values():
-    assert recognise(np.array([1, 2, 3]), "X") == "counts"
-    assert recognise(np.array([1, 2, -3]), "X") == "log"  # whole numbers below zero are no counts
-    assert recognise(np.array([], dtype=int), "X") == "log"
-    assert recognise(np.array([], dtype=float), "X") == "log"
-    assert recognise(np.array([True]), "X") == "counts"
-    assert recognise(np.array([0]), "X") == "counts"
-    assert recognise(np.array([1.0, 25.0, 1e6]), "X") == "counts"
-    assert recognise(np.array([1.0, 2.0, np.nan]), "X") == "counts"
-    assert recognise(np.array([-1.0, 2.0]), "X") == "log"
-    assert recognise(np.array([1.0, 2.5]), "X") == "log"
-    # log2 of a million is 19.93: the largest logarithm there is in practice
-    assert recognise(np.array([0.5, 20.0]), "X") == "log"
-    with pytest.raises(DataError, match="X go up to 21 .*neither counts nor"):
-        recognise(np.array([0.5, 20.6]), "X")
-    with pytest.raises(DataError, match="layers .*infinite"):
-        recognise(np.array([0.5, -np.inf]), "layers")
+def test_logarithms_of_any_base_are_tested_as_natural_ones(adata):
+    for base in (2, 10):
+        adata.layers["log"] = sp.csr_matrix(LOGS / np.log(base))
+        source = layer_source(adata, "log")
+        np.testing.assert_allclose(source.logs().toarray(), LOGS, rtol=1e-12)
+        assert source.totals is None and f"base {base}" in source.values
 
 
-def test_values_are_read_to_the_end():
-    """The pieces of a large matrix: the last value decides."""
-    many = np.ones((1 << 22) + 5, dtype=np.float32)
-    assert recognise(many, "X") == "counts"
-    many[-1] = 1.5
-    assert recognise(many, "X") == "log"
-    many[0] = 30.0
-    with pytest.raises(DataError, match="neither"):
-        recognise(many, "X")
+def test_antibodies_do_not_count(adata):
+    adata.var["feature_types"] = ["Gene Expression", "Gene Expression", "Antibody Capture"]
+    adata.var_names = list("abc")
+    source = layer_source(adata)
+    assert source.totals.tolist() == [2, 0, 2] and list(source.genes) == ["a", "b"]
+    assert source.logs().shape == (3, 2)
 
 
 def test_the_callers_matrix_is_left_alone():

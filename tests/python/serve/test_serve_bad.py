@@ -405,7 +405,7 @@ def plain_file(**arrays: list[float]) -> Callable[[ad.AnnData, Path], Path]:
 #: Kind -> its file and what the sentence says.
 JOBS: dict[str, tuple[Callable[[ad.AnnData, Path], Path], str]] = {
     "no genes in common": (with_values(strangers), "gene"),
-    "negative values": (with_values(lambda a: a.X.data.__imul__(-1)), "go down to"),
+    "negative values": (with_values(lambda a: a.X.data.__imul__(-1)), "negative values"),
     "NaN": (with_values(lambda a: a.X.data.__setitem__(0, np.nan)), "(?i)nan|missing"),
     "infinite values": (with_values(lambda a: a.X.data.__setitem__(0, np.inf)), "(?i)inf|NaN"),
     "indices beyond the genes": (

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ...data.values import detect_value_scale
+from ...data.selection import select_matrix
 from ...utils.errors import DataError
 from ...utils.progress import progress, say
 from .metrics import score
@@ -184,8 +184,9 @@ def _counts(
     adata: AnnData, layer: str | None, min_total: float, min_cells: int
 ) -> tuple[AnnData, sparse.csr_matrix, np.ndarray]:
     """The cells and genes that are scored: object, sorted CSR float64 counts, totals over all genes."""
-    matrix = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer])
-    values = detect_value_scale(matrix)
+    selected = select_matrix(adata, layer)
+    values = selected.detect()
+    matrix = selected.rows(slice(None))
     if values.kind != "counts":
         raise DataError(
             f"Raw counts are needed to mask and score values, but {values.sentence}. "

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ...data.values import log1p_cp10k
 from ...neighbors.rates import NeighborRates, knn_rates, truncated_mean
 from ...utils.deprecation import warn_renamed
 from ...utils.errors import DataError
@@ -74,9 +75,7 @@ class Hidden:
 
 
 def _log_values(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
-    out = counts.copy()
-    out.data = np.log1p(out.data * np.repeat(1e4 / totals, np.diff(out.indptr)))
-    return out
+    return log1p_cp10k(counts, totals, dtype=np.float64)
 
 
 def _one(hidden: Hidden) -> np.ndarray:
