@@ -46,6 +46,7 @@ _HOMES = {
     "pseudobulk": "deg",
     "robustness": "deg",
     "save_checkpoint": "model",
+    "settings": "utils.settings",
 }
 #: Former public name -> today's name; calls of the former one warn.
 _RENAMED = {"detect_doublets": "find_doublets", "gene_neighbours": "gene_neighbors"}
@@ -96,6 +97,7 @@ __all__ = [
     "pseudobulk",
     "robustness",
     "save_checkpoint",
+    "settings",
 ]
 
 if TYPE_CHECKING:
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
     from .nn.config import ModelConfig
     from .preprocessing import PrepareConfig, prepare
     from .training import finetune, pretrain
+    from .utils.settings import settings
 
 
 def __getattr__(name: str) -> Any:

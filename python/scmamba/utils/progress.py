@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from .settings import logger, settings
+
 T = TypeVar("T")
 
 # A host (R through reticulate, the server) may take over the display: it sets this to a function of
@@ -51,7 +53,7 @@ def progress(
 
         yield report
         return
-    if not verbose or total == 0:
+    if not (verbose and settings.shows_progress) or total == 0:
         yield _silent
         return
     if not sys.stderr.isatty():
@@ -169,4 +171,4 @@ def say(text: str, verbose: bool) -> None:
     if speaker is not None:
         speaker(text)
     else:
-        print(f"scMamba: {text}", file=sys.stderr, flush=True)
+        logger.info(text)
