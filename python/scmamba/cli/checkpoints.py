@@ -35,7 +35,7 @@ def convert_checkpoint(
 
 
 def models() -> None:
-    """List the models at hand, and those that can be fetched."""
+    """List the available models, and those that can be fetched."""
     from ..model import list_models, load_model, registry
 
     for name in list_models():
@@ -53,7 +53,7 @@ def models() -> None:
 def fetch_model(
     name: Annotated[str, typer.Argument(help="A model of the registry.")], quiet: Quiet = False
 ) -> None:
-    """Fetch a model, check it and keep it; load_model does the same when it is first asked for."""
+    """Fetch a model and verify it; load_model does the same when the model is first used."""
     from ..model import fetch_model as fetch
 
     typer.echo(str(fetch(name, verbose=not quiet)))
@@ -64,7 +64,7 @@ def pack_model(
     output: Annotated[Path, typer.Option("--output", "-o", help="The .zip to write.")],
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a checkpoint as one file to be put on the web, and print its entry for a registry."""
+    """Write a checkpoint as one file for the web, and print its entry for a registry."""
     import json
 
     from ..model import pack_model as pack

@@ -16,7 +16,7 @@ def cohort(
         int | None, typer.Option(help="Keep this many genes; all 10,000 if not given.")
     ] = None,
     disease_fraction: Annotated[float, typer.Option(help="Share of donors with AD.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same cohort.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same cohort.")] = 0,
 ) -> None:
     """Write a SIMULATED human brain cohort (8 types, donors, a disease): raw counts and truth."""
     from ..datasets import brain_cohort
@@ -48,7 +48,7 @@ def convert(
     ] = False,
     compress: Annotated[bool, typer.Option(help="Compress the target; slower and smaller.")] = True,
     quiet: Annotated[
-        bool, typer.Option("--quiet", help="Do not say what could not be carried over.")
+        bool, typer.Option("--quiet", help="Do not list what could not be converted.")
     ] = False,
 ) -> None:
     """Convert Seurat or SingleCellExperiment files (.rds) to AnnData (.h5ad), or back."""

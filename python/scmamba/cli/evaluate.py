@@ -1,4 +1,4 @@
-"""``scmamba evaluate``: how good answers are where the truth is known."""
+"""``scmamba evaluate``: accuracy of results where the truth is known."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ Output = Annotated[
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
 
-app = typer.Typer(no_args_is_help=True, help="Compare answers with what is known.")
+app = typer.Typer(
+    no_args_is_help=True, help="Compare results with known types, doublets or values."
+)
 
 
 @app.command("annotation")
@@ -71,7 +73,7 @@ def annotation(
         calls,
         None if sure is None else kept[sure].to_numpy(dtype=float),
     )
-    _tell(report, output, f"{len(kept):,} cells")
+    _print_report(report, output, f"{len(kept):,} cells")
 
 
 @app.command("doublets")
@@ -108,7 +110,7 @@ def doublets(
     if empty := [name for name, values in scores.items() if not np.isfinite(values).any()]:
         raise ScMambaError(f"The column '{empty[0]}' holds no numbers.")
     calls = {columns[0]: _is_doublet(kept[called])} if called else None
-    _tell(
+    _print_report(
         doublet_report(_is_doublet(kept[truth]), scores, calls), output, f"{len(kept):,} droplets"
     )
 
@@ -116,7 +118,10 @@ def doublets(
 @app.command("imputation")
 def imputation(
     data: Annotated[
-        Path, typer.Argument(help="An .h5ad file of raw counts, of donors the models never saw.")
+        Path,
+        typer.Argument(
+            help="An .h5ad file of raw counts, of donors that were not used for training the models."
+        ),
     ],
     model: Annotated[
         list[str] | None,
@@ -126,16 +131,16 @@ def imputation(
         list[str] | None, typer.Option(help="Simple predictor beside it; default: all installed.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Layer to read; X if not given.")] = None,
-    min_total: Annotated[float, typer.Option(help="Cells with fewer counts are left out.")] = 2000,
+    min_total: Annotated[float, typer.Option(help="Minimum total counts of a cell.")] = 2000,
     cells: Annotated[
-        int | None, typer.Option(help="So many cells at random; all if not given.")
+        int | None, typer.Option(help="Number of cells, drawn at random; all if not given.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")] = 0,
     output: Output = None,
     overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
-    """Hide every counted value once, predict it, and score the predictions beside simple predictors."""
+    """Mask every counted value once, predict it, and compare the predictions with simple predictors."""
     from ..data.h5ad_files import open_backed
     from ..evaluation import nonzero_imputation
     from ..evaluation.reports import imputation_report
@@ -155,7 +160,7 @@ def imputation(
         seed=seed,
         verbose=not quiet,
     )
-    _tell(imputation_report(table), output, f"{table.attrs['cells']:,} cells")
+    _print_report(imputation_report(table), output, f"{table.attrs['cells']:,} cells")
 
 
 @app.command("clusters")
@@ -170,11 +175,11 @@ def clusters(
         list[str] | None,
         typer.Option(help="Layer of log values to compare; repeat for several. Default scmamba."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")] = 0,
     output: Output = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Cluster the counts and imputed layers alike: NMI, ARI and silhouette by type, and by donor."""
+    """Cluster the counts and imputed layers in the same way: NMI, ARI and silhouette by type, and by donor."""
     from ..data.h5ad_files import open_backed
     from ..data.values import log1p_cp10k
     from ..evaluation.reports import cluster_report
@@ -194,7 +199,7 @@ def clusters(
         **{name: kept.layers[name] for name in layers},
     }
     donors = None if donor is None else kept.obs[donor].astype(str).to_numpy()
-    _tell(
+    _print_report(
         cluster_report(values, kept.obs[truth].astype(str).to_numpy(), donors, seed=seed),
         output,
         f"{kept.n_obs:,} cells",
@@ -214,7 +219,7 @@ def _is_doublet(column: pd.Series) -> np.ndarray:
     return words.map(known).to_numpy(dtype=bool)
 
 
-def _tell(report: Report | AnnotationReport, output: Path | None, what: str) -> None:
+def _print_report(report: Report | AnnotationReport, output: Path | None, what: str) -> None:
     from ..utils.atomic import atomic_path
 
     typer.echo(report.summary.round(4).to_string())

@@ -1,4 +1,4 @@
-"""Commands that make models: ``scmamba pretrain``, ``scmamba finetune`` and ``scmamba vocab build``."""
+"""Commands that train models: ``scmamba pretrain``, ``scmamba finetune`` and ``scmamba vocab build``."""
 
 from __future__ import annotations
 
@@ -39,18 +39,20 @@ HeldOut = Annotated[
 ]
 Splits = Annotated[
     Path | None,
-    typer.Option(help="Table of donors (study, donor, split): made if absent, used if there."),
+    typer.Option(
+        help="Table of donors (study, donor, split): written if it does not exist, read if it does."
+    ),
 ]
 Work = Annotated[
     Path | None,
-    typer.Option(help="Folder for states, log and curve; a stopped run goes on from there."),
+    typer.Option(help="Folder for states, log and curve; a stopped run continues from there."),
 ]
-Donor = Annotated[str | None, typer.Option(help="Column of obs that names the donor.")]
+Donor = Annotated[str | None, typer.Option(help="Column of obs with the donor.")]
 Study = Annotated[
-    str | None, typer.Option(help="Column of obs that names the study; the file if not given.")
+    str | None, typer.Option(help="Column of obs with the study; the file if not given.")
 ]
-Disease = Annotated[str | None, typer.Option(help="Column of obs that names the diagnosis.")]
-Label = Annotated[str | None, typer.Option(help="Column of obs that names the cell type.")]
+Disease = Annotated[str | None, typer.Option(help="Column of obs with the diagnosis.")]
+Label = Annotated[str | None, typer.Option(help="Column of obs with the cell type.")]
 Layer = Annotated[str | None, typer.Option(help="Layer that holds the counts; X if not given.")]
 Cache = Annotated[
     Path | None,

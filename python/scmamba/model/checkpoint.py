@@ -1,7 +1,7 @@
 """Checkpoints: a directory with weights, config, genes, labels and a card. Nothing in it can run code.
 
 ``model.safetensors``, ``config.json``, ``genes.tsv`` (Ensembl ID, symbol), ``labels.json`` (if it classifies) and
-``model_card.md``. Names of shipped models and paths are both accepted wherever a model is asked for.
+``model_card.md``. Names of shipped models and paths are both accepted wherever a model is needed.
 """
 
 from __future__ import annotations

@@ -106,13 +106,13 @@ def _clean(state: dict[str, Tensor]) -> dict[str, Tensor]:
             ("in_proj.bias", "out_proj.bias", "norm.bias", "norm_f.bias", "gene_id_embedding.bias")
         ):
             raise CheckpointError(
-                f"'{key}' means a variant (biased projections or LayerNorm) this reader does not know."
+                f"'{key}' means a variant (biased projections or LayerNorm) this reader does not support."
             )
     if ("backbone.layers.0.mixer.A_b_log" in weights) != (
         "backbone.layers.0.mixer.conv1d_b.weight" in weights
     ):
         raise CheckpointError(
-            "This is a bidirectional 'v1' mixer (shared convolution); only 'v2' and one-directional ones are known."
+            "This is a bidirectional 'v1' mixer (shared convolution); only 'v2' and one-directional ones are supported."
         )
     return weights
 

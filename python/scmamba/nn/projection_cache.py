@@ -82,7 +82,7 @@ class InputProjectionCache:
         ):
             return None
         if any(type(t) is not torch.nn.Parameter or t.is_inference() for t in sources):
-            return None  # nobody counts what is written to these
+            return None  # changes of these tensors are not counted
         if (
             torch.is_grad_enabled()
             or torch.is_autocast_enabled(embedded.device.type)
@@ -108,7 +108,7 @@ class InputProjectionCache:
 
 
 def is_worthwhile(device: torch.device, reads: str) -> bool:
-    """Whether the table is used when nobody says; a rule and not a measurement, for the same digits every time.
+    """Whether the table is used if ``lookup`` is not set; a rule and not a measurement, for the same digits every time.
 
     A cell of its expressed genes is a tenth of the table: one or two such cells would not pay for it.
     """

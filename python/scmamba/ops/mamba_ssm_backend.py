@@ -46,7 +46,7 @@ def _kernel() -> Callable[..., Tensor]:
 
 
 def _direction(d: Direction, kernel: Callable[..., Tensor]) -> Tensor:
-    """(B, E, L); the kernel wants unit stride in L, one type for the inputs, float32 parameters."""
+    """(B, E, L); the kernel needs unit stride in L, one type for the inputs, float32 parameters."""
     u, delta, A, B, C, D, bias = d.tensors
     rows = [
         (t.flip(1) if d.reverse else t).to(u.dtype).transpose(1, 2).contiguous()

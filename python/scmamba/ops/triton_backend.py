@@ -812,7 +812,7 @@ def self_check() -> str:
     """ "" when a small problem comes out right on this GPU, else what went wrong.
 
     The kernels can be compiled and interpreted without a GPU but not run; where they meet a chip or a driver
-    nobody has tried, plain torch is better than wrong numbers.
+    that was not tested, plain torch is better than wrong numbers.
     """
     g = torch.Generator().manual_seed(0)
     found = []

@@ -97,7 +97,7 @@ class SequenceConfig(MaskingOptions):
 
 @dataclass
 class Batch:
-    """(B, l) values, hidden positions, loss weights, genes and what is not padding (``None``: whole cells, all genes as they are)."""
+    """(B, l) values, masked positions, loss weights, genes and what is not padding (``None``: whole cells, all genes as they are)."""
 
     x: Tensor
     mask: Tensor
@@ -249,7 +249,7 @@ def _whole_cells(
 
 
 def is_zero_share(config: SequenceConfig) -> bool:
-    """Whether hidden zeros are drawn as a share of the cell's zeros (and any are hidden at all)."""
+    """Whether masked zeros are drawn as a share of the cell's zeros (and any are masked at all)."""
     return config.mask_zero > 0 and config.zeros[1] <= 1
 
 
@@ -258,7 +258,7 @@ def _share(config: SequenceConfig, rng: np.random.Generator) -> float:
 
 
 def _number_of_zeros(config: SequenceConfig, zeros: int, rng: np.random.Generator) -> int:
-    """How many of a cell's ``zeros`` to hide."""
+    """How many of a cell's ``zeros`` are masked."""
     if config.mask_zero <= 0:
         return 0
     if is_zero_share(config):
@@ -269,7 +269,7 @@ def _number_of_zeros(config: SequenceConfig, zeros: int, rng: np.random.Generato
 def expressed_genes(
     source: CellSource, row: int, config: SequenceConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One cell's columns, values, hidden positions and weights: its non-zeros and a sample of its zeros, all of those hidden."""
+    """One cell's columns, values, masked positions and weights: its non-zeros and a sample of its zeros, all of those masked."""
     span = slice(source.values.indptr[row], source.values.indptr[row + 1])
     on, values = source.values.indices[span], source.values.data[span]
     total_zeros = len(source.genes) - len(on)
@@ -284,7 +284,7 @@ def expressed_genes(
     hidden = np.concatenate(
         [rng.random(len(shown)) < config.mask_nonzero, np.ones(len(off), dtype=bool)]
     )
-    # The sampled zeros carry the weight of all zeros that would be hidden, scaled as the non-zeros were cut.
+    # The sampled zeros carry the weight of all zeros that would be masked, scaled as the non-zeros were cut.
     zero_weight = config.mask_zero * total_zeros * (len(shown) / max(len(on), 1)) / max(len(off), 1)
     weight = np.concatenate([np.ones(len(shown)), np.full(len(off), zero_weight)])
     x = np.concatenate([values, np.zeros(len(off), dtype=np.float32)])
@@ -305,7 +305,7 @@ def _zero_columns(
 def pad(
     cells: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]], genes: np.ndarray
 ) -> Batch:
-    """Cells as (columns, values, hidden, weights) -> a batch as long as the longest; ``genes`` (m,) says which gene a column is."""
+    """Cells as (columns, values, hidden, weights) -> a batch as long as the longest; ``genes`` (m,) is the gene of each column."""
     length = max(1, max(len(columns) for columns, *_ in cells))
     shape = (len(cells), length)
     x, weight = np.zeros(shape, np.float32), np.zeros(shape, np.float32)

@@ -40,7 +40,7 @@ def save_state(folder: Path, done: int, state: dict[str, Any], keep: int) -> Pat
 
 
 def load_state(folder: Path, verbose: bool = True) -> dict[str, Any] | None:
-    """The newest state that can be read, ``None`` if there is none; says which ones could not.
+    """The newest state that can be read, ``None`` if there is none; a message names those that cannot be read.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Where the cells of a step come from: sources in memory, or a collection on disk. Either way a step is a function of its number.
 
-Which cells make up step k follows from the seed and k; what is hidden from a cell from the seed, k and the cell. So a batch can be read
-by one process or by eight, at once or in pieces, and a run that was killed goes on as if nothing had happened.
+The cells of step k follow from the seed and k; the masked values of a cell from the seed, k and the cell. So a batch can be read
+by one process or by eight, at once or in pieces, and a run that was killed continues as if it had not been.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SourceSlice:
 
 
 class BatchSource(Protocol):
-    """Something that hands out the cells of a step."""
+    """A source of the cells of a step."""
 
     def __len__(self) -> int:
         """Cells there are."""
@@ -207,7 +207,7 @@ def make_slices_batch(
 ) -> Batch:
     """One batch of the cells of several sources; positions in it are those of the vocabulary.
 
-    What is hidden from a cell depends on ``seed`` and the cell's key alone.
+    The masked values of a cell depend on ``seed`` and the cell's key alone.
     """
     cells = [
         (part.source, row, np.random.default_rng([*seed, *key]))
@@ -224,7 +224,7 @@ def make_slices_batch(
     for i, (source, row, rng) in enumerate(cells):
         span = slice(source.values.indptr[row], source.values.indptr[row + 1])
         x[i, source.genes[source.values.indices[span]]] = source.values.data[span]
-        # Genes the study did not measure are read as zeros, as published, and nothing is learnt about them.
+        # Genes the study did not measure are read as zeros, as published, and do not enter the loss.
         chance = np.where(
             x[i, source.genes] != 0, np.float32(config.mask_nonzero), np.float32(config.mask_zero)
         )
@@ -235,7 +235,7 @@ def make_slices_batch(
 
 
 def batch_loss(network: nn.Module, batch: Batch) -> Loss:
-    """Weighted squared errors at the hidden positions (paper, Methods)."""
+    """Weighted squared errors at the masked positions (paper, Methods)."""
     device = next(network.parameters()).device
     x, mask, weight = (v.to(device) for v in (batch.x, batch.mask, batch.weight))
     genes: Tensor | None = None if batch.keep is None else batch.genes.to(device)
@@ -260,7 +260,7 @@ def sum_losses(losses: Sequence[Loss], network: nn.Module) -> Loss:
 def reconstruction(
     feed: BatchSource, sequence: SequenceConfig, config: TrainerConfig
 ) -> ShardedStep:
-    """The step of pre-training and of imputation: predict what is hidden (paper, Methods)."""
+    """The step of pre-training and of imputation: predict the masked values (paper, Methods)."""
 
     def draw(network: nn.Module, k: int, rng: np.random.Generator, share: BatchShard) -> Loss:
         parts = feed.draw(k, config.batch_size * share.whole, rng, share)

@@ -52,7 +52,7 @@ class BatchShard(NamedTuple):
 
 
 class ShardedStep:
-    """A step whose cells and hidden values depend on the seed, the step and the cell alone, however the batch is shared out.
+    """A step whose cells and masked values depend on the seed, the step and the cell alone, however the batch is divided.
 
     ``draw(network, k, rng, share)`` returns the :class:`Loss` of the share's cells; ``rng`` is the same in every process, so all draw the
     same batch and each computes its part of it.
@@ -79,14 +79,14 @@ class StepModule(nn.Module):
         """Sum of weighted errors and of weights of one share of step ``k``."""
         if isinstance(self.step, ShardedStep):
             return self.step.draw(self.network, k, np.random.default_rng([self.seed, k]), share)
-        # A plain step knows nothing of shares: each process and piece draws a batch of its own.
+        # A plain step is not divided: each process and piece draws a batch of its own.
         own = [] if share.whole == 1 else [share.rank, share.part]
         loss = self.step(self.network, k, np.random.default_rng([self.seed, k, *own]))
         return loss, torch.ones((), device=loss.device)
 
 
 class Strategy(Protocol):
-    """What the loop asks of an engine."""
+    """What the trainer needs of a strategy."""
 
     rank: int
     world: int
@@ -113,7 +113,7 @@ class Strategy(Protocol):
         """Wait for the other processes."""
 
     def state(self) -> dict[str, Any]:
-        """What must be kept to go on."""
+        """State that is needed to continue."""
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`state` gave."""
@@ -155,7 +155,7 @@ class SingleProcess:
         """Wait for the others."""
 
     def state(self) -> dict[str, Any]:
-        """What must be kept to go on: nothing."""
+        """State that is needed to continue: none."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -178,7 +178,7 @@ class FabricStrategy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if local * nodes > 1:
-                # Heads a recipe does not use have no gradient; DDP has to be told that this may be so.
+                # Heads that a recipe does not use have no gradient; DDP needs an option for that.
                 strategy: Any = DDPStrategy(find_unused_parameters=True)
                 self.fabric = Fabric(
                     accelerator=kind,
@@ -236,7 +236,7 @@ class FabricStrategy:
 
 
 def _processes() -> tuple[int, int]:
-    """Processes on this machine and machines, as torchrun or Slurm's srun says; (1, 1) if nothing started several."""
+    """Processes on this machine and machines, as set by torchrun or Slurm's srun; (1, 1) if nothing started several."""
     environ = os.environ
     if "LOCAL_WORLD_SIZE" in environ and "WORLD_SIZE" in environ:
         local = int(environ["LOCAL_WORLD_SIZE"])
@@ -284,7 +284,7 @@ def fabric_installed() -> bool:
 
 
 def choose_strategy(precision: str, device: torch.device, *, quick: bool) -> Strategy:
-    """Fabric, unless one process in single precision is all that is asked for and the run is ``quick`` or Fabric is not installed.
+    """Fabric, unless one process in single precision is enough and the run is ``quick`` or Fabric is not installed.
 
     Raises
     ------

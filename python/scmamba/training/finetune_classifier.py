@@ -1,7 +1,7 @@
 """Fine-tuning classifiers from cells on disk or in memory: cell types, and doublets against single cells (paper, Methods).
 
 The whole network trains; classification head and [CLS] token are new. Cross-entropy, optionally weighted so that rare classes count more.
-A new head undoes much of what the network knew before it has learnt anything itself. So unless the published head is wanted, it starts as
+A randomly initialized head damages much of the pre-trained weights during its first steps. Unless the published head is chosen, it starts as
 what logistic regression makes of the cell embeddings (a linear probe, then fine-tuning: Kumar et al. 2022, arXiv:2202.10054).
 """
 
@@ -40,7 +40,7 @@ from .trainer import TrainerConfig, Validate, fit
 NO_MASKING = SequenceConfig(mask_nonzero=0.0, mask_zero=0.0)
 #: Doublets are simulated in memory, from at most so many cells.
 MAX_SINGLETS = 50_000
-#: A head starts from what so many cells say.
+#: Number of cells of the linear probe that initializes a head.
 PROBE_CELLS = 4096
 
 
@@ -70,7 +70,7 @@ class LabelledCells:
 def labels_from_obs(
     cells: Collection, *, seed: int, similar: bool, names: Sequence[str] | None = None
 ) -> LabelledCells:
-    """Classes from the label column of a collection; cells without a label, or with one that is not in ``names``, are left out.
+    """Classes from the label column of a collection; cells without a label, or with one that is not in ``names``, are omitted.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def labels_from_simulated_doublets(
     max_cells: int = MAX_SINGLETS,
     verbose: bool = True,
 ) -> LabelledCells:
-    """Single cells and doublets simulated from them, within donors: ``fraction`` of the single cells, as the ``recipe`` says.
+    """Single cells and doublets simulated from them, within donors: ``fraction`` of the single cells, by the ``recipe``.
 
     The paper's are a tenth of the cells and the mean of two cells' counts (see :func:`scmamba.data.doublet_simulation.simulate_doublets`).
     """
@@ -399,7 +399,7 @@ def finetune_classes(
     name: str | None = None,
     verbose: bool = True,
 ) -> Model:
-    """Fine-tune a model to tell cell types (``annotate``: the collection's labels) or doublets (``doublets``: simulated ones).
+    """Fine-tune a model to classify cell types (``annotate``: the collection's labels) or doublets (``doublets``: simulated ones).
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ import torch
 from ..utils.atomic import atomic_path
 
 Row = dict[str, float]
-#: While a run goes on its CSV file is at most this old.
+#: Maximum age in seconds of the CSV file of a run.
 _SECONDS = 30.0
 
 

@@ -1,8 +1,8 @@
-"""The depth-aware objective: hide some of a cell's genes, say how often each would be counted given the rest.
+"""The depth-aware objective: mask some of a cell's genes and predict how often each is counted, given the rest.
 
 The squared error of log values, as published, mostly rewards knowing a cell's depth (a count of one is log1p(1e4 / total)). Here the
-cell's total is an offset and the gene's overall frequency a baseline, so the only thing left to learn is what makes this cell differ
-from the average. One reading of the cell's visible genes answers for all others at once: no mask tokens, no passes.
+cell's total is an offset and the gene's overall frequency a baseline, so what remains to be predicted is how this cell differs
+from the average. One reading of the cell's visible genes predicts all others at once: no mask tokens, no passes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _PRIOR = 50_000.0
 
 @dataclass(frozen=True)
 class RateConfig:
-    """What one step of the depth-aware objective hides.
+    """What one step of the depth-aware objective masks.
 
     Attributes
     ----------
     hidden
-        BatchShard of the genes hidden from a cell, drawn uniformly between these two numbers.
+        Share of a cell's genes that is masked, drawn uniformly between these two numbers.
     genes_per_step
         At most this many visible genes are read, a random subset if there are more; 0 for no limit.
     spread
@@ -88,7 +88,7 @@ def rate_loss(
     config: RateConfig,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Negative binomial deviance (up to a constant) of the hidden counts and zeros of some cells, per hidden count."""
+    """Negative binomial deviance (up to a constant) of the masked counts and zeros of some cells, per masked count."""
     loss = rate_sums(network, source, base, rows, config, [rng] * len(rows))
     return loss.total / loss.weight.clamp(min=1.0)
 
@@ -101,7 +101,7 @@ def rate_sums(
     config: RateConfig,
     generators: Sequence[np.random.Generator],
 ) -> Loss:
-    """The deviance of some cells and their hidden counts; what is hidden from a cell is drawn by its own generator."""
+    """The deviance of some cells and their number of masked counts; the masked genes of a cell are drawn by its own generator."""
     device = next(network.parameters()).device
     shown, cells, columns, counts, share, depth = [], [], [], [], [], []
     for i, (row, rng) in enumerate(zip(rows, generators)):
@@ -146,7 +146,7 @@ def _deviance(
     share: np.ndarray,
     spread: float,
 ) -> Loss:
-    """``counts`` -1 where the gene was visible; a zero is hidden with the chance ``share`` of its cell, so it counts by that share."""
+    """``counts`` -1 where the gene was visible; a zero is masked with the probability ``share`` of its cell, so it counts by that share."""
     device = log_mu.device
     at = torch.from_numpy(cells).to(device), torch.from_numpy(columns.astype(np.int64)).to(device)
     y = torch.from_numpy(counts).to(device, torch.float32)
@@ -154,7 +154,7 @@ def _deviance(
     absent = torch.log1p(spread * log_mu.exp()) / spread
     loss = (weight[:, None] * absent).sum() - (weight[at[0]] * absent[at]).sum()
     hidden, here, expected = y >= 0, log_mu[at], absent[at]
-    # -log NB = (y + 1/spread) log(1 + spread mu) - y log mu, constants left out
+    # -log NB = (y + 1/spread) log(1 + spread mu) - y log mu, constants omitted
     loss = (
         loss
         + torch.where(
@@ -197,7 +197,7 @@ def rate_validation(
     seed: int = 12345,
     bases: Sequence[Tensor] | None = None,
 ) -> Validate:
-    """A function of the network: the loss at the same hidden counts of the same held-out cells every time, a fifth of the genes hidden."""
+    """A function of the network: the loss at the same masked counts of the same held-out cells every time, a fifth of the genes masked."""
     fixed = replace(config, hidden=(0.2, 0.2), genes_per_step=0)
     known = (
         list(bases)

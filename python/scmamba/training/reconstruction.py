@@ -1,4 +1,4 @@
-"""Recipes: masked-expression pre-training and imputation fine-tuning (paper, Methods; spec "Pre-training", "Fine-tuning")."""
+"""Recipes: masked-expression pre-training and imputation fine-tuning (paper, Methods)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .trainer import Step, TrainerConfig, Validate
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Hidden shares of the two recipes (paper, Methods).
+#: Masked shares of the two recipes (paper, Methods).
 PRETRAIN = SequenceConfig(mask_nonzero=0.15, mask_zero=0.0)
 IMPUTE = SequenceConfig(mask_nonzero=0.4, mask_zero=0.04)
 
@@ -35,7 +35,7 @@ def reconstruction_loss(
     sequence: SequenceConfig,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Weighted mean squared error at the hidden positions of some cells (paper, Methods)."""
+    """Weighted mean squared error at the masked positions of some cells (paper, Methods)."""
     batch = make_batch(source, rows, sequence, network.config.reads, rng)
     device = next(network.parameters()).device
     x, mask = batch.x.to(device), batch.mask.to(device)
@@ -74,7 +74,7 @@ def reconstruction_step(
 def validation(
     sources: Sequence[CellSource], sequence: SequenceConfig, cells: int = 64, seed: int = 12345
 ):
-    """A function of the network: loss at the same hidden positions of the same held-out cells every time."""
+    """A function of the network: loss at the same masked positions of the same held-out cells every time."""
 
     def validate(network: nn.Module) -> dict[str, float]:
         losses = []

@@ -195,7 +195,7 @@ class Trainer:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be equal for a run to go on: precision and how the batch is shared out may change."""
+        """What must be equal for a run to continue; precision and the division of the batch may change."""
         config = asdict(self.config)
         share = config.pop("batch_size") * config.pop("accumulate") * self.engine.world
         for name in ("precision", "keep"):
@@ -280,7 +280,7 @@ class Trainer:
         if self.folder is not None:
             if self.engine.rank == 0:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            # All must go on from the same one, also where only the first process could read it.
+            # All must continue from the same one, also where only the first process could read it.
             state = self.engine.share_object(
                 load_state(self.folder, verbose) if self.engine.rank == 0 else None
             )
@@ -301,7 +301,7 @@ class Trainer:
                 kept.copy_(value)
             self.engine.load_state(state["engine"])
             torch.set_rng_state(state["random"])
-            say(f"going on after step {state['done']} of {self.config.steps}", verbose)
+            say(f"continuing after step {state['done']} of {self.config.steps}", verbose)
         rows = unpack_rows(state["log"]) if state else []
         self.record = MetricsLog(self.folder if self.engine.rank == 0 else None, rows)
         return int(state["done"]) if state else 0

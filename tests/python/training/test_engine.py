@@ -145,7 +145,7 @@ def test_kill_9_and_a_damaged_state_leave_the_curve_as_it_was(files, whole, tmp_
     damaged = tmp_path / "damaged"
     shutil.copytree(folder, damaged)
     assert run([*words, "--folder", str(folder)], verbose=True) == whole
-    assert "going on after step" in capfd.readouterr().err
+    assert "continuing after step" in capfd.readouterr().err
 
     newest = damaged / states[-1]
     content = bytearray(newest.read_bytes())
@@ -156,7 +156,7 @@ def test_kill_9_and_a_damaged_state_leave_the_curve_as_it_was(files, whole, tmp_
     said = capfd.readouterr().err
     assert (
         f"{states[-1]} cannot be used" in said
-        and f"going on after step {int(states[-2][6:-3])}" in said
+        and f"continuing after step {int(states[-2][6:-3])}" in said
     )
     assert not list(damaged.glob(".*leftover")), "what the killed process left is cleared"
     log = (damaged / "log.csv").read_text().splitlines()

@@ -1,11 +1,11 @@
-"""Matrix products of float32 by the matrix unit of recent Intel processors (AMX), which only knows bfloat16.
+"""Matrix products of float32 by the matrix unit of recent Intel processors (AMX), which computes in bfloat16 only.
 
 A float32 x is split into hi = bf16(x) and lo = bf16(x - hi), sixteen bits of mantissa together; a product is then
-``hi hi + hi lo + lo hi``, summed in float32. What is left out is 2**-17 of each term, so that a sum over hundreds of terms agrees
+``hi hi + hi lo + lo hi``, summed in float32. The error is 2**-17 of each term, so that a sum over hundreds of terms agrees
 with float32 to some 1e-6 of its size, for a quarter of the time: the unit does sixteen times the multiply-adds.
 
 Tiles are 16 rows of 64 bytes, in scratch one after another, hi before lo. A "rows" tile holds 16 rows of 32 terms of the
-sum, a "pairs" tile 16 pairs of terms for 16 columns (what the unit wants of its two operands).
+sum, a "pairs" tile 16 pairs of terms for 16 columns (the layout that the unit needs for its two operands).
 """
 
 # mypy: ignore-errors

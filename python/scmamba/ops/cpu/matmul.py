@@ -1,6 +1,6 @@
-"""The layers' matrix products: torch's, or the matrix unit's where the processor has one (see ``_amx``).
+"""The layers' matrix products: torch's, or the matrix unit's where the processor has one (see ``amx``).
 
-``SCMAMBA_LINEAR`` decides by hand: ``torch`` (float32 as ever), ``amx``, ``onednn``; anything else and unset: what is fastest here.
+``SCMAMBA_LINEAR`` overrides the choice: ``torch`` (float32 as ever), ``amx``, ``onednn``; anything else and unset: what is fastest here.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def matrix_unit() -> bool:
             for line in Path("/proc/cpuinfo").read_text().splitlines()
             if line.startswith("flags")
         ).split()
-        # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): the kernel saves the tiles only of those who asked
+        # arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): the kernel saves the tiles only of processes that request it
         return {"amx_bf16", "amx_tile", "avx512f"} <= set(flags) and ctypes.CDLL(None).syscall(
             158, 0x1023, 18
         ) == 0

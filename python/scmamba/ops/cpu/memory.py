@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 @cache
 def keep() -> bool:
-    """Tell glibc to keep large freed blocks; False where there is no glibc or the user said no."""
+    """Set glibc to keep large freed blocks; False without glibc or if the user turned it off."""
     if os.environ.get("SCMAMBA_MALLOC") == "0" or not sys.platform.startswith("linux"):
         return False
     try:
@@ -30,6 +30,6 @@ def keep() -> bool:
 
 
 def large_pages() -> None:
-    """Ask torch for 2 MB pages, which fault and miss less; torch reads this at its first large tensor."""
+    """Set torch to use 2 MB pages, which fault and miss less; torch reads this at its first large tensor."""
     if os.environ.get("SCMAMBA_MALLOC") != "0":
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

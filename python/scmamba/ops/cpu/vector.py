@@ -1,4 +1,4 @@
-"""Sixteen float32 lanes as one numba value, so that a kernel says which loop is the vector loop.
+"""Sixteen float32 lanes as one numba value, so that a kernel states which loop is the vector loop.
 
 Auto-vectorisation of the scan is fragile (changing the order of two loops costs a factor of nine), so
 the kernels in ``kernels.py`` are written with explicit vectors. LLVM lowers the sixteen lanes to
@@ -166,7 +166,7 @@ def within(typingctx: Any, x: Any, limit: Any) -> Any:
 
 @intrinsic
 def vmax(typingctx: Any, x: Any, y: Any) -> Any:
-    """The larger of two, lane by lane; not to be asked where one may be NaN."""
+    """The larger of two, lane by lane; undefined where one may be NaN."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         return builder.select(builder.fcmp_ordered(">", *args), *args)
@@ -176,7 +176,7 @@ def vmax(typingctx: Any, x: Any, y: Any) -> Any:
 
 @intrinsic
 def prefetch(typingctx: Any, address: Any) -> Any:
-    """Ask for a cache line: strided channel blocks defeat the hardware's prefetcher."""
+    """Prefetch a cache line: strided channel blocks defeat the hardware's prefetcher."""
 
     def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
         pointer = llvm.pointer(builder, args[0], ir.IntType(8))
