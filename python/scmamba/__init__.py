@@ -68,6 +68,7 @@ _ROOMS = (
     "neighbors",
     "nn",
     "ops",
+    "pl",
     "preprocessing",
     "training",
 )

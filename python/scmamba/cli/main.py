@@ -84,9 +84,9 @@ def serve(context: typer.Context) -> None:
 
 
 def _register() -> None:
-    from . import annotation, checkpoints, data, deg, doublets, evaluate, train
+    from . import annotation, checkpoints, data, deg, doublets, evaluate, report, train
 
-    for module in (train, checkpoints, data, deg, doublets, annotation, evaluate):
+    for module in (train, checkpoints, data, deg, doublets, annotation, evaluate, report):
         module.register(app)
 
 

@@ -137,7 +137,7 @@ def test_help_lists_every_command_and_loads_no_network():
     commands = {line.split()[1] for line in helped.splitlines() if line.startswith("│ ")}
     verbs = "impute embed annotate find-doublets find-markers robustness prepare genes"
     models = "models fetch-model pack-model convert-checkpoint pretrain finetune vocab"
-    rest = "cohort convert evaluate info serve"
+    rest = "cohort convert evaluate report info serve"
     assert set(f"{verbs} {models} {rest}".split()) <= commands
     assert not {"deg", "doublets"} & commands, "former names are hidden"
 
