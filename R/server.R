@@ -4,23 +4,30 @@
 #' verbs as `backend`. Only counts and names leave your machine, no Python is needed
 #' on it, and the result is the same.
 #'
-#' @param url Its address, such as `"http://gpu-box:8642"`.
-#' @param token What whoever runs it gave you; by default the environment variable
-#'   `SCMAMBA_TOKEN`. It is never kept in an object or its command log.
+#' @param url Address of the server, such as `"https://gpu-box:8642"`.
+#' @param token Token from the person who runs the server; by default the environment
+#'   variable `SCMAMBA_TOKEN`. It is never kept in an object or its command log.
+#' @param insecure Send the token over plain `http` to another machine, where others can
+#'   read it on the way.
 #'
 #' @return A server, for `ScMambaImpute(seu, backend = server)` and the other verbs;
 #'   or for `options(scmamba.backend = server)`, which all of them then use.
 #' @seealso [ScMambaImpute()], [ScMambaEmbed()], [ScMambaAnnotate()], [ScMambaDoublets()]
 #' @examples
-#' server <- ScMambaServer("http://localhost:8642")
+#' server <- ScMambaServer("https://gpu-box:8642")
 #' server
 #' @export
-ScMambaServer <- function(url, token = Sys.getenv("SCMAMBA_TOKEN", NA)) {
+ScMambaServer <- function(url, token = Sys.getenv("SCMAMBA_TOKEN", NA), insecure = FALSE) {
   .check_name(url, "url")
   if (!grepl("^https?://", url)) {
     .abort("{.arg url} must begin with http:// or https://, not {.val {url}}.")
   }
   if (is.null(token) || is.na(token) || !nzchar(token)) token <- NULL
+  here <- grepl("^http://(localhost|127\\.[0-9.]+|\\[::1\\])(:[0-9]+)?(/|$)", url)
+  if (!is.null(token) && !insecure && !here && !grepl("^https://", url)) {
+    .abort(c("{.val {url}} has no TLS: the token and the cells could be read on the way.",
+      i = "Use https://, or allow it with {.code insecure = TRUE}."))
+  }
   structure(list(url = sub("/+$", "", url), token = function() token), class = "scmamba_server")
 }
 
@@ -87,10 +94,23 @@ print.scmamba_server <- function(x, ...) {
       # Whole or not at all.
       part <- tempfile("scmamba-", tmpdir = dirname(folder))
       on.exit(unlink(part, recursive = TRUE), add = TRUE)
-      utils::unzip(archive, exdir = part)
+      .unpack_model(archive, part)
       if (!file.rename(part, folder)) .abort("{.file {folder}} cannot be written.")
     }
   )
+}
+
+# Unpacks the files of a checkpoint, and nothing else that an archive holds or names.
+.unpack_model <- function(archive, folder) {
+  known <- c("config.json", "genes.tsv", "labels.json", "model.safetensors", "model_card.md")
+  inside <- utils::unzip(archive, list = TRUE)$Name
+  inside <- inside[basename(inside) %in% known]
+  if (anyDuplicated(basename(inside)) > 0 || !all(known[c(1, 2, 4)] %in% basename(inside))) {
+    .abort("What the server sent is no model.", class = "scmamba_server_error")
+  }
+  dir.create(folder)
+  utils::unzip(archive, files = inside, exdir = folder, junkpaths = TRUE)
+  invisible(folder)
 }
 
 # Labelled cells, sent: what the server calls them.
@@ -178,6 +198,10 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     .abort(c("The server {server$url} cannot be reached.", x = .verbatim(conditionMessage(answer)),
       i = "Does it run, and is the address right?"), class = "scmamba_server_error")
   }
+  if (answer$status_code >= 300 && answer$status_code < 400) {
+    .abort("The server {server$url} redirects to another address; use the address of the server itself.",
+      class = "scmamba_server_error")
+  }
   if (answer$status_code >= 400) {
     body <- if (is.null(to)) rawToChar(answer$content) else paste(readLines(to, warn = FALSE), collapse = "")
     detail <- tryCatch(jsonlite::fromJSON(body)$detail, error = function(e) body)
@@ -197,7 +221,8 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
 .server_once <- function(server, method, path, file = NULL, to = NULL, headers = NULL, from = 0,
                          count = file.size(file)) {
   # A line that hangs for two minutes is a broken one.
-  handle <- curl::new_handle(customrequest = method, connecttimeout = 20, low_speed_limit = 1, low_speed_time = 120)
+  handle <- curl::new_handle(customrequest = method, connecttimeout = 20, low_speed_limit = 1, low_speed_time = 120,
+    followlocation = FALSE) # the token is for this server alone
   token <- server$token()
   if (!is.null(token)) headers$Authorization <- paste("Bearer", token)
   if (method == "HEAD") curl::handle_setopt(handle, nobody = TRUE)
@@ -319,7 +344,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   }
   config <- .find_python()
   data <- file.path(tempdir(), "scmamba-server")
-  dir.create(data, showWarnings = FALSE)
+  dir.create(data, showWarnings = FALSE, mode = "0700")
   # Not drawn: the user's random numbers are the user's.
   port <- 20000 + (Sys.getpid() * 7919 + as.integer(as.numeric(Sys.time()) %% 1e6)) %% 40000
   log <- file.path(data, "server.log")
@@ -328,10 +353,14 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     shQuote(config$python), shQuote(data), port, shQuote(log))
   system2("sh", c("-c", shQuote(line)), wait = FALSE,
     env = paste0("LD_LIBRARY_PATH=", shQuote(.clean_library_path())))
-  server <- ScMambaServer(sprintf("http://127.0.0.1:%d", port), token = NULL)
+  url <- sprintf("http://127.0.0.1:%d", port)
+  # The server writes its token once the port is its own: whoever else answers there is not believed.
+  token <- file.path(data, "local-token")
+  alive <- FALSE
   for (second in seq_len(240)) {
-    alive <- tryCatch(.server_once(server, "GET", "/v2/health/live", NULL, NULL)$status_code == 200,
-      error = function(e) FALSE)
+    server <- ScMambaServer(url, token = if (file.exists(token)) readLines(token, n = 1, warn = FALSE))
+    alive <- !is.null(server$token()) && tryCatch(
+      .server_once(server, "GET", "/v2/jobs", NULL, NULL)$status_code == 200, error = function(e) FALSE)
     if (alive) break
     Sys.sleep(0.25)
   }

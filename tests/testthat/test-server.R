@@ -92,7 +92,7 @@ test_that("an upload goes on where the line broke", {
   system2("sh", c("-c", shQuote(line)), wait = FALSE)
   withr::defer(tools::pskill(as.integer(readLines(pid))))
   for (look in 1:300) if (!file.exists(said) || length(readLines(said, warn = FALSE)) == 0) Sys.sleep(0.1)
-  server <- ScMambaServer(paste0("http://127.0.0.1:", readLines(said)[[1]]), token = NULL)
+  server <- ScMambaServer(paste0("http://127.0.0.1:", readLines(said)[[1]]), token = local$token())
   withr::local_options(scmamba.whole = 1000, scmamba.part = ceiling(size / 2))
   far <- ScMambaDoublets(object, sample = "donor", backend = server, verbose = FALSE)
   expect_identical(readLines(said)[-1], paste("broken", 1:3))
@@ -100,6 +100,45 @@ test_that("an upload goes on where the line broke", {
   # Nothing is left of it.
   parts <- file.path(tempdir(), "scmamba-server", "parts")
   expect_length(list.files(parts, recursive = TRUE), 0)
+})
+
+test_that("an archive of a model is unpacked into its folder and nowhere else", {
+  skip_if_not(nzchar(Sys.which("python3")))
+  top <- withr::local_tempdir()
+  make <- file.path(top, "make.py")
+  writeLines(c(
+    "import sys, zipfile",
+    "with zipfile.ZipFile(sys.argv[1], 'w') as file:",
+    "    for name in sys.argv[2:]: file.writestr(name, 'x')"
+  ), make)
+  archive <- file.path(top, "model.zip")
+  pack <- function(...) {
+    unlink(archive)
+    system2("python3", shQuote(c(make, archive, ...)))
+  }
+  good <- c("config.json", "genes.tsv", "model.safetensors")
+  pack(good, "../../ESCAPED", "../model_card.md", "/tmp/scmamba-escaped", "other")
+  folder <- file.path(top, "a", "b", "model")
+  dir.create(dirname(folder), recursive = TRUE)
+  scMamba:::.unpack_model(archive, folder)
+  expect_setequal(list.files(folder), c(good, "model_card.md"))
+  expect_setequal(list.files(top, recursive = TRUE),
+    c("make.py", "model.zip", file.path("a/b/model", c(good, "model_card.md"))))
+  expect_false(file.exists("/tmp/scmamba-escaped"))
+  for (bad in list("config.json", c(good, "x/config.json"))) {
+    pack(bad)
+    expect_error(scMamba:::.unpack_model(archive, file.path(top, "none")), "no model", class = "scmamba_error")
+  }
+})
+
+test_that("a token goes to another machine by TLS alone, unless allowed", {
+  expect_error(ScMambaServer("http://gpu-box:8642", token = "t"), "insecure = TRUE", class = "scmamba_error")
+  expect_error(ScMambaServer("http://127.0.0.1.example.org", token = "t"), "TLS", class = "scmamba_error")
+  for (url in c("https://gpu-box", "http://localhost:8642", "http://127.0.0.1:1/", "http://[::1]:1")) {
+    expect_s3_class(ScMambaServer(url, token = "t"), "scmamba_server")
+  }
+  expect_s3_class(ScMambaServer("http://gpu-box", token = "t", insecure = TRUE), "scmamba_server")
+  expect_s3_class(ScMambaServer("http://gpu-box", token = NULL), "scmamba_server")
 })
 
 test_that("a server that is not there, a wrong address and a token are handled", {

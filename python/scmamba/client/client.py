@@ -1,4 +1,4 @@
-"""``scmamba.Client``: the verbs on somebody else's machine; only the standard library and what scmamba needs anyway."""
+"""``scmamba.Client``: the verbs on another machine, with the standard library and what scmamba needs anyway."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.atomic import atomic_path
-from ..utils.deprecation import renamed_parameters
+from ..utils.deprecation import renamed_parameters, warn_renamed
 from ..utils.errors import ScMambaError
 from ..utils.progress import progress
+from .transport import open_request, refuse_plain_token
 from .upload import WHOLE, send_in_parts
 
 if TYPE_CHECKING:
@@ -38,7 +40,13 @@ _PATIENT = 15
 
 @dataclass(frozen=True)
 class KeptReference:
-    """Labelled cells a server keeps for somebody (:meth:`Client.keep_reference`)."""
+    """Labelled cells that a server keeps (:meth:`Client.keep_reference`).
+
+    Attributes
+    ----------
+    name
+        Id on the server.
+    """
 
     name: str
 
@@ -46,97 +54,264 @@ class KeptReference:
 class Client:
     """A server that runs scMamba's verbs (``python -m scmamba.serve``).
 
+    Objects and files are sent, the verb runs there, and the result is returned; the numbers are those of the direct call. Large files are
+    continued where a connection broke, and a server that is restarting is waited for (a minute and a half).
+
     Parameters
     ----------
-    url, token
-        Where it is, and the token whoever runs it gave you.
+    url
+        Address of the server, such as ``"https://box:8642"``.
+    token
+        Token from the person who runs the server; a server on this machine writes one into ``local-token`` in its data folder.
+    timeout
+        Seconds to wait for an answer before a request is repeated.
+    insecure
+        Send the token over plain ``http`` to another machine, where others can read it on the way.
+
+    Raises
+    ------
+    ScMambaError
+        The address is none, or the token would travel unprotected to another machine and ``insecure`` is not set.
 
     Examples
     --------
-    >>> server = Client("http://gpu-box:8642", "token")      # doctest: +SKIP
+    >>> server = Client("https://gpu-box:8642", "token")     # doctest: +SKIP
     >>> adata = server.impute(adata, seed=0)                 # doctest: +SKIP
     """
 
-    def __init__(self, url: str, token: str | None = None, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str | None = None,
+        *,
+        timeout: float = 60.0,
+        insecure: bool = False,
+    ) -> None:
         if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
             raise ScMambaError(
                 f"'{url}' is no address of a server; it begins with http:// or https://."
             )
+        if token and not insecure:
+            refuse_plain_token(url)
         self.url, self._token, self.timeout = url.rstrip("/"), token, timeout
         self._reached = False
 
     def impute(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
-        """As :func:`scmamba.impute`, there."""
+        """Impute on the server, as :func:`scmamba.impute` does.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, or the path of an ``.h5ad`` file; not changed.
+        **options
+            Options of :func:`scmamba.impute`, ``model`` (a name) and ``verbose``.
+
+        Returns
+        -------
+        A new object with ``layers["scmamba"]``.
+
+        Raises
+        ------
+        ScMambaError
+            The job failed, with the server's reason, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> adata = server.impute(adata, batch_key="donor")  # doctest: +SKIP
+        """
         return self.run("impute", adata, **options)
 
     def embed(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
-        """As :func:`scmamba.embed`, there."""
+        """Embed on the server, as :func:`scmamba.embed` does.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, or the path of an ``.h5ad`` file; not changed.
+        **options
+            Options of :func:`scmamba.embed`, ``model`` (a name) and ``verbose``.
+
+        Returns
+        -------
+        A new object with ``obsm["X_scmamba"]``.
+
+        Raises
+        ------
+        ScMambaError
+            The job failed, with the server's reason, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> adata = server.embed("cells.h5ad")               # doctest: +SKIP
+        """
         return self.run("embed", adata, **options)
 
+    @renamed_parameters(labels="label_key", donor="donor_key")
     def annotate(
         self,
         adata: AnnData | str | PathLike[str],
         *,
         reference: AnnData | str | PathLike[str] | KeptReference | None = None,
-        labels: str | Sequence[str] | None = None,
-        donor: str | None = "donor",
+        label_key: str | Sequence[str] | None = None,
+        donor_key: str | None = "donor",
         **options: Any,
     ) -> AnnData:
-        """As :func:`scmamba.annotate`, there, by markers or by a labelled ``reference``; the table is in ``obs``.
+        """Annotate on the server, by markers or by a labelled reference, as :func:`scmamba.annotate` does.
 
-        Of a reference in memory only the counts, the genes and the columns named in ``labels`` and ``donor`` are sent. It is deleted
-        there afterwards; one that serves for several calls is sent once by :meth:`keep_reference`.
+        Of a reference in memory only the counts, the gene names and the columns named here are sent. It is deleted on the server
+        afterwards; a reference for several calls is sent once by :meth:`keep_reference`.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, or the path of an ``.h5ad`` file; not changed.
+        reference
+            Labelled cells: an object, a file, or what :meth:`keep_reference` returned; marker genes are used if not given.
+        label_key
+            Column or columns of the reference's ``obs`` with the cell types.
+        donor_key
+            Column of the reference's ``obs`` with the donors, or ``None``.
+        **options
+            Further options of :func:`scmamba.annotate`, ``model`` (a name) and ``verbose``.
+
+        Returns
+        -------
+        A new object with the cell types in ``obs``.
+
+        Raises
+        ------
+        ScMambaError
+            ``label_key`` is missing, the job failed, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> adata = server.annotate(adata, reference=atlas, label_key="cell_type")  # doctest: +SKIP
         """
         if reference is None:
             return self.run("annotate", adata, **options)
-        if labels is None:
+        if label_key is None:
             raise ScMambaError(
-                "Which column of the reference holds the types? Name it with labels=..."
+                "reference= needs label_key=: the column of its obs with the cell types."
             )
-        columns = [labels] if isinstance(labels, str) else list(labels)
-        if donor is not None:
-            options["donor"] = donor
+        columns = [label_key] if isinstance(label_key, str) else list(label_key)
+        if donor_key is not None:
+            options["donor_key"] = donor_key
+        options["label_key"] = columns
         if isinstance(reference, KeptReference):
-            return self.run("annotate", adata, reference=reference.name, labels=columns, **options)
-        kept = self.keep_reference(
-            reference, labels=columns, donor=donor, layer=options.get("layer")
-        )
+            return self.run("annotate", adata, reference=reference.name, **options)
+        layer = options.get("reference_layer", options.get("layer"))
+        kept = self.keep_reference(reference, label_key=columns, donor_key=donor_key, layer=layer)
         try:
-            return self.run("annotate", adata, reference=kept.name, labels=columns, **options)
+            return self.run("annotate", adata, reference=kept.name, **options)
         finally:
             with contextlib.suppress(ScMambaError):
                 self.drop_reference(kept)
 
+    @renamed_parameters(labels="label_key", donor="donor_key")
     def keep_reference(
         self,
         reference: AnnData | str | PathLike[str],
         *,
-        labels: str | Sequence[str] = (),
-        donor: str | None = "donor",
+        label_key: str | Sequence[str] = (),
+        donor_key: str | None = "donor",
         layer: str | None = None,
     ) -> KeptReference:
-        """Send labelled cells, to be given to :meth:`annotate` again and again; the server forgets them after some days.
+        """Send labelled cells that :meth:`annotate` can use several times; the server deletes them after some days.
 
-        Of an object only the columns named are sent, of a file everything.
+        Parameters
+        ----------
+        reference
+            Labelled cells: an object, of which only the columns named here are sent, or a file, which is sent whole.
+        label_key
+            Column or columns of ``obs`` with the cell types.
+        donor_key
+            Column of ``obs`` with the donors, or ``None``.
+        layer
+            Layer with the counts; ``X`` if not given.
+
+        Returns
+        -------
+        A handle for :meth:`annotate` and :meth:`drop_reference`.
+
+        Raises
+        ------
+        ScMambaError
+            A column is missing, the file is refused, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> kept = server.keep_reference(atlas, label_key="cell_type")  # doctest: +SKIP
         """
-        columns = [labels] if isinstance(labels, str) else list(labels)
+        columns = [label_key] if isinstance(label_key, str) else list(label_key)
         if isinstance(reference, (str, PathLike)):
             return KeptReference(str(self._send("/v2/references", Path(reference))["id"]))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reference.h5ad"
             _only(
-                reference, [*columns, *([donor] if donor in reference.obs else [])], layer
+                reference, [*columns, *([donor_key] if donor_key in reference.obs else [])], layer
             ).write_h5ad(file)
             return KeptReference(str(self._send("/v2/references", file)["id"]))
 
     def drop_reference(self, reference: KeptReference) -> None:
-        """Delete labelled cells there."""
+        """Delete labelled cells on the server.
+
+        Parameters
+        ----------
+        reference
+            What :meth:`keep_reference` returned.
+
+        Raises
+        ------
+        ScMambaError
+            There is no such reference, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> server.drop_reference(kept)                      # doctest: +SKIP
+        """
         self._json("DELETE", f"/v2/references/{reference.name}")
 
-    def detect_doublets(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
-        """As :func:`scmamba.detect_doublets`, there."""
+    def find_doublets(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
+        """Find doublets on the server, as :func:`scmamba.find_doublets` does.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, or the path of an ``.h5ad`` file; not changed.
+        **options
+            Options of :func:`scmamba.find_doublets`, and ``verbose``.
+
+        Returns
+        -------
+        A new object with ``obs["scmamba_doublet"]`` and ``obs["scmamba_doublet_score"]``.
+
+        Raises
+        ------
+        ScMambaError
+            The job failed, with the server's reason, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> adata = server.find_doublets(adata)              # doctest: +SKIP
+        """
         return self.run("doublets", adata, **options)
 
+    def detect_doublets(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
+        """Find doublets: the old name of :meth:`find_doublets`.
+
+        Parameters
+        ----------
+        adata, **options
+            As for :meth:`find_doublets`.
+
+        Returns
+        -------
+        As from :meth:`find_doublets`.
+        """
+        warn_renamed("Client.detect_doublets()", "Client.find_doublets()")
+        return self.find_doublets(adata, **options)
+
+    @renamed_parameters(latent_vars="covariates")
     def find_markers(
         self,
         adata: AnnData | str | PathLike[str],
@@ -145,7 +320,32 @@ class Client:
         group2: str | Sequence[str] | None = None,
         **options: Any,
     ) -> pd.DataFrame:
-        """As :func:`scmamba.deg.find_markers`, there."""
+        """Test for differential expression on the server, as :func:`scmamba.deg.find_markers` does.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, or the path of an ``.h5ad`` file.
+        groupby
+            Column of ``obs`` with the groups.
+        group1, group2
+            Groups to compare; ``group2`` is all other cells if not given.
+        **options
+            Further options of :func:`scmamba.deg.find_markers`, and ``verbose``.
+
+        Returns
+        -------
+        One row per gene.
+
+        Raises
+        ------
+        ScMambaError
+            The job failed, with the server's reason, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> table = server.find_markers(adata, "disease", "AD")  # doctest: +SKIP
+        """
         return self._tables(
             "markers", adata, groupby=groupby, group1=group1, group2=group2, **options
         ).frames["markers"]
@@ -159,17 +359,38 @@ class Client:
         label_key: str | None = None,
         **options: Any,
     ) -> RobustnessResult:
-        """As :func:`scmamba.deg.robustness`, there."""
+        """Measure the reproducibility of DEGs on the server, as :func:`scmamba.deg.robustness` does.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, or the path of an ``.h5ad`` file.
+        condition_key, donor_key, label_key
+            Columns of ``obs`` with the condition, the donors and the cell types.
+        **options
+            Further options of :func:`scmamba.deg.robustness`, and ``verbose``.
+
+        Returns
+        -------
+        The result object of :func:`scmamba.deg.robustness`.
+
+        Raises
+        ------
+        ScMambaError
+            The job failed, with the server's reason, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> found = server.robustness(adata, "disease", "donor")  # doctest: +SKIP
+        """
         from ..deg import RobustnessResult
 
-        found = self._tables(
-            "robustness",
-            adata,
-            condition_key=condition_key,
-            donor_key=donor_key,
-            label_key=label_key,
-            **options,
-        )
+        keys: dict[str, Any] = {
+            "condition_key": condition_key,
+            "donor_key": donor_key,
+            "label_key": label_key,
+        }
+        found = self._tables("robustness", adata, **keys, **options)
         tables, about = found.frames, found.about
         return RobustnessResult(
             tables["runs"],
@@ -189,7 +410,34 @@ class Client:
         verbose: bool = True,
         **options: Any,
     ) -> Path:
-        """As :func:`scmamba.training.finetune_on`, there; the new model comes home into ``folder``."""
+        """Fine-tune a model on the server, as :func:`scmamba.training.finetune_on` does, and save it here.
+
+        Parameters
+        ----------
+        adata
+            Cells x genes, or the path of an ``.h5ad`` file.
+        folder
+            New folder for the checkpoint.
+        model
+            Name of the model to start from.
+        verbose
+            Show progress.
+        **options
+            Further options: ``steps``, ``name``, ``seed``, ``force``.
+
+        Returns
+        -------
+        ``folder``.
+
+        Raises
+        ------
+        ScMambaError
+            The folder exists, the job failed, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> server.finetune(adata, "my-model", steps=200)    # doctest: +SKIP
+        """
         from ..model.hub import unpack_model
 
         if Path(folder).exists():
@@ -221,7 +469,34 @@ class Client:
         verbose: bool = True,
         **options: Any,
     ) -> AnnData:
-        """Send, wait, fetch; an interrupt cancels the job."""
+        """Send cells, wait for the job and fetch its result; an interrupt cancels the job.
+
+        Parameters
+        ----------
+        task
+            A task of the server: ``impute``, ``embed``, ``annotate``, ``doublets``.
+        adata
+            Cells x genes, or the path of a file.
+        model
+            Name of one of the server's models.
+        verbose
+            Show progress.
+        **options
+            Options of the task.
+
+        Returns
+        -------
+        The object with the results.
+
+        Raises
+        ------
+        ScMambaError
+            The job failed, with the server's reason, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> adata = server.run("embed", "cells.h5ad")        # doctest: +SKIP
+        """
         import anndata
 
         with self._finished(task, adata, "h5ad", model=model, verbose=verbose, **options) as path:
@@ -259,7 +534,32 @@ class Client:
         model: str = "brain-mini",
         **options: Any,
     ) -> str:
-        """Send a file or an object; returns the job's name. Sent again if the line breaks."""
+        """Send a file or an object and return without waiting.
+
+        Parameters
+        ----------
+        task
+            A task of the server.
+        adata
+            Cells x genes, or the path of a file. It is sent again if the connection breaks.
+        model
+            Name of one of the server's models.
+        **options
+            Options of the task.
+
+        Returns
+        -------
+        Id of the job, for :meth:`wait`, :meth:`fetch` and :meth:`cancel`.
+
+        Raises
+        ------
+        ScMambaError
+            The file or an option is refused, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> job = server.submit("impute", "cells.h5ad")      # doctest: +SKIP
+        """
         query = urllib.parse.urlencode({"options": json.dumps(options)})
         path = f"/v2/models/{urllib.parse.quote(model)}/{urllib.parse.quote(task)}?{query}"
         if isinstance(adata, (str, PathLike)):
@@ -270,11 +570,45 @@ class Client:
             return str(self._send(path, file)["id"])
 
     def state(self, job: str) -> dict[str, Any]:
-        """What the server says of a job: state, share done, message."""
+        """State of a job.
+
+        Parameters
+        ----------
+        job
+            Id from :meth:`submit`.
+
+        Returns
+        -------
+        ``state`` (queued, running, done, failed, cancelled), ``done`` (0 to 1), ``message``, ``warnings`` and times.
+
+        Raises
+        ------
+        ScMambaError
+            There is no such job, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> server.state(job)["done"]                        # doctest: +SKIP
+        """
         return self._json("GET", f"/v2/jobs/{job}")
 
     def wait(self, job: str, *, verbose: bool = True) -> dict[str, Any]:
-        """Wait for the end.
+        """Wait for the end of a job.
+
+        Parameters
+        ----------
+        job
+            Id from :meth:`submit`.
+        verbose
+            Show progress.
+
+        Returns
+        -------
+        The last state. Warnings of the server, such as old names of options, are given as ``DeprecationWarning``.
+
+        Examples
+        --------
+        >>> server.wait(job)                                 # doctest: +SKIP
 
         Raises
         ------
@@ -289,6 +623,8 @@ class Client:
                 advance(max(0, done - shown))
                 shown = max(shown, done)
                 if now["state"] == "done":
+                    for text in now.get("warnings", ()):
+                        warnings.warn(f"On the server: {text}", DeprecationWarning, stacklevel=2)
                     return now
                 if now["state"] in ("failed", "cancelled"):
                     ended = "failed" if now["state"] == "failed" else "was cancelled"
@@ -297,18 +633,70 @@ class Client:
                 pause = min(1.15 * pause, 0.5)  # short jobs end soon
 
     def fetch(self, job: str, target: str | PathLike[str], *, format: str = "h5ad") -> Path:
-        """Save the result: the whole object, or with ``format="scmb"`` what was added. Fetched again if the line breaks."""
+        """Save the result of a job; repeated if the connection breaks.
+
+        Parameters
+        ----------
+        job
+            Id from :meth:`submit`.
+        target
+            File to write, whole or not at all.
+        format
+            ``"h5ad"`` (the whole object), ``"scmb"`` (what was added) or ``"zip"`` (a fine-tuned model).
+
+        Returns
+        -------
+        ``target``.
+
+        Raises
+        ------
+        ScMambaError
+            The job has no result, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> server.fetch(job, "result.h5ad")                 # doctest: +SKIP
+        """
         target = Path(target)
         with atomic_path(target) as temporary:
             self._request("GET", f"/v2/jobs/{job}/result?format={format}", into=temporary)
         return target
 
     def cancel(self, job: str) -> None:
-        """Cancel a job, or delete one that has ended."""
+        """Cancel a job, or delete one that has ended, with its files.
+
+        Parameters
+        ----------
+        job
+            Id from :meth:`submit`.
+
+        Raises
+        ------
+        ScMambaError
+            There is no such job, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> server.cancel(job)                               # doctest: +SKIP
+        """
         self._json("DELETE", f"/v2/jobs/{job}")
 
     def models(self) -> list[str]:
-        """Names of the server's models."""
+        """Names of the server's models.
+
+        Returns
+        -------
+        The names.
+
+        Raises
+        ------
+        ScMambaError
+            The server cannot be reached.
+
+        Examples
+        --------
+        >>> server.models()                                  # doctest: +SKIP
+        """
         return list(self._json("GET", "/v2/models")["models"])
 
     def _send(self, path: str, file: Path) -> dict[str, Any]:
@@ -365,7 +753,7 @@ class Client:
             request = urllib.request.Request(
                 self.url + path, data=body, headers=headers, method=method
             )
-            answer = stack.enter_context(urllib.request.urlopen(request, timeout=self.timeout))
+            answer = stack.enter_context(open_request(request, self.timeout))
             self._reached = True
             if into is None:
                 return bytes(answer.read())

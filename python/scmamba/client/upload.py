@@ -1,4 +1,4 @@
-"""Sending a large file so that a broken line costs only what was under way (tus 1.0.0, https://tus.io/protocols/resumable-upload)."""
+"""Sending a large file so that a broken connection costs only the part that was being sent (tus 1.0.0, https://tus.io/protocols/resumable-upload)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from ..utils.errors import ScMambaError
+from .transport import open_request
 
 #: Files below are sent whole: sending them again costs less than asking.
 WHOLE = 16 << 20
@@ -18,7 +19,20 @@ _TRIES = 15  # in a row without a byte more
 
 
 def send_in_parts(url: str, token: str | None, file: Path, timeout: float) -> str:
-    """Send a file to ``/v2/uploads`` of a server; returns the name under which a job can take it.
+    """Send a file to ``/v2/uploads`` of a server.
+
+    Parameters
+    ----------
+    url, token
+        Of the server.
+    file
+        The file.
+    timeout
+        Seconds to wait for an answer.
+
+    Returns
+    -------
+    The name under which a job can take it.
 
     Raises
     ------
@@ -76,6 +90,6 @@ def _ask(
         {"Authorization": f"Bearer {token}"} if token else {}
     )
     request = urllib.request.Request(url, data=body, method=method, headers=headers)
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
+    with open_request(request, timeout) as answer:
         answer.read()
         return {k.title(): v for k, v in answer.headers.items()}

@@ -23,6 +23,7 @@ from scmamba.client.client import Client, KeptReference, _only
 from scmamba.serve import results
 from scmamba.serve.references import References
 from scmamba.serve.tokens import Tokens
+from scmamba.serve.verbs import renamed_options
 from scmamba.utils.errors import ScMambaError
 
 TOKEN = "a token"
@@ -363,7 +364,7 @@ def answered(app: App, monkeypatch, tmp_path, result) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("verb", "task"), [("impute", "impute"), ("embed", "embed"), ("detect_doublets", "doublets")]
+    ("verb", "task"), [("impute", "impute"), ("embed", "embed"), ("find_doublets", "doublets")]
 )
 def test_a_verb_sends_waits_fetches_and_deletes(app, ann, monkeypatch, tmp_path, verb, task):
     got = answered(
@@ -426,7 +427,7 @@ def test_a_reference_is_sent_used_and_deleted(app, ann, monkeypatch, tmp_path, d
     known = cells(6)
     known.obs["secret"] = "x"
     found = ann.annotate(
-        cells(), reference=known, labels="type", donor=donor, seed=1, verbose=False
+        cells(), reference=known, label_key="type", donor_key=donor, seed=1, verbose=False
     )
     assert (
         found.n_obs == 5
@@ -434,11 +435,9 @@ def test_a_reference_is_sent_used_and_deleted(app, ann, monkeypatch, tmp_path, d
         and list(sent[0].obs) == (["type", "donor"] if donor else ["type"])
     )
     options = got[0]["options"]
-    assert len(options.pop("reference")) == 16 and options == {
-        "labels": ["type"],
-        "seed": 1,
-        **({"donor": "donor"} if donor else {}),
-    }
+    assert len(options.pop("reference")) == 16
+    sent_keys = {"label_key": ["type"], **({"donor_key": "donor"} if donor else {}), "seed": 1}
+    assert options == renamed_options("annotate", sent_keys)[0]
 
 
 def test_a_kept_reference_stays(app, ann, monkeypatch, tmp_path):
@@ -451,13 +450,13 @@ def test_a_kept_reference_stays(app, ann, monkeypatch, tmp_path):
     got = answered(
         app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad")
     )
-    ann.annotate(cells(), reference=reference, labels=["type"], verbose=False)
+    ann.annotate(cells(), reference=reference, label_key=["type"], verbose=False)
     assert (
         got[0]["options"]["reference"] == reference.name and References(app.data).number("ann") == 1
     )
     ann.drop_reference(reference)
     assert References(app.data).number("ann") == 0
-    with pytest.raises(ScMambaError, match="labels"):
+    with pytest.raises(ScMambaError, match="label_key"):
         ann.annotate(cells(), reference=reference)
     got = answered(
         app, monkeypatch, tmp_path, lambda folder: cells(5).write_h5ad(folder / "result.h5ad")
@@ -492,3 +491,27 @@ def test_what_is_sent_of_a_reference():
     )
     with pytest.raises(ScMambaError, match="no column 'kind'; it has type, donor"):
         _only(known, ["type", "kind"], None)
+
+
+# -- the token ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_an_error_and_the_token_goes_nowhere(script, status):
+    other = Script()
+    try:
+        script.told((status, {"Location": f"{other.url}/v2/models"}, b""))
+        with pytest.raises(ScMambaError, match="redirects to 127.0.0.1"):
+            Client(script.url, TOKEN).models()
+        assert len(script.asked) == 1 and other.asked == []
+    finally:
+        other.http.shutdown()
+
+
+def test_a_token_goes_to_another_machine_by_tls_alone():
+    for url in ("http://gpu-box:8642", "http://10.0.0.1", "http://127.0.0.1.example.org"):
+        with pytest.raises(ScMambaError, match="insecure=True"):
+            Client(url, TOKEN)
+        assert Client(url).url == url and Client(url, TOKEN, insecure=True).url == url
+    for url in ("https://gpu-box", "http://localhost:1", "http://127.0.0.1:1", "http://[::1]:1"):
+        assert Client(url, TOKEN).url == url
