@@ -25,13 +25,22 @@ import numpy as np
 import pytest
 
 
-class Server:
-    """A server process on a free port; all of its workers share its process group."""
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
-    def __init__(self, data: Path, *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+
+class Server:
+    """A server process on a free port; all of its workers share its process group.
+
+    Without tokens in its folder it is open to this machine (``--tokens none``), unless the test says otherwise.
+    """
+
+    def __init__(self, data: Path, *options: str, stderr: Any = subprocess.DEVNULL) -> None:
+        self.port = free_port()
+        if not (data / "tokens.json").is_file() and "--tokens" not in options:
+            options = ("--tokens", "none", *options)
         self.url, self.data = f"http://127.0.0.1:{self.port}", data
         command = [
             sys.executable,
@@ -42,14 +51,13 @@ class Server:
             "--port",
             str(self.port),
         ]
-        self.process = subprocess.Popen(
-            [*command, *options], start_new_session=True, stderr=subprocess.DEVNULL
-        )
+        self.process = subprocess.Popen([*command, *options], start_new_session=True, stderr=stderr)
         for _ in range(1800):  # a busy machine takes long
             try:
                 urllib.request.urlopen(self.url + "/v2/health/live", timeout=1)
                 return
             except (urllib.error.URLError, ConnectionError):
+                assert self.process.poll() is None, f"ended with {self.process.returncode}"
                 time.sleep(0.1)
         raise AssertionError("the server did not start")
 
@@ -91,12 +99,20 @@ class App:
         import uvicorn
 
         from scmamba.serve.app import create_app
+        from scmamba.serve.connections import limited_protocol
         from scmamba.serve.jobs import Queue
         from scmamba.serve.settings import Settings
 
+        if settings.get("host", "127.0.0.1") == "127.0.0.1":
+            settings = {"tokens": "none", **settings}
         self.data, self.settings = data, Settings(data, **{"workers": 0, **settings})
         config = uvicorn.Config(
-            create_app(self.settings), "127.0.0.1", 0, log_level="warning", http="h11"
+            create_app(self.settings),
+            "127.0.0.1",
+            0,
+            log_level="warning",
+            http=limited_protocol(1000, 20.0, 60.0),
+            proxy_headers=False,
         )
         self.queue, self.uvicorn = Queue(data), uvicorn.Server(config)
         self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)

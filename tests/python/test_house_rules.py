@@ -186,12 +186,9 @@ FUNCTIONS_TO_SPLIT = {
     "deg/robustness.py: robustness",
     "evaluation/imputation.py: nonzero_imputation",
     "imputation/_impute.py: _prepare",
-    "serve/__main__.py: main",
-    "serve/app.py: create_app",
-    "serve/worker.py: run_job",
 }
 #: Packages whose parameters are not all documented yet.
 TO_DOCUMENT = {
-    *("annotation", "client", "data", "deg", "doublets", "embedding", "evaluation"),
+    *("annotation", "data", "deg", "doublets", "embedding", "evaluation"),
     *("imputation", "interop", "neighbors", "preprocessing"),
 }

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +84,17 @@ def main() -> None:
 
     import anndata
 
+    from .confinement import confine, first_to_go
+
     warnings.filterwarnings("ignore")
     folder = Path(sys.argv[1])
+    first_to_go()
+    if "unconfined" not in sys.argv[2:]:
+        # The code that umap compiles is kept where only this program reads it.
+        kept = folder.parents[2] / "maps"
+        kept.mkdir(exist_ok=True)
+        os.environ["NUMBA_CACHE_DIR"] = str(kept)
+        confine(write=[folder, kept])
     picture = cell_map(anndata.read_h5ad(folder / "result.h5ad"))
     with atomic_path(folder / "picture.json") as path:
         path.write_text(json.dumps(picture))

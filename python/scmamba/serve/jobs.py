@@ -1,17 +1,26 @@
-"""The queue: one SQLite file, read and written by the server and every worker; a job changes hands in one transaction."""
+"""The queue: one SQLite file, read and written by the server and every worker; a job changes hands in one transaction.
+
+Attempts are counted where a job is taken, deaths where a supervisor saw its own worker die over a job. Only deaths end a job: a server that
+was stopped, killed or asleep costs none. Whether a worker is silent is judged by its counter of beats, never by the clock.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import json
+import logging
+import os
 import secrets
+import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from ..utils.errors import ScMambaError
 
@@ -23,15 +32,44 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE INDEX IF NOT EXISTS by_state ON jobs (state, created);
 CREATE TABLE IF NOT EXISTS turns (user TEXT PRIMARY KEY, at REAL NOT NULL);
 """
+#: Columns added after the first version of the table.
+_LATER = {
+    "deaths": "INTEGER NOT NULL DEFAULT 0",
+    "warnings": "TEXT NOT NULL DEFAULT '[]'",
+    "digest": "TEXT NOT NULL DEFAULT ''",
+}
 #: States a job does not leave.
 FINAL = ("done", "failed", "cancelled")
-#: A running job whose worker has been silent so long is taken to be dead.
+#: Seconds without a beat after which a worker is taken to be dead.
 SILENT = 30.0
-ATTEMPTS = 3
+#: Deaths of its worker after which a job fails, and starts of any kind.
+DEATHS, STARTS = 3, 100
+_PUBLIC = (
+    "id",
+    "task",
+    "model",
+    "state",
+    "done",
+    "message",
+    "attempts",
+    "created",
+    "started",
+    "finished",
+)
+_log = logging.getLogger("scmamba.serve")
+
+
+def public_view(job: dict[str, Any]) -> dict[str, Any]:
+    """The part of a job that its user sees."""
+    return {**{k: job[k] for k in _PUBLIC}, "warnings": json.loads(job["warnings"])}
 
 
 class Unavailable(ScMambaError):
-    """The queue cannot be reached at the moment; nothing was done, asking again later may help."""
+    """The queue cannot be reached at the moment; nothing was done, a later try may succeed."""
+
+
+class Damaged(Unavailable):
+    """The file of the queue is not a database any more."""
 
 
 class Queue:
@@ -40,11 +78,28 @@ class Queue:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
+        self._make()
+
+    def _make(self) -> None:
+        """The tables, with the columns of this version."""
         with self._open() as db:
             db.executescript(_TABLE)
+        for column, kind in _LATER.items():
+            if self._has(column):
+                continue
+            try:
+                with self._open() as db:
+                    db.execute(f"ALTER TABLE jobs ADD COLUMN {column} {kind}")
+            except Exception:
+                if not self._has(column):  # unless another server was faster
+                    raise
+
+    def _has(self, column: str) -> bool:
+        with self._open() as db:
+            return column in {row["name"] for row in db.execute("PRAGMA table_info(jobs)")}
 
     @contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
+    def _open(self) -> Iterator[Any]:
         try:
             with closing(
                 sqlite3.connect(self.folder / "queue.sqlite", timeout=30, isolation_level=None)
@@ -53,16 +108,69 @@ class Queue:
                 db.execute("PRAGMA journal_mode=WAL")
                 db.execute("PRAGMA synchronous=FULL")
                 yield db
-        except (
-            sqlite3.OperationalError
-        ) as error:  # opening the file may fail, too: no file handles left, a folder not mounted
+        except sqlite3.OperationalError as error:
+            # Opening the file may fail, too: no file handles left, a folder that is not mounted.
             raise Unavailable(
-                f"The queue is not to be had at the moment ({error}); try again."
+                f"The job queue is unavailable ({error}); please try again."
             ) from error
+        except sqlite3.DatabaseError as error:
+            raise Damaged(
+                f"{self.folder / 'queue.sqlite'} is damaged ({error}); it is set aside, and the last backup is used."
+            ) from error
+
+    # -- a damaged file -----------------------------------------------------------------------------
+
+    def check(self) -> bool:
+        """Whether the file is a sound database."""
+        try:
+            with self._open() as db:
+                return str(db.execute("PRAGMA quick_check(1)").fetchone()[0]) == "ok"
+        except Damaged:
+            return False
+
+    def backup(self) -> None:
+        """Copy the queue to ``queue.backup.sqlite``, from which :meth:`recover` restores it."""
+        if not self.check():
+            return
+        target = self.folder / "queue.backup.sqlite"
+        part = target.with_name(f".{target.name}.{os.getpid()}")
+        part.unlink(missing_ok=True)
+        with self._open() as db, closing(sqlite3.connect(part)) as copy:
+            db.backup(copy)
+        os.replace(part, target)
+
+    def recover(self) -> None:
+        """Set a damaged file aside and go on with the last backup, or with an empty queue.
+
+        The files of the jobs stay. Jobs that were sent after the backup are lost; their users get 404.
+        """
+        with FileLock(self.folder / "queue.lock", mode=0o600):
+            try:
+                sound = self.check()
+            except Unavailable:
+                return
+            if sound:  # another server was faster
+                return
+            aside = f"damaged-{time.strftime('%Y%m%d-%H%M%S')}"
+            for ending in ("", "-wal", "-shm"):
+                file = self.folder / f"queue.sqlite{ending}"
+                if file.exists():
+                    os.replace(file, self.folder / f"queue.{aside}.sqlite{ending}")
+            backup = self.folder / "queue.backup.sqlite"
+            if backup.is_file():
+                shutil.copyfile(backup, self.folder / "queue.sqlite")
+            _log.error(
+                "queue.sqlite was damaged; it is now queue.%s.sqlite, and %s is used",
+                aside,
+                "the last backup" if backup.is_file() else "an empty queue",
+            )
+            self._make()
+
+    # -- jobs -----------------------------------------------------------------------------------------
 
     @staticmethod
     def name_of(user: str, key: str) -> str:
-        """The name of the job a user sends under a key of their own, so that sending it again is the same job."""
+        """The name of the job that a user sends under a key of their own; sent again, it is the same job."""
         return base64.urlsafe_b64encode(
             hashlib.sha256(f"{user} {key}".encode()).digest()[:12]
         ).decode()
@@ -75,14 +183,21 @@ class Queue:
         options: dict[str, Any],
         upload: Path,
         job: str | None = None,
+        *,
+        warnings: Sequence[str] = (),
+        digest: str = "",
     ) -> str | None:
-        """Accept a job; it survives everything from here on. ``job`` is a name from :meth:`name_of`; ``None`` if it is there already."""
+        """Accept a job; it survives everything from here on.
+
+        ``job`` is a name from :meth:`name_of`, ``digest`` that of the request. Returns ``None`` if the job is there already.
+        """
         job = job or secrets.token_urlsafe(12)
+        values = (job, user, task, model, json.dumps(options), str(upload), time.time())
         with self._open() as db:
             added = db.execute(
-                "INSERT INTO jobs (id, user, task, model, options, upload, state, created) VALUES (?,?,?,?,?,?,'queued',?) "
-                "ON CONFLICT (id) DO NOTHING",
-                (job, user, task, model, json.dumps(options), str(upload), time.time()),
+                "INSERT INTO jobs (id, user, task, model, options, upload, state, created, warnings, digest) "
+                "VALUES (?,?,?,?,?,?,'queued',?,?,?) ON CONFLICT (id) DO NOTHING",
+                (*values, json.dumps(list(warnings)), digest),
             ).rowcount
         return job if added else None
 
@@ -92,12 +207,29 @@ class Queue:
             row = db.execute("SELECT * FROM jobs WHERE id = ?", (job,)).fetchone()
         return dict(row) if row is not None and user in (None, row["user"]) else None
 
+    def get_many(self, jobs: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Several jobs by their names, whoever owns them; missing ones are left out."""
+        found: dict[str, dict[str, Any]] = {}
+        with self._open() as db:
+            for start in range(0, len(jobs), 500):
+                part = list(jobs[start : start + 500])
+                places = ",".join("?" * len(part))
+                for row in db.execute(f"SELECT * FROM jobs WHERE id IN ({places})", part):
+                    found[row["id"]] = dict(row)
+        return found
+
     def of_user(self, user: str) -> list[dict[str, Any]]:
         """The user's jobs, newest first."""
         with self._open() as db:
             rows = db.execute(
                 "SELECT * FROM jobs WHERE user = ? ORDER BY created DESC LIMIT 200", (user,)
             ).fetchall()
+        return [dict(row) for row in rows]
+
+    def files_of(self, user: str) -> list[dict[str, Any]]:
+        """Id and upload of all jobs of a user."""
+        with self._open() as db:
+            rows = db.execute("SELECT id, upload FROM jobs WHERE user = ?", (user,)).fetchall()
         return [dict(row) for row in rows]
 
     def unfinished(self, user: str) -> int:
@@ -125,8 +257,8 @@ class Queue:
             if row is not None:
                 now = time.time()
                 db.execute(
-                    "UPDATE jobs SET state='running', worker=?, attempts=attempts+1, started=?, beat=?, done=0 WHERE id=?",
-                    (worker, now, now, row["id"]),
+                    "UPDATE jobs SET state='running', worker=?, attempts=attempts+1, started=?, beat=0, done=0 WHERE id=?",
+                    (worker, now, row["id"]),
                 )
                 db.execute(
                     "INSERT INTO turns VALUES (?,?) ON CONFLICT (user) DO UPDATE SET at=excluded.at",
@@ -138,11 +270,12 @@ class Queue:
     def beat(
         self, job: str, worker: str, done: float | None = None, message: str | None = None
     ) -> bool:
-        """Say the worker lives; False if the job is no longer its own (cancelled, or given to another)."""
+        """Count a beat of the worker; False if the job is no longer its own (cancelled, or given to another)."""
         with self._open() as db:
             changed = db.execute(
-                "UPDATE jobs SET beat=?, done=COALESCE(?, done), message=COALESCE(?, message) WHERE id=? AND worker=? AND state='running'",
-                (time.time(), done, message, job, worker),
+                "UPDATE jobs SET beat=COALESCE(beat, 0)+1, done=COALESCE(?, done), message=COALESCE(?, message) "
+                "WHERE id=? AND worker=? AND state='running'",
+                (done, message, job, worker),
             ).rowcount
         return changed == 1
 
@@ -164,20 +297,52 @@ class Queue:
             ).rowcount
         return changed == 1
 
-    def rescue(self, dead: str | None = None) -> int:
-        """Queue again what dead workers held; after three attempts a job fails with the reason."""
+    def running(self) -> list[dict[str, Any]]:
+        """Id, worker and beats of the jobs that run, of all servers."""
+        with self._open() as db:
+            rows = db.execute("SELECT id, worker, beat FROM jobs WHERE state='running'").fetchall()
+        return [dict(row) for row in rows]
+
+    def bury(self, worker: str) -> int:
+        """Queue again what a worker held that died over it; after three deaths the job fails with the reason."""
         with self._open() as db:
             db.execute("BEGIN IMMEDIATE")
             rows = db.execute(
-                "SELECT id, attempts FROM jobs WHERE state='running' AND (worker = ? OR beat < ?)",
-                (dead, time.time() - SILENT),
+                "SELECT id, deaths FROM jobs WHERE state='running' AND worker = ?", (worker,)
             ).fetchall()
             for row in rows:
-                if row["attempts"] >= ATTEMPTS:
-                    reason = f"its worker died {row['attempts']} times: out of memory, most likely. Send fewer cells at once."
+                deaths = row["deaths"] + 1
+                if deaths >= DEATHS:
+                    reason = f"its worker died {deaths} times, most likely out of memory. Send fewer cells at once."
+                    db.execute(
+                        "UPDATE jobs SET state='failed', message=?, deaths=?, finished=? WHERE id=?",
+                        (reason, deaths, time.time(), row["id"]),
+                    )
+                else:
+                    db.execute(
+                        "UPDATE jobs SET state='queued', worker=NULL, done=0, deaths=? WHERE id=?",
+                        (deaths, row["id"]),
+                    )
+            db.execute("COMMIT")
+        return len(rows)
+
+    def give_back(self, worker: str, beat: float | None = None) -> int:
+        """Queue again what a worker held, without counting it against the job.
+
+        With ``beat`` only if the worker has not been heard of since that beat.
+        """
+        with self._open() as db:
+            db.execute("BEGIN IMMEDIATE")
+            rows = db.execute(
+                "SELECT id, attempts, beat FROM jobs WHERE state='running' AND worker = ?",
+                (worker,),
+            ).fetchall()
+            rows = [row for row in rows if beat is None or row["beat"] == beat]
+            for row in rows:
+                if row["attempts"] >= STARTS:
                     db.execute(
                         "UPDATE jobs SET state='failed', message=?, finished=? WHERE id=?",
-                        (reason, time.time(), row["id"]),
+                        (f"it was started {STARTS} times and never ended.", time.time(), row["id"]),
                     )
                 else:
                     db.execute(
@@ -186,15 +351,6 @@ class Queue:
                     )
             db.execute("COMMIT")
         return len(rows)
-
-    def silent(self) -> list[str]:
-        """Workers that hold a job and have not been heard of for long, far longer than a busy machine delays them."""
-        with self._open() as db:
-            rows = db.execute(
-                "SELECT worker FROM jobs WHERE state='running' AND beat < ?",
-                (time.time() - 4 * SILENT,),
-            ).fetchall()
-        return [row["worker"] for row in rows]
 
     def forget(self, older_than: float) -> list[dict[str, Any]]:
         """Remove finished jobs that ended before this time; returns them, so that their files can be removed."""
@@ -209,6 +365,11 @@ class Queue:
         """Delete one job."""
         with self._open() as db:
             db.execute("DELETE FROM jobs WHERE id = ?", (job,))
+
+    def uploads(self) -> set[str]:
+        """Paths of the uploads of all jobs."""
+        with self._open() as db:
+            return {row["upload"] for row in db.execute("SELECT upload FROM jobs")}
 
     def counts(self) -> dict[str, int]:
         """State -> jobs."""

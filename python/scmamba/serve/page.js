@@ -5,6 +5,12 @@ const $ = (id) => document.getElementById(id);
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c7a00", "#5b3f8c", "#7a2e0e", "#1b5e46", "#4a6a8a", "#a04060"];
 const GREY = "#9a9a9a";
 let job = null;
+// The link that a local server prints carries its token behind the #, which no browser sends anywhere.
+const given = new URLSearchParams(location.hash.slice(1)).get("token");
+if (given) {
+  $("token").value = given;
+  history.replaceState(null, "", location.pathname);
+}
 const headers = () => ($("token").value ? { Authorization: "Bearer " + $("token").value } : {});
 const say = (title, text, bad) => {
   $("status").textContent = title;

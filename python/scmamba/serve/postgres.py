@@ -15,9 +15,8 @@ from .jobs import Queue, Unavailable
 
 #: Names the database; an environment variable, so that a password in it is in no list of processes.
 VARIABLE = "SCMAMBA_QUEUE"
-_PATIENCE = (
-    30.0  # seconds a database that is starting again is waited for, as SQLite waits for its lock
-)
+# Seconds to wait for a database that is starting again, as SQLite waits for its lock.
+_PATIENCE = 30.0
 
 
 def open_queue(folder: Path) -> Queue:
@@ -33,7 +32,7 @@ def open_queue(folder: Path) -> Queue:
 
 
 class PostgresQueue(Queue):
-    """Jobs in PostgreSQL. Uploads and results stay in the data folder, which all servers must see."""
+    """Jobs in PostgreSQL. Uploads and results stay in the data folder, which all servers must share."""
 
     def __init__(self, folder: Path, url: str) -> None:
         try:
@@ -70,7 +69,25 @@ class PostgresQueue(Queue):
             with connection:
                 yield _Database(connection)
         except psycopg.OperationalError as error:
-            raise Unavailable("The line to the queue's database broke; try again.") from error
+            raise Unavailable("The connection to the queue's database broke; try again.") from error
+
+    def _has(self, column: str) -> bool:
+        with self._open() as db:
+            row = db.execute(
+                "SELECT 1 FROM information_schema.columns WHERE table_name='jobs' AND column_name=?",
+                (column,),
+            ).fetchone()
+        return row is not None
+
+    def check(self) -> bool:
+        """PostgreSQL looks after its own files."""
+        return True
+
+    def backup(self) -> None:
+        """PostgreSQL has its own backups."""
+
+    def recover(self) -> None:
+        """PostgreSQL recovers by itself."""
 
 
 class _Row(dict[str, Any]):

@@ -25,10 +25,11 @@ _PARTS = {
 }
 _ENTRIES = 100
 _LEAST = 6  # bytes of a line of the matrix: "1 1 1\n"
+_LONGEST = 64  # bytes of a line of the matrix, on average
 
 
 def peek(path: Path, max_bytes: int) -> tuple[int, int]:
-    """Genes and cells, after reading the matrix's head and counting the names.
+    """Genes and cells, from the head of the matrix and the numbers of names.
 
     Raises
     ------
@@ -41,6 +42,10 @@ def peek(path: Path, max_bytes: int) -> tuple[int, int]:
         if values * _LEAST > room:
             raise DataError(
                 f"matrix.mtx promises {values:,} values and holds {room:,} bytes; it is cut off or damaged."
+            )
+        if room > _LONGEST * (values + 1024):
+            raise DataError(
+                f"matrix.mtx promises {values:,} values and holds {room:,} bytes, most of them blank; it is refused."
             )
         for name, n, what in (("features", genes, "genes"), ("barcodes", cells, "cells")):
             found = len(_lines(parts[name]))
@@ -73,6 +78,47 @@ def to_adata(path: Path, max_bytes: int) -> AnnData:
         adata = adata[:, [f[2] == "Gene Expression" for f in features]].copy()
     adata.var_names_make_unique()
     return adata
+
+
+def from_h5(path: Path) -> AnnData:
+    """Cells x genes of a 10x .h5 file (Cell Ranger 3 and later) that was inspected; only gene expression, if features of other types are
+    there. Symbols are the names, ``var["gene_ids"]`` the IDs. Written here because scanpy's reader would make the server need scanpy.
+    """
+    import anndata
+    import h5py
+    import numpy as np
+    import pandas as pd
+    from scipy import sparse
+
+    with h5py.File(path, "r") as file:
+        group = file["matrix"]
+        genes, cells = (int(n) for n in group["shape"][:2])
+        # Genes x cells by columns is cells x genes by rows.
+        matrix = sparse.csr_matrix(
+            (group["data"][:].astype(np.float32), group["indices"][:], group["indptr"][:]),
+            shape=(cells, genes),
+        )
+        features = {
+            name: _texts(values)
+            for name, values in group["features"].items()
+            if values.shape == (genes,)
+        }
+        barcodes = _texts(group["barcodes"])
+    columns = {"gene_ids": "id", "feature_types": "feature_type", "genome": "genome"}
+    table = pd.DataFrame(
+        {new: features[old] for new, old in columns.items() if old in features},
+        index=pd.Index(features["name"], dtype=str),
+    )
+    adata = anndata.AnnData(matrix, obs=pd.DataFrame(index=barcodes), var=table)
+    kinds = set(table["feature_types"]) if "feature_types" in table else set()
+    if len(kinds) > 1 and "Gene Expression" in kinds:
+        adata = adata[:, (table["feature_types"] == "Gene Expression").to_numpy()].copy()
+    adata.var_names_make_unique()
+    return adata
+
+
+def _texts(values: Any) -> list[str]:
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in values[:]]
 
 
 class _Part:

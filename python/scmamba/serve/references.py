@@ -1,7 +1,8 @@
-"""Labelled cells users send to annotate others by: files, each in the folder of its owner, whom a digest stands for."""
+"""Labelled cells that users keep to annotate others by: files, each in the folder of its owner, named by a digest of the user's name."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -34,8 +35,12 @@ class References:
 
     def number(self, user: str) -> int:
         """How many the user has."""
+        return len(self.files(user))
+
+    def files(self, user: str) -> list[Path]:
+        """The user's references."""
         own = self._own(user)
-        return sum(1 for _ in own.iterdir()) if own.is_dir() else 0
+        return [f for f in own.iterdir() if f.is_file()] if own.is_dir() else []
 
     def remove(self, name: str, user: str) -> bool:
         """Delete one; False if there was none."""
@@ -45,7 +50,8 @@ class References:
         return found is not None
 
     def forget(self, older_than: float) -> None:
-        """Delete those that came before this time."""
+        """Delete those that were sent before this time; what is no file stays."""
         for file in self.folder.glob("*/*"):
-            if file.stat().st_mtime < older_than:
-                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if file.is_file() and file.stat().st_mtime < older_than:
+                    file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Uploads: streamed to disk, whole or in parts that may be continued (tus 1.0.0), and looked at by a confined process."""
+"""Uploads: streamed to disk, whole or in parts that may be continued (tus 1.0.0), and inspected by a confined process."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -14,26 +15,53 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
+from .environment import clean_environment
+from .memory import job_memory
+from .quota import used_bytes
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .jobs import Queue
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{16}")
 #: Bytes a second an upload must bring once it has taken ``settings.patience`` seconds.
 SLOWEST = 4096
-#: Seconds an upload that is continued may lie before it is deleted.
+#: Seconds after which an upload that nobody continues is deleted.
 KEPT = 86_400
 _LOOKS = 4  # confined processes at once
+_STRAY = 3600.0  # seconds after which a file without a job is one that a killed server left behind
 
 Found = dict[str, "str | int"]
 
 
+@dataclass(frozen=True)
+class Upload:
+    """A whole file that was sent.
+
+    Attributes
+    ----------
+    path
+        Where it is.
+    size
+        Bytes.
+    digest
+        SHA-256 of its bytes, or the name of the upload in parts it was.
+    """
+
+    path: Path
+    size: int
+    digest: str
+
+
 class Places:
-    """Uploads on their way count as jobs, so that nobody sends more at once than may wait."""
+    """Running uploads count as jobs, so that nobody sends more at once than may wait."""
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
@@ -53,12 +81,15 @@ class Places:
             self.taken[who] -= 1
 
 
-async def discard_body(request: Request, limit: int = 256 << 20) -> None:
-    """Read the rest of a refused upload: who is still sending sees a broken line instead of the reason otherwise."""
-    stream, size, end = request.stream().__aiter__(), 0, time.monotonic() + 30
-    with contextlib.suppress(Exception, StopAsyncIteration):
-        while size < limit and time.monotonic() < end:
-            size += len(await asyncio.wait_for(stream.__anext__(), 1.0))
+async def digest_body(request: Request, limit: int = 64 << 30) -> str:
+    """SHA-256 of a body that is not kept."""
+    found, size = hashlib.sha256(), 0
+    async for chunk in request.stream():
+        found.update(chunk)
+        size += len(chunk)
+        if size > limit:
+            break
+    return found.hexdigest()
 
 
 async def chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
@@ -71,7 +102,7 @@ async def chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
             return
         except (TimeoutError, asyncio.TimeoutError) as error:
             raise HTTPException(
-                408, f"Nothing came for {settings.patience:g} seconds; send the file again."
+                408, f"Nothing was received for {settings.patience:g} seconds; send the file again."
             ) from error
         except ClientDisconnect as error:
             raise HTTPException(400, "The upload broke off; send the file again.") from error
@@ -80,13 +111,13 @@ async def chunks(request: Request, settings: Settings) -> AsyncIterator[bytes]:
         if late > 0 and size < SLOWEST * late:
             raise HTTPException(
                 408,
-                f"The upload brings less than {SLOWEST} bytes a second; send it over a faster line.",
+                f"Less than {SLOWEST} bytes per second were received; send the file over a faster connection.",
             )
         yield chunk
 
 
 def check_claim(length: str | None, settings: Settings, folder: Path) -> int:
-    """The length an upload claims (0: none), if it may come."""
+    """The length an upload claims (0: none), if there is room for it."""
     if length is not None and (
         not re.fullmatch(r"[0-9]{1,18}", length) or int(length) > settings.max_upload
     ):
@@ -94,7 +125,9 @@ def check_claim(length: str | None, settings: Settings, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     claimed = int(length or 0)
     if shutil.disk_usage(folder).free < claimed * 3 + (256 << 20):
-        raise HTTPException(507, "This server's disk is full; tell whoever runs it.")
+        raise HTTPException(
+            507, "The disk of this server is full; please tell the person who runs it."
+        )
     return claimed
 
 
@@ -125,36 +158,79 @@ def _disk() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HTTPException(507, "This server's disk is full; tell whoever runs it.") from error
+            raise HTTPException(
+                507, "The disk of this server is full; please tell the person who runs it."
+            ) from error
         raise
 
 
-async def receive(request: Request, settings: Settings) -> Path:
-    """Stream the body to disk, never holding it; refuses what is too large before and while it comes."""
+def over_quota(settings: Settings) -> HTTPException:
+    """The refusal of more bytes than a user may keep."""
+    return HTTPException(
+        507,
+        f"Your files on this server may have {settings.user_bytes / 2**30:.1f} GiB together (uploads, references and "
+        "results, also those of cancelled jobs). Delete some jobs or references.",
+    )
+
+
+_arriving: Counter[str] = Counter()
+
+
+@contextlib.contextmanager
+def _reserve(who: str, claimed: int, used: int, settings: Settings) -> Iterator[int]:
+    """Room for an upload of a user within the quota; yields the bytes that are left for it."""
+    left = settings.user_bytes - used - _arriving[who]
+    if left < claimed or left <= 0:
+        raise over_quota(settings)
+    _arriving[who] += claimed
+    try:
+        yield left
+    finally:
+        _arriving[who] -= claimed
+
+
+async def receive(request: Request, settings: Settings, who: str) -> Upload:
+    """Stream the body to disk, never holding it; refuses what is too large before and while it is received."""
     check_kind(request)
     folder = settings.data / "uploads"
-    check_claim(request.headers.get("content-length"), settings, folder)
-    path, size = folder / secrets.token_hex(16), 0
+    claimed = check_claim(request.headers.get("content-length"), settings, folder)
+    used = await asyncio.to_thread(used_bytes, who, settings)
+    path, size, digest = folder / secrets.token_hex(16), 0, hashlib.sha256()
     try:
-        with _disk(), open(path, "wb") as file:
+        with _disk(), _reserve(who, claimed, used, settings) as left, open(path, "xb") as file:
             async for chunk in chunks(request, settings):
                 size += len(chunk)
                 if size > settings.max_upload:
                     raise too_large(settings)
+                if size > left:
+                    raise over_quota(settings)
+                digest.update(chunk)
                 file.write(chunk)
+            file.flush()
+            await asyncio.to_thread(sync, file.fileno(), folder)
         if size == 0:
             raise HTTPException(400, "Nothing was sent; the file is the body of the request.")
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return path
+    return Upload(path, size, digest.hexdigest())
+
+
+def sync(handle: int, folder: Path) -> None:
+    """Bring a file and the entry of its folder to the disk."""
+    os.fsync(handle)
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
 
 
 _looking: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
 async def inspect_upload(path: Path, settings: Settings) -> Found:
-    """Look at the upload in a confined process; 422 with its sentence if it is none of ours."""
+    """Inspect the upload in a confined process; 422 with a sentence if it is refused."""
     async with _looking.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_LOOKS)):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -163,19 +239,22 @@ async def inspect_upload(path: Path, settings: Settings) -> Found:
             str(path),
             str(settings.max_cells),
             str(settings.max_genes),
-            str(settings.max_memory // 2),
+            str(job_memory(settings) // 3),
+            *([] if settings.confine else ["unconfined"]),
+            stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            env=clean_environment(),
         )
         try:
             out, _ = await asyncio.wait_for(process.communicate(), timeout=90)
             found = json.loads(out)
         except (TimeoutError, asyncio.TimeoutError, ValueError) as error:
             raise HTTPException(
-                422, "The upload could not be looked at within this server's limits; it is refused."
+                422, "The upload could not be inspected within this server's limits; it is refused."
             ) from error
         finally:
-            if process.returncode is None:  # whoever sent it has gone, or it takes too long
+            if process.returncode is None:  # its sender has gone, or it takes too long
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
     if "error" in found:
@@ -184,9 +263,9 @@ async def inspect_upload(path: Path, settings: Settings) -> Found:
 
 
 class Uploads:
-    """Uploads that come in parts, as tus 1.0.0 has them: what came before a line broke stays, and the sender goes on from there.
+    """Uploads in parts (tus 1.0.0): what arrived before a connection broke stays, and the sender continues from there.
 
-    The file's size on disk is the offset, so nothing is lost when the server is killed. Each lies in its owner's folder.
+    The file's size on disk is the offset, so nothing is lost when the server is killed. Each is in its owner's folder.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -199,9 +278,11 @@ class Uploads:
     def create(self, who: str, length: str | None) -> str:
         """Begin one of so many bytes."""
         if length is None or not re.fullmatch(r"[0-9]{1,18}", length) or int(length) == 0:
-            raise HTTPException(400, "Upload-Length must say how many bytes will come.")
+            raise HTTPException(400, "Upload-Length must be the number of bytes that will be sent.")
         own = self._own(who)
-        check_claim(length, self.settings, own)
+        claimed, used = check_claim(length, self.settings, own), used_bytes(who, self.settings)
+        with _reserve(who, claimed, used, self.settings):
+            pass  # from here on its length counts
         if len(list(own.glob("*.length"))) >= self.settings.jobs_per_user:
             raise HTTPException(
                 429, f"You have {self.settings.jobs_per_user} uploads here; use or delete some."
@@ -212,50 +293,53 @@ class Uploads:
         return name
 
     def find(self, name: str, who: str) -> tuple[Path, int, int]:
-        """Its file, what has come and what shall come; 404 if the user has no such upload."""
+        """Its file, the bytes received and the bytes expected; 404 if the user has no such upload."""
         path = self._own(who) / name
         if not _NAME.fullmatch(name) or not path.is_file():
             raise HTTPException(404, "There is no such upload of yours; it may have been deleted.")
         return path, path.stat().st_size, int((path.parent / f"{name}.length").read_text())
 
     def look(self, name: str, who: str) -> tuple[int, int]:
-        """Offset and length. A line that still hangs may not write from here on."""
+        """Offset and length. A connection that still hangs may not write from here on."""
         path, offset, length = self.find(name, who)
         self.turns[path] += 1
         return offset, length
 
     async def append(self, name: str, who: str, offset: str | None, request: Request) -> int:
-        """Write what comes from the offset on; returns the new offset. What came before a break stays."""
+        """Write what is sent from the offset on; returns the new offset. What arrived before a break stays."""
         path, here, length = self.find(name, who)
         if offset is None or offset != str(here):
-            raise HTTPException(409, f"Upload-Offset must be {here}: so much has come.")
+            raise HTTPException(409, f"Upload-Offset must be {here}, the bytes received so far.")
         self.turns[path] += 1
         turn = self.turns[path]
         with _disk(), open(path, "r+b", buffering=0) as file:
             file.seek(here)
             async for chunk in chunks(request, self.settings):
-                if self.turns[path] != turn or not path.is_file():
+                # Another server of the folder may have continued it: then the file is longer than what was written here.
+                if self.turns[path] != turn or not path.is_file() or path.stat().st_size != here:
                     raise HTTPException(409, "The upload is being continued elsewhere.")
                 if here + len(chunk) > length:
                     raise HTTPException(
-                        413, f"More came than the {length} bytes Upload-Length promised."
+                        413, f"More was sent than the {length} bytes of Upload-Length."
                     )
                 _write(file, chunk)
                 here += len(chunk)
         return here
 
-    def take(self, name: str, who: str) -> Path:
+    def take(self, name: str, who: str) -> Upload:
         """The whole file, moved to where jobs have theirs."""
         path, offset, length = self.find(name, who)
         if offset != length:
             raise HTTPException(
-                409, f"{offset} of {length} bytes of the upload have come; send the rest first."
+                409, f"{offset} of {length} bytes of the upload have arrived; send the rest first."
             )
         target = self.settings.data / "uploads" / secrets.token_hex(16)
         target.parent.mkdir(parents=True, exist_ok=True)
         path.rename(target)
         self.remove(name, who)
-        return target
+        with open(target, "rb") as file:
+            sync(file.fileno(), target.parent)
+        return Upload(target, length, name)
 
     def remove(self, name: str, who: str) -> None:
         """Delete one."""
@@ -265,12 +349,26 @@ class Uploads:
         self.turns.pop(path, None)
 
     def forget(self, older_than: float) -> None:
-        """Delete those nobody went on with."""
+        """Delete those that nobody continued."""
         for file in self.folder.glob("*/*.length"):
             path = file.with_suffix("")
             if max(f.stat().st_mtime for f in (file, path) if f.is_file()) < older_than:
                 path.unlink(missing_ok=True)
                 file.unlink(missing_ok=True)
+
+    def forget_strays(self, queue: Queue) -> None:
+        """Delete whole files that belong to no job: a server was killed while it received or inspected them."""
+        known, before = queue.uploads(), time.time() - _STRAY
+        for file in (self.settings.data / "uploads").glob("*"):
+            with contextlib.suppress(OSError):
+                if (
+                    file.is_file()
+                    and str(file) not in known
+                    and file.stat().st_mtime < before
+                    # A job may have been added since the list was read.
+                    and str(file) not in queue.uploads()
+                ):
+                    file.unlink()
 
 
 def _write(file: BinaryIO, chunk: bytes) -> None:

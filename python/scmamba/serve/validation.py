@@ -1,8 +1,9 @@
-"""Looking at an upload before it becomes a job, in a process of its own with little memory and time.
+"""Inspecting an upload before it becomes a job, in a confined process with little memory and time.
 
-``python -m scmamba.serve.validation FILE MAX_CELLS MAX_GENES [MAX_BYTES]`` prints one JSON line: ``{"kind": ..., "cells": ..., "genes": ...}``
-or ``{"error": ...}``. Of an HDF5 file every object, attribute and string is looked at and no link is followed; of its large numeric arrays
-only what they claim, for reading them takes as long as the file is large. What they hold is checked by the worker.
+``python -m scmamba.serve.validation FILE MAX_CELLS MAX_GENES MAX_BYTES [unconfined]`` prints one JSON line:
+``{"kind": ..., "cells": ..., "genes": ...}`` or ``{"error": ...}``. Of an HDF5 file every object, attribute and string is read and no link
+is followed; of its large numeric arrays only the claimed sizes, since reading them takes as long as the file is large. Their values are
+checked by the worker.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def look(
 
 
 def memory_limit() -> int:
-    """Half of this machine's memory, in bytes: more than that no upload may take when it is read."""
+    """Half of this machine's memory, in bytes: the most that an upload may take when it is read."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
@@ -210,6 +211,10 @@ class _Walk:
             chunk *= int(n)
         bytes_ = max(item.size or 0, chunk) * width
         self.claimed += bytes_
+        if _holds_pointers(item.dtype):
+            raise DataError(
+                f"'{name}' holds records with text or arrays of any length, or references; save it as separate columns."
+            )
         if (
             h5py.check_string_dtype(item.dtype) is not None
             or h5py.check_vlen_dtype(item.dtype) is not None
@@ -238,6 +243,30 @@ class _Walk:
                 raise DataError(f"'{name}' claims more text than the file can hold.")
             if kind is not None and not _readable(part):
                 raise DataError(f"'{name}' holds text that is not UTF-8, or a zero character.")
+
+
+def _holds_pointers(dtype: Any) -> bool:
+    """Whether records or arrays hold what is kept elsewhere in the file, so that a small file may claim much memory."""
+    import h5py
+
+    if dtype.subdtype is not None:
+        dtype = dtype.subdtype[0]
+        return _is_pointer(dtype) or _holds_pointers(dtype)
+    if dtype.names is None:
+        return h5py.check_ref_dtype(dtype) is not None
+    members = [dtype.fields[name][0] for name in dtype.names]
+    return any(_is_pointer(member) or _holds_pointers(member) for member in members)
+
+
+def _is_pointer(dtype: Any) -> bool:
+    import h5py
+
+    text = h5py.check_string_dtype(dtype)
+    return (
+        (text is not None and text.length is None)
+        or h5py.check_vlen_dtype(dtype) is not None
+        or h5py.check_ref_dtype(dtype) is not None
+    )
 
 
 def _readable(strings: list[Any]) -> bool:
@@ -280,7 +309,7 @@ def plain(text: Any, longest: int = 60) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text)[:longest])
 
 
-def confine() -> None:
+def limit_resources() -> None:
     """Little memory and time for this process, and no file may grow."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS))
@@ -290,14 +319,19 @@ def confine() -> None:
 
 def main() -> None:
     """The confined process."""
-    confine()
+    from .confinement import confine, first_to_go
+
+    first_to_go()
+    limit_resources()
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # no filter is loaded from anywhere
+    if "unconfined" not in sys.argv[5:]:
+        confine(read=[Path(sys.argv[1])])
     try:
         answer: dict[str, Any] = look(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
     except DataError as error:
         answer = {"error": str(error)}
     except MemoryError:
-        answer = {"error": "The file needs more memory to be looked at than it may; it is refused."}
+        answer = {"error": "Inspecting the file needs more memory than is allowed; it is refused."}
     print(json.dumps(answer))
 
 

@@ -1,9 +1,23 @@
-"""What a server does: each task's verb, and the options a user may set."""
+"""What a server does: each task's verb, and the options a user may set.
+
+Names, types, ranges, defaults and help come from the options dataclass of each verb (``<package>/options.py``); the server adds upper limits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import importlib.util
+import math
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..utils.deprecation import REMOVED_IN
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,13 +41,14 @@ def _embed(adata: AnnData, options: dict[str, Any]) -> AnnData:
 def _annotate(adata: AnnData, options: dict[str, Any]) -> AnnData:
     import scmamba
 
-    return scmamba.annotate(adata, verbose=True, **options).to_adata(adata)
+    found = scmamba.annotate(adata, verbose=True, **options)
+    return found.to_adata(adata) if hasattr(found, "to_adata") else found
 
 
 def _doublets(adata: AnnData, options: dict[str, Any]) -> AnnData:
     import scmamba
 
-    return scmamba.detect_doublets(adata, verbose=True, **options)
+    return scmamba.find_doublets(adata, verbose=True, **options)
 
 
 def _markers(adata: AnnData, options: dict[str, Any]) -> Tables:
@@ -70,116 +85,212 @@ def _finetune(adata: AnnData, options: dict[str, Any]) -> tuple[Model, str]:
     return finetune_on(adata, verbose=True, **options)
 
 
+@dataclass(frozen=True)
+class ServedOption:
+    """One option of a task as the server takes it.
+
+    Attributes
+    ----------
+    kinds
+        Types of JSON values that are accepted; ``null`` always is, and means the default.
+    minimum, maximum, exclusive
+        Range of a number.
+    choices
+        The values that are accepted.
+    default, help
+        As in Python.
+    """
+
+    kinds: tuple[type, ...]
+    minimum: float | None = None
+    maximum: float | None = None
+    exclusive: bool = False
+    choices: tuple[Any, ...] | None = None
+    default: Any = None
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task: its verb and its options.
+
+    Attributes
+    ----------
+    run
+        Takes the cells and the options; returns the cells, :class:`scmamba.wire.tables.Tables`, or a model and its card.
+    options
+        By name.
+    needed
+        Options it cannot do without.
+    """
+
+    run: Callable[[AnnData, dict[str, Any]], Any]
+    options: Mapping[str, ServedOption]
+    needed: tuple[str, ...] = field(default=())
+
+
 #: Tasks that open the model named in the address (``annotate`` by a reference does, too).
 WITH_MODEL = ("impute", "embed", "finetune")
 
-#: Task -> the verb, and the options a user may set with their kinds.
-TASKS: dict[str, tuple[Callable[[AnnData, dict[str, Any]], Any], dict[str, tuple[type, ...]]]] = {
-    "impute": (
-        _impute,
-        {
-            "method": (str,),
-            "batch_key": (str,),
-            "adapt_steps": (int,),
-            "batch": (str,),  # as batch_key and adapt_steps were called before 0.2.0
-            "adapt": (bool, int),
-            "passes": (int,),
-            "min_value": (int, float),
-            "to_counts": (bool,),
-            "seed": (int,),
-            "force": (bool,),
-            "batch_size": (int,),
-            "layer": (str,),
-            "gene_column": (str,),
-        },
-    ),
-    "embed": (
-        _embed,
-        {"force": (bool,), "batch_size": (int,), "layer": (str,), "gene_column": (str,)},
-    ),
-    "annotate": (
-        _annotate,
-        {
-            "reference": (str,),
-            "labels": (str, list),
-            "donor": (str,),
-            "network": (bool, int),
-            "markers": (dict,),
-            "error_rate": (float,),
-            "seed": (int,),
-            "force": (bool,),
-            "layer": (str,),
-            "gene_column": (str,),
-        },
-    ),
-    "doublets": (
-        _doublets,
-        {
-            "sample": (str,),
-            "method": (str,),
-            "expected_rate": (float, int),
-            "identification_rate": (float, int),
-            "labels": (str,),
-            "seed": (int,),
-            "layer": (str,),
-        },
-    ),
-    "markers": (
-        _markers,
-        {
-            "groupby": (str,),
-            "group1": (str, list),
-            "group2": (str, list),
-            "covariates": (str, list),
-            "latent_vars": (str, list),  # old name of covariates, until 0.3.0
-            "test": (str,),
-            "seurat": (str,),
-            "layer": (str,),
-            "scale": (str,),
-            "min_pct": (int, float),
-            "logfc_threshold": (int, float),
-            "only_pos": (bool,),
-            "min_diff_pct": (int, float),
-            "fold_change": (str,),
-            "genes": (list,),
-        },
-    ),
-    "robustness": (
-        _robustness,
-        {
-            "condition_key": (str,),
-            "donor_key": (str,),
-            "label_key": (str,),
-            "groupby": (str,),  # old names, until 0.3.0
-            "donor": (str,),
-            "cell_type": (str,),
-            "group1": (str,),
-            "group2": (str,),
-            "layers": (list,),
-            "cell_types": (list,),
-            "ratios": (list,),
-            "permutations": (int,),
-            "donors": (str,),
-            "max_combinations": (int,),
-            "null_permutations": (int,),
-            "alpha": (int, float),
-            "min_log2fc": (int, float),
-            "adjust": (str,),
-            "seurat": (str,),
-            "min_degs": (int,),
-            "min_cells": (int,),
-            "seed": (int,),
-        },
-    ),
-    "finetune": (_finetune, {"steps": (int,), "name": (str,), "seed": (int,), "force": (bool,)}),
+#: Options of the verbs whose dataclass is not there yet, by task: name and types.
+_TYPES: dict[str, dict[str, tuple[type, ...]]] = {
+    "impute": {
+        "method": (str,),
+        "batch": (str,),
+        "adapt": (
+            bool,
+            int,
+        ),
+        "passes": (int,),
+        "min_value": (
+            int,
+            float,
+        ),
+        "to_counts": (bool,),
+        "seed": (int,),
+        "force": (bool,),
+        "batch_size": (int,),
+        "layer": (str,),
+        "gene_column": (str,),
+    },
+    "embed": {
+        "force": (bool,),
+        "batch_size": (int,),
+        "layer": (str,),
+        "gene_column": (str,),
+    },
+    "annotate": {
+        "reference": (str,),
+        "labels": (
+            str,
+            list,
+        ),
+        "donor": (str,),
+        "network": (
+            bool,
+            int,
+        ),
+        "markers": (dict,),
+        "error_rate": (float,),
+        "seed": (int,),
+        "force": (bool,),
+        "layer": (str,),
+        "gene_column": (str,),
+    },
+    "doublets": {
+        "sample": (str,),
+        "method": (str,),
+        "expected_rate": (
+            float,
+            int,
+        ),
+        "identification_rate": (
+            float,
+            int,
+        ),
+        "labels": (str,),
+        "seed": (int,),
+        "layer": (str,),
+    },
+    "markers": {
+        "groupby": (str,),
+        "group1": (
+            str,
+            list,
+        ),
+        "group2": (
+            str,
+            list,
+        ),
+        "latent_vars": (
+            str,
+            list,
+        ),
+        "test": (str,),
+        "seurat": (str,),
+        "layer": (str,),
+        "scale": (str,),
+        "min_pct": (
+            int,
+            float,
+        ),
+        "logfc_threshold": (
+            int,
+            float,
+        ),
+        "only_pos": (bool,),
+        "min_diff_pct": (
+            int,
+            float,
+        ),
+        "fold_change": (str,),
+        "genes": (list,),
+    },
+    "robustness": {
+        "groupby": (str,),
+        "donor": (str,),
+        "cell_type": (str,),
+        "group1": (str,),
+        "group2": (str,),
+        "layers": (list,),
+        "cell_types": (list,),
+        "ratios": (list,),
+        "permutations": (int,),
+        "donors": (str,),
+        "max_combinations": (int,),
+        "null_permutations": (int,),
+        "alpha": (
+            int,
+            float,
+        ),
+        "min_log2fc": (
+            int,
+            float,
+        ),
+        "adjust": (str,),
+        "seurat": (str,),
+        "min_degs": (int,),
+        "min_cells": (int,),
+        "seed": (int,),
+    },
+    "finetune": {
+        "steps": (int,),
+        "name": (str,),
+        "seed": (int,),
+        "force": (bool,),
+    },
 }
-#: What a task cannot do without.
-_NEEDED = {"markers": ("groupby", "group1"), "robustness": ("condition_key",)}
-_OLD_NAMES = {"condition_key": "groupby"}
-
-
-#: What options that are numbers may be.
-_RANGES = {
+#: The options dataclass of each verb.
+_CLASSES = {
+    "impute": ("imputation", "ImputeOptions"),
+    "embed": ("embedding", "EmbedOptions"),
+    "annotate": ("annotation", "AnnotateOptions"),
+    "doublets": ("doublets", "DoubletOptions"),
+    "markers": ("deg", "MarkerOptions"),
+    "robustness": ("deg", "RobustnessOptions"),
+    "finetune": ("training", "FinetuneOnOptions"),
+}
+#: Options that name files, machines or the display; a user of the server has no say in them.
+_NEVER = {
+    "model", "device", "backend", "resume", "folder", "cache", "n_jobs", "path", "output", "verbose", "copy", "return_result",
+}  # fmt: skip
+#: Arguments of the verbs that are no scalar options and are served all the same.
+_MORE: dict[str, dict[str, ServedOption]] = {
+    "annotate": {
+        "reference": ServedOption((str,), help="Id of labelled cells sent to /v2/references."),
+        "markers": ServedOption((dict,), help="Marker genes of each cell type."),
+    },
+    "markers": {
+        "groupby": ServedOption((str,), help="Column of obs with the groups."),
+        "group1": ServedOption((str, list), help="Group or groups that are tested."),
+        "group2": ServedOption(
+            (str, list), help="Group or groups to compare with; all others if not given."
+        ),
+        "genes": ServedOption((list,), help="Genes to test; all if not given."),
+    },
+}
+#: Largest values a server accepts, where the verb has no limit or a larger one, and smallest ones.
+LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
     "passes": (1, 1000),
     "batch_size": (1, 65_536),
@@ -187,6 +298,7 @@ _RANGES = {
     "adapt": (0, 100_000),
     "adapt_steps": (0, 100_000),
     "network": (0, 100_000),
+    "finetune_steps": (0, 100_000),
     "error_rate": (0, 1),
     "expected_rate": (0, 1),
     "identification_rate": (0, 1),
@@ -199,15 +311,202 @@ _RANGES = {
     "min_pct": (0, 1),
     "steps": (1, 1_000_000),
 }
+_ANY = (-1e9, 1e9)
+#: Old names of options: today's name, and today's value for an old one.
+RENAMED: dict[str, dict[str, str]] = {
+    "impute": {"batch": "batch_key", "adapt": "adapt_steps"},
+    "annotate": {"labels": "label_key", "donor": "donor_key", "network": "finetune_steps"},
+    "doublets": {"sample": "sample_key", "labels": "label_key", "recipe": "doublet_simulation"},
+    "markers": {"latent_vars": "covariates"},
+    "robustness": {"donor": "donor_key", "cell_type": "label_key", "groupby": "condition_key"},
+}
+_VALUES = {"impute": {"method": {"rates": "ensemble", "published": "masked"}}}
 
 
-def _beyond(name: str, value: Any) -> str | None:
-    """Why a value of the right kind cannot be, or ``None``."""
+def _options_class(task: str) -> Any:
+    """The options dataclass of a verb, or ``None``; read without importing its package, which would load torch."""
+    room, name = _CLASSES[task]
+    file = Path(__file__).parents[1] / room / "options.py"
+    if not file.is_file():
+        return None
+    module = f"{__package__}.{room}_options"
+    if module not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module, file)
+        if spec is None or spec.loader is None:
+            return None
+        sys.modules[module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module])
+    return getattr(sys.modules[module], name, None)
+
+
+def _served(task: str) -> dict[str, ServedOption]:
+    """The options of a task."""
+    declared = _options_class(task)
+    if declared is None:
+        found = {n: _limited(n, ServedOption(kinds)) for n, kinds in _TYPES[task].items()}
+    else:
+        found = _from_class(declared)
+    return {**_MORE.get(task, {}), **found}
+
+
+def _from_class(options: Any) -> dict[str, ServedOption]:
+    """The options of a dataclass that JSON can carry."""
+    hints, found = typing.get_type_hints(options), {}
+    for each in dataclasses.fields(options):
+        meta = each.metadata
+        kinds = _kinds(hints[each.name])
+        if each.name in _NEVER or meta.get("python_only") or not kinds:
+            continue
+        served = ServedOption(
+            kinds,
+            meta.get("minimum"),
+            meta.get("maximum"),
+            bool(meta.get("exclusive")),
+            meta.get("choices"),
+            each.default,
+            str(meta.get("help", "")),
+        )
+        found[each.name] = _limited(each.name, served)
+    return found
+
+
+def _limited(name: str, option: ServedOption) -> ServedOption:
+    """With the limits of the server."""
+    if not {int, float} & set(option.kinds):
+        return option
+    low, high = LIMITS.get(name, _ANY)
+    return dataclasses.replace(
+        option,
+        minimum=low if option.minimum is None else option.minimum,
+        maximum=high if option.maximum is None else min(high, option.maximum),
+    )
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """Types of JSON for a type of Python; none for what JSON cannot carry."""
+    parts = (
+        typing.get_args(hint)
+        if typing.get_origin(hint) in (typing.Union, types.UnionType)
+        else (hint,)
+    )
+    found: list[type] = []
+    for part in parts:
+        origin = typing.get_origin(part) or part
+        if origin in (str, bool, int):
+            found.append(origin)
+        elif origin is float:
+            found += [int, float]
+        elif origin is typing.Literal:
+            found += {type(v) for v in typing.get_args(part)}
+        elif origin is PathLike:
+            return ()
+        elif isinstance(origin, type) and issubclass(origin, Mapping):
+            found.append(dict)
+        elif isinstance(origin, type) and issubclass(origin, Sequence):
+            found.append(list)
+    return tuple(dict.fromkeys(found))
+
+
+_RUN: dict[str, Callable[[AnnData, dict[str, Any]], Any]] = {
+    "impute": _impute,
+    "embed": _embed,
+    "annotate": _annotate,
+    "doublets": _doublets,
+    "markers": _markers,
+    "robustness": _robustness,
+    "finetune": _finetune,
+}
+
+
+def _tasks() -> dict[str, Task]:
+    needed = {"markers": ("groupby", "group1"), "robustness": ("groupby", "condition_key")}
+    tasks = {}
+    for name, run in _RUN.items():
+        options = _served(name)
+        tasks[name] = Task(run, options, tuple(n for n in needed.get(name, ()) if n in options))
+    return tasks
+
+
+#: The tasks by name.
+TASKS: dict[str, Task] = _tasks()
+
+
+def schema(task: str) -> list[dict[str, Any]]:
+    """The options of a task as JSON: name, types, range, choices, default and help."""
+    found = []
+    for name, option in TASKS[task].options.items():
+        about: dict[str, Any] = {"name": name, "types": [k.__name__ for k in option.kinds]}
+        for key in ("minimum", "maximum", "choices", "default"):
+            value = getattr(option, key)
+            if value is not None and not (isinstance(value, float) and not math.isfinite(value)):
+                about[key] = value
+        if option.exclusive:
+            about["exclusive"] = True
+        if option.help:
+            about["help"] = option.help
+        found.append(about)
+    return found
+
+
+def renamed_options(
+    task: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str], str | None]:
+    """Options under today's names.
+
+    Returns
+    -------
+    The options, a warning for each old name or value, and why they cannot be (both names given), or ``None``.
+    """
+    known, found, warnings = TASKS[task].options, dict(options), list[str]()
+    for old, new in RENAMED.get(task, {}).items():
+        if new in found and new not in known and old in known:
+            found[old] = found.pop(new)  # the verb still has the old name
+        if old not in found or old in known or new not in known:
+            continue
+        if new in found:
+            return (
+                found,
+                warnings,
+                f"both '{old}' and '{new}' are given; '{old}' is the old name of '{new}'",
+            )
+        value = found.pop(old)
+        if not (isinstance(value, bool) and bool not in known[new].kinds):
+            found[new] = value
+        elif not value:
+            found[new] = 0  # True was the default number of steps
+        warnings.append(_warning(f"option '{old}'", f"'{new}'"))
+    for name, values in _VALUES.get(task, {}).items():
+        choices = known[name].choices if name in known else None
+        given = found.get(name)
+        if isinstance(given, str) and given in values and choices and values[given] in choices:
+            found[name] = values[given]
+            warnings.append(_warning(f"{name} '{given}'", f"'{values[given]}'"))
+    return found, warnings, None
+
+
+def _warning(old: str, new: str) -> str:
+    return f"{old} was renamed to {new}; the old name stops working in scMamba {REMOVED_IN}."
+
+
+def _beyond(name: str, value: Any, option: ServedOption) -> str | None:
+    """Why a value of the right type cannot be, or ``None``."""
+    if isinstance(value, bool):
+        return None
+    if (
+        option.choices is not None
+        and isinstance(value, (str, int, float))
+        and value not in option.choices
+    ):
+        return (
+            f"option '{name}' is {value!r}; expected one of {', '.join(map(repr, option.choices))}"
+        )
     if isinstance(value, (int, float)):
-        low, high = _RANGES.get(name, (-1e9, 1e9))
+        low = _ANY[0] if option.minimum is None else option.minimum
+        high = _ANY[1] if option.maximum is None else option.maximum
+        fits = low < value < high if option.exclusive else low <= value <= high
         return (
             None
-            if low <= value <= high
+            if fits
             else f"option '{name}' is {value}; it must lie between {low:g} and {high:g}"
         )
     if isinstance(value, dict):
@@ -215,7 +514,9 @@ def _beyond(name: str, value: Any) -> str | None:
             isinstance(g, str) or isinstance(g, list) and all(isinstance(x, str) for x in g)
             for g in value.values()
         )
-        return None if fits else f"option '{name}' must give a list of gene names for each type"
+        return (
+            None if fits else f"option '{name}' must give a list of gene names for each cell type"
+        )
     if isinstance(value, list) and name == "ratios":
         fits = len(value) <= 100 and all(
             isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v <= 1 for v in value
@@ -230,20 +531,17 @@ def check_options(task: str, options: Any) -> str | None:
     """Why these options cannot be, or ``None``."""
     if not isinstance(options, dict):
         return "options must be one JSON object"
-    known = TASKS[task][1]
+    known = TASKS[task].options
     for name, value in options.items():
         if name not in known:
             return f"'{task}' has no option '{name}'; it has {', '.join(known)}"
-        if isinstance(value, bool) and bool not in known[name]:
+        kinds = known[name].kinds
+        if isinstance(value, bool) and bool not in kinds:
             return f"option '{name}' cannot be true or false"
-        if value is not None and not isinstance(value, known[name]):
-            return f"option '{name}' is {type(value).__name__}; it must be {' or '.join(k.__name__ for k in known[name])}"
-        if problem := _beyond(name, value):
+        if value is not None and not isinstance(value, kinds):
+            return f"option '{name}' is {type(value).__name__}; it must be {' or '.join(k.__name__ for k in kinds)}"
+        if problem := _beyond(name, value, known[name]):
             return problem
-    if missing := [
-        name
-        for name in _NEEDED.get(task, ())
-        if options.get(name, options.get(_OLD_NAMES.get(name, name))) is None
-    ]:
+    if missing := [name for name in TASKS[task].needed if options.get(name) is None]:
         return f"'{task}' needs the option '{missing[0]}'"
     return None

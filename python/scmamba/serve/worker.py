@@ -1,29 +1,38 @@
-"""A worker: takes one job after the other, in a process of its own, so that what kills it kills nothing else.
+"""A worker: takes one job after the other and runs each in a process of its own, which it watches.
 
-``python -m scmamba.serve.worker SETTINGS_JSON NAME``. Killed at any moment, its job is queued again; a result appears whole or not at all.
+``python -m scmamba.serve.worker SETTINGS_JSON NAME PARENT``, with the address of the queue's database on its standard input if there is one.
+The worker loads the libraries and the model once; for each job it forks, so that the job starts at once, may be ended at any moment
+whatever it is doing, gives its memory back, and sees nobody's files but its own. A result appears whole or not at all.
+
+The worker itself computes nothing: threads of OpenMP and numba would not survive the fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
-import threading
+import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..utils.atomic import atomic_path
 from ..utils.errors import DataError, ScMambaError
+from .confinement import confine, die_with_parent, first_to_go, limit_memory
 from .jobs import Queue, Unavailable
-from .postgres import open_queue
+from .memory import job_memory, resident
+from .postgres import PostgresQueue, open_queue
 from .references import References
 from .results import write_result
 from .settings import Settings
+from .uploads import sync
 from .validation import check_content, plain
 from .verbs import TASKS, WITH_MODEL
 
@@ -32,21 +41,21 @@ if TYPE_CHECKING:
 
     from ..model import Model
 
-
-class Cancelled(BaseException):
-    """The job is no longer this worker's."""
+_BEAT = 1.0  # seconds between two beats
+_TICK = 0.05
+_INSIST = 120.0  # seconds for which a queue that is away is asked again to take an end
 
 
 @lru_cache(maxsize=2)
 def kept_model(name: str) -> Model:
-    """A model, open from its first job to the worker's end: opening it takes longer than a small job's answer."""
+    """A model on the processor, open from its first job to the worker's end: opening it takes longer than a small job."""
     from ..model import load_model
 
-    return load_model(name)
+    return load_model(name, device="cpu")
 
 
 def open_upload(path: Path) -> AnnData:
-    """An upload that was looked at before.
+    """Read an upload that was inspected before.
 
     Raises
     ------
@@ -75,23 +84,17 @@ def _open(path: Path) -> AnnData:
         from ..wire.scmb import to_adata
 
         return to_adata(path)
+    from . import read_10x
+
     if start.startswith(b"PK\x03\x04"):
-        from .read_10x import limit_of
-        from .read_10x import to_adata as from_folder
         from .validation import memory_limit
 
-        return from_folder(path, limit_of(path, memory_limit()))
+        return read_10x.to_adata(path, read_10x.limit_of(path, memory_limit()))
     import h5py
 
     with h5py.File(path, "r") as file:
         is_10x = "matrix" in file and "X" not in file
-    if is_10x:
-        import scanpy
-
-        adata = scanpy.read_10x_h5(path)
-        adata.var_names_make_unique()
-        return adata
-    return anndata.read_h5ad(path)
+    return read_10x.from_h5(path) if is_10x else anndata.read_h5ad(path)
 
 
 def open_reference(settings: Settings, name: str, user: str) -> AnnData:
@@ -102,95 +105,423 @@ def open_reference(settings: Settings, name: str, user: str) -> AnnData:
     return open_upload(path)
 
 
-def run_job(queue: Queue, settings: Settings, job: dict[str, Any], worker: str) -> None:
-    """One job from its upload to its result."""
-    from ..utils import progress as _progress
+# -- the process of one job ----------------------------------------------------------------------------
 
-    folder = settings.data / "jobs" / job["id"]
-    lost = threading.Event()
-    stop = threading.Event()
-    deadline = time.time() + settings.max_seconds
-    shown: dict[str, Any] = {"done": None, "message": None}
 
-    def heart() -> None:
-        while not stop.wait(1.0):
-            with contextlib.suppress(
-                Unavailable
-            ):  # for a moment; after thirty seconds the job is another's, which the next beat tells
-                if not queue.beat(job["id"], worker, shown["done"], shown["message"]):
-                    lost.set()
-
-    def listen(description: str, done: int, total: int) -> None:
-        shown["done"], shown["message"] = done / max(total, 1), description
-        if lost.is_set():
-            raise Cancelled
-        if time.time() > deadline:
-            raise ScMambaError(
-                f"The job took longer than this server's {settings.max_seconds} seconds. Send fewer cells at once."
-            )
-
-    pulse = threading.Thread(target=heart, daemon=True)
-    pulse.start()
-    _progress.listener = listen
-    _progress.speaker = lambda text: None
+def compute(job: dict[str, Any], settings: Settings, target: Path) -> tuple[str, str]:
+    """One job from its upload to its result in the folder ``target``; returns its state and message."""
     try:
         adata = open_upload(Path(job["upload"]))
         options = dict(json.loads(job["options"]))
-        if job["task"] in WITH_MODEL:
-            options["model"] = kept_model(job["model"])
+        if job["task"] in WITH_MODEL or "reference" in options:
+            options["model"] = _on_gpu(kept_model(job["model"]))
         if "reference" in options:
-            options |= {
-                "reference": open_reference(settings, options["reference"], job["user"]),
-                "model": kept_model(job["model"]),
-            }
-        result = TASKS[job["task"]][0](adata, options)
-        # The result stands before the job is called done: killed in between, the job runs again and ends once.
-        with atomic_path(folder / "result") as temporary:
-            temporary.mkdir(parents=True)
-            write_result(result, job["task"], temporary)
-        if not queue.finish(job["id"], worker, "done", "done"):
-            shutil.rmtree(folder / "result", ignore_errors=True)
-    except Cancelled:
-        pass
+            options["reference"] = open_reference(settings, options["reference"], job["user"])
+        result = TASKS[job["task"]].run(adata, options)
+        target.mkdir()
+        write_result(result, job["task"], target)
+        return "done", "done"
     except ScMambaError as error:
-        queue.finish(job["id"], worker, "failed", plain(error, 2000))
+        return "failed", plain(str(error).replace(str(settings.data), "the server's folder"), 2000)
     except MemoryError:
-        queue.finish(
-            job["id"],
-            worker,
-            "failed",
-            "The job needs more memory than this server gives one. Send fewer cells at once.",
-        )
-    except Exception as error:  # the job fails alone, with its reason, and the worker goes on
+        return "failed", _memory_message(settings)
+    except OSError as error:
+        if error.errno in (28, 122):
+            return "failed", "The server's disk is full; please tell the person who runs it."
         traceback.print_exc()
-        queue.finish(
-            job["id"],
-            worker,
-            "failed",
-            f"The job failed inside the server: {type(error).__name__}: {plain(error, 300)}",
-        )
+        return "failed", f"The job failed inside the server: {type(error).__name__}."
+    except Exception as error:  # the job fails alone, with its reason
+        traceback.print_exc()
+        reason = plain(str(error).replace(str(settings.data), "the server's folder"), 300)
+        return "failed", f"The job failed inside the server: {type(error).__name__}: {reason}"
+
+
+def _on_gpu(model: Model) -> Model:
+    import torch
+
+    if hasattr(model, "network") and torch.cuda.is_available():
+        model.network.to(torch.device("cuda"))
+    return model
+
+
+def _memory_message(settings: Settings) -> str:
+    return (
+        f"The job needs more memory than this server gives one ({job_memory(settings) / 2**30:.1f} GiB). "
+        "Send fewer cells at once."
+    )
+
+
+def _child(job: dict[str, Any], settings: Settings, work: Path, pipe: int, threads: int) -> None:
+    """The forked process: confined, then the job; says by the pipe what it does and how it ended."""
+    from ..utils import progress as _progress
+
+    first_to_go()
+    sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+    os.closerange(3, pipe)
+    os.closerange(pipe + 1, 4096)
+    said = [0.0]
+
+    def listen(description: str, done: int, total: int) -> None:
+        if time.monotonic() - said[0] > 0.2:
+            said[0] = time.monotonic()
+            _say(pipe, {"done": done / max(total, 1), "message": description})
+
+    for name in ("tmp", "cache"):
+        (work / name).mkdir()
+    os.environ |= {
+        "TMPDIR": str(work / "tmp"),
+        "MPLCONFIGDIR": str(work / "tmp"),
+        "SCMAMBA_CACHE": str(work / "cache"),
+    }
+    tempfile.tempdir = str(work / "tmp")
+    os.chdir(work)
+    _set_threads(threads)
+    if not Path("/proc/driver/nvidia").exists():  # a driver's reservations are no memory
+        limit_memory(job_memory(settings))
+    if settings.confine:
+        files = [Path(job["upload"])]
+        reference = dict(json.loads(job["options"])).get("reference")
+        if reference is not None:
+            found = References(settings.data).path(reference, job["user"])
+            files += [found] if found else []
+        confine(read=[*files, *_shared_folders()], write=[work])
+    _progress.listener = listen
+    _progress.speaker = lambda text: None
+    state, message = compute(job, settings, work / "result")
+    _say(pipe, {"state": state, "message": message})
+
+
+def _say(pipe: int, what: dict[str, Any]) -> None:
+    with contextlib.suppress(OSError):
+        os.write(pipe, json.dumps(what).encode() + b"\n")
+
+
+def _shared_folders() -> list[Path]:
+    """Folders that all jobs read: models, and compiled kernels."""
+    from ..model.hub import model_folder
+
+    return [p for p in (model_folder(), _kernel_folder()) if p.is_dir()]
+
+
+def _kernel_folder() -> Path:
+    from ..ops.cpu.jit import cache_folder
+
+    return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder())
+
+
+def _set_threads(number: int) -> None:
+    import torch
+
+    torch.set_num_threads(number)
+
+
+# -- the worker -----------------------------------------------------------------------------------------
+
+
+def run_job(
+    queue: Queue,
+    settings: Settings,
+    job: dict[str, Any],
+    worker: str,
+    goes_on: Callable[[], bool] = lambda: True,
+    threads: int = 0,
+) -> None:
+    """One job in a process of its own, from its upload to its end in the queue.
+
+    Parameters
+    ----------
+    queue, settings
+        Of the server.
+    job
+        Row of the queue, claimed by ``worker``.
+    worker
+        Name of this worker.
+    goes_on
+        False once the server has gone.
+    threads
+        Threads of torch in the job; 0: as now.
+    """
+    import torch
+
+    folder = settings.data / "jobs" / job["id"]
+    for old in folder.glob("work-*"):  # of an attempt that was killed
+        shutil.rmtree(old, ignore_errors=True)
+    try:
+        if job["task"] in WITH_MODEL or "reference" in json.loads(job["options"]):
+            kept_model(job["model"])
+        work = Path(tempfile.mkdtemp(prefix="work-", dir=folder))
+    except ScMambaError as error:
+        _end(queue, job, worker, "failed", plain(error, 2000))
+        return
+    except FileNotFoundError:  # deleted in the meantime
+        _end(queue, job, worker, "failed", "The job was deleted.")
+        return
+    threads = threads or torch.get_num_threads()
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    here = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            die_with_parent(here)
+            _child(job, settings, work, writer, threads)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(Exception):
+                sys.stderr.flush()
+            os._exit(status)
+    os.close(writer)
+    try:
+        state, message = _Watched(queue, settings, job, worker, pid, reader, goes_on).until_end()
     finally:
-        stop.set()
-        _progress.listener = None
-        _progress.speaker = None
+        os.close(reader)
+    try:
+        _conclude(queue, settings, job, worker, work, state, message)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+class _Watched:
+    """The process of a job while it runs: beats, progress, time and memory."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        settings: Settings,
+        job: dict[str, Any],
+        worker: str,
+        pid: int,
+        reader: int,
+        goes_on: Callable[[], bool],
+    ) -> None:
+        self.queue, self.settings, self.job, self.worker = queue, settings, job, worker
+        self.pid, self.reader, self.goes_on = pid, reader, goes_on
+        os.set_blocking(reader, False)
+        self._text = b""
+        self._last: dict[str, Any] = {}
+        self._progress: dict[str, Any] = {}
+
+    def until_end(self) -> tuple[str, str]:
+        """State and message: ``done``, ``failed``, ``died``, ``lost`` (no longer this worker's) or ``stopped``."""
+        began, beat, limit = time.monotonic(), 0.0, job_memory(self.settings)
+        before = resident(self.pid)
+        while True:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            self._read()
+            if ended:
+                return self._outcome(status)
+            now = time.monotonic()
+            if now - began > self.settings.max_seconds:
+                self._kill()
+                return "failed", (
+                    f"The job took longer than this server's {self.settings.max_seconds} seconds. "
+                    "Send fewer cells at once."
+                )
+            if resident(self.pid) - before > limit:
+                self._kill()
+                return "failed", _memory_message(self.settings)
+            if not self.goes_on():
+                self._kill()
+                return "stopped", ""
+            if now - beat > _BEAT:
+                beat = now
+                if not self._beat():
+                    self._kill()
+                    return "lost", ""
+            time.sleep(_TICK)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self.reader, 65536):
+                self._text += part
+        *lines, self._text = self._text.split(b"\n")
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                said = json.loads(line)
+                if "state" in said:
+                    self._last = said
+                else:
+                    self._progress = said
+
+    def _outcome(self, status: int) -> tuple[str, str]:
+        if self._last.get("state") in ("done", "failed") and status == 0:
+            return str(self._last["state"]), plain(self._last["message"], 2000)
+        return "died", f"its process ended with status {status}"
+
+    def _beat(self) -> bool:
+        with contextlib.suppress(Unavailable):  # for a moment; the supervisor waits thirty seconds
+            done, message = self._progress.get("done"), self._progress.get("message")
+            return self.queue.beat(
+                self.job["id"],
+                self.worker,
+                float(done) if isinstance(done, (int, float)) else None,
+                plain(message, 200) if message is not None else None,
+            )
+        return True
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+def _conclude(
+    queue: Queue,
+    settings: Settings,
+    job: dict[str, Any],
+    worker: str,
+    work: Path,
+    state: str,
+    message: str,
+) -> None:
+    """Put the result in its place, on the disk, and end the job in the queue."""
+    folder = settings.data / "jobs" / job["id"]
+    if state == "died":
+        _insist(lambda: queue.bury(worker))
+    elif state == "stopped":
+        _insist(lambda: queue.give_back(worker))
+    elif state == "failed":
+        _end(queue, job, worker, "failed", message)
+    elif state == "done":
+        # The result stands before the job is called done: killed in between, the job runs again and ends once.
+        try:
+            settle(work / "result", folder / "result")
+        except OSError as error:
+            full = "The server's disk is full; please tell the person who runs it."
+            _end(
+                queue,
+                job,
+                worker,
+                "failed",
+                full if error.errno in (28, 122) else "The result could not be kept.",
+            )
+            return
+        if not _end(queue, job, worker, "done", message):
+            shutil.rmtree(folder / "result", ignore_errors=True)
+
+
+def settle(result: Path, target: Path) -> None:
+    """Move a folder of files to its place; what it holds, and its name, are on the disk afterwards."""
+    for file in result.iterdir():
+        with open(file, "rb") as opened:
+            sync(opened.fileno(), result)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(result, target)
+    entry = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
+def _end(queue: Queue, job: dict[str, Any], worker: str, state: str, message: str) -> bool:
+    return bool(_insist(lambda: queue.finish(job["id"], worker, state, message)))
+
+
+def _insist(act: Callable[[], Any]) -> Any:
+    """The answer of the queue, asked again while it is away; ``None`` after two minutes."""
+    until = time.monotonic() + _INSIST
+    while time.monotonic() < until:
+        with contextlib.suppress(Unavailable):
+            return act()
+        time.sleep(1)
+    return None
+
+
+def preload(settings: Settings) -> int:
+    """Load what jobs need, with one thread; returns the number of threads a job gets."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    import anndata  # noqa: F401
+
+    from .. import annotation, deg, doublets, embedding, imputation, training  # noqa: F401
+    from ..ops.cpu.jit import kernels, tolerate_bad_cache
+
+    with contextlib.suppress(ImportError):
+        from numba.core.caching import FunctionCache
+
+        # A job may read compiled kernels and write none.
+        setattr(FunctionCache, "_guard_against_spurious_io_errors", tolerate_bad_cache)  # noqa: B010
+        kernels()
+    with contextlib.suppress(ScMambaError):
+        kept_model(settings.model)
+    return threads
+
+
+def warm(settings: Settings, threads: int) -> None:
+    """Fill the cache of compiled kernels in a process of its own, once for each version: jobs cannot write there.
+
+    It computes with simulated cells, nothing that anybody sent.
+    """
+    mark = _kernel_folder() / "warmed"
+    if mark.exists():
+        return
+    here = os.getpid()
+    if os.fork() != 0:
+        return
+    try:
+        die_with_parent(here)
+        os.nice(10)
+        _set_threads(threads)
+        lock = os.open(mark.with_name("warming"), os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process is enough
+        from ..datasets import brain_cohort
+        from ..embedding import embed
+        from ..imputation import impute
+
+        cells, model = brain_cohort(24, n_donors=2, seed=0), kept_model(settings.model)
+        embed(cells.copy(), model=model, verbose=False)
+        impute(cells.copy(), model=model, verbose=False)
+        mark.touch()
+    except OSError:
+        pass
+    except Exception:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
+def hold_lock(settings: Settings, name: str) -> int:
+    """A lock by which servers of this machine see that the worker lives."""
+    folder = settings.data / "workers"
+    folder.mkdir(exist_ok=True)
+    handle = os.open(folder / name, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
 
 
 def main() -> None:
-    """Work until told to stop or until the server is gone."""
-    settings = Settings.load(sys.argv[1])
-    parent = os.getppid()
-    if settings.max_memory:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (settings.max_memory, settings.max_memory))
-    worker = sys.argv[2]
-    queue = open_queue(settings.data)
+    """Work until stopped or until the server is gone."""
+    settings, name, parent = Settings.load(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    die_with_parent(parent)
+    url = sys.stdin.readline().strip()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's
+    os.umask(0o077)
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # so that the fork can use the GPU
+    os.environ["HDF5_PLUGIN_PRELOAD"] = "::"  # no filter is loaded from anywhere
+    lock = hold_lock(settings, name)
+    threads = preload(settings)
+    warm(settings, threads)
+    queue = PostgresQueue(settings.data, url) if url else open_queue(settings.data)
     while os.getppid() == parent:
-        job = queue.claim(worker)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(-1, os.WNOHANG)  # the process that warmed the cache
+        try:
+            job = queue.claim(name)
+        except Unavailable:
+            time.sleep(1)
+            continue
         if job is None:
             time.sleep(0.2)
         else:
-            run_job(queue, settings, job, worker)
+            run_job(queue, settings, job, name, lambda: os.getppid() == parent, threads)
+    os.close(lock)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,9 @@ class Running:
             "0.0.0.0": "127.0.0.1",
             "8642": str(port),
             "/data": str(data),
+            "/data/scmamba": str(data / "scmamba"),
+            "172.28.42.0/24": "127.0.0.1",
+            "10.0.0.0/8": "127.0.0.1",
         }
         self.url = f"http://127.0.0.1:{port}"
         self.process = subprocess.Popen(
@@ -141,11 +144,10 @@ def test_the_pod_makes_a_token_once_answers_its_probes_and_lets_its_owner_in(tmp
     ]
     for _ in range(2):  # the second time there is one
         subprocess.run(make, check=True, timeout=120)
-    token = (tmp_path / "first-token").read_text().strip()
-    assert (
-        len(Tokens(tmp_path).entries()) == 1
-        and (tmp_path / "first-token").stat().st_mode & 0o077 == 0
-    )
+    data = tmp_path / "scmamba"
+    token = (data / "first-token").read_text().strip()
+    assert len(Tokens(data).entries()) == 1
+    assert (data / "first-token").stat().st_mode & 0o077 == 0 == data.stat().st_mode & 0o077
     container = pod["containers"][0]
     server = Running(container["command"], tmp_path)
     try:

@@ -183,7 +183,7 @@ def test_names_fit_for_a_sentence():
 
 
 def test_the_look_runs_confined(tmp_path):
-    code = "from scmamba.serve import validation as check; check.confine(); import resource as r\n"
+    code = "from scmamba.serve import validation as check; check.limit_resources(); import resource as r\n"
     code += "print(*[r.getrlimit(k) for k in (r.RLIMIT_AS, r.RLIMIT_CPU, r.RLIMIT_FSIZE, r.RLIMIT_CORE)])"
     told = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -368,7 +368,7 @@ def test_a_map_is_written_beside_its_result(tmp_path, monkeypatch):
     h5ad(tmp_path, obsm={"X_scmamba": np.array([[0.0, 1], [2, 0], [5, 5]])}).rename(
         tmp_path / "result.h5ad"
     )
-    monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["picture", str(tmp_path), "unconfined"])
     picture.main()
     assert json.loads((tmp_path / "picture.json").read_text()) == picture.cell_map(
         ad.read_h5ad(tmp_path / "result.h5ad")

@@ -28,7 +28,9 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
     near = scmamba.annotate(query.copy(), reference=known, **options).to_adata(query.copy())
     client = Client(server.url)
     kept = References(server.data).number("local")  # of other tests, which share the server
-    far = client.annotate(query, reference=known, **options)
+    sent = {**options, "label_key": options["labels"]}
+    del sent["labels"]
+    far = client.annotate(query, reference=known, **sent)
     assert (
         far.obs["scmamba_type"].astype(str).tolist()
         == near.obs["scmamba_type"].astype(str).tolist()
@@ -40,13 +42,13 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
     known.write_h5ad(tmp_path / "known.h5ad")
     kept = client.keep_reference(tmp_path / "known.h5ad")
     for _ in range(2):
-        again = client.annotate(query, reference=kept, **options)
+        again = client.annotate(query, reference=kept, **sent)
         np.testing.assert_array_equal(
             again.obs["scmamba_probability"], near.obs["scmamba_probability"]
         )
     client.drop_reference(kept)
     with pytest.raises(ScMambaError, match="no such reference"):
-        client.annotate(query, reference=kept, **options)
+        client.annotate(query, reference=kept, **sent)
 
 
 def test_only_counts_genes_and_the_named_columns_are_sent(cells):
@@ -70,5 +72,5 @@ def test_only_counts_genes_and_the_named_columns_are_sent(cells):
 
 
 def test_labels_are_asked_for_before_anything_is_sent(cells):
-    with pytest.raises(ScMambaError, match="labels="):
+    with pytest.raises(ScMambaError, match="label_key="):
         Client("http://127.0.0.1:9").annotate(cells[0], reference=cells[1])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,52 +17,99 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
+from serving import free_port
+
 import scmamba
 from scmamba.serve import __main__ as command
 from scmamba.serve import tokens
 from scmamba.serve import verbs as tasks
 from scmamba.serve.settings import Settings
 from scmamba.serve.tokens import Tokens
-from scmamba.serve.verbs import TASKS, WITH_MODEL, check_options
+from scmamba.serve.verbs import TASKS, WITH_MODEL, check_options, renamed_options, schema
 
 # -- options -------------------------------------------------------------------------------------------
 
-LIMITS = [
-    ("impute", "seed", 0, 2**32 - 1, 1),
-    ("impute", "passes", 1, 1000, 1),
-    ("impute", "batch_size", 1, 65_536, 1),
-    ("impute", "min_value", 0, 1e6, 0.5),
-    ("impute", "adapt_steps", 0, 100_000, 1),
-    ("annotate", "network", 0, 100_000, 1),
-    ("annotate", "error_rate", 0.0, 1.0, 0.01),
-    ("doublets", "expected_rate", 0, 1, 0.01),
-    ("robustness", "min_log2fc", -1e9, 1e9, 1),
-    ("doublets", "identification_rate", 0, 1, 0.01),
-    ("robustness", "permutations", 1, 10_000, 1),
-    ("markers", "min_pct", 0, 1, 0.01),
-    ("robustness", "null_permutations", 0, 10_000, 1),
-    ("robustness", "max_combinations", 1, 10_000, 1),
-    ("robustness", "min_degs", 1, 10**6, 1),
-    ("robustness", "min_cells", 1, 10**6, 1),
-    ("robustness", "alpha", 0, 1, 0.01),
-    ("finetune", "steps", 1, 10**6, 1),
+BASE = {"markers": {"groupby": "a", "group1": "b"}, "robustness": {"groupby": "a"}}
+NUMBERS = [
+    (task, name)
+    for task, about in TASKS.items()
+    for name, option in about.options.items()
+    if {int, float} & set(option.kinds)
 ]
-BASE = {"markers": {"groupby": "a", "group1": "b"}, "robustness": {"condition_key": "a"}}
 
 
-@pytest.mark.parametrize(("task", "name", "low", "high", "step"), LIMITS)
-def test_numbers_lie_within_their_limits(task, name, low, high, step):
-    base = BASE.get(task, {})
-    assert (
-        check_options(task, {**base, name: low}) is None
-        and check_options(task, {**base, name: high}) is None
+def today(task, **options):
+    """Options under the names that their verbs have now."""
+    return renamed_options(task, {**BASE.get(task, {}), **options})[0]
+
+
+@pytest.mark.parametrize(("task", "name"), NUMBERS)
+def test_numbers_lie_within_their_limits(task, name):
+    option = TASKS[task].options[name]
+    low, high, edge = option.minimum, option.maximum, int(option.exclusive)
+    step = 1 if float not in option.kinds else 0.01
+    if option.choices is not None:
+        return
+    for value in (low + edge * step, high - edge * step):
+        assert check_options(task, today(task, **{name: value})) is None
+    for value in (low - step, high + max(step, high * 1e-6)):
+        assert f"option '{name}' is" in check_options(task, today(task, **{name: value}))
+
+
+def test_the_server_has_limits_of_its_own():
+    limits = {n: (o.minimum, o.maximum) for t in TASKS.values() for n, o in t.options.items()}
+    assert limits["seed"] == (0, 2**32 - 1)
+    assert limits["batch_size"][1] == 65_536 and limits["permutations"][1] == 10_000
+    assert limits["steps"] == (1, 10**6)
+
+
+def test_old_names_of_options_work_and_warn(monkeypatch):
+    option = tasks.ServedOption
+    new = {
+        "batch_key": option((str,)),
+        "adapt_steps": option((int,), 0, 1000),
+        "method": option((str,), choices=("ensemble", "masked")),
+    }
+    monkeypatch.setitem(tasks.TASKS, "impute", tasks.Task(TASKS["impute"].run, new))
+    found, warned, problem = renamed_options(
+        "impute", {"batch": "donor", "adapt": False, "method": "rates"}
     )
-    for value in (low - step, high + step):
-        assert f"option '{name}' is" in check_options(task, {**base, name: value})
+    assert found == {"batch_key": "donor", "adapt_steps": 0, "method": "ensemble"} and not problem
+    assert len(warned) == 3 and "'batch' was renamed to 'batch_key'" in warned[0]
+    assert renamed_options("impute", {"adapt": True})[0] == {}  # the default number of steps
+    assert renamed_options("impute", {"adapt": 5})[0] == {"adapt_steps": 5}
+    assert renamed_options("impute", {"method": "masked"}) == ({"method": "masked"}, [], None)
+    assert "both" in renamed_options("impute", {"batch": "a", "batch_key": "b"})[2]
 
 
-def test_every_limit_is_tested():
-    assert set(tasks._RANGES) == {name for _, name, *_ in LIMITS} - {"min_log2fc"}
+def test_options_come_from_the_dataclass_of_the_verb():
+    from dataclasses import dataclass
+
+    from scmamba.utils.options import Options, option
+
+    @dataclass(frozen=True)
+    class Example(Options):
+        steps: int = option(7, "Steps.", minimum=0, exclusive=True)
+        method: str = option("a", "Method.", choices=("a", "b"))
+        names: list[str] | None = option(None, "Names.")
+        rate: float = option(0.5, "Rate.", maximum=2)
+        device: str | None = option(None, "Where.")
+        secret: str | None = option(None, "An object.", python_only=True)
+
+    found = tasks._from_class(Example)
+    assert set(found) == {"steps", "method", "names", "rate"}
+    steps = found["steps"]
+    assert (steps.minimum, steps.maximum, steps.exclusive, steps.default) == (0, 10**6, True, 7)
+    assert found["method"].choices == ("a", "b") and found["names"].kinds == (list,)
+    assert found["rate"].kinds == (int, float) and found["rate"].maximum == 2
+
+
+def test_the_schema_says_what_is_checked():
+    for task in TASKS:
+        for about in schema(task):
+            option = TASKS[task].options[about["name"]]
+            assert about["types"] == [k.__name__ for k in option.kinds]
+            assert about.get("maximum") == option.maximum and json.dumps(about)
 
 
 @pytest.mark.parametrize(
@@ -73,24 +122,26 @@ def test_every_limit_is_tested():
         ("impute", {"seed": 1.5}, "is float; it must be int"),
         ("impute", {"seed": "1"}, "is str"),
         ("impute", {"to_counts": 1}, "is int; it must be bool"),
-        ("impute", {"adapt": 1.5}, "must be bool or int"),
+        ("impute", {"adapt": 1.5}, "is float; it must be"),
         ("impute", {"min_value": float("nan")}, "must lie between"),
-        ("annotate", {"markers": {"A": 1}}, "gene names for each type"),
+        ("annotate", {"markers": {"A": 1}}, "gene names for each cell type"),
         ("annotate", {"markers": {"A": ["X"], "B": ["Y", 1]}}, "gene names"),
         ("annotate", {"labels": ["a", 1]}, "list of names"),
-        ("robustness", {"condition_key": "a", "ratios": [0.5, 0]}, "shares"),
-        ("robustness", {"condition_key": "a", "ratios": [1.01]}, "shares"),
-        ("robustness", {"condition_key": "a", "ratios": [True]}, "shares"),
-        ("robustness", {"condition_key": "a", "ratios": [0.5] * 101}, "shares"),
-        ("robustness", {"condition_key": "a", "layers": [1]}, "names"),
-        ("robustness", {}, "needs the option 'condition_key'"),
+        ("robustness", {"groupby": "a", "ratios": [0.5, 0]}, "shares"),
+        ("robustness", {"groupby": "a", "ratios": [1.01]}, "shares"),
+        ("robustness", {"groupby": "a", "ratios": [True]}, "shares"),
+        ("robustness", {"groupby": "a", "ratios": [0.5] * 101}, "shares"),
+        ("robustness", {"groupby": "a", "layers": [1]}, "names"),
+        ("robustness", {}, "needs the option '"),
         ("markers", {"groupby": "a"}, "needs the option 'group1'"),
         ("markers", {"groupby": None, "group1": "b"}, "'groupby'"),
         ("finetune", {"model": "x"}, "no option 'model'"),
-        ("robustness", {"condition_key": "a", "n_jobs": 2}, "no option 'n_jobs'"),
+        ("robustness", {"groupby": "a", "n_jobs": 2}, "no option 'n_jobs'"),
     ],
 )
 def test_options_that_cannot_be(task, options, words):
+    if isinstance(options, dict):
+        options = renamed_options(task, options)[0]
     assert words in check_options(task, options)
 
 
@@ -114,8 +165,8 @@ def test_options_that_cannot_be(task, options, words):
             {"markers": {"A": "X", "B": ["Y", "Z"]}, "labels": ["a", "b"], "network": False},
         ),
         ("annotate", {"labels": "a"}),
-        ("robustness", {"condition_key": "a", "ratios": [0.01, 1], "layers": ["counts"]}),
-        ("robustness", {"condition_key": "a", "ratios": [0.5] * 100}),
+        ("robustness", {"groupby": "a", "ratios": [0.01, 1], "layers": ["counts"]}),
+        ("robustness", {"groupby": "a", "ratios": [0.5] * 100}),
         (
             "markers",
             {
@@ -123,18 +174,19 @@ def test_options_that_cannot_be(task, options, words):
                 "group1": ["b"],
                 "group2": "c",
                 "only_pos": True,
-                "logfc_threshold": -0.5,
+                "logfc_threshold": 0.5,
                 "genes": ["X"],
             },
         ),
     ],
 )
 def test_options_that_can_be(task, options):
-    assert check_options(task, options) is None
+    found, _, problem = renamed_options(task, options)
+    assert problem is None and check_options(task, found) is None
 
 
 def test_no_task_reaches_for_files_or_machines():
-    reachable = {name for _, known in TASKS.values() for name in known}
+    reachable = {name for task in TASKS.values() for name in task.options}
     assert not reachable & {
         "model",
         "device",
@@ -151,7 +203,7 @@ def test_no_task_reaches_for_files_or_machines():
 
 
 @pytest.mark.parametrize(
-    ("task", "verb"), [("impute", "impute"), ("embed", "embed"), ("doublets", "detect_doublets")]
+    ("task", "verb"), [("impute", "impute"), ("embed", "embed"), ("doublets", "find_doublets")]
 )
 def test_a_task_is_its_verb(monkeypatch, task, verb):
     got = []
@@ -161,7 +213,7 @@ def test_a_task_is_its_verb(monkeypatch, task, verb):
         lambda adata, **options: got.append((adata, options)) or "answer",
         raising=False,
     )
-    assert TASKS[task][0]("cells", {"seed": 3}) == "answer" and got == [
+    assert TASKS[task].run("cells", {"seed": 3}) == "answer" and got == [
         ("cells", {"verbose": True, "seed": 3})
     ]
 
@@ -178,7 +230,7 @@ def test_annotating_adds_to_the_cells(monkeypatch):
         lambda adata, **options: got.append((adata, options)) or Found(),
         raising=False,
     )
-    assert TASKS["annotate"][0]("cells", {"seed": 3}) == "cells with types" and got == [
+    assert TASKS["annotate"].run("cells", {"seed": 3}) == "cells with types" and got == [
         ("cells", {"verbose": True, "seed": 3})
     ]
 
@@ -207,7 +259,7 @@ def test_markers_and_robustness_come_as_tables(monkeypatch):
         "scmamba.deg.robustness", lambda adata, **options: got.append((adata, options)) or Found()
     )
     markers, robustness = (
-        TASKS[task][0]("cells", {"groupby": "a"}) for task in ("markers", "robustness")
+        TASKS[task].run("cells", {"groupby": "a"}) for task in ("markers", "robustness")
     )
     assert got == [("cells", {"groupby": "a"}), ("cells", {"groupby": "a", "verbose": True})]
     assert (
@@ -235,14 +287,16 @@ def test_markers_and_robustness_come_as_tables(monkeypatch):
 
 def test_fine_tuning_gives_a_model_and_its_card(monkeypatch):
     monkeypatch.setattr("scmamba.training.finetune_on", lambda adata, **options: (adata, options))
-    assert TASKS["finetune"][0]("cells", {"steps": 2}) == ("cells", {"steps": 2, "verbose": True})
+    assert TASKS["finetune"].run("cells", {"steps": 2}) == ("cells", {"steps": 2, "verbose": True})
 
 
 # -- settings ------------------------------------------------------------------------------------------
 
 
 def test_what_a_server_is_told_arrives_at_its_workers():
-    told = Settings(Path("/data"), "0.0.0.0", 1, "m", 2, 3, 4, 5, 6, 7, 8, 9.5, 10, 11.5)
+    told = Settings(
+        Path("/data"), "0.0.0.0", 1, "m", 2, 3, 4, 5, 6, 7, 8, 9.5, 10, 11.5, "required", "::1"
+    )
     assert Settings.load(told.dump()) == told and isinstance(Settings.load(told.dump()).data, Path)
     plain = Settings(Path("x"))
     assert (
@@ -277,8 +331,21 @@ def test_what_a_server_is_told_arrives_at_its_workers():
         ("gpu-box", True),
     ],
 )
-def test_whoever_listens_beyond_this_machine_needs_tokens(host, needed):
-    assert Settings(Path("x"), host).needs_token is needed
+def test_whoever_listens_beyond_this_machine_needs_tokens(tmp_path, host, needed):
+    assert Settings(tmp_path, host).needs_token is needed
+    assert Settings(tmp_path, host, tokens="required").needs_token
+    assert Settings(tmp_path, host, proxy="127.0.0.1").needs_token
+    Tokens(tmp_path).add("ann", 1)
+    assert Settings(tmp_path, host).needs_token
+    assert not Settings(tmp_path, host, tokens="none").needs_token
+
+
+def test_the_proxy_is_an_address_or_networks():
+    one = Settings(Path("x"), proxy="10.0.0.5")
+    assert one.is_proxy("10.0.0.5") and not one.is_proxy("10.0.0.6") and not one.is_proxy("name")
+    many = Settings(Path("x"), proxy="10.0.0.0/8, ::1")
+    assert many.is_proxy("10.9.9.9") and many.is_proxy("::1") and not many.is_proxy("11.0.0.1")
+    assert not Settings(Path("x")).is_proxy("127.0.0.1")
 
 
 @pytest.fixture
@@ -288,82 +355,103 @@ def started(monkeypatch):
 
     def run(*arguments: str):
         found = []
-        monkeypatch.setattr(
-            "scmamba.serve.app.create_app", lambda settings: found.append(settings) or "app"
-        )
-        monkeypatch.setattr(uvicorn, "run", lambda app, **options: found.append(options))
+        monkeypatch.setattr(uvicorn, "run", lambda app, **options: found.append((app, options)))
         monkeypatch.setattr(sys, "argv", ["serve", *arguments])
-        command.main()
-        return found
+        monkeypatch.setattr("scmamba.serve.audit.start_logging", lambda folder: None)
+        before = os.umask(0o022)
+        try:
+            command.main()
+        finally:
+            os.umask(before)
+        app, options = found[0]
+        return app.state.services.settings, options
 
     return run
 
 
-def test_the_command_without_options_is_the_settings_without_any(started, tmp_path):
-    settings, uvicorn = started("--data", str(tmp_path / "deep" / "data"))
-    assert settings == Settings(tmp_path / "deep" / "data") and settings.data.is_dir()
-    assert (uvicorn["host"], uvicorn["port"], uvicorn["ssl_certfile"], uvicorn["ssl_keyfile"]) == (
+def test_the_command_without_options_is_the_settings_without_any(started, tmp_path, capsys):
+    port = free_port()
+    settings, uvicorn = started("--data", str(tmp_path / "deep" / "data"), "--port", str(port))
+    assert settings == Settings(tmp_path / "deep" / "data", port=port)
+    assert stat.S_IMODE(settings.data.stat().st_mode) == 0o700
+    assert (uvicorn["host"], uvicorn["ssl_certfile"], uvicorn["ssl_keyfile"]) == (
         "127.0.0.1",
-        8642,
         None,
         None,
     )
-    assert uvicorn["http"] == "h11" and uvicorn["server_header"] is False
+    assert uvicorn["server_header"] is False and uvicorn["proxy_headers"] is False
+    said = capsys.readouterr().err
+    token = (settings.data / "local-token").read_text().strip()
+    assert f"http://127.0.0.1:{port}/#token={token}" in said
+    for word in ("TLS", "tokens", "limits", "data folder", "confinement"):
+        assert word in said
 
 
 def test_every_option_of_the_command_reaches_its_setting(started, tmp_path):
     Tokens(tmp_path).add("ann", 1)
-    settings, uvicorn = started(
-        "--data",
-        str(tmp_path),
-        "--host",
-        "0.0.0.0",
-        "--port",
-        "1",
-        "--model",
-        "brain-mini",
-        "--workers",
-        "2",
-        "--max-upload",
-        "0.5",
-        "--max-cells",
-        "4",
-        "--max-seconds",
-        "6",
-        "--max-memory",
-        "1.5",
-        "--jobs-per-user",
-        "8",
-        "--keep-days",
-        "9.5",
-        "--requests-per-minute",
-        "10",
-        "--patience",
-        "11.5",
-        "--tls-cert",
-        "cert",
-        "--tls-key",
-        "key",
-    )
-    assert settings == Settings(
-        tmp_path, "0.0.0.0", 1, "brain-mini", 2, 1 << 29, 4, 100_000, 6, 3 << 29, 8, 9.5, 10, 11.5
-    )
-    assert (uvicorn["host"], uvicorn["port"], uvicorn["ssl_certfile"], uvicorn["ssl_keyfile"]) == (
-        "0.0.0.0",
-        1,
-        Path("cert"),
-        Path("key"),
-    )
+    for name in ("cert", "key"):
+        (tmp_path / name).touch()
+    given = {
+        "--data": str(tmp_path),
+        "--host": "0.0.0.0",
+        "--port": str(free_port()),
+        "--workers": "2",
+        "--max-upload": "0.5",
+        "--max-cells": "4",
+        "--max-seconds": "6",
+        "--max-memory": "1.5",
+        "--jobs-per-user": "8",
+        "--keep-days": "9.5",
+        "--requests-per-minute": "10",
+        "--patience": "11.5",
+        "--tokens": "required",
+        "--proxy": "10.0.0.0/8",
+        "--user-quota": "2",
+        "--max-connections": "100",
+        "--head-seconds": "3.5",
+        "--streams-per-user": "5",
+        "--max-streams": "50",
+        "--tls-cert": str(tmp_path / "cert"),
+        "--tls-key": str(tmp_path / "key"),
+    }
+    settings, uvicorn = started(*[w for pair in given.items() for w in pair], "--no-confinement")
+    first = (tmp_path, "0.0.0.0", int(given["--port"]), "brain-mini", 2, 1 << 29, 4, 100_000, 6)
+    more = (3 << 29, 8, 9.5, 10, 11.5, "required", "10.0.0.0/8", 2 << 30, 100, 3.5, 5, 50, False)
+    assert settings == Settings(*first, *more)
+    assert uvicorn["ssl_certfile"] == tmp_path / "cert"
+    assert uvicorn["ssl_keyfile"] == tmp_path / "key"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--model", "none"], "no model 'none'"), (["--host", "0.0.0.0"], "tokens are needed")],
+    [
+        (["--model", "none"], "no model 'none'"),
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--host", "0.0.0.0", "--insecure"], "tokens are needed"),
+        (["--tokens", "required"], "tokens are needed"),
+        (["--proxy", "127.0.0.1"], "tokens are needed"),
+        (["--proxy", "box"], "network"),
+        (["--host", "0.0.0.0", "--insecure", "--tokens", "none"], "only this machine"),
+        (["--tokens", "none", "--proxy", "127.0.0.1"], "only this machine"),
+        (["--tls-cert", "nowhere", "--tls-key", "nowhere"], "cannot be read"),
+        (["--tls-cert", "nowhere"], "belong together"),
+        (["--port", "99999"], "65535"),
+        (["--host", "203.0.113.7", "--insecure"], "tokens are needed"),
+    ],
 )
 def test_what_keeps_a_server_from_starting(started, tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit) as refused:
         started("--data", str(tmp_path), *arguments)
     assert refused.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_folder_that_others_can_read_is_refused(started, tmp_path, capsys):
+    for mode, kept in ((0o755, False), (0o750, False), (0o710, False), (0o700, True)):
+        tmp_path.chmod(mode)
+        reason = command.prepare_folder(tmp_path)
+        assert (reason is None) is kept and (kept or "chmod 700" in reason)
+    (tmp_path / "file").touch()
+    assert "cannot be used" in command.prepare_folder(tmp_path / "file" / "data")
 
 
 # -- tokens --------------------------------------------------------------------------------------------
@@ -402,7 +490,6 @@ def test_tokens_are_withdrawn_while_the_server_runs(tmp_path):
     server, operator = Tokens(tmp_path), Tokens(tmp_path)
     ann, again, bob = operator.add("ann", 1), operator.add("ann", 1), operator.add("bob", 1)
     assert [server.user_of(t)[0] for t in (ann, again, bob)] == ["ann", "ann", "bob"]
-    time.sleep(0.02)  # the file's time must differ
     assert operator.remove("ann") == 2 and operator.remove("ann") == 0
     assert [server.user_of(t)[0] for t in (ann, again, bob)] == [None, None, "bob"]
 
@@ -446,5 +533,33 @@ def test_the_operators_command(tmp_path, monkeypatch, capsys):
     assert run("remove", "ann") == "1 tokens withdrawn" and [
         e["user"] for e in Tokens(tmp_path).entries()
     ] == ["bob"]
-    with pytest.raises(SystemExit):
-        run("add")
+    for wrong in (
+        ("add",),
+        ("remove", "misspelt"),
+        ("add", "cem", "--days", "nan"),
+        ("add", "cem", "--days", "inf"),
+        ("add", "cem", "--days", "0"),
+        ("add", "a b"),
+    ):
+        with pytest.raises(SystemExit) as refused:
+            run(*wrong)
+        assert refused.value.code == 2
+    assert [e["user"] for e in Tokens(tmp_path).entries()] == ["bob"]
+    events = [json.loads(line) for line in (tmp_path / "audit.log").read_text().splitlines()]
+    assert [(e["event"], e["user"]) for e in events] == [
+        ("token added", "ann"),
+        ("token added", "bob"),
+        ("token withdrawn", "ann"),
+    ]
+
+
+def test_tokens_made_at_once_are_all_kept(tmp_path):
+    command_line = [sys.executable, "-m", "scmamba.serve.tokens", "add"]
+    started = [
+        subprocess.Popen(
+            [*command_line, f"user{i}", "--data", str(tmp_path)], stdout=subprocess.PIPE, text=True
+        )
+        for i in range(6)
+    ]
+    made = [process.communicate(timeout=300)[0].strip() for process in started]
+    assert [Tokens(tmp_path).user_of(token)[0] for token in made] == [f"user{i}" for i in range(6)]

@@ -1,0 +1,48 @@
+"""Labelled cells that users keep on the server, to annotate others by."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, HTTPException, Request
+
+from ..audit import audit
+from ..services import Shared, User, address
+from ..uploads import inspect_upload, receive
+
+router = APIRouter(prefix="/v2/references")
+
+
+@router.post(
+    "",
+    status_code=201,
+    responses={c: {} for c in (400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 507)},
+)
+async def add_reference(
+    request: Request, shared: Shared, who: User, upload: str | None = None
+) -> dict[str, Any]:
+    """Send labelled cells: the id is the option ``reference`` of later jobs, ``label_key`` their column with the cell types."""
+    limit = shared.settings.jobs_per_user
+    if shared.references.number(who) >= limit:
+        raise HTTPException(429, f"You have {limit} references here; delete some.")
+    if upload is None:
+        sent = await receive(request, shared.settings, who)
+    else:
+        sent = shared.uploads.take(upload, who)
+    try:
+        found = await inspect_upload(sent.path, shared.settings)
+        name = shared.references.add(who, sent.path)
+    except BaseException:
+        sent.path.unlink(missing_ok=True)
+        raise
+    audit("reference added", who, address(request), reference=name, bytes=sent.size)
+    return {"id": name, **found}
+
+
+@router.delete("/{name}", responses={404: {}, 401: {}, 429: {}})
+def remove_reference(name: str, request: Request, shared: Shared, who: User) -> dict[str, str]:
+    """Delete labelled cells."""
+    if not shared.references.remove(name, who):
+        raise HTTPException(404, "There is no such reference of yours.")
+    audit("reference deleted", who, address(request), reference=name)
+    return {"id": name, "state": "deleted"}
