@@ -68,10 +68,12 @@ def annotate(
 ) -> None:
     """Name the cell types of an .h5ad file (obs/scmamba_type, _probability and _alternatives of a copy)."""
     from ..annotation import annotate as name_types
+    from ..data.h5ad_files import check_writable, write_h5ad
     from ..utils.atomic import atomic_path
 
     refuse_existing_outputs(output, table, plots, overwrite=overwrite)
     adata = read_cells_file(data)
+    check_writable(adata)
     need_columns(adata.obs, [] if truth is None else [truth])
     known = read_cells_file(reference) if reference is not None else None
     columns = None if not labels else labels[0] if len(labels) == 1 else labels
@@ -93,8 +95,7 @@ def annotate(
         verbose=not quiet,
     )
     found.to_adata(adata)
-    with atomic_path(output) as path:
-        adata.write_h5ad(path, compression="gzip")
+    write_h5ad(adata, output)
     if table is not None:
         with atomic_path(table) as path:
             found.to_table().to_csv(path)

@@ -19,8 +19,8 @@ def cohort(
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same cohort.")] = 0,
 ) -> None:
     """Write a SIMULATED human brain cohort (8 types, donors, a disease): raw counts and truth."""
+    from ..data.h5ad_files import write_h5ad
     from ..datasets import brain_cohort
-    from ..utils.atomic import atomic_path
 
     data = brain_cohort(
         cells,
@@ -29,8 +29,7 @@ def cohort(
         disease_fraction=disease_fraction,
         seed=seed,
     )
-    with atomic_path(output) as path:
-        data.write_h5ad(path, compression="gzip")
+    write_h5ad(data, output)
     typer.echo(f"{output}: {data.n_obs:,} simulated cells x {data.n_vars:,} genes, {donors} donors")
 
 

@@ -49,11 +49,13 @@ def find_doublets(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
     """Find doublets in an .h5ad file (obs/scmamba_doublet, _score and _parents of a copy)."""
+    from ..data.h5ad_files import check_writable, write_h5ad
     from ..doublets import detect_doublets
     from ..utils.atomic import atomic_path
 
     refuse_existing_outputs(output, table, overwrite=overwrite)
     adata = read_cells_file(data)
+    check_writable(adata)
     detect_doublets(
         adata,
         sample=sample,
@@ -66,8 +68,7 @@ def find_doublets(
         seed=seed,
         verbose=not quiet,
     )
-    with atomic_path(output) as path:
-        adata.write_h5ad(path, compression="gzip")
+    write_h5ad(adata, output)
     if table is not None:
         with atomic_path(table) as path:
             adata.obs.filter(like="scmamba_doublet").to_csv(path)

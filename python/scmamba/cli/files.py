@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def read_cells_file(path: Path) -> AnnData:
-    """Read an .h5ad file into memory.
+    """Read a file of cells into memory: .h5ad, 10x .h5, .zarr, or an mtx folder.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def read_cells_file(path: Path) -> AnnData:
     Raises
     ------
     ScMambaError
-        There is no such file, or it is no .h5ad file.
+        There is no such file, or it is of a kind that is not read.
     """
     from ..data.h5ad_files import open_backed
 

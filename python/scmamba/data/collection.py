@@ -25,7 +25,17 @@ from .cell_batch import CellBatch
 from .loader import PrefetchLoader
 from .preprocess import MIN_TOTAL
 from .sampler import EpochSampler, shuffle_window
-from .storage import MemoryStore, Store, cache_folder, fingerprint, only_one, open_store
+from .selection import gene_rows
+from .storage import (
+    MemoryStore,
+    Store,
+    cache_folder,
+    fingerprint,
+    name_apart,
+    only_one,
+    open_store,
+    stem,
+)
 from .values import ValueScale, detect_value_scale, log1p_cp10k
 
 if TYPE_CHECKING:
@@ -131,9 +141,12 @@ class Collection:
         self.vocabulary = vocabulary or Vocabulary.published()
         folder = Path(cache) if cache is not None else cache_folder()
         self.members: list[CellFile] = []
-        for source in sources:
-            store = open_store(source, layer=layer, cache=folder, verbose=verbose)
+        stores = [open_store(s, layer=layer, cache=folder, verbose=verbose) for s in sources]
+        name_apart(stores)
+        for store in stores:
             match = _match(store, self.vocabulary)
+            if (is_gene := gene_rows(store.var, store.name)) is not None:
+                match.ignore(~is_gene)
             try:
                 match.check(force=force, min_coverage=min_coverage)
                 self.members.append(CellFile(store, match, _look(store, force)))
@@ -171,9 +184,7 @@ class Collection:
     @property
     def obs(self) -> pd.DataFrame:
         """(n rows) ``file study donor disease label total genes``; total and genes (detected) are over the vocabulary."""
-        files = pd.Categorical.from_codes(
-            self.file_of(self.cells), categories=pd.Index(_distinct(self.files))
-        )
+        files = pd.Categorical.from_codes(self.file_of(self.cells), categories=pd.Index(self.files))
         frame = self._columns.iloc[self.cells].reset_index(drop=True)
         frame.insert(0, "file", files)
         return frame.assign(total=self.totals, genes=self.lengths)
@@ -242,7 +253,8 @@ class Collection:
         return (
             None
             if path is None
-            else self._cache / f"{member.store.name}-{fingerprint(path, digest, layer or '')}.npz"
+            else self._cache
+            / f"{stem(path)}-{fingerprint(path, digest, layer or '', 'genes only')}.npz"
         )
 
     # ---------------------------------------------------------------------------------------------------- fewer cells
@@ -600,11 +612,6 @@ def _stack(blocks: list[sparse.csr_matrix], width: int) -> sparse.csr_matrix:
         if blocks
         else sparse.csr_matrix((0, width), dtype=np.float32)
     )
-
-
-def _distinct(names: list[str]) -> list[str]:
-    """Names made unique: two files may have the same stem."""
-    return [name if names.count(name) == 1 else f"{name}#{i}" for i, name in enumerate(names)]
 
 
 __all__ = [

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from ..utils.atomic import atomic_path
+from .h5ad_files import check_readable, check_writable, report, writable, writable_frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,30 +32,58 @@ def write_with_layer(
     ``finish(annotations, stored)`` edits ``obs`` and ``uns`` of an object without a matrix once all blocks are written; both are
     then stored. The copy keeps everything else of the file as it is, whatever it holds.
     """
+    check_writable(adata)
     with atomic_path(target) as temporary:
-        _copy(source, temporary)
+        _copy(source, temporary, adata)
         with h5py.File(temporary, "r+") as file:
             stored = append_layer(file, name, blocks, (adata.n_obs, adata.n_vars))
             _write_annotations(file, adata, finish, stored)
+        check_readable(temporary, target.name)
 
 
 def write_with_annotations(
     source: Path, target: Path, adata: AnnData, finish: Callable[[AnnData], None]
 ) -> None:
     """Copy ``source`` to ``target`` with the ``obs``, ``uns`` and new ``obsm`` that ``finish(annotations)`` made."""
+    check_writable(adata)
     with atomic_path(target) as temporary:
-        _copy(source, temporary)
+        _copy(source, temporary, adata)
         with h5py.File(temporary, "r+") as file:
             _write_annotations(file, adata, lambda annotations, _: finish(annotations), 0)
+        check_readable(temporary, target.name)
 
 
-def _copy(source: Path, temporary: Path) -> None:
-    """Group by group through HDF5, so that a file open for reading elsewhere is copied consistently."""
+def _copy(source: Path, temporary: Path, adata: AnnData) -> None:
+    """Group by group through HDF5, so that a file open for reading elsewhere is copied consistently.
+
+    What is not a file of anndata 0.8 or later is written anew from ``adata``: older ones hold references, which a copy breaks.
+    """
+    notes: list[str] = []
+    if not (adata.isbacked and source.is_file() and _is_current(source)):
+        memory = adata.to_memory() if adata.isbacked else adata
+        writable(memory, notes).write_h5ad(temporary)
+        report(notes, True)
+        return
     with h5py.File(source, "r") as old, h5py.File(temporary, "w") as new:
         for key, value in old.attrs.items():
             new.attrs[key] = value
         for key in old:
             old.copy(old[key], new, name=key)
+    frames = {"var": adata.var} | ({} if adata.raw is None else {"raw/var": adata.raw.var})
+    with h5py.File(temporary, "r+") as file:
+        for key, frame in frames.items():
+            if (made := writable_frame(frame, key.replace("/", "."), notes)) is not frame:
+                _replace(file, key, made)
+    report(notes, True)
+
+
+def _is_current(path: Path) -> bool:
+    """Written by anndata 0.8 or later, which mark the root of the file; no frame in it holds references."""
+    with h5py.File(path, "r") as file:
+        frames = [file[key] for key in ("obs", "var", "raw/var") if key in file]
+        return "encoding-type" in file.attrs and not any(
+            isinstance(frame, h5py.Dataset) or "__categories" in frame for frame in frames
+        )
 
 
 def append_layer(
@@ -99,7 +128,10 @@ def _write_annotations(
 
     annotations = anndata.AnnData(obs=adata.obs.copy(), uns=dict(adata.uns))
     finish(annotations, stored)
-    for key, value in (("obs", annotations.obs), ("uns", dict(annotations.uns))):
+    notes: list[str] = []
+    obs = writable_frame(annotations.obs, "obs", notes)
+    report(notes, True)
+    for key, value in (("obs", obs), ("uns", dict(annotations.uns))):
         _replace(file, key, value)
     for key, value in annotations.obsm.items():
         _replace(file, f"obsm/{key}", value)

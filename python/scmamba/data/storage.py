@@ -6,8 +6,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,14 @@ from scipy import sparse
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
 from ..utils.progress import say
+from .file_kinds import file_kind, local_path, tenx_groups
+from .selection import select_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+#: Name of an AnnData object that has none in ``uns["name"]``.
+UNNAMED = "cells"
 #: Values read at once while a file is looked through or converted (8 bytes each).
 _MAX_VALUES = 4_000_000
 
@@ -45,6 +50,7 @@ class Store(ABC):
     source: str
     shape: tuple[int, int]
     var: pd.DataFrame
+    path_given: Path | None = None
 
     @abstractmethod
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
@@ -70,16 +76,15 @@ class MemoryStore(Store):
     def __init__(self, adata: AnnData, layer: str | None, name: str) -> None:
         self.adata, self.layer, self.name = adata, layer, name
         self.source = name
-        if layer is not None and layer not in adata.layers:
-            raise DataError(
-                f"{name} has no layer '{layer}'; its layers are {list(adata.layers) or 'none'}."
-            )
-        self.shape, self.var = adata.shape, adata.var
+        try:
+            self.selected = select_matrix(adata, layer)
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
+        self.shape, self.var = self.selected.matrix.shape, self.selected.var
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Consecutive rows."""
-        matrix: Any = self.adata.X if self.layer is None else self.adata.layers[self.layer]
-        return sparse.csr_matrix(matrix[start:stop], copy=True)
+        return sparse.csr_matrix(self.selected.matrix[start:stop], copy=True)
 
     def column(self, name: str) -> np.ndarray | None:
         """A column of ``obs``."""
@@ -90,7 +95,8 @@ class _FileStore(Store):
     """What h5ad, zarr and 10x files have in common: a matrix opened when first read, again in every process."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.name, self.source = path, path.name.split(".")[0], path.name
+        self.path, self.name, self.source = path, stem(path), path.name
+        self.path_given = path
         self._opened: tuple[int, Any] | None = None
 
     @abstractmethod
@@ -148,20 +154,29 @@ class AnnDataStore(_FileStore):
     def __init__(self, path: Path, layer: str | None = None) -> None:
         super().__init__(path)
         self.layer = layer
+        self._obs: pd.DataFrame | None = None
         root = _open_root(path)
         try:
             element = self._element(root)
             if self.encoding(element) == "csc":
                 raise _ColumnsFirst
             self.shape = _shape(element)
-            self.var = _frame(root["var"])
+            self.var = (
+                _frame(root["raw"]["var"])
+                if self._reads_raw(root)
+                else _old_frame(path, root, "var")
+                if _is_old(root)
+                else _frame(root["var"])
+            )
         except (KeyError, OSError) as error:
             raise DataError(
                 f"{path.name} cannot be read as AnnData ({error}). Is it truncated?"
             ) from error
 
     def _element(self, root: Any) -> Any:
-        if self.layer is None:
+        if self._reads_raw(root):
+            return root["raw"]["X"]
+        if self.layer is None or (self.layer == "X" and "X" not in root.get("layers", {})):
             if "X" not in root:
                 raise DataError(
                     f"{self.path.name} has no X; name one of its layers {list(root.get('layers', {}))} with layer=..."
@@ -173,6 +188,10 @@ class AnnDataStore(_FileStore):
                 f"{self.path.name} has no layer '{self.layer}'; its layers are {layers or 'none'}."
             )
         return root["layers"][self.layer]
+
+    def _reads_raw(self, root: Any) -> bool:
+        """``layer="raw"`` is ``adata.raw``, unless a layer is called so."""
+        return self.layer == "raw" and "raw" in root and "raw" not in root.get("layers", {})
 
     @staticmethod
     def encoding(element: Any) -> str:
@@ -192,14 +211,13 @@ class AnnDataStore(_FileStore):
         """A column of ``obs``, read alone."""
         from anndata.io import read_elem
 
-        obs = _open_root(self.path)["obs"]
-        if isinstance(obs, h5py.Dataset):  # written before anndata 0.7
-            return _strings(pd.Series(obs[name])) if name in (obs.dtype.names or ()) else None
-        return (
-            _strings(pd.Series(read_elem(obs[name])))
-            if name in obs and name != "__categories"
-            else None
-        )
+        root = _open_root(self.path)
+        if _is_old(root):  # a column alone is codes or bytes; its categories are elsewhere
+            if self._obs is None:
+                self._obs = _old_frame(self.path, root, "obs")
+            return _strings(self._obs[name]) if name in self._obs else None
+        obs = root["obs"]
+        return _strings(pd.Series(read_elem(obs[name]))) if name in obs else None
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Row ranges of about as many stored values each."""
@@ -215,7 +233,13 @@ class TenxStore(_FileStore):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         with h5py.File(path, "r") as file:
-            self.group = "matrix" if "matrix" in file else next(iter(file))
+            found = tenx_groups(file)
+            if len(found) > 1:
+                raise DataError(
+                    f"{path.name} holds the genomes {', '.join(found)}. Read the human one and save it: "
+                    f"scanpy.read_10x_h5({path.name!r}, genome={found[0]!r}).write_h5ad('cells.h5ad')"
+                )
+            self.group = found[0]
             group = file[self.group]
             n_genes, n_cells = (int(v) for v in group["shape"][:])
             self._wanted: np.ndarray | None = None
@@ -244,8 +268,13 @@ class TenxStore(_FileStore):
         return rows if self._wanted is None else sparse.csr_matrix(rows[:, self._wanted])
 
     def column(self, name: str) -> np.ndarray | None:
-        """These files know nothing of their cells."""
+        """These files do not annotate their cells."""
         return None
+
+    def barcodes(self) -> pd.Index:
+        """(n,) names of the cells."""
+        with h5py.File(self.path, "r") as file:
+            return pd.Index(_decode(file[self.group]["barcodes"][:]))
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Row ranges of about as many stored values each."""
@@ -279,29 +308,74 @@ def open_store(
         No such file, or one of a kind that is not known.
     """
     if not isinstance(source, (str, os.PathLike)):
-        return MemoryStore(source, layer, str(source.uns.get("name", "cells")))
-    path = Path(source)
-    if not path.exists():
-        raise DataError(f"There is no file {path}.")
-    kind = _kind(path)
+        return MemoryStore(source, layer, str(source.uns.get("name", UNNAMED)))
+    path = local_path(source)
+    kind = file_kind(path)
     try:
         if kind == "10x":
             return TenxStore(path)
-        if kind == "anndata":
+        if kind in ("h5ad", "zarr"):
             return AnnDataStore(path, layer)
     except _ColumnsFirst:
         kind = "csc"
-    target = (
-        cache or cache_folder()
-    ) / f"{path.name.split('.')[0]}-{fingerprint(path, layer or '')}.h5ad"
+    target = (cache or cache_folder()) / f"{stem(path)}-{fingerprint(path, layer or '')}.h5ad"
     with only_one(target):
         if not target.is_file():
             say(f"converting {path.name} once, to {target}", verbose)
             with atomic_path(target) as temporary:
                 _convert(path, kind, layer, temporary)
     store = AnnDataStore(target)
-    store.name, store.source = path.name.split(".")[0], path.name
+    store.name, store.source, store.path_given = stem(path), path.name, path
     return store
+
+
+def stem(path: Path) -> str:
+    """Name of a file without the ending that says its kind; dots in the name stay.
+
+    Parameters
+    ----------
+    path
+        The file.
+
+    Examples
+    --------
+    >>> stem(Path("GSM1.brain.h5ad"))
+    'GSM1.brain'
+    """
+    name = path.name.removesuffix(".gz")
+    for end in (".h5ad", ".h5", ".hdf5", ".zarr", ".mtx", ".rds"):
+        if name.lower().endswith(end):
+            return name[: -len(end)] or name
+    return name
+
+
+def name_apart(stores: Sequence[Store]) -> None:
+    """Give stores of one name different ones: the folders that differ, else a number.
+
+    Parameters
+    ----------
+    stores
+        The stores; their ``name`` is changed.
+    """
+    groups: dict[str, list[Store]] = {}
+    for store in stores:
+        groups.setdefault(store.name, []).append(store)
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        folders = [
+            () if store.path_given is None else store.path_given.resolve().parent.parts
+            for store in group
+        ]
+        first = os.path.commonprefix(folders)  # of tuples: the leading folders that all share
+        last = os.path.commonprefix([f[len(first) :][::-1] for f in folders])
+        for store, parts in zip(group, folders, strict=True):
+            differ = parts[len(first) : len(parts) - len(last)]
+            store.name = "/".join([*differ, store.name])
+    taken = [store.name for store in stores]
+    for name in {name for name in taken if taken.count(name) > 1}:
+        for number, store in enumerate([s for s in stores if s.name == name], start=1):
+            store.name = f"{name}{'' if name == UNNAMED else '#'}{number}"
 
 
 def cache_folder() -> Path:
@@ -338,48 +412,33 @@ def only_one(target: Path) -> Iterator[None]:
 def fingerprint(path: Path, *more: str) -> str:
     """Sixteen hex digits that change with the file's place, size, time of change, and ``more``."""
     parts = [str(path.resolve()), *more]
-    for file in sorted(path.rglob("*")) if path.is_dir() and path.suffix != ".zarr" else [path]:
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
         state = file.stat()
         parts.append(f"{state.st_size} {state.st_mtime_ns}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _kind(path: Path) -> str:
-    name = path.name.lower()
-    if path.is_dir():
-        if (path / ".zgroup").exists() or (path / "zarr.json").exists():
-            return "anndata"
-        if any((path / f"matrix.mtx{end}").is_file() for end in ("", ".gz")):
-            return "mtx"
-        raise DataError(
-            f"The folder {path} is neither an AnnData zarr nor a matrix.mtx with its barcodes and features."
-        )
-    if name.endswith((".mtx", ".mtx.gz")):
-        return "mtx"
-    if name.endswith(".rds"):
-        return "rds"
-    if not h5py.is_hdf5(path):
-        raise DataError(
-            f"{path.name} is not a file of cells that can be read here: .h5ad, 10x .h5, .zarr, .mtx, .rds."
-        )
-    try:
-        with h5py.File(path, "r") as file:
-            if "obs" in file and "var" in file:
-                return "anndata"
-            if any(
-                isinstance(file[k], h5py.Group)
-                and {"indptr", "indices", "data", "shape"} <= set(file[k])
-                for k in file
-            ):
-                return "10x"
-            found = list(file)
-    except OSError as error:
-        raise DataError(
-            f"{path.name} is HDF5 but cannot be read ({error}). Is it truncated?"
-        ) from error
-    raise DataError(
-        f"{path.name} is HDF5, but neither AnnData nor 10x (it holds {', '.join(found[:5]) or 'nothing'})."
-    )
+def read_adata(path: Path, kind: str) -> AnnData:
+    """A 10x HDF5 file or an mtx folder in memory, genes only.
+
+    Parameters
+    ----------
+    path
+        File or folder.
+    kind
+        ``"10x"`` or ``"mtx"``.
+
+    Returns
+    -------
+    AnnData
+    """
+    import anndata
+
+    if kind == "mtx":
+        return _read_mtx(path)
+    store = TenxStore(path)
+    counts = store.read(0, store.shape[0])
+    return anndata.AnnData(counts, obs=pd.DataFrame(index=store.barcodes()), var=store.var)
 
 
 def _convert(path: Path, kind: str, layer: str | None, target: Path) -> None:
@@ -475,6 +534,23 @@ def _shape(element: Any) -> tuple[int, int]:
         return int(element.shape[0]), int(element.shape[1])
     shape = element.attrs.get("shape", element.attrs.get("h5sparse_shape"))
     return int(shape[0]), int(shape[1])
+
+
+def _is_old(root: Any) -> bool:
+    """Written before anndata 0.8: columns and their categories are stored apart."""
+    frames = [root[key] for key in ("obs", "var") if key in root]
+    return any(isinstance(f, h5py.Dataset) or "__categories" in f for f in frames)
+
+
+def _old_frame(path: Path, root: Any, name: str) -> pd.DataFrame:
+    """``obs`` or ``var`` as anndata reads it, with its categories."""
+    import anndata
+
+    if isinstance(root, h5py.File) and isinstance(root[name], h5py.Dataset):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return getattr(anndata.read_h5ad(path, backed="r"), name)
+    return _frame(root[name])
 
 
 def _frame(element: Any) -> pd.DataFrame:

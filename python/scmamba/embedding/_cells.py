@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..data import CellReader, read_cells
-from ..data.h5ad_files import open_backed
+from ..data.h5ad_files import check_writable, open_backed
 from ..data.h5ad_stream import write_with_annotations
 from ..data.provenance import KEY, flag_low_depth, read_summary, refuse_existing, write_record
 from ..model import Model, load_model
@@ -170,6 +170,7 @@ def embed_file(
             f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite)."
         )
     adata = open_backed(source)
+    check_writable(adata)
     opened, cells = _open(adata, model, options)
     result, totals = embed_cells(opened, cells, batch_size, verbose)
 

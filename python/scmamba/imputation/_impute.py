@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from scipy import sparse
 
-from ..data.h5ad_files import open_backed
+from ..data.h5ad_files import check_writable, open_backed
 from ..data.h5ad_stream import write_with_layer
 from ..data.provenance import KEY
 from ..model import Model
@@ -253,7 +253,9 @@ def open_file(
         raise DataError(
             f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite)."
         )
-    return open_backed(source), checked
+    adata = open_backed(source)
+    check_writable(adata)
+    return adata, checked
 
 
 def _steps(adapt_steps: int) -> int:

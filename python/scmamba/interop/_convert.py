@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..utils.atomic import atomic_path
+from ..data.h5ad_files import write_h5ad
 from ..utils.errors import DataError
 
 
@@ -56,8 +56,7 @@ def _to_h5ad(source: Path, target: Path, assay: str, compress: bool, verbose: bo
         raise DataError(
             f"{source} holds a {kinds[0]}; a Seurat object or a SingleCellExperiment is expected."
         )
-    with atomic_path(target) as path:
-        adata.write_h5ad(path, compression="gzip" if compress else None)
+    write_h5ad(adata, target, compress=compress, verbose=verbose)
     return f"{target}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"
 
 

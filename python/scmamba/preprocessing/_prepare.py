@@ -21,7 +21,7 @@ import pandas as pd
 from scipy import sparse
 
 from .._version import __version__
-from ..data.h5ad_files import open_backed
+from ..data.h5ad_files import open_backed, write_h5ad
 from ..data.values import detect_value_scale
 from ..genes import Vocabulary, annotation, match_adata
 from ..utils.atomic import atomic_path
@@ -129,8 +129,7 @@ def prepare(
     for number, (name, make) in enumerate(kept.items(), start=2):
         steps.arrays(f"{number}_{name}", make)
     result = _finish(cells, steps.found, panels, config, own_panels=markers is None)
-    with atomic_path(Path(folder) / "prepared.h5ad") as path:
-        result.write_h5ad(path, compression="gzip")
+    write_h5ad(result, Path(folder) / "prepared.h5ad", verbose=verbose)
     say(
         ", ".join(
             f"{name} {number}" for name, number in result.obs["scmamba_type"].value_counts().items()
@@ -268,8 +267,7 @@ class _Steps:
             return anndata.read_h5ad(path)
         say(name, self.verbose)
         made = make()
-        with atomic_path(path) as temporary:
-            made.write_h5ad(temporary, compression="gzip")
+        write_h5ad(made, path, verbose=self.verbose)
         return made
 
     def arrays(self, name: str, make: Callable[[], dict[str, np.ndarray]]) -> None:

@@ -210,7 +210,7 @@ def test_layers_logarithms_and_refusals(cells, tmp_path):
     with pytest.raises(DataError, match="There is no file"):
         Collection([tmp_path / "none.h5ad"])
     (tmp_path / "text.h5ad").write_text("not HDF5")
-    with pytest.raises(DataError, match="not a file of cells"):
+    with pytest.raises(DataError, match="not an h5ad .HDF5. file, nor another kind"):
         Collection([tmp_path / "text.h5ad"])
     whole = (tmp_path / "log.h5ad").read_bytes()
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
@@ -395,7 +395,7 @@ def test_vocab_build_runs_as_a_command(studies, tmp_path):
     ]
     environment = {**os.environ, "SCMAMBA_CACHE": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    assert "genes seen" in done.stdout
+    assert "genes counted" in done.stdout
     built = Vocabulary.read(tmp_path / "genes.tsv")
     seen = Collection(files, vocabulary=built, cache=tmp_path, verbose=False).detected() / len(
         studies

@@ -123,7 +123,7 @@ def test_bad_values_far_into_a_file_are_found(tmp_path):
     with pytest.raises(DataError, match="minus holds negative or missing values in rows 0 to 700"):
         _ = bad.totals
     counts[0, 0] = -1
-    with pytest.raises(DataError, match=r"minus: X holds negative values \(down to -2\)"):
+    with pytest.raises(DataError, match=r"minus: X holds negative values \(down to -1\)"):
         gather(cells_of(counts, name="minus"))
     with pytest.raises(DataError, match="nothing: it is empty: 0 cells x 3 genes"):
         gather(cells_of(np.ones((0, 3)), name="nothing"))
@@ -179,18 +179,25 @@ def test_files_without_a_column_have_their_own_name_for_a_study():
         ),
         cells_of(np.ones((1, 3)), name="one", cluster=["L2"]),
     )
-    assert found.donor_keys().tolist() == ["one/d1", "one/", "s/d1", "s/d2", "one/d1", "one/"]
-    assert found.donors().tolist() == ["one/", "one/d1", "s/d1", "s/d2"]
+    assert found.donor_keys().tolist() == [
+        "one#1/d1",
+        "one#1/",
+        "s/d1",
+        "s/d2",
+        "one/d1",
+        "one#2/",
+    ]
+    assert found.donors().tolist() == ["one#1/", "one#1/d1", "one#2/", "one/d1", "s/d1", "s/d2"]
     obs = found.take(np.array([0, 1, 3, 4, 5])).obs
     assert set(obs.columns) == {"file", "study", "donor", "disease", "label", "total", "genes"}
     assert obs.file.tolist() == [
-        "one#0",
-        "one#0",
+        "one#1",
+        "one#1",
         "two",
         "two",
         "one#2",
     ] and obs.index.tolist() == list(range(5))
-    assert obs.study.tolist() == ["one", "one", "s", "one", "one"] and obs.donor.tolist() == [
+    assert obs.study.tolist() == ["one#1", "one#1", "s", "one", "one#2"] and obs.donor.tolist() == [
         "d1",
         "",
         "d2",
@@ -201,8 +208,8 @@ def test_files_without_a_column_have_their_own_name_for_a_study():
         "L2"
     ]
     assert obs.total.tolist() == [3] * 5 and obs.genes.tolist() == [3] * 5
-    assert found.files == ["one", "two", "one"]
-    assert repr(found) == "Collection of 6 cells, 4 donors, 3 files, 8 genes"
+    assert found.files == ["one#1", "two", "one#2"]
+    assert repr(found) == "Collection of 6 cells, 6 donors, 3 files, 8 genes"
 
 
 # --- filters

@@ -74,7 +74,7 @@ def test_cellrangers_files_of_every_version(tmp_path, kinds, group, kept):
     assert store.shape == (3, len(kept)) and whole(store) == COUNTS[:, kept].tolist()
     assert store.var.index.tolist() == [IDS[i] for i in kept]
     assert store.var["symbol"].tolist() == ["ABCD"[i] for i in kept]
-    assert (store.name, store.source) == ("s1", "s1.raw.h5") and store.column("donor") is None
+    assert (store.name, store.source) == ("s1.raw", "s1.raw.h5") and store.column("donor") is None
     assert store.read(1, 3).toarray().tolist() == COUNTS[1:, kept].tolist() and list(
         store.blocks()
     ) == [(0, 3)]
@@ -173,7 +173,9 @@ def test_columns_are_strings_and_what_is_missing_is_empty(tmp_path):
             whole(store) == COUNTS.tolist()
             and whole(open_store(source, layer="twice")) == (2 * COUNTS).tolist()
         )
-        with pytest.raises(DataError, match=r"has no layer 'x'; its layers are \['twice'\]"):
+        with pytest.raises(
+            DataError, match=r"no layer 'x'|has no layer 'x'; its layers are \['twice'\]"
+        ):
             open_store(source, layer="x")
     assert (open_store(object_of()).name, open_store(tmp_path / "a.h5ad").name) == ("cells", "a")
     without = object_of()
@@ -219,7 +221,7 @@ def test_what_is_no_file_of_cells(tmp_path):
     with pytest.raises(DataError, match="neither an AnnData zarr nor a matrix.mtx"):
         open_store(tmp_path / "folder")
     (tmp_path / "x.csv").write_text("a,b\n")
-    with pytest.raises(DataError, match="x.csv is not a file of cells"):
+    with pytest.raises(DataError, match="x.csv is a text table"):
         open_store(tmp_path / "x.csv")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["weights"] = np.zeros(3)
@@ -227,7 +229,7 @@ def test_what_is_no_file_of_cells(tmp_path):
         open_store(tmp_path / "other.h5")
     for name, words in (
         ("absent.h5ad", "There is no file"),
-        ("x.csv", "not an h5ad .HDF5. file. Save the object"),
+        ("x.csv", "text table"),
     ):
         with pytest.raises(DataError, match=words):
             open_backed(tmp_path / name)
@@ -236,7 +238,7 @@ def test_what_is_no_file_of_cells(tmp_path):
         DataError, match="looks like an R object: convert it with 'scmamba convert'"
     ):
         open_backed(tmp_path / "seurat.RDS")
-    with pytest.raises(DataError, match="other.h5 is HDF5 but cannot be read as h5ad"):
+    with pytest.raises(DataError, match="other.h5 is HDF5, but neither AnnData nor 10x"):
         open_backed(tmp_path / "other.h5")
     object_of().write_h5ad(tmp_path / "a.h5ad")
     opened = open_backed(tmp_path / "a.h5ad")

@@ -1,0 +1,280 @@
+"""Old, odd and misnamed files: labels are right, two files never become one, and what was read can be read again when written."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import small_model
+from scipy import sparse
+
+import scmamba
+from scmamba.data import Collection
+from scmamba.data.h5ad_files import check_writable, open_backed, writable_frame, write_h5ad
+from scmamba.data.storage import name_apart, open_store
+from scmamba.genes import Vocabulary
+from scmamba.utils.errors import DataError
+
+OLD = Path(__file__).parents[2] / "data" / "old_h5ad"
+VERSIONS = sorted(path.name for path in OLD.glob("*.h5ad") if "other" not in path.name)
+GENES = [
+    "ENSG00000095970",
+    "ENSG00000171885",
+    "ENSG00000131095",
+    "ENSG00000132639",
+    "ENSG00000130203",
+    "ENSG00000197971",
+    "ENSG00000149295",
+    "ENSG00000170558",
+]
+VOCABULARY = Vocabulary.from_ids(GENES)
+
+
+def collect(*sources, **options) -> Collection:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Collection(list(sources), vocabulary=VOCABULARY, verbose=False, **options)
+
+
+def cells(**obs) -> ad.AnnData:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"donor": ["1", "2"] * 3, **obs}, index=[f"c{i}" for i in range(6)])
+    return ad.AnnData(
+        sparse.csr_matrix(rng.poisson(4, (6, 8)).astype(np.float32)),
+        obs=frame,
+        var=pd.DataFrame(index=list(GENES)),
+    )
+
+
+# --- old files
+@pytest.mark.parametrize("name", VERSIONS)
+def test_labels_of_old_files_are_words(name):
+    found = collect(OLD / name, label="cell_type")
+    assert list(found.column("label")) == ["Microglia", "Astrocyte", "Oligodendrocyte"] * 4
+    stem = name.removesuffix(".h5ad")
+    assert list(found.donors()) == [f"{stem}/d0", f"{stem}/d1"]
+    kept = found.filter(min_total=0, min_donor_cells=1, exclude=("microglia",))
+    assert set(kept.column("label")) == {"Astrocyte", "Oligodendrocyte"}
+
+
+def test_codes_of_two_old_files_are_not_one_label():
+    found = collect(OLD / "anndata-0.7.8.h5ad", OLD / "anndata-0.7.8-other.h5ad", label="cell_type")
+    assert list(found.column("label")[12:]) == ["Neuron", "Astrocyte", "OPC"] * 4
+    assert len(found.donors()) == 4
+
+
+@pytest.mark.parametrize("name", VERSIONS)
+def test_what_is_made_of_an_old_file_can_be_read(name, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scmamba.embed_file(
+            OLD / name, tmp_path / "e.h5ad", model=small_model(), force=True, verbose=False
+        )
+        before = ad.read_h5ad(OLD / name)
+    after = ad.read_h5ad(tmp_path / "e.h5ad")
+    assert list(after.obs["cell_type"]) == list(before.obs["cell_type"])
+    assert list(after.var["kind"]) == list(before.var["kind"]) == ["a", "b"] * 4
+    assert list(after.raw.var["kind"]) == list(before.raw.var["kind"])
+    assert after.obsm["X_scmamba"].shape == (12, 8) and after.obsm["X_pca"].shape == (12, 2)
+    np.testing.assert_array_equal(after.X.toarray(), before.X.toarray())
+
+
+# --- frames that no file holds
+def test_frames_are_made_writable():
+    notes: list[str] = []
+    frame = pd.DataFrame(
+        {
+            "a": [1, 2, 3],
+            "a/b": [4, 5, 6],
+            "a_b": [7, 8, 9],
+            "age": [70, "90+", np.nan],
+            "seen": pd.to_datetime(["2020-01-01", "2021-02-03", None]),
+            "_index": ["x", "y", "z"],
+            "text": pd.array(["u", None, "w"], dtype="string"),
+            5: [True, None, False],
+        },
+        index=pd.Index(["x", "y", "z"], dtype="string", name="_index"),
+    )
+    made = writable_frame(frame, "obs", notes)
+    assert list(made.columns) == ["a", "a_b", "a_b_2", "age", "seen", "text", "5"]
+    assert made["a_b"].tolist() == [4, 5, 6] and made["a_b_2"].tolist() == [7, 8, 9]
+    assert made["age"].tolist()[:2] == ["70", "90+"] and made["age"].isna().tolist()[2]
+    assert made["seen"].tolist()[0] == "2020-01-01 00:00:00"
+    assert made.index.dtype == object and made.index.name is None
+    assert "several types" in " ".join(notes) and "'a/b' is called 'a_b'" in " ".join(notes)
+    plain = pd.DataFrame({"a": [1.5], "b": pd.Categorical(["x"])}, index=["c"])
+    assert writable_frame(plain, "obs", notes) is plain
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda a: a.obs.__setitem__("a/b", 1),
+        lambda a: a.obs.__setitem__("age", [70, "90+", 1, 2, 3, np.nan]),
+        lambda a: setattr(a, "obs_names", pd.Index(a.obs_names, dtype="string")),
+        lambda a: setattr(a, "var_names", pd.Index(a.var_names, dtype="string")),
+        lambda a: setattr(a, "raw", ad.AnnData(a.X, var=a.var.assign(_index=GENES))),
+    ],
+    ids=["slash", "mixed column", "nullable cell names", "nullable gene names", "_index in raw"],
+)
+def test_what_was_read_is_written_readable(spoil, tmp_path):
+    data = cells()
+    spoil(data)
+    check_writable(data)
+    write_h5ad(data, tmp_path / "x.h5ad", verbose=False)
+    after = ad.read_h5ad(tmp_path / "x.h5ad")
+    assert list(after.obs_names) == list(data.obs_names) and list(after.var_names) == GENES
+    np.testing.assert_array_equal(after.X.toarray(), data.X.toarray())
+    assert after.n_obs == 6 and set(after.obs["donor"]) == {"1", "2"}
+
+
+def test_a_column_index_in_raw_of_a_file_is_streamed(tmp_path):
+    """As SeuratDisk writes it: raw/var with a column _index."""
+    data = cells()
+    data.raw = data
+    data.write_h5ad(tmp_path / "in.h5ad")
+    with h5py.File(tmp_path / "in.h5ad", "r+") as file:
+        frame = file["raw/var"]
+        frame["_index2"] = frame[frame.attrs["_index"]][:]
+        frame.attrs["column-order"] = np.array([], dtype=h5py.string_dtype())
+    scmamba.embed_file(
+        tmp_path / "in.h5ad", tmp_path / "o.h5ad", model=small_model(), force=True, verbose=False
+    )
+    assert list(ad.read_h5ad(tmp_path / "o.h5ad").raw.var_names) == GENES
+
+
+def test_an_entry_that_cannot_be_written_is_named_before_the_work():
+    data = cells()
+    data.uns["fit"] = {"model": object()}
+    with pytest.raises(DataError, match="uns cannot be written"):
+        check_writable(data)
+
+
+# --- names of sources
+def test_two_files_of_one_name_are_two_studies(tmp_path):
+    for folder in ("lab1", "lab2"):
+        (tmp_path / folder / "outs").mkdir(parents=True)
+        cells().write_h5ad(tmp_path / folder / "outs" / "filtered.h5ad")
+    paths = [tmp_path / f / "outs" / "filtered.h5ad" for f in ("lab1", "lab2")]
+    assert list(collect(*paths).donors()) == [
+        "lab1/filtered/1",
+        "lab1/filtered/2",
+        "lab2/filtered/1",
+        "lab2/filtered/2",
+    ]
+    shutil.copy(paths[0], tmp_path / "GSM1.brain.h5ad")
+    shutil.copy(paths[0], tmp_path / "GSM1.liver.h5ad")
+    found = collect(tmp_path / "GSM1.brain.h5ad", tmp_path / "GSM1.liver.h5ad")
+    assert found.files == ["GSM1.brain", "GSM1.liver"] and len(found.donors()) == 4
+    assert collect(cells(), cells()).files == ["cells1", "cells2"]
+    assert len(collect(cells(), cells()).donors()) == 4
+    stores = [open_store(path, verbose=False) for path in (paths[0], paths[0], paths[1])]
+    name_apart(stores)
+    assert len({store.name for store in stores}) == 3
+
+
+def test_a_zarr_store_edited_in_place_is_read_anew(tmp_path):
+    zarr = pytest.importorskip("zarr")
+    data = cells()
+    data.X = sparse.csc_matrix(data.X)  # converted once, and kept in the cache
+    data.write_zarr(tmp_path / "x.zarr")
+    before = collect(tmp_path / "x.zarr", cache=tmp_path / "cache").totals
+    zarr.open_group(str(tmp_path / "x.zarr"))["X/data"][:] = 2 * data.X.data
+    after = collect(tmp_path / "x.zarr", cache=tmp_path / "cache").totals
+    np.testing.assert_array_equal(after, 2 * before)
+
+
+# --- what a file is
+def tenx(path: Path, version: int = 3, genomes: tuple[str, ...] = ("GRCh38",)) -> np.ndarray:
+    """A small 10x HDF5 file of two genes and an antibody (version 3)."""
+    counts = np.array([[1, 0, 50], [2, 3, 60]])
+    with h5py.File(path, "w") as file:
+        for name in ("matrix",) if version == 3 else genomes:
+            group = file.create_group(name)
+            kept = counts if version == 3 else counts[:, :2]
+            matrix = sparse.csr_matrix(kept)
+            group["data"], group["indices"] = matrix.data, matrix.indices.astype(np.int64)
+            group["indptr"] = matrix.indptr.astype(np.int64)
+            group["shape"] = np.array(kept.shape[::-1])
+            group["barcodes"] = np.array([b"AAA-1", b"CCC-1"])
+            if version == 3:
+                features = group.create_group("features")
+                features["id"] = np.array([GENES[0].encode(), GENES[1].encode(), b"CD4"])
+                features["name"] = np.array([b"TREM2", b"AQP4", b"CD4"])
+                features["feature_type"] = np.array(
+                    [b"Gene Expression", b"Gene Expression", b"Antibody Capture"]
+                )
+            else:
+                group["genes"] = np.array([g.encode() for g in GENES[:2]])
+                group["gene_names"] = np.array([b"TREM2", b"AQP4"])
+    return counts[:, :2]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_10x_files_are_read_by_every_command(version, tmp_path):
+    counts = tenx(tmp_path / "f.h5", version)
+    found = open_backed(tmp_path / "f.h5")
+    assert found.X.toarray().tolist() == counts.tolist()
+    assert list(found.obs_names) == ["AAA-1", "CCC-1"] and list(found.var_names) == GENES[:2]
+    assert list(found.var["symbol"]) == ["TREM2", "AQP4"]
+    scmamba.embed_file(
+        tmp_path / "f.h5", tmp_path / "o.h5ad", model=small_model(), force=True, verbose=False
+    )
+    after = ad.read_h5ad(tmp_path / "o.h5ad")
+    assert after.obsm["X_scmamba"].shape == (2, 8) and after.X.toarray().tolist() == counts.tolist()
+
+
+def test_mtx_folders_and_zarr_stores_are_opened(tmp_path):
+    from scipy.io import mmwrite
+
+    data = cells()
+    folder = tmp_path / "mtx"
+    folder.mkdir()
+    mmwrite(folder / "matrix.mtx", data.X.T.astype(int))
+    (folder / "barcodes.tsv").write_text("\n".join(data.obs_names))
+    (folder / "genes.tsv").write_text("\n".join(f"{g}\t{g}s" for g in GENES))
+    found = open_backed(folder)
+    assert found.X.toarray().tolist() == data.X.toarray().tolist()
+    data.write_zarr(tmp_path / "x.zarr")
+    assert open_backed(tmp_path / "x.zarr").X.toarray().tolist() == data.X.toarray().tolist()
+
+
+def test_kinds_that_are_not_read_are_named(tmp_path, monkeypatch):
+    data = cells()
+    data.write_h5ad(tmp_path / "x.h5ad")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_backed("~/x.h5ad").n_obs == 6
+    with gzip.open(tmp_path / "x.h5ad.gz", "wb") as file:
+        file.write((tmp_path / "x.h5ad").read_bytes())
+    tenx(tmp_path / "two.h5", 2, ("GRCh38", "mm10"))
+    with h5py.File(tmp_path / "x.loom", "w") as file:
+        for name in ("matrix", "row_attrs", "col_attrs"):
+            file.create_group(name)
+    with h5py.File(tmp_path / "x.h5mu", "w") as file:
+        file.create_group("mod/rna"), file.create_group("mod/prot")
+    (tmp_path / "x.csv").write_text("a,b")
+    (tmp_path / "empty.h5ad").write_bytes(b"")
+    (tmp_path / "x.rds").write_bytes(b"RDX")
+    for name, words in {
+        "x.h5ad.gz": "compressed with gzip.*gunzip x.h5ad.gz",
+        "two.h5": "genomes GRCh38, mm10.*genome='GRCh38'",
+        "x.loom": "loom file.*read_loom",
+        "x.h5mu": "MuData file with the modalities prot, rna",
+        "x.csv": "text table",
+        "empty.h5ad": "0 bytes",
+        "x.rds": "scmamba convert",
+        "none.h5ad": "There is no file",
+    }.items():
+        with pytest.raises(DataError, match=words):
+            open_backed(tmp_path / name)
+    with pytest.raises(DataError, match="https://host/x.h5ad is a URL"):
+        open_backed(Path("https://host/x.h5ad"))
+    with pytest.raises(DataError, match="is a URL"):
+        collect("s3://bucket/x.h5ad")
