@@ -10,7 +10,7 @@ r_environment
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 [ -x .cache/site/bin/mkdocs ] || {
   "$VENV/bin/python" -m venv .cache/site
-  quietly .cache/site/bin/pip install "mkdocs-material>=9.5" "mkdocstrings-python>=1.10"
+  quietly .cache/site/bin/pip install "mkdocs-material>=9.5" "mkdocstrings-python>=1.10" ruff
 }
 NO_MKDOCS_2_WARNING=1 .cache/site/bin/mkdocs build --strict --clean
 Rscript --vanilla - <<'R'

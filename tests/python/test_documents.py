@@ -6,6 +6,7 @@ import ast
 import glob
 import importlib.util
 import inspect
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -182,3 +183,26 @@ def test_the_figures_of_the_readme_are_those_of_the_pages():
             )
             compared += 1
     assert compared > 30
+
+
+def part(page: str, begin: str, end: str | None) -> str:
+    """What a page has between two markers."""
+    rest = (ROOT / page).read_text(encoding="utf-8").split(begin)[1]
+    return (rest if end is None else rest.split(end)[0]).strip()
+
+
+def test_the_tables_of_the_pages_are_those_of_the_result_files():
+    from benchmarks import deg, model, scan
+
+    results = ROOT / "benchmarks" / "results"
+    for name, module in (("scan", scan), ("model", model)):
+        made = module.table(json.loads((results / f"{name}.json").read_text()))
+        shown = part("docs/scan.md", f"<!-- {name}: begin -->", f"<!-- {name}: end -->")
+        assert shown == made.strip()
+    speed = deg.table(json.loads((results / "deg_speed.json").read_text())["rows"])
+    assert part("docs/deg.md", "<!-- speed -->", "<!-- /speed -->").startswith(speed.strip())
+    scores = (results / "annotation.md").read_text(encoding="utf-8")
+    assert part("docs/annotation.md", "<!-- results -->", None) == scores.strip()
+    rows = [row for row in (results / "doublets.md").read_text().splitlines() if "|" in row]
+    page = (ROOT / "docs" / "doublets.md").read_text(encoding="utf-8")
+    assert rows and [row for row in rows if row not in page] == []

@@ -87,6 +87,31 @@ class Model:
             )
         self.network, self.genes, self.labels, self.card = network, genes, labels, card
 
+    def _facts(self) -> dict[str, str]:
+        """What a reader wants to see of a model first."""
+        size = sum(p.numel() for p in self.network.parameters())
+        return {
+            "network": f"D {self.config.d_model} x {self.config.n_layer} layers, {size:,} parameters",
+            "genes": f"{len(self.genes):,}, reads {self.config.reads}",
+            "classes": ", ".join(self.labels) if self.labels else "none",
+            "device": str(self.device),
+        }
+
+    def __repr__(self) -> str:
+        facts = "; ".join(f"{name}: {text}" for name, text in self._facts().items())
+        return f"<scmamba.Model '{self.config.name}': {facts}>"
+
+    def _repr_html_(self) -> str:
+        """Notebooks show a table, and the model card below it."""
+        from html import escape
+
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{escape(text)}</td></tr>"
+            for name, text in self._facts().items()
+        )
+        card = f"<details><summary>model card</summary><pre>{escape(self.card)}</pre></details>"
+        return f"<b>scmamba.Model {escape(self.config.name)}</b><table>{rows}</table>{card}"
+
     @property
     def config(self) -> ModelConfig:
         """Sizes of the network."""

@@ -180,7 +180,10 @@ def lazy(module: str, attribute: str = "scan") -> Callable[[], ScanFunction]:
     """A loader that imports ``module`` of this package on first use: numba and triton are slow to import."""
 
     def load() -> ScanFunction:
-        return getattr(importlib.import_module(f".{module}", __package__), attribute)
+        function: ScanFunction = getattr(
+            importlib.import_module(f".{module}", __package__), attribute
+        )
+        return function
 
     return load
 

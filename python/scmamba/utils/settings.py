@@ -19,7 +19,7 @@ class MessageHandler(logging.StreamHandler[TextIO]):
         self.setFormatter(logging.Formatter("scMamba: %(message)s"))
 
     @property
-    def stream(self) -> TextIO:
+    def stream(self) -> TextIO:  # type: ignore[override]
         """Standard error."""
         return sys.stderr
 

@@ -13,7 +13,7 @@ from scmamba.genes import Vocabulary
 from scmamba.model import load_model, save_checkpoint
 from scmamba.nn import ModelConfig, ScMamba
 from scmamba.nn.scmamba import pack
-from scmamba.utils.errors import CheckpointError, DataError
+from scmamba.utils.errors import CheckpointError, DataError, OptionError
 
 BACKENDS = ["cpu", "chunked", "reference"]
 
@@ -263,7 +263,7 @@ def test_incomplete_folders_are_answered(tmp_path):
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     for change, sentence in (
         ({"d_model": 16}, "do not fit its sizes"),
-        ({"new": 1}, "does not know"),
+        ({"new": 1}, "does not have"),
         ({"n_layer": 2}, "incomplete"),
     ):
         (tmp_path / "m" / "config.json").write_text(json.dumps({**config, **change}))
@@ -273,3 +273,17 @@ def test_incomplete_folders_are_answered(tmp_path):
     with pytest.raises(CheckpointError, match=r"has no genes\.tsv"):
         (tmp_path / "m" / "config.json").write_text(json.dumps(config))
         load_model(tmp_path / "m")
+
+
+def test_a_model_shows_what_it_is():
+    model = small_model("expressed", n_classes=2, n_genes=40)
+    model.card = "Accuracy < 1"
+    shown = repr(model)
+    assert "'small'" in shown and "D 8 x 1 layers" in shown and "40, reads expressed" in shown
+    page = model._repr_html_()
+    assert "type 0, type 1" in page and "Accuracy &lt; 1" in page and "<table>" in page
+
+
+def test_half_precision_weights_are_refused():
+    with pytest.raises(OptionError, match="torch.autocast"):
+        load_model("brain-mini", device="cpu", dtype=torch.bfloat16)
