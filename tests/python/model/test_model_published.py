@@ -148,7 +148,7 @@ def test_every_size_is_read_off_the_tensors(tmp_path, sizes):
     assert (model.network.backbone.cls_token == 0).all() and (
         model.network.backbone.mask_token == 0
     ).all()
-    assert model.card == "Converted from bare.ckpt; nothing more is known of it.\n"
+    assert model.card == "Converted from bare.ckpt; its data and accuracy are not documented.\n"
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.network."])
