@@ -22,7 +22,7 @@ from .options import EmbedOptions
 if TYPE_CHECKING:
     from anndata import AnnData
 
-_BLOCK = 128  # cells read at once if no batch size is given
+_BLOCK = 1024  # cells read at once, so that batches of similar length can be formed
 
 
 def embed(
@@ -204,7 +204,7 @@ def embed_cells(
     result = np.empty((len(cells), model.config.d_model), dtype=np.float32)
     totals = np.empty(len(cells))
     with progress("Embedding cells", len(cells), verbose) as advance:
-        for rows in cells.blocks(batch_size or _BLOCK):
+        for rows in cells.blocks(max(batch_size or 0, _BLOCK)):
             linear = cells.linear(rows)
             x, _ = dense_input(model, cells, linear)
             totals[rows] = np.asarray(linear.sum(axis=1)).ravel()

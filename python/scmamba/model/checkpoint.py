@@ -346,8 +346,16 @@ class Model:
         if self.config.reads == "expressed":
             lengths = (x != 0 if mask is None else (x != 0) | mask).sum(dim=1).cpu().numpy()
         return by_length(
-            lengths, lambda longest: min(batch_size or 256, self.batch_size(max(1, longest)))
+            lengths,
+            lambda longest: min(
+                batch_size or self._cells_at_once, self.batch_size(max(1, longest))
+            ),
         )
+
+    @property
+    def _cells_at_once(self) -> int:
+        # Small batches hold cells of nearly one length; a GPU needs more work at a time.
+        return 256 if self.device.type == "cuda" else 32
 
     def _answer(self, verb: str, x: Tensor, mask: Tensor | None, genes: Tensor | None) -> Tensor:
         """One batch through the network, on its device."""

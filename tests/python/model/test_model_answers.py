@@ -80,12 +80,12 @@ def test_batches_of_expressed_genes_fit_by_their_own_lengths(monkeypatch):
     mask[100, 10:40] = True  # hidden zeros are read, too
     monkeypatch.setattr(checkpoint, "_CPU_BUDGET", 12 * 4 * 16 * 200.5)  # 200 positions at once
     # Longest cells first: 5 + 30 positions, 20, then those of 5.
-    expected = [(5, 35)] + [(40, 5)] * 3 + [(5, 5)]
+    expected = [(5, 35)] + [(32, 5)] * 3 + [(29, 5)]
     seen = shapes_seen(model, "reconstruct", lambda: model.reconstruct(x, mask))
     assert seen == expected
     assert sum(n for n, _ in seen) == 130
     without = shapes_seen(model, "cell_embedding", lambda: model.cell_embedding(x))
-    assert without == [(10, 20), (40, 5), (40, 5), (40, 5)]
+    assert without == [(10, 20), (32, 5), (32, 5), (32, 5), (24, 5)]
     silent = torch.zeros(2, 50)
     assert shapes_seen(model, "cell_embedding", lambda: model.cell_embedding(silent)) == [(2, 1)]
     assert (model.cell_embedding(silent) == 0).all()
@@ -274,7 +274,7 @@ def test_fetching_can_be_forbidden(folder, tmp_path, monkeypatch, offline, sente
     with pytest.raises(CheckpointError, match=sentence):
         fetch_model("lab", verbose=False)
     with pytest.raises(
-        CheckpointError, match="The model 'absent' is in no registry; there are .*lab"
+        CheckpointError, match="The model 'absent' is in no registry; the registries have .*lab"
     ):
         fetch_model("absent", verbose=False)
 
