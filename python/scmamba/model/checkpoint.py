@@ -288,7 +288,8 @@ class Model:
         -------
         (m,) float64, natural logarithms of each gene's share of all counts.
         """
-        return self.network.gene_log_rate.detach().cpu().double().numpy()[genes]
+        rates: np.ndarray = self.network.gene_log_rate.detach().cpu().double().numpy()[genes]
+        return rates
 
     def gene_embedding(self) -> Tensor:
         """Gene embeddings: (L, D), rows in the order of ``genes``."""
@@ -363,10 +364,12 @@ class Model:
         hidden = {"mask": mask} if verb == "reconstruct" else {}
         genes = None if genes is None else genes.to(self.device)
         if self.config.reads == "all":
-            return run(x, genes=genes, **hidden)
+            read: Tensor = run(x, genes=genes, **hidden)
+            return read
         values, packed_mask, packed_genes, keep, columns = pack(x, mask, genes)
         if verb != "reconstruct":
-            return run(values, genes=packed_genes, keep=keep)
+            pooled: Tensor = run(values, genes=packed_genes, keep=keep)
+            return pooled
         answer = run(values, packed_mask, packed_genes, keep)
         # Visible zeros were not read: they stay what they are.
         row = torch.arange(len(x), device=x.device)[:, None].expand_as(columns)

@@ -35,7 +35,10 @@ class Backbone(nn.Module):
                 mask.unsqueeze(-1), self.mask_token.to(expression.dtype), expression
             )
         weight = self.gene_id_embedding.weight
-        return expression + (weight if genes is None else nn.functional.embedding(genes, weight))
+        result: Tensor = expression + (
+            weight if genes is None else nn.functional.embedding(genes, weight)
+        )
+        return result
 
     def run(
         self,
@@ -54,4 +57,5 @@ class Backbone(nn.Module):
             hidden, residual = layer(hidden, residual, backend, there, projected)
             projected = None
         residual = hidden if residual is None else residual + hidden
-        return self.norm_f(residual)
+        result: Tensor = self.norm_f(residual)
+        return result

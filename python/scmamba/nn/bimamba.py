@@ -135,7 +135,10 @@ class BiMambaBlock(nn.Module):
         if projected is not None:
             return self.mixer.mix(projected, backend, keep), hidden
         if self.checkpoint and torch.is_grad_enabled():
-            return checkpoint(self._forward, hidden, residual, backend, keep, use_reentrant=False)
+            result: tuple[Tensor, Tensor] = checkpoint(
+                self._forward, hidden, residual, backend, keep, use_reentrant=False
+            )
+            return result
         return self._forward(hidden, residual, backend, keep)
 
     def _forward(

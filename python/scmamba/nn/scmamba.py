@@ -119,7 +119,8 @@ class ScMamba(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScMamba:
         self.first.forget()  # what moves or converts the weights
-        return super()._apply(fn, recurse)
+        result: ScMamba = super()._apply(fn, recurse)
+        return result
 
     def reconstruct(
         self,
@@ -145,7 +146,8 @@ class ScMamba(nn.Module):
         -------
         (B, l) predicted log1p(CP10k).
         """
-        return self.regressor(self.hidden(x, mask, genes, keep)).squeeze(-1)
+        result: Tensor = self.regressor(self.hidden(x, mask, genes, keep)).squeeze(-1)
+        return result
 
     def cell_embedding(
         self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
@@ -192,7 +194,10 @@ class ScMamba(nn.Module):
         (B, m) natural logarithms of the factors, up to a constant per cell.
         """
         cell = self.rate_head(self.cell_embedding(x, genes, keep))
-        return cell @ nn.functional.embedding(decoded, self.backbone.gene_id_embedding.weight).T
+        result: Tensor = (
+            cell @ nn.functional.embedding(decoded, self.backbone.gene_id_embedding.weight).T
+        )
+        return result
 
     def classify(
         self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None
@@ -213,9 +218,10 @@ class ScMamba(nn.Module):
         (B, C) logits.
         """
         tokens, mean = self.classified(x, genes, keep)
-        return (
+        result: Tensor = (
             self.cls_head(tokens) if mean is None else self.cls_head(tokens) + self.mean_head(mean)
         )
+        return result
 
     def classified(
         self, x: Tensor, genes: Tensor | None = None, keep: Tensor | None = None

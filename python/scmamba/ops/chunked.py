@@ -22,7 +22,8 @@ def _chunks(x: Tensor, count: int, size: int) -> Sequence[Tensor]:
     missing = count * size - x.shape[1]
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
-    return x.unflatten(1, (count, size)).unbind(2)
+    result: Sequence[Tensor] = x.unflatten(1, (count, size)).unbind(2)
+    return result
 
 
 def _direction(d: Direction) -> Tensor:

@@ -104,7 +104,8 @@ def _fused(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, silu: bool) -
         out = _Conv.apply(*args)
     else:
         out = _forward(*args)
-    return out[..., :channels].to(dtype) if missing else out.to(dtype)
+    result: Tensor = out[..., :channels].to(dtype) if missing else out.to(dtype)
+    return result
 
 
 def _units(x: Tensor, rows: int) -> list[tuple[int, int, int]]:

@@ -42,7 +42,10 @@ def missing() -> str:
 
 
 def _kernel() -> Callable[..., Tensor]:
-    return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    result: Callable[..., Tensor] = importlib.import_module(
+        "mamba_ssm.ops.selective_scan_interface"
+    ).selective_scan_fn
+    return result
 
 
 def _direction(d: Direction, kernel: Callable[..., Tensor]) -> Tensor:
@@ -81,4 +84,5 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, reverse: bool, silu: bool)
     function = importlib.import_module("causal_conv1d").causal_conv1d_fn
     rows = (x.flip(1) if reverse else x).transpose(1, 2)
     out = function(rows, weight.to(x.dtype), bias.to(x.dtype), activation="silu" if silu else None)
-    return (out.flip(2) if reverse else out).transpose(1, 2)
+    result: Tensor | None = (out.flip(2) if reverse else out).transpose(1, 2)
+    return result

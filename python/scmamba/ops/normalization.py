@@ -52,7 +52,8 @@ def add_rms_norm(
     if fused and residual.numel() and residual.shape[-1] % LANES == 0:
         tensors = (hidden.float().contiguous(), residual.contiguous(), weight.float().contiguous())
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-            return _AddNorm.apply(*tensors, eps)
+            result: tuple[Tensor, Tensor] = _AddNorm.apply(*tensors, eps)
+            return result
         return _forward(*tensors, eps)
     total = residual + hidden.to(residual.dtype)
     return F.rms_norm(total, (total.shape[-1],), weight.to(total.dtype), eps), total

@@ -63,7 +63,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
         return out.view(*x.shape[:-1], weight.shape[0])
     if training or not _onednn_is_faster():
         return F.linear(x, weight)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+    return result
 
 
 def times(x: Tensor, weight: Tensor) -> Tensor:

@@ -47,7 +47,8 @@ def scan(directions: Sequence[Direction], z: Tensor | None) -> Tensor:
         out = _Scan.apply(flags, gate, *tensors, *weights)
     else:
         out = _forward(flags, gate, tensors, keep=False, weights=weights)[0]
-    return out[..., :channels].to(dtype) if missing else out.to(dtype)
+    result: Tensor = out[..., :channels].to(dtype) if missing else out.to(dtype)
+    return result
 
 
 def _places(d: Direction) -> tuple[str, ...]:
