@@ -156,7 +156,8 @@ def impute(
     )
     imputer, cells = open_imputer(adata, model, options)
     imputer.fit(cells)
-    blocks, totals = [], []
+    blocks: list[Any] = []
+    totals: list[Any] = []
     for block, block_totals in imputer.predict_blocks():
         if not blocks:
             imputer.check_memory(block)

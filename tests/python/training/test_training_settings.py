@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
-from scmamba.training import TrainerConfig
+from scmamba.training import SequenceConfig, TrainerConfig
 from scmamba.training.config import RECIPES, Settings, read_settings
+from scmamba.training.options import OptimizerOptions
 from scmamba.training.reconstruction import IMPUTE, PRETRAIN
-from scmamba.utils.errors import ScMambaError
+from scmamba.utils.errors import OptionError, ScMambaError
 
 PAPER = {  # specification, "Pre-training" and "Fine-tuning"
     "pretrain": dict(
@@ -185,3 +186,27 @@ def test_a_value_of_the_wrong_kind_is_answered(tmp_path):
     assert read_settings("pretrain", file=file)[0] == Settings()
     with pytest.raises(ScMambaError, match="no configuration"):
         read_settings("pretrain", file=tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0},
+        {"mask_nonzero": 1.5},
+        {"precision": "64"},
+        {"ema": -0.1},
+        {"doublet_recipe": "max"},
+        {"doublet_fraction": 0.0},
+    ],
+)
+def test_values_out_of_range_are_refused_before_training(wrong):
+    (name,) = wrong
+    with pytest.raises(OptionError, match=f"{name} is .*; expected"):
+        read_settings("pretrain", given=wrong)
+
+
+def test_trainer_recipes_and_command_line_share_one_list():
+    shared = {f.name: f.default for f in fields(OptimizerOptions)}
+    assert shared.items() <= {f.name: f.default for f in fields(TrainerConfig)}.items()
+    assert shared.items() <= {f.name: f.default for f in fields(Settings)}.items()
+    assert {f.name for f in fields(SequenceConfig)} - {"zeros"} <= set(asdict(Settings()))
