@@ -6,6 +6,7 @@ NA in logicals, integers and strings, order and unused levels of factors, dates,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,14 @@ def column(value: Any) -> tuple[Any, str | None]:
         return pd.Categorical.from_codes(
             codes, categories=pd.Index(levels, dtype=object), ordered="ordered" in kind
         ), None
+    if "integer64" in kind:  # 64-bit integers in the memory of doubles
+        raw = memory(value, np.float64).view(np.int64)
+        missing = raw == np.iinfo(np.int64).min
+        return (
+            pd.arrays.IntegerArray(np.where(missing, 0, raw), missing) if missing.any() else raw
+        ), None
+    if "difftime" in kind:
+        raise Unknown("difftime")
     if "Date" in kind:
         return _dates(
             memory(value, np.float64)
@@ -150,33 +159,66 @@ def _fits_32_bits(x: np.ndarray) -> bool:
     return len(x) == 0 or x.dtype == bool or bool(x.min() > -(2**31) and x.max() < 2**31)
 
 
-def tree(value: Any) -> Any:
+def tree(value: Any, lost: list[str] | None = None, what: str = "") -> Any:
     """Nested R lists of plain vectors as dicts and arrays that AnnData's ``uns`` can hold.
+
+    Parameters
+    ----------
+    value
+        An R value.
+    lost
+        Gets the names of elements of lists that are not converted; without it they end the conversion.
+    what
+        What to call ``value`` there.
 
     Raises
     ------
     Unknown
-        Functions, environments, S4 objects.
+        Functions, environments, S4 objects, or whatever else has no place.
     """
     from rpy2 import rinterface as ri
 
-    if isinstance(value, ri.ListSexpVector):
-        names = attribute(value, "names")
-        kind = strings(attribute(value, "class")) if attribute(value, "class") is not None else []
-        if "data.frame" in kind:
-            rows = attribute(value, "row.names")
-            first: Any = value[0] if len(value) else []
-            index = [
-                str(i)
-                for i in (
-                    strings(rows)
-                    if isinstance(rows, ri.StrSexpVector)
-                    else range(1, len(first) + 1)
-                )
-            ]
-            return pd.DataFrame({n: column(c)[0] for n, c in named(value).items()}, index=index)
-        keys = strings(names) if names is not None else [str(i) for i in range(len(value))]
-        return {str(k): tree(v) for k, v in zip(keys, value)}
+    try:
+        if isinstance(value, ri.ListSexpVector):
+            kinds = attribute(value, "class")
+            if kinds is not None and "data.frame" in strings(kinds):
+                return _frame(value)
+            return _dict(value, lost, what)
+        return _leaf(value)
+    except Unknown:
+        raise
+    except Exception as error:
+        raise Unknown(f"{type(value).__name__}: {error}") from error
+
+
+def _dict(value: Any, lost: list[str] | None, what: str) -> dict[str, Any]:
+    names = attribute(value, "names")
+    keys = strings(names) if names is not None else [str(i) for i in range(len(value))]
+    out = {}
+    for key, inner in zip(keys, value):
+        try:
+            out[str(key)] = tree(inner, lost, f"{what}${key}")
+        except Unknown as error:
+            if lost is None:
+                raise
+            lost.append(f"{what}${key} ({error})")
+    return out
+
+
+def _frame(value: Any) -> pd.DataFrame:
+    from rpy2 import rinterface as ri
+
+    rows = attribute(value, "row.names")
+    first: Any = value[0] if len(value) else []
+    numbered = range(1, len(first) + 1)
+    index = [str(i) for i in (strings(rows) if isinstance(rows, ri.StrSexpVector) else numbered)]
+    return pd.DataFrame({n: column(c)[0] for n, c in named(value).items()}, index=index)
+
+
+def _leaf(value: Any) -> Any:
+    """A vector or a matrix; one value becomes a scalar, missing values in text or factors make it a categorical."""
+    from rpy2 import rinterface as ri
+
     if value.__class__.__name__ == "NULLType":
         raise Unknown("NULL")
     if attribute(value, "dim") is not None and isinstance(
@@ -191,14 +233,10 @@ def tree(value: Any) -> Any:
         item = found[0]
         return item.item() if hasattr(item, "item") else item
     if isinstance(found, pd.Categorical):
-        return np.array(
-            found.astype(object).fillna("NA") if found.isna().any() else found, dtype=object
-        ).astype(str)
-    return (
-        np.asarray(found, dtype=float)
-        if isinstance(found, (pd.arrays.IntegerArray, pd.arrays.BooleanArray))
-        else found
-    )
+        return found if found.isna().any() else np.array(found, dtype=object).astype(str)
+    if isinstance(found, (pd.arrays.IntegerArray, pd.arrays.BooleanArray)):
+        return found.to_numpy(dtype=float, na_value=np.nan)
+    return found
 
 
 def _integers(values: np.ndarray) -> Any:
@@ -242,6 +280,8 @@ def to_column(values: Any, was: str | None = None) -> Any:
     from rpy2.rinterface import BoolSexpVector
 
     series = values if isinstance(values, pd.Series) else pd.Series(values)
+    if series.dtype.kind in "cmV":
+        raise Unknown(str(series.dtype))
     if was in (DATE, DATETIME):
         return _to_dates(series, was)
     if was == STRING:
@@ -256,7 +296,10 @@ def to_column(values: Any, was: str | None = None) -> Any:
         )
         return _logical(BoolSexpVector, raw)
     if pd.api.types.is_integer_dtype(series.dtype):
-        filled = series.fillna(0).to_numpy(dtype=np.int64)
+        filled = series.fillna(0).to_numpy()
+        if len(filled) and max(int(filled.max()), -int(filled.min())) > 2**53:
+            raise Unknown(f"{series.dtype} beyond 2^53, which R's numbers do not hold")
+        filled = filled.astype(np.int64)
         if len(filled) == 0 or np.abs(filled).max() < 2**31:
             return _integers(np.where(series.isna(), _NA_INTEGER, filled).astype(np.int32))
         return _floats(np.where(series.isna(), _NA_REAL, filled.astype(float)))
@@ -352,30 +395,103 @@ def to_dense(values: np.ndarray) -> Any:
     return to_matrix(np.asarray(values, dtype=np.float64).T)
 
 
-def to_tree(value: Any) -> Any:
-    """Dicts, DataFrames, arrays and scalars of ``uns`` as R values.
+def to_tree(value: Any, lost: list[str] | None = None, what: str = "") -> Any:
+    """Dicts, DataFrames, arrays and scalars of ``uns`` as R values; ``None`` becomes NULL.
+
+    Parameters
+    ----------
+    value
+        An entry of ``uns``.
+    lost
+        Gets the names of entries of dicts and lists that are not converted; without it they end the conversion.
+    what
+        What to call ``value`` there.
 
     Raises
     ------
     Unknown
         Anything else.
     """
-    if isinstance(value, dict):
-        return to_list({str(k): to_tree(v) for k, v in value.items()})
+    try:
+        if isinstance(value, Mapping):
+            return _to_named_list({str(k): item for k, item in value.items()}, lost, what)
+        if isinstance(value, (list, tuple, np.ndarray)) and not _is_flat(value):
+            if (made := _to_rectangle(value)) is not None:
+                return made
+            return _to_named_list({str(i): x for i, x in enumerate(value, 1)}, lost, what)
+        return _to_leaf(value)
+    except (Unknown, DataError):
+        raise
+    except Exception as error:
+        raise Unknown(f"{type(value).__name__}: {error}") from error
+
+
+def _to_named_list(items: dict[str, Any], lost: list[str] | None, what: str) -> Any:
+    made: dict[str, Any] = {}
+    for key, item in items.items():
+        try:
+            made[key] = None if item is None else to_tree(item, lost, f"{what}/{key}")
+        except Unknown as error:
+            if lost is None:
+                raise
+            lost.append(f"{what}/{key} (holds a {error})")
+    return to_list(made)
+
+
+def _is_flat(value: Any) -> bool:
+    """One-dimensional values, none of which is a list; record arrays are tables."""
+    if isinstance(value, np.ndarray):
+        return (
+            value.dtype.names is not None
+            or (value.ndim <= 1 and value.dtype != object)
+            or (
+                value.ndim == 1
+                and not any(isinstance(x, (list, tuple, np.ndarray, dict)) for x in value)
+            )
+        )
+    return not any(isinstance(x, (list, tuple, np.ndarray, Mapping)) for x in value)
+
+
+def _to_rectangle(value: Any) -> Any:
+    """A matrix of numbers, or ``None``: ragged lists, text, more than two dimensions."""
+    try:
+        table = np.asarray(value)
+    except ValueError:  # rows of different length
+        return None
+    if table.ndim != 2 or table.dtype.kind not in "fiub":
+        return None
+    return to_dense(table)
+
+
+def _to_leaf(value: Any) -> Any:
+    if isinstance(value, np.ndarray) and value.dtype.names is not None:
+        if value.ndim != 1:
+            raise Unknown("record array of several dimensions")
+        value = pd.DataFrame.from_records(value)
+        value.index = pd.RangeIndex(1, len(value) + 1)
     if isinstance(value, pd.DataFrame):
-        out = to_list({str(n): to_column(value[n]) for n in value.columns})
-        names = list(value.index.astype(str))
-        # Numbers from 1 are what R gives rows without names.
-        plain = names == [str(i) for i in range(1, len(names) + 1)]
-        rows = _integers(np.arange(1, len(names) + 1)) if plain else to_strings(names)
-        return _classed(out, {"row.names": rows}, ["data.frame"])
+        return _to_frame(value)
     if sparse.issparse(value):
         return to_matrix(value.T)
-    if isinstance(value, np.ndarray) and value.ndim == 2 and value.dtype.kind in "fiub":
-        return to_dense(value)
+    if isinstance(value, (pd.Categorical, pd.Series, pd.Index)) or (
+        pd.api.types.is_extension_array_dtype(getattr(value, "dtype", None))
+    ):
+        return to_column(pd.Series(value))
     if isinstance(value, (str, bool, int, float, np.generic)):
         return to_column(np.array([value], dtype=object if isinstance(value, str) else None))
-    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1):
-        flat = np.asarray(value)
-        return to_column(flat.astype(object) if flat.dtype.kind in "UO" else flat)
+    if isinstance(value, (list, tuple, np.ndarray)):
+        flat = np.atleast_1d(np.asarray(value))
+        text = flat.dtype.kind in "USO"
+        if flat.dtype.kind == "S":
+            flat = np.char.decode(flat, "utf-8")
+        return to_column(flat.astype(object) if text else flat)
     raise Unknown(type(value).__name__)
+
+
+def _to_frame(value: pd.DataFrame) -> Any:
+    out = to_list({str(n): to_column(value.iloc[:, i]) for i, n in enumerate(value.columns)})
+    names = list(value.index.astype(str))
+    # Numbers from 1 are what R gives rows without names.
+    plain = names == [str(i) for i in range(1, len(names) + 1)]
+    rows = _integers(np.arange(1, len(names) + 1)) if plain else to_strings(names)
+    return _classed(out, {"row.names": rows}, ["data.frame"])

@@ -11,9 +11,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..data.selection import select_matrix
 from ..utils.errors import DataError
+from ..utils.progress import say
 from . import _r
 from . import _values as v
+from .placement import layer_for
 from .seurat import (
     SeuratBuilder,
     frame_from_r,
@@ -68,8 +71,8 @@ def from_sce(sce: Any, *, verbose: bool = True) -> AnnData:
         raise DataError(
             "The object has no gene or no cell names (rownames, colnames); set them first."
         )
-    obs, types = frame_from_r(parts["obs"], parts["obs.names"], v.strings(parts["cells"]))
-    var, var_types = frame_from_r(parts["var"], parts["var.names"], v.strings(features))
+    obs, types = frame_from_r(parts["obs"], parts["obs.names"], v.strings(parts["cells"]), lost)
+    var, var_types = frame_from_r(parts["var"], parts["var.names"], v.strings(features), lost)
     adata = anndata.AnnData(obs=obs, var=var)
     assays = {name or "assay": value for name, value in named_items(parts["assays"])}
     if not assays:
@@ -97,7 +100,7 @@ def from_sce(sce: Any, *, verbose: bool = True) -> AnnData:
         adata.obsp[name] = sparse.csr_matrix(v.matrix(value).T)
     for name, value in named_items(parts["metadata"]):
         try:
-            adata.uns[name] = v.tree(value)
+            adata.uns[name] = v.tree(value, lost, f"metadata '{name}'")
         except v.Unknown as error:
             lost.append(f"metadata '{name}' ({error})")
     adata.uns["sce"] = note
@@ -132,7 +135,7 @@ def _place_alternative(adata: AnnData, name: str, part: dict[str, Any]) -> dict[
 def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
     """Turn an AnnData into a live SingleCellExperiment (an rpy2 object); the reverse of :func:`from_sce`.
 
-    ``X`` becomes the assay it came from, else ``counts`` where its values are whole, else ``logcounts``.
+    ``X`` becomes the assay it came from if its values still fit the name, else ``counts``, ``logcounts`` or ``scaled`` by what it holds.
 
     Raises
     ------
@@ -150,8 +153,9 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
     lost: list[str] = []
     helper = SeuratBuilder(adata, "counts", "auto", lost)
     lost.clear()  # a SingleCellExperiment takes gene names as they are
+    helper.moved.clear()
     used = {place for a in note.get("alternatives", {}).values() for place in a["place"].values()}
-    reductions = _reductions(adata, note, used, lost)
+    reductions = _reductions(adata, note, used, lost, helper.moved)
     parts = {
         "cells": v.to_strings(adata.obs_names),
         "features": v.to_strings(adata.var_names),
@@ -170,27 +174,34 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
     }
     made = _r.call("sce_together", v.to_list(parts))
     report_lost(lost, "the AnnData", verbose)
+    if helper.moved:
+        say("In the SingleCellExperiment: " + "; ".join(helper.moved), verbose)
     return made
 
 
 def _assays(adata: AnnData, note: dict[str, Any], helper: SeuratBuilder) -> dict[str, Any]:
     """Assays in their old order, new layers after them."""
-    first = str(
-        note.get("X")
-        or (
-            "counts"
-            if "counts" in helper._guess() and "counts" not in adata.layers
-            else "logcounts"
-        )
-    )
-    matrices = {} if adata.X is None else {first: adata.X}
+    matrices = {} if adata.X is None else {_name_of_x(adata, note, helper.moved): adata.X}
     matrices |= {(k if k not in matrices else f"{k}_layer"): adata.layers[k] for k in adata.layers}
     order = [str(a) for a in note.get("assays", []) if str(a) in matrices]
     return {k: v.to_matrix(matrices[k]) for k in [*order, *(k for k in matrices if k not in order)]}
 
 
+def _name_of_x(adata: AnnData, note: dict[str, Any], moved: list[str]) -> str:
+    """The assay that X came from, if its values still fit the name; else the name of what it holds."""
+    values = select_matrix(adata).classify()
+    names = {"counts": "counts", "data": "logcounts", "scale.data": "scaled"}
+    now, before = names[layer_for(values)], str(note.get("X", ""))
+    if before and before not in names.values():
+        return before
+    if not before or before == now:
+        return now if now not in adata.layers else f"{now}_X"
+    moved.append(f"{values.sentence}: written as the assay {now} (it was read from {before})")
+    return now if now not in adata.layers else f"{now}_X"
+
+
 def _reductions(
-    adata: AnnData, note: dict[str, Any], used: set[str], lost: list[str]
+    adata: AnnData, note: dict[str, Any], used: set[str], lost: list[str], moved: list[str]
 ) -> dict[str, Any]:
     noted = note.get("reductions", {})
     names = {info["key"]: name for name, info in noted.items()}
@@ -208,7 +219,10 @@ def _reductions(
         ):
             lost.append(f"obsm '{key}' (not a dense table of numbers)")
             continue
-        name = names.get(key, key.removeprefix("X_"))
+        wanted = names.get(key, key.removeprefix("X_"))
+        name = wanted if wanted not in out else key
+        if name != wanted:
+            moved.append(f"obsm '{key}' is the reducedDim '{name}' ('{wanted}' is taken)")
         components = list(note.get("reductions", {}).get(name, {}).get("components", []))
         if isinstance(value, pd.DataFrame):
             components = list(value.columns)
@@ -250,9 +264,11 @@ def _metadata(adata: AnnData, lost: list[str]) -> dict[str, Any]:
         if name == "sce":
             continue
         try:
-            out[str(name)] = v.to_tree(value)
+            out[str(name)] = v.to_tree(value, lost, f"uns '{name}'")
         except v.Unknown as error:
             lost.append(f"uns '{name}' (holds a {error})")
     lost.extend(f"varm '{k}'" for k in adata.varm if not k.endswith("_loadings"))
     lost.extend(f"varp '{k}'" for k in adata.varp)
+    if adata.raw is not None:
+        lost.append("raw (put what you need into layers)")
     return out

@@ -29,12 +29,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ..data.selection import select_matrix
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
 from ..utils.progress import say
 from . import _r
 from . import _values as v
+from .placement import place_matrices
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -118,8 +118,10 @@ def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) 
         raise DataError(f"The object has no assay '{main}'; its assays are {', '.join(assays)}.")
     cells = v.strings(parts["cells"])
     lost = warn_lost(parts)
-    obs, types = frame_from_r(parts["obs"], parts["obs.names"], cells)
-    var, var_types = frame_from_r(assays[main].meta, assays[main].meta_names, assays[main].features)
+    obs, types = frame_from_r(parts["obs"], parts["obs.names"], cells, lost)
+    var, var_types = frame_from_r(
+        assays[main].meta, assays[main].meta_names, assays[main].features, lost
+    )
     adata = anndata.AnnData(obs=obs, var=var)
     note: dict[str, Any] = {
         "main": main,
@@ -183,13 +185,24 @@ def warn_lost(parts: dict[str, Any]) -> list[str]:
     )
 
 
-def frame_from_r(columns: Any, names: Any, index: list[Any]) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A DataFrame and the R classes of the columns AnnData has no type for."""
-    frame, types = {}, {}
-    for name, value in zip(v.strings(names), columns):
-        frame[str(name)], was = v.column(value)
+def frame_from_r(
+    columns: Any, names: Any, index: list[Any], lost: list[str] | None = None
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """A DataFrame and the R classes of the columns AnnData has no type for; ``lost`` gets the names of what has none at all."""
+    frame: dict[str, Any] = {}
+    types: dict[str, str] = {}
+    for given, value in zip(v.strings(names), columns):
+        name, number = str(given), 1
+        while name in frame:
+            name, number = f"{given}.{number}", number + 1
+        try:
+            frame[name], was = v.column(value)
+        except v.Unknown as error:
+            if lost is not None:
+                lost.append(f"column '{given}' ({error})")
+            continue
         if was:
-            types[str(name)] = was
+            types[name] = was
     return pd.DataFrame(frame, index=pd.Index([str(i) for i in index], dtype=object)), types
 
 
@@ -303,7 +316,7 @@ def _graph(part: dict[str, Any]) -> sparse.csr_matrix:
 def _place_misc(adata: AnnData, misc: Any, lost: list[str]) -> None:
     for name, value in named_items(misc):
         try:
-            adata.uns[name] = v.tree(value)
+            adata.uns[name] = v.tree(value, lost, f"misc '{name}'")
         except v.Unknown as error:
             lost.append(f"misc '{name}' ({error})")
 
@@ -321,9 +334,8 @@ def to_seurat(
     """Turn an AnnData into a live Seurat object (an rpy2 object).
 
     An object that came from Seurat goes back as it was, with what was added since: new layers become assays
-    of their own, new ``obsm`` entries reductions, new ``obs`` columns metadata. For any other AnnData, whole
-    numbers in
-    ``X`` (or ``layers["counts"]``) are counts, other values data.
+    of their own, new ``obsm`` entries reductions, new ``obs`` columns metadata. ``X``, ``layers["counts"]``, ``layers["data"]`` and
+    ``raw`` go where their values belong: counts, logarithms into ``data``, scaled values into ``scale.data``.
 
     Parameters
     ----------
@@ -352,6 +364,8 @@ def to_seurat(
     parts = maker.parts()
     made = _r.call("seurat_together", v.to_list(parts))
     report_lost(lost, "the AnnData", verbose)
+    if maker.moved:
+        say("In the Seurat object: " + "; ".join(maker.moved), verbose)
     return made
 
 
@@ -360,11 +374,14 @@ class SeuratBuilder:
 
     def __init__(self, adata: AnnData, assay: str, assay_class: str, lost: list[str]) -> None:
         self.adata, self.lost, self.assay_class = adata, lost, assay_class
+        self.moved: list[str] = []
         note = adata.uns.get("seurat")
         self.note: dict[str, Any] = note if isinstance(note, dict) and "assays" in note else {}
         self.main = str(self.note.get("main", assay))
         self.names = self._feature_names()
         self.used: set[str] = set()
+        remembered = dict(self.note.get("assays", {}).get(self.main, {}).get("place", {}))
+        self.places = place_matrices(adata, remembered, self.moved)
 
     def parts(self) -> dict[str, Any]:
         """The parts of a Seurat object that :meth:`adata` gives, by name."""
@@ -373,11 +390,11 @@ class SeuratBuilder:
         for name in in_order(note.get("assays", {}), note.get("assays_order", [])):
             if name != self.main and (made := self._noted_assay(name)) is not None:
                 assays[name] = made
-        embeddings = in_order(adata.obsm, [f"X_{n}" for n in note.get("reductions_order", [])])
-        reductions = {n: r for n in embeddings if (r := self._reduction(n)) is not None}
         for layer in adata.layers:
             if f"layers/{layer}" not in self.used:
-                assays[_free(layer, assays)] = self._layer_assay(layer)
+                assays[_free(layer, assays, "_layer")] = self._layer_assay(layer)
+        reductions = self._reductions(set(assays))
+        graphs = self._graphs(set(assays) | set(reductions))
         obs = self._obs()
         types = note.get("types", {})
         default = str(note.get("default", self.main))
@@ -387,10 +404,8 @@ class SeuratBuilder:
             "assays": v.to_list(assays),
             "obs": v.to_list(self._columns(obs, types, "cell metadata")),
             "ident": self._ident(),
-            "reductions": v.to_list({n.removeprefix("X_"): r for n, r in reductions.items()}),
-            "graphs": v.to_list(
-                {n: self._graph(n) for n in in_order(adata.obsp, note.get("graphs_order", []))}
-            ),
+            "reductions": v.to_list(reductions),
+            "graphs": v.to_list(graphs),
             "project": v.to_strings([str(note.get("project", "scMamba"))]),
             "misc": v.to_list(self._misc()),
         }
@@ -431,7 +446,7 @@ class SeuratBuilder:
 
     def _main_layers(self, info: dict[str, Any]) -> dict[str, Any]:
         adata = self.adata
-        place = dict(info.get("place", {})) or self._guess()
+        place = self.places
         layers: dict[str, Any] = {}
         for layer, where in place.items():
             matrix, features = self._find(where, info, layer)
@@ -449,21 +464,12 @@ class SeuratBuilder:
             )
         return layers
 
-    def _guess(self) -> dict[str, str]:
-        """Where counts and data are in an AnnData that never was a Seurat object."""
-        adata = self.adata
-        if "counts" in adata.layers:
-            return {"counts": "layers/counts"} | ({} if adata.X is None else {"data": "X"})
-        if adata.X is None:
-            return {}
-        counts = select_matrix(adata).classify().kind in ("counts", "empty")
-        place = {"counts" if counts else "data": "X"}
-        return place | ({"data": "layers/data"} if counts and "data" in adata.layers else {})
-
     def _find(self, where: str, info: dict[str, Any], layer: str) -> tuple[Any, Any]:
         """A matrix by its place, and its own feature names where it does not have those of ``var``."""
         if where == "X":
             return self.adata.X, None
+        if where == "raw":
+            return self.adata.raw[:, self.adata.var_names].X, None
         holder, key = where.split("/", 1)
         found = getattr(self.adata, holder).get(key)
         if found is None or holder == "layers":
@@ -531,10 +537,13 @@ class SeuratBuilder:
         )
 
     def _columns(self, frame: pd.DataFrame, types: dict[str, str], what: str) -> dict[str, Any]:
-        out = {}
-        for name in frame.columns:
+        out: dict[str, Any] = {}
+        for position, name in enumerate(frame.columns):
+            if str(name) in out:
+                self.lost.append(f"{what} column '{name}' (a second column of this name)")
+                continue
             try:
-                out[str(name)] = v.to_column(frame[name], types.get(str(name)))
+                out[str(name)] = v.to_column(frame.iloc[:, position], types.get(str(name)))
             except v.Unknown as error:
                 self.lost.append(f"{what} column '{name}' ({error})")
         return out
@@ -550,8 +559,8 @@ class SeuratBuilder:
         obs.insert(
             0, "orig.ident", pd.Categorical(["scMamba"] * len(obs))
         ) if "orig.ident" not in obs else None
-        counts = self.adata.layers.get("counts", self.adata.X)
-        if "counts" in self._guess():
+        if "counts" in self.places:
+            counts, _ = self._find(self.places["counts"], {}, "counts")
             found = (
                 counts.getnnz(axis=1)
                 if sparse.issparse(counts) and counts.data.all()
@@ -571,7 +580,31 @@ class SeuratBuilder:
             return v.to_column(self.adata.obs[name].astype("category"))
         return v.to_column(pd.Series(pd.Categorical(["scMamba"] * self.adata.n_obs)))
 
-    def _reduction(self, key: str) -> Any:
+    def _reductions(self, taken: set[str]) -> dict[str, Any]:
+        """Reductions by name; one that is called like an assay or another reduction gets a free name."""
+        order = in_order(self.adata.obsm, [f"X_{n}" for n in self.note.get("reductions_order", [])])
+        out: dict[str, Any] = {}
+        keys: set[str] = set()
+        for key in order:
+            wanted = key.removeprefix("X_")
+            name = _free(wanted, [*taken, *out], "_embedding")
+            if (made := self._reduction(key, name, keys)) is None:
+                continue
+            if name != wanted:
+                self.moved.append(f"obsm '{key}' is the reduction '{name}' ('{wanted}' is taken)")
+            out[name] = made
+        return out
+
+    def _graphs(self, taken: set[str]) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key in in_order(self.adata.obsp, self.note.get("graphs_order", [])):
+            name = _free(key, [*taken, *out], "_graph")
+            if name != key:
+                self.moved.append(f"obsp '{key}' is the graph '{name}' ('{key}' is taken)")
+            out[name] = self._graph(key)
+        return out
+
+    def _reduction(self, key: str, own_name: str, keys: set[str]) -> Any:
         if f"obsm/{key}" in self.used:
             return None
         value = self.adata.obsm[key]
@@ -586,7 +619,11 @@ class SeuratBuilder:
             return None
         name = key.removeprefix("X_")
         info = self.note.get("reductions", {}).get(name, {})
-        prefix = str(info.get("key") or _KEYS.get(name.lower()) or _key(name, upper=True))
+        remembered = info.get("key") or _KEYS.get(name.lower()) if own_name == name else None
+        prefix = str(remembered or _key(own_name, upper=True))
+        while prefix in keys:  # Seurat tells reductions apart by their keys
+            prefix = f"{prefix[:-1]}x_"
+        keys.add(prefix)
         components = [str(c) for c in info.get("components", [])]
         if len(components) != values.shape[1]:
             components = [f"{prefix}{i + 1}" for i in range(values.shape[1])]
@@ -647,13 +684,17 @@ class SeuratBuilder:
             if name == "seurat":
                 continue
             try:
-                out[str(name)] = v.to_tree(value)
+                out[str(name)] = v.to_tree(value, self.lost, f"uns '{name}'")
             except v.Unknown as error:
                 self.lost.append(f"uns '{name}' (holds a {error})")
         self.lost.extend(f"varm '{k}'" for k in self.adata.varm if f"varm/{k}" not in self.used)
         self.lost.extend(f"varp '{k}'" for k in self.adata.varp)
-        if self.adata.raw is not None:
-            self.lost.append("raw (put what you need into layers)")
+        if (raw := self.adata.raw) is not None:
+            if "raw" not in self.used:
+                self.lost.append("raw (put what you need into layers)")
+            elif raw.n_vars > self.adata.n_vars:
+                more = raw.n_vars - self.adata.n_vars
+                self.lost.append(f"{more:,} genes of raw that the object no longer has")
         return out
 
 
@@ -669,8 +710,13 @@ def in_order(found: Any, noted: Any) -> list[str]:
     return [*first, *(n for n in found if n not in first)]
 
 
-def _free(name: str, taken: dict[str, Any]) -> str:
-    return name if name not in taken else f"{name}_layer"
+def _free(name: str, taken: Any, ending: str) -> str:
+    """A name that is not taken: with the ending, then numbered."""
+    free, number = name, 1
+    while free in taken:
+        free = f"{name}{ending}" if number == 1 else f"{name}{ending}{number}"
+        number += 1
+    return free
 
 
 def report_lost(lost: list[str], what: str, verbose: bool) -> None:

@@ -457,3 +457,155 @@ def test_the_page_of_round_trips():
         assert page.get(heading, text) == text, (
             "docs/round_trips.md is old: run round_trip_table.py --write"
         )
+
+
+# --- values go where they belong, and nothing ends the conversion
+def layers_of(made, assay="RNA"):
+    """Seurat's layers of an assay as arrays, cells x genes; empty ones left out."""
+    in_r("y <- o", o=made)
+    out = {}
+    for name in ("counts", "data", "scale.data"):
+        code = f"""tryCatch({{m <- layer(y[['{assay}']], '{name}'); if (length(m)) t(as.matrix(m)) else NULL}},
+                   error = function(e) NULL)"""
+        found = in_r(code)
+        if found is not ro.NULL:
+            out[name] = np.array(found)
+    return out
+
+
+def normalized(adata):
+    logs = adata.X.toarray() / adata.X.toarray().sum(axis=1, keepdims=True) * 1e4
+    return np.log1p(logs)
+
+
+def test_logs_of_counts_that_came_from_seurat_become_data(seurat, capfd):
+    adata = bridge.from_seurat(seurat, verbose=False)
+    logs = normalized(adata)
+    adata.X = sparse.csr_matrix(logs)
+    del adata.layers["data"], adata.obsm["scale.data"]
+    capfd.readouterr()
+    made = bridge.to_seurat(adata)
+    found = layers_of(made)
+    np.testing.assert_array_equal(found["data"], logs)
+    # Seurat 4 fills an empty slot of counts with nothing; no logarithm stands in it.
+    assert "counts" not in found
+    assert "written as data (it was read from counts)" in capfd.readouterr().err
+
+
+def test_scanpys_tutorial_state():
+    """Counts in a layer, logarithms of more genes in raw, scaled values in X."""
+    adata = fresh()
+    counts, logs = adata.X.toarray(), normalized(adata)
+    adata.raw = anndata.AnnData(sparse.csr_matrix(logs), obs=adata.obs, var=adata.var)
+    adata = adata[:, 5:35].copy()
+    adata.layers["counts"] = sparse.csr_matrix(counts[:, 5:35])
+    scaled = (logs - logs.mean(axis=0)) / logs.std(axis=0)
+    adata.X = scaled[:, 5:35]
+    found = layers_of(bridge.to_seurat(adata, verbose=False))
+    np.testing.assert_array_equal(found["counts"], counts[:, 5:35])
+    np.testing.assert_array_equal(found["data"], logs[:, 5:35])
+    np.testing.assert_array_equal(found["scale.data"], scaled[:, 5:35])
+
+
+def test_corrected_counts_are_counts():
+    adata = fresh()
+    adata.X = sparse.csr_matrix(adata.X.toarray() * 0.93)
+    found = layers_of(bridge.to_seurat(adata, verbose=False))
+    np.testing.assert_array_equal(found["counts"], adata.X.toarray())
+
+
+def test_logs_in_a_single_cell_experiment_are_logcounts(capfd):
+    _r.need("SingleCellExperiment")
+    adata = bridge.from_sce(bridge.to_sce(fresh(), verbose=False), verbose=False)
+    logs = normalized(adata)
+    adata.X = sparse.csr_matrix(logs)
+    made = bridge.to_sce(adata)
+    assert set(in_r("SummarizedExperiment::assayNames(y)", y=made)) == {"scmamba", "logcounts"}
+    np.testing.assert_array_equal(
+        np.array(in_r("as.matrix(SummarizedExperiment::assay(y, 'logcounts'))")).T, logs
+    )
+    assert "written as the assay logcounts" in capfd.readouterr().err
+
+
+def test_names_that_meet_get_free_ones(capfd):
+    """impute and embed of the product itself: an assay and a reduction called scmamba."""
+    adata = fresh()
+    adata.layers["scmamba"] = sparse.csr_matrix(normalized(adata))
+    adata.obsm["X_scmamba"] = np.arange(60.0).reshape(30, 2)
+    adata.obsm["X_umap"], adata.obsm["umap"] = np.ones((30, 2)), np.zeros((30, 2))
+    made = bridge.to_seurat(adata)
+    assert truth("methods::validObject(y) && 'scmamba' %in% SeuratObject::Assays(y)", y=made)
+    names = set(in_r("SeuratObject::Reductions(y)"))
+    assert names == {"pca", "scmamba_embedding", "umap", "umap_embedding"}
+    np.testing.assert_array_equal(
+        np.array(in_r("y[['scmamba_embedding']]@cell.embeddings")), adata.obsm["X_scmamba"]
+    )
+    sides = [
+        np.array(in_r(f"y[['{n}']]@cell.embeddings")).mean() for n in ("umap", "umap_embedding")
+    ]
+    assert sorted(sides) == [0.0, 1.0]
+    assert "reduction 'scmamba_embedding' ('scmamba' is taken)" in capfd.readouterr().err
+
+
+def test_odd_entries_of_uns(capfd):
+    adata = fresh()
+    adata.uns = {
+        "rank_genes_groups": {
+            "params": {"groupby": "donor", "reference": None},
+            "names": np.rec.fromarrays([["A", "B"], ["C", "D"]], names=["0", "1"]),
+            "scores": np.rec.fromarrays([[1.5, 2.5], [3.5, 4.5]], names=["0", "1"]),
+        },
+        "nested": [[1, 2], [3, 4]],
+        "ragged": [[1, 2], [3]],
+        "factor": pd.Categorical(["a", None]),
+        "mixed": {"good": 1, "bad": object(), "set": {1}},
+        "complex": np.array([1 + 2j]),
+        "big": np.array([2**60], dtype=np.uint64),
+    }
+    made = bridge.to_seurat(adata)
+    said = capfd.readouterr().err
+    misc = "SeuratObject::Misc(y)"
+    assert truth(f"identical({misc}$rank_genes_groups$names[['0']], c('A', 'B'))", y=made)
+    assert truth(f"identical({misc}$rank_genes_groups$scores[['1']], c(3.5, 4.5))")
+    assert truth(f"is.null({misc}$rank_genes_groups$params$reference)")
+    assert truth(f"identical(dim({misc}$nested), c(2L, 2L)) && {misc}$nested[2, 1] == 3")
+    assert truth(f"identical(lengths({misc}$ragged, use.names = FALSE), c(2L, 1L))")
+    assert truth(f"is.na({misc}$factor[2]) && {misc}$mixed$good == 1")
+    for name in ("uns 'mixed'/bad", "uns 'mixed'/set", "uns 'complex'", "uns 'big'"):
+        assert name in said
+
+
+def test_odd_entries_of_misc_and_metadata(capfd):
+    made = in_r("""x <- SeuratObject::pbmc_small
+      x@misc <- list(text = c("a", NA), factor = factor(c("b", NA)), fun = list(good = 1, bad = sum))
+      x@meta.data$complex <- complex(real = seq_len(80), imaginary = 1)
+      x@meta.data$wait <- as.difftime(seq_len(80), units = "mins")
+      x@meta.data$big <- structure(rep(5e-324 * 7, 80), class = "integer64")
+      x""")
+    adata = bridge.from_seurat(made)
+    said = capfd.readouterr().err
+    assert list(adata.uns["text"]) == ["a", np.nan] or pd.isna(adata.uns["text"][1])
+    assert adata.uns["factor"][0] == "b" and pd.isna(adata.uns["factor"][1])
+    assert adata.uns["fun"] == {"good": 1.0} and "misc 'fun'$bad" in said
+    assert adata.obs["big"].tolist() == [7] * 80
+    assert "complex" not in adata.obs and "column 'complex'" in said and "column 'wait'" in said
+
+
+def test_metadata_with_a_slash_is_written_readable(tmp_path):
+    in_r(f"""x <- SeuratObject::pbmc_small; x$a <- 1; x@meta.data[["a/b"]] <- 2; x@meta.data[["_index"]] <- 3
+         saveRDS(x, '{tmp_path / "x.rds"}')""")
+    convert_file(tmp_path / "x.rds", tmp_path / "y.h5ad", verbose=False)
+    found = anndata.read_h5ad(tmp_path / "y.h5ad")
+    assert (found.obs["a"] == 1).all() and (found.obs["a_b"] == 2).all()
+    assert (found.obs["index"] == 3).all()
+
+
+def test_columns_of_one_name(capfd):
+    adata = fresh()
+    names = [f"d{i % 3}" for i in range(30)]
+    adata.obs = pd.DataFrame(
+        np.column_stack([names, names[::-1]]), index=adata.obs_names, columns=["donor", "donor"]
+    )
+    made = bridge.to_seurat(adata)
+    assert "a second column of this name" in capfd.readouterr().err
+    assert list(in_r("as.character(y$donor)", y=made)) == names
