@@ -89,11 +89,17 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     .abort("{.arg markers} must be a named list: {.code list(Astrocyte = c(\"AQP4\", \"GFAP\"), ...)}.")
   }
   list(
-    labels = if (is.null(labels)) NULL else as.list(as.character(labels)),
+    label_key = if (is.null(labels)) NULL else as.list(as.character(labels)),
     model = .check_model(model),
     markers = if (is.null(markers)) NULL else lapply(markers, function(genes) as.list(as.character(genes))),
-    donor = donor,
-    network = if (is.logical(network)) .check_flag(network, "network") else .check_integer(network, "network", 1L),
+    donor_key = donor,
+    finetune_steps = if (!is.logical(network)) {
+      .check_integer(network, "network", 1L)
+    } else if (.check_flag(network, "network")) {
+      400L # the default of Python's annotate()
+    } else {
+      0L
+    },
     error_rate = .check_number(error.rate, "error.rate"),
     cache = .check_flag(cache, "cache"),
     device = .check_device(device),

@@ -62,17 +62,16 @@
   annotate = function(matrix, known, options, verbose) {
     adata <- .to_adata(matrix)
     reference <- if (is.null(known)) NULL else .to_adata(known$matrix, known$cells)
-    answer <- .call_python(
+    result <- .call_python(
       do.call(.python()$scmamba$annotate, c(list(adata, reference = reference), options, verbose = verbose)),
       verbose
     )
-    result <- .translate_errors(answer$to_adata(adata))
     list(cells = .result_columns(result), provenance = .provenance(result, "annotate"))
   },
   doublets = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
     result <- .call_python(
-      do.call(.python()$scmamba$detect_doublets, c(list(adata), options, verbose = verbose)), verbose
+      do.call(.python()$scmamba$find_doublets, c(list(adata), options, verbose = verbose)), verbose
     )
     list(cells = .result_columns(result), provenance = .provenance(result, "doublets"))
   },

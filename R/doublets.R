@@ -80,7 +80,7 @@ ScMambaDoublets.default <- function(object, method = "fast", model = NULL, expec
   }
   optional <- function(value, name) if (is.null(value)) NULL else .check_number(value, name)
   list(
-    method = method, model = .check_model(model), sample = sample, labels = labels,
+    method = method, model = .check_model(model), sample_key = sample, label_key = labels,
     expected_rate = optional(expected.rate, "expected.rate"),
     identification_rate = optional(identification.rate, "identification.rate"),
     seed = .check_integer(seed, "seed", 0L)

@@ -62,7 +62,7 @@ print.scmamba_server <- function(x, ...) {
       } else {
         reference <- .server_reference(server, known)
         on.exit(try(.server_json(server, "DELETE", paste0("/v2/references/", reference)), silent = TRUE), add = TRUE)
-        options <- options[c("model", "labels", "donor", "network", "error_rate", "seed", "force")]
+        options <- options[c("model", "label_key", "donor_key", "finetune_steps", "error_rate", "seed", "force")]
         options$reference <- reference
       }
       got <- task("annotate")(matrix, options, verbose)

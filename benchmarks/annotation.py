@@ -174,16 +174,16 @@ def told(folder):
     return table["call"].to_numpy(), table["sure"].to_numpy(float), None
 
 
-def by_scmamba(reference, query, label, donor, seed, options, network=None):
+def by_scmamba(reference, query, label, donor, seed, options, steps=None):
     import scmamba
 
-    network = (options.steps or True) if network is None else network
     found = scmamba.annotate(
         query,
         reference=reference,
-        labels=label,
-        donor=donor,
-        network=network,
+        label_key=label,
+        donor_key=donor,
+        finetune_steps=(options.steps or 400) if steps is None else steps,
+        return_result=True,
         seed=seed,
         cache=cache_of(reference, seed, options) or False,
         verbose=options.verbose,
@@ -207,7 +207,7 @@ def answers(found):
 
 
 def by_linear_views(*arguments):
-    return by_scmamba(*arguments, network=False)
+    return by_scmamba(*arguments, steps=0)
 
 
 def by_network_alone(reference, query, label, donor, seed, options):
@@ -219,22 +219,24 @@ def by_network_alone(reference, query, label, donor, seed, options):
         scmamba.annotate(
             query[:2].copy(),
             reference=reference,
-            labels=label,
-            donor=donor,
+            label_key=label,
+            donor_key=donor,
             seed=seed,
             cache=cache,
-            network=options.steps or True,
+            finetune_steps=options.steps or 400,
             force=True,
             verbose=options.verbose,
         )
         (kept,) = cache.glob("*/network")
-        return answers(scmamba.annotate(query, model=kept, force=True, verbose=False))
+        return answers(
+            scmamba.annotate(query, model=kept, force=True, return_result=True, verbose=False)
+        )
 
 
 METHODS: dict[str, tuple[str, Callable, bool]] = {
     # name: label in the tables, function, whether the seed matters
     "scmamba": ("**scMamba (`annotate()`)**", by_scmamba, True),
-    "linear": ("its simple views alone (`network=False`)", by_linear_views, True),
+    "linear": ("its simple views alone (`finetune_steps=0`)", by_linear_views, True),
     "network": ("its fine-tuned network alone", by_network_alone, True),
     "logistic": ("logistic regression, all genes", by_logistic_regression, False),
     "celltypist": ("CellTypist 1.7.1", by_celltypist, False),
@@ -291,9 +293,10 @@ def novel_types(options: argparse.Namespace) -> pd.DataFrame:
         found = scmamba.annotate(
             query,
             reference=known,
-            labels=label,
-            donor=donor,
-            network=False,
+            label_key=label,
+            donor_key=donor,
+            finetune_steps=0,
+            return_result=True,
             cache=False,
             verbose=False,
         )
@@ -352,7 +355,9 @@ def by_markers(options: argparse.Namespace) -> pd.DataFrame:
         cells = ad.read_h5ad(options.data / f"{file}.h5ad")
         cells = mouse_to_human(cells) if "ortholog_one2one" in cells.var else cells
         try:
-            found = scmamba.annotate(cells, force=True, verbose=False)
+            found = scmamba.annotate(
+                cells, markers="panel", force=True, return_result=True, verbose=False
+            )
         except DataError as error:
             rows.append({"set": title, "note": f"refused: {error}"})
             continue

@@ -25,12 +25,12 @@ KEPT = HERE.parent / ".cache" / "doublets"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors brain-mini never saw
 OURS = {
     "scMamba fast": {},
-    "scMamba fast, mixed": {"recipe": "mixed"},
-    "scMamba fast, sums": {"recipe": "sum"},
-    "scMamba fast, means (paper's doublets)": {"recipe": "mean"},
+    "scMamba fast, mixed": {"doublet_simulation": "mixed"},
+    "scMamba fast, sums": {"doublet_simulation": "sum"},
+    "scMamba fast, means (paper's doublets)": {"doublet_simulation": "mean"},
     "scMamba network": {"method": "network"},  # the paper's doublets: means
-    "scMamba network, mixed": {"method": "network", "recipe": "mixed"},
-    "scMamba network, sums": {"method": "network", "recipe": "sum"},
+    "scMamba network, mixed": {"method": "network", "doublet_simulation": "mixed"},
+    "scMamba network, sums": {"method": "network", "doublet_simulation": "sum"},
     "scMamba both": {"method": "both"},
 }
 PARTS = {
@@ -274,8 +274,8 @@ def ours(adata: Any, seed: int, options: dict[str, Any]) -> tuple[np.ndarray, np
         adata.obs["truth"].mean()
     )  # calls at the true rate, so that calls of all detectors compare; scores do not use it
     sample = "sample" if several else None
-    found = scmamba.detect_doublets(
-        adata, sample=sample, expected_rate=rate, seed=seed, copy=True, verbose=False, **options
+    found = scmamba.find_doublets(
+        adata, sample_key=sample, expected_rate=rate, seed=seed, copy=True, verbose=False, **options
     )
     return found.obs["scmamba_doublet_score"].to_numpy(), found.obs["scmamba_doublet"].to_numpy()
 

@@ -387,7 +387,7 @@ def fine_tuned_types(
     tuned = finetune_classes(
         "annotate", files, model=start, loop=loop, sequence=short, balance=0.5, verbose=False
     )
-    found = scmamba.annotate(others, model=tuned, force=True, verbose=False)
+    found = scmamba.annotate(others, model=tuned, force=True, return_result=True, verbose=False)
     (level,) = found.levels
     called = np.array(found.levels[level])[found.probabilities[level].argmax(axis=1)]
     return annotation_scores(others.obs["cell_type"].astype(str).to_numpy(), called)

@@ -45,24 +45,29 @@ def embed(cells: Any, reference: Any, **options: Any) -> None:
     scmamba.embed(cells, verbose=False, **options)
 
 
-def annotate(cells: Any, reference: Any, network: bool = True) -> None:
+def annotate(cells: Any, reference: Any, finetune_steps: int = 400) -> None:
     import scmamba
 
     scmamba.annotate(
-        cells, reference=reference, labels="cell_type", network=network, cache=False, verbose=False
+        cells,
+        reference=reference,
+        label_key="cell_type",
+        finetune_steps=finetune_steps,
+        cache=False,
+        verbose=False,
     )
 
 
 def annotate_markers(cells: Any, reference: Any) -> None:
     import scmamba
 
-    scmamba.annotate(cells, verbose=False)
+    scmamba.annotate(cells, markers="panel", verbose=False)
 
 
 def doublets(cells: Any, reference: Any, **options: Any) -> None:
     import scmamba
 
-    scmamba.detect_doublets(cells, verbose=False, **options)
+    scmamba.find_doublets(cells, verbose=False, **options)
 
 
 def magic(cells: Any, reference: Any) -> None:
@@ -190,22 +195,22 @@ RUNS: dict[str, Run] = {
     "scMamba cells, brain-base": ("embed", "own", embed, {"model": "brain-base"}),
     "scVI latent, 100 epochs": ("embed", "peers", scvi, {"latent": True}),
     "scMamba reference": ("annotate by reference", "own", annotate, {}),
-    "scMamba reference, network=False": (
+    "scMamba reference, finetune_steps=0": (
         "annotate by reference",
         "own",
         annotate,
-        {"network": False},
+        {"finetune_steps": 0},
     ),
     "CellTypist": ("annotate by reference", "celltypist", celltypist, {}),
     "Seurat 4 label transfer": ("annotate by reference", "own", seurat, {}),
     "logistic regression": ("annotate by reference", "own", logistic_regression, {}),
     "scMamba markers": ("annotate by markers", "own", annotate_markers, {}),
     "scanpy score_genes": ("annotate by markers", "own", marker_means, {}),
-    "scMamba fast": ("detect_doublets", "own", doublets, {}),
-    "scMamba network": ("detect_doublets", "own", doublets, {"method": "network"}),
-    "Scrublet": ("detect_doublets", "own", scrublet, {}),
-    "DoubletDetection": ("detect_doublets", "peers", doubletdetection, {}),
-    "SOLO": ("detect_doublets", "peers", solo, {}),
+    "scMamba fast": ("find_doublets", "own", doublets, {}),
+    "scMamba network": ("find_doublets", "own", doublets, {"method": "network"}),
+    "Scrublet": ("find_doublets", "own", scrublet, {}),
+    "DoubletDetection": ("find_doublets", "peers", doubletdetection, {}),
+    "SOLO": ("find_doublets", "peers", solo, {}),
 }
 
 

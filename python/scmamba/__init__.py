@@ -51,7 +51,7 @@ _HOMES = {
 #: Former public name -> today's name; calls of the former one warn.
 _RENAMED = {"detect_doublets": "find_doublets", "gene_neighbours": "gene_neighbors"}
 #: Names that their packages do not have yet.
-_UNTIL_MOVED = {"find_doublets": "detect_doublets"}
+_UNTIL_MOVED: dict[str, str] = {}
 _ROOMS = (
     "annotation",
     "data",

@@ -132,7 +132,7 @@ def embed(name: str) -> Answers:
 
 
 def annotate(query: ad.AnnData, **options) -> Answers:
-    found = scmamba.annotate(query, **options, **QUIET)
+    found = scmamba.annotate(query, return_result=True, **options, **QUIET)
     return {
         "labels": found.labels().astype("U"),
         "types": np.array(found.levels["type"]),
@@ -145,14 +145,14 @@ def from_reference() -> Answers:
     return annotate(
         few()[:, ::6].copy(),
         reference=known()[:, ::6].copy(),
-        labels="cell_type",
+        label_key="cell_type",
         cache=False,
-        network=False,
+        finetune_steps=0,
     )
 
 
 def from_markers() -> Answers:
-    return annotate(few(), force=True)
+    return annotate(few(), markers="panel", force=True)
 
 
 def doublets() -> Answers:
@@ -161,7 +161,9 @@ def doublets() -> Answers:
     pairs = data.X[:24:2] + data.X[1:24:2]
     droplets = ad.AnnData(sp.vstack([data.X, pairs], format="csr"), var=data.var)
     droplets.obs["library"] = np.where(np.arange(droplets.n_obs) % 2, "a", "b")
-    obs = scmamba.detect_doublets(droplets, sample="library", identification_rate=0.08, **QUIET).obs
+    obs = scmamba.find_doublets(
+        droplets, sample_key="library", identification_rate=0.08, **QUIET
+    ).obs
     return {
         "score": obs[NAMES["score"]].to_numpy(),
         "doublet": obs[NAMES["doublet"]].to_numpy().astype(bool),

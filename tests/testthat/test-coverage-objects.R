@@ -28,7 +28,7 @@ test_that("types by markers agree for Seurat, SingleCellExperiment and matrix", 
   named <- columns_of(ScMambaAnnotate(object, verbose = FALSE)[[]])
   experiment <- ScMambaAnnotate(sce, verbose = FALSE)
   expect_equal(columns_of(SummarizedExperiment::colData(experiment)), named)
-  expect_identical(S4Vectors::metadata(experiment)$scmamba$annotate$way, "markers")
+  expect_identical(S4Vectors::metadata(experiment)$scmamba$annotate$summary$mode, "markers")
   frame <- ScMambaAnnotate(counts_of(object), verbose = FALSE)
   expect_identical(rownames(frame), colnames(object))
   expect_equal(columns_of(frame), named)

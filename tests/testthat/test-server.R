@@ -29,7 +29,7 @@ test_that("a server of one's own answers what this process answers", {
   there <- by_reference(backend = "server")
   expect_identical(as.character(there$scmamba_type), as.character(here$scmamba_type))
   expect_identical(there$scmamba_probability, here$scmamba_probability)
-  expect_identical(SeuratObject::Misc(there, "scmamba")$annotate$way, "reference")
+  expect_identical(SeuratObject::Misc(there, "scmamba")$annotate$summary$mode, "reference")
   # The server's refusals are the verb's own sentences.
   mice <- counts_of(object)
   rownames(mice) <- paste0("nothing", seq_len(nrow(mice)))

@@ -1,4 +1,4 @@
-"""Cell types: from a labelled reference, from a checkpoint with labels, or from marker genes alone (paper, "Cell type annotation")."""
+"""Cell types from a labeled reference, from a model that classifies, or from marker genes."""
 
 from __future__ import annotations
 
@@ -7,172 +7,192 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-from scipy.special import softmax
-
-from ..data import read_cells
 from ..data.h5ad_files import open_backed
-from ..datasets.marker_panels import brain_markers
+from ..datasets.marker_panels import brain_markers, read_marker_panel
 from ..model import Model, load_model
-from ..model.inference import dense_input, input_positions
-from ..training.calibration import threshold_for
-from ..utils.errors import ScMambaError
-from ..utils.progress import say
+from ..utils.deprecation import renamed_parameters
+from ..utils.errors import OptionError
 from ..utils.threads import single_blas_thread
-from ._markers import from_markers
-from ._reference import from_reference
-from .expression import shared_values
-from .result import UNASSIGNED, Annotation, own_components, report_counts
+from ._classifier import annotate_by_model
+from ._markers import annotate_by_markers
+from ._reference import ReferenceAnnotator
+from .options import FINETUNE_STEPS, AnnotateOptions
+from .result import Annotation, refuse_foreign_columns, report_counts
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
+    Markers = Mapping[str, Sequence[str]] | pd.DataFrame | str | PathLike[str]
 
+
+@renamed_parameters(labels="label_key", donor="donor_key", network="finetune_steps")
 @single_blas_thread()
 def annotate(
     adata: AnnData,
     *,
     reference: str | PathLike[str] | AnnData | None = None,
-    labels: str | Sequence[str] | None = None,
+    label_key: str | Sequence[str] | None = None,
     model: str | PathLike[str] | Model | None = None,
-    markers: Mapping[str, Sequence[str]] | str | None = None,
-    donor: str | None = "donor",
+    markers: Markers | None = None,
+    donor_key: str | None = "donor",
     layer: str | None = None,
+    reference_layer: str | None = None,
     gene_column: str | None = None,
-    network: bool | int = True,
+    finetune_steps: int = FINETUNE_STEPS,
     error_rate: float = 0.05,
     device: str | None = None,
     cache: bool | str | PathLike[str] = True,
     seed: int = 0,
+    copy: bool = False,
+    overwrite: bool = False,
+    return_result: bool = False,
     force: bool = False,
     verbose: bool = True,
-) -> Annotation:
-    """Say what type each cell is.
+) -> AnnData | Annotation:
+    """Assign a cell type to each cell.
 
-    Three ways: ``reference=`` another object with ``labels=`` (a column of its ``obs``, or several from coarse to fine);
-    ``model=`` a checkpoint that classifies; or neither, then ``markers=`` (a mapping of types to genes; default the panel of
-    :func:`brain_markers`).
+    Give one of three sources: ``reference=`` with ``label_key=`` (labeled cells of the same tissue), ``model=`` (a
+    checkpoint that classifies), or ``markers=`` (marker genes). Without any, the marker panel of the eight major
+    types of the human brain is used.
 
     Parameters
     ----------
-    donor
-        Column of the reference with donors; probabilities are calibrated on donors left out (on cells left out where there are none).
-    network
-        With a reference: fine-tune the network (``model``, default ``brain-mini``) as well and give it the share that helps on
-        donors left out; an integer sets the steps, ``False`` leaves it out and is much quicker.
+    adata
+        Cells x genes; raw counts or log1p values of them, human gene names or Ensembl IDs.
+    reference
+        Labeled cells, an AnnData or an .h5ad file.
+    label_key
+        Column of the reference's ``obs`` with the cell types, or several columns from coarse to fine. Missing
+        labels, ``""``, ``"nan"``, ``"Unknown"`` and ``"Unassigned"`` are cells without a label.
+    model
+        With a reference: the pre-trained network to fine-tune (default ``brain-mini``). Alone: a checkpoint with
+        cell types.
+    markers
+        Genes by cell type: a mapping, a DataFrame (type, gene), a text file
+        (:func:`scmamba.datasets.marker_panels.read_marker_panel`), or ``"panel"`` for the panel of the human brain.
+    donor_key
+        Column of the reference's ``obs`` with the donors. Probabilities are calibrated on held-out donors, on
+        held-out cells if there are fewer than three donors or no such column.
+    layer
+        Layer of ``adata`` with the values; default ``X``.
+    reference_layer
+        Layer of the reference with the values; default the name given as ``layer``.
+    gene_column
+        Column of ``var`` with the gene names; by default the best one is chosen.
+    finetune_steps
+        With a reference: steps, of 16 cells each, for which the network is fine-tuned. It gets the weight that helps
+        on held-out donors. 0: without the network, which is several times faster. Default 400.
     error_rate
-        ``Unassigned`` are the cells below the probability above which at most this share was wrong on donors left out.
+        Target error rate. The probability threshold is chosen so that at most this share of the calls on held-out
+        donors is wrong; cells below it are ``Unassigned``. Default 0.05.
+    device
+        Device of the network, such as ``"cpu"`` or ``"cuda:1"``; default the GPU if there is one.
     cache
-        Keep what was learnt from a reference, by its content, so that the next query is quick; a folder, or ``False``.
+        Keep what was fitted to a reference, by its content, so that the next query takes seconds; a folder, or
+        ``False``.
+    seed
+        Seed of folds, components and fine-tuning. Default 0.
+    copy
+        Return a copy and leave ``adata`` as it is.
+    overwrite
+        Replace columns of ``obs`` with our names that other software wrote.
+    return_result
+        Return the :class:`Annotation` instead, which holds all probabilities, scores calls against known types and
+        draws figures. Nothing is written into ``adata``.
+    force
+        Continue although reference and query share as few as 50 genes.
+    verbose
+        Print what is done.
 
     Returns
     -------
-    :class:`Annotation`; ``annotate(...).to_adata(adata)`` writes it into the object.
+    ``adata`` (or its copy) with ``obs["scmamba_type"]``, ``obs["scmamba_probability"]`` and
+    ``obs["scmamba_alternatives"]`` (the three most probable types), one set for each column of ``label_key``
+    (``scmamba_type_<column>``) if there are several, and ``uns["scmamba"]["annotate"]``; or an :class:`Annotation`.
 
     Raises
     ------
+    OptionError
+        An option outside of its range, or a reference without ``label_key``.
+    DataError
+        A column, layer or file does not exist, labels do not nest, too few genes are shared, or columns of ``obs``
+        with our names were written by other software.
     ScMambaError
-        Columns that do not exist, labels that contradict each other, no genes in common, a model that does not classify.
+        The model does not classify.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> from scmamba.datasets import brain_cohort
+    >>> cells = brain_cohort(200, n_donors=2, n_genes=2000, seed=1)
+    >>> cells = scmamba.annotate(cells, markers="panel", verbose=False)
+    >>> bool((cells.obs["scmamba_type"] == cells.obs["cell_type"].astype(str)).mean() > 0.5)
+    True
+
+    From labeled cells, without the network:
+
+    >>> known, query = cells[:150].copy(), cells[150:].copy()
+    >>> query = scmamba.annotate(
+    ...     query, reference=known, label_key="cell_type", finetune_steps=0, cache=False, verbose=False
+    ... )
+    >>> query.uns["scmamba"]["annotate"]["summary"]["mode"]
+    'reference'
+
+    References
+    ----------
+    scMamba (2024), section "Cell type annotation".
     """
-    if not 0 < error_rate < 1:
-        raise ScMambaError(
-            f"error_rate is {error_rate}; it must lie between 0 and 1, such as 0.05."
-        )
+    if isinstance(finetune_steps, bool):  # network=True/False of 0.1
+        finetune_steps = FINETUNE_STEPS if finetune_steps else 0
+    options = AnnotateOptions(
+        label_key=label_key,
+        donor_key=donor_key,
+        layer=layer,
+        reference_layer=reference_layer,
+        gene_column=gene_column,
+        finetune_steps=finetune_steps,
+        error_rate=error_rate,
+        device=device,
+        cache=cache,
+        seed=seed,
+        overwrite=overwrite,
+        force=force,
+    )
+    if not return_result:
+        refuse_foreign_columns(adata, options)
+    result = _result(adata, reference, model, markers, options, verbose)
+    report_counts(result, verbose)
+    if return_result:
+        return result
+    result.params = options.params()
+    if copy:
+        adata = adata.to_memory() if adata.isbacked else adata.copy()
+    return result.to_adata(adata)
+
+
+def _result(
+    adata: AnnData,
+    reference: str | PathLike[str] | AnnData | None,
+    model: str | PathLike[str] | Model | None,
+    markers: Markers | None,
+    options: AnnotateOptions,
+    verbose: bool,
+) -> Annotation:
+    """By the source that was given."""
     if reference is not None:
+        if options.label_key is None or len(options.label_key) == 0:
+            raise OptionError(
+                "reference= needs label_key=: the column of its obs with the cell types."
+            )
         known = (
             open_backed(Path(reference)) if isinstance(reference, (str, PathLike)) else reference
         )
-        if labels is None:
-            raise ScMambaError(
-                "Which column of the reference holds the types? Name it with labels=..."
-            )
-        levels = [labels] if isinstance(labels, str) else list(labels)
-        return from_reference(
-            adata,
-            known,
-            levels,
-            model,
-            donor,
-            layer,
-            gene_column,
-            network,
-            error_rate,
-            device,
-            cache,
-            seed,
-            force,
-            verbose,
-        )
+        opened = load_model(model, device=options.device)
+        return ReferenceAnnotator(options, opened, verbose).fit(known).predict(adata)
     if model is not None and markers is None:
-        return _from_model(
-            adata, load_model(model, device=device), layer, gene_column, error_rate, force, verbose
-        )
-    panel = (
-        brain_markers()
-        if markers is None or isinstance(markers, str)
-        else {k: list(v) for k, v in markers.items()}
-    )
-    return from_markers(
-        adata,
-        panel,
-        None if markers else brain_markers(more=True),
-        layer,
-        gene_column,
-        seed,
-        verbose,
-    )
-
-
-# ---------------------------------------------------------------- from a reference
-
-
-# ---------------------------------------------------------------- from a model
-
-
-def _from_model(
-    adata: AnnData,
-    model: Model,
-    layer: str | None,
-    gene_column: str | None,
-    error_rate: float,
-    force: bool,
-    verbose: bool,
-) -> Annotation:
-    if not model.config.n_classes or not model.labels:
-        raise ScMambaError(
-            f"The model '{model.config.name}' does not classify. Give a labelled reference (reference=, labels=), markers=, or fine-tune "
-            "a classifier with 'scmamba finetune --task annotate'."
-        )
-    cells = read_cells(adata, model.genes, layer=layer, gene_column=gene_column, force=force)
-    say(cells.match.summary(), verbose)
-    _, genes = input_positions(model, cells)
-    logits = np.empty((len(cells), model.config.n_classes))
-    for rows in cells.blocks(256):
-        x, _ = dense_input(model, cells, cells.linear(rows))
-        logits[rows] = model.classify(x, genes=genes).double().numpy()
-    known = model.calibration or {}
-    p = softmax(logits / known.get("temperature", 1.0), axis=1)
-    curve = np.array(known["curve"]) if known.get("curve") else np.empty((0, 3))
-    threshold = threshold_for(curve, error_rate) if len(curve) else 0.5
-    note = (
-        f"calibrated on {known['cells']} cells of donors left out"
-        if known
-        else "probabilities are the network's, not calibrated"
-    )
-    provenance = {"way": "model", "model": model.config.name, "threshold": threshold, "note": note}
-    values = shared_values(cells, cells.genes, np.arange(len(cells)))
-    answer = Annotation(
-        adata.obs_names,
-        {"type": list(model.labels)},
-        {"type": p},
-        threshold,
-        curve,
-        np.diff(values.indptr) == 0,
-        provenance,
-        own_components(values, 0),
-    )
-    report_counts(answer, verbose)
-    return answer
-
-
-__all__ = ["UNASSIGNED", "Annotation", "annotate", "brain_markers"]
+        return annotate_by_model(adata, load_model(model, device=options.device), options, verbose)
+    is_default = markers is None or (isinstance(markers, str) and markers == "panel")
+    panel = read_marker_panel("panel" if markers is None else markers)
+    more = brain_markers(more=True) if is_default else None
+    return annotate_by_markers(adata, panel, more, options, verbose)

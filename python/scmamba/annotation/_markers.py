@@ -1,4 +1,4 @@
-"""Types from marker genes alone: cells that clearly express one panel teach a classifier the rest; neighbours smooth what is left."""
+"""Cell types from marker genes: cells that clearly express one panel train a classifier; neighbors smooth its calls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from scipy import sparse
 from scipy.special import softmax
 
-from ..data import read_cells
+from ..data import CellReader, read_cells
 from ..genes import match_genes
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
@@ -16,32 +16,92 @@ from ..utils.progress import say
 from .ensemble import fit_ensemble
 from .expression import all_human_genes, shared_values
 from .novelty import unit
-from .result import Annotation, own_components, report_counts
+from .options import AnnotateOptions
+from .result import Annotation, own_components
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 #: A panel of the default with fewer measured genes is completed from the longer list.
 FEW = 4
-#: Cells whose panels are looked at together, the cell among them.
-NEIGHBOURS = 15
+#: Cells over which marker scores are averaged, the cell among them.
+NEIGHBORS = 15
 
 
-def from_markers(
+def annotate_by_markers(
     adata: AnnData,
     panel: dict[str, list[str]],
     more: dict[str, list[str]] | None,
-    layer: str | None,
-    gene_column: str | None,
-    seed: int,
+    options: AnnotateOptions,
     verbose: bool,
 ) -> Annotation:
-    """Name cells by ``panel``, types -> genes; ``more`` completes types of which fewer than four genes were measured."""
-    vocabulary = all_human_genes()
+    """Name the cells by marker genes.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    panel
+        Genes by cell type.
+    more
+        Further genes that complete a type of which fewer than four genes were measured; ``None`` if the user chose the panel.
+    options
+        Options of :func:`scmamba.annotate`.
+    verbose
+        Print what is done.
+
+    Raises
+    ------
+    DataError
+        Fewer than two types with measured genes.
+    """
     cells = read_cells(
-        adata, vocabulary, layer=layer, gene_column=gene_column, force=True, min_coverage=0.0
+        adata,
+        all_human_genes(),
+        layer=options.layer,
+        gene_column=options.gene_column,
+        force=True,
+        min_coverage=0.0,
     )
+    columns, short = measured_markers(cells, panel, more, verbose)
     x = shared_values(cells, cells.genes, np.arange(len(cells)))
+    names = sorted(columns)
+    pcs = own_components(x, options.seed)
+    p, is_novel, curve, clear = classify_by_markers(
+        x, [columns[n] for n in names], pcs, names, options.seed
+    )
+    say(f"{clear} of {len(p)} cells clearly express the markers of one type", verbose)
+    provenance = {
+        "mode": "markers",
+        "types": names,
+        "not_measured": sorted(set(panel) - set(columns)),
+        "completed": short,
+        "clear_cells": clear,
+        "threshold": 0.5,
+        "genes_per_type": {n: len(columns[n]) for n in names},
+        "parents": {},
+        "note": "probabilities are calibrated on cells that clearly express the markers of one type, not on known types",
+    }
+    is_novel = is_novel | (np.diff(x.indptr) == 0)
+    return Annotation(
+        adata.obs_names, {"type": names}, {"type": p}, 0.5, curve, is_novel, provenance, pcs
+    )
+
+
+def measured_markers(
+    cells: CellReader,
+    panel: dict[str, list[str]],
+    more: dict[str, list[str]] | None,
+    verbose: bool,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Columns of each type's measured genes, and the types that were completed from ``more``.
+
+    Raises
+    ------
+    DataError
+        Fewer than two types with measured genes.
+    """
+    vocabulary = all_human_genes()
 
     def measured(genes: list[str]) -> np.ndarray:
         found = match_genes(list(genes), vocabulary).positions
@@ -53,54 +113,30 @@ def from_markers(
     )
     if short:
         say(
-            f"few genes of the panel were measured for {', '.join(short)}: further markers of these types stand in",
+            f"few genes of the panel were measured for {', '.join(short)}; using additional markers for these types",
             verbose,
         )
-    # Of the default panel, whose genes the user did not choose, one gene alone names nothing.
+    # In the default panel, which the user did not choose, a single gene is not enough to identify a type.
     columns = {name: own for name, own in columns.items() if len(own) >= (1 if more is None else 2)}
-    missing = sorted(set(panel) - set(columns))
     if len(columns) < 2:
         raise DataError(
-            f"Genes of {len(columns)} of the {len(panel)} panels were measured; at least two types must be told apart. "
+            f"Genes of {len(columns)} of the {len(panel)} panels were measured; markers of at least two types are needed. "
             "Check the gene names, or give markers= for your tissue."
         )
-    if missing:
-        few = "no gene" if more is None else "fewer than two genes"
-        lost = ", ".join(missing)
+    if missing := sorted(set(panel) - set(columns)):
+        few = "no marker" if more is None else "fewer than two markers"
         say(
-            f"{few} of the panel measured for {lost}: these types cannot be found, and their cells may be called another's",
+            f"{few} of {', '.join(missing)} measured: cells of these types cannot be identified and may be assigned to another type",
             verbose,
         )
-    names = sorted(columns)
-    space = own_components(x, seed)
-    p, is_novel, curve, clear = classify_by_markers(
-        x, [columns[n] for n in names], space, names, seed
-    )
-    say(f"{clear} of {len(p)} cells clearly express one panel", verbose)
-    provenance = {
-        "way": "markers",
-        "types": names,
-        "not_measured": missing,
-        "completed": short,
-        "clear_cells": clear,
-        "threshold": 0.5,
-        "genes_per_type": {n: len(columns[n]) for n in names},
-        "parents": {},
-        "note": "probabilities are calibrated on cells that express one panel, not on known types",
-    }
-    is_novel = is_novel | (np.diff(x.indptr) == 0)
-    answer = Annotation(
-        adata.obs_names, {"type": names}, {"type": p}, 0.5, curve, is_novel, provenance, space
-    )
-    report_counts(answer, verbose)
-    return answer
+    return columns, short
 
 
 def extend_short_panels(columns: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> list[str]:
     """Add further markers to types of which few were measured; returns these types.
 
-    Further markers are less particular (SLC1A2 and CLU are in neurons, too), so they are used only where at least half of the types are
-    measured well and compete for the cells.
+    Further markers are less specific (neurons express SLC1A2 and CLU, too), so they are used only if at least half of the types have
+    enough markers of their own.
     """
     well = [name for name, own in columns.items() if len(own) >= FEW]
     if 2 * len(well) < len(columns):
@@ -114,30 +150,30 @@ def extend_short_panels(columns: dict[str, np.ndarray], more: dict[str, np.ndarr
 def classify_by_markers(
     x: sparse.csr_matrix, columns: list[np.ndarray], space: np.ndarray, names: list[str], seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """(n, types) probabilities, (n,) cells without support, the curve, and how many cells stood out to learn from."""
-    nearest = nearest_neighbors(unit(space), unit(space), NEIGHBOURS)
+    """(n, types) probabilities, (n,) cells without support, the coverage curve, and the number of training cells."""
+    nearest = nearest_neighbors(unit(space), unit(space), NEIGHBORS)
     score = marker_scores(x, columns, nearest)
     around = score[nearest].mean(axis=1)
     seeds = confident_cells(score, around)
     sure = np.flatnonzero(seeds >= 0)
     if len(np.unique(seeds[sure])) < 2 or x.shape[0] < 60:
         return softmax(8 * score, axis=1), score.max(axis=1) < 0.1, np.empty((0, 3)), len(sure)
-    typist = fit_ensemble(
+    ensemble = fit_ensemble(
         x[sure], np.array(names)[seeds[sure]], np.full(len(sure), ""), seed=seed, verbose=False
     )
     p = np.zeros((len(seeds), len(names)))
-    p[:, [names.index(n) for n in typist.names]] = typist.probabilities(x)
+    p[:, [names.index(n) for n in ensemble.names]] = ensemble.probabilities(x)
     p = 0.5 * p + 0.5 * p[nearest].mean(axis=1)
-    return p, unsupported_cells(around, seeds, p.argmax(axis=1)), typist.curve, len(sure)
+    return p, unsupported_cells(around, seeds, p.argmax(axis=1)), ensemble.curve, len(sure)
 
 
 def marker_scores(
     x: sparse.csr_matrix, columns: list[np.ndarray], nearest: np.ndarray | None = None
 ) -> np.ndarray:
-    """(n, types) weighted mean of each panel's genes, each as a share of what its strongest cells show.
+    """(n, types) weighted mean of each panel's genes, each relative to its 98th percentile.
 
-    Not centred: where most cells are of one type, being average means being of it. With ``nearest`` (n, k) neighbours, genes that go
-    along with another type's panel rather than with their own count less.
+    Not centered: where most cells are of one type, the average cell is of it. With ``nearest`` (n, k) neighbors, genes that correlate
+    with another type's panel rather than with their own weigh less.
     """
     values = []
     for own in columns:
@@ -150,7 +186,7 @@ def marker_scores(
 
 
 def coherence(values: list[np.ndarray], nearest: np.ndarray) -> list[np.ndarray]:
-    """Weights of the genes of each panel: by how much better they go with the rest of it than with any other, over neighbourhoods."""
+    """Weights of each panel's genes: how much better a gene correlates with the rest of its panel than with any other, over neighborhoods."""
     smooth = [v[nearest].mean(axis=1) for v in values]
     sums = [s.sum(axis=1) for s in smooth]
     weights = []
@@ -175,9 +211,9 @@ def correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def confident_cells(score: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """(n,) the type whose panel a cell expresses, and well above any other's; -1 where none stands out.
+    """(n,) the type whose panel a cell expresses clearly more than any other; -1 if there is none.
 
-    Its neighbours must be of one mind with it, or it must stand out by far: among few counts a stray transcript makes a type.
+    Its neighbors must agree, or the margin must be large: in shallow cells a stray transcript is enough for a high score.
     """
     order = np.sort(score, axis=1)
     margin = order[:, -1] - order[:, -2]
@@ -187,8 +223,8 @@ def confident_cells(score: np.ndarray, around: np.ndarray) -> np.ndarray:
 
 
 def unsupported_cells(around: np.ndarray, seeds: np.ndarray, called: np.ndarray) -> np.ndarray:
-    """(n,) True: neighbourhoods that express the panel of their call less than 0.4 times as much as the clear cells do, and hardly more
-    than another panel.
+    """(n,) True: neighborhoods that express the panel of their call less than 0.4 times as much as the training cells do, and less than
+    1.5 times as much as another panel.
     """
     out = np.zeros(len(called), dtype=bool)
     for c in np.unique(called):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from scipy import sparse
 from scipy.special import softmax
 
 from .._version import __version__
-from ..data import read_cells
+from ..data import CellReader, read_cells
 from ..data.storage import cache_folder
 from ..model import Model, load_model, save_checkpoint
 from ..training.calibration import fit_calibration
@@ -25,107 +26,176 @@ from ..utils.progress import say
 from .base_classifiers import BASE_CLASSIFIERS
 from .ensemble import CellTypeEnsemble, donor_folds, fit_ensemble
 from .expression import all_human_genes, shared_values
-from .result import Annotation, own_components, report_counts
+from .options import AnnotateOptions
+from .result import Annotation, own_components
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Fine-tuning of the network on a reference, in steps of 16 cells.
-NETWORK_STEPS = 400
-#: Counts the ways in which references were learnt: what was kept of an older one is not read.
-REFERENCE_FORMAT = 2
+#: Version of what is cached of a reference: fits of an older one are not read.
+REFERENCE_FORMAT = 3
+#: Fewer genes in the vocabulary of the network, and it is not fine-tuned.
+MIN_NETWORK_GENES = 50
+#: Labels that mean that a cell has none, in lower case; annotate's own output is a valid reference.
+UNLABELLED = frozenset(
+    {"", "nan", "na", "n/a", "<na>", "none", "unknown", "unassigned", "unlabelled", "unlabeled"}
+)
 
 
-def from_reference(
-    adata: AnnData,
-    known: AnnData,
-    levels: list[str],
-    model: Any,
-    donor: str | None,
-    layer: str | None,
-    gene_column: str | None,
-    network: bool | int,
-    error_rate: float,
-    device: str | None,
-    cache: Any,
-    seed: int,
-    force: bool,
-    verbose: bool,
-) -> Annotation:
-    opened = load_model(model, device=device)
-    table, parents = label_table(known, levels)
-    rows = np.flatnonzero(table[levels[-1]].notna().to_numpy())
-    if len(rows) < len(known):
-        say(f"{len(known) - len(rows)} reference cells without a label are left out", verbose)
-    if len(rows) == 0:
-        raise DataError(f"The column '{levels[-1]}' of the reference holds no label.")
-    reads = dict(force=True, min_coverage=0.0)
-    # The simple views know no vocabulary: a model of the brain lacks genes that tell blood cells apart.
-    human = all_human_genes()
-    theirs = read_cells(known, human, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
-    ours = read_cells(adata, human, layer=layer, gene_column=gene_column, **reads)  # type: ignore[arg-type]
-    shared = np.intersect1d(theirs.genes, ours.genes)
-    if len(shared) < (50 if force else 300):
-        raise DataError(
-            f"Reference and query share {len(shared)} genes (reference {len(theirs.genes)}, query {len(ours.genes)}); "
-            "at least 300 are needed for types to be told apart. Check species and gene names, or pass force=True."
+class ReferenceAnnotator:
+    """Cell types from labelled cells: ``fit`` reads the reference, ``predict`` names the cells of a query.
+
+    What is learned depends on the genes that reference and query share, so base classifiers and network are fitted in
+    :meth:`predict`, or read from the cache if this reference was fitted before.
+
+    Parameters
+    ----------
+    options
+        Options of :func:`scmamba.annotate`; ``label_key`` must be set.
+    model
+        The pre-trained network to fine-tune.
+    verbose
+        Print what is done.
+
+    Attributes
+    ----------
+    levels
+        Columns of the labels, coarse to fine.
+    rows
+        Positions of the labeled cells in the reference.
+    """
+
+    def __init__(self, options: AnnotateOptions, model: Model, verbose: bool = True) -> None:
+        key = options.label_key
+        self.levels = [key] if isinstance(key, str) else list(key or ())
+        self.options, self.model, self.verbose = options, model, verbose
+
+    def fit(self, reference: AnnData) -> ReferenceAnnotator:
+        """Read labels, donors and counts of the reference.
+
+        Raises
+        ------
+        DataError
+            A column or layer does not exist, labels do not nest, or no cell has a label.
+        """
+        options, finest = self.options, self.levels[-1]
+        self.table, self.parents = label_table(reference, self.levels)
+        report_unlabelled(reference, finest, self.verbose)
+        self.rows = np.flatnonzero(self.table[finest].notna().to_numpy())
+        if len(self.rows) == 0:
+            raise DataError(f"The column '{finest}' of the reference holds no label.")
+        self.cells = read_cells(
+            reference,
+            all_human_genes(),
+            layer=options.reference_layer or options.layer,
+            gene_column=options.gene_column,
+            force=True,
+            min_coverage=0.0,
         )
-    say(f"{len(shared):,} genes are in both; {len(rows):,} labelled reference cells", verbose)
-    x = shared_values(theirs, shared, rows)
-    keep = np.bincount(x.indices, minlength=x.shape[1]) >= min(5, max(1, len(rows) // 20))
-    shared, x = shared[keep], x[:, keep]
-    names = table[levels[-1]].astype(str).to_numpy()[rows]
-    has_donor = donor is not None and donor in known.obs
-    groups = known.obs[donor].astype(str).to_numpy()[rows] if has_donor else np.full(len(rows), "")
-    steps = (
-        0
-        if network is False or len(np.unique(names)) < 2
-        else NETWORK_STEPS
-        if network is True
-        else int(network)
-    )
-    place = {gene: i for i, gene in enumerate(opened.genes.ensembl_ids)}
-    inside = np.array([place.get(human[i], -1) for i in shared], dtype=np.int64)
-    if steps and (inside >= 0).sum() < 50:
+        donors = options.donor_key
+        self.donors = (
+            reference.obs[donors].astype(str).to_numpy()[self.rows]
+            if donors is not None and donors in reference.obs
+            else np.full(len(self.rows), "")
+        )
+        return self
+
+    def predict(self, adata: AnnData) -> Annotation:
+        """Name the cells of ``adata``.
+
+        Raises
+        ------
+        DataError
+            Reference and query share fewer than 300 genes (50 with ``force``).
+        """
+        options = self.options
+        # The vocabulary of the network is no limit here: a model of the brain lacks genes that separate blood cells.
+        query = read_cells(
+            adata,
+            all_human_genes(),
+            layer=options.layer,
+            gene_column=options.gene_column,
+            force=True,
+            min_coverage=0.0,
+        )
+        training = self._training_cells(query)
+        ensemble, classifier = training.fit(options.cache, self.verbose)
+        values = shared_values(query, training.genes[:, 0], np.arange(len(query)))
+        logits = None
+        if classifier is not None and ensemble.network_share > 0:
+            logits = log_probabilities(classifier, values, training.genes[:, 1])
+        p = ensemble.probabilities(values, logits)
+        is_novel = ensemble.is_novel(values, p, training.x, options.seed)
+        is_novel |= np.diff(values.indptr) == 0
+        probabilities, classes = roll_up(p, ensemble.names, self.levels, self.parents)
+        threshold = ensemble.threshold(options.error_rate)
+        provenance = {
+            "mode": "reference",
+            "genes": len(training.genes),
+            "reference_cells": len(self.rows),
+            "error_rate": options.error_rate,
+            "seed": options.seed,
+            "classes": len(ensemble.names),
+            "model": self.model.config.name,
+            "parents": parent_codes(classes, self.levels, self.parents),
+            "threshold": threshold,
+            **ensemble.report,
+        }
+        return Annotation(
+            adata.obs_names,
+            classes,
+            probabilities,
+            threshold,
+            ensemble.curve,
+            is_novel,
+            provenance,
+            own_components(values, options.seed),
+        )
+
+    def _training_cells(self, query: CellReader) -> ReferenceCells:
+        """The labeled cells on the genes that both sides measured."""
+        shared = np.intersect1d(self.cells.genes, query.genes)
+        if len(shared) < (50 if self.options.force else 300):
+            raise DataError(
+                f"Reference and query share {len(shared)} genes (reference {len(self.cells.genes)}, query {len(query.genes)}); "
+                "at least 300 are needed to separate cell types. Check species and gene names, or pass force=True."
+            )
         say(
-            f"the model '{opened.config.name}' reads {int((inside >= 0).sum())} of these genes; the network is left out",
-            verbose,
+            f"{len(shared):,} genes are in both; {len(self.rows):,} labeled reference cells",
+            self.verbose,
         )
-        steps = 0
-    typist, classifier = _learnt(
-        opened, x, np.column_stack([shared, inside]), names, groups, steps, seed, cache, verbose
-    )
-    values = shared_values(ours, shared, np.arange(len(ours)))
-    logits = None
-    if classifier is not None and typist.network_share > 0:
-        logits = log_probabilities(classifier, values, inside)
-    p = typist.probabilities(values, logits)
-    is_novel = typist.is_novel(values, p, x, seed) | (np.diff(values.indptr) == 0)
-    probabilities, classes = roll_up(p, typist.names, levels, parents)
-    provenance = {
-        "way": "reference",
-        "genes": len(shared),
-        "reference_cells": len(rows),
-        "error_rate": error_rate,
-        "seed": seed,
-        "classes": len(typist.names),
-        "model": opened.config.name,
-        "parents": parent_codes(classes, levels, parents),
-        "threshold": typist.threshold(error_rate),
-        **typist.report,
-    }
-    answer = Annotation(
-        adata.obs_names,
-        classes,
-        probabilities,
-        typist.threshold(error_rate),
-        typist.curve,
-        is_novel,
-        provenance,
-        own_components(values, seed),
-    )
-    report_counts(answer, verbose)
-    return answer
+        x = shared_values(self.cells, shared, self.rows)
+        keep = np.bincount(x.indices, minlength=x.shape[1]) >= min(5, max(1, len(self.rows) // 20))
+        shared, x = shared[keep], x[:, keep]
+        names = self.table[self.levels[-1]].astype(str).to_numpy()[self.rows]
+        human = all_human_genes()
+        place = {gene: i for i, gene in enumerate(self.model.genes.ensembl_ids)}
+        inside = np.array([place.get(human[i], -1) for i in shared], dtype=np.int64)
+        steps = 0 if len(np.unique(names)) < 2 else self.options.finetune_steps
+        if steps and (inside >= 0).sum() < MIN_NETWORK_GENES:
+            say(
+                f"the model '{self.model.config.name}' reads {int((inside >= 0).sum())} of these genes "
+                f"({MIN_NETWORK_GENES} needed): skipping the network",
+                self.verbose,
+            )
+            steps = 0
+        genes = np.column_stack([shared, inside])
+        return ReferenceCells(self.model, x, genes, names, self.donors, steps, self.options.seed)
+
+
+def is_unlabelled(labels: pd.Series) -> pd.Series:
+    """(n,) bool: missing values, and words that mean that a cell has no label (:data:`UNLABELLED`)."""
+    return labels.isna() | labels.astype(str).str.strip().str.casefold().isin(UNLABELLED)
+
+
+def report_unlabelled(reference: AnnData, column: str, verbose: bool) -> None:
+    """Print how many reference cells have no label, and what stands there instead."""
+    labels = reference.obs[column]
+    absent = labels[is_unlabelled(labels)].astype(object)
+    if len(absent):
+        words = absent.where(absent.notna(), "missing").astype(str).value_counts()
+        found = ", ".join(f"{word!r} {number}" for word, number in words.items())
+        say(f"{len(absent)} reference cells have no label and are not used ({found})", verbose)
 
 
 def label_table(
@@ -145,14 +215,14 @@ def label_table(
             )
     table = known.obs[levels].copy()
     for column in levels:
-        table[column] = table[column].astype(object).where(table[column].notna(), None)
+        table[column] = table[column].astype(object).where(~is_unlabelled(table[column]), None)
     parents: dict[str, dict[str, str]] = {}
     for coarse, fine in zip(levels, levels[1:]):
         pairs = table[[fine, coarse]].dropna().astype(str).drop_duplicates()
         double = pairs[fine][pairs[fine].duplicated()].unique()
         if len(double):
             raise DataError(
-                f"'{double[0]}' of '{fine}' stands below more than one class of '{coarse}'. Levels must nest; give one column, "
+                f"'{double[0]}' of '{fine}' belongs to more than one class of '{coarse}'. Levels must nest; give one column, "
                 "or rename the classes."
             )
         parents[fine] = dict(zip(pairs[fine], pairs[coarse]))
@@ -187,123 +257,131 @@ def parent_codes(
     }
 
 
-def _learnt(
-    model: Model,
-    x: sparse.csr_matrix,
-    genes: np.ndarray,
-    names: np.ndarray,
-    groups: np.ndarray,
-    steps: int,
-    seed: int,
-    cache: Any,
-    verbose: bool,
-) -> tuple[CellTypeEnsemble, Model | None]:
-    """From the cache if this reference was learnt before, else learnt now and kept; ``genes`` (g, 2): which, and where in the model."""
-    key = _fingerprint(model, x, genes, names, groups, steps, seed)
-    folder = Path(cache) if isinstance(cache, (str, PathLike)) else cache_folder() / "references"
-    path = folder / key
-    if cache is not False and path.is_dir():
+@dataclass
+class ReferenceCells:
+    """Labeled cells and everything that a fit to them depends on.
+
+    Attributes
+    ----------
+    model
+        The pre-trained network.
+    x
+        (n, g) log1p(CP10k).
+    genes
+        (g, 2) position of each gene in the annotation, and in the vocabulary of the model (-1: not in it).
+    names, groups
+        (n,) class and donor of each cell.
+    steps
+        Steps of fine-tuning; 0: without the network.
+    seed
+        Seed of folds, components and fine-tuning.
+    """
+
+    model: Model
+    x: sparse.csr_matrix
+    genes: np.ndarray
+    names: np.ndarray
+    groups: np.ndarray
+    steps: int
+    seed: int
+
+    def fit(
+        self, cache: bool | str | PathLike[str], verbose: bool
+    ) -> tuple[CellTypeEnsemble, Model | None]:
+        """The ensemble and the fine-tuned network; from the cache if these cells were fitted before."""
+        folder = (
+            Path(cache) if isinstance(cache, (str, PathLike)) else cache_folder() / "references"
+        )
+        path = folder / self.fingerprint()
+        if cache is not False and (kept := self._read(path, verbose)) is not None:
+            return kept
+        classifier, scores = self.fit_network(verbose) if self.steps else (None, None)
+        ensemble = fit_ensemble(
+            self.x, self.names, self.groups, network=scores, seed=self.seed, verbose=verbose
+        )
+        if cache is not False:
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(path) as temporary:
+                temporary.mkdir()
+                ensemble.write(temporary / "ensemble.npz")
+                if classifier is not None:
+                    card = (
+                        "Fine-tuned on a reference by scmamba.annotate; kept for the next query.\n"
+                    )
+                    save_checkpoint(classifier, temporary / "network", card=card)
+        return ensemble, classifier
+
+    def _read(self, path: Path, verbose: bool) -> tuple[CellTypeEnsemble, Model | None] | None:
+        if not path.is_dir():
+            return None
         try:
             kept = (
-                CellTypeEnsemble.read(path / "typist.npz"),
-                load_model(path / "network", device=model.device) if steps else None,
+                CellTypeEnsemble.read(path / "ensemble.npz"),
+                load_model(path / "network", device=self.model.device) if self.steps else None,
             )
-            say("this reference was learnt before; what was kept is used", verbose)
-            return kept
-        except (
-            ScMambaError,
-            OSError,
-            ValueError,
-            KeyError,
-        ):  # a damaged cache is no reason to stop
-            say("what was kept of this reference cannot be read; it is learnt again", verbose)
+        except (ScMambaError, OSError, ValueError, KeyError):
+            # A damaged cache is no reason to stop.
+            say("the cached fit of this reference cannot be read; fitting again", verbose)
             shutil.rmtree(path, ignore_errors=True)
-    classifier, shown = None, None
-    if steps:
-        classifier, shown = _network_view(
-            model, x, genes[:, 1], names, groups, steps, seed, verbose
+            return None
+        say("using the cached fit of this reference", verbose)
+        return kept
+
+    def fingerprint(self) -> str:
+        """Name of the fit in the cache, from everything it depends on."""
+        about = [
+            __version__,
+            BASE_CLASSIFIERS,
+            REFERENCE_FORMAT,
+            self.model.config.name,
+            self.steps,
+            self.seed,
+            list(self.names),
+            list(self.groups),
+        ]
+        digest = hashlib.sha256(json.dumps(about).encode())
+        for part in (self.x.data, self.x.indices, self.x.indptr, self.genes):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        digest.update(self.model.gene_embedding().numpy().tobytes())
+        return digest.hexdigest()[:24]
+
+    def fit_network(self, verbose: bool) -> tuple[Model, tuple[np.ndarray, np.ndarray]]:
+        """Fine-tune on two thirds of the donors; returns the network, and its scores for the cells of the held-out third."""
+        from ..training.batches import CellSource, SequenceConfig
+        from ..training.dataloaders import InMemorySource
+        from ..training.finetune_classifier import LabelledCells, classification, linear_probe_init
+        from ..training.trainer import TrainerConfig, fit
+
+        classes, codes = np.unique(self.names, return_inverse=True)
+        inside = self.genes[:, 1]
+        held = donor_folds(self.groups, codes, 3, self.seed) == 0
+        train = np.flatnonzero(~held & (np.diff(self.x.indptr) > 0))
+        values, positions = readable(self.x[train], inside)
+        donors, totals = np.full(len(train), ""), np.full(len(train), 1e4)
+        source = CellSource(
+            "reference", sparse.csr_matrix(values, dtype=np.float32), positions, donors, totals
         )
-    typist = fit_ensemble(x, names, groups, network=shown, seed=seed, verbose=verbose)
-    if cache is not False:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
-            temporary.mkdir()
-            typist.write(temporary / "typist.npz")
-            if classifier is not None:
-                card = "Fine-tuned on a reference by scmamba.annotate; kept for the next query.\n"
-                save_checkpoint(classifier, temporary / "network", card=card)
-    return typist, classifier
-
-
-def _fingerprint(
-    model: Model,
-    x: sparse.csr_matrix,
-    genes: np.ndarray,
-    names: np.ndarray,
-    groups: np.ndarray,
-    steps: int,
-    seed: int,
-) -> str:
-    about = [
-        __version__,
-        BASE_CLASSIFIERS,
-        REFERENCE_FORMAT,
-        model.config.name,
-        steps,
-        seed,
-        list(names),
-        list(groups),
-    ]
-    digest = hashlib.sha256(json.dumps(about).encode())
-    for part in (x.data, x.indices, x.indptr, genes):
-        digest.update(np.ascontiguousarray(part).tobytes())
-    digest.update(model.gene_embedding().numpy().tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _network_view(
-    model: Model,
-    x: sparse.csr_matrix,
-    genes: np.ndarray,
-    names: np.ndarray,
-    groups: np.ndarray,
-    steps: int,
-    seed: int,
-    verbose: bool,
-) -> tuple[Model, tuple[np.ndarray, np.ndarray]]:
-    """Fine-tune on two thirds of the donors; its answers for the others say what share it deserves."""
-    from ..training.batches import CellSource, SequenceConfig
-    from ..training.dataloaders import InMemorySource
-    from ..training.finetune_classifier import LabelledCells, classification, linear_probe_init
-    from ..training.trainer import TrainerConfig, fit
-
-    classes, codes = np.unique(names, return_inverse=True)
-    held = donor_folds(groups, codes, 3, seed) == 0
-    train = np.flatnonzero(~held & (np.diff(x.indptr) > 0))
-    seen, positions_seen = readable(x[train], genes)
-    nobody, totals = np.full(len(train), ""), np.full(len(train), 1e4)
-    source = CellSource(
-        "reference", sparse.csr_matrix(seen, dtype=np.float32), positions_seen, nobody, totals
-    )
-    own = codes[train]
-    sizes = np.bincount(own, minlength=len(classes))
-    feed = InMemorySource([source])
-    labelled = LabelledCells(feed, lambda part: own[part.rows], list(classes), sizes, feed.sample)
-    tuned = linear_probe_init(
-        model, labelled, name="reference", seed=seed, balance=0.5, verbose=verbose
-    )
-    loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.1, seed=seed)
-    sequence = SequenceConfig(mask_nonzero=0.0, mask_zero=0.0, genes_per_step=1536)
-    step = classification(labelled, sequence, loop, balance=0.5)
-    fit(tuned.network, step, loop, description="Fine-tuning on the reference", verbose=verbose)
-    rows = np.flatnonzero(held)
-    shown = log_probabilities(tuned, x[rows], genes)
-    tuned.calibration = fit_calibration(shown, codes[rows])
-    return tuned, (rows, shown)
+        own = codes[train]
+        sizes = np.bincount(own, minlength=len(classes))
+        feed = InMemorySource([source])
+        labelled = LabelledCells(
+            feed, lambda part: own[part.rows], list(classes), sizes, feed.sample
+        )
+        tuned = linear_probe_init(
+            self.model, labelled, name="reference", seed=self.seed, balance=0.5, verbose=verbose
+        )
+        loop = TrainerConfig(steps=self.steps, batch_size=16, lr=1e-3, warmup=0.1, seed=self.seed)
+        sequence = SequenceConfig(mask_nonzero=0.0, mask_zero=0.0, genes_per_step=1536)
+        step = classification(labelled, sequence, loop, balance=0.5)
+        fit(tuned.network, step, loop, description="Fine-tuning on the reference", verbose=verbose)
+        rows = np.flatnonzero(held)
+        scores = log_probabilities(tuned, self.x[rows], inside)
+        tuned.calibration = fit_calibration(scores, codes[rows])
+        return tuned, (rows, scores)
 
 
 def readable(x: sparse.csr_matrix, genes: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """The columns the network knows, in the order of its vocabulary, and their input_positions there."""
+    """The columns in the vocabulary of the network, in its order, and their positions there."""
     columns = np.flatnonzero(genes >= 0)
     columns = columns[np.argsort(genes[columns], kind="stable")]
     return sparse.csr_matrix(x[:, columns]), genes[columns]

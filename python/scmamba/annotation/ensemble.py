@@ -260,12 +260,10 @@ def fit_ensemble(
     final = final - prior_correction
     temperature = fit_temperature(final, codes[judged]) if len(names) > 1 else 1.0
     calibrated = softmax(final / temperature, axis=1)
-    report["accuracy_on_donors_left_out"] = float(
-        np.mean(calibrated.argmax(axis=1) == codes[judged])
-    )
+    report["held_out_accuracy"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
     report["network_share"] = share
     say(
-        f"{len(names)} classes; {100 * report['accuracy_on_donors_left_out']:.1f}% right on cells of donors left out",
+        f"{len(names)} classes; {100 * report['held_out_accuracy']:.1f}% right on cells of donors left out",
         verbose,
     )
     views = {

@@ -1,4 +1,4 @@
-"""What annotation answers: types, probabilities, tables and pictures."""
+"""The result of an annotation: cell types, probabilities, tables and figures."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._version import __version__
-from ..data.provenance import KEY
+from ..data.provenance import KEY, refuse_existing, write_record
+from ..utils.deprecation import warn_renamed
 from ..utils.progress import say
+from .options import AnnotateOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,37 +25,75 @@ UNASSIGNED = "Unassigned"
 
 @dataclass
 class Annotation:
-    """What the cells are.
+    """Cell types of one data set: what ``annotate(..., return_result=True)`` returns.
 
     Attributes
     ----------
     cells
-        (n,) names.
+        (n,) names of the cells.
     levels
-        Level -> its classes, coarse to fine; one level is called ``type``.
+        Classes of each level, coarse to fine; a single level is called ``type``.
     probabilities
-        Level -> (n, classes) calibrated.
+        (n, classes) calibrated probabilities of each level.
     threshold
         Cells whose best class is less probable are :data:`UNASSIGNED`.
-    curve
-        (points, 3) threshold, share of cells kept, accuracy, on donors left out; empty where there was no reference.
+    coverage_curve
+        (points, 3) threshold, share of cells kept, accuracy of these, on held-out donors; empty without a reference.
     is_novel
-        (n,) True: like nothing in the reference.
-    space
-        (n, d) leading components of the cells' own log1p(CP10k), for the map.
+        (n,) bool: the cell resembles nothing in the reference.
+    provenance
+        How the result was made; ``mode`` is ``"reference"``, ``"model"`` or ``"markers"``.
+    pcs
+        (n, d) principal components of the cells' own log1p(CP10k), for the map.
+    params
+        Options that :func:`scmamba.annotate` was called with.
     """
 
     cells: pd.Index
     levels: dict[str, list[str]]
     probabilities: dict[str, np.ndarray]
     threshold: float
-    curve: np.ndarray
+    coverage_curve: np.ndarray
     is_novel: np.ndarray
     provenance: dict[str, Any] = field(default_factory=dict)
-    space: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    pcs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def curve(self) -> np.ndarray:
+        """Former name of :attr:`coverage_curve`."""
+        warn_renamed("Annotation.curve", "Annotation.coverage_curve")
+        return self.coverage_curve
+
+    @property
+    def space(self) -> np.ndarray:
+        """Former name of :attr:`pcs`."""
+        warn_renamed("Annotation.space", "Annotation.pcs")
+        return self.pcs
+
+    @property
+    def strange(self) -> np.ndarray:
+        """Former name of :attr:`is_novel`."""
+        warn_renamed("Annotation.strange", "Annotation.is_novel")
+        return self.is_novel
+
+    def plane(self, seed: int = 0) -> tuple[np.ndarray, str]:
+        """Former name of :meth:`umap`."""
+        warn_renamed("Annotation.plane()", "Annotation.umap()")
+        return self.umap(seed)
 
     def labels(self, level: str | None = None) -> np.ndarray:
-        """(n,) class or ``Unassigned``; of a fine level only what belongs to the coarse class given."""
+        """Class of each cell.
+
+        Parameters
+        ----------
+        level
+            Name of the level; default the finest.
+
+        Returns
+        -------
+        (n,) class or ``Unassigned``. The class of a fine level lies below the class of the coarse level.
+        """
         names = list(self.levels)
         level = level or names[-1]
         best = self._consistent(level)
@@ -73,7 +112,7 @@ class Annotation:
         return np.where(parent[None, :] == self._consistent(above)[:, None], p, -1.0).argmax(axis=1)
 
     def to_table(self) -> pd.DataFrame:
-        """One row per cell: class, probability and the three likeliest classes of every level."""
+        """One row per cell: class, probability and the three most probable classes of each level."""
         out: dict[str, Any] = {}
         for level in self.levels:
             p, names = self.probabilities[level], np.array(self.levels[level], dtype=object)
@@ -89,21 +128,46 @@ class Annotation:
         return pd.DataFrame(out, index=self.cells)
 
     def to_adata(self, adata: AnnData) -> AnnData:
-        """Write the table into ``obs`` and provenance into ``uns["scmamba"]["annotate"]``."""
+        """Write the table into ``obs`` and how it was made into ``uns["scmamba"]["annotate"]``.
+
+        Parameters
+        ----------
+        adata
+            The cells that were annotated, in the same order.
+
+        Returns
+        -------
+        The same object.
+        """
         table = self.to_table()
         for column in table:
             adata.obs[column] = (
                 table[column].to_numpy() if table[column].dtype == object else table[column].array
             )
-        notes = dict(adata.uns.get(KEY, {}))
-        notes["annotate"] = {k: v for k, v in self.provenance.items() if k != "parents"} | {
-            "version": __version__
-        }
-        adata.uns[KEY] = notes
+        summary = {k: v for k, v in self.provenance.items() if k not in ("parents", "model")}
+        write_record(
+            adata,
+            "annotate",
+            params=self.params,
+            model=self.provenance.get("model"),
+            summary=summary,
+        )
         return adata
 
     def report(self, truth: Sequence[str], level: str | None = None) -> pd.DataFrame:
-        """Precision, recall, F1 and cells per class against known types; unassigned cells count as missed."""
+        """Score the calls against known types; unassigned cells count as missed.
+
+        Parameters
+        ----------
+        truth
+            (n,) known class of each cell.
+        level
+            Name of the level; default the finest.
+
+        Returns
+        -------
+        ``precision``, ``recall``, ``f1`` and ``cells`` of each class.
+        """
         from sklearn.metrics import precision_recall_fscore_support
 
         known = np.asarray(truth, dtype=str)
@@ -116,20 +180,29 @@ class Annotation:
         )
 
     def confusion(self, truth: Sequence[str], level: str | None = None) -> pd.DataFrame:
-        """(classes of truth, calls) numbers of cells, ``Unassigned`` among the calls."""
+        """Number of cells of each known class (rows) and call (columns, with ``Unassigned``)."""
         called = pd.Series(self.labels(level).astype(str), name="called")
         return pd.crosstab(pd.Series(np.asarray(truth, dtype=str), name="true"), called)
 
     def coverage(
         self, truth: Sequence[str] | None = None, level: str | None = None
     ) -> pd.DataFrame:
-        """``threshold coverage accuracy``: which share of the cells is kept above each threshold, and how many of these are right.
+        """Accuracy against coverage.
 
-        Of the cells at hand where ``truth`` (n,) is known; else what was seen on donors of the reference that were left out.
+        Parameters
+        ----------
+        truth
+            (n,) known class of each cell; without it the curve is the one of the reference's held-out donors.
+        level
+            Name of the level; default the finest.
+
+        Returns
+        -------
+        ``threshold``, ``coverage`` (share of cells with at least this probability) and ``accuracy`` (share of these that is right).
         """
         columns = ["threshold", "coverage", "accuracy"]
         if truth is None:
-            return pd.DataFrame(self.curve, columns=columns)
+            return pd.DataFrame(self.coverage_curve, columns=columns)
         level = level or list(self.levels)[-1]
         best = self._consistent(level)
         top = self.probabilities[level][np.arange(len(best)), best]
@@ -139,24 +212,32 @@ class Annotation:
             [(t, k.mean(), right[k].mean()) for t, k in kept if k.any()], columns=columns
         )
 
-    def plane(self, seed: int = 0) -> tuple[np.ndarray, str]:
-        """(n, 2) coordinates and the name of the method: UMAP, or the leading components where umap-learn is not installed."""
-        flat = np.pad(self.space, ((0, 0), (0, 2)))[:, :2]
+    def umap(self, seed: int = 0) -> tuple[np.ndarray, str]:
+        """(n, 2) coordinates and the name of the method: UMAP, or the first two components if umap-learn is not installed."""
+        flat = np.pad(self.pcs, ((0, 0), (0, 2)))[:, :2]
         if len(flat) < 20:
             return flat, "component"
         try:
             from umap import UMAP
         except ImportError:
             return flat, "component"
-        neighbours = min(15, len(flat) - 1)
+        neighbors = min(15, len(flat) - 1)
         return UMAP(
-            n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1
-        ).fit_transform(self.space), "UMAP"
+            n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1
+        ).fit_transform(self.pcs), "UMAP"
 
     def to_plots(self, truth: Sequence[str] | None = None) -> dict[str, Figure]:
-        """Pictures by name: ``probability``, ``map`` (UMAP by call), ``coverage`` against accuracy; with ``truth`` also ``confusion``.
+        """Figures by name.
 
-        The curve is of donors of the reference left out, or of these cells where their truth is given; without either there is none.
+        Parameters
+        ----------
+        truth
+            (n,) known class of each cell, if there is one.
+
+        Returns
+        -------
+        ``probability`` (histogram), ``map`` (UMAP colored by call), ``coverage`` (accuracy against coverage, of held-out donors of the
+        reference or of these cells if ``truth`` is given) and, with ``truth``, ``confusion``.
         """
         import matplotlib.pyplot as plt
 
@@ -165,15 +246,15 @@ class Annotation:
                 self.probabilities[list(self.levels)[-1]].max(axis=1), self.threshold
             )
         }
-        if self.space.size:
+        if self.pcs.size:
             figures["map"] = _map(
-                *self.plane(),
+                *self.umap(),
                 self.labels().astype(str),
                 None if truth is None else np.asarray(truth, dtype=str),
             )
-        if truth is not None or len(self.curve):
+        if truth is not None or len(self.coverage_curve):
             figures["coverage"] = _coverage(
-                self.curve, None if truth is None else self.coverage(truth), self.threshold
+                self.coverage_curve, None if truth is None else self.coverage(truth), self.threshold
             )
         if truth is not None:
             figures["confusion"] = _confusion(self.confusion(truth))
@@ -198,7 +279,7 @@ def _map(flat: np.ndarray, method: str, called: np.ndarray, truth: np.ndarray | 
     panels = [("called", called)] + ([] if truth is None else [("true", truth)])
     figure, axes = plt.subplots(1, len(panels), figsize=(5.5 * len(panels), 5), squeeze=False)
     names = sorted({name for _, values in panels for name in values} - {UNASSIGNED})
-    colours = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)} | {
+    colors = {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(names)} | {
         UNASSIGNED: (0.8, 0.8, 0.8, 1.0)
     }
     for axis, (title, values) in zip(axes[0], panels):
@@ -208,7 +289,7 @@ def _map(flat: np.ndarray, method: str, called: np.ndarray, truth: np.ndarray | 
                 axis.scatter(
                     *flat[own].T,
                     s=max(1.0, 3000 / len(flat)),
-                    color=colours[name],
+                    color=colors[name],
                     label=name,
                     linewidths=0,
                 )
@@ -221,7 +302,7 @@ def _coverage(curve: np.ndarray, own: pd.DataFrame | None, threshold: float) -> 
     import matplotlib.pyplot as plt
 
     figure, axis = plt.subplots(figsize=(5, 3.5))
-    lines = [("donors of the reference left out", curve)] if len(curve) else []
+    lines = [("held-out donors of the reference", curve)] if len(curve) else []
     lines += [] if own is None else [("these cells", own.to_numpy())]
     for name, line in lines:
         axis.plot(100 * line[:, 1], 100 * line[:, 2], label=name)
@@ -256,7 +337,7 @@ def _confusion(table: pd.DataFrame) -> Figure:
 
 
 def own_components(x: sparse.csr_matrix, seed: int, number: int = 30) -> np.ndarray:
-    """(n, d) leading components of the cells themselves; fewer of very few cells, none of a single one."""
+    """(n, d) principal components of the cells; fewer of very few cells, zeros of a single one."""
     from ..neighbors.svd import principal_components
 
     parts = min(number, min(x.shape) - 1)
@@ -268,7 +349,24 @@ def own_components(x: sparse.csr_matrix, seed: int, number: int = 30) -> np.ndar
 
 
 def report_counts(answer: Annotation, verbose: bool) -> None:
-    """Say how many cells are of which type."""
+    """Print how many cells are of which type."""
     names, numbers = np.unique(answer.labels().astype(str), return_counts=True)
     order = np.argsort(-numbers)
     say(", ".join(f"{names[i]} {numbers[i]}" for i in order[:12]), verbose)
+
+
+def columns_of(levels: Sequence[str]) -> list[str]:
+    """Columns of ``obs`` that :meth:`Annotation.to_adata` writes for these levels."""
+    suffixes = ["" if level == "type" else f"_{level}" for level in levels]
+    return [
+        f"{KEY}_{name}{suffix}"
+        for suffix in suffixes
+        for name in ("type", "probability", "alternatives")
+    ]
+
+
+def refuse_foreign_columns(adata: AnnData, options: AnnotateOptions) -> None:
+    """Refuse to replace columns of ``obs`` that :func:`scmamba.annotate` did not write."""
+    key = options.label_key
+    levels = ["type"] if key is None or isinstance(key, str) or len(key) == 1 else list(key)
+    refuse_existing(adata, "annotate", obs=columns_of(levels), overwrite=options.overwrite)

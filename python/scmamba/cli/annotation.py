@@ -3,72 +3,70 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..annotation.options import AnnotateOptions
 from .errors import refuse_existing_outputs
-from .files import need_columns, read_cells_file, read_markers
+from .files import need_columns, read_cells_file
+from .options import Former, Input, Output, Quiet, options_of
 
 
+@options_of(
+    AnnotateOptions,
+    skip=("label_key", "overwrite"),
+    flags={"donor_key": ("--donor-key", "--donor")},
+    former={
+        "network": Former(
+            "finetune_steps", bool, lambda on: AnnotateOptions.finetune_steps if on else 0
+        )
+    },
+)
 def annotate(
-    data: Annotated[Path, typer.Argument(help="An .h5ad file of counts, cells x genes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")],
+    data: Input,
+    output: Output,
     reference: Annotated[
         Path | None, typer.Option(help="An .h5ad file of cells whose types are known.")
     ] = None,
-    labels: Annotated[
+    label_key: Annotated[
         list[str] | None,
-        typer.Option(help="Its column of types; repeat from coarse to fine for several levels."),
+        typer.Option(
+            "--label-key", "--labels", help=AnnotateOptions.help("label_key") + " Repeatable."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="A model that classifies, or to fine-tune.")
     ] = None,
     markers: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Tab-separated file: type, gene,gene,...; the brain's types if not given."
+            help="Marker genes: a text file with a cell type, a tab and its genes on each line; "
+            "or 'panel' for the panel of the human brain."
         ),
     ] = None,
-    donor: Annotated[str, typer.Option(help="Column of the reference with donors.")] = "donor",
-    layer: Annotated[str | None, typer.Option(help="Layer to read; X if not given.")] = None,
-    gene_column: Annotated[
-        str | None,
-        typer.Option(help="Column of var with gene names; the best one is found if not given."),
-    ] = None,
-    network: Annotated[
-        bool,
-        typer.Option(help="Fine-tune the network on the reference; --no-network is much quicker."),
-    ] = True,
-    error_rate: Annotated[
-        float,
-        typer.Option(help="Share of wrong calls to accept; what is less certain is Unassigned."),
-    ] = 0.05,
     truth: Annotated[
         str | None, typer.Option(help="Column of the data with known types: prints a report.")
     ] = None,
     table: Annotated[
         Path | None, typer.Option(help="Also write types, probabilities and alternatives as .csv.")
     ] = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for the pictures.")] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")
-    ] = None,
-    cache: Annotated[
-        bool, typer.Option(help="Keep what is learnt of the reference for the next query.")
-    ] = True,
-    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on although few genes are shared.")
-    ] = False,
+    plots: Annotated[Path | None, typer.Option(help="Folder for the figures.")] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output if it exists.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help=AnnotateOptions.help("overwrite") + " Also replace the output if it exists.",
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
+    quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Name the cell types of an .h5ad file (obs/scmamba_type, _probability and _alternatives of a copy)."""
     from ..annotation import annotate as name_types
+    from ..annotation.result import refuse_foreign_columns
     from ..data.h5ad_files import check_writable, write_h5ad
+    from ..datasets.marker_panels import read_marker_panel
     from ..utils.atomic import atomic_path
 
     refuse_existing_outputs(output, table, plots, overwrite=overwrite)
@@ -76,23 +74,19 @@ def annotate(
     check_writable(adata)
     need_columns(adata.obs, [] if truth is None else [truth])
     known = read_cells_file(reference) if reference is not None else None
-    columns = None if not labels else labels[0] if len(labels) == 1 else labels
+    columns = None if not label_key else label_key[0] if len(label_key) == 1 else label_key
+    if not overwrite:
+        refuse_foreign_columns(adata, AnnotateOptions(label_key=columns))
+    panel = markers if markers is None or markers == "panel" else read_marker_panel(markers)
     found = name_types(
         adata,
         reference=known,
-        labels=columns,
+        label_key=columns,
         model=model,
-        markers=read_markers(markers) if markers else None,
-        donor=donor,
-        layer=layer,
-        gene_column=gene_column,
-        network=network,
-        error_rate=error_rate,
-        device=device,
-        cache=cache,
-        seed=seed,
-        force=force,
+        markers=panel,
+        return_result=True,
         verbose=not quiet,
+        **options,
     )
     found.to_adata(adata)
     write_h5ad(adata, output)

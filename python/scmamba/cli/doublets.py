@@ -3,70 +3,56 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
+from ..doublets.options import DoubletOptions
 from .errors import refuse_existing_outputs
-from .files import read_cells_file, read_markers
-from .options import renamed_command
+from .files import read_cells_file
+from .options import Input, ModelOption, Output, Quiet, options_of, renamed_command
 
 
+@options_of(
+    DoubletOptions,
+    skip=("expected_rate", "overwrite"),
+    flags={"sample_key": ("--sample-key", "--sample"), "label_key": ("--label-key", "--labels")},
+)
 def find_doublets(
-    data: Annotated[Path, typer.Argument(help="An .h5ad file of raw counts, cells x genes.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .h5ad file to write.")],
-    sample: Annotated[
-        str | None,
-        typer.Option(
-            help="Column of obs that names the library or donor; one sample if not given."
-        ),
-    ] = None,
-    method: Annotated[
-        Literal["fast", "network", "both"],
-        typer.Option(help="fast: a minute on a CPU; network: the paper's; both: their mean."),
-    ] = "fast",
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", help="Pre-trained model to fine-tune; default brain-mini."),
-    ] = None,
+    data: Input,
+    output: Output,
+    model: ModelOption = None,
     expected_rate: Annotated[
-        float | None, typer.Option(help="Share of doublets; by cell numbers if not given.")
+        float | None, typer.Option(help=DoubletOptions.help("expected_rate"))
     ] = None,
-    identification_rate: Annotated[
-        float | None, typer.Option(help="Call exactly this share of each sample.")
-    ] = None,
-    labels: Annotated[
-        str | None, typer.Option(help="Column of obs with cell types, to name the likely parents.")
-    ] = None,
-    layer: Annotated[str | None, typer.Option(help="Layer to read; X if not given.")] = None,
     table: Annotated[
         Path | None, typer.Option(help="Also write the scores, calls and parents as .csv.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace the output if it exists.")
+        bool,
+        typer.Option(
+            "--overwrite",
+            help=DoubletOptions.help("overwrite") + " Also replace the output if it exists.",
+        ),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
+    quiet: Quiet = False,
+    **options: Any,
 ) -> None:
     """Find doublets in an .h5ad file (obs/scmamba_doublet, _score and _parents of a copy)."""
     from ..data.h5ad_files import check_writable, write_h5ad
-    from ..doublets import detect_doublets
+    from ..doublets import find_doublets as find
     from ..utils.atomic import atomic_path
 
     refuse_existing_outputs(output, table, overwrite=overwrite)
     adata = read_cells_file(data)
     check_writable(adata)
-    detect_doublets(
+    find(
         adata,
-        sample=sample,
-        method=method,
         model=model,
         expected_rate=expected_rate,
-        identification_rate=identification_rate,
-        labels=labels,
-        layer=layer,
-        seed=seed,
+        overwrite=overwrite,
         verbose=not quiet,
+        **options,
     )
     write_h5ad(adata, output)
     if table is not None:
@@ -100,6 +86,7 @@ def prepare(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages.")] = False,
 ) -> None:
     """Filter, score, integrate, cluster and label libraries as the paper did; stopped runs go on."""
+    from ..datasets.marker_panels import read_marker_panel
     from ..preprocessing import PrepareConfig
     from ..preprocessing import prepare as run
 
@@ -109,7 +96,7 @@ def prepare(
         resolution=resolution,
         seed=seed,
     )
-    panels = None if markers is None else read_markers(markers)
+    panels = None if markers is None else read_marker_panel(markers)
     result = run(
         list(data),
         folder=folder,

@@ -1,4 +1,4 @@
-"""Files that commands read: cells, columns, tables of marker genes."""
+"""Files that commands read: cells and their columns."""
 
 from __future__ import annotations
 
@@ -54,39 +54,3 @@ def need_columns(table: pd.DataFrame, columns: list[str]) -> None:
             raise ScMambaError(
                 f"The data have no column '{column}'; they have {', '.join(map(str, table.columns)) or 'none'}."
             )
-
-
-def read_markers(path: Path) -> dict[str, list[str]]:
-    """Read marker genes from lines of a cell type, a tab, and genes with commas between them.
-
-    Parameters
-    ----------
-    path
-        The file. Empty lines and lines that start with ``#`` are skipped, and so is a first line ``type<TAB>genes``.
-
-    Returns
-    -------
-    Genes by cell type.
-
-    Raises
-    ------
-    ScMambaError
-        There is no such file, or a line has no tab.
-    """
-    if not path.is_file():
-        raise ScMambaError(f"There is no file {path}.")
-    panel: dict[str, list[str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        heading = number == 1 and line.lower() == "type\tgenes"
-        if not line.strip() or line.startswith("#") or heading:
-            continue
-        name, tab, genes = line.partition("\t")
-        if not tab or "\t" in genes:
-            raise ScMambaError(
-                f"Line {number} of {path} has {'no' if not tab else 'more than one'} tab; each line is a cell type, "
-                "a tab, and genes with commas between them."
-            )
-        panel.setdefault(name.strip(), []).extend(
-            gene.strip() for gene in genes.split(",") if gene.strip()
-        )
-    return panel

@@ -1,28 +1,29 @@
-"""Doublets: droplets that held two cells, found per sample by comparison with doublets made of the sample's own cells.
+"""Doublets: droplets that held two cells, found per sample by comparison with doublets simulated from the sample's own cells.
 
-The default needs no network and no GPU: six kinds of evidence (:mod:`scmamba.doublets.features`) joined by a logistic regression
-that learns to tell simulated doublets from the real droplets, cross-fitted, suspected doublets taken out of the real ones between rounds.
-How much of its two cells a real doublet holds differs between libraries and is not known, so rounds alternate between two answers: all of
-it, where depth is then no evidence because it would be nearly all of it; and a random share, where it is.
-What it trades: it knows only these data, so finds no doublet of two cells of one kind, and few where kinds of cells shade into each other.
-The paper's detector, the pre-trained network with three [CLS] tokens fine-tuned on simulated doublets, is ``method="network"``.
+The default needs no network and no GPU: six kinds of features (:mod:`scmamba.doublets.features`) are combined by a logistic regression
+that separates simulated doublets from the observed droplets. It is cross-fitted, and suspected doublets are removed from the observed
+ones between rounds. The share of its two cells' RNA that a real doublet holds differs between libraries and is not known, so rounds
+alternate between two simulations: all of it, where depth is not used because it would be nearly the only feature; and a random share,
+where it is used.
+Limitations: homotypic doublets are not detected, and heterotypic ones are hard to detect between closely related cell types.
+The detector of the paper, the pre-trained network with three [CLS] tokens fine-tuned on simulated doublets, is ``method="network"``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from .._version import __version__
 from ..data.doublet_simulation import Recipe, simulate_doublets
-from ..data.provenance import KEY
+from ..data.provenance import KEY, refuse_existing, write_record
 from ..data.selection import select_matrix
+from ..utils.deprecation import renamed_function, renamed_parameters
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import progress, say
 from ..utils.threads import single_blas_thread
@@ -37,22 +38,23 @@ from .features import (
     median_total,
 )
 from .network import network_odds
+from .options import DoubletOptions, Method, Simulation
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from ..model import Model
 
-Method = Literal["fast", "network", "both"]
-#: How the detector makes its doublets: as :data:`scmamba.data.doublet_simulation.Recipe`, or mixed ones and sums in turn.
-Recipes = Literal["both", "mixed", "sum", "mean"]
+#: Key of the result in ``uns["scmamba"]``.
 TASK = "doublets"
+#: Columns of ``obs`` that are written.
+COLUMNS = (f"{KEY}_doublet_score", f"{KEY}_doublet", f"{KEY}_doublet_parents")
 #: Share of doublets per 1,000 cells recovered, as 10x Genomics states for its droplets.
 RATE_PER_1000 = 0.008
-#: Fewer cells than this in all say nothing about what is usual.
-LEAST_CELLS = 30
-_AT_ONCE = 15_000  # cells of whole samples looked at together
-_SUSPECTED = 0.1  # share of the real droplets left out of the second and third fit
+#: Fewer cells with counts are refused.
+MIN_CELLS = 30
+_BATCH_CELLS = 15_000  # cells of whole samples that are analysed together
+_SUSPECTED = 0.1  # share of the observed droplets that the second and third fit leave out
 _CANDIDATES = (
     "sample",
     "donor",
@@ -65,137 +67,156 @@ _CANDIDATES = (
 )
 
 
+@renamed_parameters(sample="sample_key", labels="label_key", recipe="doublet_simulation")
 @single_blas_thread()
-def detect_doublets(
+def find_doublets(
     adata: AnnData,
     *,
-    sample: str | None = None,
+    sample_key: str | None = None,
     method: Method = "fast",
     model: str | PathLike[str] | Model | None = None,
     expected_rate: float | Mapping[str, float] | None = None,
     identification_rate: float | None = None,
-    labels: str | None = None,
-    recipe: Recipes = "both",
+    label_key: str | None = None,
+    doublet_simulation: Simulation = "both",
     rounds: int = 4,
     layer: str | None = None,
     seed: int = 0,
     copy: bool = False,
+    overwrite: bool = False,
     verbose: bool = True,
 ) -> AnnData:
-    """Find doublets.
+    """Find droplets that hold two cells.
 
     Parameters
     ----------
     adata
-        Cells x genes, raw counts, all cells that were sequenced (before clusters are thrown away); any genes.
-    sample
-        Column of ``obs`` that names the library or donor: doublets are simulated and called within each. Cells without one (NA) are
-        taken as one more sample. ``None``: all cells are one sample.
+        Cells x genes, raw counts, all cells that were sequenced (before clusters are removed); any genes.
+    sample_key
+        Column of ``obs`` with the library or donor: doublets are simulated and called within each. Cells without one (NA) are
+        one more sample. Default: all cells are one sample.
     method
-        ``"fast"``: seconds to a minute on a CPU. ``"network"``: the pre-trained network fine-tuned on simulated doublets (paper);
-        minutes on a CPU, and better on brain nuclei. ``"both"``: the mean of their log odds; within .02 of the better of them where
-        that was measured (docs/doublets.md), so take it if you have the minutes.
+        ``"fast"`` (default): seconds to a minute on a CPU. ``"network"``: the pre-trained network fine-tuned on simulated
+        doublets (paper); minutes on a CPU, and better on brain nuclei. ``"both"``: the mean of their log odds; within .02 of the better
+        of them where that was measured (docs/doublets.md).
     model
         The pre-trained model to fine-tune (``"network"``, ``"both"``); default ``brain-mini``.
     expected_rate
-        Share of doublets, one number or one for each sample. ``None``: 0.8% per 1,000 cells of a sample, corrected by how many droplets
-        look like simulated doublets.
+        Share of doublets, one number or one for each sample. Default: 0.8% per 1,000 cells of a sample, corrected by the number of
+        droplets that resemble simulated doublets.
     identification_rate
-        Call exactly this share of every sample (the paper reports 10 to 40%) instead of the expected one.
-    labels
-        Column of ``obs`` with cell types, used only to name the likely parents; clusters with their top genes if not given.
-    recipe
-        How doublets are simulated: :func:`scmamba.data.doublet_simulation.simulate_doublets`; ``"both"``: ``"mixed"`` and ``"sum"`` in turn, and
-        ``"mean"`` for the network (paper).
+        Call exactly this share of each sample (the paper reports 10 to 40%) instead of the expected one.
+    label_key
+        Column of ``obs`` with cell types, used only to name the likely parents. Default: clusters, described by their top genes.
+    doublet_simulation
+        Composition of simulated doublets (:func:`scmamba.data.doublet_simulation.simulate_doublets`): ``"sum"`` of two cells,
+        ``"mean"`` (half of the sum, paper), ``"mixed"`` (a random share, half to all of it). ``"both"`` (default) alternates between
+        ``"mixed"`` and ``"sum"``, with ``"mean"`` for the network.
     rounds
-        Independent simulations whose log odds are averaged: more of them, steadier calls. Even with ``"both"``.
+        Independent simulations whose log odds are averaged; more rounds give steadier calls. Even with ``"both"``. Default 4.
+    layer
+        Layer with the raw counts; default ``X``.
+    seed
+        Seed of simulation, clustering and fits. Default 0.
+    copy
+        Return a copy and leave ``adata`` as it is.
+    overwrite
+        Replace columns of ``obs`` with our names that other software wrote.
+    verbose
+        Print what is done.
 
     Returns
     -------
-    The same object (a copy with ``copy=True``) with ``obs["scmamba_doublet_score"]`` (0 to 1, the probability of a doublet if the rate is
-    the one in ``uns``; NaN for cells without counts), ``obs["scmamba_doublet"]`` (bool), ``obs["scmamba_doublet_parents"]`` (for called
-    droplets, the two kinds of cells it seems to hold) and ``uns["scmamba"]["doublets"]``.
+    ``adata`` (or its copy) with ``obs["scmamba_doublet_score"]`` (0 to 1, the probability of a doublet at the rate given in ``uns``;
+    NaN for cells without counts), ``obs["scmamba_doublet"]`` (bool), ``obs["scmamba_doublet_parents"]`` (of called droplets, the two
+    likely cell types) and ``uns["scmamba"]["doublets"]``.
 
     Raises
     ------
-    ScMambaError
-        Options that make no sense; no such column; fewer than 30 cells; values that are not counts.
+    OptionError
+        An option outside of its range.
+    DataError
+        A column or layer does not exist, fewer than 30 cells have counts, values are not counts, or columns of ``obs`` with our
+        names were written by other software.
+
+    Examples
+    --------
+    >>> import scmamba
+    >>> from scmamba.datasets import brain_cohort
+    >>> cells = brain_cohort(200, n_donors=2, n_genes=500, seed=1)
+    >>> cells = scmamba.find_doublets(cells, sample_key="donor", rounds=2, identification_rate=0.1, verbose=False)
+    >>> int(cells.obs["scmamba_doublet"].sum())
+    20
+
+    References
+    ----------
+    Wolock 2019 (Scrublet), McGinnis 2019 (DoubletFinder) and Bais and Kostka 2020 (cxds), whose ideas are among the features.
     """
-    _check_options(method, recipe, expected_rate, identification_rate, rounds)
+    options = DoubletOptions(
+        sample_key=sample_key,
+        method=method,
+        expected_rate=expected_rate,
+        identification_rate=identification_rate,
+        label_key=label_key,
+        doublet_simulation=doublet_simulation,
+        rounds=rounds,
+        layer=layer,
+        seed=seed,
+        overwrite=overwrite,
+    )
+    refuse_existing(adata, TASK, obs=COLUMNS, overwrite=overwrite)
     counts = _counts(adata, layer)
-    names, codes = _samples(adata, sample, verbose)
-    if labels is not None and labels not in adata.obs:
-        raise DataError(f"obs has no column '{labels}'; its columns are {list(adata.obs.columns)}.")
-    full = np.asarray(counts.sum(axis=1)).ravel() > 0
-    if full.sum() < LEAST_CELLS:
+    names, codes = _samples(adata, sample_key, verbose)
+    if label_key is not None and label_key not in adata.obs:
         raise DataError(
-            f"{int(full.sum())} cells with counts are too few to tell what is usual; at least {LEAST_CELLS} are needed."
+            f"obs has no column '{label_key}'; its columns are {list(adata.obs.columns)}."
         )
-    kinds = None if labels is None else adata.obs[labels].astype(str).to_numpy()
-    result = _Result.empty(adata.n_obs)
-    groups = list(_sample_batches(codes[full]))
-    with progress("Finding doublets", len(groups) * rounds, verbose) as advance:
-        for k, part in enumerate(groups):
-            rows = np.flatnonzero(full)[part]
-            found = _detect(
-                counts[rows],
-                codes[rows],
-                method,
-                model,
-                recipe,
-                rounds,
-                seed,
-                adata,
-                rows,
-                advance,
-                verbose,
-            )
-            prefix = f"g{k + 1}" if len(groups) > 1 else ""
-            found.name_parents(
-                counts[rows], adata.var_names, None if kinds is None else kinds[rows], prefix
-            )
-            result.assign(rows, found)
+    result, full = _score_samples(adata, counts, codes, options, model, verbose)
     rates = _rates(result, codes, full, names, expected_rate)
     _call(result, codes, full, rates, identification_rate)
     adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
-    _write(
-        adata,
-        result,
-        names,
-        codes,
-        rates,
-        sample=sample,
-        method=method,
-        recipe=recipe,
-        rounds=int(rounds),
-        seed=int(seed),
-        identification_rate=identification_rate,
-    )
+    _write(adata, result, names, codes, rates, options, model)
     _report(result, rates, full, verbose)
     return adata
 
 
-def _check_options(
-    method: str, recipe: str, rate: Any, identification: float | None, rounds: int
-) -> None:
-    for word, value, choices in (
-        ("method", method, get_args(Method)),
-        ("recipe", recipe, get_args(Recipes)),
-    ):
-        if value not in choices:
-            raise ScMambaError(f"There is no {word} '{value}'; choose one of {', '.join(choices)}.")
-    given = [("expected_rate", r) for r in (rate.values() if isinstance(rate, Mapping) else [rate])]
-    for name, value in [*given, ("identification_rate", identification)]:
-        if value is not None and not 0 <= float(value) < 1:
-            raise ScMambaError(
-                f"{name} is {value}; it is a share of the droplets, from 0 to less than 1 (8% is 0.08)."
+#: Former name of :func:`find_doublets`.
+detect_doublets = renamed_function("detect_doublets", find_doublets)
+
+
+def _score_samples(
+    adata: AnnData,
+    counts: sparse.csr_matrix,
+    codes: np.ndarray,
+    options: DoubletOptions,
+    model: str | PathLike[str] | Model | None,
+    verbose: bool,
+) -> tuple[_Result, np.ndarray]:
+    """Log likelihood ratios and parents of all droplets, and (n,) which of them have counts."""
+    full = np.asarray(counts.sum(axis=1)).ravel() > 0
+    if full.sum() < MIN_CELLS:
+        raise DataError(
+            f"{int(full.sum())} cells have counts; at least {MIN_CELLS} are needed to find doublets."
+        )
+    key = options.label_key
+    labels = None if key is None else adata.obs[key].astype(str).to_numpy()
+    result = _Result.empty(adata.n_obs)
+    batches = list(_sample_batches(codes[full]))
+    with progress("Finding doublets", len(batches) * options.rounds, verbose) as advance:
+        for k, part in enumerate(batches):
+            rows = np.flatnonzero(full)[part]
+            detector = DoubletDetector(adata, counts[rows], codes[rows], options, model, verbose)
+            found = detector.detect(advance)
+            prefix = f"g{k + 1}" if len(batches) > 1 else ""
+            found.name_parents(
+                counts[rows], adata.var_names, None if labels is None else labels[rows], prefix
             )
-    if rounds < 1:
-        raise ScMambaError(f"rounds is {rounds}; it must be at least 1.")
+            result.assign(rows, found)
+    return result, full
 
 
 def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
-    """(n, genes) float64 CSR of counts, or an error that says what the values are."""
+    """(n, genes) float64 CSR of counts; other values are refused."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
     selected = select_matrix(adata, layer)
@@ -223,7 +244,7 @@ def _samples(adata: AnnData, sample: str | None, verbose: bool) -> tuple[list[st
         ]
         if several:
             say(
-                f"all cells are taken as one sample; if obs['{several[0]}'] names the samples, pass sample='{several[0]}'",
+                f"all cells are treated as one sample; if obs['{several[0]}'] holds the samples, pass sample_key='{several[0]}'",
                 verbose,
             )
         return ["all"], np.zeros(adata.n_obs, dtype=np.int64)
@@ -233,7 +254,7 @@ def _samples(adata: AnnData, sample: str | None, verbose: bool) -> tuple[list[st
     names = [str(level) for level in levels]
     if (codes < 0).any():
         say(
-            f"{int((codes < 0).sum())} cells have no {sample}; they are taken as one more sample, 'NA'",
+            f"{int((codes < 0).sum())} cells have no {sample}; they are treated as one more sample, 'NA'",
             verbose,
         )
         codes = np.where(codes < 0, len(names), codes)
@@ -246,10 +267,10 @@ def _sample_batches(codes: np.ndarray) -> Iterator[np.ndarray]:
     size = np.bincount(codes)
     group, held, number = np.zeros(len(size), dtype=np.int64), 0, 0
     for code, cells in enumerate(size):
-        if held and held + cells > _AT_ONCE:
+        if held and held + cells > _BATCH_CELLS:
             number, held = number + 1, 0
         group[code], held = number, held + cells
-    if number and held < LEAST_CELLS:  # a few left-over cells join the group before
+    if number and held < MIN_CELLS:  # a few left-over cells join the group before
         group[group == number] = number - 1
     for k in np.unique(group):
         rows = np.flatnonzero(group[codes] == k)
@@ -326,74 +347,111 @@ def _top_genes(
     return top
 
 
-def _detect(
-    counts: sparse.csr_matrix,
-    codes: np.ndarray,
-    method: str,
-    model: Any,
-    recipe: Recipes,
-    rounds: int,
-    seed: int,
-    adata: AnnData,
-    rows: np.ndarray,
-    advance: Any,
-    verbose: bool,
-) -> _Result:
-    """Log ratios of the droplets of some samples."""
-    n = counts.shape[0]
-    clusters = Clusters.find(counts, seed=seed)
-    mixtures = {
-        name: Mixtures(counts, code, suspected=_SUSPECTED, seed=seed)
-        for name, code in (("coarse", clusters.coarse), ("fine", clusters.fine))
-    }
-    coexpression = Coexpression(counts)
-    ratios, simulated = np.zeros(n), []
-    recipes: list[Recipe] = ["mixed", "sum"] if recipe == "both" else [recipe]
-    for k in range(rounds):
-        kind = recipes[k % len(recipes)]
-        made = simulate_doublets(counts, codes, n, recipe=kind, seed=seed * 1000 + k)
-        if len(made) < 10:
-            raise DataError(
-                "No sample has two cells, so no doublet can be simulated. Leave sample out to take all cells as one."
-            )
-        evidence = gather(counts, made.counts, mixtures, coexpression, seed=seed)
-        odds = _combined_log_odds(evidence, kind, seed * 1000 + k)
-        odds += np.log(n / len(made))
-        ratios += odds[:n] / rounds
-        simulated.append(odds[n:])
-        advance(1)
-    if method != "fast":
-        # Left to itself the network learns from the paper's doublets: no depth to lean on, so it has to see the mixture.
+@dataclass
+class DoubletDetector:
+    """Scores the droplets of some samples.
+
+    Attributes
+    ----------
+    adata
+        The object whose ``var`` names the genes, for the network.
+    counts
+        (n, genes) counts of the droplets.
+    codes
+        (n,) sample of each.
+    options
+        Options of :func:`find_doublets`.
+    model
+        The pre-trained network, or its name.
+    verbose
+        Print what is done.
+    """
+
+    adata: AnnData
+    counts: sparse.csr_matrix
+    codes: np.ndarray
+    options: DoubletOptions
+    model: str | PathLike[str] | Model | None = None
+    verbose: bool = False
+
+    def detect(self, advance: Callable[[int], Any]) -> _Result:
+        """Log ratios, parents and the scores of the simulated doublets; ``advance`` is called after each round."""
+        clusters = Clusters.find(self.counts, seed=self.options.seed)
+        mixtures = {
+            name: Mixtures(self.counts, code, suspected=_SUSPECTED, seed=self.options.seed)
+            for name, code in (("coarse", clusters.coarse), ("fine", clusters.fine))
+        }
+        n = self.counts.shape[0]
+        result = _Result.empty(n)
+        result.log_ratio, result.simulated = self._simulation_rounds(mixtures, advance)
+        if self.options.method != "fast":
+            self._add_network(result)
+        result.cluster, result.pair = mixtures["fine"].cluster, mixtures["fine"].pair
+        for code in np.unique(self.codes):
+            here = self.codes == code
+            share = np.bincount(clusters.coarse[here]) / here.sum()
+            result.detectable[here] = 1 - (share**2).sum()
+        return result
+
+    def _simulation_rounds(
+        self, mixtures: dict[str, Mixtures], advance: Callable[[int], Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(n,) mean log ratios over the rounds, and those of all simulated doublets."""
+        n, options = self.counts.shape[0], self.options
+        coexpression = Coexpression(self.counts)
+        ratios, simulated = np.zeros(n), []
+        kinds: list[Recipe] = (
+            ["mixed", "sum"]
+            if options.doublet_simulation == "both"
+            else [options.doublet_simulation]
+        )
+        for k in range(options.rounds):
+            kind, seed = kinds[k % len(kinds)], options.seed * 1000 + k
+            made = simulate_doublets(self.counts, self.codes, n, recipe=kind, seed=seed)
+            if len(made) < 10:
+                raise DataError(
+                    "No sample has two cells, so no doublet can be simulated. Omit sample_key to treat all cells as one sample."
+                )
+            evidence = gather(self.counts, made.counts, mixtures, coexpression, seed=options.seed)
+            odds = _combined_log_odds(evidence, kind, seed)
+            odds += np.log(n / len(made))
+            ratios += odds[:n] / options.rounds
+            simulated.append(odds[n:])
+            advance(1)
+        return ratios, np.concatenate(simulated)
+
+    def _add_network(self, result: _Result) -> None:
+        """Replace the log ratios by those of the fine-tuned network, or average both."""
+        options, ratios = self.options, result.log_ratio
+        # "mean" as in the paper: without depth as a feature the network has to recognise the mixture.
+        kind = options.doublet_simulation
         made = simulate_doublets(
-            counts,
-            codes,
-            n,
-            recipe="mean" if recipe == "both" else recipe,
-            seed=seed * 1000 + rounds,
+            self.counts,
+            self.codes,
+            self.counts.shape[0],
+            recipe="mean" if kind == "both" else kind,
+            seed=options.seed * 1000 + options.rounds,
         )
         doubtful = ratios > np.quantile(ratios, 1 - _SUSPECTED)
         real, double = network_odds(
-            adata, counts, made, doubtful, model=model, seed=seed, verbose=verbose
+            self.adata,
+            self.counts,
+            made,
+            doubtful,
+            model=self.model,
+            seed=options.seed,
+            verbose=self.verbose,
         )
-        ratios = real if method == "network" else (ratios + real) / 2
-        # The two kinds of odds belong to different simulated doublets; their quantiles are averaged instead.
-        simulated = (
-            [double]
-            if method == "network"
-            else [(_sorted_like(np.concatenate(simulated), len(double)) + np.sort(double)) / 2]
-        )
-    result = _Result.empty(n)
-    result.log_ratio, result.simulated = ratios, np.concatenate(simulated)
-    result.cluster, result.pair = mixtures["fine"].cluster, mixtures["fine"].pair
-    for code in np.unique(codes):
-        here = codes == code
-        share = np.bincount(clusters.coarse[here]) / here.sum()
-        result.detectable[here] = 1 - (share**2).sum()
-    return result
+        if options.method == "network":
+            result.log_ratio, result.simulated = real, double
+            return
+        result.log_ratio = (ratios + real) / 2
+        # The two sets of odds belong to different simulated doublets, so their quantiles are averaged.
+        result.simulated = (_sorted_like(result.simulated, len(double)) + np.sort(double)) / 2
 
 
 def _combined_log_odds(evidence: Evidence, recipe: str, seed: int) -> np.ndarray:
-    """(rows,) log odds from all the evidence; without depth where the simulated doublets are sums."""
+    """(rows,) log odds from all features; without depth where the simulated doublets are sums."""
     between = crossfit_log_odds(
         evidence.curved(), evidence.simulated, ridge=30.0, refits=2, seed=seed
     )
@@ -419,8 +477,8 @@ def crossfit_log_odds(
 ) -> np.ndarray:
     """(rows,) log odds of being simulated, each from a fit that did not see the row.
 
-    Ridge-penalised logistic regression on standardised features. The tenth of the real rows that looks most like doublets is left out of
-    the second and third fit, because calling true doublets real teaches the opposite of what is wanted.
+    Ridge-penalised logistic regression on standardised features. The second and third fit leave out the tenth of the observed rows
+    with the highest odds, because true doublets among the training singlets bias the fit.
     """
     x = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-9)
     fold = np.random.default_rng(seed).integers(0, folds, len(x))
@@ -431,7 +489,7 @@ def crossfit_log_odds(
             learn = (fold != k) & ~out
             weights = logistic(x[learn], simulated[learn], ridge=ridge)
             odds[fold == k] = x[fold == k] @ weights[1:] + weights[0]
-        # Fits on fewer real rows have higher odds; take that out so that rounds stay comparable.
+        # Fits on fewer observed rows have higher odds; corrected so that rounds stay comparable.
         odds += np.log(max((real & ~out).sum(), 1) / real.sum())
         out = real & (odds > np.quantile(odds[real], 1 - _SUSPECTED))
     return odds
@@ -457,7 +515,7 @@ def logistic(x: np.ndarray, y: np.ndarray, *, ridge: float = 5.0, steps: int = 3
 def _rates(
     result: _Result, codes: np.ndarray, full: np.ndarray, names: list[str], given: Any
 ) -> pd.DataFrame:
-    """One row per sample: cells, prior rate, what the droplets look like, and the rate used."""
+    """One row per sample: cells, prior rate, apparent rate, and the rate used."""
     if isinstance(given, Mapping):
         if unknown := sorted(set(names) - {str(k) for k in given}):
             has = ", ".join(map(str, given))
@@ -487,7 +545,7 @@ def _rates(
 
 
 def _apparent_rate(real: np.ndarray, simulated: np.ndarray) -> tuple[float, int]:
-    """At most this share of the droplets are doublets like the simulated ones, and the number of droplets that says so.
+    """Upper bound of the share of droplets that resemble simulated doublets, and the number of droplets it rests on.
 
     Above any threshold there are at least as many droplets as doublets, so the ratio of the two shares bounds the rate; the smallest bound
     over thresholds that keep 30 to 80% of the simulated ones (Blanchard, Lee and Scott 2010).
@@ -496,12 +554,12 @@ def _apparent_rate(real: np.ndarray, simulated: np.ndarray) -> tuple[float, int]
         return 0.0, 0
     keep = np.linspace(0.3, 0.8, 11)
     above = np.array([(real > t).sum() for t in np.quantile(simulated, 1 - keep)])
-    best = int(np.argmin((above + 1) / keep))  # one more than seen: a bound of nothing says nothing
+    best = int(np.argmin((above + 1) / keep))  # one more than observed: zero droplets give no bound
     return float(above[best] / len(real) / keep[best]), int(above[best])
 
 
 def _posterior_rate(prior: float, look: float, above: int) -> float:
-    """Geometric mean of both, weighted by how sure each is (a factor of two for the loading of a sample, and counting error)."""
+    """Geometric mean of both, weighted by precision (a factor of two for the loading of a sample, and counting error)."""
     if prior <= 0 or above == 0:
         return prior
     sure, seen = 1 / 0.7**2, 1 / (0.5**2 + 1 / above)
@@ -533,22 +591,24 @@ def _write(
     names: list[str],
     codes: np.ndarray,
     rates: pd.DataFrame,
-    **settings: Any,
+    options: DoubletOptions,
+    model: str | PathLike[str] | Model | None,
 ) -> None:
     rates = rates.assign(
         called=[int(result.doublet[codes == code].sum()) for code in range(len(names))]
     )
-    adata.obs[f"{KEY}_doublet_score"] = result.score.astype(np.float32)
-    adata.obs[f"{KEY}_doublet"] = result.doublet
-    adata.obs[f"{KEY}_doublet_parents"] = pd.Categorical(result.parents)
-    notes = dict(adata.uns.get(KEY, {}))
-    notes[TASK] = {
-        "version": __version__,
+    columns = (result.score.astype(np.float32), result.doublet, pd.Categorical(result.parents))
+    for name, values in zip(COLUMNS, columns):
+        adata.obs[name] = values
+    summary = {
         "samples": {column: rates[column].to_numpy() for column in rates},
         "cluster_genes": result.clusters,
-        **{key: value for key, value in settings.items() if value is not None},
     }
-    adata.uns[KEY] = notes
+    used = None
+    if options.method != "fast":
+        used = "brain-mini" if model is None else getattr(model, "config", None) or str(model)
+        used = getattr(used, "name", used)
+    write_record(adata, TASK, params=options.params(), model=used, summary=summary)
 
 
 def _report(result: _Result, rates: pd.DataFrame, full: np.ndarray, verbose: bool) -> None:
@@ -559,6 +619,6 @@ def _report(result: _Result, rates: pd.DataFrame, full: np.ndarray, verbose: boo
     )
     if (rates["detectable"] < 0.2).any():
         say(
-            "where nearly all cells are of one kind most doublets are two of it, and those cannot be told from one cell",
+            "one cell type dominates a sample, so most of its doublets are homotypic and cannot be detected",
             verbose,
         )

@@ -41,8 +41,7 @@ def _embed(adata: AnnData, options: dict[str, Any]) -> AnnData:
 def _annotate(adata: AnnData, options: dict[str, Any]) -> AnnData:
     import scmamba
 
-    found = scmamba.annotate(adata, verbose=True, **options)
-    return found.to_adata(adata) if hasattr(found, "to_adata") else found
+    return scmamba.annotate(adata, verbose=True, **options)
 
 
 def _doublets(adata: AnnData, options: dict[str, Any]) -> AnnData:

@@ -19,7 +19,7 @@ from scmamba.datasets.marker_panels import brain_markers
 from scmamba.training.calibration import coverage_curve, fit_temperature
 from scmamba.utils.errors import DataError, ScMambaError
 
-QUIET = {"verbose": False, "cache": False, "network": False}
+QUIET = {"verbose": False, "cache": False, "finetune_steps": 0, "return_result": True}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def query(nuclei) -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def found(reference, query):
-    return scmamba.annotate(query, reference=reference, labels="cell_type", **QUIET)
+    return scmamba.annotate(query, reference=reference, label_key="cell_type", **QUIET)
 
 
 def test_a_donor_left_out_is_named_from_the_others(found, query):
@@ -60,7 +60,7 @@ def test_results_go_beside_the_data_and_can_be_saved(found, query, tmp_path):
     query.write_h5ad(tmp_path / "q.h5ad")
     again = ad.read_h5ad(tmp_path / "q.h5ad")
     assert {"scmamba_type", "scmamba_probability", "scmamba_alternatives"} <= set(again.obs)
-    assert again.uns["scmamba"]["annotate"]["way"] == "reference"
+    assert again.uns["scmamba"]["annotate"]["summary"]["mode"] == "reference"
     assert (abs(query.X - before)).sum() == 0
     table = found.to_table()
     assert table["scmamba_alternatives"].str.count(";").eq(2).all()
@@ -76,11 +76,11 @@ def test_results_go_beside_the_data_and_can_be_saved(found, query, tmp_path):
     assert curve["coverage"].iloc[0] == 1 and curve["accuracy"].iloc[0] == pytest.approx(
         np.mean(best == truth.to_numpy())
     )
-    assert len(found.coverage()) == len(found.curve)
+    assert len(found.coverage()) == len(found.coverage_curve)
 
 
 def test_the_curve_rises_and_the_threshold_keeps_the_stated_error(found):
-    curve = found.curve
+    curve = found.coverage_curve
     assert (np.diff(curve[:, 1]) <= 1e-12).all()
     chosen = curve[curve[:, 0] == found.threshold]
     assert len(chosen) == 1 and 1 - chosen[0, 2] <= 0.05
@@ -92,7 +92,7 @@ def test_levels_roll_up(reference, query):
     known.obs["class"] = (
         known.obs["cell_type"].astype(str).map(lambda t: coarse.get(t, "glia and vessels"))
     )
-    found = scmamba.annotate(query, reference=known, labels=["class", "cell_type"], **QUIET)
+    found = scmamba.annotate(query, reference=known, label_key=["class", "cell_type"], **QUIET)
     fine, above = found.labels("cell_type").astype(str), found.labels("class").astype(str)
     both = (fine != UNASSIGNED) & (above != UNASSIGNED)
     assert both.any()
@@ -104,13 +104,15 @@ def test_levels_roll_up(reference, query):
     )
     known.obs["class"] = np.where(np.arange(known.n_obs) % 2, "a", "b")
     with pytest.raises(DataError, match="more than one class"):
-        scmamba.annotate(query, reference=known, labels=["class", "cell_type"], **QUIET)
+        scmamba.annotate(query, reference=known, label_key=["class", "cell_type"], **QUIET)
 
 
 def test_a_type_the_reference_lacks_is_mostly_not_named(reference, query):
     known = reference[reference.obs["cell_type"] != "Microglia"].copy()
     calls = (
-        scmamba.annotate(query, reference=known, labels="cell_type", **QUIET).labels().astype(str)
+        scmamba.annotate(query, reference=known, label_key="cell_type", **QUIET)
+        .labels()
+        .astype(str)
     )
     new = (query.obs["cell_type"] == "Microglia").to_numpy()
     assert np.mean(calls[new] == UNASSIGNED) > 0.5 > np.mean(calls[~new] == UNASSIGNED)
@@ -121,36 +123,46 @@ def test_the_network_takes_part_the_same_way_every_time_and_is_kept(
 ):
     options = {
         "reference": reference,
-        "labels": "cell_type",
+        "label_key": "cell_type",
         "model": small_model("expressed"),
-        "network": 3,
+        "finetune_steps": 3,
+        "return_result": True,
         "cache": tmp_path,
     }
     first = scmamba.annotate(query, **options)
-    assert "learnt before" not in capsys.readouterr().err
+    assert "using the cached fit" not in capsys.readouterr().err
     again = scmamba.annotate(query, **options)
-    assert "learnt before" in capsys.readouterr().err
+    assert "using the cached fit" in capsys.readouterr().err
     np.testing.assert_allclose(first.probabilities["type"], again.probabilities["type"], atol=1e-6)
     fresh = scmamba.annotate(query, **{**options, "cache": False})
     np.testing.assert_allclose(first.probabilities["type"], fresh.probabilities["type"], atol=1e-6)
     kept = next(tmp_path.glob("*/network"))
-    alone = scmamba.annotate(query, model=kept, force=True, verbose=False)
+    alone = scmamba.annotate(query, model=kept, force=True, verbose=False, return_result=True)
     assert alone.levels["type"] == first.levels["type"]
-    next(tmp_path.glob("*/typist.npz")).write_bytes(b"damaged")
+    next(tmp_path.glob("*/ensemble.npz")).write_bytes(b"damaged")
     scmamba.annotate(query, **options)
-    assert "learnt again" in capsys.readouterr().err
+    assert "fitting again" in capsys.readouterr().err
 
 
 def test_markers_alone(query):
-    calls = scmamba.annotate(brain_cohort(300, n_donors=3, seed=5), verbose=False)
+    calls = scmamba.annotate(
+        brain_cohort(300, n_donors=3, seed=5), markers="panel", verbose=False, return_result=True
+    )
     assert set(calls.levels["type"]) <= set(brain_markers())
     panel = {"one": ["SLC17A7"], "two": ["GAD1", "GAD2"]}
-    assert scmamba.annotate(query, markers=panel, force=True, verbose=False).levels["type"] == [
+    assert scmamba.annotate(
+        query, markers=panel, force=True, verbose=False, return_result=True
+    ).levels["type"] == [
         "one",
         "two",
     ]
     with pytest.raises(DataError, match="at least two types"):
-        scmamba.annotate(query, markers={"one": ["SLC17A7"], "two": ["NOGENE"]}, verbose=False)
+        scmamba.annotate(
+            query,
+            markers={"one": ["SLC17A7"], "two": ["NOGENE"]},
+            verbose=False,
+            return_result=True,
+        )
 
 
 def test_markers_find_the_types_of_real_blood_cells(pbmc):
@@ -162,7 +174,11 @@ def test_markers_find_the_types_of_real_blood_cells(pbmc):
         "NK": ["GNLY", "NKG7", "PRF1", "FGFBP2"],
         "Mono": ["LYZ", "S100A8", "S100A9", "CST3", "FCER1G"],
     }
-    calls = scmamba.annotate(blood, markers=panel, force=True, verbose=False).labels().astype(str)
+    calls = (
+        scmamba.annotate(blood, markers=panel, force=True, verbose=False, return_result=True)
+        .labels()
+        .astype(str)
+    )
     truth = (
         blood.obs["cell_type"]
         .astype(str)
@@ -186,7 +202,11 @@ def test_markers_find_the_types_of_real_blood_cells(pbmc):
 
 def test_markers_find_the_types_of_real_nuclei(shared):
     brain = ad.read_h5ad(shared / "data" / "velmeshev2019_pfc_3types.h5ad")[::8].copy()
-    calls = scmamba.annotate(brain, verbose=False).labels().astype(str)
+    calls = (
+        scmamba.annotate(brain, markers="panel", verbose=False, return_result=True)
+        .labels()
+        .astype(str)
+    )
     named = calls != UNASSIGNED
     assert named.mean() > 0.5
     assert (
@@ -198,7 +218,7 @@ def test_markers_find_the_types_of_real_nuclei(shared):
 def test_one_class_one_cell_and_missing_labels(reference, query):
     known = reference.copy()
     known.obs["one"] = "cell"
-    assert set(scmamba.annotate(query, reference=known, labels="one", **QUIET).labels()) <= {
+    assert set(scmamba.annotate(query, reference=known, label_key="one", **QUIET).labels()) <= {
         "cell",
         UNASSIGNED,
     }
@@ -206,22 +226,100 @@ def test_one_class_one_cell_and_missing_labels(reference, query):
     labels.iloc[:30] = None
     labels.iloc[31] = "a single cell"
     known.obs["gaps"] = labels
-    found = scmamba.annotate(query, reference=known, labels="gaps", **QUIET)
+    found = scmamba.annotate(query, reference=known, label_key="gaps", **QUIET)
     assert (
         "a single cell" in found.levels["type"]
         and found.provenance["reference_cells"] == known.n_obs - 30
     )
     known.obs["none"] = None
     with pytest.raises(DataError, match="no label"):
-        scmamba.annotate(query, reference=known, labels="none", **QUIET)
+        scmamba.annotate(query, reference=known, label_key="none", **QUIET)
+
+
+def test_words_that_mean_no_label(reference, query, capsys):
+    """The calls of annotate, with its Unassigned cells, are a valid reference."""
+    known = reference.copy()
+    labels = known.obs["cell_type"].astype(object).copy()
+    labels.iloc[:8] = ["Unassigned", "", "nan", " unknown ", None, np.nan, "NA", "Unassigned"]
+    known.obs["call"] = labels
+    found = scmamba.annotate(query, reference=known, label_key="call", **{**QUIET, "verbose": True})
+    assert found.provenance["reference_cells"] == known.n_obs - 8
+    assert found.levels["type"] == sorted(set(reference.obs["cell_type"].astype(str)))
+    said = capsys.readouterr().err
+    assert "8 reference cells have no label and are not used" in said and "'Unassigned' 2" in said
+
+
+def test_a_reference_has_a_layer_of_its_own(reference, query):
+    known, own = reference.copy(), query.copy()
+    known.layers["counts"] = known.X.copy()
+    known.X = known.X * 0 - 1.0
+    plain = scmamba.annotate(query, reference=reference, label_key="cell_type", **QUIET)
+    found = scmamba.annotate(
+        own, reference=known, label_key="cell_type", reference_layer="counts", **QUIET
+    )
+    np.testing.assert_array_equal(found.probabilities["type"], plain.probabilities["type"])
+    with pytest.raises(DataError, match="counts"):
+        scmamba.annotate(
+            own, reference=reference, label_key="cell_type", reference_layer="counts", **QUIET
+        )
+
+
+def test_the_object_is_returned_and_foreign_columns_stay(query):
+    options = dict(markers="panel", verbose=False)
+    given = query.copy()
+    done = scmamba.annotate(given, **options)
+    assert done is given and "scmamba_type" in given.obs
+    record = given.uns["scmamba"]["annotate"]
+    assert set(record) == {"version", "params", "summary"} and record["params"]["seed"] == 0
+    assert scmamba.annotate(given, **options) is given  # our own columns are replaced
+    other = scmamba.annotate(query, copy=True, **options)
+    assert other is not query and "scmamba_type" not in query.obs
+    foreign = query.copy()
+    foreign.obs["scmamba_probability"] = "mine"
+    with pytest.raises(DataError, match=r"obs\['scmamba_probability'\] exists already"):
+        scmamba.annotate(foreign, **options)
+    assert (foreign.obs["scmamba_probability"] == "mine").all()
+    scmamba.annotate(foreign, overwrite=True, **options)
+    assert foreign.obs["scmamba_probability"].dtype == float
+
+
+def test_old_names_warn_and_mean_the_same(reference, query):
+    new = scmamba.annotate(query, reference=reference, label_key="cell_type", **QUIET)
+    with pytest.warns(DeprecationWarning) as caught:
+        old = scmamba.annotate(
+            query,
+            reference=reference,
+            labels="cell_type",
+            donor="donor",
+            network=False,
+            cache=False,
+            verbose=False,
+            return_result=True,
+        )
+        np.testing.assert_array_equal(old.curve, new.coverage_curve)
+        np.testing.assert_array_equal(old.space, new.pcs)
+        np.testing.assert_array_equal(old.strange, new.is_novel)
+        np.testing.assert_array_equal(old.plane()[0], new.umap()[0])
+    np.testing.assert_array_equal(old.probabilities["type"], new.probabilities["type"])
+    said = " ".join(str(w.message) for w in caught)
+    for name in (
+        "label_key",
+        "donor_key",
+        "finetune_steps",
+        "coverage_curve",
+        "pcs",
+        "is_novel",
+        "umap",
+    ):
+        assert name in said
 
 
 def test_few_genes_in_common(reference, query):
     with pytest.raises(DataError, match="share .* at least 300"):
-        scmamba.annotate(query[:, :200].copy(), reference=reference, labels="cell_type", **QUIET)
+        scmamba.annotate(query[:, :200].copy(), reference=reference, label_key="cell_type", **QUIET)
     enough = np.flatnonzero(np.asarray(query.X.sum(axis=0)).ravel() > 10)[:400]
     found = scmamba.annotate(
-        query[:, enough].copy(), reference=reference, labels="cell_type", **QUIET
+        query[:, enough].copy(), reference=reference, label_key="cell_type", **QUIET
     )
     assert len(found.labels()) == query.n_obs
 
@@ -230,21 +328,21 @@ def test_many_small_donors_a_donor_of_one_cell_and_a_single_query_cell(reference
     known = reference.copy()
     known.obs["donor"] = [f"d{i // 4}" for i in range(known.n_obs)]
     known.obs.iloc[0, known.obs.columns.get_loc("donor")] = "alone"
-    found = scmamba.annotate(query[:1].copy(), reference=known, labels="cell_type", **QUIET)
+    found = scmamba.annotate(query[:1].copy(), reference=known, label_key="cell_type", **QUIET)
     assert found.labels().shape == (1,)
-    found = scmamba.annotate(query, reference=known, labels="cell_type", donor=None, **QUIET)
-    assert len(found.curve)
+    found = scmamba.annotate(query, reference=known, label_key="cell_type", donor_key=None, **QUIET)
+    assert len(found.coverage_curve)
 
 
 def test_requests_that_cannot_be_met(reference, query):
     with pytest.raises(DataError, match="no column 'nothing'"):
-        scmamba.annotate(query, reference=reference, labels="nothing", **QUIET)
-    with pytest.raises(ScMambaError, match="labels="):
+        scmamba.annotate(query, reference=reference, label_key="nothing", **QUIET)
+    with pytest.raises(ScMambaError, match="label_key="):
         scmamba.annotate(query, reference=reference, **QUIET)
     with pytest.raises(ScMambaError, match="does not classify"):
-        scmamba.annotate(query, model=small_model(), force=True, verbose=False)
+        scmamba.annotate(query, model=small_model(), force=True, verbose=False, return_result=True)
     with pytest.raises(ScMambaError, match="between 0 and 1"):
-        scmamba.annotate(query, error_rate=5, verbose=False)
+        scmamba.annotate(query, error_rate=5, verbose=False, return_result=True)
 
 
 def test_temperature_folds_and_curve():
@@ -273,9 +371,10 @@ def test_command_line(reference, query, tmp_path):
     options = [
         "--reference",
         str(tmp_path / "reference.h5ad"),
-        "--labels",
+        "--label-key",
         "cell_type",
-        "--no-network",
+        "--finetune-steps",
+        "0",
         "--no-cache",
         "--truth",
         "cell_type",
@@ -343,7 +442,7 @@ def test_a_hundred_samples_of_twenty_cells():
     known = brain_cohort(2000, n_donors=4, n_genes=500, seed=8)
     known.obs["donor"] = [f"s{i % 100}" for i in range(known.n_obs)]
     query = brain_cohort(2000, n_donors=4, n_genes=500, seed=8)[::5].copy()
-    found = scmamba.annotate(query, reference=known, labels="cell_type", **QUIET)
+    found = scmamba.annotate(query, reference=known, label_key="cell_type", **QUIET)
     best = np.array(found.levels["type"])[found.probabilities["type"].argmax(axis=1)]
     assert np.mean(best == query.obs["cell_type"].astype(str).to_numpy()) > 0.9
 
@@ -351,7 +450,7 @@ def test_a_hundred_samples_of_twenty_cells():
 def test_a_query_that_shares_just_enough_genes(reference, query):
     common = np.argsort(-np.asarray(query.X.sum(axis=0)).ravel())[:300]
     found = scmamba.annotate(
-        query[:, common].copy(), reference=reference, labels="cell_type", **QUIET
+        query[:, common].copy(), reference=reference, label_key="cell_type", **QUIET
     )
     assert found.provenance["genes"] == 300 and np.isfinite(found.probabilities["type"]).all()
 
@@ -375,12 +474,14 @@ def test_a_classifier_keeps_its_calibration(query, tmp_path):
     )
     save_checkpoint(model, tmp_path / "m")
     assert load_model(tmp_path / "m").calibration == model.calibration
-    found = scmamba.annotate(query, model=tmp_path / "m", force=True, error_rate=0.1, verbose=False)
+    found = scmamba.annotate(
+        query, model=tmp_path / "m", force=True, error_rate=0.1, verbose=False, return_result=True
+    )
     # log odds are divided by the temperature, which undoes the factor of six (unit normals one apart).
     odds, plain = (np.diff(np.log(a.probabilities["type"]), axis=1) for a in (found, raw))
     np.testing.assert_allclose(odds, plain / model.calibration["temperature"], atol=1e-4)
     assert model.calibration["temperature"] == pytest.approx(6, rel=0.3)
-    kept = found.curve[found.curve[:, 0] == found.threshold][0]
+    kept = found.coverage_curve[found.coverage_curve[:, 0] == found.threshold][0]
     assert 1 - kept[2] <= 0.1 and "calibrated on 500" in found.provenance["note"]
 
 
@@ -395,7 +496,7 @@ def test_few_measured_markers_are_completed(query):
         else query.var_names.astype(str).to_series()
     )
     poor = query[:, ~np.isin(symbols, brain_markers()["Microglia"][1:])].copy()
-    found = scmamba.annotate(poor, verbose=False)
+    found = scmamba.annotate(poor, markers="panel", verbose=False, return_result=True)
     more = np.isin(brain_markers(more=True)["Microglia"], symbols).sum()
     assert found.provenance["genes_per_type"].get("Microglia", 0) <= 1 + more
     assert ("Microglia" in found.provenance["completed"]) == (more > 0)

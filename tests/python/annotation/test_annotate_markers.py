@@ -10,16 +10,17 @@ from scipy.special import softmax
 
 from scmamba.annotation import _markers as markers
 from scmamba.annotation._markers import (
+    annotate_by_markers,
     classify_by_markers,
     coherence,
     confident_cells,
     correlations,
     extend_short_panels,
-    from_markers,
     marker_scores,
     unsupported_cells,
 )
-from scmamba.datasets.marker_panels import brain_markers
+from scmamba.annotation.options import AnnotateOptions
+from scmamba.datasets.marker_panels import brain_markers, read_marker_panel
 from scmamba.utils.errors import DataError
 
 
@@ -35,7 +36,7 @@ def test_the_panel_is_the_papers_eight_types():
         and "GAD1" in panel["Inhibitory neuron"]
         and panel != more
     )
-    assert (markers.FEW, markers.NEIGHBOURS) == (4, 15)
+    assert (markers.FEW, markers.NEIGHBORS) == (4, 15)
 
 
 def test_scores_are_means_of_shares_of_the_strongest():
@@ -199,7 +200,7 @@ def test_panels_of_the_user_and_of_the_default():
     ]
     data.var_names = names
     panel = {"Exc": names[:4], "Inh": names[4:8], "One": ["MBP", "NOGENE"], "None": ["NOGENE"]}
-    found = from_markers(data, panel, None, None, None, 0, False)
+    found = annotate_by_markers(data, panel, None, AnnotateOptions(), False)
     assert found.levels == {"type": ["Exc", "Inh", "One"]} and found.threshold == 0.5
     about = found.provenance
     assert (
@@ -209,12 +210,55 @@ def test_panels_of_the_user_and_of_the_default():
     )
     assert found.is_novel[3] and found.labels()[3] == "Unassigned"
     # Panels the user did not choose name nothing by one gene alone, unless further markers stand in.
-    default = from_markers(data, panel, {}, None, None, 0, False)
+    default = annotate_by_markers(data, panel, {}, AnnotateOptions(), False)
     assert default.levels == {"type": ["Exc", "Inh"]}
-    helped = from_markers(data, panel, {"One": ["PLP1", "MOG"]}, None, None, 0, False)
+    helped = annotate_by_markers(data, panel, {"One": ["PLP1", "MOG"]}, AnnotateOptions(), False)
     assert (
         helped.provenance["completed"] == ["One"]
         and helped.provenance["genes_per_type"]["One"] == 3
     )
     with pytest.raises(DataError, match="Genes of 1 of the 2 panels"):
-        from_markers(data, {"a": ["MBP"], "b": ["NOGENE"]}, None, None, None, 0, False)
+        annotate_by_markers(data, {"a": ["MBP"], "b": ["NOGENE"]}, None, AnnotateOptions(), False)
+
+
+def test_panels_are_read_from_whatever_holds_them(tmp_path):
+    import pandas as pd
+
+    expected = {"Neuron": ["RBFOX3", "SNAP25"], "T cell, CD8": ["CD8A"]}
+    texts = {
+        "panel.tsv": "type\tgenes\nNeuron\tRBFOX3, SNAP25,\n# comment\n\nT cell, CD8\tCD8A\n",
+        "long.tsv": "cell_type\tgene\nNeuron\tRBFOX3\nNeuron\tSNAP25\nNeuron\tRBFOX3\nT cell, CD8\tCD8A\n",
+        "wide.txt": "Neuron\tRBFOX3\tSNAP25\nT cell, CD8\tCD8A\n",
+        "semicolons.csv": "Neuron;RBFOX3;SNAP25\nT cell, CD8;CD8A\n",
+        "sets.gmt": "Neuron\tfrom somewhere\tRBFOX3\tSNAP25\nT cell, CD8\t-\tCD8A\n",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+        assert read_marker_panel(tmp_path / name) == expected, name
+        assert read_marker_panel(str(tmp_path / name)) == expected, name
+    (tmp_path / "commas.csv").write_text("type,gene\nNeuron,RBFOX3\nNeuron,SNAP25\n")
+    assert read_marker_panel(tmp_path / "commas.csv") == {"Neuron": ["RBFOX3", "SNAP25"]}
+    table = pd.DataFrame(
+        {"t": ["Neuron", "T cell, CD8", "Neuron"], "g": ["RBFOX3", "CD8A", "SNAP25"], "w": 1}
+    )
+    assert read_marker_panel(table) == expected
+    assert read_marker_panel({"Neuron": ("RBFOX3", "SNAP25"), "T cell, CD8": "CD8A"}) == expected
+    assert read_marker_panel("panel") == brain_markers()
+
+
+def test_a_panel_that_cannot_be_read_is_refused(tmp_path):
+    import pandas as pd
+
+    import scmamba
+
+    with pytest.raises(DataError, match=r"no file .*panels\.tsv"):
+        scmamba.annotate(ad.AnnData(np.ones((3, 2))), markers="panels.tsv", verbose=False)
+    (tmp_path / "empty.tsv").write_text("type\tgenes\n")
+    for wrong in (tmp_path / "empty.tsv", {}, {"a": []}):
+        with pytest.raises(DataError, match="no gene"):
+            read_marker_panel(wrong)
+    (tmp_path / "bad.tsv").write_text("A\tX\nB X\n")
+    with pytest.raises(DataError, match="Line 2 of .*bad.tsv has no tab"):
+        read_marker_panel(tmp_path / "bad.tsv")
+    with pytest.raises(DataError, match="one column"):
+        read_marker_panel(pd.DataFrame({"type": ["a"]}))

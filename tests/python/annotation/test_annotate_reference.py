@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from dataclasses import replace
 
 import anndata as ad
@@ -12,7 +12,7 @@ from conftest import small_model
 from scipy import sparse
 
 from scmamba.annotation import annotate
-from scmamba.annotation._reference import log_probabilities, readable
+from scmamba.annotation._reference import ReferenceCells, log_probabilities, readable
 from scmamba.annotation.ensemble import CellTypeEnsemble, donor_folds, fit_ensemble
 from scmamba.annotation.expression import all_human_genes, shared_values
 from scmamba.data import read_cells
@@ -22,7 +22,7 @@ from scmamba.training import trainer as loop
 from scmamba.training.calibration import fit_calibration
 from scmamba.utils.errors import DataError
 
-module = sys.modules["scmamba.annotation._reference"]
+module = importlib.import_module("scmamba.annotation._reference")
 GENES = 400
 
 
@@ -70,13 +70,14 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
     found = annotate(
         query,
         reference=known,
-        labels=["group", "kind"],
-        donor=donor,
-        network=False,
+        label_key=["group", "kind"],
+        donor_key=donor,
+        finetune_steps=0,
         cache=False,
         seed=3,
         error_rate=0.2,
         verbose=False,
+        return_result=True,
     )
     rows = np.delete(np.arange(150), [4, 5])
     x, shared, values = prepared(known, query, rows)
@@ -94,7 +95,7 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
         "kind": ["p", "q", "r"],
     } and found.threshold == typist.threshold(0.2)
     np.testing.assert_array_equal(found.is_novel, typist.is_novel(values, p, x, 3))
-    np.testing.assert_array_equal(found.curve, typist.curve)
+    np.testing.assert_array_equal(found.coverage_curve, typist.curve)
     about = found.provenance
     assert (
         about["reference_cells"] == 148
@@ -103,13 +104,19 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
         and about["error_rate"] == 0.2
     )
     assert (
-        about["classes"] == 3
-        and about["accuracy_on_donors_left_out"] == typist.report["accuracy_on_donors_left_out"]
+        about["classes"] == 3 and about["held_out_accuracy"] == typist.report["held_out_accuracy"]
     )
 
 
 def test_three_hundred_genes_in_common_or_fifty_by_force(reference, query):
-    options = dict(reference=reference, labels="kind", network=False, cache=False, verbose=False)
+    options = dict(
+        reference=reference,
+        label_key="kind",
+        finetune_steps=0,
+        cache=False,
+        verbose=False,
+        return_result=True,
+    )
     with pytest.raises(DataError, match=r"share 299 genes \(reference 400, query 299\)"):
         annotate(query[:, :299].copy(), **options)
     assert annotate(query[:, :300].copy(), **options).provenance["genes"] > 200
@@ -141,7 +148,9 @@ def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
         reference.obs["kind"].to_numpy().astype(str),
         reference.obs["donor"].to_numpy().astype(str),
     )
-    tuned, (rows, shown) = module._network_view(model, x, inside, names, groups, 70, 5, False)
+    tuned, (rows, shown) = ReferenceCells(
+        model, x, np.column_stack([shared, inside]), names, groups, 70, 5
+    ).fit_network(False)
     codes = np.unique(names, return_inverse=True)[1]
     held = donor_folds(groups, codes, 3, 5) == 0
     np.testing.assert_array_equal(rows, np.flatnonzero(held))
@@ -164,17 +173,24 @@ def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
 
 def test_a_network_that_knows_too_few_genes_is_left_out(reference, query, capsys):
     few = small_model("expressed", n_genes=40)
-    found = annotate(query, reference=reference, labels="kind", model=few, network=2, cache=False)
+    found = annotate(
+        query,
+        reference=reference,
+        label_key="kind",
+        model=few,
+        finetune_steps=2,
+        cache=False,
+        return_result=True,
+    )
     assert (
-        "the network is left out" in capsys.readouterr().err
-        and found.provenance["network_share"] == 0
+        "skipping the network" in capsys.readouterr().err and found.provenance["network_share"] == 0
     )
     one = reference.copy()
     one.obs["kind"] = "only"
     assert (
-        annotate(query, reference=one, labels="kind", cache=False, verbose=False).provenance[
-            "classes"
-        ]
+        annotate(
+            query, reference=one, label_key="kind", cache=False, verbose=False, return_result=True
+        ).provenance["classes"]
         == 1
     )  # nothing to fine-tune for
 
@@ -187,9 +203,9 @@ def test_what_was_learnt_is_found_again_by_all_it_depends_on(reference):
         reference.obs["kind"].to_numpy().astype(str),
         reference.obs["donor"].to_numpy().astype(str),
     )
-    first = module._fingerprint(model, x, genes, names, groups, 3, 0)
+    first = ReferenceCells(model, x, genes, names, groups, 3, 0).fingerprint()
     assert (
-        first == module._fingerprint(model, x.copy(), genes, names, groups, 3, 0)
+        first == ReferenceCells(model, x.copy(), genes, names, groups, 3, 0).fingerprint()
         and len(first) == 24
     )
     other_x = x.copy()
@@ -210,7 +226,7 @@ def test_what_was_learnt_is_found_again_by_all_it_depends_on(reference):
         dict(steps=4),
         dict(seed=1),
     )
-    keys = {first, *(module._fingerprint(**{**given, **change}) for change in changes)}
+    keys = {first, *(ReferenceCells(**{**given, **change}).fingerprint() for change in changes)}
     assert len(keys) == 9
 
 
@@ -224,14 +240,14 @@ def test_learnt_once_and_kept_whole(reference, tmp_path, monkeypatch):
         reference.obs["kind"].to_numpy().astype(str),
         reference.obs["donor"].to_numpy().astype(str),
     )
-    first, network = module._learnt(*given, 0, 2, tmp_path, False)
+    first, network = ReferenceCells(*given, 0, 2).fit(tmp_path, False)
     assert network is None and [p.name for p in tmp_path.iterdir()] == [
-        module._fingerprint(*given, 0, 2)
+        ReferenceCells(*given, 0, 2).fingerprint()
     ]
     monkeypatch.setattr(module, "fit_ensemble", lambda *a, **k: pytest.fail("learnt again"))
-    again, _ = module._learnt(*given, 0, 2, tmp_path, False)
+    again, _ = ReferenceCells(*given, 0, 2).fit(tmp_path, False)
     assert isinstance(again, CellTypeEnsemble)
     np.testing.assert_array_equal(again.probabilities(x), first.probabilities(x))
     monkeypatch.undo()
-    module._learnt(*given, 0, 2, False, False)
+    ReferenceCells(*given, 0, 2).fit(False, False)
     assert len(list(tmp_path.iterdir())) == 1

@@ -42,7 +42,7 @@ def answer() -> Annotation:
         0.4,
         curve,
         np.array([False] * 3 + [True, False]),
-        {"way": "reference", "parents": parents},
+        {"mode": "reference", "parents": parents},
         np.arange(10.0).reshape(5, 2),
     )
 
@@ -93,10 +93,10 @@ def test_the_table_has_the_three_likeliest(answer):
     assert answer.to_adata(data) is data
     assert (
         data.uns["scmamba"]["impute"] == {"a": 1}
-        and data.uns["scmamba"]["annotate"]["way"] == "reference"
+        and data.uns["scmamba"]["annotate"]["summary"]["mode"] == "reference"
     )
     assert (
-        "parents" not in data.uns["scmamba"]["annotate"]
+        "parents" not in data.uns["scmamba"]["annotate"]["summary"]
         and "version" in data.uns["scmamba"]["annotate"]
     )
     pd.testing.assert_frame_equal(data.obs[list(table)], table, check_dtype=False)
@@ -120,7 +120,7 @@ def test_reports_count_unassigned_as_missed(answer):
 
 
 def test_coverage_of_these_cells_or_of_the_references_donors(answer):
-    np.testing.assert_array_equal(answer.coverage().to_numpy(), answer.curve)
+    np.testing.assert_array_equal(answer.coverage().to_numpy(), answer.coverage_curve)
     curve = answer.coverage(["exc", "inh", "exc", "exc", "inh"])
     top, right = np.array([0.5, 0.3, 0.8, 0.9, 0.34]), np.array([1, 1, 0, 1, 0], bool)
     assert len(curve) == 91 and list(curve.columns) == ["threshold", "coverage", "accuracy"]
@@ -151,11 +151,11 @@ def test_pictures_show_what_was_called(answer):
     np.testing.assert_allclose(lines[1].get_xydata(), [[70, 95]])  # nearest to the threshold
     texts = {(t.get_position()): t.get_text() for t in figures["confusion"].axes[0].texts}
     assert sorted(texts.values()) == ["1", "1", "1", "2"]
-    answer.curve = np.empty((0, 3))
+    answer.coverage_curve = np.empty((0, 3))
     assert set(answer.to_plots()) == {"probability", "map"}
-    assert answer.plane()[1] == "component" and answer.plane()[0].tolist() == answer.space.tolist()
-    answer.space = np.ones((5, 1))
-    assert answer.plane()[0].tolist() == [[1, 0]] * 5
+    assert answer.umap()[1] == "component" and answer.umap()[0].tolist() == answer.pcs.tolist()
+    answer.pcs = np.ones((5, 1))
+    assert answer.umap()[0].tolist() == [[1, 0]] * 5
 
 
 def test_a_line_says_how_many_of_which(answer, capsys):
@@ -304,7 +304,7 @@ def test_what_is_the_users_stays(cohort):
 
 def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
     model = small_model("expressed", n_classes=3)
-    found = annotate(cohort, model=model, verbose=False)
+    found = annotate(cohort, model=model, verbose=False, return_result=True)
     from scmamba.data import read_cells
 
     cells = read_cells(cohort, model.genes)
@@ -317,25 +317,32 @@ def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
     np.testing.assert_allclose(found.probabilities["type"], softmax(1.0), rtol=1e-4)
     assert (
         found.threshold == 0.5
-        and found.curve.shape == (0, 3)
+        and found.coverage_curve.shape == (0, 3)
         and found.levels == {"type": ["type 0", "type 1", "type 2"]}
     )
     assert (
         "not calibrated" in found.provenance["note"]
         and not found.is_novel.any()
-        and found.space.shape == (40, 30)
+        and found.pcs.shape == (40, 30)
     )
     model.calibration = {
         "temperature": 2.5,
         "cells": 9,
         "curve": [[0.0, 1.0, 0.9], [0.4, 0.8, 0.96], [0.6, 0.5, 0.99]],
     }
-    cool = annotate(cohort, model=model, verbose=False)
+    cool = annotate(cohort, model=model, verbose=False, return_result=True)
     np.testing.assert_allclose(cool.probabilities["type"], softmax(2.5), rtol=1e-4)
     assert (
         cool.threshold == 0.4
-        and annotate(cohort, model=model, error_rate=0.02, verbose=False).threshold == 0.6
+        and annotate(
+            cohort, model=model, error_rate=0.02, verbose=False, return_result=True
+        ).threshold
+        == 0.6
     )
     empty = cohort[:3].copy()
     empty.X = sparse.csr_matrix(sparse.diags([1.0, 0.0, 1.0]) @ empty.X)
-    assert annotate(empty, model=model, verbose=False).is_novel.tolist() == [False, True, False]
+    assert annotate(empty, model=model, verbose=False, return_result=True).is_novel.tolist() == [
+        False,
+        True,
+        False,
+    ]

@@ -151,18 +151,20 @@ def test_annotate(run, verb, cells, tmp_path):
     made = verb("scmamba.annotation.annotate", found)
     plain = dict(
         reference=None,
-        labels=None,
+        label_key=None,
         model=None,
         markers=None,
-        donor="donor",
+        donor_key="donor",
         layer=None,
+        reference_layer=None,
         gene_column=None,
-        network=True,
+        finetune_steps=400,
         error_rate=0.05,
         device=None,
         cache=True,
         seed=0,
         force=False,
+        return_result=True,
         verbose=True,
     )
     assert "types of 2 of 3 cells" in run("annotate in.h5ad -o out.h5ad")
@@ -170,30 +172,32 @@ def test_annotate(run, verb, cells, tmp_path):
     cells[:2].copy().write_h5ad(tmp_path / "known.h5ad")
     (tmp_path / "m.tsv").write_text("type\tgenes\nA\tX, Y,\n#B\tZ\n\nA\tZ\n")
     run(
-        "annotate in.h5ad -o out.h5ad --reference known.h5ad --labels big --labels small --model m --markers m.tsv --donor d --layer L "
+        "annotate in.h5ad -o out.h5ad --reference known.h5ad --labels big --labels small --model m --markers m.tsv --donor d --layer L --reference-layer R "
         "--gene-column g --no-network --error-rate 0.1 --device cpu --no-cache --seed 3 --force --overwrite -q --table t.csv"
     )
     named = dict(made.calls[1][1])
     assert named.pop("reference").n_obs == 2
     assert named == dict(
-        labels=["big", "small"],
+        label_key=["big", "small"],
         model="m",
         markers={"A": ["X", "Y", "Z"]},
-        donor="d",
+        donor_key="d",
         layer="L",
+        reference_layer="R",
         gene_column="g",
-        network=False,
+        finetune_steps=0,
         error_rate=0.1,
         device="cpu",
         cache=False,
         seed=3,
         force=True,
+        return_result=True,
         verbose=False,
     )
     assert (tmp_path / "t.csv").read_text().splitlines() == [",t", "0,1"]
     assert (
         "0.123" in run("annotate in.h5ad -o new.h5ad --labels one --truth call")
-        and made.calls[2][1]["labels"] == "one"
+        and made.calls[2][1]["label_key"] == "one"
     )
     assert "no column 'none'" in run("annotate in.h5ad -o x.h5ad --truth none", 1)
     for place in ("-o out.h5ad", "-o x.h5ad --table t.csv", "-o x.h5ad --plots known.h5ad"):
@@ -214,34 +218,40 @@ def test_doublets(run, verb, cells, tmp_path):
 
     import scmamba.doublets as home
 
-    original, home.detect_doublets = home.detect_doublets, detect
+    original, home.find_doublets = home.find_doublets, detect
     try:
         assert "2 of 3 droplets" in run("find-doublets in.h5ad -o out.h5ad")
         run(
             "find-doublets in.h5ad -o out.h5ad --sample s --method both --model m --expected-rate 0.1 --identification-rate 0.2 --labels l "
-            "--layer L --seed 3 --overwrite -q --table t.csv"
+            "--doublet-simulation sum --rounds 6 --layer L --seed 3 --overwrite -q --table t.csv"
         )
     finally:
-        home.detect_doublets = original
+        home.find_doublets = original
     plain = dict(
-        sample=None,
+        sample_key=None,
         method="fast",
         model=None,
         expected_rate=None,
         identification_rate=None,
-        labels=None,
+        label_key=None,
+        doublet_simulation="both",
+        rounds=4,
         layer=None,
         seed=0,
+        overwrite=False,
     )
     other = dict(
-        sample="s",
+        sample_key="s",
         method="both",
         model="m",
         expected_rate=0.1,
         identification_rate=0.2,
-        labels="l",
+        label_key="l",
+        doublet_simulation="sum",
+        rounds=6,
         layer="L",
         seed=3,
+        overwrite=True,
     )
     assert made.calls == [((3,), plain | {"verbose": True}), ((3,), other | {"verbose": False})]
     table = pd.read_csv(tmp_path / "t.csv", index_col=0)

@@ -106,8 +106,8 @@ def test_logistic_and_silhouette_agree_with_scikit_learn():
 
 def test_doublets_are_found_named_and_repeatable(droplets):
     before = droplets.copy()
-    result = scmamba.detect_doublets(
-        droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET
+    result = scmamba.find_doublets(
+        droplets, sample_key="donor", label_key="kind", expected_rate=0.09, copy=True, **QUIET
     )
     assert list(droplets.obs.columns) == list(before.obs.columns) and "scmamba" not in droplets.uns
     score, truth = result.obs["scmamba_doublet_score"], droplets.obs["truth"]
@@ -121,12 +121,12 @@ def test_doublets_are_found_named_and_repeatable(droplets):
         for kind, names in zip(droplets.obs["kind"][called & truth], parents[called & truth])
     ]
     assert np.mean(own) > 0.7  # one of the named parents is the true first one
-    again = scmamba.detect_doublets(
-        droplets, sample="donor", labels="kind", expected_rate=0.09, copy=True, **QUIET
+    again = scmamba.find_doublets(
+        droplets, sample_key="donor", label_key="kind", expected_rate=0.09, copy=True, **QUIET
     )
     pd.testing.assert_frame_equal(result.obs, again.obs)
-    other = scmamba.detect_doublets(
-        droplets, sample="donor", expected_rate=0.09, seed=5, copy=True, **QUIET
+    other = scmamba.find_doublets(
+        droplets, sample_key="donor", expected_rate=0.09, seed=5, copy=True, **QUIET
     ).obs["scmamba_doublet"]
     assert (other & called).sum() / (other | called).sum() > 0.5
 
@@ -136,8 +136,8 @@ def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
 
     monkeypatch.setattr(_doublet_network, "STEPS", (40, 40))
     few = droplets[np.r_[:120, 400:440], :1500].copy()  # all the true doublets, fewer cells
-    options = dict(sample="donor", method="network", rounds=2, copy=True, **QUIET)
-    result = scmamba.detect_doublets(few, model="brain-mini", **options)
+    options = dict(sample_key="donor", method="network", rounds=2, copy=True, **QUIET)
+    result = scmamba.find_doublets(few, model="brain-mini", **options)
     assert (
         few.obs["truth"].mean() <= 0.25
         and average_precision_score(few.obs["truth"], result.obs["scmamba_doublet_score"]) > 0.6
@@ -151,9 +151,7 @@ def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypat
     few = droplets[np.r_[:60, 400:440], :600].copy()
     options = dict(model=small_model("expressed"), rounds=2, copy=True, **QUIET)
     fast, alone, again, both = (
-        scmamba.detect_doublets(few, method=m, **options)
-        .obs["scmamba_doublet_score"]
-        .to_numpy(float)
+        scmamba.find_doublets(few, method=m, **options).obs["scmamba_doublet_score"].to_numpy(float)
         for m in ("fast", "network", "network", "both")
     )
     np.testing.assert_allclose(alone, again, atol=1e-6)
@@ -164,30 +162,57 @@ def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypat
 
 
 def test_rates_are_kept_per_sample(droplets):
-    fixed = scmamba.detect_doublets(
-        droplets, sample="donor", identification_rate=0.2, copy=True, **QUIET
+    fixed = scmamba.find_doublets(
+        droplets, sample_key="donor", identification_rate=0.2, copy=True, **QUIET
     )
     for _, part in fixed.obs.groupby("donor"):
         assert part["scmamba_doublet"].sum() == round(0.2 * len(part))
     names = droplets.obs["donor"].unique()
     rates = {names[0]: 0.1, names[1]: 0.0}
-    given = scmamba.detect_doublets(
-        droplets, sample="donor", expected_rate=rates, copy=True, **QUIET
+    given = scmamba.find_doublets(
+        droplets, sample_key="donor", expected_rate=rates, copy=True, **QUIET
     )
     assert given.obs.groupby("donor")["scmamba_doublet"].sum()[names[1]] == 0
-    assert list(given.uns["scmamba"]["doublets"]["samples"]["rate"]) == [0.1, 0.0]
+    assert list(given.uns["scmamba"]["doublets"]["summary"]["samples"]["rate"]) == [0.1, 0.0]
     with pytest.raises(ScMambaError, match="no entry"):
-        scmamba.detect_doublets(droplets, sample="donor", expected_rate={"x": 0.1}, **QUIET)
+        scmamba.find_doublets(droplets, sample_key="donor", expected_rate={"x": 0.1}, **QUIET)
     with pytest.raises(ScMambaError, match="8% is 0.08"):
-        scmamba.detect_doublets(droplets, expected_rate=8, **QUIET)
+        scmamba.find_doublets(droplets, expected_rate=8, **QUIET)
+
+
+def test_old_names_warn_and_mean_the_same(droplets):
+    few = droplets[:120].copy()
+    options = dict(rounds=2, expected_rate=0.1, copy=True, **QUIET)
+    new = scmamba.find_doublets(
+        few, sample_key="donor", label_key="kind", doublet_simulation="sum", **options
+    )
+    with pytest.warns(DeprecationWarning) as caught:
+        old = scmamba.detect_doublets(few, sample="donor", labels="kind", recipe="sum", **options)
+    pd.testing.assert_frame_equal(old.obs, new.obs)
+    said = " ".join(str(w.message) for w in caught)
+    for name in ("find_doublets()", "sample_key", "label_key", "doublet_simulation"):
+        assert name in said
+    record = new.uns["scmamba"]["doublets"]
+    assert set(record) == {"version", "params", "summary"}
+    assert record["params"]["doublet_simulation"] == "sum"
+
+
+def test_foreign_columns_stay(droplets):
+    few = droplets[:60].copy()
+    few.obs["scmamba_doublet"] = "mine"
+    with pytest.raises(DataError, match=r"obs\['scmamba_doublet'\] exists already"):
+        scmamba.find_doublets(few, rounds=1, **QUIET)
+    scmamba.find_doublets(few, rounds=1, overwrite=True, **QUIET)
+    assert few.obs["scmamba_doublet"].dtype == bool
+    scmamba.find_doublets(few, rounds=1, **QUIET)  # our own columns are replaced
 
 
 def test_the_result_is_written_and_read(droplets, tmp_path):
-    result = scmamba.detect_doublets(droplets[:150].copy(), sample="donor", **QUIET)
+    result = scmamba.find_doublets(droplets[:150].copy(), sample_key="donor", **QUIET)
     result.write_h5ad(tmp_path / "a.h5ad")
     back = ad.read_h5ad(tmp_path / "a.h5ad")
     np.testing.assert_array_equal(back.obs["scmamba_doublet"], result.obs["scmamba_doublet"])
-    assert back.uns["scmamba"]["doublets"]["samples"]["cells"].sum() == 150
+    assert back.uns["scmamba"]["doublets"]["summary"]["samples"]["cells"].sum() == 150
 
 
 def test_edges_work_or_say_why(droplets):
@@ -196,31 +221,31 @@ def test_edges_work_or_say_why(droplets):
         ["one"] * 78 + [None, "alone"]
     )  # NA, and a donor of one cell
     small.X = sparse.diags((np.arange(80) != 3).astype(float)) @ small.X
-    result = scmamba.detect_doublets(small, sample="donor", **QUIET)
+    result = scmamba.find_doublets(small, sample_key="donor", **QUIET)
     assert (
         np.isnan(result.obs["scmamba_doublet_score"].iloc[3])
         and not result.obs["scmamba_doublet"].iloc[3]
     )
     assert result.obs["scmamba_doublet_score"].notna().sum() == 79
     with pytest.raises(DataError, match="at least 30"):
-        scmamba.detect_doublets(droplets[:20].copy(), **QUIET)
+        scmamba.find_doublets(droplets[:20].copy(), **QUIET)
     logs = droplets[:50].copy()
     logs.X = features.log_values(logs.X, 1e4)
     with pytest.raises(DataError, match="raw counts"):
-        scmamba.detect_doublets(logs, **QUIET)
+        scmamba.find_doublets(logs, **QUIET)
     with pytest.raises(DataError, match="no column"):
-        scmamba.detect_doublets(droplets, sample="library", **QUIET)
+        scmamba.find_doublets(droplets, sample_key="library", **QUIET)
     with pytest.raises(DataError, match="No sample has two"):
         alone = droplets[:40].copy()
         alone.obs["own"] = alone.obs_names
-        scmamba.detect_doublets(alone, sample="own", **QUIET)
+        scmamba.find_doublets(alone, sample_key="own", **QUIET)
 
 
 def test_a_hundred_samples_of_twenty_cells_one_kind_three_hundred_genes():
     cells = brain_cohort(2000, n_donors=4, n_genes=300, cell_types=["Microglia"], seed=2)
     cells.obs["library"] = np.repeat([f"s{i}" for i in range(100)], 20)
-    result = scmamba.detect_doublets(
-        cells, sample="library", rounds=1, identification_rate=0.1, **QUIET
+    result = scmamba.find_doublets(
+        cells, sample_key="library", rounds=1, identification_rate=0.1, **QUIET
     )
     assert (result.obs.groupby("library")["scmamba_doublet"].sum() == 2).all()
 
@@ -280,11 +305,11 @@ def test_metrics_agree_with_scikit_learn():
 
 def test_without_doublets_hardly_any_are_called():
     cells = brain_cohort(300, n_donors=2, n_genes=1000, seed=4)
-    found = scmamba.detect_doublets(cells, rounds=1, copy=True, **QUIET)
+    found = scmamba.find_doublets(cells, rounds=1, copy=True, **QUIET)
     assert (
         found.obs["scmamba_doublet"].mean() < 0.05
     )  # nothing above what 300 droplets are expected to hold but chance
-    none = scmamba.detect_doublets(cells, rounds=1, expected_rate=0.0, copy=True, **QUIET)
+    none = scmamba.find_doublets(cells, rounds=1, expected_rate=0.0, copy=True, **QUIET)
     assert (
         not none.obs["scmamba_doublet"].any() and (none.obs["scmamba_doublet_parents"] == "").all()
     )
@@ -294,15 +319,15 @@ def test_without_doublets_hardly_any_are_called():
 def test_a_donor_of_one_cell_beside_others_is_scored_and_called_by_its_own_rate(droplets):
     cells = droplets[:120].copy()
     cells.obs["donor"] = pd.Categorical(["many"] * 119 + ["alone"])
-    found = scmamba.detect_doublets(
+    found = scmamba.find_doublets(
         cells,
-        sample="donor",
+        sample_key="donor",
         rounds=1,
         expected_rate={"many": 0.1, "alone": 0.1},
         copy=True,
         **QUIET,
     )
-    table = pd.DataFrame(found.uns["scmamba"]["doublets"]["samples"]).set_index("sample")
+    table = pd.DataFrame(found.uns["scmamba"]["doublets"]["summary"]["samples"]).set_index("sample")
     assert table["called"].to_dict() == {"many": 12, "alone": 0} and np.isfinite(
         found.obs["scmamba_doublet_score"].iloc[-1]
     )
@@ -311,7 +336,7 @@ def test_a_donor_of_one_cell_beside_others_is_scored_and_called_by_its_own_rate(
 
 def test_identical_cells_work():
     counts = np.tile(np.arange(1, 41.0), (40, 1))
-    found = scmamba.detect_doublets(
+    found = scmamba.find_doublets(
         ad.AnnData(sparse.csr_matrix(counts)), rounds=1, expected_rate=0.1, **QUIET
     )
     assert (

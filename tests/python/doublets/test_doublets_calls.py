@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import importlib
 from types import SimpleNamespace
 
 import anndata as ad
@@ -17,13 +17,14 @@ from scmamba.data.doublet_simulation import simulate_doublets
 from scmamba.doublets import network as network_module
 from scmamba.doublets.features import Clusters, Coexpression, Mixtures, gather
 from scmamba.doublets.network import network_odds
-from scmamba.utils.errors import DataError, ScMambaError
+from scmamba.doublets.options import DoubletOptions
+from scmamba.utils.errors import DataError, OptionError, ScMambaError
 
-module = sys.modules["scmamba.doublets._find"]
+module = importlib.import_module("scmamba.doublets._find")
 
 
 def test_constants():
-    assert (module.RATE_PER_1000, module.LEAST_CELLS, module._AT_ONCE, module._SUSPECTED) == (
+    assert (module.RATE_PER_1000, module.MIN_CELLS, module._BATCH_CELLS, module._SUSPECTED) == (
         0.008,
         30,
         15_000,
@@ -33,20 +34,25 @@ def test_constants():
 
 
 def test_options_are_checked():
-    check = module._check_options
-    check("fast", "both", None, None, 1)
-    check("network", "mean", {"a": 0.0, "b": 0.99}, 0.4, 3)
+    DoubletOptions()
+    DoubletOptions(
+        method="network",
+        doublet_simulation="mean",
+        expected_rate={"a": 0.0, "b": 0.99},
+        identification_rate=0.4,
+        rounds=3,
+    )
     wrong = (
-        (("slow", "both", None, None, 1), "no method 'slow'"),
-        (("fast", "x", None, None, 1), "no recipe 'x'"),
-        (("fast", "sum", 1.0, None, 1), "expected_rate is 1.0"),
-        (("fast", "sum", {"a": -0.1}, None, 1), "-0.1"),
-        (("fast", "sum", None, 10, 1), "identification_rate is 10"),
-        (("both", "sum", None, None, 0), "rounds is 0"),
+        ({"method": "slow"}, "method is 'slow'"),
+        ({"doublet_simulation": "x"}, "doublet_simulation is 'x'"),
+        ({"expected_rate": 1.0}, "expected_rate is 1.0"),
+        ({"expected_rate": {"a": -0.1}}, "-0.1"),
+        ({"identification_rate": 10}, "identification_rate is 10"),
+        ({"rounds": 0}, "rounds is 0"),
     )
     for options, said in wrong:
-        with pytest.raises(ScMambaError, match=said):
-            check(*options)
+        with pytest.raises(OptionError, match=said):
+            DoubletOptions(**options)
 
 
 def test_counts_are_read_whatever_holds_them():
@@ -74,13 +80,13 @@ def test_samples_are_coded_and_cells_without_one_are_one_more(capsys):
     data.obs["donor"] = list("ppqqq")
     assert (
         module._samples(data, None, True)[0] == ["all"]
-        and "pass sample='donor'" in capsys.readouterr().err
+        and "pass sample_key='donor'" in capsys.readouterr().err
     )
     assert module._samples(data, None, True)[1].tolist() == [0] * 5
 
 
 def test_whole_samples_are_looked_at_together(monkeypatch):
-    monkeypatch.setattr(module, "_AT_ONCE", 100)
+    monkeypatch.setattr(module, "_BATCH_CELLS", 100)
     codes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4], [40, 60, 1, 150, 29]))
     groups = [np.unique(codes[rows]).tolist() for rows in module._sample_batches(codes)]
     assert groups == [[0, 1], [2], [3, 4]]  # 29 left-over cells join the group before
@@ -144,8 +150,8 @@ def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
     counts = sparse.csr_matrix(rng.poisson(rates[np.arange(90) % 3]).astype(float))
     codes, adata = np.repeat([0, 1], 45), ad.AnnData(counts)
     steps = []
-    found = module._detect(
-        counts, codes, "fast", None, "both", 3, 2, adata, np.arange(90), steps.append, False
+    found = module.DoubletDetector(adata, counts, codes, DoubletOptions(rounds=3, seed=2)).detect(
+        steps.append
     )
     clusters = Clusters.find(counts, seed=2)
     mixtures = {
@@ -179,9 +185,9 @@ def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
         return np.arange(90.0), np.linspace(-1, 1, len(made))
 
     monkeypatch.setattr(module, "network_odds", odds_of)
-    both = module._detect(
-        counts, codes, "both", None, "both", 3, 2, adata, np.arange(90), steps.append, False
-    )
+    both = module.DoubletDetector(
+        adata, counts, codes, DoubletOptions(method="both", rounds=3, seed=2)
+    ).detect(steps.append)
     np.testing.assert_allclose(both.log_ratio, (ratio + np.arange(90)) / 2)
     n = len(seen["made"])
     quantiles = np.quantile(np.concatenate(simulated), (np.arange(n) + 0.5) / n)
@@ -189,9 +195,8 @@ def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
     np.testing.assert_array_equal(seen["doubtful"], ratio > np.quantile(ratio, 0.9))
     expected = simulate_doublets(counts, codes, 90, recipe="mean", seed=2003)
     assert (seen["made"].counts != expected.counts).nnz == 0 and seen["seed"] == 2
-    alone = module._detect(
-        counts, codes, "network", None, "sum", 1, 2, adata, np.arange(90), steps.append, False
-    )
+    network_options = DoubletOptions(method="network", doublet_simulation="sum", rounds=1, seed=2)
+    alone = module.DoubletDetector(adata, counts, codes, network_options).detect(steps.append)
     np.testing.assert_array_equal(alone.log_ratio, np.arange(90))
     np.testing.assert_array_equal(alone.simulated, np.linspace(-1, 1, len(seen["made"])))
     assert (

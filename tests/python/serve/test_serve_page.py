@@ -97,9 +97,7 @@ def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     wait_for_end(page)
     assert page.text_content("#status") == "Done", page.text_content("#message")
     page.wait_for_selector("#map:not([hidden])", timeout=240_000)
-    direct = scmamba.annotate(ad.read_h5ad(files[0]), verbose=False).to_adata(
-        ad.read_h5ad(files[0])
-    )
+    direct = scmamba.annotate(ad.read_h5ad(files[0]), verbose=False)
     rows = page.query_selector_all("#table tbody tr")
     shown = {
         row.query_selector("th").inner_text(): row.query_selector_all("td")[0].inner_text()

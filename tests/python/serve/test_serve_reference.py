@@ -24,8 +24,8 @@ def cells() -> tuple[ad.AnnData, ad.AnnData]:
 
 def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_path):
     query, known = cells
-    options = dict(labels="cell_type", network=False, seed=1, force=True, verbose=False)
-    near = scmamba.annotate(query.copy(), reference=known, **options).to_adata(query.copy())
+    options = dict(label_key="cell_type", finetune_steps=0, seed=1, force=True, verbose=False)
+    near = scmamba.annotate(query.copy(), reference=known, **options)
     client = Client(server.url)
     kept = References(server.data).number("local")  # of other tests, which share the server
     sent = {**options, "label_key": options["labels"]}
@@ -36,7 +36,7 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
         == near.obs["scmamba_type"].astype(str).tolist()
     )
     np.testing.assert_array_equal(far.obs["scmamba_probability"], near.obs["scmamba_probability"])
-    assert far.uns["scmamba"]["annotate"]["way"] == "reference"
+    assert far.uns["scmamba"]["annotate"]["summary"]["mode"] == "reference"
     assert References(server.data).number("local") == kept  # nothing of it stays there
     # One sent once, as a file, for several calls.
     known.write_h5ad(tmp_path / "known.h5ad")

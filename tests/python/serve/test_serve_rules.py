@@ -203,7 +203,13 @@ def test_no_task_reaches_for_files_or_machines():
 
 
 @pytest.mark.parametrize(
-    ("task", "verb"), [("impute", "impute"), ("embed", "embed"), ("doublets", "find_doublets")]
+    ("task", "verb"),
+    [
+        ("impute", "impute"),
+        ("embed", "embed"),
+        ("doublets", "find_doublets"),
+        ("annotate", "annotate"),
+    ],
 )
 def test_a_task_is_its_verb(monkeypatch, task, verb):
     got = []
@@ -214,23 +220,6 @@ def test_a_task_is_its_verb(monkeypatch, task, verb):
         raising=False,
     )
     assert TASKS[task].run("cells", {"seed": 3}) == "answer" and got == [
-        ("cells", {"verbose": True, "seed": 3})
-    ]
-
-
-def test_annotating_adds_to_the_cells(monkeypatch):
-    class Found:
-        def to_adata(self, adata):
-            return f"{adata} with types"
-
-    got = []
-    monkeypatch.setattr(
-        scmamba,
-        "annotate",
-        lambda adata, **options: got.append((adata, options)) or Found(),
-        raising=False,
-    )
-    assert TASKS["annotate"].run("cells", {"seed": 3}) == "cells with types" and got == [
         ("cells", {"verbose": True, "seed": 3})
     ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from scmamba.annotation import annotate
-from scmamba.doublets import detect_doublets
+from scmamba.doublets import find_doublets
 from scmamba.utils.threads import single_blas_thread
 
 
@@ -34,6 +34,6 @@ def test_annotation_and_doublets_run_with_one_blas_thread(cohort):
     rates = Recorder({"all": 0.1})
     with threadpool_limits(2, user_api="blas"):
         annotate(cohort, markers=panel, verbose=False)
-        detect_doublets(cohort.copy(), expected_rate=rates, verbose=False)
+        find_doublets(cohort.copy(), expected_rate=rates, verbose=False)
         assert set(blas_threads()) == {2}
     assert set(panel.seen) == set(rates.seen) == {1}
