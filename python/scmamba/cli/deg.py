@@ -1,4 +1,4 @@
-"""Commands of differential expression: ``scmamba find-markers`` and ``scmamba robustness``."""
+"""Commands of differential expression: ``find-markers``, ``compare`` and ``robustness``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..deg.options import MarkerOptions, PseudobulkOptions, RobustnessOptions
+from ..deg.options import CompareOptions, MarkerOptions, PseudobulkOptions, RobustnessOptions
 from ..utils.errors import OptionError
 from .errors import refuse_existing_outputs
 from .files import read_cells_file
@@ -149,8 +149,53 @@ def robustness(
     typer.echo(f"{output}: tables and figures")
 
 
+@options_of(
+    CompareOptions,
+    skip=("condition_key", "donor_key", "covariates", "cell_types"),
+    flags={"label_key": ("--label-key", "--labels")},
+)
+def compare(
+    data: Input,
+    condition: Annotated[
+        str,
+        typer.Option("--condition-key", "--condition", help=CompareOptions.help("condition_key")),
+    ],
+    donor: Annotated[
+        str, typer.Option("--donor-key", "--donor", help=CompareOptions.help("donor_key"))
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for tables and figures.")],
+    covariates: Covariates = None,
+    cell_types: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{CompareOptions.help('cell_types')} Repeat the option."),
+    ] = None,
+    overwrite: Overwrite = False,
+    **options: Any,
+) -> None:
+    """Compare two conditions in every cell type, with donors as the unit: genes, power, figures."""
+    from ..deg import compare as compare_donors
+    from ..utils.result_folder import refuse_existing_folder
+
+    refuse_existing_folder(output, overwrite)
+    adata = read_cells_file(data)
+    labels = options.pop("label_key")
+    result = compare_donors(
+        adata,
+        condition,
+        donor,
+        labels,
+        covariates=_values(covariates, adata.obs.columns),
+        cell_types=_values(cell_types, _present(adata, labels) if labels else ()),
+        **options,
+    )
+    result.save(output, overwrite=overwrite)
+    typer.echo(repr(result))
+    typer.echo(f"{output}: tables and figures")
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to ``app``."""
     app.command()(find_markers)
+    app.command()(compare)
     app.command()(robustness)
     renamed_command(app, "deg", "find-markers", find_markers)

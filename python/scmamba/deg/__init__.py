@@ -2,6 +2,7 @@
 
 ``zlm``          the hurdle model for any design, with likelihood-ratio tests
 ``find_markers`` two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")``
+``compare``      two groups of donors in every cell type: quasi-likelihood, power, sentences
 ``pseudobulk``   two groups of donors, moderated t-test
 ``robustness``   the paper's Fig. 7, with false-positive rates
 """
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .between_donors import pseudobulk
+    from .comparison import compare
+    from .comparison_result import CompareResult
     from .design import Design, build_design
     from .hurdle import ZlmFit, zlm
     from .markers import benjamini_hochberg, find_markers
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Where the public names live; imported when used, so that the command line's help needs no compiler.
 _MODULES = {
+    "CompareResult": "comparison_result",
+    "compare": "comparison",
     "Design": "design",
     "Prior": "prior",
     "RobustnessResult": "result",
@@ -36,12 +41,14 @@ _MODULES = {
 }
 
 __all__ = [
+    "CompareResult",
     "Design",
     "Prior",
     "RobustnessResult",
     "ZlmFit",
     "benjamini_hochberg",
     "build_design",
+    "compare",
     "estimate_prior",
     "find_markers",
     "pseudobulk",

@@ -14,7 +14,8 @@ COLOURS = ("#8c8c8c", "#2a6f97", "#e07a5f", "#81b29a")
 _WAYS = {"up": "up-regulated", "down": "down-regulated"}
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
+    """matplotlib.pyplot, without a display where there is none."""
     import matplotlib
 
     if matplotlib.get_backend().lower() != "agg" and not matplotlib.is_interactive():
@@ -34,18 +35,19 @@ def all_figures(result: RobustnessResult) -> dict[str, Any]:
         out["overlap_heatmap"] = overlap_heatmap(result, ratio=middle)
         if len(ratios) > 1:
             for name in result.settings["cell_types"]:
-                out[f"ratios_{_safe(name)}"] = ratio_bars(result, cell_type=name)
+                out[f"ratios_{file_name(name)}"] = ratio_bars(result, cell_type=name)
     if (result.runs["kind"] == "donors").any():
         out["donor_boxes"] = donor_boxes(result)
     if not result.nulls.empty:
         out["false_positives"] = false_positive_bars(result)
-    plt = _pyplot()
+    plt = pyplot()
     for figure in out.values():
         plt.close(figure)
     return out
 
 
-def _safe(name: str) -> str:
+def file_name(name: str) -> str:
+    """A cell type as part of the name of a file."""
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
@@ -58,7 +60,7 @@ def overlap_heatmap(
     result: RobustnessResult, *, ratio: float = 0.5, measure: str = "overlap"
 ) -> Any:
     """Fig. 7a: mean overlap per cell type and layer, and -log10 p of the paired t-tests beside it."""
-    plt = _pyplot()
+    plt = pyplot()
     runs = result.runs[(result.runs["kind"] == "cells") & np.isclose(result.runs["ratio"], ratio)]
     tests = result.tests(measure)
     tests = tests[(tests["kind"] == "cells") & np.isclose(tests["ratio"], ratio)]
@@ -108,7 +110,7 @@ def overlap_heatmap(
 
 def ratio_bars(result: RobustnessResult, *, cell_type: str, measure: str = "overlap") -> Any:
     """Fig. 7b: mean and sd of the overlap against the share of the cells."""
-    plt = _pyplot()
+    plt = pyplot()
     runs = result.runs[(result.runs["kind"] == "cells") & (result.runs["cell_type"] == cell_type)]
     tests = result.tests(measure).query("kind == 'cells' and cell_type == @cell_type")
     layers, ratios = list(result.settings["layers"]), sorted(runs["ratio"].unique())
@@ -146,7 +148,7 @@ def ratio_bars(result: RobustnessResult, *, cell_type: str, measure: str = "over
 
 def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
     """Fig. 7c: overlap of the DEGs of donor combinations with those of all donors."""
-    plt = _pyplot()
+    plt = pyplot()
     runs = result.runs[result.runs["kind"] == "donors"]
     tests = result.tests(measure).query("kind == 'donors'")
     layers, names = list(result.settings["layers"]), list(pd.unique(runs["cell_type"]))
@@ -191,7 +193,7 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
 
 def false_positive_bars(result: RobustnessResult) -> Any:
     """Share of genes with p < 0.05 where nothing differs, beside the per-donor test on the same splits."""
-    plt = _pyplot()
+    plt = pyplot()
     table = result.false_positives()
     layers, names = list(result.settings["layers"]), list(result.settings["cell_types"])
     kinds = [k for k in ("null_cells", "null_donors") if (table["kind"] == k).any()]

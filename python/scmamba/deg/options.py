@@ -184,3 +184,47 @@ class RobustnessOptions(Options):
     resume: str | Path | None = option(
         None, "Folder of finished tasks: an interrupted call continues from it."
     )
+
+
+@dataclass(frozen=True)
+class CompareOptions(Options):
+    """Every scalar option of :func:`scmamba.deg.compare`, with its default, help and range."""
+
+    verb: ClassVar[str] = "compare"
+
+    condition_key: str | None = option(None, "Column of obs with the condition.")
+    donor_key: str | None = option(None, _DONOR)
+    label_key: str | None = option(
+        None, "Column of obs with the cell types; without it all cells are one type."
+    )
+    group1: str | None = option(None, "Value of the column, the condition of interest.")
+    group2: str | None = option(
+        None, "What group 1 is compared with; the value that means control if not given."
+    )
+    covariates: str | Sequence[str] | None = option(None, _COVARIATES)
+    cell_types: Sequence[str] | None = option(None, "Cell types; all if not given.")
+    test: str = option(
+        "quasi_likelihood",
+        "'quasi_likelihood': negative-binomial F-test; 'voom': weighted moderated t-test; "
+        "'moderated_t': moderated t-test of log counts per million.",
+        choices=("quasi_likelihood", "voom", "moderated_t"),
+    )
+    layer: str | None = option(None, "Layer with the raw counts; X if not given.")
+    paired: bool | None = option(
+        None, "Compare within donors; if not given, where every donor has cells of both groups."
+    )
+    alpha: float = option(
+        0.05, "False discovery rate of the genes called.", minimum=0, maximum=1, exclusive=True
+    )
+    min_log2fc: float = option(
+        0.0,
+        "Minimal effect: genes are tested for a larger fold change than this.",
+        minimum=0,
+        unit="log2",
+    )
+    min_cells: int = option(
+        10, "Donors with fewer cells of a type are omitted there.", minimum=1, unit="cells"
+    )
+    min_total: float = option(
+        15.0, "Genes with a smaller sum over all samples are omitted.", minimum=0, unit="counts"
+    )

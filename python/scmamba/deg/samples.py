@@ -201,8 +201,21 @@ def sample_design(samples: Samples, paired: bool | None) -> tuple[Design, int]:
         raise DataError("No donor has both groups, so nothing can be paired. Use paired=False.")
     terms = [own["group"], *samples.covariates, *([own["donor"]] if paired else [])]
     design = build_design("~ " + " + ".join(quoted(t) for t in terms), frame)
+    if samples.covariates:
+        _refuse_confounded(samples, frame, own["group"])
     if design.matrix.shape[0] - design.matrix.shape[1] < 1:
         raise DataError(
             f"{len(table)} samples leave no degrees of freedom for {design.matrix.shape[1]} coefficients. Use fewer covariates."
         )
     return design, design.columns(own["group"])[0]
+
+
+def _refuse_confounded(samples: Samples, frame: pd.DataFrame, group: str) -> None:
+    """Refuse covariates from which the group follows: they would be dropped, and nothing adjusted for."""
+    names = [*samples.covariates, group]
+    design = build_design("~ " + " + ".join(quoted(n) for n in names), frame)
+    if group in design.aliased:
+        raise DataError(
+            f"The condition cannot be tested: it is a linear combination of {', '.join(map(repr, samples.covariates))}, so "
+            "their effects cannot be told apart in these donors. Remove the covariate that is confounded with it."
+        )

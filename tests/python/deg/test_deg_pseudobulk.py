@@ -245,7 +245,7 @@ def test_covariates(adata):
     with pytest.raises(DataError, match="'side' varies within donor d0"):
         pseudobulk(adata, "group", "donor", "case", covariates="side")
     adata.obs["id"] = adata.obs["donor"]
-    with pytest.raises(DataError, match="8 samples leave no degrees of freedom for 8 coefficients"):
+    with pytest.raises(DataError, match="linear combination of 'id'"):
         pseudobulk(adata, "group", "donor", "case", covariates="id")
 
 

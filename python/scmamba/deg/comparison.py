@@ -1,0 +1,478 @@
+"""``compare``: differences between two conditions in every cell type, with the donor as the unit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from ..utils.errors import DataError
+from ..utils.progress import progress
+from .columns import as_list
+from .comparison_result import CompareResult, describe
+from .linear import moderated_t
+from .markers import benjamini_hochberg, two_groups
+from .normalization import tmm_factors
+from .options import CompareOptions
+from .plan import cells_of_types, condition_pair
+from .quasi_likelihood import (
+    QLFit,
+    average_level,
+    cell_dispersion,
+    fit_quasi_likelihood,
+    minimal_change,
+    test_coefficient,
+)
+from .samples import Samples, sample_design, sample_table, sum_cells, without_empty
+from .shrinkage import shrink
+from .values import as_csr, recognise, resolve_layer
+from .voom import voom_weights, weighted_moderated_t
+
+LN2 = float(np.log(2.0))
+#: Assumed share of genes that differ, for the statement about power.
+TRUE_SHARE = 0.01
+_BATCH = re.compile(
+    r"batch|lot|library|lane|run|pool|chemistry|site|center|centre|plate|seq|brain_?bank", re.I
+)
+
+
+def compare(
+    adata: Any,
+    condition_key: str,
+    donor_key: str,
+    label_key: str | None = None,
+    *,
+    group1: str | None = None,
+    group2: str | None = None,
+    covariates: str | Sequence[str] | None = None,
+    cell_types: Sequence[str] | None = None,
+    test: str = "quasi_likelihood",
+    layer: str | None = None,
+    paired: bool | None = None,
+    alpha: float = 0.05,
+    min_log2fc: float = 0.0,
+    min_cells: int = 10,
+    min_total: float = 15.0,
+    verbose: bool = True,
+) -> CompareResult:
+    """Genes that differ between two conditions in every cell type, with donors, not cells, as the unit.
+
+    Counts are summed over the cells of each donor and type, normalized (TMM), and compared by the ``test``. The result
+    states the numbers of donors and cells, what fold change this number of donors can find, which genes depend on one
+    donor, and which columns are confounded with the condition.
+
+    Parameters
+    ----------
+    adata
+        AnnData with raw counts in X (or ``layer``).
+    condition_key
+        Column of ``obs`` with the condition.
+    donor_key
+        Column of ``obs`` with the donors. A donor with cells in both groups gives one sample in each.
+    label_key
+        Column of ``obs`` with the cell types; None: all cells are one type.
+    group1
+        Value of ``condition_key``, the condition of interest.
+    group2
+        What it is compared with. If the column has two values both may be omitted: the one called control, normal, ctrl
+        or the like is ``group2``.
+    covariates
+        Columns of ``obs`` that are constant within a sample (age, sex, post-mortem interval, batch).
+    cell_types
+        The types to compare; None: all with enough cells.
+    test
+        ``"quasi_likelihood"``: negative-binomial quasi-likelihood F-test (McCarthy et al. 2012; Lund et al. 2012; Chen et
+        al. 2025) with the dispersion between cells measured in the cells; ``"voom"``: precision weights and moderated
+        t-test (Law et al. 2014); ``"moderated_t"``: as :func:`scmamba.deg.pseudobulk`.
+    layer
+        Layer with the raw counts; None: X.
+    paired
+        Compare within donors; None: where every donor has both groups.
+    alpha
+        False discovery rate of the genes called, within each cell type.
+    min_log2fc
+        Minimal effect (log2): genes are tested for a larger fold change than this (McCarthy and Smyth 2009).
+    min_cells
+        Donors with fewer cells of a type are omitted in that type.
+    min_total
+        Genes with a smaller sum of counts over the samples of a type are omitted.
+    verbose
+        Draw a progress bar.
+
+    Returns
+    -------
+    CompareResult
+        ``table`` (one row per cell type and gene), ``summary`` (one row per type), ``samples``, ``notes``, ``warnings``,
+        ``sentence(gene, cell_type)``, ``volcano(cell_type)``, ``heatmap(cell_type)`` and ``save(folder)``.
+
+    Raises
+    ------
+    DataError
+        Values that are not counts, unknown columns or groups, a covariate that is missing, infinite, varies within a
+        donor, or is confounded with the condition, or no type with two donors in each group.
+    OptionError
+        An option is outside of its range.
+
+    Examples
+    --------
+    >>> from scmamba import datasets, deg
+    >>> adata = datasets.brain_cohort(n_cells=1500, n_donors=8, n_genes=300, seed=1)
+    >>> result = deg.compare(adata, "disease", "donor", "cell_type", cell_types=["Oligodendrocyte"], verbose=False)
+    >>> list(result.summary["cell_type"]), list(result.table.columns[:4])
+    (['Oligodendrocyte'], ['cell_type', 'gene', 'log2FC', 'lfc_se'])
+    """
+    options = CompareOptions.from_mapping(
+        {
+            "condition_key": condition_key,
+            "donor_key": donor_key,
+            "label_key": label_key,
+            "group1": group1,
+            "group2": group2,
+            "covariates": covariates,
+            "cell_types": cell_types,
+            "test": test,
+            "layer": layer,
+            "paired": paired,
+            "alpha": alpha,
+            "min_log2fc": min_log2fc,
+            "min_cells": min_cells,
+            "min_total": min_total,
+        }
+    )
+    return Comparison(adata, options).run(verbose)
+
+
+class Tested(NamedTuple):
+    """One cell type: the genes kept, and the test of the condition; log2 scale, arrays of length genes."""
+
+    kept: np.ndarray
+    change: np.ndarray
+    se: np.ndarray
+    statistic: np.ndarray
+    df: np.ndarray
+    p: np.ndarray
+    level: np.ndarray
+    fit: QLFit | None
+
+
+@dataclass(frozen=True)
+class TypeData:
+    """Samples of one cell type with their effective library sizes and the dispersion between cells."""
+
+    samples: Samples
+    library: np.ndarray
+    extra: np.ndarray  # (genes, samples)
+    notes: tuple[str, ...] = ()
+
+
+class Comparison:
+    """One comparison: everything is checked before the first sum.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    options
+        The options of :func:`compare`.
+    """
+
+    def __init__(self, adata: Any, options: CompareOptions) -> None:
+        self.options = options
+        self.obs = adata.obs
+        self.genes = pd.Index(adata.var_names)
+        self.pair = condition_pair(
+            self.obs, str(options.condition_key), options.group1, options.group2
+        )
+        self.plan, notes = cells_of_types(
+            self.obs,
+            str(options.condition_key),
+            self.pair,
+            options.donor_key,
+            options.label_key,
+            options.cell_types,
+        )
+        self.notes: list[str] = list(notes)
+        self.group = two_groups(self.obs, str(options.condition_key), *self.pair)
+        self.covariates = as_list(options.covariates)
+        matrix, where = resolve_layer(adata, options.layer)
+        self.values = as_csr(matrix)
+        if recognise(self.values.data, where) != "counts":
+            raise DataError(
+                f"{where} holds no raw counts, which compare() needs to weigh donors by what was counted. Name the "
+                "layer with the counts: layer='counts'."
+            )
+
+    def run(self, verbose: bool) -> CompareResult:
+        """Test every cell type."""
+        tables, rows, samples, levels = [], [], {}, {}
+        with progress("Comparing donors", len(self.plan), verbose) as advance:
+            for name, cells in self.plan.items():
+                data = self._data(name, cells)
+                if data is not None:
+                    tested = self._tested(data)
+                    table = self._table(name, data, tested)
+                    tables.append(table)
+                    rows.append(self._summary(name, data, tested, table))
+                    samples[name] = data.samples.table.assign(library=data.library)
+                    levels[name] = self._log_cpm(data, tested.kept)
+                advance(1)
+        if not tables:
+            raise DataError(
+                f"No cell type has two donors with at least {self.options.min_cells} cells in both {self.pair[0]!r} "
+                f"and {self.pair[1]!r}. Lower min_cells, or accept that these data cannot tell donors from groups."
+            )
+        table = pd.concat(tables, ignore_index=True)
+        return CompareResult(
+            table,
+            pd.DataFrame(rows),
+            samples,
+            levels,
+            self.options.params() | {"group1": self.pair[0], "group2": self.pair[1]},
+            tuple(self.notes),
+            tuple(confounded(self.obs, self.group, str(self.options.donor_key), self.covariates)),
+        )
+
+    def _data(self, name: str, cells: np.ndarray) -> TypeData | None:
+        """Sums of one type; None where too few donors have cells, which a note says."""
+        options = self.options
+        obs, group = self.obs.iloc[cells], self.group[cells]
+        table, code, names = sample_table(
+            obs, group, str(options.donor_key), self.covariates, options.min_cells
+        )
+        part = self.values[cells]
+        sums = sum_cells(part, code, len(table)) if len(table) else np.zeros((0, part.shape[1]))
+        samples, notes = without_empty(Samples(table, sums, names))
+        self.notes += [f"{name}: {note}" for note in notes]
+        if min(samples.sizes) < 2:
+            self.notes.append(
+                f"{name}: not tested, {samples.sizes[0]} {self.pair[0]} and {samples.sizes[1]} {self.pair[1]} donors "
+                f"have at least {options.min_cells} cells; two in each are needed."
+            )
+            return None
+        kept = samples.sums.any(axis=0)
+        factors = tmm_factors(samples.sums[:, kept])
+        library = samples.sums.sum(axis=1) * factors
+        extra = np.zeros((part.shape[1], 1))
+        if options.test == "quasi_likelihood":
+            extra = _between_cells(part, _renumbered(code, table, samples), len(samples.table))
+        return TypeData(samples, library, extra, tuple(notes))
+
+    def _kept(self, data: TypeData) -> np.ndarray:
+        """Genes with enough counts, in as many samples as half of the smaller group."""
+        sums = data.samples.sums
+        least = max(2, min(data.samples.sizes) // 2)
+        return np.flatnonzero(
+            (sums.sum(axis=0) >= self.options.min_total) & ((sums > 0).sum(axis=0) >= least)
+        )
+
+    def _tested(self, data: TypeData) -> Tested:
+        """The test that the options name."""
+        design, column = sample_design(data.samples, self.options.paired)
+        kept = self._kept(data)
+        counts = np.ascontiguousarray(data.samples.sums[:, kept].T)
+        minimum = self.options.min_log2fc
+        offset = np.log(data.library)
+        level = average_level(counts, offset)
+        if self.options.test == "quasi_likelihood":
+            fit = fit_quasi_likelihood(counts, design.matrix, offset, data.extra[kept])
+            found = test_coefficient(fit, column, minimum * LN2)
+            return Tested(
+                kept,
+                found.change / LN2,
+                found.se / LN2,
+                found.statistic,
+                found.df,
+                found.p,
+                level,
+                fit,
+            )
+        if self.options.test == "voom":
+            levels, weights = voom_weights(counts, design.matrix, data.library)
+            voom = weighted_moderated_t(levels, weights, design.matrix, column, minimum)
+            df = np.full(kept.size, voom.df)
+            return Tested(kept, voom.change, voom.se, voom.statistic, df, voom.p, level, None)
+        table = moderated_t(self._log_cpm(data, kept).to_numpy().T, design.matrix, column)
+        t, change = table["t"].to_numpy(), table["log2FC"].to_numpy()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            se = np.where(t != 0, change / t, np.nan)
+        return Tested(
+            kept, change, se, t, table["df"].to_numpy(), table["p_val"].to_numpy(), level, None
+        )
+
+    def _log_cpm(self, data: TypeData, kept: np.ndarray) -> pd.DataFrame:
+        """(samples, genes) log2 counts per million with a prior count of 2."""
+        prior = 2.0 * data.library / data.library.mean()
+        values = (data.samples.sums[:, kept] + prior[:, None]) / (data.library + 2 * prior)[:, None]
+        return pd.DataFrame(np.log2(values * 1e6), columns=self.genes[kept])
+
+    def _table(self, name: str, data: TypeData, tested: Tested) -> pd.DataFrame:
+        """The genes of one type, the most certain first."""
+        shrunken = shrink(tested.change, tested.se)
+        adjusted = benjamini_hochberg(tested.p)
+        levels = self._log_cpm(data, tested.kept).to_numpy()
+        higher, of = donors_higher(levels, data.samples, self.options.paired)
+        table = pd.DataFrame(
+            {
+                "cell_type": name,
+                "gene": self.genes[tested.kept],
+                "log2FC": tested.change,
+                "lfc_se": tested.se,
+                "log2FC_shrunk": shrunken.mean,
+                "ci_low": shrunken.low,
+                "ci_high": shrunken.high,
+                "mean_log2": tested.level,
+                "statistic": tested.statistic,
+                "df": tested.df,
+                "p_val": tested.p,
+                "p_val_adj": adjusted,
+                "donors_higher": higher,
+                "donors": of,
+            }
+        )
+        called = np.flatnonzero(adjusted < self.options.alpha)
+        table["driven_by"] = ""
+        for row, donor in self._driven_by(data, tested, called).items():
+            table.loc[row, "driven_by"] = donor
+        table["sentence"] = ""
+        for row in called:
+            table.loc[row, "sentence"] = describe(table.loc[row], *self.pair)
+        return table.sort_values("p_val", kind="stable")
+
+    def _driven_by(self, data: TypeData, tested: Tested, called: np.ndarray) -> dict[int, str]:
+        """Called genes that lose their evidence (p > 0.05) or their direction without one donor."""
+        if called.size == 0:
+            return {}
+        donors = data.samples.table["donor"].to_numpy()
+        found: dict[int, str] = {}
+        for donor in pd.unique(donors):
+            rest = np.flatnonzero(donors != donor)
+            few = data.samples.take(rest)
+            if min(few.sizes) < 2:
+                continue
+            try:
+                design, column = sample_design(few, self.options.paired)
+            except (
+                DataError
+            ):  # without this donor a covariate is constant, or no degree of freedom is left
+                continue
+            p, change = self._without(data, tested, called, rest, design.matrix, column)
+            lost = (p > 0.05) | (np.sign(change) != np.sign(tested.change[called]))
+            for gene in map(int, called[lost]):
+                found[gene] = f"{found[gene]}, {donor}" if gene in found else str(donor)
+        return found
+
+    def _without(
+        self,
+        data: TypeData,
+        tested: Tested,
+        called: np.ndarray,
+        rest: np.ndarray,
+        design: np.ndarray,
+        column: int,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """p and change of some genes over some samples; variances of genes stay as they were fitted."""
+        library = data.library[rest]
+        counts = data.samples.sums[np.ix_(rest, tested.kept[called])].T
+        if tested.fit is None:
+            levels = np.log2((counts + 0.5) / (library + 1) * 1e6)
+            table = moderated_t(levels, design, column, moderate=called.size > 2)
+            return table["p_val"].to_numpy(), table["log2FC"].to_numpy()
+        full = tested.fit
+        fit = full._replace(
+            counts=np.ascontiguousarray(counts),
+            design=design,
+            offset=np.log(library),
+            dispersion=full.dispersion[np.ix_(called, rest)],
+            df=full.df[called],
+            squeezed=full.squeezed._replace(posterior=full.squeezed.posterior[called]),
+        ).refitted()
+        found = test_coefficient(fit, column, self.options.min_log2fc * LN2)
+        return found.p, found.change
+
+    def _summary(
+        self, name: str, data: TypeData, tested: Tested, table: pd.DataFrame
+    ) -> dict[str, Any]:
+        """Numbers of donors and cells, genes called, and the fold change that is found with 80% power."""
+        first, second = data.samples.sizes
+        cells = data.samples.table.groupby("group")["cells"].sum()
+        alpha = self.options.alpha
+        p = 0.8 * TRUE_SHARE * alpha / ((1 - TRUE_SHARE) * (1 - alpha))
+        least = minimal_change(tested.se, tested.df, p) + self.options.min_log2fc
+        called = table["p_val_adj"] < alpha
+        return {
+            "cell_type": name,
+            "donors1": first,
+            "donors2": second,
+            "cells1": int(cells.get(0, 0)),
+            "cells2": int(cells.get(1, 0)),
+            "tested": len(table),
+            "up": int((called & (table["log2FC"] > 0)).sum()),
+            "down": int((called & (table["log2FC"] < 0)).sum()),
+            "driven_by_one_donor": int((table["driven_by"] != "").sum()),
+            "log2fc_80_power": float(np.nanmedian(least)),
+            "log2fc_80_power_top": float(
+                np.nanmedian(least[tested.level >= np.quantile(tested.level, 0.75)])
+            ),
+        }
+
+
+def _renumbered(code: np.ndarray, table: pd.DataFrame, samples: Samples) -> np.ndarray:
+    """Sample numbers after some samples were omitted."""
+    kept = {k: i for i, k in enumerate(zip(samples.table["group"], samples.table["donor"]))}
+    new = np.array([kept.get(k, -1) for k in zip(table["group"], table["donor"])] + [-1])
+    return new[code]
+
+
+def _between_cells(part: sp.csr_matrix, code: np.ndarray, n: int) -> np.ndarray:
+    """(genes, n) dispersion between the cells of a donor, as it is left in the sum over them."""
+    depth = np.asarray(part.sum(axis=1, dtype=np.float64)).ravel()
+    scaled = part.astype(np.float64)
+    squares = sum_cells(scaled.multiply(scaled).tocsr(), code, n)
+    cross = sum_cells(sp.diags(depth) @ scaled, code, n)
+    own = code >= 0
+    sizes = np.column_stack([np.bincount(code[own], depth[own] ** power, n) for power in (1, 2)])
+    phi = cell_dispersion(sum_cells(part, code, n), squares, cross, sizes)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(sizes[:, 0] > 0, sizes[:, 1] / sizes[:, 0] ** 2, 0.0)
+    return phi[:, None] * share
+
+
+def donors_higher(
+    levels: np.ndarray, samples: Samples, paired: bool | None
+) -> tuple[np.ndarray, int]:
+    """(genes,) number of donors of group 1 above the median of group 2 (paired: above themselves), and of how many."""
+    group, donor = samples.table["group"].to_numpy(), samples.table["donor"].to_numpy()
+    twice = samples.table["donor"].duplicated(keep=False).to_numpy()
+    if paired or (paired is None and twice.all()):
+        both = [d for d in pd.unique(donor) if (donor == d).sum() == 2]
+        first = np.array([np.flatnonzero((donor == d) & (group == 0))[0] for d in both])
+        second = np.array([np.flatnonzero((donor == d) & (group == 1))[0] for d in both])
+        return (levels[first] > levels[second]).sum(axis=0), len(both)
+    reference = np.median(levels[group == 1], axis=0)
+    return (levels[group == 0] > reference).sum(axis=0), int((group == 0).sum())
+
+
+def confounded(
+    obs: pd.DataFrame, group: np.ndarray, donor_key: str, covariates: Sequence[str]
+) -> list[str]:
+    """A sentence for every batch-like column of ``obs`` whose values never occur in both groups."""
+    used = obs[group >= 0]
+    found = []
+    for name in obs.columns:
+        if name in covariates or name == donor_key or not _BATCH.search(str(name)):
+            continue
+        column = used[name]
+        if isinstance(column, pd.DataFrame) or not 2 <= column.nunique() <= 50:
+            continue
+        groups = pd.Series(group[group >= 0]).groupby(column.astype(str).to_numpy()).nunique()
+        if (groups == 1).all():
+            found.append(
+                f"obs[{name!r}] is confounded with the condition: none of its {len(groups)} values occurs in both "
+                "groups, so differences between them cannot be told from differences between the conditions."
+            )
+    return found

@@ -1,0 +1,86 @@
+"""Figures of ``compare``: volcano plots and heat maps of donors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .figures import COLOURS, file_name, pyplot
+
+if TYPE_CHECKING:
+    from .comparison_result import CompareResult
+
+_NAMED = 12  # genes with their names in a volcano plot
+
+
+def volcano(result: CompareResult, cell_type: str) -> Any:
+    """Shrunken fold change against -log10 p; genes that are called in color, those of one donor as rings."""
+    plt = pyplot()
+    table = result.table[result.table["cell_type"] == cell_type]
+    called = (table["p_val_adj"] < result.settings["alpha"]).to_numpy()
+    single = (table["driven_by"] != "").to_numpy()
+    x = table["log2FC_shrunk"].to_numpy()
+    y = -np.log10(np.maximum(table["p_val"].to_numpy(), 1e-300))
+    figure, axis = plt.subplots(figsize=(4.5, 4), layout="constrained")
+    axis.scatter(x[~called], y[~called], s=4, color=COLOURS[0], alpha=0.5, lw=0)
+    for own, color in ((x > 0, COLOURS[2]), (x <= 0, COLOURS[1])):
+        axis.scatter(*(v[called & own & ~single] for v in (x, y)), s=9, color=color, lw=0)
+        axis.scatter(*(v[called & own & single] for v in (x, y)), s=14, fc="none", ec=color)
+    for i in np.flatnonzero(called)[:_NAMED]:
+        axis.annotate(
+            table["gene"].iloc[i],
+            (x[i], y[i]),
+            fontsize=6,
+            xytext=(2, 2),
+            textcoords="offset points",
+        )
+    pair = result.settings["group1"], result.settings["group2"]
+    axis.set(
+        xlabel=f"log2 fold change, {pair[0]} over {pair[1]} (shrunken)",
+        ylabel="-log10 p",
+        title=f"{cell_type}: {int(called.sum())} genes",
+    )
+    return figure
+
+
+def heatmap(result: CompareResult, cell_type: str, n: int = 30) -> Any:
+    """Levels of the most certain genes in every sample, minus the mean of group 2."""
+    plt = pyplot()
+    table = result.table[result.table["cell_type"] == cell_type].head(n)
+    samples = result.samples[cell_type]
+    order = np.argsort(samples["group"].to_numpy(), kind="stable")
+    levels = result.levels[cell_type]
+    # Positions, not names: a gene may be in the object twice.
+    columns = [levels.columns.get_loc(g) for g in table["gene"]]
+    columns = [
+        c if isinstance(c, int) else int(np.flatnonzero(levels.columns == g)[0])
+        for c, g in zip(columns, table["gene"])
+    ]
+    values = levels.to_numpy()[:, columns]
+    values = (values - values[(samples["group"] == 1).to_numpy()].mean(axis=0))[order]
+    limit = float(np.quantile(np.abs(values), 0.98)) or 1.0
+    size = (2.5 + 0.22 * len(samples), 1.5 + 0.17 * len(table))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    image = axis.imshow(values.T, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    first = int((samples["group"] == 0).sum())
+    axis.axvline(first - 0.5, color="black", lw=1)
+    axis.set_xticks(
+        range(len(samples)), samples["donor"].to_numpy()[order], rotation=90, fontsize=6
+    )
+    axis.set_yticks(range(len(table)), table["gene"], fontsize=6)
+    pair = result.settings["group1"], result.settings["group2"]
+    axis.set_title(f"{cell_type}: {pair[0]} (left), {pair[1]}", fontsize=9)
+    figure.colorbar(image, ax=axis, label=f"log2, minus the mean of {pair[1]}", shrink=0.8)
+    return figure
+
+
+def save_figures(result: CompareResult, folder: Path) -> None:
+    """``volcano_TYPE.png`` and ``heatmap_TYPE.png`` of every cell type."""
+    plt = pyplot()
+    for name in result.summary["cell_type"]:
+        for kind, draw in (("volcano", volcano), ("heatmap", heatmap)):
+            figure = draw(result, name)
+            figure.savefig(folder / f"{kind}_{file_name(name)}.png", dpi=150)
+            plt.close(figure)

@@ -1,0 +1,226 @@
+"""``compare``: what differs is found and said, what cannot be said is refused, one donor is named."""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from typer.testing import CliRunner
+
+from scmamba.cli import app
+from scmamba.deg import compare, pseudobulk
+from scmamba.deg.options import CompareOptions
+from scmamba.deg.samples import sum_cells
+from scmamba.utils.errors import DataError, OptionError
+
+GENES = 300
+
+
+@pytest.fixture(scope="module")
+def cohort() -> ad.AnnData:
+    """12 donors (6 v 6), 40 cells each, 2 types; genes 0-9 four-fold up in AD microglia; gene 20 high in one donor."""
+    rng = np.random.default_rng(0)
+    donor = np.repeat(np.arange(12), 40)
+    kind = np.tile(np.r_[np.zeros(28, int), np.ones(12, int)], 12)
+    mean = np.exp(rng.normal(0.5, 1, GENES)) * np.exp(rng.normal(0, 0.2, (12, GENES)))[donor]
+    mean[:, :10] = 1.0
+    mean[np.ix_((donor < 6) & (kind == 0), np.arange(10))] *= 4
+    depth = rng.uniform(0.5, 2, donor.size)
+    counts = rng.negative_binomial(3, 3 / (3 + mean * depth[:, None]))
+    obs = pd.DataFrame(
+        {
+            "patient": [f"p{d}" for d in donor],
+            "diagnosis": np.where(donor < 6, "AD", "Control"),
+            "type": np.where(kind == 0, "MG", "AC"),
+            "age": np.array([70, 81, 66, 75, 79, 72, 69, 77, 80, 68, 74, 71.0])[donor],
+            "batch": np.where(donor < 6, "b1", "b2"),
+            "lot": np.where(donor % 2, "x", "y"),
+        },
+        index=[f"c{i}" for i in range(donor.size)],
+    )
+    var = pd.DataFrame(index=[f"g{i}" for i in range(GENES)])
+    return ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
+
+
+@pytest.fixture(scope="module")
+def result(cohort):
+    return compare(cohort, "diagnosis", "patient", "type", verbose=False)
+
+
+def test_what_differs_is_found_in_its_type(result):
+    assert set(result.genes("MG")["gene"]) >= {f"g{i}" for i in range(10)}
+    assert len(result.genes("MG")) <= 12 and len(result.genes("AC")) <= 1
+    table = result.table[result.table["cell_type"] == "MG"].set_index("gene")
+    assert table.loc[[f"g{i}" for i in range(10)], "log2FC"].mean() == pytest.approx(2, abs=0.3)
+    covered = (table["ci_low"] <= 2) & (table["ci_high"] >= 2)
+    assert covered[[f"g{i}" for i in range(10)]].sum() >= 8
+    row = result.summary.set_index("cell_type").loc["MG"]
+    assert row[["donors1", "donors2", "cells1", "cells2"]].tolist() == [6, 6, 168, 168]
+    assert row["up"] + row["down"] == len(result.genes("MG"))
+
+
+@pytest.mark.parametrize("test", ["quasi_likelihood", "voom", "moderated_t"])
+def test_every_test_on_one_type(cohort, test):
+    microglia = cohort[cohort.obs["type"] == "MG"].copy()
+    found = compare(microglia, "diagnosis", "patient", test=test, verbose=False)
+    assert found.summary["cell_type"].tolist() == ["all cells"]
+    called = set(found.genes("all cells")["gene"])
+    assert called >= {f"g{i}" for i in range(10)} and len(called) <= 12
+    back = compare(
+        microglia, "diagnosis", "patient", group1="Control", group2="AD", test=test, verbose=False
+    )
+    a, b = (t.table.set_index("gene").sort_index() for t in (found, back))
+    np.testing.assert_allclose(a["log2FC"], -b["log2FC"], atol=1e-5)
+    np.testing.assert_allclose(a["p_val"], b["p_val"], rtol=1e-4)
+
+
+def test_moderated_t_agrees_with_pseudobulk(cohort):
+    """The same test, with TMM instead of totals: nearly the same t."""
+    microglia = cohort[cohort.obs["type"] == "MG"].copy()
+    mine = compare(microglia, "diagnosis", "patient", test="moderated_t", verbose=False)
+    other = pseudobulk(microglia, "diagnosis", "patient", "AD", "Control")
+    t = mine.table.set_index("gene")["statistic"]
+    assert np.corrcoef(t, other["t"].loc[t.index])[0, 1] > 0.98
+
+
+def test_sentences_and_donors(result, cohort):
+    text = result.sentence("g3", "MG")
+    assert text.startswith("g3: ") and "-fold higher in AD than in Control (95% interval" in text
+    microglia = cohort[(cohort.obs["type"] == "MG").to_numpy()]
+    code = pd.Categorical(microglia.obs["patient"]).codes
+    sums = sum_cells(sp.csr_matrix(microglia.X), code, 12)
+    share = sums[:, 3] / sums.sum(axis=1)
+    names = pd.Categorical(microglia.obs["patient"]).categories
+    cases = np.isin(names, [f"p{i}" for i in range(6)])
+    number = int((share[cases] > np.median(share[~cases])).sum())
+    assert f"higher in {number} of 6 AD donors" in text
+    called = result.table["p_val_adj"] < 0.05
+    assert (result.table["sentence"] != "").eq(called).all()
+    with pytest.raises(DataError, match="'nothing' was not tested in MG"):
+        result.sentence("nothing", "MG")
+    with pytest.raises(DataError, match="'EX' was not compared. Compared: AC, MG"):
+        result.genes("EX")
+    assert "with 6 and 6 donors" in result.power_statement("AC")
+    power = result.summary.set_index("cell_type")["log2fc_80_power"]
+    assert power["AC"] > power["MG"] > 0.3  # fewer cells find less
+
+
+def test_one_donor_is_named(cohort):
+    """A gene that is 30 times as high in one patient; called or not, it may not pass for a difference of groups."""
+    cells = cohort[cohort.obs["type"] == "MG"].copy()
+    counts = cells.X.toarray()
+    rng = np.random.default_rng(3)
+    own = (cells.obs["patient"] == "p2").to_numpy()
+    for g in (20, 21, 22):
+        counts[:, g] = rng.poisson(1.0, cells.n_obs)
+        counts[own, g] = rng.poisson(9, own.sum())
+    cells.X = sp.csr_matrix(counts)
+    found = compare(cells, "diagnosis", "patient", alpha=0.9, verbose=False)
+    table = found.genes("all cells").set_index("gene")
+    named = [g for g in ("g20", "g21", "g22") if g in table.index]
+    assert named and all("p2" in table.loc[g, "driven_by"].split(", ") for g in named)
+    assert "Depends on donor" in table.loc[named[0], "sentence"]
+    assert (table.loc[[f"g{i}" for i in range(10)], "driven_by"] == "").all()
+    assert found.summary["driven_by_one_donor"].iloc[0] == (table["driven_by"] != "").sum()
+
+
+def test_confounded_batches(cohort, result):
+    assert len(result.warnings) == 1 and "obs['batch'] is confounded" in result.warnings[0]
+    for covariates in ("batch", ["age", "batch"]):
+        with pytest.raises(DataError, match="linear combination of .*'batch'"):
+            compare(cohort, "diagnosis", "patient", "type", covariates=covariates, verbose=False)
+    with pytest.raises(DataError, match="linear combination of 'batch'"):
+        pseudobulk(cohort, "diagnosis", "patient", "AD", covariates="batch")
+
+
+def test_covariates(cohort):
+    found = compare(
+        cohort, "diagnosis", "patient", "type", covariates=["age", "lot"], verbose=False
+    )
+    assert set(found.genes("MG")["gene"]) >= {f"g{i}" for i in range(10)}
+    assert {"age", "lot"} <= set(found.samples["MG"].columns)
+    with pytest.raises(DataError, match="'size' varies within donor"):
+        cells = cohort.copy()
+        cells.obs["size"] = np.arange(cells.n_obs) % 5
+        compare(cells, "diagnosis", "patient", covariates="size", verbose=False)
+
+
+def test_paired_design(cohort):
+    """Two states of each donor: donor effects leave the comparison."""
+    cells = cohort[(cohort.obs["type"] == "MG") & (cohort.obs["diagnosis"] == "AD")].copy()
+    state = np.arange(cells.n_obs) % 2
+    cells.obs["state"] = np.where(state, "stim", "ctrl")
+    rng = np.random.default_rng(0)
+    counts = cells.X.toarray()
+    counts[state == 1, 15] = rng.poisson(3 * counts[state == 1, 15] + 1)
+    cells.X = sp.csr_matrix(counts)
+    paired = compare(cells, "state", "patient", verbose=False)
+    assert paired.genes("all cells")["gene"].iloc[0] == "g15"
+    assert "in 6 of 6 stim donors" in paired.sentence("g15", "all cells")
+    free = compare(cells, "state", "patient", paired=False, verbose=False)
+    a, b = (x.table.set_index("gene").loc["g15", "df"] for x in (paired, free))
+    assert not np.isclose(a, b)
+
+
+def test_too_few_donors_and_empty_ones(cohort):
+    cells = cohort.copy()
+    keep = (cells.obs["type"] == "MG") | cells.obs["patient"].isin(["p0", "p6", "p7"])
+    found = compare(cells[keep].copy(), "diagnosis", "patient", "type", verbose=False)
+    assert found.summary["cell_type"].tolist() == ["MG"]
+    assert found.notes == (
+        "AC: not tested, 1 AD and 2 Control donors have at least 10 cells; two in each are needed.",
+    )
+    empty = cohort[cohort.obs["type"] == "MG"].copy()
+    values = empty.X.toarray()
+    values[(empty.obs["patient"] == "p4").to_numpy()] = 0
+    empty.X = sp.csr_matrix(values)
+    found = compare(empty, "diagnosis", "patient", verbose=False)
+    rest = compare(
+        empty[empty.obs["patient"] != "p4"].copy(), "diagnosis", "patient", verbose=False
+    )
+    pd.testing.assert_frame_equal(found.table, rest.table)
+    assert "Donor p4: omitted" in found.notes[0]
+    with pytest.raises(DataError, match="No cell type has two donors"):
+        compare(cohort, "diagnosis", "patient", "type", min_cells=500, verbose=False)
+
+
+def test_what_is_refused(cohort):
+    logs = cohort.copy()
+    logs.X = sp.csr_matrix(np.log1p(cohort.X.toarray() / 3))
+    with pytest.raises(DataError, match="X holds no raw counts"):
+        compare(logs, "diagnosis", "patient", verbose=False)
+    with pytest.raises(DataError, match="no column 'donor'"):
+        compare(cohort, "diagnosis", "donor", verbose=False)
+    with pytest.raises(OptionError, match="test is 'wald'"):
+        compare(cohort, "diagnosis", "patient", test="wald")
+
+
+def test_signature_follows_the_options():
+    parameters = inspect.signature(compare).parameters
+    assert set(CompareOptions.defaults()) == set(parameters) - {"adata", "verbose"}
+    for name, value in CompareOptions.defaults().items():
+        default = parameters[name].default
+        assert default is inspect.Parameter.empty or default == value, name
+
+
+def test_folder_and_command(cohort, result, tmp_path):
+    cohort.write_h5ad(tmp_path / "in.h5ad")
+    out = tmp_path / "out"
+    words = f"compare {tmp_path}/in.h5ad --condition-key diagnosis --donor-key patient --label-key type -o {out}"
+    done = CliRunner().invoke(app, words.split())
+    assert done.exit_code == 0, done.output
+    assert "MG: 6 v 6 donors" in done.output and "WARNING: obs['batch']" in done.output
+    genes = pd.read_csv(out / "genes.csv", keep_default_na=False, na_values=["NaN"])
+    np.testing.assert_allclose(genes["p_val"].astype(float), result.table["p_val"], rtol=1e-6)
+    card = json.loads((out / "settings.json").read_text())
+    assert card["settings"]["group1"] == "AD" and len(card["power"]) == 2
+    for name in ("volcano_MG.png", "heatmap_AC.png", "summary.csv", "samples.csv"):
+        assert (out / name).stat().st_size > 100
+    again = CliRunner().invoke(app, words.split())
+    assert again.exit_code == 1 and "exists already" in again.output
+    assert CliRunner().invoke(app, [*words.split(), "--overwrite"]).exit_code == 0
