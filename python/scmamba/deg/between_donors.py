@@ -83,7 +83,7 @@ def pseudobulk(
     -------
     DataFrame indexed by gene, sorted by p: ``log2FC`` (group 1 over group 2), ``mean_log2`` expression,
     ``t``, ``df``, ``p_val``, ``p_val_adj`` (Benjamini-Hochberg). ``attrs["samples"]`` is the table of
-    samples, ``attrs["notes"]`` says which donors were omitted and why.
+    samples, ``attrs["notes"]`` lists which donors were omitted and why.
 
     Raises
     ------

@@ -238,7 +238,7 @@ class Comparison:
         )
 
     def _data(self, name: str, cells: np.ndarray) -> TypeData | None:
-        """Sums of one type; None where too few donors have cells, which a note says."""
+        """Sums of one type; None where too few donors have cells; a note gives the numbers."""
         options = self.options
         obs, group = self.obs.iloc[cells], self.group[cells]
         table, code, names = sample_table(

@@ -12,7 +12,7 @@ from .threads import threads_for
 
 
 class ContinuousFit(NamedTuple):
-    """Per gene, arrays of length genes unless said; NaN for aliased coefficients and unfitted genes."""
+    """Per gene, arrays of length genes unless stated; NaN for aliased coefficients and unfitted genes."""
 
     n: np.ndarray  # cells expressing the gene
     rank: np.ndarray

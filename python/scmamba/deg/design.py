@@ -17,9 +17,18 @@ INTERCEPT = "(Intercept)"
 
 @dataclass(frozen=True)
 class Design:
-    """A full-rank design: ``matrix`` (cells, k) float64, its column ``names``, and ``terms`` (term -> names).
+    """A design matrix of full rank.
 
-    ``aliased`` lists the columns that were linear combinations of earlier ones and were dropped.
+    Attributes
+    ----------
+    matrix
+        (cells, k) float64.
+    names
+        Names of its columns.
+    terms
+        Term of the formula -> names of its columns.
+    aliased
+        Columns that were linear combinations of earlier ones and were dropped.
     """
 
     matrix: np.ndarray

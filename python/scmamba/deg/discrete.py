@@ -25,7 +25,7 @@ _LANES = 16
 
 
 class DiscreteFit(NamedTuple):
-    """Per gene; arrays of length genes unless said. NaN coefficients where the fit did not converge."""
+    """Per gene; arrays of length genes unless stated. NaN coefficients where the fit did not converge."""
 
     converged: np.ndarray
     iterations: np.ndarray  # -1 where nothing was fitted

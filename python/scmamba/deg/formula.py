@@ -190,7 +190,7 @@ def read_formula(formula: str, columns: Collection[str]) -> Node:
     Parameters
     ----------
     formula
-        One-sided R formula; the tilde may be left out.
+        One-sided R formula; the tilde may be omitted.
     columns
         Names of the columns. One that is no name in R (``age at death``) may stand with or without backticks, unless
         R reads it as an expression of other columns (``a-b`` where ``a`` and ``b`` are columns).

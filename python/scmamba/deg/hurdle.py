@@ -90,7 +90,7 @@ def zlm(
     >>> adata.obs["depth"] = adata.X.sum(axis=1).A1
     >>> fit = deg.zlm(adata, "~ disease + log(depth)")
     >>> fit.design.names
-    ('(Intercept)', 'diseaseControl', 'log(depth)')
+    ('(Intercept)', 'diseaseAD', 'log(depth)')
     >>> table = fit.lrt("disease")
     >>> bool((table["p_H"] <= 1).all())
     True
@@ -162,7 +162,21 @@ def _prior_of(csr: sp.csr_matrix) -> Prior:
 
 
 class ZlmFit:
-    """A fitted model: ``genes``, ``design``, ``prior``, the two parts' fits, and the tests on them."""
+    """A fitted model, made by :func:`zlm`: the fits of both parts (``continuous``, ``discrete``) and their tests.
+
+    Parameters
+    ----------
+    genes
+        Names of the genes.
+    design
+        Design matrix with its names.
+    prior
+        Prior of the variances.
+    method
+        ``"bayesglm"`` or ``"glm"``.
+    held
+        The values above zero, gene by gene.
+    """
 
     def __init__(
         self, genes: pd.Index, design: Design, prior: Prior, method: str, held: _Genes

@@ -19,7 +19,7 @@ _LEAST = 1e-10  # dispersions below are Poisson
 
 
 class NBFit(NamedTuple):
-    """Fits of many genes; arrays of length genes unless said."""
+    """Fits of many genes; arrays of length genes unless stated."""
 
     coef: np.ndarray  # (genes, k), natural logarithms
     deviance: np.ndarray

@@ -20,7 +20,17 @@ def _threads() -> ThreadpoolController:
 
 
 class Prior(NamedTuple):
-    """Inverse-gamma prior of the variance: ``variance`` v = b/a and ``dof`` d = 2a; ``n_genes`` behind it."""
+    """Inverse-gamma prior (shape a, rate b) of the variance.
+
+    Attributes
+    ----------
+    variance
+        b / a.
+    dof
+        2 a.
+    n_genes
+        Number of genes it was estimated from.
+    """
 
     variance: float
     dof: float

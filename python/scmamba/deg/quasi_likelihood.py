@@ -168,7 +168,7 @@ def dispersion_trend(profiles: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 class QLFit(NamedTuple):
-    """Everything the tests of one cell type need; arrays of length genes unless said."""
+    """Everything the tests of one cell type need; arrays of length genes unless stated."""
 
     counts: np.ndarray  # (genes, samples)
     design: np.ndarray

@@ -31,7 +31,7 @@ class RobustnessResult:
         One row per run, layer and direction: seed, DEGs called, ``overlap`` (share of the full data's DEGs
         found again), ``overlap_matched`` (the same for equally many top genes in every layer), ``precision``
         (share of the run's DEGs that the full data confirm), ``precision_reference`` (that the first layer's
-        full data confirm). Missing (NaN) where there are too few DEGs; ``note`` says so where a run could not
+        full data confirm). Missing (NaN) where there are too few DEGs; ``note`` gives the reason where a run could not
         be made.
     nulls
         One row per run and layer where nothing differs: every gene called is a false positive.
@@ -40,7 +40,7 @@ class RobustnessResult:
     settings
         The arguments, and under ``scales`` what each layer was taken for.
     notes
-        What was left out, and why.
+        What was omitted, and why.
     warnings
         Where imputation inflates significance.
     """
@@ -60,7 +60,19 @@ class RobustnessResult:
         settings: Mapping[str, Any],
         notes: Sequence[str],
     ) -> RobustnessResult:
-        """Split the runs from the nulls, look for inflation, and say it aloud."""
+        """Split the runs from the nulls and warn of inflated significance.
+
+        Parameters
+        ----------
+        rows
+            Rows of all runs, null runs included.
+        full
+            DEGs of all cells.
+        settings
+            The options of the call.
+        notes
+            What was omitted, and why.
+        """
         null = rows["kind"].str.startswith("null").to_numpy(dtype=bool)
         real, empty = rows[~null].dropna(axis=1, how="all"), rows[null].dropna(axis=1, how="all")
         for column in ("overlap", "overlap_matched", "precision", "precision_reference"):
@@ -89,8 +101,20 @@ class RobustnessResult:
     def tests(self, measure: str = "overlap") -> pd.DataFrame:
         """Paired t-tests over the runs, each further layer against the first, as in the paper.
 
-        ``log10_p`` is -log10 p, capped at 20. Runs share most of their cells, so p says how repeatable the
-        difference is on these data, not how it would turn out on new donors.
+        Parameters
+        ----------
+        measure
+            ``"overlap"``, ``"overlap_matched"``, ``"precision"`` or ``"precision_reference"``.
+
+        Returns
+        -------
+        DataFrame with ``difference``, ``t``, ``p_val`` and ``log10_p`` (-log10 p, capped at 20). Runs share most of
+        their cells, so p measures how repeatable the difference is on these data, not what new donors would show.
+
+        Raises
+        ------
+        DataError
+            The measure is unknown.
         """
         if measure not in MEASURES:
             raise DataError(
@@ -187,7 +211,18 @@ class RobustnessResult:
 
     @classmethod
     def load(cls, folder: str | Path) -> RobustnessResult:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Parameters
+        ----------
+        folder
+            Folder of a saved result.
+
+        Raises
+        ------
+        DataError
+            The folder holds no result.
+        """
         path = Path(folder)
         if not (path / "settings.json").exists():
             raise DataError(f"{path} holds no robustness result: settings.json is missing.")

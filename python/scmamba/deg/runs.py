@@ -181,7 +181,7 @@ def _sample_sums(block: CellTypeBlock) -> list[Sums]:
 def _tests(
     pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, criteria: Criteria
 ) -> list[Outcome]:
-    """Filter, test, adjust, rank every pair. Too few cells or no varying gene: an outcome that says so."""
+    """Filter, test, adjust, rank every pair. Too few cells or no varying gene: an outcome with a note."""
     large = [p for p in pairs if min(p[0].n, p[1].n) >= MIN_CELLS]
     done = iter(pair_tests(large, centre, criteria.rules))
     nothing = Ranking(np.zeros(0, np.int64), 0)

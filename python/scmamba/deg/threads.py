@@ -11,7 +11,7 @@ from functools import cache
 from numba import get_num_threads, set_num_threads
 
 # Steps of an inner loop, about a nanosecond each. Below this a single thread is done before others have
-# started, and on a machine that is busy with something else nobody waits for a thread that is not scheduled.
+# started, and on a busy machine the loop would wait for threads that are not scheduled.
 _SMALL = 1e7
 
 
