@@ -30,7 +30,7 @@ from .quasi_likelihood import (
 )
 from .samples import Samples, sample_design, sample_table, sum_cells, without_empty
 from .shrinkage import shrink
-from .values import as_csr, recognise, resolve_layer
+from .values import layer_source
 from .voom import voom_weights, weighted_moderated_t
 
 LN2 = float(np.log(2.0))
@@ -184,7 +184,6 @@ class Comparison:
     def __init__(self, adata: Any, options: CompareOptions) -> None:
         self.options = options
         self.obs = adata.obs
-        self.genes = pd.Index(adata.var_names)
         self.pair = condition_pair(
             self.obs, str(options.condition_key), options.group1, options.group2
         )
@@ -199,12 +198,12 @@ class Comparison:
         self.notes: list[str] = list(notes)
         self.group = two_groups(self.obs, str(options.condition_key), *self.pair)
         self.covariates = as_list(options.covariates)
-        matrix, where = resolve_layer(adata, options.layer)
-        self.values = as_csr(matrix)
-        if recognise(self.values.data, where) != "counts":
+        source = layer_source(adata, options.layer)
+        self.values, self.genes, self.sentence = source.matrix, source.genes, source.values
+        if source.totals is None:
             raise DataError(
-                f"{where} holds no raw counts, which compare() needs to weigh donors by what was counted. Name the "
-                "layer with the counts: layer='counts'."
+                f"{source.values}, but compare() needs raw counts, which show how precisely each donor was measured. Name "
+                "the layer that holds them, such as layer='counts'."
             )
 
     def run(self, verbose: bool) -> CompareResult:
@@ -232,7 +231,8 @@ class Comparison:
             pd.DataFrame(rows),
             samples,
             levels,
-            self.options.params() | {"group1": self.pair[0], "group2": self.pair[1]},
+            self.options.params()
+            | {"group1": self.pair[0], "group2": self.pair[1], "values": self.sentence},
             tuple(self.notes),
             tuple(confounded(self.obs, self.group, str(self.options.donor_key), self.covariates)),
         )
