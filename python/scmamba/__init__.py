@@ -1,7 +1,7 @@
 """scMamba: a pre-trained bidirectional Mamba for single-nucleus RNA-seq of the brain.
 
 Questions about cells: :func:`impute`, :func:`embed`, :func:`annotate`, :func:`find_doublets`; about genes:
-:func:`find_markers`, :func:`pseudobulk`, :func:`robustness`, :func:`gene_neighbors`. Studies are prepared with
+:func:`find_markers`, :func:`compare`, :func:`pseudobulk`, :func:`robustness`, :func:`gene_neighbors`. Studies are prepared with
 :func:`prepare`; models are listed, loaded and trained with :func:`list_models`, :func:`load_model`,
 :func:`pretrain` and :func:`finetune`. Every name is imported when it is first used, so ``import scmamba`` is fast.
 """
@@ -28,6 +28,7 @@ _HOMES = {
     "ModelConfig": "nn",
     "PrepareConfig": "preprocessing",
     "annotate": "annotation",
+    "compare": "deg",
     "embed": "embedding",
     "embed_file": "embedding",
     "find_doublets": "doublets",
@@ -50,8 +51,6 @@ _HOMES = {
 }
 #: Former public name -> today's name; calls of the former one warn.
 _RENAMED = {"detect_doublets": "find_doublets", "gene_neighbours": "gene_neighbors"}
-#: Names that their packages do not have yet.
-_UNTIL_MOVED: dict[str, str] = {}
 _ROOMS = (
     "annotation",
     "data",
@@ -80,6 +79,7 @@ __all__ = [
     "PrepareConfig",
     "__version__",
     "annotate",
+    "compare",
     "embed",
     "embed_file",
     "find_doublets",
@@ -104,7 +104,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .annotation import annotate
     from .client.client import Client
-    from .deg import find_markers, pseudobulk, robustness
+    from .deg import compare, find_markers, pseudobulk, robustness
     from .diagnostics import info
     from .doublets import find_doublets
     from .embedding import embed, embed_file, gene_embedding, gene_neighbors, marker_map
@@ -121,14 +121,10 @@ def __getattr__(name: str) -> Any:
     # Rooms first: `scmamba.model` is the package even after something imported a name from it.
     if name in _HOMES:
         room = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-        return getattr(room, name) if hasattr(room, name) else getattr(room, _UNTIL_MOVED[name])
+        return getattr(room, name)
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
     if name in _RENAMED:
-        if not hasattr(
-            importlib.import_module(f"{__name__}.{_HOMES[_RENAMED[name]]}"), _RENAMED[name]
-        ):
-            return __getattr__(_RENAMED[name])
         from .utils.deprecation import renamed_function
 
         return renamed_function(name, __getattr__(_RENAMED[name]))

@@ -84,7 +84,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), names)
     adata = names["adata"]
     assert "scmamba" in adata.layers and adata.obsm["X_scmamba"].shape[0] == 90
-    assert {"scmamba_doublet_score"} <= set(adata.obs)
+    assert {"scmamba_type", "scmamba_doublet_score"} <= set(adata.obs)
     assert "p_val_adj" in names["markers"]
 
 
