@@ -1,6 +1,31 @@
-"""The paper's metrics, honest ones beside them, and the simple predictors any model has to beat."""
+"""Metrics of the paper, metrics that depth does not dominate beside them, and simple methods to compare with."""
 
 from ..neighbors.rates import knn_rates
-from .imputation import PREDICTORS, Hidden, nonzero_imputation, score
+from .imputation import (
+    PREDICTORS,
+    RATE_METHODS,
+    Hidden,
+    count_splitting,
+    depth_scores,
+    foreign_gene_scores,
+    foreign_genes,
+    nonzero_imputation,
+    poisson_deviance,
+    score,
+    split_counts,
+)
 
-__all__ = ["PREDICTORS", "Hidden", "knn_rates", "nonzero_imputation", "score"]
+__all__ = [
+    "PREDICTORS",
+    "RATE_METHODS",
+    "Hidden",
+    "count_splitting",
+    "depth_scores",
+    "foreign_gene_scores",
+    "foreign_genes",
+    "knn_rates",
+    "nonzero_imputation",
+    "poisson_deviance",
+    "score",
+    "split_counts",
+]

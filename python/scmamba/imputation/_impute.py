@@ -39,6 +39,8 @@ def impute(
     gene_column: str | None = None,
     method: Literal["ensemble", "masked"] | None = None,
     batch_key: str | None = None,
+    values: Literal["zeros", "posterior"] = "zeros",
+    min_probability: float = 0.95,
     adapt_steps: int = ADAPT_STEPS,
     passes: int = 10,
     min_value: float | None = None,
@@ -65,27 +67,37 @@ def impute(
     gene_column
         Column of ``var`` with gene names (symbols or Ensembl IDs). Default: the names or the column that match best.
     method
-        ``"ensemble"`` (default where the model has a rate head, as ``brain-mini`` has): the expected rate of every gene
-        of the data, from the network and from nearest neighbors, weighted by how well they predict masked counts of
-        these cells. The depth of the cell is taken out. ``"masked"``: the paper's masked prediction of log values, for
-        the genes of the model only.
+        ``"ensemble"`` (default where the model has a rate head, as ``brain-mini`` has): gamma-Poisson rates of all genes
+        of the data, given the cell's own counts and its nearest neighbors; the network is used as well where it lowers
+        the deviance of split counts of these cells by at least 1%. ``"masked"``: the paper's masked prediction of log
+        values, for the genes of the model only.
     batch_key
         Column of ``obs`` with the donor or library, for ``"ensemble"``. Nearest neighbors are then balanced across
         batches (as in BBKNN), using only batches that contain the same cell type. This removes donor effects, which
         helps clustering and plotting, but also removes real differences between donors or conditions: do not set it if
         you compare conditions. Default: no balancing.
+    values
+        ``"zeros"`` (default): observed values are kept, zeros are imputed where the gene is probably expressed; a cell
+        then sums to more than 10,000, and shallow cells gain more than deep ones. ``"posterior"``: the expected rate of
+        every gene, observed ones included, as log1p of values that sum to 10,000 in every cell: for pictures and
+        clustering. ``"ensemble"`` only.
+    min_probability
+        A zero is imputed only if the gene is expressed in the cell (at half of its average rate or more) with this
+        probability, given the zero. Default 0.95, at which genes of other cell types stay near their observed share. 0
+        imputes every zero whose expected value is at least ``min_value``. ``"ensemble"`` with at least 100 cells only.
     adapt_steps
-        Steps, of 16 cells each, for which a copy of the network is first trained on these cells without labels (about a
-        minute on a CPU with the default of 300). The copy is used only if it predicts masked counts of held-out cells
-        better. 0 turns it off; with fewer than 100 cells it is skipped.
+        Steps, of 16 cells each, for which a copy of the network is trained on these cells without labels (about a
+        minute on a CPU with the default of 300), with ``"ensemble"`` only where the network comes near to being used. The
+        copy is used only if it predicts masked counts of held-out cells better. 0 turns it off; with fewer than 100
+        cells it is skipped.
     passes
         For ``"masked"``: number of groups the zeros are divided into. Default 10, as in the paper. Time is proportional
         to it.
     min_value
-        Smaller predictions (log1p(CP10k)) stay 0. Default 0.2 with ``"ensemble"``, two counts in 100,000; 0 with
-        ``"masked"`` or ``to_counts``, where the result then holds a value for most genes of most cells.
+        Smaller predictions (log1p(CP10k)) stay 0. Default 0.2 with ``"ensemble"``, two counts in 100,000; 0.01 with
+        ``values="posterior"``; 0 with ``"masked"`` or ``to_counts``.
     to_counts
-        Write expected counts (expm1(x) / 10,000 x the total counts of the cell) instead of log1p(CP10k). Default False.
+        Write expected counts (rate x the total counts of the cell) instead of log1p(CP10k). Default False.
     batch_size
         Cells computed at once. Default: chosen by memory.
     device
@@ -142,6 +154,8 @@ def impute(
         gene_column=gene_column,
         method=method,
         batch_key=batch_key,
+        values=values,
+        min_probability=min_probability,
         adapt_steps=_steps(adapt_steps),
         passes=passes,
         min_value=min_value,

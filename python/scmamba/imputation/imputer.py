@@ -13,9 +13,9 @@ from ..model import Model, load_model
 from ..utils.errors import DataError, OptionError
 from ..utils.progress import say
 from .base import Imputer
+from .ensemble_imputer import RateEnsembleImputer
 from .masked import MaskedImputer
 from .options import ImputeOptions
-from .rate_ensemble import RateEnsembleImputer
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -70,6 +70,11 @@ def open_imputer(
         )
     say(cells.values.sentence, options.verbose)
     say(cells.match.summary(), options.verbose)
+    if method == "masked" and options.values == "posterior":
+        raise OptionError(
+            "values='posterior' needs method='ensemble'; method='masked' predicts log values of zeros only. "
+            "Leave one of them out."
+        )
     if method == "masked":
         return MaskedImputer(opened, options), cells
     return RateEnsembleImputer(opened, options, batch=batch), cells

@@ -23,7 +23,7 @@ class ImputeOptions(Options):
     )
     method: Literal["ensemble", "masked"] | None = option(
         None,
-        "'ensemble': rates of network and nearest neighbors combined; 'masked': the paper's masked prediction. "
+        "'ensemble': rates of nearest neighbors, and of the network where it pays; 'masked': the paper's masked prediction. "
         "'ensemble' if not given and the model has a rate head.",
         choices=("ensemble", "masked"),
     )
@@ -32,10 +32,23 @@ class ImputeOptions(Options):
         "Column of obs with the donor or library. Nearest neighbors are then balanced across batches, which removes donor "
         "effects, but also real differences between donors or conditions (method 'ensemble' only).",
     )
+    values: Literal["zeros", "posterior"] = option(
+        "zeros",
+        "'zeros': observed values are kept and zeros imputed; 'posterior': the expected rate of every gene, observed ones "
+        "included, every cell with the sum 10,000 (method 'ensemble' only).",
+        choices=("zeros", "posterior"),
+    )
+    min_probability: float = option(
+        0.95,
+        "A zero is imputed only if the gene is expressed in the cell with this probability, given the zero (method "
+        "'ensemble'); 0 imputes every zero whose expected value is at least min_value.",
+        minimum=0,
+        maximum=1,
+    )
     adapt_steps: int = option(
         ADAPT_STEPS,
-        "Training steps of a copy of the network on these cells; the copy is used only if it predicts masked counts of "
-        "held-out cells better. 0 turns it off.",
+        "Training steps of a copy of the network on these cells, where the network may be used; the copy is used only if it "
+        "predicts masked counts of held-out cells better. 0 turns it off.",
         minimum=0,
         maximum=100_000,
         unit="steps of 16 cells",
@@ -48,7 +61,7 @@ class ImputeOptions(Options):
     )
     min_value: float | None = option(
         None,
-        "Smaller predictions stay zero; 0.2 if not given (0 with method 'masked' or to_counts).",
+        "Smaller predictions stay zero; 0.2 if not given (0.01 with values 'posterior', 0 with method 'masked' or to_counts).",
         minimum=0,
         maximum=1e6,
         unit="log1p(CP10k)",

@@ -8,20 +8,18 @@ is given neither the cell nor the gene, only the predictions, so a few hundred c
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import sparse
 
 from ..data.masking import interleaved_values
-from ..data.preprocess import CellReader
 from ..model import Model
 from ..neighbors.batch_balanced import BatchBalancedKNN
 from ..training.batches import CellSource
 from ..utils.progress import say
 from .adaptation import adapt_rates
-from .base import Imputer
 from .base_predictors import RANKS, BasePredictors, GeneMap, base_rate
 from .gating import (
     MASKED,
@@ -29,15 +27,12 @@ from .gating import (
     TrainingEntries,
     evaluate_gating,
     fit_gating,
-    given_zero,
     value_if_counted,
 )
-from .options import ADAPT_STEPS, ImputeOptions
+from .options import ADAPT_STEPS
 
 #: With fewer cells there are too few neighbors, and nothing to fit weights to.
 MIN_CELLS = 100
-#: Cells among which neighbors are searched, at most: a random sample of larger data.
-MAX_POOL = 10_000
 #: Cells the weights are fitted to, at most.
 FIT_CELLS = 1500
 
@@ -179,75 +174,3 @@ def fit_rate_ensemble(
     pool = BatchBalancedKNN(counts, totals, components=max(RANKS), seed=seed, batch=batch)
     full = BasePredictors(model, genes, base_rate(counts, model, genes), pool)
     return RateEnsemble(full, gating, report)
-
-
-class RateEnsembleImputer(Imputer):
-    """Expected rates by the rate ensemble, given that nothing was counted, for all genes of the data.
-
-    Parameters
-    ----------
-    model, options
-        As for :class:`Imputer`.
-    batch
-        (n,) codes of the cells' batches, where neighbors are balanced across them.
-    """
-
-    method: ClassVar[str] = "ensemble"
-
-    def __init__(
-        self, model: Model, options: ImputeOptions, batch: np.ndarray | None = None
-    ) -> None:
-        super().__init__(model, options)
-        self.batch = batch
-
-    @property
-    def min_value(self) -> float:
-        """Smaller predictions stay zero; 0.2 by default, 0 for counts."""
-        if self.options.min_value is not None:
-            return float(self.options.min_value)
-        return 0.0 if self.options.to_counts else 0.2
-
-    def learn(self, cells: CellReader) -> tuple[RateEnsemble, np.ndarray]:
-        """The fitted ensemble, and the rows of the cells that are the members of its pool."""
-        members = pool_members(len(cells), self.options.seed)
-        counts, totals = cells.counts(members)
-        full = totals > 0
-        members = members[full]
-        ensemble = fit_rate_ensemble(
-            self.model,
-            counts[full],
-            totals[full],
-            GeneMap.of(cells),
-            batch=None if self.batch is None else self.batch[members],
-            adapt_steps=self.options.adapt_steps,
-            seed=self.options.seed,
-            verbose=self.options.verbose,
-        )
-        return ensemble, members
-
-    def restore(
-        self, cells: CellReader, learned: tuple[RateEnsemble, np.ndarray]
-    ) -> RateEnsembleImputer:
-        """Predict with the ensemble that :meth:`learn` returned."""
-        self.cells = cells
-        self.ensemble, members = learned
-        self.model, self.summary = self.ensemble.sources.model, self.ensemble.report
-        self._own = np.full(len(cells), -1)
-        self._own[members] = np.arange(len(members))
-        return self
-
-    def expected(self, rows: slice, linear: sparse.csr_matrix) -> sparse.csr_matrix:
-        """Rate given that nothing was counted, times the total of the cell."""
-        counts, totals = self.cells.counts(rows)
-        batch = None if self.batch is None else self.batch[rows]
-        rate = given_zero(self.ensemble.expect(counts, totals, self._own[rows], batch).rate, totals)
-        rate *= np.asarray(linear.sum(axis=1)).ravel()[:, None]
-        rate[linear.nonzero()] = 0
-        return sparse.csr_matrix(rate, dtype=np.float64)
-
-
-def pool_members(cells: int, seed: int) -> np.ndarray:
-    """Rows of the cells that are fitted to and searched for neighbors: all of them, or a random sample of large data."""
-    if cells <= MAX_POOL:
-        return np.arange(cells)
-    return np.sort(np.random.default_rng(seed).choice(cells, MAX_POOL, replace=False))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from scipy import sparse
 
 from ..data.values import log1p_cp10k
-from .knn import nearest_neighbors
+from .knn import nearest_neighbors, sqrt_values
 from .svd import principal_components
 
 _SHARED = (
@@ -29,6 +30,9 @@ class BatchBalancedKNN:
         Principal components of log1p(CP10k) in which distances are measured. Default 50.
     seed
         Seed of the principal components. Default 0.
+    space
+        What the components are computed from: ``"log"``, log1p(CP10k) (default), or ``"sqrt"``, square roots of the
+        shares of the counts, whose Euclidean distance is the Hellinger distance of two cells.
     batch
         (n,) codes 0, 1, ... of the donors or libraries of the cells: neighbors are then balanced across them (see
         :meth:`query`).
@@ -56,10 +60,12 @@ class BatchBalancedKNN:
         components: int = 50,
         seed: int = 0,
         batch: np.ndarray | None = None,
+        space: Literal["log", "sqrt"] = "log",
     ) -> None:
         self.counts = sparse.csr_matrix(counts, dtype=np.float32)
         self.seen = np.asarray(self.counts.sum(axis=1), dtype=np.float64).ravel()
-        values = log1p_cp10k(counts, totals, dtype=np.float64)
+        self.space = space
+        values = self._values(counts, totals)
         self.mean_value = np.asarray(values.mean(axis=0)).ravel()
         self.scores, self.basis = principal_components(values, components, seed=seed)
         self.batch_members = (
@@ -67,6 +73,8 @@ class BatchBalancedKNN:
             if batch is None
             else [np.flatnonzero(batch == b) for b in range(int(batch.max()) + 1)]
         )
+        self._batch_of = None if batch is None else np.asarray(batch)
+        self._radius_cache: tuple[tuple[int, ...], list[np.ndarray]] | None = None
         #: (n, batches, 10) the members of every batch nearest to each member; -1 where a batch has fewer.
         self._seen_from = np.full(
             (len(self.scores), len(self.batch_members), _SHARED), -1, dtype=np.int32
@@ -77,8 +85,19 @@ class BatchBalancedKNN:
                 self._seen_from[:, b, : found.shape[1]] = found
 
     def project(self, counts: sparse.csr_matrix, totals: np.ndarray) -> np.ndarray:
-        """(r, d) the components of other cells, or of members."""
-        return log1p_cp10k(counts, totals, dtype=np.float64) @ self.basis
+        """(r, d) the components of other cells, or of members.
+
+        Parameters
+        ----------
+        counts, totals
+            (r, m) counts of the cells and their (r,) depths.
+        """
+        return self._values(counts, totals) @ self.basis
+
+    def _values(self, counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
+        if self.space == "log":
+            return log1p_cp10k(counts, totals, dtype=np.float64)
+        return sqrt_values(sparse.csr_matrix(counts, dtype=np.float64), totals)
 
     def query(
         self,
@@ -110,9 +129,7 @@ class BatchBalancedKNN:
         k = min(k, len(self.scores) - 1)
         own = np.full(len(scores), -1) if own is None else np.asarray(own)
         if self.batch_members and batch is not None:
-            return self._balanced_query(
-                scores, k, own, np.where(np.asarray(batch) < len(self.batch_members), batch, -1)
-            )
+            return self._balanced_query(scores, k, own, self._known(batch))[0]
         found = nearest_neighbors(scores, self.scores, k + 1)
         itself = found == own[:, None]
         itself[~itself.any(axis=1), -1] = (
@@ -120,9 +137,65 @@ class BatchBalancedKNN:
         )
         return found[~itself].reshape(len(found), k)
 
+    def query_mutual(
+        self,
+        scores: np.ndarray,
+        levels: Sequence[int],
+        own: np.ndarray | None = None,
+        batch: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Nearest neighbors, and whether they are mutual.
+
+        A member is a mutual neighbor at level k if the cell is not farther from it than its own k-th nearest member.
+        With batches, members of other batches are mutual as in :meth:`query`.
+
+        Parameters
+        ----------
+        scores, own, batch
+            As for :meth:`query`.
+        levels
+            Numbers of neighbors, increasing.
+
+        Returns
+        -------
+        (r, max(levels)) members, nearest first, and for each level an (r, max(levels)) mask of mutual neighbors.
+        """
+        k = min(max(levels), len(self.scores) - 1)
+        own = np.full(len(scores), -1) if own is None else np.asarray(own)
+        balanced = np.ones((len(scores), k), dtype=bool)
+        other = ~balanced
+        if self.batch_members and batch is not None:
+            known = self._known(batch)
+            near, balanced = self._balanced_query(scores, k, own, known)
+            assert self._batch_of is not None
+            other = self._batch_of[near] != known[:, None]
+        else:
+            near = self.query(scores, k, own)
+        apart = np.square(self.scores[near] - scores[:, None]).sum(axis=2)
+        radii = self._radii(tuple(levels))
+        return near, [balanced & (other | (apart <= radius[near])) for radius in radii]
+
+    def _radii(self, levels: tuple[int, ...]) -> list[np.ndarray]:
+        """For each level k, the (n,) squared distance of each member to its k-th nearest other member."""
+        if self._radius_cache is None or self._radius_cache[0] != levels:
+            k = min(max(levels), len(self.scores) - 1)
+            found = nearest_neighbors(self.scores, self.scores, k + 1)
+            radii = []
+            for level in levels:
+                farthest = self.scores[found[:, min(level, k)]]
+                # Rounding must not exclude the farthest neighbor itself.
+                radii.append(np.square(self.scores - farthest).sum(axis=1) * (1 + 1e-9))
+            self._radius_cache = (levels, radii)
+        return self._radius_cache[1]
+
+    def _known(self, batch: np.ndarray) -> np.ndarray:
+        """Batches of cells; -1 where the pool has no member of the batch."""
+        return np.where(np.asarray(batch) < len(self.batch_members), batch, -1)
+
     def _balanced_query(
         self, scores: np.ndarray, k: int, own: np.ndarray, batch: np.ndarray
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(r, k) members as :meth:`query` orders them, and whether they come from the balanced batches."""
         every = nearest_neighbors(
             scores, self.scores, k + 1
         )  # where too few members of balanced batches count
@@ -152,7 +225,11 @@ class BatchBalancedKNN:
         member, turn = np.concatenate(columns, axis=1), np.concatenate(turns, axis=1)
         apart = np.square(self.scores[member] - scores[:, None]).sum(axis=2)
         order = np.lexsort((apart, turn), axis=1)
-        return first_different(np.take_along_axis(member, order, axis=1), k)
+        member, turn = (np.take_along_axis(x, order, axis=1) for x in (member, turn))
+        chosen = first_different(member, k)
+        return np.take_along_axis(member, chosen, axis=1), (
+            np.take_along_axis(turn, chosen, axis=1) < _LAST
+        )
 
     def _at_home(self, scores: np.ndarray, k: int, batch: np.ndarray) -> np.ndarray:
         """(r, k) the members of each cell's own batch nearest to it, itself among them; -1 where there are fewer."""
@@ -169,6 +246,15 @@ class BatchBalancedKNN:
     ) -> Iterator[np.ndarray]:
         """Yield, for each (k, shrink) in increasing k, (r, m) rates of the first k neighbors with ``shrink`` counts' worth
         of the ``average`` (m,) rate mixed in.
+
+        Parameters
+        ----------
+        nearest
+            (r, k) members, nearest first.
+        pools
+            Pairs of a number of neighbors and of counts' worth of the average.
+        average
+            (m,) average rates.
         """
         counts = np.zeros((len(nearest), self.counts.shape[1]), dtype=np.float32)
         done = 0
@@ -191,15 +277,23 @@ class BatchBalancedKNN:
             )[:, None]
 
     def reconstruct_from_pcs(self, scores: np.ndarray, rank: int) -> np.ndarray:
-        """(r, m) log1p(CP10k) rebuilt from the leading ``rank`` components."""
+        """(r, m) log1p(CP10k) rebuilt from leading components.
+
+        Parameters
+        ----------
+        scores
+            (r, d) components of the cells.
+        rank
+            Number of leading components.
+        """
         rank = min(rank, scores.shape[1])
         return scores[:, :rank].astype(np.float32) @ self.basis[:, :rank].T.astype(np.float32)
 
 
 def first_different(members: np.ndarray, k: int) -> np.ndarray:
-    """(r, k) the first ``k`` distinct entries of each row."""
+    """(r, k) columns of the first ``k`` distinct entries of each row."""
     out = np.empty((len(members), k), dtype=np.int64)
     for row, found in enumerate(members):
         _, first = np.unique(found, return_index=True)
-        out[row] = found[np.sort(first)[:k]]
+        out[row] = np.sort(first)[:k]
     return out

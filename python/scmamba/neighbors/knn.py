@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import sparse
 
 
 def nearest_neighbors(
@@ -41,4 +42,11 @@ def nearest_neighbors(
         found = np.argpartition(distance, k - 1, axis=1)[:, :k]
         order = np.argsort(np.take_along_axis(distance, found, axis=1), axis=1, kind="stable")
         out[start : start + block] = np.take_along_axis(found, order, axis=1)
+    return out
+
+
+def sqrt_values(counts: sparse.csr_matrix, totals: np.ndarray) -> sparse.csr_matrix:
+    """Square roots of the shares of each cell's counts; (n, g) sparse, (n,) totals."""
+    out = counts.copy()
+    out.data = np.sqrt(out.data * np.repeat(1 / np.maximum(totals, 1e-12), np.diff(out.indptr)))
     return out

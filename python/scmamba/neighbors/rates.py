@@ -55,29 +55,43 @@ class NeighborRates:
         (cells,) depth of each cell, by which a rate is multiplied.
     shrink
         Counts' worth of ``gene_rate`` mixed into every rate.
+    pool, pool_totals
+        (others, genes) counts that are pooled and their (others,) totals.
     """
 
     gene_rate: np.ndarray
     neighbors: np.ndarray
     totals: np.ndarray
     shrink: float
-    _pool: sparse.csr_matrix
-    _pool_totals: np.ndarray
+    pool: sparse.csr_matrix
+    pool_totals: np.ndarray
 
     def rate(self, rows: np.ndarray | slice) -> np.ndarray:
-        """(r, genes) float64: expected share of the cell's counts."""
+        """(r, genes) float64: expected share of the cell's counts.
+
+        Parameters
+        ----------
+        rows
+            Rows of the cells.
+        """
         chosen = self.neighbors[rows]
         weight = sparse.csr_matrix(
             (np.ones(chosen.size), chosen.ravel(), np.arange(len(chosen) + 1) * chosen.shape[1]),
-            shape=(len(chosen), self._pool.shape[0]),
+            shape=(len(chosen), self.pool.shape[0]),
         )
-        counts = (weight @ self._pool).toarray()
+        counts = (weight @ self.pool).toarray()
         counts += self.shrink * self.gene_rate
-        counts /= (self._pool_totals[chosen].sum(axis=1) + self.shrink)[:, None]
+        counts /= (self.pool_totals[chosen].sum(axis=1) + self.shrink)[:, None]
         return counts
 
     def rate_at(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """(n,) rates of single entries; ``rows`` in increasing order is faster."""
+        """(n,) rates of single entries.
+
+        Parameters
+        ----------
+        rows, columns
+            (n,) cells and genes of the entries; ``rows`` in increasing order is faster.
+        """
         out = np.empty(len(rows))
         order = np.argsort(rows, kind="stable")
         sorted_rows = rows[order]
@@ -92,7 +106,13 @@ class NeighborRates:
         return out
 
     def log_values(self, rows: np.ndarray | slice) -> np.ndarray:
-        """(r, genes) log1p(CP10k) of the counts expected where a count is known to be positive."""
+        """(r, genes) log1p(CP10k) of the counts expected where a count is known to be positive.
+
+        Parameters
+        ----------
+        rows
+            Rows of the cells.
+        """
         totals = self.totals[rows][:, None]
         return np.log1p(1e4 / totals * truncated_mean(self.rate(rows) * totals))
 

@@ -17,12 +17,14 @@ from scipy import sparse
 import scmamba
 from scmamba.data import h5ad_stream as _stream
 from scmamba.data import read_cells
-from scmamba.imputation import ImputeOptions, base, masked
+from scmamba.imputation import ImputeOptions, base, ensemble_imputer, masked
 from scmamba.imputation import imputer as imputer_module
-from scmamba.imputation import rate_ensemble as combine
+from scmamba.imputation.base_predictors import GeneMap
 from scmamba.imputation.distributed import read_shares, write_share
-from scmamba.imputation.rate_ensemble import GeneMap, RateEnsembleImputer, fit_rate_ensemble
+from scmamba.imputation.ensemble_imputer import RateEnsembleImputer
+from scmamba.imputation.rate_fit import fit_rates
 from scmamba.model import Model
+from scmamba.neighbors.hierarchical import RatePosterior
 from scmamba.nn import ScMamba
 from scmamba.utils.errors import DataError, ScMambaError
 
@@ -52,21 +54,8 @@ def cells(model) -> ad.AnnData:
     return data
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    """A mixer that believes every source a little, so that nothing has to be learnt here."""
-
-    def fit(table, seed):
-        torch.manual_seed(seed)
-        mixer = combine.GatingNetwork(table.features.shape[1])
-        torch.nn.init.normal_(mixer.linear.weight, std=0.2)
-        return mixer
-
-    monkeypatch.setattr(combine, "fit_gating", fit)
-
-
 def test_constants():
-    assert imputer_module.MAX_BATCHES == 500 and combine.MAX_POOL == 10_000
+    assert imputer_module.MAX_BATCHES == 500 and ensemble_imputer.MAX_POOL == 10_000
 
 
 class Told:
@@ -112,13 +101,22 @@ def imputer_of(data: ad.AnnData, model: Model, **options):
 def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     """Rate given a zero, times the cell's depth, on log1p(CP10k) of all genes; counted values as NormalizeData gives them."""
     data = cells.copy()
-    scmamba.impute(data, model=model, adapt_steps=0, batch_key=batch, min_value=0, seed=3, **QUIET)
+    scmamba.impute(
+        data,
+        model=model,
+        adapt_steps=0,
+        batch_key=batch,
+        min_value=0,
+        min_probability=0,
+        seed=3,
+        **QUIET,
+    )
     counts = cells.X.toarray().astype(float)
     total = counts.sum(axis=1)
     full = total > 0
     codes = np.tile([0, 1], 60)
     read = read_cells(cells, model.genes, force=True)
-    learnt = fit_rate_ensemble(
+    learnt = fit_rates(
         model,
         sparse.csr_matrix(counts[full]),
         total[full],
@@ -131,10 +129,9 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     own = np.full(120, -1)
     own[full] = np.arange(119)
     rows = np.r_[0:5, 100]
-    expected = learnt.expect(
+    expected = learnt.posterior(
         sparse.csr_matrix(counts[rows]), total[rows], own[rows], codes[rows] if batch else None
-    ).rate.astype(float)
-    expected /= 1 + 0.2 * expected * total[rows, None]
+    ).mean
     layer = data.layers["scmamba"].toarray()
     zero = counts[rows] == 0
     np.testing.assert_allclose(layer[rows][zero], np.log1p(1e4 * expected)[zero], rtol=1e-4)
@@ -146,12 +143,14 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     assert params["method"] == "ensemble" and params["min_value"] == 0 and params["seed"] == 3
     assert params.get("batch_key") == batch and summary["scale"] == "log1p(CP10k)"
     assert summary["density"] == pytest.approx(data.layers["scmamba"].nnz / (120 * 42))
-    assert summary["combined"] == learnt.report["combined"]
+    assert summary["deviance_neighbors"] == learnt.report["deviance_neighbors"]
 
 
 def test_small_values_stay_zero_unless_counts_are_asked_for(model, cells):
     least, full, counts = (
-        scmamba.impute(cells.copy(), model=model, adapt_steps=0, **options, **QUIET)
+        scmamba.impute(
+            cells.copy(), model=model, adapt_steps=0, min_probability=0, **options, **QUIET
+        )
         for options in ({}, {"min_value": 0}, {"to_counts": True})
     )
     assert (
@@ -207,24 +206,24 @@ def test_masked_predictions_come_from_the_models_scale_to_the_datas(model, cells
 
 def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
     read = read_cells(cells, model.genes, force=True)
-    assert combine.pool_members(len(read), 3).tolist() == list(range(120))
-    monkeypatch.setattr(combine, "MAX_POOL", 105)
-    members = combine.pool_members(len(read), 3)
+    assert ensemble_imputer.pool_members(len(read), 3).tolist() == list(range(120))
+    monkeypatch.setattr(ensemble_imputer, "MAX_POOL", 105)
+    members = ensemble_imputer.pool_members(len(read), 3)
     assert (
         len(set(members)) == 105
         and (np.diff(members) > 0).all()
-        and not np.array_equal(members, combine.pool_members(len(read), 4))
+        and not np.array_equal(members, ensemble_imputer.pool_members(len(read), 4))
     )
-    assert imputer_of(cells, model).summary["judged_cells"] == 10
+    assert imputer_of(cells, model).fitted.rates.pool.counts.shape[0] <= 105
     # Cells outside the pool are nobody's own neighbour, those inside are left out of their own.
     asked = []
 
     class Flat:
-        sources, report = SimpleNamespace(model=model), {}
+        network, rates, report = SimpleNamespace(model=model), None, {}
 
-        def expect(self, counts, totals, own, batch):
+        def posterior(self, counts, totals, own, batch):
             asked.append(own)
-            return combine.Prediction(np.ones(counts.shape), None)
+            return RatePosterior(np.ones(counts.shape), np.ones(counts.shape))
 
     imputer = RateEnsembleImputer(model, ImputeOptions()).restore(read, (Flat(), members))
     imputer.expected(slice(0, 120), read.linear(slice(0, 120)))

@@ -1,7 +1,23 @@
-"""Evaluation of imputation: tables of masked counts, simple predictors, metrics."""
+"""Evaluation of imputation: masked counts, split counts, foreign genes, simple methods beside them."""
 
+from ...data.count_splitting import poisson_deviance, split_counts
 from .benchmark import nonzero_imputation
 from .metrics import score, truncated_deviance
+from .peers import RATE_METHODS
 from .predictors import PREDICTORS, Hidden
+from .zeros import count_splitting, depth_scores, foreign_gene_scores, foreign_genes
 
-__all__ = ["PREDICTORS", "Hidden", "nonzero_imputation", "score", "truncated_deviance"]
+__all__ = [
+    "PREDICTORS",
+    "RATE_METHODS",
+    "Hidden",
+    "count_splitting",
+    "depth_scores",
+    "foreign_gene_scores",
+    "foreign_genes",
+    "nonzero_imputation",
+    "poisson_deviance",
+    "score",
+    "split_counts",
+    "truncated_deviance",
+]

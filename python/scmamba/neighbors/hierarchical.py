@@ -1,0 +1,294 @@
+"""Gamma-Poisson rates of a cell's genes, shrunk step by step from all cells to the cell's own neighborhood.
+
+The rate of a gene in a cell has a gamma prior around its rate in the cell's neighborhood; that one has a gamma prior around
+the rate in a wider neighborhood, and so on up to the average of all cells. The dispersion of each prior is fitted per gene
+to the cells at hand. A neighborhood holds mutual nearest neighbors only, and widens only while most of a cell's nearest
+neighbors are mutual: cells of a rare type keep to themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+
+from ..utils.errors import DataError
+from ..utils.threads import single_blas_thread
+from .batch_balanced import BatchBalancedKNN
+
+#: Nearest neighbors of the neighborhoods, from the narrowest to the widest.
+LEVELS = (30, 100, 300)
+#: A neighborhood widens only while this share of the nearest neighbors is mutual.
+MUTUAL_SHARE = 0.35
+#: Principal components in which distances are measured.
+COMPONENTS = 15
+_FIT_CELLS = 1000  # cells that dispersions are fitted to, at most
+_EVIDENCE = 5.0  # counts' worth of the average dispersion that each gene's is shrunk by
+_DISPERSION = (0.01, 30.0)
+
+
+@dataclass(frozen=True)
+class RatePosterior:
+    """Gamma posteriors of the rates of some cells, given their counts.
+
+    Attributes
+    ----------
+    shape, inverse_scale
+        (r, genes) parameters: the mean rate is ``shape / inverse_scale``, a share of the cell's counts.
+    """
+
+    shape: np.ndarray
+    inverse_scale: np.ndarray
+
+    @property
+    def mean(self) -> np.ndarray:
+        """(r, genes) expected rates."""
+        return self.shape / self.inverse_scale
+
+    @property
+    def sd(self) -> np.ndarray:
+        """(r, genes) standard deviations of the rates."""
+        return np.sqrt(self.shape) / self.inverse_scale
+
+
+@dataclass(frozen=True)
+class HierarchicalRates:
+    """Gamma-Poisson rates over nested neighborhoods of mutual nearest neighbors.
+
+    Attributes
+    ----------
+    pool
+        The cells whose counts are pooled, with square-root distances.
+    average
+        (genes,) average rates, the root of the hierarchy.
+    dispersions
+        (levels + 1, genes) fitted dispersions: of each neighborhood around the next wider one (the widest around the
+        average), from the narrowest to the widest; the last row is that of single cells around the narrowest.
+
+    References
+    ----------
+    Gelman et al. (2013), Bayesian Data Analysis, chapter 5 (hierarchical gamma-Poisson models).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from scmamba.neighbors import HierarchicalRates
+    >>> counts = sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (60, 30)).astype(float))
+    >>> rates = HierarchicalRates.fit(counts, np.asarray(counts.sum(axis=1)).ravel())
+    >>> posterior = rates.posterior(counts[:5], np.full(5, 30.0), own=np.arange(5))
+    >>> posterior.mean.shape
+    (5, 30)
+    """
+
+    pool: BatchBalancedKNN
+    average: np.ndarray
+    dispersions: np.ndarray
+
+    @classmethod
+    def fit(
+        cls,
+        counts: sparse.csr_matrix,
+        totals: np.ndarray,
+        *,
+        batch: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> HierarchicalRates:
+        """Build the pool and fit the dispersions.
+
+        Parameters
+        ----------
+        counts, totals
+            (n, genes) counts of the cells and their (n,) totals.
+        batch
+            (n,) codes of donors or libraries, where neighbors are balanced across them.
+        seed
+            Seed of the principal components and of the cells that dispersions are fitted to.
+
+        Returns
+        -------
+        HierarchicalRates
+
+        Raises
+        ------
+        DataError
+            Fewer than two cells, or cells without counts.
+        """
+        totals = np.asarray(totals, dtype=np.float64)
+        if len(totals) < 2 or (totals <= 0).any():
+            raise DataError(
+                f"{len(totals)} cells, {int((totals <= 0).sum())} of them without counts; at least 2 with counts are needed."
+            )
+        pool = BatchBalancedKNN(
+            counts, totals, components=COMPONENTS, seed=seed, batch=batch, space="sqrt"
+        )
+        seen = np.asarray(pool.counts.sum(axis=0), dtype=np.float64).ravel() + 0.5
+        average = seen / seen.sum()
+        levels = np.ones((len(LEVELS) + 1, counts.shape[1]))
+        rates = cls(pool, average, levels)
+        number = min(len(totals), _FIT_CELLS)
+        rows = np.sort(np.random.default_rng(seed).choice(len(totals), number, replace=False))
+        return rates.refit(rows, batch)
+
+    def refit(
+        self, rows: np.ndarray, batch: np.ndarray | None = None, prior: np.ndarray | None = None
+    ) -> HierarchicalRates:
+        """The same pool with dispersions fitted to some of its members.
+
+        Parameters
+        ----------
+        rows
+            (r,) members that the dispersions are fitted to.
+        batch
+            (n,) codes of the batches of all members.
+        prior
+            (r, genes) rates that replace the average as the root, for the cells ``rows``.
+
+        Returns
+        -------
+        HierarchicalRates
+        """
+        # From the widest level: a level's rates depend on the dispersions of the wider ones.
+        own = self.pool.counts[rows]
+        near, masks = self._neighborhoods(
+            self.pool.scores[rows], rows, None if batch is None else batch[rows]
+        )
+        dispersions = self.dispersions.copy()
+        rate = self._root(len(rows), prior)
+        for level in reversed(range(len(LEVELS))):
+            pooled, total = self._pooled(near, masks[level])
+            dispersions[level] = gene_dispersion(pooled, rate * total)
+            rate = _shrunk(pooled, total, rate, dispersions[level])
+        depth = self.pool.seen[rows][:, None].astype(np.float32)
+        dispersions[-1] = gene_dispersion(own.toarray(), rate * depth)
+        return replace(self, dispersions=dispersions)
+
+    def neighborhood_rate(
+        self,
+        counts: sparse.csr_matrix,
+        totals: np.ndarray,
+        own: np.ndarray | None = None,
+        batch: np.ndarray | None = None,
+        prior: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """(r, genes) rates of the narrowest neighborhoods of some cells, without their own counts.
+
+        Parameters
+        ----------
+        counts, totals, own, batch, prior
+            As for :meth:`posterior`.
+        """
+        scores = self.pool.project(counts, totals)
+        near, masks = self._neighborhoods(scores, own, batch)
+        rate = self._root(counts.shape[0], prior)
+        for level in reversed(range(len(LEVELS))):
+            rate = _shrunk(*self._pooled(near, masks[level]), rate, self.dispersions[level])
+        return rate
+
+    def posterior(
+        self,
+        counts: sparse.csr_matrix,
+        totals: np.ndarray,
+        own: np.ndarray | None = None,
+        batch: np.ndarray | None = None,
+        prior: np.ndarray | None = None,
+    ) -> RatePosterior:
+        """Posteriors of the rates of some cells, given their counts; some dozen cells at a time.
+
+        Parameters
+        ----------
+        counts, totals
+            (r, genes) counts of the cells and their (r,) totals.
+        own
+            (r,) the member of the pool that each cell is itself (-1: none), so that it is not its own neighbor.
+        batch
+            (r,) batch of each cell, where neighbors are balanced across batches.
+        prior
+            (r, genes) rates that replace the average as the root, such as those of a network.
+
+        Returns
+        -------
+        RatePosterior
+        """
+        rate = self.neighborhood_rate(counts, totals, own, batch, prior)
+        alpha = (1 / self.dispersions[-1]).astype(np.float32)
+        depth = np.asarray(totals, dtype=np.float32)[:, None]
+        return RatePosterior(counts.toarray().astype(np.float32) + alpha, depth + alpha / rate)
+
+    def _root(self, number: int, prior: np.ndarray | None) -> np.ndarray:
+        average = np.maximum(self.average, 1e-12).astype(np.float32)
+        if prior is None:
+            return np.broadcast_to(average, (number, len(average)))
+        return np.maximum(prior, 1e-12).astype(np.float32)
+
+    def _neighborhoods(
+        self, scores: np.ndarray, own: np.ndarray | None, batch: np.ndarray | None
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """(r, k) nearest members and, for each level, the (r, k) mask of those that belong to the neighborhood."""
+        near, mutual = self.pool.query_mutual(scores, LEVELS, own, batch)
+        masks: list[np.ndarray] = []
+        widen = np.ones(len(near), dtype=bool)
+        for level, k in enumerate(LEVELS):
+            mask = mutual[level] & (np.arange(near.shape[1]) < k)
+            if masks:
+                mask = np.where(widen[:, None], mask | masks[-1], masks[-1])
+            widen &= mask.sum(axis=1) >= MUTUAL_SHARE * min(k, near.shape[1])
+            masks.append(mask)
+        return near, masks
+
+    def _pooled(self, near: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(r, genes) counts and (r, 1) totals of the chosen members."""
+        chosen = np.count_nonzero(mask, axis=1)
+        weight = sparse.csr_matrix(
+            (
+                np.ones(int(chosen.sum()), dtype=np.float32),
+                near[mask],
+                np.concatenate([[0], np.cumsum(chosen)]),
+            ),
+            shape=(len(near), self.pool.counts.shape[0]),
+        )
+        with single_blas_thread():
+            pooled = (weight @ self.pool.counts).toarray()
+        total = np.where(mask, self.pool.seen[near], 0).sum(axis=1)
+        return pooled, total[:, None].astype(np.float32)
+
+
+def gene_dispersion(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """Dispersion of each gene by the method of moments: variance = mean + dispersion x mean^2.
+
+    Parameters
+    ----------
+    counts, expected
+        (cells, genes) counts and their means.
+
+    Returns
+    -------
+    (genes,) dispersions, those of genes with few counts shrunk to the average of all genes; between 0.01 and 30.
+
+    References
+    ----------
+    Robinson and Smyth (2008), Biostatistics 9, 321-332 (moments and shrinkage of the dispersion).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scmamba.neighbors import gene_dispersion
+    >>> rng = np.random.default_rng(0)
+    >>> counts = rng.poisson(5 * rng.gamma(2.0, 0.5, (4000, 1)))
+    >>> bool(abs(gene_dispersion(counts, np.full((4000, 1), 5.0))[0] - 0.5) < 0.1)
+    True
+    """
+    pairs = (counts * (counts - 1.0)).sum(axis=0, dtype=np.float64)
+    square = (expected.astype(np.float32) ** 2).sum(axis=0, dtype=np.float64)
+    average = 1 + max(pairs.sum() / max(square.sum(), 1e-12) - 1, _DISPERSION[0])
+    found = (pairs + _EVIDENCE * average) / (square + _EVIDENCE) - 1
+    return np.clip(found, *_DISPERSION)
+
+
+def _shrunk(
+    pooled: np.ndarray, total: np.ndarray, rate: np.ndarray, dispersion: np.ndarray
+) -> np.ndarray:
+    """Posterior mean rates of a neighborhood with the gamma prior of the next wider one."""
+    alpha = (1 / dispersion).astype(np.float32)
+    return (pooled + alpha) / (total + alpha / rate)

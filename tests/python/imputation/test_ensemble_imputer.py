@@ -1,0 +1,182 @@
+"""Which zeros are imputed, with what, and when the network takes part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import small_model
+from scipy import sparse, stats
+
+import scmamba
+from scmamba.evaluation import foreign_gene_scores
+from scmamba.imputation import rate_fit
+from scmamba.imputation.base_predictors import GeneMap
+from scmamba.imputation.ensemble_imputer import EXPRESSED_RATE
+from scmamba.model import Model
+from scmamba.neighbors.hierarchical import HierarchicalRates
+from scmamba.nn import ScMamba
+from scmamba.utils.errors import OptionError
+
+QUIET = dict(verbose=False, force=True, adapt_steps=0)
+GENES = 120
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    small = small_model("expressed", n_genes=GENES)
+    torch.manual_seed(1)
+    return Model(ScMamba(replace(small.config, rates=True)), small.genes)
+
+
+@pytest.fixture(scope="module")
+def cells(model) -> ad.AnnData:
+    """Types of 120, 80 and 10 cells with 20 markers each, shallow; the last cell has no counts."""
+    rng = np.random.default_rng(0)
+    label = np.repeat([0, 1, 2], [120, 80, 10])
+    rate = np.tile(rng.gamma(1.0, 0.6, GENES), (3, 1))
+    for t in range(3):
+        rate[:, 20 * t : 20 * t + 20] = 0.01
+        rate[t, 20 * t : 20 * t + 20] = 3
+    counts = rng.poisson(rate[label] * rng.uniform(0.4, 1.6, (210, 1))).astype(np.float32)
+    counts[209] = 0
+    obs = pd.DataFrame({"type": label.astype(str), "lib": np.tile(["a", "b"], 105)})
+    obs.index = [f"c{i}" for i in range(210)]
+    data = ad.AnnData(sparse.csr_matrix(counts), obs=obs)
+    data.var_names = list(model.genes.ensembl_ids)
+    return data
+
+
+@pytest.fixture(scope="module")
+def fitted(cells) -> tuple[HierarchicalRates, np.ndarray, np.ndarray]:
+    """The rates of the cells with counts, their rows and totals."""
+    total = cells.X.sum(axis=1).A1.astype(float)
+    rows = np.flatnonzero(total > 0)
+    return HierarchicalRates.fit(cells.X[rows].astype(float), total[rows]), rows, total
+
+
+def layer(cells: ad.AnnData, model: Model, **options) -> np.ndarray:
+    result = scmamba.impute(cells.copy(), model=model, **{**QUIET, **options})
+    return result.layers["scmamba"].toarray().astype(float)
+
+
+def test_a_zero_is_imputed_where_its_gamma_posterior_says_so(cells, model, fitted):
+    rates, rows, total = fitted
+    some = rows[::7]
+    posterior = rates.posterior(cells.X[some].astype(float), total[some], np.arange(209)[::7])
+    found, zero = layer(cells, model)[some], cells.X[some].toarray() == 0
+    shape = 1 / rates.dispersions[-1]
+    least = np.maximum(0.5 * rates.average, EXPRESSED_RATE)
+    assert pytest.approx(np.expm1(0.2) / 1e4) == EXPRESSED_RATE
+    probability = stats.gamma.sf(least, shape, scale=1 / posterior.inverse_scale)
+    value = np.log1p(1e4 * posterior.mean)
+    clear = np.abs(probability - 0.95) > 1e-4
+    expected = np.where((probability >= 0.95) & (value >= 0.2), value, 0)
+    np.testing.assert_allclose(found[zero & clear], expected[zero & clear], rtol=1e-4)
+    assert 0.02 < (found[zero] > 0).mean() < 0.9
+    every = layer(cells, model, min_probability=0)[some]
+    np.testing.assert_allclose(every[zero], np.where(value >= 0.2, value, 0)[zero], rtol=1e-4)
+
+
+def test_observed_values_and_cells_without_counts_stay(cells, model):
+    found = layer(cells, model)
+    counts = cells.X.toarray().astype(float)
+    total = counts.sum(axis=1, keepdims=True)
+    exact = np.log1p(1e4 * counts / np.maximum(total, 1))
+    np.testing.assert_allclose(found[counts > 0], exact[counts > 0], rtol=1e-6)
+    assert not found[209].any()
+    assert not layer(cells, model, values="posterior")[209].any()
+
+
+def test_a_rare_type_receives_few_genes_of_others(cells, model):
+    data = cells[:209].copy()
+    values = {
+        "default": layer(data, model),
+        "every zero": layer(data, model, min_probability=0),
+    }
+    table = foreign_gene_scores(data, values, "type").set_index("values")
+    assert table.loc["default", "cells"] == 9 and table.loc["default", "foreign_genes"] >= 30
+    raw = max(table.loc["raw", "foreign_share"], 1e-3)
+    assert table.loc["default", "foreign_share"] <= 2 * raw
+    assert table.loc["every zero", "foreign_share"] > table.loc["default", "foreign_share"]
+    assert table.loc["default", "marker_share"] > 0.8 * table.loc["raw", "marker_share"]
+
+
+def test_posterior_values_sum_to_ten_thousand(cells, model, fitted):
+    rates, rows, total = fitted
+    result = scmamba.impute(cells.copy(), model=model, values="posterior", **QUIET)
+    values = result.layers["scmamba"].toarray().astype(float)
+    np.testing.assert_allclose(np.expm1(values[rows]).sum(axis=1), 1e4, rtol=1e-4)
+    posterior = rates.posterior(cells.X[rows].astype(float), total[rows], np.arange(209)).mean
+    exact = 1e4 * posterior / posterior.sum(axis=1, keepdims=True)
+    large = exact > 1
+    np.testing.assert_allclose(np.expm1(values[rows])[large], exact[large], rtol=0.01)
+    assert abs(stats.spearmanr((values[rows] > 0.2).sum(axis=1), total[rows]).statistic) < 0.35
+    counts = layer(cells, model, values="posterior", to_counts=True)
+    np.testing.assert_allclose(counts.sum(axis=1), total, rtol=1e-4)
+    assert result.uns["scmamba"]["impute"]["params"]["min_value"] == 0.01
+
+
+def test_the_network_is_used_only_if_it_lowers_the_deviance_by_the_margin(
+    cells, model, monkeypatch
+):
+    counts, total = cells.X[:209].astype(float), cells.X[:209].sum(axis=1).A1.astype(float)
+    genes = GeneMap(sparse.identity(GENES, format="csr"), np.arange(GENES), np.arange(GENES))
+    untrained = rate_fit.fit_rates(model, counts, total, genes, adapt_steps=0, verbose=False)
+    assert untrained.report["network"] == "skipped" and not untrained.use_network
+    assert untrained.report["deviance_neighbors"] < untrained.report["deviance_average"]
+    # A network that knows the types: rates of the type that the cell's markers show.
+    label = cells.obs["type"][:209].astype(int).to_numpy()
+    truth = np.stack([counts[label == t].sum(axis=0).A1 + 0.1 for t in range(3)])
+    truth /= truth.sum(axis=1, keepdims=True)
+
+    def knowing(network, part, totals):
+        own = np.stack([part[:, 20 * t : 20 * t + 20].sum(axis=1).A1 for t in range(3)], axis=1)
+        return truth[own.argmax(axis=1)]
+
+    monkeypatch.setattr(rate_fit, "network_rates", knowing)
+    report = rate_fit.judge_network(
+        model, counts, total, genes, None, adapt_steps=0, seed=0, verbose=False
+    )[1]
+    gain = 1 - report["deviance_network"] / report["deviance_neighbors"]
+    assert gain > 0.005
+    for margin, used in ((gain - 1e-6, True), (gain + 1e-6, False)):
+        monkeypatch.setattr(rate_fit, "NETWORK_MARGIN", margin)
+        found = rate_fit.fit_rates(model, counts, total, genes, adapt_steps=0, verbose=False)
+        assert found.use_network is used and found.report["network"] == (
+            "used" if used else "skipped"
+        )
+        posterior = found.posterior(counts[:4], total[:4], np.arange(4))
+        prior = knowing(None, counts[:4], total[:4]) if used else None
+        expected = found.rates.posterior(counts[:4], total[:4], np.arange(4), None, prior)
+        np.testing.assert_array_equal(posterior.mean, expected.mean)
+
+
+def test_adapting_waits_until_the_network_comes_near(cells, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(rate_fit, "adapt_rates", lambda *a, **k: asked.append(k["steps"]))
+    counts, total = cells.X[:209].astype(float), cells.X[:209].sum(axis=1).A1.astype(float)
+    genes = GeneMap(sparse.identity(GENES, format="csr"), np.arange(GENES), np.arange(GENES))
+    rate_fit.fit_rates(model, counts, total, genes, adapt_steps=30, verbose=False)
+    assert asked == []
+
+
+def test_deep_cells_are_explained_before_any_work(cells, model, capsys):
+    deep = cells[:209].copy()
+    deep.X = deep.X * 3000
+    scmamba.impute(deep, model=model, **(QUIET | {"verbose": True}))
+    assert "full-length protocols" in capsys.readouterr().err
+
+
+def test_options_that_contradict_each_other(cells, model):
+    with pytest.raises(OptionError, match="needs method='ensemble'"):
+        scmamba.impute(cells.copy(), model=model, method="masked", values="posterior", **QUIET)
+    for probability in (-0.1, 1.1):
+        with pytest.raises(OptionError, match="min_probability"):
+            scmamba.impute(cells.copy(), model=model, min_probability=probability, **QUIET)
+    with pytest.raises(OptionError, match="'zeros', 'posterior'"):
+        scmamba.impute(cells.copy(), model=model, values="all", **QUIET)
