@@ -160,7 +160,7 @@ def main() -> None:
                     table.columns = [*table.columns[:4], *(f"gain of {n}" for n in rare.values())]
                 tables[kind].append(table)
             print(name, seed, flush=True)
-    write(tables, arguments)
+        write(tables, arguments)  # after each set, as the next one may take long
 
 
 def write(tables: dict[str, list[pd.DataFrame]], arguments: argparse.Namespace) -> None:

@@ -105,11 +105,13 @@ def test_impute(run, verb):
     made = verb("scmamba.imputation.distributed.impute_file_shared")
     assert "layers['scmamba']" in run("impute in.h5ad -o out.h5ad")
     run(
-        f"impute in.h5ad -o out.h5ad {GIVEN} --method masked --batch-key d --adapt-steps 0 --passes 4 --min-value 0.5 --to-counts --seed 7"
+        f"impute in.h5ad -o out.h5ad {GIVEN} --method masked --batch-key d --adapt-steps 0 --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts --seed 7"
     )
     plain = dict(
         method=None,
         batch_key=None,
+        values="zeros",
+        min_probability=0.95,
         adapt_steps=300,
         passes=10,
         min_value=None,
@@ -119,6 +121,8 @@ def test_impute(run, verb):
     other = dict(
         method="masked",
         batch_key="d",
+        values="zeros",
+        min_probability=0.5,
         adapt_steps=0,
         passes=4,
         min_value=0.5,
@@ -126,7 +130,7 @@ def test_impute(run, verb):
         seed=7,
     )
     assert made.calls == [((IN, OUT), COMMON | plain), ((IN, OUT), SAID | other)]
-    old = "--method published --batch d --no-adapt --passes 4 --min-value 0.5 --to-counts"
+    old = "--method published --batch d --no-adapt --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts"
     said = run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")  # the options before 0.2.0
     assert "--method published was renamed to --method masked" in said and "--adapt was" in said
     assert made.calls[2] == made.calls[1]

@@ -74,7 +74,7 @@ def test_constants():
         (100, 10_000.0),
         (200, 20_000.0),
     ) and predictors.RANKS == (10, 50)
-    assert (rate_ensemble.MIN_CELLS, rate_ensemble.MAX_POOL, combine.SPREAD) == (100, 10_000, 0.2)
+    assert (rate_ensemble.MIN_CELLS, combine.SPREAD) == (100, 0.2)
     assert (
         combine.MASKED,
         rate_ensemble.FIT_CELLS,
