@@ -99,16 +99,20 @@ class Collection:
     sources
         Files (see :func:`scmamba.data.storage.open_store`) or AnnData objects of raw counts.
     vocabulary
-        Genes in the model's order; default the published 19,306.
+        Genes in the model's order; the published 19,306 if not given.
     donor, study, disease, label
-        The column of ``obs`` that holds each, or several names tried in turn; default the usual ones. Without a study column a file is a
-        study. Cells without a donor count as one donor of their file.
+        Column of ``obs`` with each, or several names of which the first that exists is used; the usual ones by default. Without
+        a study column every file is a study. Cells without a donor count as one donor of their file.
     layer
-        Matrix to read; default ``X``.
+        Matrix to read; ``X`` if not given.
     cache
-        Folder for converted files and for what was learnt from looking through a file once (totals, detected genes).
+        Folder for converted files and for the summary of each file (totals, detected genes).
     force
         Accept few genes (see :meth:`scmamba.genes.GeneMatch.check`).
+    min_coverage
+        Minimum share of the vocabulary that a file must have measured.
+    verbose
+        Print messages and progress.
 
     Attributes
     ----------
@@ -118,7 +122,18 @@ class Collection:
     Raises
     ------
     DataError, GeneError
-        Files, values or genes that cannot be used; checked before anything is read through.
+        Files, values or genes cannot be used; checked before a matrix is read.
+
+    Examples
+    --------
+    >>> from scmamba.data import Collection
+    >>> from scmamba.datasets import brain_cohort
+    >>> cells = Collection([brain_cohort(60, n_donors=4, seed=0)], verbose=False)
+    >>> len(cells), len(cells.donors())
+    (60, 4)
+    >>> table = cells.split(validation=0.25, test=0.0)
+    >>> sorted(table["split"].unique())
+    ['train', 'validation']
     """
 
     def __init__(
@@ -178,7 +193,17 @@ class Collection:
         return [m.store.name for m in self.members]
 
     def file_of(self, cells: np.ndarray) -> np.ndarray:
-        """Numbers of the files that hold these cells."""
+        """Files that hold some cells.
+
+        Parameters
+        ----------
+        cells
+            Numbers of cells (see ``cells``).
+
+        Returns
+        -------
+        Number of the file of each.
+        """
         return np.searchsorted(self.offsets, cells, side="right") - 1
 
     @property
@@ -190,7 +215,17 @@ class Collection:
         return frame.assign(total=self.totals, genes=self.lengths)
 
     def column(self, name: str) -> pd.Categorical:
-        """(n,) one of ``donor study disease label``."""
+        """A column of the metadata.
+
+        Parameters
+        ----------
+        name
+            ``"donor"``, ``"study"``, ``"disease"`` or ``"label"``.
+
+        Returns
+        -------
+        (n,) categories.
+        """
         return self._columns[name].iloc[self.cells].array
 
     def donors(self) -> np.ndarray:
@@ -260,7 +295,17 @@ class Collection:
     # ---------------------------------------------------------------------------------------------------- fewer cells
 
     def take(self, keep: np.ndarray) -> Collection:
-        """The cells at ``keep`` (mask over, or positions in, this collection), in the order of the files."""
+        """Select cells.
+
+        Parameters
+        ----------
+        keep
+            Mask over this collection, or positions in it.
+
+        Returns
+        -------
+        A collection of those cells, in the order of the files.
+        """
         import copy
 
         other = copy.copy(self)
@@ -275,15 +320,27 @@ class Collection:
         exclude: Sequence[str] = NOT_CELLS,
         above: float | None = None,
     ) -> Collection:
-        """The paper's filters: cells with fewer than ``min_total`` counts, droplets whose label is one of ``exclude`` (any case), then
-        donors with fewer than ``min_donor_cells`` cells left.
+        """Apply the paper's filters, in the order of the parameters.
 
-        ``above`` keeps cells with more counts than that (imputation: 4,000; see :data:`IMPUTE_TOTAL`), after all other filters.
+        Parameters
+        ----------
+        min_total
+            Minimum total counts of a cell.
+        min_donor_cells
+            Minimum number of remaining cells of a donor.
+        exclude
+            Labels of droplets that are no cells, in any case; applied after ``min_total``.
+        above
+            Keep cells with more counts than this, after all other filters (imputation: 4,000; see :data:`IMPUTE_TOTAL`).
+
+        Returns
+        -------
+        A collection of the cells that pass.
 
         Raises
         ------
         DataError
-            No cell is left; says what each filter took.
+            No cell passes; the message counts what each filter removed.
         """
         totals = self.totals
         keep = totals >= min_total
@@ -315,12 +372,23 @@ class Collection:
         return self.take(keep)
 
     def select(self, table: pd.DataFrame | str | os.PathLike[str], part: str) -> Collection:
-        """The cells of donors that a table of :meth:`split` puts in ``part`` (``train``, ``validation``, ``test``).
+        """Select the cells of the donors in one part of a split.
+
+        Parameters
+        ----------
+        table
+            Table of :meth:`split`, or the path of one.
+        part
+            ``"train"``, ``"validation"`` or ``"test"``.
+
+        Returns
+        -------
+        A collection of those cells.
 
         Raises
         ------
         DataError
-            The table does not know a donor, or puts none in ``part``.
+            The table lacks a donor of this collection, or has none in ``part``.
         """
         frame = read_splits(table) if isinstance(table, (str, os.PathLike)) else table
         where = dict(zip(frame["study"] + "/" + frame["donor"], frame["split"]))
@@ -339,15 +407,28 @@ class Collection:
         return self.take(keep)
 
     def split(self, *, validation: float = 0.1, test: float = 0.1, seed: int = 0) -> pd.DataFrame:
-        """Divide donors, never cells: a table ``study donor disease cells split``.
+        """Divide donors, never cells.
 
-        Donors of each study and disease are divided alike; every part that is asked for gets at least one donor. Cells of unknown donors
-        are for training. Save the table with :func:`write_splits` and give it to :meth:`select`.
+        Donors of each study and disease are divided in the same proportions; every part with a share above 0 gets at least one donor.
+        Cells of unknown donors are for training. Save the table with :func:`write_splits` and pass it to :meth:`select`.
+
+        Parameters
+        ----------
+        validation
+            Share of the donors for validation.
+        test
+            Share of the donors for the test.
+        seed
+            Seed of the division.
+
+        Returns
+        -------
+        A table with the columns ``study donor disease cells split``.
 
         Raises
         ------
         DataError
-            Too few donors.
+            There are too few donors.
         """
         keys = self.donor_keys()
         first = np.unique(keys.codes, return_index=True)[1]
@@ -386,13 +467,33 @@ class Collection:
     # ---------------------------------------------------------------------------------------------------- reading
 
     def read(self, cells: np.ndarray) -> CellBatch:
-        """Any cells, given by number (see ``cells``), in the order given; neighbouring rows are read together."""
+        """Read cells by number; neighboring rows are read together.
+
+        Parameters
+        ----------
+        cells
+            Numbers of cells (see ``cells``), in any order.
+
+        Returns
+        -------
+        The cells, in that order.
+        """
         wanted, back = np.unique(np.asarray(cells, dtype=np.int64), return_inverse=True)
         block = self.read_sorted(wanted)
         return block if np.array_equal(wanted, cells) else block.take(back)
 
     def read_sorted(self, wanted: np.ndarray) -> CellBatch:
-        """Cells given by increasing numbers."""
+        """Read cells by increasing numbers.
+
+        Parameters
+        ----------
+        wanted
+            Increasing numbers of cells.
+
+        Returns
+        -------
+        The cells.
+        """
         files = self.file_of(wanted)
         values, totals = [], []
         for f in np.unique(files):
@@ -414,9 +515,22 @@ class Collection:
     def order(
         self, *, seed: int = 0, block: int = 64, span: int | None = None, group: int = 0
     ) -> EpochSampler:
-        """The order in which epochs visit the cells (see :class:`scmamba.data.loader.Order`).
+        """Order in which epochs visit the cells (see :class:`scmamba.data.sampler.EpochSampler`).
 
-        ``group`` puts cells of similar length together in batches of that many.
+        Parameters
+        ----------
+        seed
+            Seed of the order.
+        block
+            Contiguous cells that are read together.
+        span
+            Cells that are shuffled together; by memory if not given.
+        group
+            Number of cells of similar length that are put together in batches; 0 for none.
+
+        Returns
+        -------
+        The sampler.
         """
         span = span or shuffle_window(len(self), float(self.lengths.mean()))
         return EpochSampler(
@@ -441,10 +555,31 @@ class Collection:
         block: int = 64,
         span: int | None = None,
     ) -> Iterator[CellBatch]:
-        """One epoch of shuffled batches: every cell once (but for a remainder of less than 64 cells), in constant memory.
+        """One epoch of shuffled batches, in constant memory.
 
-        Contiguous blocks of ``block`` cells are read at random offsets, about ``span`` cells are kept at a time and shuffled. The order
-        depends on ``seed`` and ``epoch`` alone; processes (``rank`` of ``world``) and their workers divide it among themselves.
+        Contiguous blocks of cells are read at random offsets, about ``span`` cells are kept at a time and shuffled. Every cell is read
+        once, but for a remainder of less than a block. The order depends on ``seed`` and ``epoch`` alone.
+
+        Parameters
+        ----------
+        batch_size
+            Cells per batch.
+        seed
+            Seed of the order.
+        epoch
+            Number of the epoch; each has another order.
+        rank, world
+            Number of this process, and how many processes share the epoch.
+        worker, workers
+            Number of this worker of the process, and how many it has.
+        block
+            Contiguous cells that are read together.
+        span
+            Cells that are shuffled together; by memory if not given.
+
+        Yields
+        ------
+        Batches of cells.
         """
         order = self.order(seed=seed, block=block, span=span)
         shelf = PrefetchLoader(self, order, shard=rank * workers + worker, shards=world * workers)

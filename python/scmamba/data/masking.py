@@ -1,4 +1,4 @@
-"""Which values are hidden from the model: at random in training, in interleaved groups at inference (spec)."""
+"""Which values are masked: at random in training, in interleaved groups at inference."""
 
 from __future__ import annotations
 
@@ -7,9 +7,26 @@ from scipy import sparse
 
 
 def interleaved_groups(hidden: np.ndarray, groups: int) -> np.ndarray:
-    """Number the True positions of each row 0, 1, ..., groups-1, 0, 1, ... from left to right; -1 elsewhere.
+    """Number the True positions of each row 0, 1, ..., groups-1, 0, 1, ... from left to right.
 
-    ``hidden`` (B, L) bool. Every group of a row spreads over its whole length (published inference rule).
+    Every group of a row is spread over its whole length (published inference rule).
+
+    Parameters
+    ----------
+    hidden
+        (B, L) bool.
+    groups
+        Number of groups.
+
+    Returns
+    -------
+    (B, L) number of the group; -1 where ``hidden`` is False.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> interleaved_groups(np.array([[True, False, True, True]]), 2).tolist()
+    [[0, -1, 1, 0]]
     """
     rank = np.cumsum(hidden, axis=1, dtype=np.int64) - 1
     return np.where(hidden, rank % groups, -1)
@@ -18,9 +35,27 @@ def interleaved_groups(hidden: np.ndarray, groups: int) -> np.ndarray:
 def interleaved_values(
     counts: sparse.csr_matrix, groups: int, seed: int = 0
 ) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
-    """Hide one stored value in ``groups``, interleaved along each row from a start drawn per row.
+    """Mask one stored value in ``groups``, interleaved along each row from a start drawn per row.
 
-    ``counts`` (n, m) CSR. Returns the visible and the hidden values, two matrices of the same shape.
+    Parameters
+    ----------
+    counts
+        (n, m) CSR.
+    groups
+        One value in this many is masked.
+    seed
+        Seed of the starts.
+
+    Returns
+    -------
+    The visible and the masked values, two matrices of the same shape.
+
+    Examples
+    --------
+    >>> from scipy import sparse
+    >>> visible, masked = interleaved_values(sparse.csr_matrix([[1, 2, 3, 4]]), 2)
+    >>> visible.nnz, masked.nnz, int((visible + masked).sum())
+    (2, 2, 10)
     """
     counts = sparse.csr_matrix(counts, copy=True)
     counts.eliminate_zeros()

@@ -55,13 +55,33 @@ class CellReader:
         return self.adata.n_obs
 
     def linear(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
-        """(r, n_vars) float64: the cells' counts, or their relative counts where logs were given."""
+        """Counts of some cells, or their relative counts if the values are logarithms.
+
+        Parameters
+        ----------
+        rows
+            Slice or positions of cells.
+
+        Returns
+        -------
+        (r, n_vars) float64 CSR.
+        """
         block = self.selected.rows(rows)
         block.data = self.values.linear(block.data)
         return block
 
     def counts(self, rows: slice | np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """(r, n_vars) counts and (r,) depths. Of logs of scaled counts a cell's smallest value is one count."""
+        """Counts of some cells. If the values are logarithms of scaled counts, a cell's smallest value counts as one.
+
+        Parameters
+        ----------
+        rows
+            Slice or positions of cells.
+
+        Returns
+        -------
+        (r, n_vars) counts and (r,) total counts.
+        """
         block = self.linear(rows)
         if self.values.kind == "log1p" and block.nnz:
             block.eliminate_zeros()
@@ -74,6 +94,11 @@ class CellReader:
 
     def to_model(self, linear: sparse.csr_matrix) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Map a block of :meth:`linear` to the model's genes.
+
+        Parameters
+        ----------
+        linear
+            (r, n_vars) CSR.
 
         Returns
         -------
@@ -97,7 +122,17 @@ class CellReader:
         )
 
     def blocks(self, size: int) -> Iterator[slice]:
-        """Consecutive row slices of at most ``size`` cells."""
+        """Consecutive ranges of cells.
+
+        Parameters
+        ----------
+        size
+            Maximum number of cells of each.
+
+        Yields
+        ------
+        Slices of rows.
+        """
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 

@@ -32,12 +32,23 @@ if TYPE_CHECKING:
 
 
 def read_sce(path: str | os.PathLike[str], *, verbose: bool = True) -> AnnData:
-    """Read an ``.rds`` file that holds a SingleCellExperiment. See :func:`from_sce`.
+    """Read an ``.rds`` file that holds a SingleCellExperiment; see :func:`from_sce`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    verbose
+        Print what was not converted.
+
+    Returns
+    -------
+    The object.
 
     Raises
     ------
     DataError
-        No such file, not an .rds file, or another kind of object in it.
+        There is no such file, it is no .rds file, or it holds another kind of object.
     """
     found = _r.read_rds(path)
     if "SingleCellExperiment" not in _r.classes(found):
@@ -50,16 +61,43 @@ def read_sce(path: str | os.PathLike[str], *, verbose: bool = True) -> AnnData:
 def write_sce(
     adata: AnnData, path: str | os.PathLike[str], *, compress: bool = True, verbose: bool = True
 ) -> None:
-    """Write an AnnData as a SingleCellExperiment into an ``.rds`` file, whole or not at all."""
+    """Write an AnnData as a SingleCellExperiment into an ``.rds`` file, whole or not at all; see :func:`to_sce`.
+
+    Parameters
+    ----------
+    adata
+        The object.
+    path
+        The file to write.
+    compress
+        Compress the file; without, writing is several times faster and the file larger.
+    verbose
+        Print what was not converted.
+    """
     save_rds(to_sce(adata, verbose=verbose), path, compress=compress)
 
 
 def from_sce(sce: Any, *, verbose: bool = True) -> AnnData:
     """Turn a live SingleCellExperiment (an rpy2 object) into an AnnData.
 
-    ``counts`` (or the first assay) becomes ``X``, the others ``layers``; reducedDims ``obsm["X_" + name]``
-    with their rotation in ``varm``; altExps ``obsm["altexp_..."]``; colPairs ``obsp``; metadata ``uns``.
-    ``uns["sce"]`` keeps the names it takes to go back. What has no place is named in a message.
+    ``counts`` (or the first assay) becomes ``X``, the others ``layers``; reducedDims ``obsm["X_" + name]`` with their rotation in
+    ``varm``; altExps ``obsm["altexp_..."]``; colPairs ``obsp``; metadata ``uns``. ``uns["sce"]`` keeps the names for the way back.
+
+    Parameters
+    ----------
+    sce
+        The object, as R functions called through rpy2 return it.
+    verbose
+        Print what was not converted.
+
+    Returns
+    -------
+    The AnnData.
+
+    Raises
+    ------
+    DataError
+        The object has no names of genes or cells, or no named assay.
     """
     import anndata
 
@@ -137,10 +175,21 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
 
     ``X`` becomes the assay it came from if its values still fit the name, else ``counts``, ``logcounts`` or ``scaled`` by what it holds.
 
+    Parameters
+    ----------
+    adata
+        The object.
+    verbose
+        Print what was not converted.
+
+    Returns
+    -------
+    The rpy2 object.
+
     Raises
     ------
     DataError
-        An empty object or repeated cell names.
+        The object is empty, or cell names are duplicated.
     """
     _r.need("SingleCellExperiment")
     if adata.n_obs == 0 or adata.n_vars == 0:

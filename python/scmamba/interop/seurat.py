@@ -48,12 +48,23 @@ def read_seurat(
 ) -> AnnData:
     """Read an ``.rds`` file that holds a Seurat object (v3, v4, and v5 where SeuratObject 5 is installed).
 
-    See :func:`from_seurat`.
+    Parameters
+    ----------
+    path
+        The file.
+    assay
+        Assay that becomes ``X`` and gives the genes; the active one if not given.
+    verbose
+        Print what was not converted.
+
+    Returns
+    -------
+    The object; see :func:`from_seurat`.
 
     Raises
     ------
     DataError
-        No such file, not an .rds file, or another kind of object in it.
+        There is no such file, it is no .rds file, or it holds another kind of object.
     """
     found = _r.read_rds(path)
     if "Seurat" not in _r.classes(found):
@@ -72,9 +83,22 @@ def write_seurat(
     compress: bool = True,
     verbose: bool = True,
 ) -> None:
-    """Write an AnnData as a Seurat object into an ``.rds`` file, whole or not at all. See :func:`to_seurat`.
+    """Write an AnnData as a Seurat object into an ``.rds`` file, whole or not at all; see :func:`to_seurat`.
 
-    ``compress=False`` writes several times faster and larger.
+    Parameters
+    ----------
+    adata
+        The object.
+    path
+        The file to write.
+    assay
+        Name of the assay of ``X``, unless the object came from Seurat.
+    assay_class
+        ``"Assay"`` (Seurat 3 and 4), ``"Assay5"``, or ``"auto"``.
+    compress
+        Compress the file; without, writing is several times faster and the file larger.
+    verbose
+        Print what was not converted.
     """
     made = to_seurat(adata, assay=assay, assay_class=assay_class, verbose=verbose)
     save_rds(made, path, compress=compress)
@@ -100,7 +124,13 @@ def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) 
     seurat
         As R functions called through rpy2 return it.
     assay
-        The assay that becomes ``X`` and gives the genes; default the active one.
+        Assay that becomes ``X`` and gives the genes; the active one if not given.
+    verbose
+        Print what was not converted.
+
+    Returns
+    -------
+    The AnnData.
 
     Raises
     ------
@@ -339,11 +369,18 @@ def to_seurat(
 
     Parameters
     ----------
+    adata
+        The object.
     assay
-        Name of the assay of ``X``, unless the object remembers one.
+        Name of the assay of ``X``, unless the object came from Seurat.
     assay_class
-        ``"Assay"`` (Seurat 3 and 4), ``"Assay5"``, or ``"auto"``: what it was, else what the installed Seurat
-        makes.
+        ``"Assay"`` (Seurat 3 and 4), ``"Assay5"``, or ``"auto"``: what it was, else what the installed Seurat makes.
+    verbose
+        Print what was not converted.
+
+    Returns
+    -------
+    The rpy2 object.
 
     Raises
     ------
