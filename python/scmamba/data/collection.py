@@ -7,7 +7,7 @@ files of an atlas are used as they lie.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,7 +255,8 @@ class Collection:
 
     def detected(self) -> np.ndarray:
         """(L,) cells of all files in which each gene was seen; not affected by filters."""
-        return np.sum([f.detected for f in self._facts()], axis=0)
+        counts: np.ndarray = np.sum([f.detected for f in self._facts()], axis=0)
+        return counts
 
     def gene_sums(self) -> np.ndarray:
         """(files, L) counts of each gene; not affected by filters."""
@@ -632,7 +633,7 @@ class FileSummary:
     sums: np.ndarray
 
 
-def summarize_file(member: CellFile, advance) -> FileSummary:
+def summarize_file(member: CellFile, advance: Callable[[int], None]) -> FileSummary:
     """Totals and detected genes of every cell, and in how many cells each gene is seen."""
     n, genes = len(member), len(member.match.vocabulary)
     facts = FileSummary(

@@ -129,7 +129,8 @@ def _pairs(
         good = pair[:, 0] != pair[:, 1] if label is None else label[pair[:, 0]] != label[pair[:, 1]]
         found.append(pair[good])
         size, tries = size + int(good.sum()), tries + 1
-    return rows[np.concatenate(found)[:n]]
+    result: np.ndarray = rows[np.concatenate(found)[:n]]
+    return result
 
 
 def _join(

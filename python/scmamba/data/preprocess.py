@@ -52,7 +52,8 @@ class CellReader:
     genes: np.ndarray
 
     def __len__(self) -> int:
-        return self.adata.n_obs
+        result: int = self.adata.n_obs
+        return result
 
     def linear(self, rows: slice | np.ndarray) -> sparse.csr_matrix:
         """Counts of some cells, or their relative counts if the values are logarithms.

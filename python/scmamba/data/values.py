@@ -332,7 +332,8 @@ def is_integer(values: np.ndarray) -> bool:
 def _unlog(values: np.ndarray, base: float) -> np.ndarray:
     """base ** x - 1, exact near 0."""
     values = np.asarray(values, dtype=np.float64)
-    return np.expm1(values if base == np.e else values * np.log(base))
+    result: np.ndarray = np.expm1(values if base == np.e else values * np.log(base))
+    return result
 
 
 def _is_integral(values: np.ndarray) -> bool:

@@ -425,7 +425,8 @@ def _renumbered(code: np.ndarray, table: pd.DataFrame, samples: Samples) -> np.n
     """Sample numbers after some samples were omitted."""
     kept = {k: i for i, k in enumerate(zip(samples.table["group"], samples.table["donor"]))}
     new = np.array([kept.get(k, -1) for k in zip(table["group"], table["donor"])] + [-1])
-    return new[code]
+    result: np.ndarray = new[code]
+    return result
 
 
 def _between_cells(part: sp.csr_matrix, code: np.ndarray, n: int) -> np.ndarray:

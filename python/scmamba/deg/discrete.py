@@ -433,7 +433,8 @@ def table_tests(
     """
     k1, k2, m1, m2 = (np.ascontiguousarray(x, dtype=np.float64) for x in (first, second, n1, n2))
     with threads_for(k1.size * 500):
-        return _table_tests(k1, k2, m1, m2, bayes, MAX_ITERATIONS)
+        result: tuple[np.ndarray, np.ndarray] = _table_tests(k1, k2, m1, m2, bayes, MAX_ITERATIONS)
+        return result
 
 
 def fit_discrete(

@@ -323,7 +323,8 @@ def _test(
 
 def _discrete_df(fit: ZlmFit) -> np.ndarray:
     n = fit.continuous.n
-    return np.minimum(n, fit.design.matrix.shape[0] - n)
+    result: np.ndarray = np.minimum(n, fit.design.matrix.shape[0] - n)
+    return result
 
 
 def _effect(fit: ZlmFit, j: int) -> dict[str, np.ndarray]:

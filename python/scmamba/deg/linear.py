@@ -99,7 +99,8 @@ def spline_basis(x: np.ndarray, reference: np.ndarray, knots: int = 5) -> np.nda
 
         def cubic(k: int) -> np.ndarray:
             rise = np.maximum(x - at[k], 0) ** 3 - np.maximum(x - at[-1], 0) ** 3
-            return rise / (at[-1] - at[k])
+            result: np.ndarray = rise / (at[-1] - at[k])
+            return result
 
         last = cubic(at.size - 2)
         columns += [(cubic(k) - last) / (at[-1] - at[0]) for k in range(at.size - 2)]
@@ -109,7 +110,8 @@ def spline_basis(x: np.ndarray, reference: np.ndarray, knots: int = 5) -> np.nda
 def inverse_trigamma(value: float) -> float:
     """x with trigamma(x) = value, by Newton's method on 1/trigamma, which is convex."""
     if value > 1e7:
-        return 1 / np.sqrt(value)
+        result: float = 1 / np.sqrt(value)
+        return result
     if value < 1e-6:
         return 1 / value
     x = 0.5 + 1 / value

@@ -70,7 +70,8 @@ def fold_changes(
     """log2 fold change, group 1 minus group 2, with Seurat's pseudocount of 1."""
     if rules.fold_change == "log":
         assert log_means is not None
-        return np.log2(log_means[0] + 1) - np.log2(log_means[1] + 1)
+        result: np.ndarray = np.log2(log_means[0] + 1) - np.log2(log_means[1] + 1)
+        return result
     if rules.seurat == "5":
         return np.log2((first.linear + 1) / first.n) - np.log2((second.linear + 1) / second.n)
     return np.log2(first.linear / first.n + 1) - np.log2(second.linear / second.n + 1)
@@ -345,7 +346,8 @@ def _model_p(
         data[f"covariate{i}"] = _covariate(obs, name, order)
         terms.append(f"covariate{i}")
     fit = zlm(source.logs(order, passed), "~ " + " + ".join(terms), data, scale="log")
-    return fit.lrt("conditionGroup2")["p_H"].to_numpy()
+    result: np.ndarray = fit.lrt("conditionGroup2")["p_H"].to_numpy()
+    return result
 
 
 def _covariate(obs: pd.DataFrame | None, name: str, order: np.ndarray) -> pd.Series:

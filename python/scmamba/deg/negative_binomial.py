@@ -284,7 +284,10 @@ def profile_likelihoods(
     """
     y, x, more = _arrays(counts, design, extra)
     with threads_for(y.size * 400.0 * grid.size):
-        return _profiles(y, offset.astype(np.float64), x, more, grid, np.linalg.pinv(x))
+        result: np.ndarray = _profiles(
+            y, offset.astype(np.float64), x, more, grid, np.linalg.pinv(x)
+        )
+        return result
 
 
 def _arrays(

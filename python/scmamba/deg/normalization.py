@@ -37,7 +37,8 @@ def tmm_factors(counts: np.ndarray) -> np.ndarray:
     log2 = np.array(
         [_log_factor(row, counts[reference], n, total[reference]) for row, n in zip(counts, total)]
     )
-    return np.exp2(log2 - log2.mean())
+    result: np.ndarray = np.exp2(log2 - log2.mean())
+    return result
 
 
 def _log_factor(

@@ -164,7 +164,8 @@ def dispersion_trend(profiles: np.ndarray, level: np.ndarray) -> np.ndarray:
         weight = (1 - np.minimum(distance / (distance.max() * 1.001 + 1e-12), 1) ** 3) ** 3
         curve = weight @ relative[near]
         best[i] = fine[np.argmax(CubicSpline(log_grid, curve)(fine))]
-    return np.exp(np.interp(level, level[order[centers]], best))
+    result: np.ndarray = np.exp(np.interp(level, level[order[centers]], best))
+    return result
 
 
 class QLFit(NamedTuple):
@@ -189,7 +190,8 @@ def average_level(counts: np.ndarray, offset: np.ndarray) -> np.ndarray:
     """(genes,) log2 counts per million over all samples, with a prior count."""
     library = np.exp(offset)
     total = counts.sum(axis=1) + PRIOR_COUNT * counts.shape[1]
-    return np.log2(total / (library.sum() + counts.shape[1]) * 1e6)
+    result: np.ndarray = np.log2(total / (library.sum() + counts.shape[1]) * 1e6)
+    return result
 
 
 def fit_quasi_likelihood(
@@ -321,7 +323,8 @@ def cell_dispersion(
     smooth_weight = np.convolve(weight[order], kernel, mode="same")
     trend = np.empty_like(above)
     trend[order] = smooth_above / np.maximum(smooth_weight, 1e-12)
-    return np.clip((above + 5.0 * trend) / (weight + 5.0), 0.0, 20.0)
+    result: np.ndarray = np.clip((above + 5.0 * trend) / (weight + 5.0), 0.0, 20.0)
+    return result
 
 
 def minimal_change(se: np.ndarray, df: np.ndarray, p: float, power: float = 0.8) -> np.ndarray:
@@ -339,4 +342,5 @@ def minimal_change(se: np.ndarray, df: np.ndarray, p: float, power: float = 0.8)
         Probability to call it.
     """
     limit = -stdtrit(df, p / 2)
-    return nctdtrinc(df, 1 - power, limit) * se
+    result: np.ndarray = nctdtrinc(df, 1 - power, limit) * se
+    return result

@@ -164,7 +164,8 @@ def combine_sums(parts: list[Sums], weights: np.ndarray) -> list[Sums]:
 def noise_floor(pooled: Sums, centre: np.ndarray) -> np.ndarray:
     """Sum of squares around the mean below which a gene's values are all the same: rounding of the sums."""
     raw = pooled.squares + 2 * centre * pooled.total + pooled.expressed * centre**2
-    return np.maximum(1e-26 * raw, EPS * pooled.expressed * pooled.squares)
+    result: np.ndarray = np.maximum(1e-26 * raw, EPS * pooled.expressed * pooled.squares)
+    return result
 
 
 def _around_mean(sums: Sums) -> np.ndarray:

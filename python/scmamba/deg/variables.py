@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -213,7 +214,7 @@ class Evaluator:
             )
         return found | dict(zip(rest, free))
 
-    def _arguments(self, node: Node, *names: str) -> list:
+    def _arguments(self, node: Node, *names: str) -> list[Any]:
         found = self._named(node, *names)
         return [self.numbers(found[names[0]]), *(found.get(n) for n in names[1:])]
 
