@@ -206,3 +206,21 @@ def test_the_tables_of_the_pages_are_those_of_the_result_files():
     rows = [row for row in (results / "doublets.md").read_text().splitlines() if "|" in row]
     page = (ROOT / "docs" / "doublets.md").read_text(encoding="utf-8")
     assert rows and [row for row in rows if row not in page] == []
+
+
+# --- the site
+
+
+def test_the_reference_names_every_public_function():
+    shown = set()
+    for page in ROOT.glob("docs/api/*.md"):
+        for name in re.findall(r"^::: (\S+)", page.read_text(), re.M):
+            module, _, attribute = name.rpartition(".")
+            assert hasattr(importlib.import_module(module), attribute), f"{page.name}: {name}"
+            shown.add(attribute)
+    assert set(scmamba.__all__) - {"__version__", "settings"} - shown == set()
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    assert {str(p.relative_to(ROOT / "docs")) for p in ROOT.glob("docs/**/*.md")} == listed
