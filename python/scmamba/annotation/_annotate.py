@@ -20,10 +20,12 @@ from .options import FINETUNE_STEPS, AnnotateOptions
 from .result import Annotation, refuse_foreign_columns, report_counts
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     import pandas as pd
     from anndata import AnnData
 
-    Markers = Mapping[str, Sequence[str]] | pd.DataFrame | str | PathLike[str]
+    Markers: TypeAlias = Mapping[str, Sequence[str]] | pd.DataFrame | str | PathLike[str]
 
 
 @renamed_parameters(labels="label_key", donor="donor_key", network="finetune_steps")

@@ -102,4 +102,7 @@ def poisson_deviance(counts: sparse.csr_matrix, expected: np.ndarray) -> np.ndar
     own = sparse.csr_matrix(counts, dtype=np.float64).tocoo()
     at = mu[own.row, own.col]
     terms = xlogy(own.data, own.data / at) - own.data
-    return 2 * (mu.sum(axis=1) + np.bincount(own.row, weights=terms, minlength=len(mu)))
+    deviance: np.ndarray = 2 * (
+        mu.sum(axis=1) + np.bincount(own.row, weights=terms, minlength=len(mu))
+    )
+    return deviance

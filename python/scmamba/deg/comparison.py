@@ -339,7 +339,7 @@ class Comparison:
         for row, donor in self._driven_by(data, tested, called).items():
             table.loc[row, "driven_by"] = donor
         table["sentence"] = ""
-        for row in called:
+        for row in called.tolist():
             table.loc[row, "sentence"] = describe(table.loc[row], *self.pair)
         return table.sort_values("p_val", kind="stable")
 
