@@ -2,7 +2,8 @@
 #   Rscript benchmarks/donor_tests.R FOLDER    (reads FOLDER/*.counts.tsv and *.design.tsv, writes *.peers.tsv)
 suppressMessages({library(edgeR); library(limma); library(DESeq2)})
 folder <- commandArgs(trailingOnly = TRUE)[1]
-for (file in list.files(folder, "counts.tsv$", full.names = TRUE)) {
+files <- list.files(folder, "counts.tsv$", full.names = TRUE)
+for (file in files[order(file.info(files)$mtime, files)]) {
   counts <- as.matrix(read.delim(file, row.names = 1, check.names = FALSE))
   frame <- read.delim(sub("counts.tsv", "design.tsv", file), row.names = 1)
   frame$group <- factor(frame$group, levels = c("b", "a"))

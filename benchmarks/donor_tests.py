@@ -32,6 +32,8 @@ from scmamba.deg import compare
 OURS = ("quasi_likelihood", "voom", "moderated_t")
 PEERS = ("edgeR", "limma_voom", "DESeq2")
 ALPHA = 0.05
+#: Cell types of the simulated cohorts: from many to few cells per donor.
+SIMULATED = ("Oligodendrocyte", "Astrocyte", "Microglia", "Endothelial", "Excitatory", "OPC")
 
 
 class Task:
@@ -187,7 +189,7 @@ def _load(path: Path, column: str | None, value: str | None) -> ad.AnnData:
     return whole
 
 
-def power_tasks(seeds: int, n_genes: int) -> list[Task]:
+def power_tasks(seeds: int, n_genes: int, n_types: int) -> list[Task]:
     """Simulated cohorts; types of different abundance, so different numbers of cells per donor."""
     tasks = []
     for each, per_donor in ((6, 700), (10, 700), (20, 500)):
@@ -195,14 +197,7 @@ def power_tasks(seeds: int, n_genes: int) -> list[Task]:
             cohort = scmamba.datasets.brain_cohort(
                 n_cells=2 * each * per_donor, n_donors=2 * each, n_genes=n_genes, seed=100 + seed
             )
-            for kind in (
-                "Oligodendrocyte",
-                "Excitatory",
-                "Astrocyte",
-                "Microglia",
-                "OPC",
-                "Endothelial",
-            ):
+            for kind in SIMULATED[:n_types]:
                 cells = cohort[cohort.obs["cell_type"] == kind].copy()
                 cells.obs["group"] = np.where(cells.obs["disease"] == "AD", "a", "b")
                 truth = cohort.varm["true_log2fc"][kind]
@@ -338,21 +333,29 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--output", "-o", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--runs", type=int, default=10, help="splits of the controls per cell type")
+    parser.add_argument("--splits", type=int, default=4, help="splits of Kang's donors in halves")
     parser.add_argument("--seeds", type=int, default=2, help="simulated cohorts per size")
     parser.add_argument("--genes", type=int, default=3000)
+    parser.add_argument("--types", type=int, default=6, help="cell types of the simulated cohorts")
+    parser.add_argument("--minutes", type=float, default=600, help="time limit of the peers")
+    parser.add_argument("--rscript", default="Rscript")
     parser.add_argument("--no-peers", action="store_true")
     options = parser.parse_args()
-    tasks = power_tasks(options.seeds, options.genes) if options.seeds else []
+    tasks = power_tasks(options.seeds, options.genes, options.types) if options.seeds else []
     if options.data is not None:
         tasks += null_tasks(options.data, options.runs)
-        tasks += replication_tasks(options.data, 4)
+        tasks += replication_tasks(options.data, options.splits)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tasks = [task for task in tasks if task.run_here()]
         if not options.no_peers:
             for task in tasks:
                 task.write(folder)
-            subprocess.run(["Rscript", str(Path(__file__).with_suffix(".R")), name], check=True)
+            program = [options.rscript, str(Path(__file__).with_suffix(".R")), name]
+            try:
+                subprocess.run(program, check=True, timeout=options.minutes * 60)
+            except subprocess.TimeoutExpired:
+                print("The peers ran out of time; tables hold what they finished.")
             for task in tasks:
                 task.read(folder)
     rows = pd.DataFrame([row for task in tasks for row in task.rows()])

@@ -3,6 +3,8 @@
 ``zlm``          the hurdle model for any design, with likelihood-ratio tests
 ``find_markers`` two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")``
 ``compare``      two groups of donors in every cell type: quasi-likelihood, power, sentences
+``meta_analysis``, ``replication``  the same comparison in several studies
+``gene_set_test``  competitive test of gene sets
 ``pseudobulk``   two groups of donors, moderated t-test
 ``robustness``   the paper's Fig. 7, with false-positive rates
 """
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from .comparison import compare
     from .comparison_result import CompareResult
     from .design import Design, build_design
+    from .gene_sets import gene_set_test, read_gmt
     from .hurdle import ZlmFit, zlm
     from .markers import benjamini_hochberg, find_markers
+    from .meta import meta_analysis, replication
     from .prior import Prior, estimate_prior
     from .result import RobustnessResult
     from .robustness_analysis import robustness
@@ -35,7 +39,11 @@ _MODULES = {
     "build_design": "design",
     "estimate_prior": "prior",
     "find_markers": "markers",
+    "gene_set_test": "gene_sets",
+    "meta_analysis": "meta",
     "pseudobulk": "between_donors",
+    "read_gmt": "gene_sets",
+    "replication": "meta",
     "robustness": "robustness_analysis",
     "zlm": "hurdle",
 }
@@ -51,7 +59,11 @@ __all__ = [
     "compare",
     "estimate_prior",
     "find_markers",
+    "gene_set_test",
+    "meta_analysis",
     "pseudobulk",
+    "read_gmt",
+    "replication",
     "robustness",
     "zlm",
 ]

@@ -112,8 +112,7 @@ def build_design(formula: str, data: pd.DataFrame) -> Design:
     if terms.random:
         raise DataError(
             f"(1 | {terms.random[0]}) in the formula {formula!r} is a random effect, which this model does not fit. "
-            f"Use scmamba.deg.mixed_model(adata, {formula!r}), or compare donors with "
-            f"scmamba.deg.compare(adata, condition_key, {terms.random[0]!r}, label_key)."
+            f"To take donors as the unit, use scmamba.deg.compare(adata, condition_key, {terms.random[0]!r}, label_key)."
         )
     if not terms.intercept:
         raise DataError(
