@@ -99,7 +99,7 @@ def test_the_command_line_has_the_options_their_help_and_defaults(verb):
         if field.name not in by_name or (verb, field.name) in SAID_FOR_BOTH_TESTS:
             continue
         parameter, text = by_name[field.name], options.help(field.name)
-        assert parameter.help.startswith(text), (verb, field.name)
+        assert parameter.help.startswith(text.rstrip(".")), (verb, field.name)
         if not isinstance(field.default, (list, tuple)) and not parameter.required:
             assert parameter.default == field.default, (verb, field.name)
         for bound, end in (("minimum", "min"), ("maximum", "max")):

@@ -208,7 +208,7 @@ def _parameter(
         flag = (f"{flag[0]}/--no-{_hyphens(name)}", *flag[1:])
     text = str(meta.get("help", ""))
     if meta.get("unit") and kind is not bool:
-        text += f" In {meta['unit']}."
+        text = f"{text.rstrip('.')} ({meta['unit']})."
     limits: dict[str, Any] = {}
     if kind in (int, float) and not meta.get("exclusive"):
         limits = {"min": meta.get("minimum"), "max": meta.get("maximum")}

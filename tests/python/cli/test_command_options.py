@@ -100,4 +100,4 @@ def test_former_options_warn_work_and_are_hidden(run):
     assert run("some x --adapt")[0]["steps"] == 300
     helped = run("some --help")[1]
     assert "--adapt" not in helped and "--how" not in helped and "--array" not in helped
-    assert "How many. In steps." in helped and "0<=x<=1000" in helped
+    assert "How many (steps)." in helped and "0<=x<=1000" in helped
