@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import doctest
 import importlib
+import importlib.util
 import inspect
 import re
 import warnings
@@ -88,6 +89,15 @@ def test_no_function_is_longer_than_60_lines():
 
 def test_at_most_six_modules_at_the_root():
     assert len(list(ROOT.glob("*.py"))) <= 6
+
+
+def test_tests_and_benchmarks_import_by_package():
+    repository = ROOT.parents[1]
+    changed = re.compile(r"sys\.path(\.insert|\.append|\[| *=)")
+    files = [*repository.glob("tests/python/**/*.py"), *repository.glob("benchmarks/**/*.py")]
+    here = Path(__file__)
+    assert [str(f) for f in files if f != here and changed.search(f.read_text("utf-8"))] == []
+    assert importlib.util.find_spec("benchmarks.report") is not None
 
 
 def test_rules_see_what_they_should():
