@@ -90,15 +90,18 @@ def by_markers(source: Path, folder: Path, how: dict[str, Any]) -> ad.AnnData:
     folder.mkdir(exist_ok=True)
     fresh = read_json(folder / "how.json") != how
     write_json(folder / "how.json", how)
-    config = scmamba.PrepareConfig(min_cells_per_donor=how["min_donor_cells"])
     # The published code calls every sample a donor; of Leng's, two are of one person.
     prepared = scmamba.prepare(
-        source, folder=folder, donor="sample", config=config, overwrite=fresh
+        source,
+        folder=folder,
+        donor_key="sample",
+        min_cells_per_donor=how["min_donor_cells"],
+        overwrite=fresh,
     )
     people = obs_of(source)["donor"]
     obs = prepared.obs[["sample", "disease"]].assign(
         donor=people.loc[prepared.obs_names].astype(str).to_numpy(),
-        celltype=prepared.obs["scmamba_type"].astype(str).replace(PREPARED).to_numpy(),
+        celltype=prepared.obs["scmamba_cluster_type"].astype(str).replace(PREPARED).to_numpy(),
     )
     obs = obs.assign(
         label_celltype=obs["celltype"].where(obs["celltype"].isin(TYPES), ""),

@@ -27,6 +27,7 @@ _HOMES = {
     "Model": "model",
     "ModelConfig": "nn",
     "PrepareConfig": "preprocessing",
+    "PrepareOptions": "preprocessing",
     "annotate": "annotation",
     "compare": "deg",
     "embed": "embedding",
@@ -77,6 +78,7 @@ __all__ = [
     "Model",
     "ModelConfig",
     "PrepareConfig",
+    "PrepareOptions",
     "__version__",
     "annotate",
     "compare",
@@ -112,7 +114,7 @@ if TYPE_CHECKING:
     from .model.checkpoint import Model, load_model, save_checkpoint
     from .model.hub import list_models
     from .nn.config import ModelConfig
-    from .preprocessing import PrepareConfig, prepare
+    from .preprocessing import PrepareConfig, PrepareOptions, prepare
     from .training import finetune, pretrain
     from .utils.settings import settings
 

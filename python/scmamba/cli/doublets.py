@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..doublets.options import DoubletOptions
+from ..preprocessing.options import PrepareOptions
 from .errors import refuse_existing_outputs
 from .files import read_cells_file
 from .options import Input, ModelOption, Output, Quiet, options_of, renamed_command
@@ -63,48 +64,42 @@ def find_doublets(
     )
 
 
+@options_of(PrepareOptions, flags={"donor_key": ("--donor-key", "--donor")})
 def prepare(
-    data: Annotated[list[Path], typer.Argument(help=".h5ad files of raw counts, one a study.")],
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="Files of raw counts (.h5ad, 10x .h5, mtx folder), one per study."),
+    ],
     folder: Annotated[
         Path,
-        typer.Option("--output", "-o", help="Folder for every step's result and prepared.h5ad."),
+        typer.Option(
+            "--output", "-o", help="Folder for the result of every step and prepared.h5ad."
+        ),
     ],
-    donor: Annotated[str, typer.Option(help="Column of obs that names the donor.")] = "donor",
     markers: Annotated[
         Path | None,
         typer.Option(
             help="Marker panels: a table of type<TAB>GENE,GENE,... instead of the paper's."
         ),
     ] = None,
-    min_total: Annotated[float, typer.Option(help="Least counts of a cell.")] = 200,
-    min_cells_per_donor: Annotated[int, typer.Option(help="Least cells of a donor.")] = 200,
-    resolution: Annotated[float, typer.Option(help="Resolution of the Leiden clusters.")] = 1.8,
-    seed: Annotated[int, typer.Option(help="Same seed, same result.")] = 0,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Begin again in a folder that holds another run.")
+        bool, typer.Option("--overwrite", help="Start again in a folder that holds another run.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages.")] = False,
+    quiet: Quiet = False,
+    **options: Any,
 ) -> None:
-    """Filter, score, integrate, cluster and label libraries as the paper did; stopped runs go on."""
+    """Filter, score, integrate, cluster and label libraries as the paper did; a stopped run can be continued."""
     from ..datasets.marker_panels import read_marker_panel
-    from ..preprocessing import PrepareConfig
     from ..preprocessing import prepare as run
 
-    config = PrepareConfig(
-        min_total=min_total,
-        min_cells_per_donor=min_cells_per_donor,
-        resolution=resolution,
-        seed=seed,
-    )
     panels = None if markers is None else read_marker_panel(markers)
     result = run(
         list(data),
         folder=folder,
-        donor=donor,
         markers=panels,
-        config=config,
         overwrite=overwrite,
         verbose=not quiet,
+        **options,
     )
     labelled = int(result.obs["scmamba_label"].notna().sum())
     typer.echo(

@@ -650,11 +650,11 @@ def test_labels_that_do_not_fit_are_refused(geo, leng, capsys):
 
 def test_every_name_of_prepare_is_one_of_the_published_code(small, tmp_path, monkeypatch):
     import scmamba
-    from scmamba.preprocessing import _prepare
+    from scmamba.preprocessing import cluster_labels
 
-    names = [*_prepare.brain_panels(), *_prepare.LEFT_OVER]
+    names = [*cluster_labels.brain_panels(), *cluster_labels.LEFT_OVER]
     cells = named(small, {f"D0{i}": f"AD{i}" for i in range(1, 6)})[: len(names)].copy()
-    cells.obs["scmamba_type"], cells.var["symbol"] = names, cells.var_names
+    cells.obs["scmamba_cluster_type"], cells.var["symbol"] = names, cells.var_names
     cells.write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.setattr(scmamba, "prepare", lambda *_, **__: cells)
     found = by_markers(tmp_path / "cells.h5ad", tmp_path / "prepare", {"min_donor_cells": 1})

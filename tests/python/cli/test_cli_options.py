@@ -362,33 +362,23 @@ def test_prepare(run, verb, tmp_path):
     run(
         "prepare a.h5ad -o out --donor d --markers m.tsv --min-total 3 --min-cells-per-donor 4 --resolution 0.5 --seed 6 --overwrite -q"
     )
-    from scmamba.preprocessing import PrepareConfig
+    from scmamba.preprocessing import PrepareOptions
 
+    options = PrepareOptions.defaults()
+    shared = dict(folder=Path("out"), markers=None, overwrite=False, verbose=True)
+    own = dict(
+        markers={"A": ["X", "Y"]},
+        overwrite=True,
+        verbose=False,
+        donor_key="d",
+        min_total=3,
+        min_cells_per_donor=4,
+        resolution=0.5,
+        seed=6,
+    )
     assert made.calls == [
-        (
-            ([Path("a.h5ad"), Path("b.h5ad")],),
-            dict(
-                folder=Path("out"),
-                donor="donor",
-                markers=None,
-                overwrite=False,
-                verbose=True,
-                config=PrepareConfig(
-                    min_total=200, min_cells_per_donor=200, resolution=1.8, seed=0
-                ),
-            ),
-        ),
-        (
-            ([Path("a.h5ad")],),
-            dict(
-                folder=Path("out"),
-                donor="d",
-                markers={"A": ["X", "Y"]},
-                overwrite=True,
-                verbose=False,
-                config=PrepareConfig(min_total=3, min_cells_per_donor=4, resolution=0.5, seed=6),
-            ),
-        ),
+        (([Path("a.h5ad"), Path("b.h5ad")],), shared | options),
+        (([Path("a.h5ad")],), shared | options | own),
     ]
 
 

@@ -9,8 +9,8 @@ import pytest
 
 import scmamba
 from scmamba.datasets import brain_cohort
-from scmamba.preprocessing import PrepareConfig, _prepare
-from scmamba.preprocessing._prepare import (
+from scmamba.preprocessing import PrepareOptions, _prepare, analysis
+from scmamba.preprocessing.cluster_labels import (
     DOUBLET,
     MYELOID,
     NEURON_BOTH,
@@ -22,7 +22,7 @@ from scmamba.utils.errors import DataError, ScMambaError
 
 pytest.importorskip("harmonypy")
 pytest.importorskip("leidenalg")
-SMALL = PrepareConfig(min_cells_per_donor=100, genes=1000, neighbours=15)
+SMALL = PrepareOptions(min_cells_per_donor=100, n_top_genes=1000, n_neighbors=15)
 PANEL = {
     "Excitatory": "Excitatory neuron",
     "Inhibitory": "Inhibitory neuron",
@@ -72,20 +72,24 @@ def test_types_of_the_cohort_come_back(prepared, studies):
         and (result[cell].X.data == np.rint(result[cell].X.data)).all()
     )
     back = ad.read_h5ad(folder / "prepared.h5ad")
-    pd.testing.assert_series_equal(back.obs["scmamba_type"], result.obs["scmamba_type"])
+    pd.testing.assert_series_equal(
+        back.obs["scmamba_cluster_type"], result.obs["scmamba_cluster_type"]
+    )
 
 
 def test_a_stopped_run_goes_on_and_another_is_refused(prepared, studies, monkeypatch):
     result, folder = prepared
     (folder / "5_graph.npz").unlink()
     before = (folder / "4_harmony.npz").stat().st_mtime_ns
-    monkeypatch.setattr(_prepare, "_scrublet", lambda *a: pytest.fail("made again"))
+    monkeypatch.setattr(_prepare, "scrublet_scores", lambda *a: pytest.fail("made again"))
     with _quiet():
         again = scmamba.prepare(studies, folder=folder, config=SMALL, verbose=False)
     assert (folder / "4_harmony.npz").stat().st_mtime_ns == before
-    pd.testing.assert_series_equal(again.obs["scmamba_type"], result.obs["scmamba_type"])
-    with pytest.raises(ScMambaError, match="config differ"):
-        scmamba.prepare(studies, folder=folder, config=PrepareConfig(), verbose=False)
+    pd.testing.assert_series_equal(
+        again.obs["scmamba_cluster_type"], result.obs["scmamba_cluster_type"]
+    )
+    with pytest.raises(ScMambaError, match="options differ"):
+        scmamba.prepare(studies, folder=folder, config=PrepareOptions(), verbose=False)
     with pytest.raises(ScMambaError, match="cells differ"):
         scmamba.prepare(studies[:1], folder=folder, config=SMALL, verbose=False)
 
@@ -104,7 +108,7 @@ def test_left_over_clusters_have_names_of_their_own():
         columns=["Excitatory neuron", "Inhibitory neuron", "Microglia", "_neuron", "_myeloid"],
     )
     doublet = pd.Series([0.0] * 6 + [0.2])
-    names = name_clusters(scores, doublet, PrepareConfig(), brain=True)
+    names = name_clusters(scores, doublet, PrepareOptions(), brain=True)
     assert list(names) == [
         "Excitatory neuron",
         NEURON_BOTH,
@@ -118,7 +122,7 @@ def test_left_over_clusters_have_names_of_their_own():
 
 def test_what_cannot_be_prepared_says_why(studies, tmp_path):
     with pytest.raises(DataError, match="no column 'patient'"):
-        scmamba.prepare(studies, folder=tmp_path, donor="patient", verbose=False)
+        scmamba.prepare(studies, folder=tmp_path, donor_key="patient", verbose=False)
     with pytest.raises(DataError, match="Lower min_total"):
         scmamba.prepare(studies[0][:60].copy(), folder=tmp_path / "a", verbose=False)
     logs = studies[0][:60].copy()
@@ -133,5 +137,5 @@ def test_samples_so_large_that_neighbours_are_approximate():
     # From 8,192 points on scanpy leaves the search to pynndescent, whose versions it does not all bear.
     cells = brain_cohort(2900, n_donors=2, n_genes=300, seed=4)
     cells.obs["donor"] = "one"
-    score = _prepare._scrublet(cells, PrepareConfig(), verbose=False)
+    score = analysis.scrublet_scores(cells, PrepareOptions(), verbose=False)
     assert score.shape == (2900,) and np.isfinite(score).all() and score.std() > 0

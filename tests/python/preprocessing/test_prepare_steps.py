@@ -11,8 +11,9 @@ import pytest
 from scipy import sparse
 
 from scmamba.genes import annotation
-from scmamba.preprocessing import PrepareConfig, _prepare
-from scmamba.preprocessing._prepare import (
+from scmamba.preprocessing import PrepareOptions, _prepare, analysis, cluster_labels
+from scmamba.preprocessing import studies as studies_module
+from scmamba.preprocessing.cluster_labels import (
     DOUBLET,
     MYELOID,
     NEURON_BOTH,
@@ -21,31 +22,33 @@ from scmamba.preprocessing._prepare import (
     name_clusters,
     panel_scores,
 )
+from scmamba.preprocessing.steps import StepFolder, run_identity
 from scmamba.utils.errors import DataError, ScMambaError
 
 
 def test_the_papers_settings():
-    assert asdict(PrepareConfig()) == dict(
+    assert asdict(PrepareOptions()) == dict(
+        donor_key="donor",
         min_total=200,
         min_cells_per_donor=200,
-        min_share=0.005,
-        genes=2000,
-        total=50_000,
-        components=20,
-        neighbours=40,
+        min_cell_fraction=0.005,
+        n_top_genes=2000,
+        target_sum=50_000,
+        n_components=20,
+        n_neighbors=40,
         resolution=1.8,
-        doublet_score=0.1,
-        least=0.2,
-        margin=0.1,
+        max_doublet_score=0.1,
+        min_score=0.2,
+        min_margin=0.1,
         seed=0,
     )
-    assert len(_prepare.brain_panels()) == 8 and {
+    assert len(cluster_labels.brain_panels()) == 8 and {
         DOUBLET,
         UNIDENTIFIED,
         NEURON_BOTH,
         NEURON_NEITHER,
         MYELOID,
-    } == set(_prepare.LEFT_OVER)
+    } == set(cluster_labels.LEFT_OVER)
 
 
 def study(
@@ -68,7 +71,7 @@ def genes(where: str = "1", n: int = 20) -> list[str]:
 def test_studies_are_read_by_ensembl_id_without_the_y_chromosome():
     names = [*genes(), *genes("Y", 3), "nothing"]
     first = study([300] * 6, list("aab") + ["b", None, "b"], names)
-    (alone,) = _prepare._read(first, "donor")
+    (alone,) = studies_module.read_studies(first, "donor")
     assert list(alone.var_names) == sorted(genes(), key=list(alone.var_names).index) and set(
         alone.var_names
     ) == set(genes())
@@ -79,13 +82,13 @@ def test_studies_are_read_by_ensembl_id_without_the_y_chromosome():
         and alone.obs["study"].tolist() == ["study1"] * 6
     )
     assert alone.obs_names.tolist() == first.obs_names.tolist() and "symbol" in alone.var
-    pair = _prepare._read([first, study([300] * 2, ["a", "z"], genes(n=4))], "donor")
+    pair = studies_module.read_studies([first, study([300] * 2, ["a", "z"], genes(n=4))], "donor")
     assert pair[1].obs["donor"].tolist() == ["study2:a", "study2:z"] and pair[
         1
     ].obs_names.tolist() == ["study2:c0", "study2:c1"]
     twice = study([300] * 3, list("abc"), genes(n=6))
     twice.var_names = [*genes(n=5), genes(n=1)[0] + ".2"]  # a version of the first gene
-    (joined,) = _prepare._read(twice, "donor")
+    (joined,) = studies_module.read_studies(twice, "donor")
     first_gene = list(joined.var_names).index(genes(n=1)[0])
     np.testing.assert_array_equal(
         joined.X.toarray()[:, first_gene], twice.X.toarray()[:, [0, 5]].sum(axis=1)
@@ -93,7 +96,7 @@ def test_studies_are_read_by_ensembl_id_without_the_y_chromosome():
 
 
 def test_filters_at_their_limits():
-    config = PrepareConfig(min_total=200, min_cells_per_donor=30, min_share=0.05)
+    config = PrepareOptions(min_total=200, min_cells_per_donor=30, min_cell_fraction=0.05)
     totals = [199] + [200] * 30 + [500] * 29 + [199] + [500] * 31 + [500] * 40
     donors = ["a"] * 31 + ["b"] * 30 + ["c"] * 31 + ["NA"] * 40
     cells = study(totals, donors, [f"g{i}" for i in range(30)], 1)
@@ -105,7 +108,7 @@ def test_filters_at_their_limits():
     dense[0, 23] = 1  # seen in a cell that goes
     dense[:, 0] += np.array(totals) - dense.sum(axis=1)
     cells.X = sparse.csr_matrix(dense)
-    found = _prepare._filter([cells], config, False)
+    found = analysis.filter_cells([cells], config, False)
     assert set(found.obs["donor"]) == {"a", "c"} and found.n_obs == 61
     deep = dense.sum(axis=1) >= 200
     rows = [i for i in range(len(totals)) if deep[i] and donors[i] in "ac"]
@@ -117,18 +120,18 @@ def test_filters_at_their_limits():
     with pytest.raises(
         DataError, match=r"0 of 132 cells are left: 130 have 200 counts, and donors need 300"
     ):
-        _prepare._filter([cells], PrepareConfig(min_cells_per_donor=300), False)
+        analysis.filter_cells([cells], PrepareOptions(min_cells_per_donor=300), False)
     other = study([400] * 60, ["q"] * 60, ["g1", "new"], 2)
     other.obs_names = [f"x{i}" for i in range(60)]
-    both = _prepare._filter([cells, other], config, False)
+    both = analysis.filter_cells([cells, other], config, False)
     assert "new" in both.var_names and both.n_obs == len(rows) + 60
     assert (
         not both[found.obs_names, "new"].X.sum()
         and both[other.obs_names, "new"].X.sum() == other.X.toarray()[:, 1].sum()
     )
     other.obs_names = cells.obs_names[:60]
-    with pytest.raises(DataError, match="more than once"):
-        _prepare._filter([cells, other], config, False)
+    with pytest.raises(DataError, match="names are duplicated"):
+        analysis.filter_cells([cells, other], config, False)
 
 
 def clusters() -> tuple[ad.AnnData, np.ndarray]:
@@ -164,7 +167,7 @@ def names_of(
     scores = pd.DataFrame(rows, columns=columns)
     return list(
         name_clusters(
-            scores, pd.Series(doublet or [0.0] * len(rows)), PrepareConfig(**config), brain=brain
+            scores, pd.Series(doublet or [0.0] * len(rows)), PrepareOptions(**config), brain=brain
         )
     )
 
@@ -194,8 +197,8 @@ def test_clusters_are_named_at_their_limits():
         ]
     ) == [MYELOID, mic, MYELOID, UNIDENTIFIED, exc]
     assert names_of([[0.5, 0.45, 0], [0.1, 0.1, 0.1]], brain=False) == [exc, UNIDENTIFIED]
-    assert names_of([[0.5, 0.35, 0, 0, 0]], margin=0.2) == [NEURON_BOTH] and names_of(
-        [[0.5, 0, 0, 0, 0]], least=0.6
+    assert names_of([[0.5, 0.35, 0, 0, 0]], min_margin=0.2) == [NEURON_BOTH] and names_of(
+        [[0.5, 0, 0, 0, 0]], min_score=0.6
     ) == [UNIDENTIFIED]
     assert names_of([[np.nan, 0.3, np.nan, 0, 0], [np.nan] * 3 + [0.0, 0.0]]) == [inh, UNIDENTIFIED]
 
@@ -216,10 +219,10 @@ def test_the_answer_puts_every_step_on_the_cells(own):
         "4_harmony": {"scores": rng.normal(size=(60, 5))},
         "5_graph": {"cluster": cluster, "umap": rng.normal(size=(60, 2))},
     }
-    config = PrepareConfig(resolution=0.7)
-    result = _prepare._finish(cells, found, panels, config, own_panels=own)
+    config = PrepareOptions(resolution=0.7)
+    result = _prepare.finish(cells, found, panels, config, own_panels=own)
     kinds = {2: "Excitatory neuron", 5: "Inhibitory neuron", 7: DOUBLET}
-    assert result.obs["scmamba_type"].tolist() == [kinds[c] for c in cluster]
+    assert result.obs["scmamba_cluster_type"].tolist() == [kinds[c] for c in cluster]
     assert result.obs["scmamba_label"].isna().tolist() == (cluster == 7).tolist()
     assert result.obs["scmamba_label"].dropna().tolist() == [kinds[c] for c in cluster if c != 7]
     assert result.obs["scmamba_cluster"].tolist() == [str(c) for c in cluster]
@@ -232,27 +235,29 @@ def test_the_answer_puts_every_step_on_the_cells(own):
         np.testing.assert_array_equal(result.obsm[name], found[step][part])
     assert np.flatnonzero(result.var["highly_variable"]).tolist() == [1, 4]
     about = result.uns["scmamba"]["prepare"]
-    assert about["resolution"] == 0.7 and about["clusters"]["name"].tolist() == list(kinds.values())
+    assert about["params"]["resolution"] == 0.7
+    assert about["summary"]["clusters"]["name"].tolist() == list(kinds.values())
     np.testing.assert_allclose(
-        about["clusters"]["doublet_score"], [score[cluster == c].mean() for c in (2, 5, 7)]
+        about["summary"]["clusters"]["doublet_score"],
+        [score[cluster == c].mean() for c in (2, 5, 7)],
     )
     np.testing.assert_allclose(
-        about["clusters"]["Microglia"], panel_scores(cells, cluster, panels)["Microglia"]
+        about["summary"]["clusters"]["Microglia"], panel_scores(cells, cluster, panels)["Microglia"]
     )
-    assert ("_neuron" in about["clusters"]) == own and (result.X != cells.X).nnz == 0
+    assert ("_neuron" in about["summary"]["clusters"]) == own and (result.X != cells.X).nnz == 0
 
 
 def test_components_are_those_of_scaled_log2_values():
     pytest.importorskip("scanpy")
     cells, _ = clusters()
-    found = _prepare._components(cells, PrepareConfig())
+    found = analysis.principal_components(cells, PrepareOptions())
     counts = cells.X.toarray().astype(float)
     logs = np.log2(1 + 5e4 * counts / counts.sum(axis=1, keepdims=True))
     z = (logs - logs.mean(axis=0)) / logs.std(axis=0, ddof=1)
     size = np.linalg.svd(z, compute_uv=False)[:11]
     np.testing.assert_allclose(np.linalg.norm(found["scores"], axis=0), size, rtol=1e-3)
     assert found["genes"].tolist() == list(range(12))
-    some = _prepare._components(cells, PrepareConfig(genes=5))["genes"]
+    some = analysis.principal_components(cells, PrepareOptions(n_top_genes=5))["genes"]
     share = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
     residual = np.clip(
         (counts - share) / np.sqrt(share + share**2 / 100), -np.sqrt(60), np.sqrt(60)
@@ -262,11 +267,11 @@ def test_components_are_those_of_scaled_log2_values():
 
 def test_donors_of_one_are_left_as_they_are():
     scores = np.random.default_rng(0).normal(size=(30, 3))
-    assert _prepare._harmony(scores, pd.Series(["a"] * 30), PrepareConfig()) is scores
+    assert analysis.harmony(scores, pd.Series(["a"] * 30), PrepareOptions()) is scores
     pytest.importorskip("harmonypy")
     donors = pd.Series(["a"] * 30 + ["b"] * 30)
     both = np.vstack([scores, scores + [4, 0, 0]])
-    corrected = _prepare._harmony(both, donors, PrepareConfig())
+    corrected = analysis.harmony(both, donors, PrepareOptions())
     assert corrected.shape == (60, 3)
     gap = np.abs(corrected[:30].mean(axis=0) - corrected[30:].mean(axis=0))
     assert gap[0] < 3  # it was four
@@ -282,7 +287,7 @@ def test_small_donors_have_no_doublet_score(monkeypatch):
 
     monkeypatch.setattr(sc.pp, "scrublet", scrublet)
     cells = study([300] * 89, ["a"] * 30 + ["b"] * 29 + ["a"] * 30, [f"g{i}" for i in range(9)])
-    found = _prepare._scrublet(cells, PrepareConfig(seed=4), False)
+    found = analysis.scrublet_scores(cells, PrepareOptions(seed=4), False)
     expected = np.zeros(89)
     expected[np.r_[0:30, 59:89]] = np.arange(60) + 1
     np.testing.assert_array_equal(found, expected)
@@ -292,12 +297,12 @@ def test_small_donors_have_no_doublet_score(monkeypatch):
 def test_steps_are_kept_for_the_same_cells_and_settings(tmp_path):
     panels = {"a": ["S1"]}
     cells = study([300] * 5, list("aabbb"), ["g1", "g2"])
-    first = _prepare._identity([cells], PrepareConfig(), "donor", panels)
-    steps = _prepare._Steps(tmp_path, first, False, False)
+    first = run_identity([cells], PrepareOptions(), panels)
+    steps = StepFolder(tmp_path, first, False, False)
     steps.arrays("2_x", lambda: {"v": np.arange(3)})
     kept = steps.adata("1_filtered", lambda: cells)
     assert kept is cells
-    again = _prepare._Steps(tmp_path, first, False, False)
+    again = StepFolder(tmp_path, first, False, False)
     again.arrays("2_x", lambda: pytest.fail("made again"))
     assert again.found["2_x"]["v"].tolist() == [0, 1, 2]
     assert (again.adata("1_filtered", lambda: pytest.fail("made again")).X != cells.X).nnz == 0
@@ -306,16 +311,16 @@ def test_steps_are_kept_for_the_same_cells_and_settings(tmp_path):
     renamed.obs_names = [f"d{i}" for i in range(5)]
     elsewhere.obs["donor"] = list("aaabb")
     for identity, what in (
-        (_prepare._identity([other], PrepareConfig(), "donor", panels), "cells"),
-        (_prepare._identity([renamed], PrepareConfig(), "donor", panels), "cells"),
-        (_prepare._identity([elsewhere], PrepareConfig(), "donor", panels), "cells"),
-        (_prepare._identity([cells], PrepareConfig(seed=1), "donor", panels), "config"),
-        (_prepare._identity([cells], PrepareConfig(), "patient", panels), "donor"),
-        (_prepare._identity([cells], PrepareConfig(), "donor", {"a": ["S2"]}), "markers"),
+        (run_identity([other], PrepareOptions(), panels), "cells"),
+        (run_identity([renamed], PrepareOptions(), panels), "cells"),
+        (run_identity([elsewhere], PrepareOptions(), panels), "cells"),
+        (run_identity([cells], PrepareOptions(seed=1), panels), "options"),
+        (run_identity([cells], PrepareOptions(donor_key="patient"), panels), "donor"),
+        (run_identity([cells], PrepareOptions(), {"a": ["S2"]}), "markers"),
     ):
         with pytest.raises(ScMambaError, match=rf"another run \({what} differ\)"):
-            _prepare._Steps(tmp_path, identity, False, False)
-    fresh = _prepare._Steps(tmp_path, identity, True, False)
+            StepFolder(tmp_path, identity, False, False)
+    fresh = StepFolder(tmp_path, identity, True, False)
     made = []
     fresh.arrays("2_x", lambda: made.append(1) or {"v": np.ones(1)})
     assert made == [1] and not (tmp_path / "1_filtered.h5ad").exists()
@@ -339,7 +344,7 @@ def test_the_graph_is_built_as_the_paper_says(monkeypatch):
     monkeypatch.setattr(sc.tl, "umap", remember("umap", X_umap=np.ones((60, 2))))
     monkeypatch.setattr(sc.tl, "leiden", remember("leiden", leiden=[str(i % 3) for i in range(60)]))
     scores = np.random.default_rng(0).normal(size=(60, 30))
-    found = _prepare._graph(scores, PrepareConfig(seed=6))
+    found = analysis.neighbor_graph(scores, PrepareOptions(seed=6))
     np.testing.assert_array_equal(asked["neighbors"]["seen"], scores[:, :20])
     assert (
         asked["neighbors"]["n_neighbors"],
@@ -356,5 +361,5 @@ def test_the_graph_is_built_as_the_paper_says(monkeypatch):
     )
     monkeypatch.setattr(sc.tl, "umap", remember("umap", X_umap=np.ones((9, 2))))
     monkeypatch.setattr(sc.tl, "leiden", remember("leiden", leiden=["0"] * 9))
-    _prepare._graph(scores[:9], PrepareConfig())
+    analysis.neighbor_graph(scores[:9], PrepareOptions())
     assert asked["neighbors"]["n_neighbors"] == 8
