@@ -78,6 +78,20 @@ def _flatten(basis: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
     return "first components", (left * size)[:, :2]
 
 
+def _compiled(folder: Path) -> Path:
+    """Where the code that umap compiles is kept; only this program reads it."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    place = Path(home) / "scmamba" / "maps"
+    try:
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = place.lstat()
+        if about.st_uid == os.geteuid() and not about.st_mode & 0o022:
+            return place
+    except OSError:
+        pass
+    return folder
+
+
 def main() -> None:
     """Make the picture of one result."""
     import warnings
@@ -90,9 +104,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     first_to_go()
     if "unconfined" not in sys.argv[2:]:
-        # The code that umap compiles is kept where only this program reads it.
-        kept = folder.parents[2] / "maps"
-        kept.mkdir(exist_ok=True)
+        kept = _compiled(folder)
         os.environ["NUMBA_CACHE_DIR"] = str(kept)
         confine(write=[folder, kept])
     picture = cell_map(anndata.read_h5ad(folder / "result.h5ad"))

@@ -112,7 +112,8 @@ const show = async (size) => {
   const colour = new Map(order.map((name, i) => [name, name === "Unassigned" ? GREY : COLOURS[i % COLOURS.length]]));
   const share = (n) => (100 * n / answers.length).toFixed(1) + "%";
   $("table").tBodies[0].replaceChildren(...order.map((name) => row("th", [name, counts.get(name), share(counts.get(name))], colour.get(name))));
-  const facts = Object.entries(provenance).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
+  const known = { model: provenance.model, version: provenance.version, ...provenance.params, ...provenance.summary };
+  const facts = Object.entries(known).filter(([, value]) => ["string", "number", "boolean"].includes(typeof value));
   facts.unshift(["cells", header.cells.length], ["genes in the file", header.genes]);
   $("coverage").tBodies[0].replaceChildren(...facts.map(([key, value]) => row("th", [key.replaceAll("_", " "), value])));
   histogram(scores || [], obs.scmamba_type ? "probability" : "doublet score");

@@ -19,11 +19,13 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._version import __version__
 from ..utils.errors import DataError, ScMambaError
 from .confinement import confine, die_with_parent, first_to_go, limit_memory
 from .jobs import Queue, Unavailable
@@ -174,6 +176,13 @@ def _child(job: dict[str, Any], settings: Settings, work: Path, pipe: int, threa
         "SCMAMBA_CACHE": str(work / "cache"),
     }
     tempfile.tempdir = str(work / "tmp")
+    warnings.filterwarnings(
+        "ignore", "Could not obtain multiprocessing lock"
+    )  # numba's; no fork follows
+    with contextlib.suppress(ImportError):  # for what is imported later
+        import numba
+
+        numba.config.CACHE_DIR = str(work / "cache")
     os.chdir(work)
     _set_threads(threads)
     if not Path("/proc/driver/nvidia").exists():  # a driver's reservations are no memory
@@ -448,7 +457,11 @@ def preload(settings: Settings) -> int:
 
         # A job may read compiled kernels and write none.
         setattr(FunctionCache, "_guard_against_spurious_io_errors", tolerate_bad_cache)  # noqa: B010
-        kernels()
+        for module in ("kernels", "vector", "amx", "lookup_kernels"):
+            kernels(module)
+        # Compiled functions find their cache when they are imported.
+        from ..data import csr_remap  # noqa: F401
+        from ..deg import continuous, discrete, twogroup  # noqa: F401
     with contextlib.suppress(ScMambaError):
         kept_model(settings.model)
     return threads
@@ -459,7 +472,7 @@ def warm(settings: Settings, threads: int) -> None:
 
     It computes with simulated cells, nothing that anybody sent.
     """
-    mark = _kernel_folder() / "warmed"
+    mark = _kernel_folder() / f"warmed-{__version__}"
     if mark.exists():
         return
     here = os.getpid()
@@ -472,12 +485,14 @@ def warm(settings: Settings, threads: int) -> None:
         lock = os.open(mark.with_name("warming"), os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one process is enough
         from ..datasets import brain_cohort
+        from ..deg import find_markers
         from ..embedding import embed
         from ..imputation import impute
 
         cells, model = brain_cohort(24, n_donors=2, seed=0), kept_model(settings.model)
         embed(cells.copy(), model=model, verbose=False)
         impute(cells.copy(), model=model, verbose=False)
+        find_markers(cells, "disease", "AD")
         mark.touch()
     except OSError:
         pass
