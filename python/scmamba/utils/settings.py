@@ -1,4 +1,4 @@
-"""Settings of the session, and the one logger that messages go through."""
+"""Settings of the session, and the loggers: ``scmamba`` with one below it for messages to users and one for each part."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TextIO
 
 from .errors import OptionError
 
-logger = logging.getLogger("scmamba")
+root = logging.getLogger("scmamba")
+#: Messages to users; what parts of the package log (``scmamba.ops``) is shown for debugging only.
+logger = logging.getLogger("scmamba.messages")
 
 
 class MessageHandler(logging.StreamHandler[TextIO]):
@@ -35,7 +37,8 @@ class MessageHandler(logging.StreamHandler[TextIO]):
         -------
         Whether it is written.
         """
-        return record.name == "scmamba" or logger.level <= logging.DEBUG
+        shown = record.name == logger.name or record.levelno >= logging.WARNING
+        return shown or logger.level <= logging.DEBUG
 
 
 class Settings:
@@ -61,8 +64,8 @@ class Settings:
     def __init__(self) -> None:
         self._verbosity = 2
         logger.setLevel(logging.INFO)
-        if not any(isinstance(handler, MessageHandler) for handler in logger.handlers):
-            logger.addHandler(MessageHandler())
+        if not any(isinstance(handler, MessageHandler) for handler in root.handlers):
+            root.addHandler(MessageHandler())
 
     @property
     def verbosity(self) -> int:
@@ -75,6 +78,8 @@ class Settings:
             raise OptionError(f"verbosity is {value!r}; expected 0, 1, 2 or 3.")
         self._verbosity = int(value)
         logger.setLevel(self._LEVELS[self._verbosity])
+        # Parts log as the application's own configuration says, unless details or nothing at all are wanted.
+        root.setLevel({0: logging.ERROR, 3: logging.DEBUG}.get(self._verbosity, logging.NOTSET))
 
     @property
     def shows_progress(self) -> bool:

@@ -41,9 +41,9 @@ def test_verbosity(capsys):
 
 
 def test_messages_are_records_of_the_logger(caplog):
-    with caplog.at_level(logging.INFO, logger="scmamba"):
+    with caplog.at_level(logging.INFO, logger="scmamba.messages"):
         say("12 cells", True)
-    assert ("scmamba", logging.INFO, "12 cells") in caplog.record_tuples
+    assert ("scmamba.messages", logging.INFO, "12 cells") in caplog.record_tuples
 
 
 def test_other_values_are_refused():
