@@ -49,20 +49,16 @@ if [ ! -x "$UV" ]; then
   python3 -m venv "$TOOLS" || die "python3 -m venv failed (its own words are above)."
   quietly "$TOOLS/bin/python" -m pip install -q --disable-pip-version-check uv || die "pip could not install uv."
 fi
-# The cap on pandas stays until this suite is green without it.
-OVERRIDE="$ROOT/.cache/$WHAT-override.txt"
-: >"$OVERRIDE"
-[ "$WHAT" != newest ] || echo "pandas>=3" >"$OVERRIDE"
 export UV_CACHE_DIR="$ROOT/.cache/uv" UV_LINK_MODE=hardlink
 
-STAMP="$WHAT-$(echo "$WANTED $RESOLUTION $EXTRAS ${BESIDE[*]} $(cat "$OVERRIDE")" | fingerprint pyproject.toml -)"
+STAMP="$WHAT-$(echo "$WANTED $RESOLUTION $EXTRAS ${BESIDE[*]}" | fingerprint pyproject.toml -)"
 if ! stamped "$STAMP" || [ ! -x "$ENVIRONMENT/bin/python" ]; then
   python="$(find_version)"
   say "creating .cache/$WHAT with $("$python" --version)"
   rm -rf "$ENVIRONMENT"
   quietly "$UV" venv --python "$python" "$ENVIRONMENT" || die "uv could not make the environment."
   say "installing the $WHAT versions of everything (two to ten minutes)"
-  install=("$UV" pip install -q --python "$ENVIRONMENT/bin/python" --resolution "$RESOLUTION" --override "$OVERRIDE" -e ".$EXTRAS" "${BESIDE[@]}")
+  install=("$UV" pip install -q --python "$ENVIRONMENT/bin/python" --resolution "$RESOLUTION" -e ".$EXTRAS" "${BESIDE[@]}")
   # The small build for processors comes from PyTorch's own index; PyPI's brings gigabytes of CUDA.
   UV_HTTP_TIMEOUT=20 "${install[@]}" --torch-backend cpu >/dev/null 2>&1 || {
     warn "PyTorch's own index does not answer: taking the build with CUDA from PyPI"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
+from ..utils.layers import layer_names
 from ..utils.progress import say
 from .file_kinds import file_kind, local_path
 
@@ -142,7 +143,7 @@ def check_writable(adata: AnnData) -> None:
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    anndata.io.write_elem(file, name, value)
+                    anndata.io.write_elem(file, name.replace(".", "_"), value)
             except Exception as error:
                 raise DataError(
                     f"{name} cannot be written to an h5ad file ({type(error).__name__}: {error}). Remove or convert that entry first."
@@ -177,7 +178,7 @@ def writable(adata: AnnData, notes: list[str]) -> AnnData:
         uns=memory.uns,
         obsm=dict(memory.obsm),
         varm=dict(memory.varm),
-        layers=dict(memory.layers),
+        layers={name: memory.layers[name] for name in layer_names(memory.layers)},
         obsp=dict(memory.obsp),
         varp=dict(memory.varp),
     )
@@ -219,7 +220,7 @@ def writable_frame(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataF
     changed = False
     index = frame.index
     if (
-        index.dtype != object
+        not _is_plain(index.dtype)
         or index.name == "_index"
         or not all(isinstance(i, str) for i in index)
     ):
@@ -240,6 +241,13 @@ def writable_frame(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataF
     return pd.DataFrame(made, index=index) if changed else frame
 
 
+def _is_plain(dtype: Any) -> bool:
+    """Python objects, or the ``str`` of pandas 3, which is no nullable type: missing text is NaN there."""
+    return pd.api.types.is_object_dtype(dtype) or (
+        isinstance(dtype, pd.StringDtype) and getattr(dtype, "na_value", pd.NA) is not pd.NA
+    )
+
+
 def _index_name(name: Any) -> Any:
     return None if name == "_index" else name
 
@@ -256,19 +264,19 @@ def _free_name(label: str, taken: dict[str, Any]) -> str:
 def _writable_column(column: pd.Series, what: str, notes: list[str]) -> pd.Series:
     if isinstance(column.dtype, pd.CategoricalDtype):
         categories = column.cat.categories
-        plain = categories.dtype == object and all(isinstance(c, str) for c in categories)
+        plain = _is_plain(categories.dtype) and all(isinstance(c, str) for c in categories)
         if plain or categories.dtype.kind in "iufb":
             return column
         text = pd.Index(categories.astype(str).astype(object))
         if not text.is_unique:
             return pd.Series(pd.Categorical(_text(column)), index=column.index)
         return pd.Series(column.cat.rename_categories(text), index=column.index)
-    if isinstance(column.dtype, pd.StringDtype):
+    if isinstance(column.dtype, pd.StringDtype) and not _is_plain(column.dtype):
         return pd.Series(pd.Categorical(_text(column)), index=column.index)
     if column.dtype.kind in "mM" or isinstance(column.dtype, (pd.PeriodDtype, pd.IntervalDtype)):
         notes.append(f"{what} ({column.dtype}) is written as text")
         return pd.Series(pd.Categorical(_text(column)), index=column.index)
-    if column.dtype != object:
+    if not _is_plain(column.dtype):
         return column
     present = column.dropna()
     if all(isinstance(value, str) for value in present):

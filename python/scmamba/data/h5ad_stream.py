@@ -140,6 +140,9 @@ def _write_annotations(
 def _replace(file: h5py.File, key: str, value: object) -> None:
     import anndata
 
-    if key in file:
-        del file[key]
-    anndata.io.write_elem(file, key, value)
+    # anndata 0.13 takes no path for a key.
+    folder, _, name = key.rpartition("/")
+    group = file.require_group(folder) if folder else file
+    if name in group:
+        del group[name]
+    anndata.io.write_elem(group, name, value)

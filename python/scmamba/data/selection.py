@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..utils.errors import DataError
+from ..utils.layers import layer_names
 from .values import ValueScale, classify_values, detect_value_scale, to_csr
 
 if TYPE_CHECKING:
@@ -215,7 +216,7 @@ def gene_rows(var: pd.DataFrame, name: str = "X") -> np.ndarray | None:
 
 def _listed(adata: AnnData) -> str:
     """What can be named instead."""
-    layers = ", ".join(f"'{name}'" for name in adata.layers) or "none"
+    layers = ", ".join(f"'{name}'" for name in layer_names(adata.layers)) or "none"
     has = ["X"] if adata.X is not None else []
     has += ["raw"] if adata.raw is not None else []
     return f"Its layers: {layers}" + (f"; it also has {' and '.join(has)}." if has else ".")

@@ -20,6 +20,7 @@ from scipy import sparse
 
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
+from ..utils.layers import layer_names
 from ..utils.progress import say
 from .file_kinds import file_kind, local_path, tenx_groups
 from .selection import select_matrix
@@ -179,10 +180,10 @@ class AnnDataStore(_FileStore):
         if self.layer is None or (self.layer == "X" and "X" not in root.get("layers", {})):
             if "X" not in root:
                 raise DataError(
-                    f"{self.path.name} has no X; name one of its layers {list(root.get('layers', {}))} with layer=..."
+                    f"{self.path.name} has no X; name one of its layers {layer_names(root.get('layers', {}))} with layer=..."
                 )
             return root["X"]
-        layers = list(root["layers"]) if "layers" in root else []
+        layers = layer_names(root["layers"]) if "layers" in root else []
         if self.layer not in layers:
             raise DataError(
                 f"{self.path.name} has no layer '{self.layer}'; its layers are {layers or 'none'}."

@@ -13,6 +13,7 @@ from scipy import sparse
 
 from ..data.selection import select_matrix
 from ..utils.errors import DataError
+from ..utils.layers import layer_names
 from ..utils.progress import say
 from . import _r
 from . import _values as v
@@ -231,7 +232,10 @@ def to_sce(adata: AnnData, *, verbose: bool = True) -> Any:
 def _assays(adata: AnnData, note: dict[str, Any], helper: SeuratBuilder) -> dict[str, Any]:
     """Assays in their old order, new layers after them."""
     matrices = {} if adata.X is None else {_name_of_x(adata, note, helper.moved): adata.X}
-    matrices |= {(k if k not in matrices else f"{k}_layer"): adata.layers[k] for k in adata.layers}
+    matrices |= {
+        (k if k not in matrices else f"{k}_layer"): adata.layers[k]
+        for k in layer_names(adata.layers)
+    }
     order = [str(a) for a in note.get("assays", []) if str(a) in matrices]
     return {k: v.to_matrix(matrices[k]) for k in [*order, *(k for k in matrices if k not in order)]}
 

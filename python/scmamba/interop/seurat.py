@@ -31,6 +31,7 @@ from scipy import sparse
 
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
+from ..utils.layers import layer_names
 from ..utils.progress import say
 from . import _r
 from . import _values as v
@@ -427,7 +428,7 @@ class SeuratBuilder:
         for name in in_order(note.get("assays", {}), note.get("assays_order", [])):
             if name != self.main and (made := self._noted_assay(name)) is not None:
                 assays[name] = made
-        for layer in adata.layers:
+        for layer in layer_names(adata.layers):
             if f"layers/{layer}" not in self.used:
                 assays[_free(layer, assays, "_layer")] = self._layer_assay(layer)
         reductions = self._reductions(set(assays))

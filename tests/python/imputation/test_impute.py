@@ -210,7 +210,8 @@ def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
     assert abs(from_file.layers["scmamba"] - direct.layers["scmamba"]).max() < 1e-5
     assert (from_file.X != cohort.X).nnz == 0
     pd.testing.assert_frame_equal(from_file.obs, direct.obs, check_dtype=False)
-    pd.testing.assert_frame_equal(from_file.var, cohort.var)
+    # anndata turns repeated strings into categories when it writes.
+    pd.testing.assert_frame_equal(from_file.var, ad.read_h5ad(tmp_path / "in.h5ad").var)
     assert from_file.uns["scmamba"]["impute"]["params"]["passes"] == 2
     scmamba.embed_file(tmp_path / "out.h5ad", tmp_path / "both.h5ad", model=model, verbose=False)
     both = ad.read_h5ad(tmp_path / "both.h5ad")
