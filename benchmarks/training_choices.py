@@ -380,7 +380,7 @@ def fine_tuned_types(
 ) -> dict:
     """F1 on other donors of a classifier fine-tuned whole, its head started from the embeddings."""
     files = Collection(
-        [training], vocabulary=start.genes, label="cell_type", force=True, verbose=False
+        [training], vocabulary=start.genes, label_key="cell_type", force=True, verbose=False
     )
     loop = TrainerConfig(steps=steps, batch_size=16, lr=1e-3, warmup=0.05, seed=seed)
     short = replace(NO_MASKING, genes_per_step=1536)

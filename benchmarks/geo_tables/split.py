@@ -141,10 +141,10 @@ def collection(
     return Collection(
         [folder / "labelled.h5ad"],
         vocabulary=vocabulary,
-        donor=donor,
-        study="study",
-        disease="disease",
-        label=label,
+        donor_key=donor,
+        study_key="study",
+        condition_key="disease",
+        label_key=label,
         cache=folder / "cache",
         verbose=False,
     )

@@ -274,8 +274,13 @@ class GeneMatch:
                 else ("map them to human one-to-one orthologs first")
             )
             raise GeneError(
-                f"The gene names look like {self.looks_like} genes ({examples}, ...), and this model knows human genes. "
+                f"The gene names look like {self.looks_like} genes ({examples}, ...), and this model was trained on human genes. "
                 f"If the data are {self.looks_like}, {advice}."
+            )
+        if len(self.matched) == 0 and self.recognised >= MIN_RECOGNISED:
+            raise GeneError(
+                f"{100 * self.recognised:.0f}% of the {len(self.names):,} gene names ({examples}, ...) are human genes, but none of them is "
+                f"among the {len(self.vocabulary):,} genes of this model. Give an object with more genes, or another model."
             )
         if len(self.matched) == 0 or (self.recognised < MIN_RECOGNISED and not force):
             raise GeneError(
@@ -286,8 +291,8 @@ class GeneMatch:
         if self.coverage < min_coverage and not force:
             raise GeneError(
                 f"The data measure only {100 * self.coverage:.1f}% of the {len(self.vocabulary):,} genes this model reads; below "
-                f"{100 * min_coverage:.0f}% its answers are guesses. Use the unfiltered matrix (no variable-gene selection), or pass "
-                f"force=True (R: force = TRUE) if you know what you are doing.\n{self.table().to_string(index=False, header=False)}"
+                f"{100 * min_coverage:.0f}% its predictions are not reliable. Use the unfiltered matrix (no variable-gene selection), or pass "
+                f"force=True (R: force = TRUE) to continue all the same.\n{self.table().to_string(index=False, header=False)}"
             )
 
 

@@ -239,3 +239,22 @@ def test_a_matrix_that_is_named_is_read_or_refused():
             deg.find_markers(adata, "disease", "AD", layer=layer)
     with pytest.raises(ScMambaError, match="scaled or centered"):
         deg.find_markers(adata, "disease", "AD")
+
+
+def test_objects_that_hold_several_matrices_or_lazy_ones():
+    class MuData:  # the class of mudata, which is not installed here, has the modalities in `mod`
+        mod = {"rna": COHORT, "prot": COHORT}
+
+    with pytest.raises(
+        ScMambaError, match=r"MuData object with the modalities rna, prot.*mdata\['rna'\]"
+    ):
+        select_matrix(MuData())
+    array = pytest.importorskip("dask.array")
+    lazy = array.from_array(COUNTS.toarray(), chunks=(50, 500)).map_blocks(sparse.csr_matrix)
+    adata = cells_of("raw counts")
+    adata.X = lazy
+    assert select_matrix(adata).classify().integer
+    pd.testing.assert_frame_equal(
+        deg.find_markers(adata, "disease", "AD"),
+        deg.find_markers(cells_of("raw counts"), "disease", "AD"),
+    )

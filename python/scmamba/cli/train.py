@@ -116,7 +116,13 @@ def pretrain(
     from ..nn import ModelConfig
     from ..training import pretrain as run
 
-    columns = dict(donor=donor, study=study, disease=disease, label=label, layer=layer)
+    columns = {
+        "donor_key": donor,
+        "study_key": study,
+        "condition_key": disease,
+        "label_key": label,
+        "layer": layer,
+    }
     genes = Vocabulary.read(vocabulary) if vocabulary else Vocabulary.published()
     plan = _Plan("pretrain", recipe, config, given, output, overwrite, quiet)
     cells, others = plan.open(_Data(data, held_out, splits, cache, force, columns), genes)
@@ -170,7 +176,13 @@ def finetune(
     from ..model import load_model
     from ..training.distributed import is_distributed, training_device
 
-    columns = dict(donor=donor, study=study, disease=disease, label=label, layer=layer)
+    columns = {
+        "donor_key": donor,
+        "study_key": study,
+        "condition_key": disease,
+        "label_key": label,
+        "layer": layer,
+    }
     plan = _Plan(task, recipe, config, given, output, overwrite, quiet)
     start = load_model(model, device=training_device() if is_distributed() else None)
     cells, others = plan.open(_Data(data, held_out, splits, cache, force, columns), start.genes)

@@ -19,6 +19,7 @@ from scipy import sparse
 
 from ..genes import MIN_COVERAGE, GeneMatch, Vocabulary, match_genes
 from ..utils.atomic import atomic_path
+from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
 from ..utils.progress import progress, say
 from .cell_batch import CellBatch
@@ -136,15 +137,18 @@ class Collection:
     ['train', 'validation']
     """
 
+    @renamed_parameters(
+        donor="donor_key", study="study_key", disease="condition_key", label="label_key"
+    )
     def __init__(
         self,
         sources: Sequence[str | os.PathLike[str] | AnnData],
         *,
         vocabulary: Vocabulary | None = None,
-        donor: str | Sequence[str] | None = None,
-        study: str | Sequence[str] | None = None,
-        disease: str | Sequence[str] | None = None,
-        label: str | Sequence[str] | None = None,
+        donor_key: str | Sequence[str] | None = None,
+        study_key: str | Sequence[str] | None = None,
+        condition_key: str | Sequence[str] | None = None,
+        label_key: str | Sequence[str] | None = None,
         layer: str | None = None,
         cache: str | os.PathLike[str] | None = None,
         force: bool = False,
@@ -171,7 +175,12 @@ class Collection:
             np.int64
         )
         self.cells = np.arange(self.offsets[-1], dtype=np.int64)
-        asked = {"donor": donor, "study": study, "disease": disease, "label": label}
+        asked = {
+            "donor": donor_key,
+            "study": study_key,
+            "disease": condition_key,
+            "label": label_key,
+        }
         self._columns = pd.DataFrame(
             {name: _column(self.members, name, wanted) for name, wanted in asked.items()}
         )

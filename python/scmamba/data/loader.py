@@ -1,8 +1,8 @@
-"""Shuffled reading in constant memory: which cell comes when, and the shelf that holds the cells to come.
+"""Shuffled reading in constant memory, ahead of the training step.
 
-The order of an epoch is a function of the seed and the epoch alone, whoever reads it. Blocks of neighbouring cells are put in random
-order and dealt out to 64 lanes; position p of the epoch belongs to lane p mod 64. A reader of every k-th position, k a divisor of 64, thus
-reads whole blocks and nothing twice, and all readers together see the very sequence a single one would have seen.
+The order of an epoch is a function of the seed and the epoch alone (:mod:`scmamba.data.sampler`). Blocks of consecutive cells are
+shuffled and distributed over 64 stripes; position p of the epoch belongs to stripe p mod 64. A process that reads every k-th position, k a
+divisor of 64, reads whole blocks and none twice, and all processes together read the sequence that a single one would read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Chunk = tuple["CellBatch", np.ndarray]
 
 
 class PrefetchLoader:
-    """Hands out the cells of an order to one of several readers; the next load is read while the present one is used.
+    """Prefetching loader: gives one of several processes its cells, and reads the next chunk in the background.
 
     Parameters
     ----------
@@ -45,16 +45,32 @@ class PrefetchLoader:
         return len(self.order)
 
     def at(self, positions: np.ndarray) -> CellBatch:
-        """Cells at absolute positions (epochs one after the other); all must belong to this reader."""
+        """Cells at absolute positions (epochs one after the other), in the order given.
+
+        Parameters
+        ----------
+        positions
+            (n,) positions; all must belong to this reader.
+
+        Returns
+        -------
+        CellBatch
+            Cell ``i`` is the one at ``positions[i]``.
+        """
         epochs, within = np.divmod(np.asarray(positions, dtype=np.int64), len(self.order))
         loads = within // self.order.span
         pieces: list[CellBatch] = []
+        order: list[np.ndarray] = []
         for epoch, load in dict.fromkeys(zip(epochs.tolist(), loads.tolist())):
             mine = (epochs == epoch) & (loads == load)
             first = self._first(epoch, load)
             block, place = self._load(epoch, load)
             pieces.append(block.take(place[(within[mine] - first) // self.shards]))
-        return pieces[0] if len(pieces) == 1 else _join(pieces)
+            order.append(np.flatnonzero(mine))
+        if len(pieces) == 1:
+            return pieces[0]
+        joined, came = _join(pieces), np.concatenate(order)
+        return joined if bool((np.diff(came) > 0).all()) else joined.take(np.argsort(came))
 
     def epoch(self, number: int, batch_size: int) -> Iterator[CellBatch]:
         """This reader's batches of one epoch; the last may be smaller."""

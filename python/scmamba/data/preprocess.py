@@ -215,6 +215,8 @@ def check_cells(adata: AnnData) -> None:
     DataError
         Says what is wrong and what to do.
     """
+    if hasattr(adata, "mod"):
+        select_matrix(adata)  # says that it is a MuData object
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(
             f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes. At least one of each is needed."

@@ -138,6 +138,11 @@ def select_matrix(adata: AnnData, layer: str | None = None) -> SelectedMatrix:
     >>> select_matrix(cells, "counts").name
     "layers['counts']"
     """
+    if hasattr(adata, "mod"):
+        raise DataError(
+            f"This is a MuData object with the modalities {', '.join(adata.mod)}. Give the one with the gene counts: "
+            f"mdata['{next(iter(adata.mod), 'rna')}']."
+        )
     if layer is not None and layer in adata.layers:
         name = f"layers['{layer}']"
         chosen = SelectedMatrix(

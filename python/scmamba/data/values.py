@@ -302,6 +302,8 @@ def to_csr(block: Any) -> sparse.csr_matrix:
     DataError
         It does not hold numbers.
     """
+    if hasattr(block, "compute"):  # dask, also with sparse chunks
+        block = block.compute()
     if not sparse.issparse(block):
         block = np.asarray(block)
         if block.dtype.kind not in "iufb":

@@ -65,6 +65,8 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
     """
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
+    elif hasattr(matrix, "compute"):
+        matrix = matrix.compute()
     out = sp.csr_matrix(matrix)
     if out.nnz and not out.data.all():
         out = (

@@ -217,7 +217,7 @@ def test_layers_logarithms_and_refusals(cells, tmp_path):
     with pytest.raises(DataError, match="truncated"):
         Collection([tmp_path / "cut.h5ad"])
     with pytest.raises(DataError, match="No file has a column patient_number"):
-        Collection([tmp_path / "log.h5ad"], donor="patient_number", cache=tmp_path, force=True)
+        Collection([tmp_path / "log.h5ad"], donor_key="patient_number", cache=tmp_path, force=True)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def studies(tmp_path_factory) -> Collection:
     second.write_h5ad(folder / "second.h5ad")
     return Collection(
         [folder / "first.h5ad", folder / "second.h5ad"],
-        label=("annotation", "cell_type"),
+        label_key=("annotation", "cell_type"),
         cache=folder,
         verbose=False,
     )

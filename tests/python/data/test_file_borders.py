@@ -56,7 +56,7 @@ def cells(**obs) -> ad.AnnData:
 # --- old files
 @pytest.mark.parametrize("name", VERSIONS)
 def test_labels_of_old_files_are_words(name):
-    found = collect(OLD / name, label="cell_type")
+    found = collect(OLD / name, label_key="cell_type")
     assert list(found.column("label")) == ["Microglia", "Astrocyte", "Oligodendrocyte"] * 4
     stem = name.removesuffix(".h5ad")
     assert list(found.donors()) == [f"{stem}/d0", f"{stem}/d1"]
@@ -65,7 +65,9 @@ def test_labels_of_old_files_are_words(name):
 
 
 def test_codes_of_two_old_files_are_not_one_label():
-    found = collect(OLD / "anndata-0.7.8.h5ad", OLD / "anndata-0.7.8-other.h5ad", label="cell_type")
+    found = collect(
+        OLD / "anndata-0.7.8.h5ad", OLD / "anndata-0.7.8-other.h5ad", label_key="cell_type"
+    )
     assert list(found.column("label")[12:]) == ["Neuron", "Astrocyte", "OPC"] * 4
     assert len(found.donors()) == 4
 
