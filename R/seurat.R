@@ -19,6 +19,12 @@
 # Split layers (counts.1, counts.2, ...) are joined in a copy, and this is said.
 .get_layer <- function(object, assay, layer, verbose) {
   if (layer == "counts") .say_corrected(object, assay, verbose)
+  if (layer == "scale.data") {
+    .abort(c(
+      "The layer {.val scale.data} holds scaled values; scMamba needs counts or log-normalized values.",
+      i = "Use {.code layer = \"counts\"} or {.code layer = \"data\"}."
+    ))
+  }
   data <- if (!.seurat5()) {
     .get_slot(object, assay, layer)
   } else {

@@ -42,6 +42,7 @@ head <- c(
   "writes down what R says; `tests/testthat/test-broken-python.R` does the same in every test run.", ""
 )
 tail <- c(
+  readLines("scripts/troubleshooting_inputs.md"), "",
   "## The installation stops", "",
   "`install_scmamba()` says what pip's words mean and what to type; all that pip said is in `scMamba:::.pip_said()`.", "",
   "| What happened | What it says | What to do |", "|---|---|---|",

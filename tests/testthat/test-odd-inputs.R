@@ -156,3 +156,13 @@ test_that("missing values in the metadata stay, and are named where a group is n
     verbose = FALSE)
   expect_false(any(c("NA", "nan") %in% named$scmamba_type))
 })
+
+test_that("a test of scaled values is refused, whichever word names them", {
+  object <- pbmc()
+  for (call in list(
+    quote(ScMambaFindMarkers(object, ident.1 = 0, layer = "scale.data")),
+    quote(ScMambaFindMarkers(object, ident.1 = 0, slot = "scale.data"))
+  )) {
+    expect_error(eval(call), "holds scaled values", class = "scmamba_error")
+  }
+})

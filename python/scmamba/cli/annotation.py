@@ -68,6 +68,7 @@ def annotate(
     from ..data.h5ad_files import check_writable, write_h5ad
     from ..datasets.marker_panels import read_marker_panel
     from ..utils.atomic import atomic_path
+    from ..utils.tables import write_csv
 
     refuse_existing_outputs(output, table, plots, overwrite=overwrite)
     adata = read_cells_file(data)
@@ -92,7 +93,7 @@ def annotate(
     write_h5ad(adata, output)
     if table is not None:
         with atomic_path(table) as path:
-            found.to_table().to_csv(path)
+            write_csv(found.to_table(), path)
     known_types = None if truth is None else adata.obs[truth].astype(str).to_numpy()
     if plots is not None:
         with atomic_path(plots) as folder:

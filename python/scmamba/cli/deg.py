@@ -103,9 +103,10 @@ def find_markers(
 
 def _write(table: pd.DataFrame, output: Path) -> None:
     from ..utils.atomic import atomic_path
+    from ..utils.tables import write_csv
 
     with atomic_path(output) as path:
-        table.to_csv(path)
+        write_csv(table, path)
 
 
 @options_of(

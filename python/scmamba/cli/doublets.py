@@ -43,6 +43,7 @@ def find_doublets(
     from ..data.h5ad_files import check_writable, write_h5ad
     from ..doublets import find_doublets as find
     from ..utils.atomic import atomic_path
+    from ..utils.tables import write_csv
 
     refuse_existing_outputs(output, table, overwrite=overwrite)
     adata = read_cells_file(data)
@@ -58,7 +59,7 @@ def find_doublets(
     write_h5ad(adata, output)
     if table is not None:
         with atomic_path(table) as path:
-            adata.obs.filter(like="scmamba_doublet").to_csv(path)
+            write_csv(adata.obs.filter(like="scmamba_doublet"), path)
     typer.echo(
         f"{output}: {int(adata.obs['scmamba_doublet'].sum())} of {adata.n_obs} droplets called doublets"
     )
