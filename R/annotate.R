@@ -6,20 +6,25 @@
 #'
 #' @inheritParams ScMambaImpute
 #' @param reference A labelled Seurat object or SingleCellExperiment with counts.
+#' @param reference.assay,reference.layer Assay and layer of the reference that are read; by default its
+#'   default assay (or, if that has no counts, as in an integrated reference, the assay `RNA`) and `"counts"`.
 #' @param labels Column of its metadata with the types, or several from coarse to
 #'   fine.
 #' @param markers A named list of types and genes, instead of a reference.
+#' @param clusters Column of the metadata with clusters (`"ident"`: the identities), or one value for each
+#'   cell: every cluster is given a type as well, the one that more than half of its cells have.
 #' @param donor Column of the reference with donors, on whom the probabilities are
 #'   calibrated; ignored where there is none.
 #' @param network Fine-tune the network on the reference as well (minutes on a
 #'   processor)? A number sets the steps, `FALSE` is much quicker.
-#' @param error.rate Cells are `Unassigned` below the probability above which at most
-#'   this share was wrong on donors left out.
-#' @param cache Keep what was learnt from a reference for the next query?
+#' @param error.rate Target error rate: cells are `Unassigned` below the probability above which at most
+#'   this share of the calls on held-out donors was wrong.
+#' @param cache Keep the fitted reference for the next query?
 #'
-#' @return The same object with the metadata columns `scmamba_type`,
-#'   `scmamba_probability` and `scmamba_alternatives` (the three likeliest types), and
-#'   the record of how they were made: `Misc(object, "scmamba")$annotate`. For a
+#' @return The same object with the metadata columns `scmamba_type` (a factor),
+#'   `scmamba_probability` and `scmamba_alternatives` (the three likeliest types); with `clusters`
+#'   also `scmamba_group_type` and `scmamba_group_share` (the share of the cluster's cells that have
+#'   this type); and the record of how they were made: `Misc(object, "scmamba")$annotate`. For a
 #'   matrix: a data frame of these columns.
 #' @seealso [ScMambaPlotConfidence()], [ScMambaDoublets()]
 #' @examples
@@ -37,15 +42,24 @@ ScMambaAnnotate <- function(object, ...) {
 #' @export
 ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, model = NULL, markers = NULL,
                                    donor = "donor", assay = NULL, layer = "counts", slot = NULL,
-                                   network = TRUE, error.rate = 0.05, cache = TRUE, device = NULL,
+                                   gene.column = NULL, reference.assay = NULL, reference.layer = "counts",
+                                   clusters = NULL, network = TRUE, error.rate = 0.05, cache = TRUE, device = NULL,
                                    seed = 0, force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  assay <- .check_assay(object, assay)
-  .check_free("scmamba_type", names(object[[]]), "a metadata column", "overwrite", overwrite)
+  assay <- .source_assay(object, assay, verbose)
+  layer <- .layer_argument(layer, slot)
+  .refuse_imputed(object, assay, layer, force)
+  .check_columns(names(object[[]]), .seurat_record(object), "annotate", "scmamba_type", .annotate_columns, overwrite)
+  if (!is.null(clusters)) {
+    by_ident <- identical(clusters, "ident")
+    groups <- if (by_ident) SeuratObject::Idents(object) else .per_cell(object[[]], clusters, "clusters")
+  }
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
-  matrix <- .get_layer(object, assay, .layer_argument(layer, slot), verbose)
-  known <- .labelled_cells(reference, labels, donor, verbose)
-  result <- .backend(backend)$annotate(matrix, known, options, verbose)
+  matrix <- .get_layer(object, assay, layer, verbose)
+  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
+  named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
+  result <- .backend(backend)$annotate(named, known, options, verbose)
+  if (!is.null(clusters)) result$cells <- .with_clusters(result$cells, groups)
   rownames(result$cells) <- colnames(object)
   object <- .annotate_seurat(object, "annotate", c(list(matrix = matrix), result))
   # The command log keeps arguments, and these would be whole data sets.
@@ -57,31 +71,68 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
 
 #' @rdname ScMambaAnnotate
 #' @export
+ScMambaAnnotate.SummarizedExperiment <- function(object, ...) {
+  ScMambaAnnotate(.as_sce(object), ...)
+}
+
+#' @rdname ScMambaAnnotate
+#' @export
 ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, labels = NULL, model = NULL,
                                                  markers = NULL, donor = "donor", assay = "counts",
-                                                 network = TRUE, error.rate = 0.05, cache = TRUE,
+                                                 gene.column = NULL, reference.assay = NULL,
+                                                 reference.layer = "counts", clusters = NULL, network = TRUE,
+                                                 error.rate = 0.05, cache = TRUE,
                                                  device = NULL, seed = 0, force = FALSE,
                                                  overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  .check_free("scmamba_type", names(SummarizedExperiment::colData(object)), "a column", "overwrite", overwrite)
+  frame <- .sce_frame(object)
+  .check_columns(names(frame), .sce_record(object), "annotate", "scmamba_type", .annotate_columns, overwrite)
+  groups <- if (!is.null(clusters)) .per_cell(frame, clusters, "clusters")
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
-  known <- .labelled_cells(reference, labels, donor, verbose)
-  result <- .backend(backend)$annotate(.get_sce(object, assay), known, options, verbose)
+  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
+  named <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
+  result <- .backend(backend)$annotate(named, known, options, verbose)
+  if (!is.null(clusters)) result$cells <- .with_clusters(result$cells, groups)
   .annotate_sce(object, "annotate", result)
 }
 
 #' @rdname ScMambaAnnotate
 #' @export
 ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, model = NULL, markers = NULL,
-                                    donor = "donor", network = TRUE, error.rate = 0.05, cache = TRUE,
+                                    donor = "donor", reference.assay = NULL, reference.layer = "counts",
+                                    clusters = NULL, network = TRUE, error.rate = 0.05, cache = TRUE,
                                     device = NULL, seed = 0, force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
-  known <- .labelled_cells(reference, labels, donor, verbose)
+  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
   matrix <- .check_matrix(.to_matrix(object))
-  result <- .backend(backend)$annotate(matrix, known, options, verbose)
+  groups <- if (!is.null(clusters)) .per_cell(NULL, clusters, "clusters", ncol(matrix))
+  result <- .backend(backend)$annotate(.named_genes(matrix, verbose = verbose), known, options, verbose)
+  if (!is.null(clusters)) result$cells <- .with_clusters(result$cells, groups)
   rownames(result$cells) <- colnames(matrix)
   structure(result$cells, scmamba = result$provenance)
+}
+
+.annotate_columns <- c("scmamba_probability", "scmamba_alternatives")
+
+# One type for each cluster: the most frequent one, if more than half of the cluster's cells were given it. Cells
+# that are Unassigned count among all.
+.with_clusters <- function(cells, groups) {
+  groups <- as.character(groups)
+  counts <- table(groups, as.character(cells$scmamba_type))
+  share <- counts / rowSums(counts)
+  named <- share[, colnames(share) != "Unassigned", drop = FALSE]
+  type <- rep("Unassigned", nrow(share))
+  top <- rep(0, nrow(share))
+  if (ncol(named) > 0) {
+    best <- max.col(named, ties.method = "first")
+    top <- named[cbind(seq_along(best), best)]
+    type[top > 0.5] <- colnames(named)[best][top > 0.5]
+  }
+  at <- match(groups, rownames(share))
+  cells$scmamba_group_type <- .as_levels(type[at])
+  cells$scmamba_group_share <- as.numeric(top)[at]
+  cells
 }
 
 .annotate_options <- function(labels, model, markers, donor, network, error.rate, cache, device, seed, force) {
@@ -109,55 +160,49 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
 }
 
 # The counts of a reference and the columns that matter, or NULL.
-.labelled_cells <- function(reference, labels, donor, verbose) {
+.labelled_cells <- function(reference, labels, donor, verbose, assay = NULL, layer = "counts") {
   if (is.null(reference)) {
     return(NULL)
   }
   if (is.null(labels)) {
-    .abort("Which column of the reference holds the types? Name it: {.code labels = \"cell_type\"}.")
+    .abort("{.arg reference} needs {.arg labels}: the column of its metadata with the cell types, for example
+      {.code labels = \"cell_type\"}.")
   }
   if (inherits(reference, "Seurat")) {
     frame <- reference[[]]
-    matrix <- .get_layer(reference, .check_assay(reference, NULL), "counts", verbose)
+    matrix <- .reference_values(reference, assay, layer, verbose)
   } else if (inherits(reference, "SingleCellExperiment")) {
     frame <- as.data.frame(SummarizedExperiment::colData(reference))
-    matrix <- .get_sce(reference, "counts")
+    matrix <- .get_sce(reference, assay %||% layer)
   } else {
     .abort("{.arg reference} must be a Seurat object or a SingleCellExperiment, not {.cls {class(reference)[[1]]}}.")
   }
   wanted <- c(labels, intersect(donor, names(frame)))
   cells <- .columns_for(frame, unique(wanted), "labels")
   cells[] <- lapply(cells, as.character)
-  list(matrix = matrix, cells = cells)
+  list(matrix = .named_genes(matrix, verbose = verbose), cells = cells)
 }
 
-#' How certain the cell types are
-#'
-#' @param object What [ScMambaAnnotate()] gave: a Seurat object, a SingleCellExperiment or a
-#'   data frame.
-#' @return A ggplot: the probabilities of every type's cells.
-#' @examples
-#' if (scmamba_available() && requireNamespace("ggplot2", quietly = TRUE)) {
-#'   seu <- ScMambaCohort(n.cells = 80, n.donors = 2, n.genes = 3000)
-#'   ScMambaPlotConfidence(ScMambaAnnotate(seu, verbose = FALSE))
-#' }
-#' @export
-ScMambaPlotConfidence <- function(object) {
-  if (!requireNamespace("ggplot2", quietly = TRUE)) {
-    .abort("The figure needs the R package {.pkg ggplot2}: {.code install.packages(\"ggplot2\")}.")
+# An integrated reference has an assay without counts as its default: then the one with the counts is read.
+.reference_values <- function(reference, assay, layer, verbose) {
+  chosen <- .source_assay(reference, assay, verbose)
+  without <- is.null(assay) && !layer %in% .layer_names(reference, chosen)
+  if (without && "RNA" %in% SeuratObject::Assays(reference)) {
+    if (verbose) {
+      cli::cli_inform(c(i = "The default assay {.val {chosen}} of the reference has no {.val {layer}}; reading
+        {.val RNA}."))
+    }
+    chosen <- "RNA"
   }
-  frame <- if (is.data.frame(object)) {
-    object
-  } else if (inherits(object, "Seurat")) {
-    object[[]]
-  } else {
-    as.data.frame(SummarizedExperiment::colData(object))
-  }
-  if (!all(c("scmamba_type", "scmamba_probability") %in% names(frame))) {
-    .abort("There are no types in this object; run {.code ScMambaAnnotate()} first.")
-  }
-  .data <- ggplot2::.data
-  ggplot2::ggplot(frame, ggplot2::aes(.data$scmamba_probability, .data$scmamba_type)) +
-    ggplot2::geom_boxplot(outlier.size = 0.5) +
-    ggplot2::labs(x = "probability of the best type", y = NULL)
+  .refuse_imputed(reference, chosen, layer)
+  tryCatch(.get_layer(reference, chosen, layer, verbose), scmamba_error = function(e) {
+    .abort(c("The reference cannot be read.", x = .verbatim(conditionMessage(e)),
+      i = "{.arg reference.assay} and {.arg reference.layer} choose what is read of it."))
+  })
+}
+
+# Layers that hold something, split ones by their common name.
+.layer_names <- function(object, assay) {
+  filled <- .filled_layers(object, assay)
+  unique(c(filled, sub("[.].*$", "", filled)))
 }

@@ -40,7 +40,7 @@
     slots <- .translate_errors(.python()$slots$layer_slots(result, "scmamba"))
     list(
       matrix = .from_slots(slots, dim(matrix), dimnames(matrix)),
-      cells = .result_columns(result),
+      cells = .result_columns(result, cells),
       provenance = .provenance(result, "impute")
     )
   },
@@ -73,7 +73,7 @@
     result <- .call_python(
       do.call(.python()$scmamba$find_doublets, c(list(adata), options, verbose = verbose)), verbose
     )
-    list(cells = .result_columns(result), provenance = .provenance(result, "doublets"))
+    list(cells = .result_columns(result, cells), provenance = .provenance(result, "doublets"))
   },
   markers = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
@@ -155,11 +155,28 @@
   )
 }
 
-# Per-cell results: the columns scmamba_* of obs, if the verb made any.
-.result_columns <- function(result) {
-  columns <- reticulate::py_to_r(result$obs)
-  keep <- startsWith(names(columns), "scmamba_")
-  if (!any(keep)) NULL else columns[, keep, drop = FALSE]
+# Per-cell results: the columns scmamba_* of obs, if the verb made any; not those that were sent.
+.result_columns <- function(result, sent = NULL) .per_cell_results(reticulate::py_to_r(result$obs), sent)
+
+# The same types of columns, whatever computed them.
+.per_cell_results <- function(columns, sent = NULL) {
+  if (is.null(columns)) {
+    return(NULL)
+  }
+  keep <- startsWith(names(columns), "scmamba_") & !names(columns) %in% names(sent)
+  if (!any(keep)) {
+    return(NULL)
+  }
+  columns <- columns[, keep, drop = FALSE]
+  factors <- grep("^scmamba_(type|doublet_parents)", names(columns), value = TRUE)
+  for (name in factors) columns[[name]] <- .as_levels(columns[[name]])
+  columns
+}
+
+# Levels in the order of their characters, in every locale.
+.as_levels <- function(values) {
+  values <- as.character(values)
+  factor(values, levels = sort(unique(values), method = "radix"))
 }
 
 # How the result was made: the verb's entry in uns["scmamba"], and what only R knows.

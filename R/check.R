@@ -53,8 +53,17 @@
   .check_integer(adapt, "adapt", 0L)
 }
 
+# "gpu" is what people type; torch calls it cuda, and mps on a Mac.
 .check_device <- function(device) {
-  if (is.null(device)) NULL else .check_name(device, "device")
+  if (is.null(device)) {
+    return(NULL)
+  }
+  device <- tolower(.check_name(device, "device"))
+  if (device == "gpu") device <- if (identical(Sys.info()[["sysname"]], "Darwin")) "mps" else "cuda"
+  if (!grepl("^(cpu|mps|cuda(:[0-9]+)?)$", device)) {
+    .abort("{.arg device} must be \"cpu\", \"cuda\" (or \"gpu\") or \"mps\", not {.val {device}}.")
+  }
+  device
 }
 
 # A name or path for Python; a model object that Python made is passed on.
@@ -84,7 +93,7 @@
 
 # Other matrices become sparse; anything else is refused by its class.
 .to_matrix <- function(object) {
-  on_disk <- inherits(object, c("IterableMatrix", "DelayedMatrix")) # refused with what to type
+  on_disk <- inherits(object, c("IterableMatrix", "DelayedMatrix"))
   if (is(object, "Matrix") || on_disk || (is.matrix(object) && is.numeric(object))) {
     return(.as_dgc(object, what = "matrix"))
   }
@@ -92,4 +101,66 @@
     "scMamba cannot read an object of class {.cls {class(object)}}.",
     i = "It takes a Seurat object, a SingleCellExperiment or a genes x cells matrix."
   ))
+}
+
+# `batch`, `sample`, ...: a column of the metadata by its name, or one value for each cell.
+.per_cell <- function(frame, value, argument, n = nrow(frame)) {
+  if (is.character(value) && length(value) == 1 && !is.null(frame)) {
+    return(.metadata_column(frame, value, argument))
+  }
+  if (!is.atomic(value) || length(value) != n) {
+    advice <- if (is.null(frame)) "Give one value for each cell." else
+      "Give the name of a column of the metadata, or one value for each cell."
+    .abort(paste("{.arg {argument}} has {length(value)} value{?s} and the object {n} cell{?s}.", advice))
+  }
+  if (is.factor(value)) value else as.character(value)
+}
+
+# The columns a verb sends with the counts, and under which names: list(cells = data frame, keys = list).
+.cell_columns <- function(frame, wanted, n = nrow(frame)) {
+  wanted <- wanted[!vapply(wanted, is.null, NA)]
+  cells <- keys <- list()
+  for (argument in names(wanted)) {
+    value <- wanted[[argument]]
+    by_name <- is.character(value) && length(value) == 1 && !is.null(frame)
+    keys[[argument]] <- if (by_name) value else argument
+    cells[[keys[[argument]]]] <- .per_cell(frame, value, argument, n)
+  }
+  cells <- if (length(cells) > 0) as.data.frame(cells, optional = TRUE, stringsAsFactors = FALSE)
+  list(cells = cells, keys = keys)
+}
+
+# A matrix whose row names are what the model may know the genes by: the gene column, without a prefix of the genome.
+.named_genes <- function(matrix, frame = NULL, gene.column = NULL, verbose = TRUE) {
+  genes <- rownames(matrix)
+  if (!is.null(gene.column)) {
+    frame <- frame[genes, , drop = FALSE]
+    column <- as.character(.metadata_column(frame, gene.column, "gene.column", "the table of the assay's genes"))
+    genes <- ifelse(is.na(column) | !nzchar(column), genes, column)
+  }
+  rownames(matrix) <- .without_prefix(genes, verbose)
+  matrix
+}
+
+# What Cell Ranger and alevin put around names of genes: GRCh38_GFAP, ENSG00000131095_GFAP, GFAP-ENSG00000131095.
+.gene_prefixes <- c(
+  "^(GRCh3[78]|hg19|hg38)[_-]+" = "",
+  "^ENSG[0-9]{11}([.][0-9]+)?[_|-](.+)$" = "\\2",
+  "^.+[_|-](ENSG[0-9]{11})([.][0-9]+)?$" = "\\1"
+)
+
+.without_prefix <- function(genes, verbose) {
+  for (pattern in names(.gene_prefixes)) {
+    # Joined genomes (human and mouse) carry it on their human genes only.
+    found <- grepl(pattern, genes)
+    if (mean(found) < 0.2) next
+    example <- genes[found][[1]]
+    genes[found] <- sub(pattern, .gene_prefixes[[pattern]], genes[found])
+    if (verbose) {
+      read <- genes[found][[1]]
+      cli::cli_inform(c(i = "{sum(found)} gene name{?s} of the form {.val {example}} {?is/are} read as {.val {read}};
+        the names in your object stay."))
+    }
+  }
+  genes
 }

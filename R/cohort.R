@@ -3,7 +3,7 @@
 #' Makes the simulated cohort that comes with scMamba
 #' (`scmamba.datasets.brain_cohort()` in Python) as a Seurat object: raw counts
 #' of eight brain cell types from several donors, half of them with a disease
-#' effect. It is simulated: good for trying and teaching, not for biology.
+#' effect. It is simulated: for examples and teaching, not for biology.
 #'
 #' @param n.cells,n.donors Number of cells and donors.
 #' @param n.genes Keep this many of the most expressed genes; `NULL` keeps all.

@@ -29,8 +29,7 @@ scmamba_config <- function() {
   if (!is.null(.state$managed)) {
     return("scmamba_require(): prepared by uv")
   }
-  inside <- function(folder) startsWith(normalizePath(dirname(python), "/"), normalizePath(folder, "/", mustWork = FALSE))
-  if (inside(.environment_folder())) {
+  if (startsWith(normalizePath(dirname(python), "/"), normalizePath(.environment_folder(), "/", mustWork = FALSE))) {
     return("install_scmamba(): its environment")
   }
   named <- .with_option(.chosen_by())

@@ -6,7 +6,8 @@
 #' @inheritParams ScMambaImpute
 #' @param reduction.name Name of the new reduction. A Seurat object keeps assays and
 #'   reductions under one set of names, and `scmamba` is the imputed assay's.
-#' @param reduction.key Prefix of its dimensions: `scmamba_1`, `scmamba_2`, ...
+#' @param reduction.key Prefix of its dimensions: `scmamba_1`, `scmamba_2`, ...; by default one
+#'   that no other reduction or assay has.
 #' @param overwrite Replace a reduction that has this name already?
 #'
 #' @return The same object with more in it.
@@ -29,19 +30,23 @@ ScMambaEmbed <- function(object, ...) {
 
 #' @rdname ScMambaEmbed
 #' @export
-ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
-                                reduction.name = "scmamba_embedding", reduction.key = "scmamba_",
+ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL, gene.column = NULL,
+                                reduction.name = "scmamba_embedding", reduction.key = NULL,
                                 model = NULL, batch.size = NULL, device = NULL, force = FALSE,
                                 overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  assay <- .check_assay(object, assay)
+  assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
+  .refuse_imputed(object, assay, layer, force)
   .check_name(reduction.name, "reduction.name")
+  .check_columns(names(object[[]]), .seurat_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
   .check_free_seurat(object, reduction.name, SeuratObject::Reductions(object), "a reduction",
     "reduction.name", overwrite)
   options <- .embed_options(model, batch.size, device, force)
   matrix <- .get_layer(object, assay, layer, verbose)
-  result <- .backend(backend)$embed(matrix, options, verbose)
+  named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
+  result <- .backend(backend)$embed(named, options, verbose)
+  reduction.key <- reduction.key %||% .reduction_key(object, reduction.name)
   colnames(result$embedding) <- paste0(reduction.key, seq_len(ncol(result$embedding)))
   if (reduction.name %in% SeuratObject::Reductions(object)) object[[reduction.name]] <- NULL
   object[[reduction.name]] <- SeuratObject::CreateDimReducObject(
@@ -56,7 +61,13 @@ ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = N
 
 #' @rdname ScMambaEmbed
 #' @export
-ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts",
+ScMambaEmbed.SummarizedExperiment <- function(object, ...) {
+  ScMambaEmbed(.as_sce(object), ...)
+}
+
+#' @rdname ScMambaEmbed
+#' @export
+ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts", gene.column = NULL,
                                               reduction.name = "scmamba", model = NULL,
                                               batch.size = NULL, device = NULL, force = FALSE,
                                               overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
@@ -65,8 +76,10 @@ ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts",
   .check_free(reduction.name, SingleCellExperiment::reducedDimNames(object),
     "a reduction", "reduction.name", overwrite)
   options <- .embed_options(model, batch.size, device, force)
-  matrix <- .get_sce(object, assay)
-  result <- .backend(backend)$embed(matrix, options, verbose)
+  .check_columns(names(.sce_frame(object)), .sce_record(object), c("impute", "embed"), NULL, "scmamba_low_depth",
+    overwrite)
+  named <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
+  result <- .backend(backend)$embed(named, options, verbose)
   embedding <- result$embedding
   dimnames(embedding) <- list(colnames(object), paste0("scmamba_", seq_len(ncol(embedding))))
   SingleCellExperiment::reducedDim(object, reduction.name) <- embedding
@@ -80,7 +93,7 @@ ScMambaEmbed.dgCMatrix <- function(object, model = NULL, batch.size = NULL, devi
                                    force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   options <- .embed_options(model, batch.size, device, force)
-  result <- .backend(backend)$embed(.check_matrix(object), options, verbose)
+  result <- .backend(backend)$embed(.named_genes(.check_matrix(object), verbose = verbose), options, verbose)
   embedding <- result$embedding
   colnames(embedding) <- paste0("scmamba_", seq_len(ncol(embedding)))
   if (verbose) .say_embedded(embedding)

@@ -17,7 +17,7 @@
   text <- .python_message(e)
   if (inherits(e, "scmamba.utils.errors.ScMambaError")) {
     # As it is: it may hold a table, which cli would run together.
-    stop(errorCondition(text, class = "scmamba_error", call = NULL))
+    stop(errorCondition(.r_words(text), class = "scmamba_error", call = NULL))
   }
   .abort(c(
     "The Python side of scMamba failed: {class(e)[[1]]}",

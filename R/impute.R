@@ -6,9 +6,9 @@
 #' are, and the result is a new assay beside your own.
 #'
 #' Each cell is normalised to 10,000 counts and `log1p`; the result is on that
-#' scale. By default the network reads each cell once and says how frequent every
-#' gene is in it; what similar cells of your data show is weighed in, by weights
-#' learnt on counts hidden for the purpose. With `adapt = TRUE` the model is first
+#' scale. By default the network reads each cell once and predicts how frequent every
+#' gene is in it; this is combined with the rates of similar cells of your data, by weights
+#' fitted on masked counts. With `adapt = TRUE` the model is first
 #' fine-tuned for a short time on your own data, without labels.
 #'
 #' @section Imputed values and statistics:
@@ -18,11 +18,15 @@
 #' @param object A Seurat object (version 4 or 5), a `SingleCellExperiment`, or
 #'   a genes x cells matrix (best a `dgCMatrix`).
 #' @param assay Name of the assay to read; by default the default assay
-#'   (Seurat) or `"counts"` (SingleCellExperiment).
+#'   (Seurat) or `"counts"` (SingleCellExperiment). If the default assay is an imputed
+#'   one, the assay it was made from is read.
 #' @param layer Layer of the assay to read, `"counts"` or log-normalised
 #'   `"data"`. Which of the two it holds is detected from the values. Split
 #'   layers (`counts.1`, `counts.2`, ...) are joined for the computation.
 #' @param slot The Seurat 4 word for `layer`; if given, it is used instead.
+#' @param gene.column Column of the assay's table of genes (Seurat: `object[[assay]][[]]`;
+#'   SingleCellExperiment: `rowData(object)`) with the symbols or Ensembl IDs, if the row
+#'   names are something else.
 #' @param assay.name Name of the new assay.
 #' @param model `NULL` for the model that comes with scMamba, or the path of a
 #'   checkpoint directory.
@@ -33,8 +37,8 @@
 #'   `brain-mini` does): expected frequencies given the whole cell and its
 #'   neighbours, the depth of the cell taken out, for all genes. `"masked"`:
 #'   the paper's masked prediction of log values.
-#' @param batch Column of the metadata with the donor or library (for a matrix: one value
-#'   for each cell). With `method = "ensemble"`, nearest neighbors are then balanced
+#' @param batch Column of the metadata with the donor or library, or one value for
+#'   each cell. With `method = "ensemble"`, nearest neighbors are then balanced
 #'   across batches, using only batches that contain the same cell type. This removes
 #'   donor effects, which helps clustering and plotting, but also removes real
 #'   differences between donors or conditions: do not set it if you compare conditions.
@@ -59,9 +63,13 @@
 #' @param ... Not used; a misspelt argument is an error.
 #'
 #' @return The same object with more in it.
-#'   * Seurat: the assay `scmamba` (imputed values in `data`, key `imputed_`),
-#'     the record of how it was made in `Misc(object, "scmamba")`, and an entry
-#'     in `Command(object)`. `DefaultAssay()` is not changed.
+#'   * Seurat: the assay `scmamba` with the imputed values in the layer `data` (key
+#'     `imputed_`: `FeaturePlot(object, "imputed_APOE")`) and the observed counts, unchanged, in
+#'     the layer `counts`, so that `AggregateExpression()` and other functions that need
+#'     counts find the observed ones. The record of how it was made is in
+#'     `Misc(object, "scmamba")`, and an entry in `Command(object)`.
+#'     `DefaultAssay()` is not changed. Do not run `NormalizeData()` on this assay: the
+#'     imputed values are normalised already, and it would replace them.
 #'   * SingleCellExperiment: the assay `scmamba`, and the record in
 #'     `metadata(object)$scmamba`.
 #'   * matrix: the imputed `dgCMatrix`, with the record in its attribute
@@ -83,28 +91,31 @@ ScMambaImpute <- function(object, ...) {
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
-                                 assay.name = "scmamba", model = NULL, method = NULL, batch = NULL, adapt = TRUE,
-                                 passes = 10, min.value = NULL, to.counts = FALSE, batch.size = NULL,
+                                 gene.column = NULL, assay.name = "scmamba", model = NULL, method = NULL,
+                                 batch = NULL, adapt = TRUE, passes = 10, min.value = NULL,
+                                 to.counts = FALSE, batch.size = NULL,
                                  device = NULL, seed = 0,
                                  force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  assay <- .check_assay(object, assay)
+  assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
+  .refuse_imputed(object, assay, layer, force)
   .check_name(assay.name, "assay.name")
+  .check_columns(names(object[[]]), .seurat_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
   .check_free_seurat(object, assay.name, SeuratObject::Assays(object), "an assay",
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
-  options$batch_key <- if (!is.null(batch)) .check_name(batch, "batch")
-  cells <- .columns_for(object[[]], batch, "batch")
+  wanted <- .cell_columns(object[[]], list(batch = batch))
+  options$batch_key <- wanted$keys$batch
   matrix <- .get_layer(object, assay, layer, verbose)
-  result <- .backend(backend)$impute(matrix, cells, options, verbose)
-  new <- .make_assay(result$matrix, like = object[[assay]], to.counts)
-  if (!"imputed_" %in% SeuratObject::Key(object)) {
-    SeuratObject::Key(new) <- "imputed_"
-  }
-  # Replaced as a whole, so that nothing of an older result stays behind.
-  if (assay.name %in% SeuratObject::Assays(object)) object[[assay.name]] <- NULL
+  named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
+  result <- .backend(backend)$impute(named, wanted$cells, options, verbose)
+  dimnames(result$matrix) <- dimnames(matrix)
+  observed <- if (!to.counts) .observed_counts(object, assay, layer, matrix)
+  new <- .make_assay(result$matrix, like = object[[assay]], observed, expected = to.counts)
+  SeuratObject::Misc(new, slot = "scmamba") <- list(source = assay, layer = layer,
+    counts = if (to.counts) "expected" else if (is.null(observed)) "none" else "observed")
   object <- .add_assay(object, assay.name, new)
   if (!to.counts) object <- .note_normalised(object, assay.name)
   object <- .annotate_seurat(object, "impute", result)
@@ -116,7 +127,14 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
 
 #' @rdname ScMambaImpute
 #' @export
-ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.name = "scmamba",
+ScMambaImpute.SummarizedExperiment <- function(object, ...) {
+  ScMambaImpute(.as_sce(object), ...)
+}
+
+#' @rdname ScMambaImpute
+#' @export
+ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.column = NULL,
+                                               assay.name = "scmamba",
                                                model = NULL, method = NULL, batch = NULL, adapt = TRUE, passes = 10,
                                                min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                                device = NULL, seed = 0,
@@ -128,10 +146,13 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", assay.n
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
-  options$batch_key <- if (!is.null(batch)) .check_name(batch, "batch")
-  cells <- .columns_for(as.data.frame(SummarizedExperiment::colData(object)), batch, "batch")
+  frame <- .sce_frame(object)
+  .check_columns(names(frame), .sce_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
+  wanted <- .cell_columns(frame, list(batch = batch))
+  options$batch_key <- wanted$keys$batch
   matrix <- .get_sce(object, assay)
-  result <- .backend(backend)$impute(matrix, cells, options, verbose)
+  named <- .named_genes(matrix, .sce_genes(object), gene.column, verbose)
+  result <- .backend(backend)$impute(named, wanted$cells, options, verbose)
   SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
     .unnamed_as(result$matrix, object)
   if (verbose) .say_imputed(matrix, assay.name)
@@ -147,18 +168,10 @@ ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch =
   .no_extra(...)
   options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
   matrix <- .check_matrix(object)
-  cells <- NULL
-  if (!is.null(batch)) {
-    if (length(batch) != ncol(matrix)) {
-      .abort(paste(
-        "{.arg batch} has {length(batch)} value{?s} and the matrix {ncol(matrix)} cells.",
-        "For a matrix give one value for each cell."
-      ))
-    }
-    cells <- data.frame(batch = as.character(batch))
-    options$batch_key <- "batch"
-  }
-  result <- .backend(backend)$impute(matrix, cells, options, verbose)
+  wanted <- .cell_columns(NULL, list(batch = batch), ncol(matrix))
+  options$batch_key <- wanted$keys$batch
+  result <- .backend(backend)$impute(.named_genes(matrix, verbose = verbose), wanted$cells, options, verbose)
+  dimnames(result$matrix) <- dimnames(matrix)
   if (verbose) .say_imputed(matrix)
   structure(result$matrix, scmamba = result$provenance)
 }

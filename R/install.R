@@ -53,7 +53,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   .check_flag(force, "force")
   .check_flag(verbose, "verbose")
   folder <- .environment_folder(.check_name(envname, "envname"))
-  .check_name(torch, "torch")
+  torch <- .check_name(torch %||% "auto", "torch")
   found <- .make_environment(folder, python, force, verbose)
   # torch by name and first: with other packages pip may settle on another build.
   .install_torch(found, torch, pip_options, verbose)
@@ -264,7 +264,8 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
 # What it means, and what to type.
 .install_failures <- list(
   disk = c("The disk is full: {.val {what}} could not be installed.",
-    i = "PyTorch and the other packages need 2 GB (10 GB with the parts for NVIDIA cards). Make room, or use another disk:
+    i = "PyTorch and the other packages need 2 GB (10 GB with the parts for NVIDIA cards). Make room, or use another
+      disk:
       {.code install_scmamba(envname = \"/big/disk/r-scmamba\")} and
       {.code options(scmamba.python = \"/big/disk/r-scmamba\")}.",
     i = "If {.file /tmp} is small: {.code Sys.setenv(TMPDIR = \"/big/disk/tmp\")} before."),

@@ -1,8 +1,10 @@
-#' The models at hand
+#' The available models
 #'
+#' @param backend `"reticulate"`: the models of this installation. A server
+#'   ([ScMambaServer()], or `"server"`): the models it offers.
 #' @return A data frame: `name`, `genes`, `width` and `layers` of the network, `folder`, and the first lines of
-#'   the model card in `about`. Every verb takes a name, or the folder of a model of
-#'   your own ([ScMambaFineTune()]), as `model`.
+#'   the model card in `about`; of a server, `name`, `default` and `about`. Every verb takes a name, or
+#'   the folder of a model of your own ([ScMambaFineTune()]), as `model`.
 #' @examples
 #' if (scmamba_available()) ScMambaModels()
 #' @export
@@ -11,24 +13,40 @@ ScMambaModels <- function() {
   folders <- reticulate::py_to_r(.translate_errors(scmamba$list_models()))
   rows <- lapply(names(folders), function(name) {
     model <- .translate_errors(scmamba$load_model(name, device = "cpu"))
-    card <- strsplit(reticulate::py_to_r(model$card), "\n", fixed = TRUE)[[1]]
-    text <- card[nzchar(card) & !startsWith(card, "#")]
     config <- model$config
     data.frame(
       name = name, genes = reticulate::py_to_r(config$n_genes), width = reticulate::py_to_r(config$d_model),
       layers = reticulate::py_to_r(config$n_layer), folder = as.character(folders[[name]]),
-      about = paste(utils::head(text, 2), collapse = " "), stringsAsFactors = FALSE
+      about = .first_lines(reticulate::py_to_r(model$card)), stringsAsFactors = FALSE
     )
   })
   do.call(rbind, rows)
 }
 
+.first_lines <- function(card) {
+  card <- strsplit(card, "\n", fixed = TRUE)[[1]]
+  paste(utils::head(card[nzchar(card) & !startsWith(card, "#")], 2), collapse = " ")
+}
+
+.server_models <- function(server) {
+  if (!inherits(server, "scmamba_server")) {
+    .abort("{.arg backend} must be \"reticulate\", \"server\" or a server from {.code ScMambaServer()}.")
+  }
+  offered <- .server_json(server, "GET", "/v2/models")
+  names <- as.character(unlist(if (is.data.frame(offered$models)) offered$models$name else offered$models))
+  about <- vapply(names, function(name) {
+    card <- .server_json(server, "GET", paste0("/v2/models/", curl::curl_escape(name)))$card
+    if (is.null(card)) "" else .first_lines(card)
+  }, "")
+  data.frame(name = names, default = names == offered$default, about = unname(about), stringsAsFactors = FALSE)
+}
+
 #' Fine-tune a model on your own cells
 #'
 #' Trains a copy of a model for imputation on the counts of an object, without
-#' labels, and keeps it in a folder that every verb takes as `model`. For one
-#' object [ScMambaImpute()] does this by itself; a model of your own pays where many
-#' objects of one tissue are to be treated alike.
+#' labels, and keeps it in a folder that every verb takes as `model`.
+#' [ScMambaImpute()] fine-tunes for each object by itself; make a model of your own when many
+#' data sets of one tissue should be processed with the same model.
 #'
 #' @inheritParams ScMambaImpute
 #' @param folder Where the new model is written; must not exist.
@@ -49,22 +67,32 @@ ScMambaFineTune <- function(object, ...) {
 
 #' @rdname ScMambaFineTune
 #' @export
-ScMambaFineTune.Seurat <- function(object, folder, assay = NULL, layer = "counts", slot = NULL,
+ScMambaFineTune.Seurat <- function(object, folder, assay = NULL, layer = "counts", slot = NULL, gene.column = NULL,
                                    model = NULL, steps = 1000, name = basename(folder), seed = 0,
                                    force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  assay <- .check_assay(object, assay)
-  matrix <- .get_layer(object, assay, .layer_argument(layer, slot), verbose)
+  assay <- .source_assay(object, assay, verbose)
+  layer <- .layer_argument(layer, slot)
+  .refuse_imputed(object, assay, layer, force)
+  matrix <- .named_genes(.get_layer(object, assay, layer, verbose), object[[assay]][[]], gene.column, verbose)
   .fine_tune(matrix, folder, model, steps, name, seed, force, backend, verbose)
 }
 
 #' @rdname ScMambaFineTune
 #' @export
-ScMambaFineTune.SingleCellExperiment <- function(object, folder, assay = "counts", model = NULL, steps = 1000,
-                                                 name = basename(folder), seed = 0, force = FALSE,
+ScMambaFineTune.SummarizedExperiment <- function(object, ...) {
+  ScMambaFineTune(.as_sce(object), ...)
+}
+
+#' @rdname ScMambaFineTune
+#' @export
+ScMambaFineTune.SingleCellExperiment <- function(object, folder, assay = "counts", gene.column = NULL,
+                                                 model = NULL, steps = 1000, name = basename(folder),
+                                                 seed = 0, force = FALSE,
                                                  backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  .fine_tune(.get_sce(object, assay), folder, model, steps, name, seed, force, backend, verbose)
+  matrix <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
+  .fine_tune(matrix, folder, model, steps, name, seed, force, backend, verbose)
 }
 
 #' @rdname ScMambaFineTune
@@ -72,7 +100,8 @@ ScMambaFineTune.SingleCellExperiment <- function(object, folder, assay = "counts
 ScMambaFineTune.default <- function(object, folder, model = NULL, steps = 1000, name = basename(folder),
                                     seed = 0, force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  .fine_tune(.check_matrix(.to_matrix(object)), folder, model, steps, name, seed, force, backend, verbose)
+  matrix <- .named_genes(.check_matrix(.to_matrix(object)), verbose = verbose)
+  .fine_tune(matrix, folder, model, steps, name, seed, force, backend, verbose)
 }
 
 .fine_tune <- function(matrix, folder, model, steps, name, seed, force, backend, verbose) {

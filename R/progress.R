@@ -44,7 +44,7 @@
 }
 
 .speaker <- function(text) {
-  cli::cli_inform(c(i = .verbatim(text)))
+  cli::cli_inform(c(i = .verbatim(.r_words(text))))
   NULL
 }
 

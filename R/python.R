@@ -24,7 +24,7 @@ scmamba_available <- function() {
 }
 
 # numpy 2 and today's scipy need a recent reticulate; older ones fail later
-# with words nobody can act on.
+# with messages that do not help.
 .check_reticulate <- function(version = packageVersion("reticulate"), least = "1.39", what = "scMamba") {
   if (version < least) {
     where <- dirname(find.package("reticulate"))
@@ -80,7 +80,7 @@ scmamba_available <- function() {
   if (any(there)) below[there][[1]] else path
 }
 
-# Who named the Python, in the user's words; NULL if nobody did.
+# What named the Python, in the user's words; NULL if nothing did.
 .chosen_by <- function() {
   if (isTRUE(.state$option)) {
     return("options(scmamba.python)")

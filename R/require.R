@@ -29,7 +29,7 @@ scmamba_require <- function(source = NULL, torch = "auto", extras = "serve") {
   .check_not_chosen()
   wanted <- c(.torch, .requirement(.pip_source(source), extras))
   # Looked up by name: reticulate exports it since 1.41.
-  getExportedValue("reticulate", "py_require")(wanted, python_version = ">=3.10")
+  getExportedValue("reticulate", "py_require")(wanted, python_version = ">=3.10,<3.14")
   .state$managed <- list(requirements = wanted, cpu = .wants_cpu_torch(torch))
   cli::cli_inform(c(i = "The first verb prepares Python with {.pkg uv}: some minutes the first time, seconds later."))
   invisible(wanted)
@@ -62,10 +62,12 @@ scmamba_require <- function(source = NULL, torch = "auto", extras = "serve") {
 # Starts Python: only uv knows whether the requirements can be met.
 .start_managed <- function() {
   index <- if (.state$managed$cpu) c(UV_INDEX = .torch_cpu_index, UV_INDEX_STRATEGY = "unsafe-best-match")
-  settings <- c(RETICULATE_PYTHON = "managed", RETICULATE_USE_MANAGED_VENV = "true", index)
+  # R's own folders would have uv's Python load another libpython.
+  settings <- c(RETICULATE_PYTHON = "managed", RETICULATE_USE_MANAGED_VENV = "true",
+    LD_LIBRARY_PATH = .clean_library_path(), index)
   config <- .with_environment(settings, tryCatch(reticulate::py_config(), error = identity))
   if (inherits(config, "error") || !reticulate::py_module_available("scmamba")) {
-    why <- if (inherits(config, "error")) c(x = .verbatim(utils::tail(strsplit(conditionMessage(config), "\n")[[1]], 1)))
+    why <- if (inherits(config, "error")) c(x = .verbatim(strsplit(conditionMessage(config), "\n")[[1]][[1]]))
     .abort(c("{.pkg uv} could not prepare Python for scMamba.", why,
       i = "Its output is above. Restart R and try again, or type {.code install_scmamba()} instead."),
       class = "scmamba_python_error")

@@ -35,7 +35,7 @@
     })$`upload-offset`)
     stalls <- if (came > offset) 0 else stalls + 1
     if (stalls >= .patient) {
-      .abort("The line to {server$url} breaks again and again; {offset} of {size} bytes came.",
+      .abort("The connection to {server$url} keeps dropping; {offset} of {size} bytes were uploaded.",
         class = "scmamba_server_error")
     }
     offset <- came

@@ -1,14 +1,14 @@
-#' How robust are the DEGs of a comparison, and how true?
+#' How reproducible are the DEGs of a comparison?
 #'
 #' Repeats a comparison on random subsamples of the cells and on combinations of
-#' donors, with the measured and with the imputed values, and says how many of the
-#' genes come back; then the same where nothing differs, which says how many come
-#' back for no reason. More overlap is not more truth: read both.
+#' donors, with the measured and with the imputed values, and reports how many of the
+#' genes are found again; then repeats it where nothing differs, which gives the
+#' false-positive rate. More overlap is not more truth: read both.
 #'
 #' @param object A Seurat object with counts and, for the comparison, the assay
 #'   [ScMambaImpute()] adds; or a SingleCellExperiment.
 #' @param group.by Column of the metadata with the two groups, such as disease.
-#' @param ident.1,ident.2 Its two values, disease first. May be left out where the
+#' @param ident.1,ident.2 Its two values, disease first. May be omitted where the
 #'   column has two and one is called control, normal, ctrl ...
 #' @param donor,cell.type Columns with the donors and the cell types. Without
 #'   `donor` there are no donor runs; without `cell.type` all cells are one type.
@@ -54,19 +54,26 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
                                      seed = 0, workers = NULL, resume = NULL, backend = NULL,
                                      verbose = TRUE, ...) {
   .no_extra(...)
-  # Imputed values are the default assay of many a session: counts are what is meant here.
-  assay <- .check_assay(object, assay %||% setdiff(SeuratObject::Assays(object), imputed.assay)[1])
+  assay <- .source_assay(object, assay, verbose)
   counts <- .get_layer(object, assay, "counts", verbose)
   imputed <- if (!is.null(imputed.assay)) {
     if (!imputed.assay %in% SeuratObject::Assays(object)) {
       .abort(c("There is no assay {.val {imputed.assay}}.",
         i = "Run {.code ScMambaImpute()} first, or set {.code imputed.assay = NULL} to look at the counts alone."))
     }
-    .get_layer(object, imputed.assay, "data", verbose)
+    values <- .get_layer(object, imputed.assay, "data", verbose)
+    .check_still_imputed(object, imputed.assay, "data", values)
+    values
   }
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
     max.combinations, min.degs, seed, workers, resume)
   .robustness(counts, imputed, object[[]], group.by, donor, cell.type, options, backend, verbose)
+}
+
+#' @rdname ScMambaRobustness
+#' @export
+ScMambaRobustness.SummarizedExperiment <- function(object, ...) {
+  ScMambaRobustness(.as_sce(object), ...)
 }
 
 #' @rdname ScMambaRobustness
@@ -84,7 +91,7 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
   imputed <- if (is.null(imputed.assay)) NULL else .get_sce(object, imputed.assay)
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
     max.combinations, min.degs, seed, workers, resume)
-  frame <- as.data.frame(SummarizedExperiment::colData(object))
+  frame <- .sce_frame(object)
   .robustness(.get_sce(object, assay), imputed, frame, group.by, donor, cell.type, options, backend, verbose)
 }
 
@@ -126,43 +133,4 @@ print.scmamba_robustness <- function(x, ...) {
   for (line in x$notes) cli::cli_inform(c(i = .verbatim(line)))
   print(utils::head(x$summary, 20))
   invisible(x)
-}
-
-#' The robustness figure
-#'
-#' @param result What [ScMambaRobustness()] gave.
-#' @param measure `"overlap"`, the share of the full data's DEGs that come back, or
-#'   another measure named in `result$runs`.
-#' @return A ggplot.
-#' @examples
-#' if (scmamba_available() && requireNamespace("ggplot2", quietly = TRUE)) {
-#'   seu <- ScMambaCohort(n.cells = 400, n.donors = 4, n.genes = 300)
-#'   result <- ScMambaRobustness(seu, group.by = "disease", imputed.assay = NULL,
-#'     ratios = c(0.5, 0.9), min.degs = 1, permutations = 3, donors = NULL, null.permutations = 2, workers = 1)
-#'   ScMambaPlotRobustness(result)
-#' }
-#' @export
-ScMambaPlotRobustness <- function(result, measure = "overlap") {
-  if (!inherits(result, "scmamba_robustness")) {
-    .abort("{.arg result} must be what {.code ScMambaRobustness()} gave.")
-  }
-  if (!requireNamespace("ggplot2", quietly = TRUE)) {
-    .abort("The figure needs the R package {.pkg ggplot2}: {.code install.packages(\"ggplot2\")}.")
-  }
-  runs <- result$runs
-  .check_known(measure, names(runs)[vapply(runs, is.numeric, logical(1))], "measures", "measure")
-  runs <- runs[!is.na(runs[[measure]]) & !is.na(runs$ratio), , drop = FALSE]
-  if (nrow(runs) == 0) {
-    .abort("No run has a value of {.val {measure}}: the full data have too few DEGs (see {.code result$full}
-      and {.arg min.degs}).")
-  }
-  .data <- ggplot2::.data
-  frame <- data.frame(
-    share = factor(paste0(100 * runs$ratio, "%"), paste0(100 * sort(unique(runs$ratio)), "%")),
-    value = runs[[measure]], layer = runs$layer, cell_type = runs$cell_type
-  )
-  ggplot2::ggplot(frame, ggplot2::aes(.data$share, .data$value, fill = .data$layer)) +
-    ggplot2::geom_boxplot(outlier.size = 0.5) +
-    ggplot2::facet_wrap(ggplot2::vars(.data$cell_type)) +
-    ggplot2::labs(x = "cells drawn", y = measure, fill = NULL)
 }

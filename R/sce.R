@@ -9,6 +9,33 @@
   .check_matrix(.as_dgc(data, what = "assay {.val {assay}}", assay = assay))
 }
 
+# The metadata under the names they have, with spaces and all.
+.sce_frame <- function(object) {
+  columns <- SummarizedExperiment::colData(object)
+  # Columns that are matrices or lists cannot name cells' groups.
+  simple <- vapply(seq_along(columns), function(i) is.atomic(columns[[i]]) && is.null(dim(columns[[i]])), NA)
+  as.data.frame(columns[, simple, drop = FALSE], optional = TRUE)
+}
+
+.sce_genes <- function(object) {
+  frame <- as.data.frame(SummarizedExperiment::rowData(object), optional = TRUE)
+  rownames(frame) <- rownames(object)
+  frame
+}
+
+.sce_record <- function(object) {
+  record <- S4Vectors::metadata(object)$scmamba
+  if (is.list(record)) record else list()
+}
+
+# A SummarizedExperiment becomes a SingleCellExperiment, which can hold an embedding.
+.as_sce <- function(object) {
+  if (!requireNamespace("SingleCellExperiment", quietly = TRUE)) {
+    .abort("A SummarizedExperiment needs the R package {.pkg SingleCellExperiment}.")
+  }
+  as(object, "SingleCellExperiment")
+}
+
 # The object's own names rule; NULL ones stay NULL.
 .unnamed_as <- function(matrix, object) {
   dimnames(matrix) <- dimnames(object)

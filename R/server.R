@@ -23,12 +23,17 @@ ScMambaServer <- function(url, token = Sys.getenv("SCMAMBA_TOKEN", NA), insecure
     .abort("{.arg url} must begin with http:// or https://, not {.val {url}}.")
   }
   if (is.null(token) || is.na(token) || !nzchar(token)) token <- NULL
+  if (!is.null(token) && !insecure) .check_encrypted(url)
+  structure(list(url = sub("/+$", "", url), token = function() token), class = "scmamba_server")
+}
+
+# A token is sent over https, or within this machine.
+.check_encrypted <- function(url) {
   here <- grepl("^http://(localhost|127\\.[0-9.]+|\\[::1\\])(:[0-9]+)?(/|$)", url)
-  if (!is.null(token) && !insecure && !here && !grepl("^https://", url)) {
+  if (!here && !grepl("^https://", url)) {
     .abort(c("{.val {url}} has no TLS: the token and the cells could be read on the way.",
       i = "Use https://, or allow it with {.code insecure = TRUE}."))
   }
-  structure(list(url = sub("/+$", "", url), token = function() token), class = "scmamba_server")
 }
 
 #' @method print scmamba_server
@@ -48,13 +53,13 @@ print.scmamba_server <- function(x, ...) {
   list(
     impute = function(matrix, cells, options, verbose) {
       got <- task("impute")(matrix, options, verbose, cells)
-      list(matrix = .from_arrays(got, matrix), cells = got$cells, provenance = got$provenance)
+      list(matrix = .from_arrays(got, matrix), cells = .per_cell_results(got$cells, cells), provenance = got$provenance)
     },
     embed = function(matrix, options, verbose) {
       got <- task("embed")(matrix, options, verbose)
       embedding <- got$arrays$embedding
       rownames(embedding) <- colnames(matrix)
-      list(embedding = embedding, cells = got$cells, provenance = got$provenance)
+      list(embedding = embedding, cells = .per_cell_results(got$cells), provenance = got$provenance)
     },
     annotate = function(matrix, known, options, verbose) {
       if (is.null(known)) {
@@ -66,11 +71,11 @@ print.scmamba_server <- function(x, ...) {
         options$reference <- reference
       }
       got <- task("annotate")(matrix, options, verbose)
-      list(cells = got$cells, provenance = got$provenance)
+      list(cells = .per_cell_results(got$cells), provenance = got$provenance)
     },
     doublets = function(matrix, cells, options, verbose) {
       got <- task("doublets")(matrix, options, verbose, cells)
-      list(cells = got$cells, provenance = got$provenance)
+      list(cells = .per_cell_results(got$cells, cells), provenance = got$provenance)
     },
     markers = function(matrix, cells, options, verbose) {
       if (!is.finite(options$min_diff_pct)) options$min_diff_pct <- NULL # no limit, which JSON cannot say
@@ -158,7 +163,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     }
     if (now$state %in% c("failed", "cancelled")) {
       # As it is: the server's sentence is meant for the user.
-      stop(errorCondition(now$message, class = "scmamba_error", call = NULL))
+      stop(errorCondition(.r_words(now$message), class = "scmamba_error", call = NULL))
     }
     if (verbose && nzchar(now$message)) progress$listener(now$message, round(100 * now$done), 100)
     Sys.sleep(0.3)
@@ -205,7 +210,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   if (answer$status_code >= 400) {
     body <- if (is.null(to)) rawToChar(answer$content) else paste(readLines(to, warn = FALSE), collapse = "")
     detail <- tryCatch(jsonlite::fromJSON(body)$detail, error = function(e) body)
-    .abort(c("The server answered {answer$status_code}.", x = .verbatim(paste(detail, collapse = " "))),
+    .abort(c("The server answered {answer$status_code}.", x = .verbatim(.r_words(paste(detail, collapse = " ")))),
       class = "scmamba_server_error")
   }
   answer

@@ -31,15 +31,23 @@
     .get_layer5(object[[assay]], assay, layer, verbose)
   }
   if (is.null(data) || any(dim(data) == 0)) {
-    filled <- .filled_layers(object, assay)
-    .abort(c(
-      "The layer {.val {layer}} of assay {.val {assay}} is empty.",
-      i = "It has: {.val {filled}}. Name one of them,
-           for example {.code layer = \"data\"}, or another {.arg assay}."
-    ))
+    .abort_empty(object, assay, layer)
   }
   .as_dgc(data, what = "layer {.val {layer}} of assay {.val {assay}}",
     layer = layer, assay = assay)
+}
+
+# Imputed values are never proposed as something to read.
+.abort_empty <- function(object, assay, layer) {
+  filled <- .filled_layers(object, assay)
+  ours <- .imputed_record(object, assay)
+  hint <- if (!is.null(ours)) {
+    "It holds imputed values. Name the assay with the counts: {.code assay = \"{ours$source}\"}."
+  } else {
+    "It has: {.val {filled}}. Name one of them,
+     for example {.code layer = \"data\"}, or another {.arg assay}."
+  }
+  .abort(c("The layer {.val {layer}} of assay {.val {assay}} is empty.", i = hint))
 }
 
 .get_slot <- function(object, assay, layer) {
@@ -94,29 +102,39 @@
   slots[filled]
 }
 
-# Sparse stays sparse; what lives on disk is refused rather than loaded unasked.
+# Sparse stays sparse. Matrices on disk are read in blocks of cells, so that no dense copy of the whole exists.
 .as_dgc <- function(data, what, ...) {
   vars <- list2env(list(..., class = class(data)[[1]]), parent = environment())
   if (is(data, "dgCMatrix")) {
     return(data)
   }
-  if (is(data, "Matrix") || is.matrix(data)) {
-    if (is(data, "Matrix") || is.numeric(data)) {
-      data <- as(as(as(data, "dMatrix"), "generalMatrix"), "CsparseMatrix")
-      return(data)
-    }
+  if (is(data, "Matrix") || (is.matrix(data) && is.numeric(data))) {
+    return(.to_dgc(data))
   }
-  memory <- if ("layer" %in% names(vars)) {
-    "{.code seu[[\"{assay}\"]]${layer} <- as(seu[[\"{assay}\"]]${layer}, \"dgCMatrix\")} (your object for
-      {.code seu})."
-  } else {
-    "{.code as(x, \"dgCMatrix\")}."
+  if (inherits(data, c("DelayedMatrix", "IterableMatrix"))) {
+    return(tryCatch(.in_blocks(data), error = function(e) {
+      vars$why <- .verbatim(conditionMessage(e))
+      .abort(c(paste0("The ", what, " is a {.cls {class}} and cannot be read."), x = vars$why), .envir = vars)
+    }))
   }
   .abort(c(
-    paste0("The ", what, " is a {.cls {class}}, which lives on disk or is computed when read; scMamba reads matrices
-      in memory."),
-    i = paste("Load it as a sparse matrix first:", memory)
+    paste0("The ", what, " is a {.cls {class}}; scMamba reads numeric matrices, sparse, dense or on disk."),
+    i = "Convert it first: {.code as(x, \"dgCMatrix\")}."
   ), .envir = vars)
+}
+
+.to_dgc <- function(data) as(as(as(data, "dMatrix"), "generalMatrix"), "CsparseMatrix")
+
+.in_blocks <- function(data, entries = getOption("scmamba.block", 5e7)) {
+  width <- max(1, floor(entries / max(1, nrow(data))))
+  starts <- seq(1, max(1, ncol(data)), by = width)
+  parts <- lapply(starts, function(from) {
+    block <- data[, from:min(from + width - 1, ncol(data)), drop = FALSE]
+    if (inherits(block, "IterableMatrix")) as(block, "dgCMatrix") else .to_dgc(as.matrix(block))
+  })
+  whole <- do.call(cbind, parts)
+  dimnames(whole) <- dimnames(data)
+  whole
 }
 
 # SCTransform's counts are corrected for depth; the observed ones are usually beside them.
@@ -139,6 +157,64 @@
   assay
 }
 
+# What ScMambaImpute() wrote on an assay of its own (from which assay, and what its counts are); NULL for others.
+# merge() loses the note and keeps the key.
+.imputed_record <- function(object, assay) {
+  record <- suppressWarnings(SeuratObject::Misc(object[[assay]], slot = "scmamba"))
+  if (is.list(record) && is.character(record$source)) {
+    return(record)
+  }
+  if (!identical(unname(SeuratObject::Key(object[[assay]])), "imputed_")) {
+    return(NULL)
+  }
+  others <- setdiff(SeuratObject::Assays(object), assay)
+  list(source = c(intersect("RNA", others), others, assay)[[1]], counts = "unknown")
+}
+
+# The assay a verb reads. If none is named and the default one holds imputed values: the one they were made from.
+.source_assay <- function(object, assay, verbose) {
+  named <- !is.null(assay)
+  assay <- .check_assay(object, assay)
+  record <- .imputed_record(object, assay)
+  if (named || is.null(record) || !record$source %in% setdiff(SeuratObject::Assays(object), assay)) {
+    return(assay)
+  }
+  if (verbose) {
+    cli::cli_inform(c(i = "The default assay {.val {assay}} holds imputed values; reading {.val {record$source}}, from
+      which they were made."))
+  }
+  record$source
+}
+
+# Predictions are no observations: a second prediction from them is refused unless forced.
+.refuse_imputed <- function(object, assay, layer, force = FALSE) {
+  record <- .imputed_record(object, assay)
+  if (is.null(record) || isTRUE(force) || (layer == "counts" && record$counts %in% c("observed", "unknown"))) {
+    return(invisible())
+  }
+  advice <- if (record$source %in% setdiff(SeuratObject::Assays(object), assay)) {
+    "Name the assay with the counts: {.code assay = \"{record$source}\"}."
+  } else {
+    "Use an object that still has the counts."
+  }
+  .abort(c("The layer {.val {layer}} of assay {.val {assay}} holds imputed values, and this verb needs observed ones.",
+    i = advice), class = "scmamba_imputed")
+}
+
+# NormalizeData() on the imputed assay replaces its values by the normalised counts beside them.
+.check_still_imputed <- function(object, assay, layer, values) {
+  record <- .imputed_record(object, assay)
+  if (is.null(record) || layer != "data" || !identical(record$counts, "observed")) {
+    return(invisible())
+  }
+  counts <- tryCatch(.get_layer(object, assay, "counts", FALSE), error = function(e) NULL)
+  if (!is.null(counts) && identical(counts@i, values@i) && identical(counts@p, values@p)) {
+    .abort(c("The layer {.val data} of assay {.val {assay}} is its counts, normalised, and holds no imputed values.",
+      i = "{.code NormalizeData()} replaces imputed values. Run {.code ScMambaImpute(overwrite = TRUE)} again."),
+      class = "scmamba_imputed")
+  }
+}
+
 # Nothing of the user's is replaced unless asked; said before any long work.
 .check_free <- function(name, taken, what, argument, overwrite) {
   if (name %in% taken && !isTRUE(overwrite)) {
@@ -148,6 +224,21 @@
            {.code overwrite = TRUE}."
     ), class = "scmamba_exists")
   }
+}
+
+# Columns of metadata have fixed names. `always`: refused whoever made it; `beside`: only if no verb of ours made it.
+.check_columns <- function(taken, record, verbs, always, beside = NULL, overwrite = FALSE) {
+  found <- c(intersect(always, taken), if (length(intersect(verbs, names(record))) == 0) intersect(beside, taken))
+  if (length(found) > 0 && !isTRUE(overwrite)) {
+    .abort(c("This object already has the metadata column{?s} {.val {found}}.",
+      i = "Rename {cli::qty(found)}{?it/them}, or replace {?it/them} with {.code overwrite = TRUE}."),
+      class = "scmamba_exists")
+  }
+}
+
+.seurat_record <- function(object) {
+  kept <- SeuratObject::Misc(object, slot = "scmamba")
+  if (is.list(kept)) kept else list()
 }
 
 # Seurat keeps assays, reductions and graphs under one set of names, and would
@@ -160,28 +251,65 @@
   }
 }
 
-# An assay of the same kind as the one it was made from.
-.make_assay <- function(data, like, counts) {
-  create <- if (.seurat5() && inherits(like, "StdAssay")) {
-    .so5("CreateAssay5Object")
-  } else {
-    SeuratObject::CreateAssayObject
+# An assay of the same kind as the one it was made from. The observed counts stand beside the imputed values, so that
+# functions that need counts (AggregateExpression, FindVariableFeatures, SCTransform) find the observed ones.
+.make_assay <- function(data, like, observed = NULL, expected = FALSE) {
+  five <- .seurat5() && inherits(like, "StdAssay")
+  create <- if (five) .so5("CreateAssay5Object") else SeuratObject::CreateAssayObject
+  if (expected) {
+    return(create(counts = data))
   }
-  if (counts) create(counts = data) else create(data = data)
+  if (is.null(observed)) {
+    return(create(data = data))
+  }
+  if (five) {
+    return(create(counts = observed, data = data))
+  }
+  new <- create(counts = observed)
+  if (.seurat5()) {
+    SeuratObject::SetAssayData(new, layer = "data", new.data = data)
+  } else {
+    SeuratObject::SetAssayData(new, slot = "data", new.data = data)
+  }
 }
 
-# Seurat 5 looks for counts in a new assay to add them up, and warns when it has none:
-# ours holds none on purpose.
+# The counts that belong to what was imputed, or NULL.
+.observed_counts <- function(object, assay, layer, matrix) {
+  if (layer == "counts") {
+    return(matrix)
+  }
+  counts <- tryCatch(.get_layer(object, assay, "counts", FALSE), error = function(e) NULL)
+  if (identical(dimnames(counts), dimnames(matrix))) counts else NULL
+}
+
+# Put an assay in, in place of an older one of this name; its key stays. Seurat's own sums of it (nCount_scmamba, ...)
+# would be columns that the user did not ask for, and without counts it warns that there are none.
 .add_assay <- function(object, name, assay) {
+  metadata <- object@meta.data
+  default <- SeuratObject::DefaultAssay(object)
+  key <- "imputed_"
+  if (name %in% SeuratObject::Assays(object)) {
+    key <- unname(SeuratObject::Key(object[[name]]))
+    if (name == default) SeuratObject::DefaultAssay(object) <- setdiff(SeuratObject::Assays(object), name)[[1]]
+    object[[name]] <- NULL
+  }
+  if (!key %in% SeuratObject::Key(object)) SeuratObject::Key(assay) <- key
+  harmless <- "isn't present in the assay|No layers found matching search pattern"
   withCallingHandlers(
     object[[name]] <- assay,
-    warning = function(w) {
-      if (grepl("isn't present in the assay", conditionMessage(w), fixed = TRUE)) {
-        invokeRestart("muffleWarning")
-      }
-    }
+    warning = function(w) if (grepl(harmless, conditionMessage(w))) invokeRestart("muffleWarning")
   )
+  SeuratObject::DefaultAssay(object) <- default
+  object@meta.data <- metadata
   object
+}
+
+# A key for a reduction that no other has: names of dimensions must tell reductions apart.
+.reduction_key <- function(object, name) {
+  taken <- SeuratObject::Key(object)[setdiff(names(SeuratObject::Key(object)), name)]
+  own <- paste0(gsub("[^[:alnum:]]", "", name), "_")
+  free <- setdiff(c("scmamba_", own, paste0("scmamba", 2:99, "_")), taken)
+  free[[1]]
 }
 
 # Provenance and per-cell results; the user's own metadata columns stay.
@@ -191,8 +319,7 @@
     rownames(columns) <- colnames(result$matrix) %||% rownames(result$embedding)
     object <- SeuratObject::AddMetaData(object, metadata = columns)
   }
-  kept <- SeuratObject::Misc(object, slot = "scmamba")
-  kept <- if (is.list(kept)) kept else list()
+  kept <- .seurat_record(object)
   kept[[verb]] <- result$provenance
   # Misc<- warns when it replaces, which here is the purpose.
   suppressWarnings(SeuratObject::Misc(object, slot = "scmamba") <- kept)

@@ -153,7 +153,7 @@ IN_R = {
     ),
 }
 #: Arguments of R that hold what R users write for the same thing.
-R_HAS_ITS_OWN = {"layer", "layers", "overwrite", "n_jobs", "seurat"}
+R_HAS_ITS_OWN = {"layer", "layers", "reference_layer", "overwrite", "n_jobs", "seurat"}
 
 
 @pytest.fixture(scope="module")

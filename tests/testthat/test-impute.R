@@ -187,6 +187,6 @@ test_that("donors are evened out where their column is named, the same for every
     expect_equal(unname(as.matrix(of_sce)), unname(as.matrix(values)), tolerance = 1e-6)
   }
   expect_error(impute(cohort, batch = "nobody"), "nobody", class = "scmamba_error")
-  expect_error(impute(cohort, batch = c("donor", "sex")), "one name", class = "scmamba_error")
+  expect_error(impute(cohort, batch = c("donor", "sex")), "one value for each cell", class = "scmamba_error")
   expect_error(impute(counts, batch = c("a", "b")), "one value for each cell", class = "scmamba_error")
 })

@@ -200,7 +200,8 @@ test_that("the environment is found from a project with a .venv of its own, and 
   environment_without(own_folder(folder), character())
   dir.create(file.path(folder, "work"))
   empty_environment(file.path(folder, "work", ".venv"))
-  said <- at_home(folder, c("config <- scmamba_config()", "cat(config$python[['path']], config$road, config$problem, sep = '\\n')"))
+  said <- at_home(folder, c("config <- scmamba_config()",
+    "cat(config$python[['path']], config$road, config$problem, sep = '\\n')"))
   said <- utils::tail(said, 2)
   expect_match(said[[1]], own_folder(folder), fixed = TRUE)
   expect_identical(said[[2]], "install_scmamba(): its environment")

@@ -108,24 +108,107 @@ test_that("SCTransform: the corrected counts are read as said, subsets too", {
   expect_error(impute_tiny(some, layer = "scale.data", force = TRUE), "scaled", class = "scmamba_error")
 })
 
-test_that("matrices that live on disk are refused with what to type", {
+test_that("matrices on disk are read in blocks and give the same values", {
   skip_without_python()
   counts <- counts_of(pbmc())
+  expect_error(ScMambaImpute(structure(list(), class = "other")), "cannot read", class = "scmamba_error")
   setClass("IterableMatrix", representation(dim = "integer"), where = environment())
-  on_disk <- new("IterableMatrix", dim = dim(counts))
-  expect_error(ScMambaImpute(on_disk), "as(x, \"dgCMatrix\")", fixed = TRUE, class = "scmamba_error")
-  what <- "layer {.val {layer}} of assay {.val {assay}}"
-  expect_error(scMamba:::.as_dgc(on_disk, what, layer = "counts", assay = "RNA"), "seu[[\"RNA\"]]$counts <- as(",
-    fixed = TRUE, class = "scmamba_error")
+  expect_error(ScMambaImpute(new("IterableMatrix", dim = dim(counts))), "IterableMatrix.*cannot be read",
+    class = "scmamba_error")
   skip_if_not_installed("DelayedArray")
-  skip_if_not_installed("SingleCellExperiment")
+  # Seven blocks, the last one smaller.
+  withr::local_options(scmamba.block = 12 * nrow(counts))
   delayed <- DelayedArray::DelayedArray(counts)
+  expect_identical(scMamba:::.as_dgc(delayed, "matrix"), counts)
+  doubled <- delayed * 2
+  expect_identical(scMamba:::.as_dgc(doubled, "matrix"), counts * 2)
+  skip_if_not_installed("SingleCellExperiment")
   sce <- SingleCellExperiment::SingleCellExperiment(list(counts = delayed))
-  expect_error(impute_tiny(sce), "DelayedMatrix.*dgCMatrix", class = "scmamba_error")
+  after <- impute_tiny(sce)
+  expect_identical(SummarizedExperiment::assay(after, "scmamba"), data_of(impute_tiny(pbmc())))
+  expect_s4_class(SummarizedExperiment::assay(after, "counts"), "DelayedMatrix")
   skip_if_not(seurat5, "Seurat 5")
   object <- SeuratObject::CreateSeuratObject(SeuratObject::CreateAssay5Object(counts = counts))
   object[["RNA"]]@layers$counts <- unname(delayed)
-  expect_error(impute_tiny(object), "seu[[\"RNA\"]]$counts <- as(", fixed = TRUE, class = "scmamba_error")
+  expect_identical(unname(data_of(impute_tiny(object))), unname(data_of(impute_tiny(pbmc()))))
+})
+
+test_that("names with a prefix of the genome or an ID are read without it, said, and kept", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  wanted <- unname(as.matrix(impute_tiny(counts)))
+  ids <- ensembl_of(rownames(counts))
+  ids <- ifelse(nzchar(ids), ids, sprintf("ENSG%011d", seq_along(ids)))
+  forms <- list(paste0("GRCh38_", rownames(counts)), paste0("hg19-", rownames(counts)),
+    paste0(ids, "_", rownames(counts)))
+  for (names in forms) {
+    expect_message(imputed <- impute_tiny(renamed(counts, names), verbose = TRUE), "read as")
+    expect_identical(rownames(imputed), names)
+    expect_identical(unname(as.matrix(imputed)), wanted)
+  }
+  strip <- function(x) scMamba:::.without_prefix(x, FALSE)
+  expect_identical(strip(c("GFAP-ENSG00000131095", "AQP4-ENSG00000171885.12")), c("ENSG00000131095", "ENSG00000171885"))
+  # Names that merely hold a dash or a bar are left alone, and a few odd ones do not change the rest.
+  plain <- c("HLA-DRA", "MT-CO1", "NKX2-1", "RP11-34P13.7", "A_B")
+  expect_identical(strip(plain), plain)
+})
+
+test_that("symbols in a column of the genes' table are used", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  object <- SeuratObject::CreateSeuratObject(renamed(counts, paste0("g", seq_len(nrow(counts)))))
+  known <- seq_len(nrow(counts) - 1)
+  symbols <- data.frame(symbol = c(rownames(counts)[known], NA), row.names = rownames(object))
+  object[["RNA"]] <- SeuratObject::AddMetaData(object[["RNA"]], symbols)
+  imputed <- data_of(impute_tiny(object, gene.column = "symbol"))
+  expect_identical(rownames(imputed), rownames(object))
+  # A row without a symbol keeps its name, which no model knows.
+  wanted <- impute_tiny(renamed(counts, c(rownames(counts)[known], utils::tail(rownames(object), 1))))
+  expect_equal(unname(as.matrix(imputed)), unname(as.matrix(wanted)))
+  expect_error(impute_tiny(object, gene.column = "nothing"), "no column \"nothing\"", class = "scmamba_error")
+})
+
+test_that("own columns are guarded, and columns that were sent are not written back", {
+  skip_without_python()
+  object <- pbmc()
+  object$scmamba_low_depth <- "mine"
+  expect_error(impute_tiny(object), "scmamba_low_depth", class = "scmamba_exists")
+  expect_type(impute_tiny(object, overwrite = TRUE)$scmamba_low_depth, "logical")
+  object$scmamba_low_depth <- NULL
+  object$scmamba_doublet_score <- 1
+  expect_error(ScMambaDoublets(object), "scmamba_doublet_score", class = "scmamba_exists")
+  object$scmamba_doublet_score <- NULL
+  object$scmamba_type <- factor(rep(c("a", "b"), 40), levels = c("b", "a", "unused"))
+  scored <- ScMambaDoublets(object, labels = "scmamba_type", verbose = FALSE)
+  expect_identical(scored$scmamba_type, object$scmamba_type)
+  # One value for each cell instead of the name of a column.
+  by_values <- ScMambaDoublets(object, sample = object$groups, labels = object$scmamba_type, verbose = FALSE)
+  by_name <- ScMambaDoublets(object, sample = "groups", labels = "scmamba_type", verbose = FALSE)
+  expect_equal(by_values$scmamba_doublet_score, by_name$scmamba_doublet_score)
+  expect_error(ScMambaDoublets(object, sample = 1:3), "one value for each cell", class = "scmamba_error")
+})
+
+test_that("clusters are given the type that most of their cells have", {
+  cells <- data.frame(scmamba_type = c("A", "A", "B", "B", "Unassigned", "Unassigned", "B", "A"))
+  found <- scMamba:::.with_clusters(cells, c(1, 1, 1, 2, 2, 2, 3, 3))
+  expect_identical(as.character(found$scmamba_group_type), c("A", "A", "A", "Unassigned", "Unassigned", "Unassigned",
+    "Unassigned", "Unassigned"))
+  expect_equal(found$scmamba_group_share, c(2, 2, 2, 1, 1, 1, 1.5, 1.5) / 3)
+  none <- scMamba:::.with_clusters(data.frame(scmamba_type = rep("Unassigned", 3)), c("x", "x", "y"))
+  expect_identical(as.character(none$scmamba_group_type), rep("Unassigned", 3))
+})
+
+test_that("Python's sentences come in R's words", {
+  words <- scMamba:::.r_words
+  expect_identical(words("2 cells (obs['scmamba_low_depth']): pass force=True, or gene_column='symbol'."),
+    "2 cells (the metadata column \"scmamba_low_depth\"): pass force = TRUE, or gene.column = \"symbol\".")
+  python <- "Give human gene names as var_names, or name the column of var that holds them (gene_column=...)."
+  expect_identical(words(python),
+    "Give human gene names as row names, or name the column that holds them (gene.column = \"...\").")
+  expect_identical(words("obs has no column 'x'; set min_value=0.5"),
+    "The metadata have no column 'x'; set min.value = 0.5")
+  expect_error(ScMambaImpute(pbmc(), device = "quantum"), "\"mps\", not \"quantum\"", class = "scmamba_error")
+  expect_identical(scMamba:::.check_device("gpu"), if (Sys.info()[["sysname"]] == "Darwin") "mps" else "cuda")
 })
 
 test_that("images stay with the object", {

@@ -8,22 +8,88 @@ compare_picture <- function(picture, title, file) {
   vdiffr::expect_doppelganger(title, picture)
 }
 
-test_that("robustness is drawn as boxes by share of cells and layer", {
+made_robustness <- function() {
   runs <- expand.grid(run = 1:8, ratio = c(0.1, 0.5, 0.9), layer = c("counts", "scmamba"),
-    cell_type = c("Microglia", "Oligodendrocyte"), stringsAsFactors = FALSE)
-  runs$overlap <- runs$ratio - 0.05 * (runs$run %% 4) + 0.04 * (runs$layer == "scmamba")
+    cell_type = c("Microglia", "Oligodendrocyte"), direction = c("up", "down"), stringsAsFactors = FALSE)
+  runs$kind <- "cells"
+  runs$overlap <- runs$ratio - 0.05 * (runs$run %% 4) + 0.04 * (runs$layer == "scmamba") -
+    0.03 * (runs$direction == "up")
   runs$overlap[runs$run == 3 & runs$ratio == 0.1] <- NA
-  runs <- rbind(runs, transform(runs[1:3, ], ratio = NA)) # combinations of donors have no share
-  result <- structure(list(runs = runs), class = "scmamba_robustness")
-  compare_picture(ScMambaPlotRobustness(result), "robustness", "robustness.svg")
+  donors <- transform(runs[runs$ratio == 0.5, ], kind = "donors", ratio = 1, overlap = overlap + 0.2)
+  tests <- data.frame(kind = c("cells", "cells", "donors"), cell_type = "Microglia", direction = c("up", "down", "up"),
+    ratio = c(0.5, 0.5, 1), layer = "scmamba", p_val = c(0.0004, 0.2, 0.01), stringsAsFactors = FALSE)
+  structure(list(runs = rbind(runs, donors), tests = tests), class = "scmamba_robustness")
+}
+
+test_that("robustness: shares of cells and combinations of donors are never in one panel, up and down are apart", {
+  skip_if_not_installed("ggplot2")
+  result <- made_robustness()
+  bars <- ScMambaPlotRobustness(result)
+  expect_setequal(as.character(bars$data$share), c("10%", "50%", "90%"))
+  part <- result$runs[result$runs$kind == "cells" & result$runs$ratio == 0.1 & result$runs$layer == "counts" &
+    result$runs$cell_type == "Microglia" & result$runs$direction == "up", "overlap"]
+  drawn <- bars$data[bars$data$share == "10%" & bars$data$layer == "counts" & bars$data$cell_type == "Microglia" &
+    grepl("^higher", bars$data$direction), ]
+  expect_equal(c(drawn$mean, drawn$sd), c(mean(part, na.rm = TRUE), stats::sd(part, na.rm = TRUE)))
+  expect_match(bars$labels$caption, "7 to 8 draws")
+  boxes <- ScMambaPlotRobustness(result, type = "boxes")
+  expect_identical(nrow(boxes$data), sum(result$runs$kind == "donors" & !is.na(result$runs$overlap)))
+  tiles <- ScMambaPlotRobustness(result, type = "heatmap")$data
+  stars <- tiles$label[tiles$cell_type == "Microglia" & tiles$layer == "scmamba"]
+  expect_setequal(gsub("[0-9.]", "", stars), c("***", ""))
+  expect_error(ScMambaPlotRobustness(result, type = "heatmap", ratio = 0.3), "no draws", class = "scmamba_error")
+  compare_picture(bars, "robustness-bars", "robustness-bars.svg")
+  compare_picture(boxes, "robustness-boxes", "robustness-boxes.svg")
+  compare_picture(ScMambaPlotRobustness(result, type = "heatmap"), "robustness-heatmap", "robustness-heatmap.svg")
 })
 
-test_that("confidence is drawn as probabilities by type", {
-  cells <- data.frame(
+named_cells <- function() {
+  data.frame(
     scmamba_type = rep(c("Astrocyte", "Microglia", "Unassigned"), c(12, 9, 6)),
     scmamba_probability = c(
       seq(0.7, 1, length.out = 12), seq(0.5, 0.98, length.out = 9), seq(0.2, 0.45, length.out = 6)
     )
   )
-  compare_picture(ScMambaPlotConfidence(cells), "confidence", "confidence.svg")
+}
+
+test_that("confidence: numbers of cells, the threshold, and accuracy against coverage", {
+  skip_if_not_installed("ggplot2")
+  cells <- structure(named_cells(), scmamba = list(summary = list(threshold = 0.48)))
+  plain <- ScMambaPlotConfidence(cells)
+  expect_identical(levels(plain$data$type), c("Unassigned (n = 6)", "Microglia (n = 9)", "Astrocyte (n = 12)"))
+  expect_match(plain$labels$caption, "0.48")
+  truth <- rep(c("Astrocyte", "Microglia", "Neuron"), c(14, 7, 6))
+  curve <- ScMambaPlotConfidence(cells, truth = truth)$data
+  # All cells: 12 + 7 of 27 are right; above the threshold, 19 of 21.
+  expect_equal(curve$accuracy[curve$coverage == 1], 19 / 27)
+  expect_equal(curve$accuracy[abs(curve$coverage - 21 / 27) < 1e-9], 19 / 21)
+  compare_picture(plain, "confidence", "confidence.svg")
+  compare_picture(ScMambaPlotConfidence(cells, truth = truth), "coverage", "coverage.svg")
+})
+
+test_that("doublets: one panel for each sample with its own cut", {
+  skip_if_not_installed("ggplot2")
+  cells <- data.frame(library = rep(c("a", "b"), c(30, 20)), scmamba_doublet_score = c(1:30 / 30, 1:20 / 25))
+  cells$scmamba_doublet <- cells$scmamba_doublet_score > ifelse(cells$library == "a", 0.9, 0.7)
+  picture <- ScMambaPlotDoublets(cells, sample = "library")
+  expect_identical(levels(picture$data$panel), c("a: 3 of 30 called", "b: 3 of 20 called"))
+  expect_equal(picture$layers[[2]]$data$cut, c(28 / 30, 18 / 25))
+  expect_error(ScMambaPlotDoublets(named_cells()), "ScMambaDoublets", class = "scmamba_error")
+  compare_picture(picture, "doublets", "doublets.svg")
+})
+
+test_that("markers: shares and means of the most expressed genes of each panel", {
+  skip_if_not_installed("ggplot2")
+  counts <- Matrix::Matrix(c(0, 4, 0, 2, 2, 0, 0, 0, 5, 1, 1, 1), 3, sparse = TRUE,
+    dimnames = list(c("AQP4", "GFAP", "CSF1R"), paste0("c", 1:4)))
+  object <- SeuratObject::CreateSeuratObject(as(as(counts, "generalMatrix"), "CsparseMatrix"))
+  object$scmamba_type <- c("Astrocyte", "Astrocyte", "Microglia", "Microglia")
+  picture <- ScMambaPlotMarkers(object, markers = list(Astrocyte = c("AQP4", "GFAP"), Microglia = c("CSF1R", "none")))
+  table <- picture$data
+  one <- table[table$gene == "GFAP" & grepl("^Astrocyte", table$group), ]
+  expect_equal(c(one$share, one$mean), c(100, mean(log1p(c(1, 0.5) * 1e4))))
+  expect_identical(nrow(table), 6L)
+  expect_error(ScMambaPlotMarkers(object, markers = list(A = "none")), "None of the marker genes",
+    class = "scmamba_error")
+  compare_picture(picture, "markers", "markers.svg")
 })

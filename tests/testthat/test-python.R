@@ -96,7 +96,8 @@ test_that("the Python package is found where the user says", {
   writeLines(c("[project]", "name = \"scmamba\""), file.path(checkout, "pyproject.toml"))
   expect_identical(source_of(checkout), normalizePath(checkout))
   # The folder R happens to be in is no answer; the copy in this package is.
-  withr::with_dir(checkout, expect_identical(source_of(NULL), normalizePath(system.file("python", package = "scMamba"))))
+  packaged <- normalizePath(system.file("python", package = "scMamba"))
+  withr::with_dir(checkout, expect_identical(source_of(NULL), packaged))
   withr::with_options(list(scmamba.source = "scmamba==0.1.0"),
     expect_identical(source_of(NULL), "scmamba==0.1.0"))
   expect_identical(source_of("https://example.org/a.git"), "git+https://example.org/a.git")

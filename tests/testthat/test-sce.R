@@ -33,3 +33,31 @@ test_that("names with _ and dense matrices are kept as they are", {
   expect_s4_class(SummarizedExperiment::assay(after, "scmamba"), "dgCMatrix")
   expect_true(is.matrix(SummarizedExperiment::assay(after, "counts")))
 })
+
+test_that("columns with spaces, colLabels() and a SummarizedExperiment are taken as they are", {
+  skip_without_python()
+  skip_if_not_installed("SingleCellExperiment")
+  object <- sce()
+  SummarizedExperiment::colData(object)[["Sample ID"]] <- as.character(object$group)
+  scored <- ScMambaDoublets(object, sample = "Sample ID", verbose = FALSE)
+  plain <- ScMambaDoublets(object, sample = "group", verbose = FALSE)
+  expect_identical(scored$scmamba_doublet_score, plain$scmamba_doublet_score)
+  expect_true("Sample ID" %in% names(SummarizedExperiment::colData(scored)))
+  SummarizedExperiment::assay(object, "logcounts") <- log1p(SummarizedExperiment::assay(object, "counts"))
+  expect_error(ScMambaFindMarkers(object, "x"), "group.by.*colLabels", class = "scmamba_error")
+  SingleCellExperiment::colLabels(object) <- object$group
+  expect_identical(ScMambaFindMarkers(object, "x", test.use = "wilcox", verbose = FALSE),
+    ScMambaFindMarkers(object, "x", group.by = "Sample ID", test.use = "wilcox", verbose = FALSE))
+  all <- ScMambaFindAllMarkers(object, test.use = "wilcox", return.thresh = 2, verbose = FALSE)
+  expect_setequal(as.character(unique(all$cluster)), c("x", "y"))
+  SummarizedExperiment::rowData(object)$Symbol <- rownames(object)
+  rownames(object) <- paste0("gene", seq_len(nrow(object)))
+  imputed <- impute_tiny(object, gene.column = "Symbol")
+  values <- SummarizedExperiment::assay(imputed, "scmamba")
+  expect_identical(unname(as.matrix(values)), unname(as.matrix(data_of(impute_tiny(pbmc())))))
+  bare <- SummarizedExperiment::SummarizedExperiment(list(counts = counts_of(pbmc())))
+  after <- embed_tiny(bare)
+  expect_s4_class(after, "SingleCellExperiment")
+  expect_identical(SingleCellExperiment::reducedDim(after, "scmamba"),
+    SeuratObject::Embeddings(embed_tiny(pbmc()), "scmamba_embedding"))
+})
