@@ -381,6 +381,8 @@ class Server:
             sys.executable,
             "-m",
             "scmamba.serve",
+            "--tokens",
+            "none",
             "--data",
             str(data),
             "--port",

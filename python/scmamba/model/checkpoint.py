@@ -22,6 +22,7 @@ from ..nn.config import ModelConfig
 from ..nn.scmamba import ScMamba, pack
 from ..utils.atomic import atomic_path
 from ..utils.errors import CheckpointError, DataError, OptionError
+from .checkpoint_checks import check_header, check_weights, read_config, read_genes, read_labels
 from .convert import read_published
 from .hub import fetch_model, list_models, registry
 
@@ -553,26 +554,24 @@ def _read_directory(path: Path, dtype: torch.dtype) -> Model:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    config = ModelConfig.read(path / "config.json")
+    config = read_config(path / "config.json")
     for needed in ("model.safetensors", "genes.tsv"):
         if not (path / needed).is_file():
             raise CheckpointError(
                 f"{path} has no {needed}; the checkpoint is incomplete. Fetch or convert it again."
             )
+    genes = read_genes(path / "genes.tsv", config)
+    labels, calibration = read_labels(path / "labels.json", config)
+    check_header(config, path / "model.safetensors")
     try:
         weights = load_file(path / "model.safetensors")
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path / 'model.safetensors'} is damaged or truncated ({error}). Fetch it again."
         ) from error
-    labels, calibration = None, None
-    if (path / "labels.json").is_file():
-        kept = json.loads((path / "labels.json").read_text())
-        labels, calibration = list(kept["labels"]), kept.get("calibration")
+    check_weights(weights, path / "model.safetensors")
     card = (path / "model_card.md").read_text() if (path / "model_card.md").is_file() else ""
-    model = Model(
-        _fill(config, weights, dtype, path.name), Vocabulary.read(path / "genes.tsv"), labels, card
-    )
+    model = Model(_fill(config, weights, dtype, path.name), genes, labels, card)
     model.calibration = calibration
     return model
 

@@ -262,7 +262,7 @@ def test_incomplete_folders_are_answered(tmp_path):
     weights.write_bytes(whole)
     config = json.loads((tmp_path / "m" / "config.json").read_text())
     for change, sentence in (
-        ({"d_model": 16}, "do not fit its sizes"),
+        ({"d_model": 16}, "do not fit its config.json"),
         ({"new": 1}, "does not have"),
         ({"n_layer": 2}, "incomplete"),
     ):
