@@ -84,7 +84,7 @@ def impute(
     min_probability
         A zero is imputed only if the gene is expressed in the cell (at half of its average rate or more) with this
         probability, given the zero. Default 0.95, at which genes of other cell types stay near their observed share. 0
-        imputes every zero whose expected value is at least ``min_value``. ``"ensemble"`` with at least 100 cells only.
+        imputes every zero whose expected value is at least ``min_value``. ``"ensemble"`` with at least 30 cells only.
     adapt_steps
         Steps, of 16 cells each, for which a copy of the network is trained on these cells without labels (about a
         minute on a CPU with the default of 300), with ``"ensemble"`` only where the network comes near to being used. The

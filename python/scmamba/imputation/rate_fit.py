@@ -19,7 +19,7 @@ from .gating import SPREAD
 from .options import ADAPT_STEPS
 
 #: With fewer cells there are too few neighbors: the network predicts alone.
-MIN_CELLS = 100
+MIN_CELLS = 30
 #: The network is used if it lowers the deviance of split counts by at least this share.
 NETWORK_MARGIN = 0.01
 #: Cells the network is tested on: neighbors are searched among so many, and so many are scored.

@@ -32,6 +32,7 @@ from scmamba.evaluation.imputation.model_rows import model_rows
 from scmamba.evaluation.reports import doublet_report, imputation_report
 from scmamba.imputation import rate_ensemble as combine
 from scmamba.model import Model
+from scmamba.neighbors.hierarchical import HierarchicalRates
 from scmamba.nn import ScMamba
 from scmamba.utils.errors import DataError
 
@@ -274,7 +275,14 @@ def test_simple_predictors_by_brute_force(counts, referenced):
     )
     assert len(hidden_ones) == 5
     hidden = hidden_ones[2]
-    for name in ("one", "gene_mean", "neighbor_mean", "gene_rate", "neighbor_rate"):
+    for name in (
+        "one",
+        "gene_mean",
+        "neighbor_mean",
+        "gene_rate",
+        "neighbor_rate",
+        "hierarchical_rate",
+    ):
         seen[name] = PREDICTORS[name][0](hidden)
     dense, total = (
         own.X.toarray().astype(float),
@@ -292,6 +300,10 @@ def test_simple_predictors_by_brute_force(counts, referenced):
     )
     rate = pool.sum(axis=0) / pool.sum()
     near = hidden.neighbors.neighbors
+    fitted = HierarchicalRates.fit(*hidden.pool, seed=4)
+    whole = fitted.neighborhood_rate(
+        hidden.visible, hidden.totals, None if referenced else np.arange(60)
+    )
     assert near.shape == (60, 6) and (referenced or (near[:, 0] == np.arange(60)).all())
     for at, (i, j) in enumerate(zip(hidden.rows, hidden.columns)):
         assert dense[i, j] > 0 == visible[i, j]
@@ -309,6 +321,7 @@ def test_simple_predictors_by_brute_force(counts, referenced):
         assert seen["gene_rate"][at] == pytest.approx(truncated(rate[j]))
         local = (pool[near[i], j].sum() + 5000 * rate[j]) / (pool[near[i]].sum() + 5000)
         assert seen["neighbor_rate"][at] == pytest.approx(truncated(local))
+        assert seen["hierarchical_rate"][at] == pytest.approx(truncated(whole[i, j]), rel=1e-5)
 
 
 def test_the_table_is_the_score_of_every_group(counts):

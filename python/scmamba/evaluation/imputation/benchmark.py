@@ -45,11 +45,12 @@ def nonzero_imputation(
         Cells x genes, raw counts in ``X`` or ``layer``. To evaluate a trained model pass cells of donors it was not
         trained on.
     model
-        A scMamba model (name, checkpoint folder or open model), or several as ``{row name: model}``. Its row holds what
-        :func:`scmamba.impute` predicts: for a model with a rate head the rate ensemble fitted to the visible counts,
-        with two more rows for the adapted network alone and for the masked predictions of the model as it is; for other
-        models masked prediction. Values of genes it does not know are predicted by ``gene_rate``, so that all rows
-        score the same values; column ``covered`` is the share it predicted itself. Default: no model.
+        A scMamba model (name, checkpoint folder or open model), or several as ``{row name: model}``. Rows of a model
+        with a rate head: the rate ensemble of network and neighbors, weighted by a gating network fitted to the visible
+        counts; the adapted network alone; the masked predictions of the model as it is. Row of other models: masked
+        prediction. (:func:`scmamba.impute` fills zeros from ``hierarchical_rate``, with the network where it pays.)
+        Values of genes that a model does not know are predicted by ``gene_rate``, so that all rows score the same
+        values; column ``covered`` is the share it predicted itself. Default: no model.
     predictors
         Names of :data:`PREDICTORS` (default: all whose package is installed), or ``{row name: function of a Hidden}``
         to score your own beside them, or both in one mapping with ``None`` for known names.

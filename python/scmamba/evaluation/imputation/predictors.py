@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import sparse
 
 from ...data.values import log1p_cp10k
+from ...neighbors.hierarchical import HierarchicalRates
 from ...neighbors.rates import NeighborRates, knn_rates, truncated_mean
 from ...utils.deprecation import warn_renamed
 from ...utils.errors import DataError
@@ -130,6 +131,19 @@ def _neighbor_rate(hidden: Hidden) -> np.ndarray:
     return hidden.log(truncated_mean(rate * hidden.totals[hidden.rows]))
 
 
+def _hierarchical_rate(hidden: Hidden) -> np.ndarray:
+    """What :func:`scmamba.impute` fills zeros from: rates of the neighborhoods, without the cell's own counts."""
+    fitted = HierarchicalRates.fit(*hidden.pool, seed=hidden.seed)
+    out = np.empty(len(hidden.rows))
+    for start in range(0, hidden.visible.shape[0], _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, hidden.visible.shape[0]))
+        own = rows if hidden.reference is None else None
+        rate = fitted.neighborhood_rate(hidden.visible[rows], hidden.totals[rows], own)
+        lo, hi = np.searchsorted(hidden.rows, [start, start + _BLOCK])
+        out[lo:hi] = rate[hidden.rows[lo:hi] - start, hidden.columns[lo:hi]]
+    return hidden.log(truncated_mean(out * hidden.totals[hidden.rows]))
+
+
 def _magic(hidden: Hidden) -> np.ndarray:
     """MAGIC with its defaults on the visible log values of the cells and of the reference, if there is
     one.
@@ -179,6 +193,8 @@ def _scvi(hidden: Hidden) -> np.ndarray:
     )
 
 
+_BLOCK = 64  # cells whose dense rates are held at a time
+
 #: Name -> predictor (from a group of masked counts to (n,) log1p(CP10k)), the package it needs, and a description.
 PREDICTORS: dict[str, tuple[Callable[[Hidden], np.ndarray], str | None, str]] = {
     "magic": (_magic, "magic", "MAGIC (defaults)"),
@@ -188,6 +204,11 @@ PREDICTORS: dict[str, tuple[Callable[[Hidden], np.ndarray], str | None, str]] = 
         "scVI (at most 200 epochs, early stopping), its rates x depth, zero-truncated Poisson mean",
     ),
     "one": (_one, None, "every masked count is one"),
+    "hierarchical_rate": (
+        _hierarchical_rate,
+        None,
+        "rate of the mutual neighbors, as scmamba.impute uses it, x depth, zero-truncated Poisson mean",
+    ),
     "gene_mean": (_gene_mean, None, "the gene's mean over non-zeros"),
     "neighbor_mean": (_neighbor_mean, None, "mean over neighbors that express the gene"),
     "gene_rate": (_gene_rate, None, "gene rate x cell depth, zero-truncated Poisson mean"),
