@@ -250,7 +250,7 @@ def test_a_full_disk_leaves_nothing(cohort, tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
 
-    def full_disk(source, temporary):
+    def full_disk(source, temporary, adata):
         with open("/dev/full", "wb", buffering=0) as file:
             file.write(b"x")
 
