@@ -13,7 +13,7 @@ root = logging.getLogger("scmamba")
 logger = logging.getLogger("scmamba.messages")
 
 
-class MessageHandler(logging.StreamHandler[TextIO]):
+class MessageHandler(logging.StreamHandler):  # Python 3.10 cannot subscript it
     """Writes messages to what ``sys.stderr`` is at that moment (notebooks and tests replace it)."""
 
     def __init__(self) -> None:
