@@ -78,7 +78,17 @@ class Annotation:
         return self.is_novel
 
     def plane(self, seed: int = 0) -> tuple[np.ndarray, str]:
-        """Former name of :meth:`umap`."""
+        """Call :meth:`umap`, under its former name.
+
+        Parameters
+        ----------
+        seed
+            Seed of the map.
+
+        Returns
+        -------
+        As :meth:`umap`.
+        """
         warn_renamed("Annotation.plane()", "Annotation.umap()")
         return self.umap(seed)
 
@@ -180,7 +190,19 @@ class Annotation:
         )
 
     def confusion(self, truth: Sequence[str], level: str | None = None) -> pd.DataFrame:
-        """Number of cells of each known class (rows) and call (columns, with ``Unassigned``)."""
+        """Compare calls with known classes.
+
+        Parameters
+        ----------
+        truth
+            (n,) known class of each cell.
+        level
+            Name of the level; default the finest.
+
+        Returns
+        -------
+        Number of cells of each known class (rows) and call (columns, with ``Unassigned``).
+        """
         called = pd.Series(self.labels(level).astype(str), name="called")
         return pd.crosstab(pd.Series(np.asarray(truth, dtype=str), name="true"), called)
 
@@ -213,7 +235,18 @@ class Annotation:
         )
 
     def umap(self, seed: int = 0) -> tuple[np.ndarray, str]:
-        """(n, 2) coordinates and the name of the method: UMAP, or the first two components if umap-learn is not installed."""
+        """Two-dimensional map of the cells.
+
+        Parameters
+        ----------
+        seed
+            Seed of the map.
+
+        Returns
+        -------
+        (n, 2) coordinates, and the name of the method: ``"UMAP"``, or ``"component"`` for the first two components if umap-learn
+        is not installed or there are fewer than 20 cells.
+        """
         flat = np.pad(self.pcs, ((0, 0), (0, 2)))[:, :2]
         if len(flat) < 20:
             return flat, "component"

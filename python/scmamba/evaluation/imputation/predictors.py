@@ -71,7 +71,17 @@ class Hidden:
         )
 
     def log(self, counts: np.ndarray) -> np.ndarray:
-        """log1p(CP10k) of expected counts at the masked places."""
+        """Put expected counts on the log scale.
+
+        Parameters
+        ----------
+        counts
+            Expected count at each masked place.
+
+        Returns
+        -------
+        log1p(CP10k) at these places.
+        """
         return np.log1p(1e4 / self.totals[self.rows] * counts)
 
 
