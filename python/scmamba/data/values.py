@@ -164,7 +164,8 @@ def classify_values(
     >>> import numpy as np
     >>> classify_values(np.array([[3, 0], [0, 7]])).sentence
     'X holds raw counts (integers, largest 7)'
-    >>> classify_values(np.log2(np.array([[3, 0], [0, 7]]) + 1), name="layers['log']").base
+    >>> counts = np.random.default_rng(0).poisson(1.0, (50, 200))
+    >>> classify_values(np.log2(counts / counts.sum(axis=1, keepdims=True) * 1e4 + 1)).base
     2.0
     >>> classify_values(np.array([[1.5, -0.5], [-1.5, 0.5]])).kind
     'scaled'
@@ -226,7 +227,7 @@ def detect_value_scale(
     Examples
     --------
     >>> import numpy as np
-    >>> counts = np.array([[1, 0, 3], [2, 5, 1]])
+    >>> counts = np.random.default_rng(0).poisson(1.0, (50, 200))
     >>> detect_value_scale(np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)).kind
     'log1p'
     """
@@ -268,8 +269,9 @@ def log1p_cp10k(
 
     Examples
     --------
+    >>> import numpy as np
     >>> from scipy import sparse
-    >>> log1p_cp10k(sparse.csr_matrix([[1, 3]])).toarray().round(3).tolist()
+    >>> log1p_cp10k(sparse.csr_matrix([[1, 3]]), dtype=np.float64).toarray().round(3).tolist()
     [[7.824, 8.923]]
     """
     if totals is None:
