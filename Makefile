@@ -8,7 +8,7 @@ export PYTHON
 # R puts its own folders there; Python's subprocesses must not load libraries from them.
 unexport LD_LIBRARY_PATH
 
-.PHONY: help setup demo test test-lowest test-newest pytest testthat testthat5 vignettes5 check lint docs site package brain-mini brain-base clean distclean
+.PHONY: help setup demo test test-lowest test-newest pytest testthat testthat5 vignettes5 check lint audit lock docs site package brain-mini brain-base clean distclean
 
 help:
 	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
@@ -20,6 +20,8 @@ help:
 	@echo 'make test-lowest  a reduced Python suite with the lowest declared versions, on Python 3.10'
 	@echo 'make test-newest  the same with the newest of everything, on Python 3.13'
 	@echo 'make lint       ruff, mypy, lintr, ...  make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
+	@echo 'make audit      known faults of the packages of the server image (pip-audit), and of the code (bandit)'
+	@echo 'make lock       choose the packages of the server image anew, with hashes'
 	@echo 'make brain-mini train the default model again (needs the real data sets; half an hour on 2 cores)'
 	@echo 'make brain-base train the larger one (D 128 x 4, 6,000 steps; hours on two cores, less on a GPU)'
 	@echo 'make package    wheel and sdist in dist/, checked by twine and pyroma'
@@ -44,6 +46,12 @@ test-lowest test-newest:
 pytest testthat testthat5 vignettes5 check lint:
 	@scripts/setup.sh test
 	@scripts/test.sh $@
+
+audit:
+	@scripts/audit.sh check
+
+lock:
+	@scripts/audit.sh lock
 
 docs:
 	@scripts/setup.sh test

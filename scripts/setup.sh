@@ -23,6 +23,10 @@ system_packages() {
   if [ "$WHAT" = test ] && ! have chromium && ! have google-chrome && have dpkg-query && is_root; then
     (need_apt chromium) || warn "Chromium was not installed; the tests of the server's page will be left out"
   fi
+  # The server is tested behind a real TLS proxy.
+  if [ "$WHAT" = test ] && ! have nginx && [ ! -x /usr/sbin/nginx ] && have dpkg-query && is_root; then
+    (need_apt nginx-light openssl) || warn "nginx was not installed; the tests of the server behind a proxy will be left out"
+  fi
   # deploy/*.slurm are tested in a real cluster of two nodes on this machine.
   if [ "$WHAT" = test ] && ! have slurmctld && have dpkg-query && is_root; then
     (need_apt munge slurm-wlm) || warn "Slurm was not installed; the tests of its scripts will be left out"

@@ -168,7 +168,7 @@ def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
             raise problem
         return result
     # Written by our own first process a moment ago: not a file of unknown origin.
-    refusal, result = torch.load(
+    refusal, result = torch.load(  # nosec B614
         io.BytesIO(message.numpy().tobytes()), map_location=device or "cpu", weights_only=False
     )
     if refusal:

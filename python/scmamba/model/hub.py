@@ -279,7 +279,7 @@ def _read_text(path_or_url: str) -> str:
             raise CheckpointError(
                 f"SCMAMBA_REGISTRY is {path_or_url}; it must be a path or an http(s) address."
             )
-        with urlopen(path_or_url, timeout=20) as answer:
+        with urlopen(path_or_url, timeout=20) as answer:  # nosec B310: http(s), checked above
             return str(answer.read().decode())
     except OSError as error:
         raise CheckpointError(

@@ -182,7 +182,8 @@ def _child(job: dict[str, Any], settings: Settings, work: Path, pipe: int, threa
     with contextlib.suppress(ImportError):  # for what is imported later
         import numba
 
-        numba.config.CACHE_DIR = str(work / "cache")
+        config: Any = numba.config
+        config.CACHE_DIR = str(work / "cache")
     os.chdir(work)
     _set_threads(threads)
     if not Path("/proc/driver/nvidia").exists():  # a driver's reservations are no memory

@@ -68,6 +68,6 @@ def _kmp_is_running() -> bool:
             return True
     return any(
         next(Path(folder).glob(pattern), None)
-        for folder in ("/dev/shm", "/tmp")
+        for folder in ("/dev/shm", "/tmp")  # nosec B108: only listed
         for pattern in (name, name + "_*")
     )

@@ -112,6 +112,26 @@ def test_the_compose_file_holds_together():
     assert all((DEPLOY.parent / source).exists() for line in copied for source in line.split())
 
 
+def test_the_image_installs_pinned_packages_with_hashes():
+    text = (DEPLOY / "requirements.lock").read_text()
+    assert "--require-hashes -r requirements.lock" in (DEPLOY / "Dockerfile").read_text()
+    entries = re.split(r"\n(?=[a-z])", text.partition("\n")[2].strip())
+    pinned = {}
+    for entry in entries:
+        name, version = re.match(r"([a-z0-9._-]+)(?:\[\w+\])?==(\S+)", entry).groups()
+        assert "--hash=sha256:" in entry, name
+        pinned[name] = version
+    project = (DEPLOY.parent / "pyproject.toml").read_text()
+    for section in (
+        r"^dependencies = \[(.*?)^\]",
+        r"^serve = \[(.*?)\]$",
+        r"^postgres = \[(.*?)\]$",
+    ):
+        (found,) = re.findall(section, project, flags=re.M | re.S)
+        needed = {n.lower().replace("_", "-") for n in re.findall(r'"([A-Za-z0-9_-]+)', found)}
+        assert needed <= set(pinned)
+
+
 @pytest.mark.slow
 def test_what_one_server_leaves_behind_the_other_takes_up(tmp_path):
     services, token = compose()["services"], Tokens(tmp_path).add("ann", 1)
