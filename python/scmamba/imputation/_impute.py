@@ -79,8 +79,8 @@ def impute(
     values
         ``"zeros"`` (default): observed values are kept, zeros are imputed where the gene is probably expressed; a cell
         then sums to more than 10,000, and shallow cells gain more than deep ones. ``"posterior"``: the expected rate of
-        every gene, observed ones included, as log1p of values that sum to 10,000 in every cell: for pictures and
-        clustering. ``"ensemble"`` only.
+        every gene, observed ones included, as log1p of values that sum to 10,000 in every cell: for pictures of
+        genes. Clusters follow cell types less well than those of ``"zeros"`` (docs/evaluation.md). ``"ensemble"`` only.
     min_probability
         A zero is imputed only if the gene is expressed in the cell (at half of its average rate or more) with this
         probability, given the zero. Default 0.95, at which genes of other cell types stay near their observed share. 0
