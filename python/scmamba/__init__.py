@@ -46,6 +46,7 @@ _HOMES = {
     "prepare": "preprocessing",
     "pretrain": "training",
     "pseudobulk": "deg",
+    "references": "annotation",
     "robustness": "deg",
     "save_checkpoint": "model",
     "settings": "utils.settings",
@@ -98,13 +99,14 @@ __all__ = [
     "prepare",
     "pretrain",
     "pseudobulk",
+    "references",
     "robustness",
     "save_checkpoint",
     "settings",
 ]
 
 if TYPE_CHECKING:
-    from .annotation import annotate
+    from .annotation import annotate, references
     from .client.client import Client
     from .deg import compare, find_markers, pseudobulk, robustness
     from .diagnostics import info

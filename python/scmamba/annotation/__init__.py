@@ -6,6 +6,7 @@ from .options import AnnotateOptions
 
 if TYPE_CHECKING:
     from ._annotate import annotate
+    from .brain_reference import references
     from .result import UNASSIGNED, Annotation
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Annotation",
     "UNASSIGNED",
     "annotate",
+    "references",
 ]
 
 
@@ -22,6 +24,10 @@ def __getattr__(name: str) -> Any:
         from ._annotate import annotate
 
         return annotate
+    if name == "references":
+        from .brain_reference import references
+
+        return references
     if name in ("Annotation", "UNASSIGNED"):
         from . import result
 

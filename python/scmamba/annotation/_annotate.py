@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..data.h5ad_files import open_backed
 from ..datasets.marker_panels import brain_markers, read_marker_panel
@@ -14,8 +14,10 @@ from ..utils.deprecation import renamed_parameters
 from ..utils.errors import OptionError
 from ..utils.threads import single_blas_thread
 from ._classifier import annotate_by_model
+from ._label_free import annotate_by_brain
 from ._markers import annotate_by_markers
 from ._reference import ReferenceAnnotator
+from .brain_reference import is_shipped
 from .options import FINETUNE_STEPS, AnnotateOptions
 from .result import Annotation, refuse_foreign_columns, report_counts
 
@@ -37,6 +39,7 @@ def annotate(
     label_key: str | Sequence[str] | None = None,
     model: str | PathLike[str] | Model | None = None,
     markers: Markers | None = None,
+    region: Literal["cortex", "hippocampus", "midbrain"] | None = None,
     donor_key: str | None = "donor",
     layer: str | None = None,
     reference_layer: str | None = None,
@@ -54,7 +57,8 @@ def annotate(
 ) -> AnnData | Annotation:
     """Assign a cell type to each cell.
 
-    Give one of three sources: ``reference=`` with ``label_key=`` (labeled cells of the same tissue), ``model=`` (a
+    Give one of four sources: ``reference=`` with ``label_key=`` (labeled cells of the same tissue),
+    ``reference="human-brain"`` (no labels: expected counts of brain cell types, to three levels), ``model=`` (a
     checkpoint that classifies), or ``markers=`` (marker genes). Without any, the marker panel of the eight major
     types of the human brain is used.
 
@@ -63,7 +67,8 @@ def annotate(
     adata
         Cells x genes; raw counts or log1p values of them, human gene names or Ensembl IDs.
     reference
-        Labeled cells, an AnnData or an .h5ad file.
+        Labeled cells, an AnnData or an .h5ad file; or ``"human-brain"``, expected counts of human brain cell types that come with
+        the package (:func:`scmamba.references`): no labels and no marker genes are needed.
     label_key
         Column of the reference's ``obs`` with the cell types, or several columns from coarse to fine. Missing
         labels, ``""``, ``"nan"``, ``"Unknown"`` and ``"Unassigned"`` are cells without a label.
@@ -73,6 +78,8 @@ def annotate(
     markers
         Genes by cell type: a mapping, a DataFrame (type, gene), a text file
         (:func:`scmamba.datasets.marker_panels.read_marker_panel`), or ``"panel"`` for the panel of the human brain.
+    region
+        With ``reference="human-brain"``: leave out the cell types of other regions. Default: all.
     donor_key
         Column of the reference's ``obs`` with the donors. Probabilities are calibrated on held-out donors, on
         held-out cells if there are fewer than three donors or no such column.
@@ -111,7 +118,7 @@ def annotate(
     -------
     ``adata`` (or its copy) with ``obs["scmamba_type"]``, ``obs["scmamba_probability"]`` and
     ``obs["scmamba_alternatives"]`` (the three most probable types), one set for each column of ``label_key``
-    (``scmamba_type_<column>``) if there are several, and ``uns["scmamba"]["annotate"]``; or an :class:`Annotation`.
+    (``scmamba_type_<column>``) if there are several, of the human brain also ``scmamba_class`` and ``scmamba_subtype``, and ``uns["scmamba"]["annotate"]``; or an :class:`Annotation`.
 
     Raises
     ------
@@ -150,6 +157,7 @@ def annotate(
     options = AnnotateOptions(
         label_key=label_key,
         donor_key=donor_key,
+        region=region,
         layer=layer,
         reference_layer=reference_layer,
         gene_column=gene_column,
@@ -162,7 +170,7 @@ def annotate(
         force=force,
     )
     if not return_result:
-        refuse_foreign_columns(adata, options)
+        refuse_foreign_columns(adata, options, in_tree=is_shipped(reference))
     result = _result(adata, reference, model, markers, options, verbose)
     report_counts(result, verbose)
     if return_result:
@@ -182,6 +190,8 @@ def _result(
     verbose: bool,
 ) -> Annotation:
     """By the source that was given."""
+    if is_shipped(reference):
+        return annotate_by_brain(adata, str(reference), options, verbose)
     if reference is not None:
         if options.label_key is None or len(options.label_key) == 0:
             raise OptionError(

@@ -9,6 +9,8 @@ from typing import ClassVar
 
 from ..utils.options import Options, option
 
+#: Regions of the brain that ``region=`` takes.
+REGIONS = ("cortex", "hippocampus", "midbrain")
 #: Default steps of fine-tuning the network on a reference.
 FINETUNE_STEPS = 400
 
@@ -25,6 +27,11 @@ class AnnotateOptions(Options):
     donor_key: str | None = option(
         "donor",
         "Column of the reference's obs with the donors; probabilities are calibrated on held-out donors.",
+    )
+    region: str | None = option(
+        None,
+        "Region of the brain, with the reference human-brain: cell types of other regions are not considered.",
+        choices=REGIONS,
     )
     layer: str | None = option(None, "Layer with the counts of the query; X if not given.")
     reference_layer: str | None = option(

@@ -13,6 +13,7 @@ from scipy import sparse
 from ..data.provenance import KEY, refuse_existing, write_record
 from ..utils.deprecation import warn_renamed
 from ..utils.progress import say
+from .brain_reference import LEVELS
 from .options import AnnotateOptions
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Annotation:
     is_novel
         (n,) bool: the cell resembles nothing in the reference.
     provenance
-        How the result was made; ``mode`` is ``"reference"``, ``"model"`` or ``"markers"``.
+        How the result was made; ``mode`` is ``"brain"``, ``"reference"``, ``"model"`` or ``"markers"``.
     pcs
         (n, d) principal components of the cells' own log1p(CP10k), for the map.
     params
@@ -58,6 +59,11 @@ class Annotation:
     provenance: dict[str, Any] = field(default_factory=dict)
     pcs: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
     params: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def main_level(self) -> str:
+        """The level that :meth:`labels` gives if none is named: the finest, or ``type`` of the brain reference's tree."""
+        return "type" if self.provenance.get("mode") == "brain" else list(self.levels)[-1]
 
     @property
     def curve(self) -> np.ndarray:
@@ -98,14 +104,13 @@ class Annotation:
         Parameters
         ----------
         level
-            Name of the level; default the finest.
+            Name of the level; default :attr:`main_level`.
 
         Returns
         -------
         (n,) class or ``Unassigned``. The class of a fine level lies below the class of the coarse level.
         """
-        names = list(self.levels)
-        level = level or names[-1]
+        level = level or self.main_level
         best = self._consistent(level)
         p = self.probabilities[level]
         found = np.array(self.levels[level], dtype=object)[best]
@@ -126,13 +131,13 @@ class Annotation:
         out: dict[str, Any] = {}
         for level in self.levels:
             p, names = self.probabilities[level], np.array(self.levels[level], dtype=object)
-            suffix = "" if level == "type" else f"_{level}"
-            order = np.argsort(-p, axis=1, kind="stable")[:, :3]
-            out[f"{KEY}_type{suffix}"] = pd.Categorical(
-                self.labels(level), categories=[*names, UNASSIGNED]
+            called, probability, alternatives = columns_of_level(
+                level, self.provenance.get("mode") == "brain"
             )
-            out[f"{KEY}_probability{suffix}"] = p[np.arange(len(p)), self._consistent(level)]
-            out[f"{KEY}_alternatives{suffix}"] = [
+            order = np.argsort(-p, axis=1, kind="stable")[:, :3]
+            out[called] = pd.Categorical(self.labels(level), categories=[*names, UNASSIGNED])
+            out[probability] = p[np.arange(len(p)), self._consistent(level)]
+            out[alternatives] = [
                 "; ".join(f"{names[j]} {p[i, j]:.2f}" for j in order[i]) for i in range(len(p))
             ]
         return pd.DataFrame(out, index=self.cells)
@@ -225,7 +230,7 @@ class Annotation:
         columns = ["threshold", "coverage", "accuracy"]
         if truth is None:
             return pd.DataFrame(self.coverage_curve, columns=columns)
-        level = level or list(self.levels)[-1]
+        level = level or self.main_level
         best = self._consistent(level)
         top = self.probabilities[level][np.arange(len(best)), best]
         right = np.array(self.levels[level], dtype=str)[best] == np.asarray(truth, dtype=str)
@@ -276,7 +281,7 @@ class Annotation:
 
         figures = {
             "probability": _histogram(
-                self.probabilities[list(self.levels)[-1]].max(axis=1), self.threshold
+                self.probabilities[self.main_level].max(axis=1), self.threshold
             )
         }
         if self.pcs.size:
@@ -388,18 +393,20 @@ def report_counts(answer: Annotation, verbose: bool) -> None:
     say(", ".join(f"{names[i]} {numbers[i]}" for i in order[:12]), verbose)
 
 
-def columns_of(levels: Sequence[str]) -> list[str]:
-    """Columns of ``obs`` that :meth:`Annotation.to_adata` writes for these levels."""
-    suffixes = ["" if level == "type" else f"_{level}" for level in levels]
-    return [
-        f"{KEY}_{name}{suffix}"
-        for suffix in suffixes
-        for name in ("type", "probability", "alternatives")
-    ]
+def columns_of_level(level: str, in_tree: bool) -> tuple[str, str, str]:
+    """Columns of ``obs`` for the class, its probability and the alternatives; ``in_tree``: a level of the brain reference."""
+    if level == "type":
+        return f"{KEY}_type", f"{KEY}_probability", f"{KEY}_alternatives"
+    if in_tree:
+        return tuple(f"{KEY}_{level}{end}" for end in ("", "_probability", "_alternatives"))  # type: ignore[return-value]
+    return tuple(f"{KEY}_{name}_{level}" for name in ("type", "probability", "alternatives"))  # type: ignore[return-value]
 
 
-def refuse_foreign_columns(adata: AnnData, options: AnnotateOptions) -> None:
+def refuse_foreign_columns(adata: AnnData, options: AnnotateOptions, in_tree: bool = False) -> None:
     """Refuse to replace columns of ``obs`` that :func:`scmamba.annotate` did not write."""
     key = options.label_key
     levels = ["type"] if key is None or isinstance(key, str) or len(key) == 1 else list(key)
-    refuse_existing(adata, "annotate", obs=columns_of(levels), overwrite=options.overwrite)
+    columns = [name for level in levels for name in columns_of_level(level, False)]
+    if in_tree:
+        columns = [name for level in LEVELS for name in columns_of_level(level, True)]
+    refuse_existing(adata, "annotate", obs=columns, overwrite=options.overwrite)

@@ -27,7 +27,10 @@ def annotate(
     data: Input,
     output: Output,
     reference: Annotated[
-        Path | None, typer.Option(help="An .h5ad file of cells whose types are known.")
+        str | None,
+        typer.Option(
+            help="An .h5ad file of cells whose types are known; or human-brain, which needs no labels."
+        ),
     ] = None,
     label_key: Annotated[
         list[str] | None,
@@ -64,6 +67,7 @@ def annotate(
 ) -> None:
     """Name the cell types of an .h5ad file (obs/scmamba_type, _probability and _alternatives of a copy)."""
     from ..annotation import annotate as name_types
+    from ..annotation.brain_reference import is_shipped
     from ..annotation.result import refuse_foreign_columns
     from ..data.h5ad_files import check_writable, write_h5ad
     from ..datasets.marker_panels import read_marker_panel
@@ -74,10 +78,11 @@ def annotate(
     adata = read_cells_file(data)
     check_writable(adata)
     need_columns(adata.obs, [] if truth is None else [truth])
-    known = read_cells_file(reference) if reference is not None else None
+    shipped = is_shipped(reference)
+    known = reference if shipped or reference is None else read_cells_file(Path(str(reference)))
     columns = None if not label_key else label_key[0] if len(label_key) == 1 else label_key
     if not overwrite:
-        refuse_foreign_columns(adata, AnnotateOptions(label_key=columns))
+        refuse_foreign_columns(adata, AnnotateOptions(label_key=columns), in_tree=shipped)
     panel = markers if markers is None or markers == "panel" else read_marker_panel(markers)
     found = name_types(
         adata,

@@ -159,6 +159,7 @@ def test_annotate(run, verb, cells, tmp_path):
         model=None,
         markers=None,
         donor_key="donor",
+        region=None,
         layer=None,
         reference_layer=None,
         gene_column=None,
@@ -176,7 +177,7 @@ def test_annotate(run, verb, cells, tmp_path):
     cells[:2].copy().write_h5ad(tmp_path / "known.h5ad")
     (tmp_path / "m.tsv").write_text("type\tgenes\nA\tX, Y,\n#B\tZ\n\nA\tZ\n")
     run(
-        "annotate in.h5ad -o out.h5ad --reference known.h5ad --labels big --labels small --model m --markers m.tsv --donor d --layer L --reference-layer R "
+        "annotate in.h5ad -o out.h5ad --reference known.h5ad --labels big --labels small --model m --markers m.tsv --donor d --region cortex --layer L --reference-layer R "
         "--gene-column g --no-network --error-rate 0.1 --device cpu --no-cache --seed 3 --force --overwrite -q --table t.csv"
     )
     named = dict(made.calls[1][1])
@@ -186,6 +187,7 @@ def test_annotate(run, verb, cells, tmp_path):
         model="m",
         markers={"A": ["X", "Y", "Z"]},
         donor_key="d",
+        region="cortex",
         layer="L",
         reference_layer="R",
         gene_column="g",

@@ -1,0 +1,300 @@
+"""Cell types without labels and marker genes: the likelihood of a cell's counts under the expected rates of brain cell types.
+
+1. Counts are scored under the rates of each column of the reference (multinomial log likelihood of log1p counts; rates that differ
+   less between types than studies differ from each other are set equal).
+2. A factor for each gene, between the data and the reference, and the share of ambient RNA are learned by expectation
+   maximisation from the data themselves. The factor of a gene is averaged over types, so that no type explains it alone.
+3. Scores are averaged with those of the 15 nearest cells.
+4. A type is excluded where its expected genes are absent: where the neighborhood of a cell shows less than 0.42 of the counts of
+   the type's 60 most specific genes, gene by gene. A cell whose types are all excluded, or whose best type is, is ``Unassigned``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+from scipy.special import logsumexp, softmax
+
+from ..data import CellReader, read_cells
+from ..neighbors.knn import nearest_neighbors
+from ..utils.errors import DataError
+from ..utils.progress import say
+from .brain_reference import LEVELS, BrainReference, load_reference
+from .expression import all_human_genes, shared_values
+from .novelty import unit
+from .options import AnnotateOptions
+from .result import Annotation, own_components
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Fewer genes of the reference in the data are refused.
+MIN_GENES = 50
+#: Cells whose scores are averaged, the cell among them.
+NEIGHBORS = 15
+#: Differences of log rates between types that are smaller than this are not used.
+STUDY_SPREAD = 0.5
+#: Log likelihoods are divided by this: counts of genes are no independent draws.
+TEMPERATURE = 3.0
+#: Specific genes of a type that are compared, and the share of their counts below which the type is excluded.
+SPECIFIC_GENES, MIN_COMPLETENESS = 60, 0.42
+#: Shares of ambient RNA that are compared.
+AMBIENT = (0.0, 0.05, 0.1)
+#: Rounds of expectation maximisation.
+ROUNDS = 3
+#: Cells with a lower probability are Unassigned.
+THRESHOLD = 0.5
+#: Counts of a cell above which its likelihood does not grow, and counts that a cell of log values is taken to have.
+MAX_DEPTH, LOG_DEPTH = 1e4, 2e3
+_EXCLUDED = 60.0  # taken off the score of an excluded type
+_MIN_COUNTS = 5000.0  # expected counts of a type that learns factors of genes
+
+
+@dataclass
+class LabelFreeModel:
+    """Types of cells under a reference; ``fit`` learns the factors of the genes, the ambient share and the calls.
+
+    Parameters
+    ----------
+    rates
+        (g, columns) of the reference on the genes of the data; columns sum to 1.
+    types
+        (columns,) type of each.
+
+    Attributes
+    ----------
+    names
+        (types,) sorted.
+    log_factor
+        (g,) of the data against the reference.
+    ambient
+        Share of ambient RNA.
+    probabilities
+        (n, columns).
+    excluded
+        (n, types) bool: expected genes of the type are absent.
+    """
+
+    rates: np.ndarray
+    types: np.ndarray
+    names: np.ndarray = field(init=False)
+    log_factor: np.ndarray = field(init=False)
+    ambient: float = field(default=0.05, init=False)
+    probabilities: np.ndarray = field(init=False)
+    excluded: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Index the types."""
+        self.names, self.codes = np.unique(self.types, return_inverse=True)
+        self.members = np.eye(len(self.names))[self.codes]
+        self.scored = shrink_differences(self.rates, STUDY_SPREAD)
+        self.log_factor = np.zeros(len(self.rates))
+
+    def fit(self, counts: sparse.csr_matrix, nearest: np.ndarray) -> LabelFreeModel:
+        """Learn from (n, g) counts and the (n, k) nearest cells of each."""
+        damped = counts.copy()
+        damped.data = np.log1p(damped.data)
+        average = np.asarray(counts.sum(axis=0)).ravel() + 0.5
+        self.average = average / average.sum()
+        self.excluded = self.completeness(counts, nearest) < MIN_COMPLETENESS
+        log_prior = np.full(self.rates.shape[1], -np.log(self.rates.shape[1]))
+        for round_ in range(ROUNDS + 1):
+            scores = (damped @ np.log(self.expected(self.ambient))) / TEMPERATURE
+            scores += scores[nearest].mean(axis=1)
+            scores -= _EXCLUDED * self.excluded[:, self.codes]
+            self.probabilities = softmax(scores + log_prior, axis=1)
+            if round_ < ROUNDS:
+                kept = ~self.unsupported()
+                self._update(counts, damped, kept)
+                share = self.probabilities[kept if kept.any() else slice(None)].mean(axis=0)
+                log_prior = np.log(np.maximum(share, 1e-4))
+                log_prior -= logsumexp(log_prior)
+        return self
+
+    def expected(self, ambient: float) -> np.ndarray:
+        """(g, columns) rates expected in these data."""
+        rates = self.scored * np.exp(self.log_factor)[:, None]
+        return (1 - ambient) * rates / rates.sum(axis=0) + ambient * self.average[:, None]
+
+    def by_type(self) -> np.ndarray:
+        """(n, types) probabilities."""
+        return self.probabilities @ self.members
+
+    def unsupported(self) -> np.ndarray:
+        """(n,) bool: the expected genes of the best type are absent."""
+        best = self.by_type().argmax(axis=1)
+        return self.excluded[np.arange(len(best)), best]
+
+    def _update(
+        self, counts: sparse.csr_matrix, damped: sparse.csr_matrix, kept: np.ndarray
+    ) -> None:
+        """Factors of the genes from the cells that fit their type, then the ambient share."""
+        depth = np.asarray(counts.sum(axis=1)).ravel() * kept
+        total, weights = np.zeros(len(self.rates)), np.zeros(len(self.rates))
+        for code in range(len(self.names)):
+            own = self.codes == code
+            size = depth @ self.probabilities[:, own]
+            if size.sum() < _MIN_COUNTS:
+                continue
+            observed = np.asarray(
+                counts.T @ (self.probabilities[:, own].sum(axis=1) * kept)
+            ).ravel()
+            expected = (1 - self.ambient) * (self.scored[:, own] @ size)
+            expected += self.ambient * self.average * size.sum()
+            weight = expected / (expected + 10)
+            total += weight * np.log((observed + 2) / (expected + 2))
+            weights += weight
+        self.log_factor = np.clip(total / (weights + 1), -3, 3)
+        some = np.arange(0, counts.shape[0], max(1, counts.shape[0] // 300))
+        fits = [
+            (damped[some] @ np.log(self.expected(a) + 1e-12)).max(axis=1).sum() for a in AMBIENT
+        ]
+        self.ambient = AMBIENT[int(np.argmax(fits))]
+
+    def completeness(self, counts: sparse.csr_matrix, nearest: np.ndarray) -> np.ndarray:
+        """(n, types) mean over a type's specific genes of observed by expected counts in the neighborhood, at most 1 each.
+
+        Genes weigh by their expected counts, up to five.
+        """
+        n, k = nearest.shape
+        pool = sparse.csr_matrix(
+            (np.ones(n * k), (np.repeat(np.arange(n), k), nearest.ravel())), (n, n)
+        )
+        depth = pool @ np.asarray(counts.sum(axis=1)).ravel()
+        means = self.rates @ self.members / self.members.sum(axis=0)
+        out = np.zeros((n, len(self.names)))
+        for code in range(len(self.names)):
+            genes = specific_genes(means, code)
+            observed = (pool @ counts[:, genes]).toarray()
+            expected = 0.9 * depth[:, None] * means[genes, code]
+            weight = np.minimum(expected, 5.0)
+            shares = np.minimum(observed / np.maximum(expected, 1e-9), 1.0)
+            out[:, code] = (shares * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-9)
+        return out
+
+
+def shrink_differences(rates: np.ndarray, spread: float) -> np.ndarray:
+    """(g, columns) rates whose logs differ from the gene's mean by ``spread`` less, smaller differences by nothing."""
+    logs = np.log(rates)
+    mean = logs.mean(axis=1, keepdims=True)
+    gap = logs - mean
+    out = np.exp(mean + np.sign(gap) * np.maximum(np.abs(gap) - spread, 0))
+    return out / out.sum(axis=0)
+
+
+def specific_genes(means: np.ndarray, code: int) -> np.ndarray:
+    """Genes with more than three times the mean rate of the other types, those with the highest rates first, at most 60."""
+    others = np.delete(means, code, axis=1).mean(axis=1)
+    rate = np.where(means[:, code] > 3 * (others + 1e-9), means[:, code], 0)
+    best = np.argsort(-rate, kind="stable")[:SPECIFIC_GENES]
+    return best[rate[best] > 0]
+
+
+def annotate_by_brain(
+    adata: AnnData, name: str, options: AnnotateOptions, verbose: bool
+) -> Annotation:
+    """Name the cells by a shipped reference, to three levels.
+
+    Raises
+    ------
+    DataError
+        Fewer than 50 genes of the reference were measured.
+    """
+    reference = load_reference(name).of_region(options.region)
+    cells = read_cells(
+        adata,
+        all_human_genes(),
+        layer=options.layer,
+        gene_column=options.gene_column,
+        force=True,
+        min_coverage=0.0,
+    )
+    counts, inside = reference_counts(cells, reference)
+    say(f"{inside.sum():,} genes of the reference '{name}' were measured", verbose)
+    rates = reference.rates[inside]
+    pcs = own_components(_log_values(counts), options.seed)
+    nearest = nearest_neighbors(unit(pcs), unit(pcs), NEIGHBORS)
+    types = reference.table["type"].to_numpy(str)
+    model = LabelFreeModel(rates / rates.sum(axis=0), types).fit(counts, nearest)
+    classes, probabilities, parents = tree_probabilities(model.probabilities, reference)
+    is_novel = model.unsupported() | (np.diff(counts.indptr) == 0)
+    provenance: dict[str, Any] = {
+        "mode": "brain",
+        "reference": name,
+        "genes": int(inside.sum()),
+        "ambient_share": model.ambient,
+        "threshold": THRESHOLD,
+        "not_supported": int(is_novel.sum()),
+        "parents": parents,
+        "note": "probabilities are those of a likelihood at a fixed temperature, not calibrated on known types",
+    }
+    return Annotation(
+        adata.obs_names,
+        classes,
+        probabilities,
+        THRESHOLD,
+        np.empty((0, 3)),
+        is_novel,
+        provenance,
+        pcs,
+    )
+
+
+def reference_counts(
+    cells: CellReader, reference: BrainReference
+) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """(n, genes) counts on the genes that were measured, at most 10,000 a cell, and (g,) which these are."""
+    human = all_human_genes()
+    place = {gene: i for i, gene in enumerate(human.ensembl_ids)}
+    positions = np.array([place.get(gene, -1) for gene in reference.genes])
+    inside = np.isin(positions, cells.genes)
+    if inside.sum() < MIN_GENES:
+        raise DataError(
+            f"{int(inside.sum())} genes of the reference were measured; at least {MIN_GENES} are needed. "
+            "Check the gene names (human symbols or Ensembl IDs), or give markers= for your genes."
+        )
+    wanted = positions[inside]
+    order = np.argsort(wanted)
+    values = shared_values(cells, wanted[order], np.arange(len(cells)))
+    values.data = np.expm1(values.data) / 1e4
+    depth = np.full(len(cells), LOG_DEPTH)
+    if cells.values.kind != "log1p":
+        for rows in cells.blocks(2000):
+            total = np.asarray(cells.linear(rows).sum(axis=1)).ravel()
+            depth[rows] = np.minimum(total, MAX_DEPTH)
+    values.data *= np.repeat(depth, np.diff(values.indptr))
+    back = np.empty(len(order), dtype=np.int64)
+    back[order] = np.arange(len(order))
+    return sparse.csr_matrix(values[:, back]), inside
+
+
+def tree_probabilities(
+    p: np.ndarray, reference: BrainReference
+) -> tuple[dict[str, list[str]], dict[str, np.ndarray], dict[str, list[int]]]:
+    """Classes of each level, (n, classes) probabilities, and the parent of each class.
+
+    A type without subtypes stands in the subtypes by its own name; so does what of a type belongs to no named subtype.
+    """
+    table = reference.table
+    fine = np.where(table["subtype"] == "", table["type"], table["subtype"])
+    keys = {"class": table["class"].to_numpy(), "type": table["type"].to_numpy(), "subtype": fine}
+    classes, probabilities, parents = {}, {}, {}
+    for level in LEVELS:
+        names, codes = np.unique(keys[level].astype(str), return_inverse=True)
+        classes[level] = names.tolist()
+        probabilities[level] = p @ np.eye(len(names))[codes]
+    for above, level in zip(LEVELS, LEVELS[1:]):
+        first = {name: keys[above][i] for i, name in reversed(list(enumerate(keys[level])))}
+        parents[level] = [classes[above].index(first[name]) for name in classes[level]]
+    return classes, probabilities, parents
+
+
+def _log_values(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """log1p(CP10k) over these genes."""
+    out = counts.copy()
+    total = np.asarray(counts.sum(axis=1)).ravel()
+    out.data = np.log1p(out.data * np.repeat(1e4 / np.maximum(total, 1e-9), np.diff(out.indptr)))
+    return out
