@@ -67,9 +67,10 @@ scmamba_require <- function(source = NULL, torch = "auto", extras = "serve") {
     LD_LIBRARY_PATH = .clean_library_path(), index)
   config <- .with_environment(settings, tryCatch(reticulate::py_config(), error = identity))
   if (inherits(config, "error") || !reticulate::py_module_available("scmamba")) {
-    why <- if (inherits(config, "error")) c(x = .verbatim(strsplit(conditionMessage(config), "\n")[[1]][[1]]))
-    .abort(c("{.pkg uv} could not prepare Python for scMamba.", why,
-      i = "Its output is above. Restart R and try again, or type {.code install_scmamba()} instead."),
+    why <- if (inherits(config, "error")) strsplit(conditionMessage(config), "\n")[[1]][[1]]
+    .abort(c("{.pkg uv} could not prepare Python for scMamba.", if (!is.null(why)) c(x = .verbatim(why)),
+      i = "Its output is above. A new {.pkg uv} needs a new reticulate: type {.code install.packages(\"reticulate\")},
+        restart R and try again; or type {.code install_scmamba()} instead."),
       class = "scmamba_python_error")
   }
   config

@@ -1,0 +1,26 @@
+test_that("the comparison between donors is the Python package's, for every kind of object", {
+  skip_without_python()
+  cohort <- ScMambaCohort(n.cells = 400, n.donors = 6, n.genes = 200)
+  compare <- function(object, ...) {
+    ScMambaCompare(object, "disease", donor = "donor", ident.1 = "AD", ident.2 = "Control", verbose = FALSE, ...)
+  }
+  ours <- compare(cohort)
+  # No code of ours on the way in: Python makes the same cohort.
+  datasets <- reticulate::import("scmamba.datasets", convert = FALSE)
+  adata <- datasets$brain_cohort(n_cells = 400L, n_donors = 6L, n_genes = 200L, seed = 0L)
+  alone <- reticulate::import("scmamba.deg", convert = FALSE)$compare(adata, "disease", "donor", group1 = "AD",
+    group2 = "Control", verbose = FALSE)
+  alone <- reticulate::py_to_r(alone$table)
+  expect_equal(ours$table$p_val, alone$p_val)
+  expect_equal(ours$table$log2FC, alone$log2FC)
+  expect_s3_class(ours$summary, "data.frame")
+  expect_output(suppressMessages(print(ours)))
+  # Donors as values; several cell types.
+  expect_equal(ScMambaCompare(cohort, "disease", donor = as.character(cohort$donor), ident.1 = "AD",
+    ident.2 = "Control", verbose = FALSE)$table$p_val, ours$table$p_val)
+  expect_error(compare(cohort, test.use = "t"), "should be one of")
+  skip_if_not_installed("SingleCellExperiment")
+  sce <- SingleCellExperiment::SingleCellExperiment(list(counts = counts_of(cohort)),
+    colData = S4Vectors::DataFrame(disease = cohort$disease, donor = cohort$donor))
+  expect_equal(compare(sce)$table, ours$table)
+})
