@@ -101,7 +101,7 @@ class Collection:
         Files (see :func:`scmamba.data.storage.open_store`) or AnnData objects of raw counts.
     vocabulary
         Genes in the model's order; the published 19,306 if not given.
-    donor, study, disease, label
+    donor_key, study_key, condition_key, label_key
         Column of ``obs`` with each, or several names of which the first that exists is used; the usual ones by default. Without
         a study column every file is a study. Cells without a donor count as one donor of their file.
     layer
