@@ -50,7 +50,7 @@ const askedFor = async () => {
   const reference = $("task").value === "annotate" ? $("reference").files[0] : undefined;
   if (!reference) return options;
   const known = await send("/v2/references", reference);
-  return known && { ...options, reference: known.id, labels: $("labels").value, network: $("network").checked };
+  return known && { ...options, reference: known.id, label_key: $("labels").value, ...($("network").checked ? {} : { finetune_steps: 0 }) };
 };
 $("form").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -138,7 +138,7 @@ const map = (picture, answers, order, colour) => {
     pen.arc(edge + picture.x[i] * (canvas.width - 2 * edge), canvas.height - edge - picture.y[i] * (canvas.height - 2 * edge), radius, 0, 7);
     pen.fill();
   });
-  const what = `${picture.method}, ${picture.cells.length} cells, coloured by answer`;
+  const what = `${picture.method}, ${picture.cells.length} cells, colored by result`;
   $("mapped").textContent = what;
   canvas.setAttribute("aria-label", `Map of the cells: ${what}: ${order.slice(0, 12).join(", ")}`);
   $("map").hidden = false;
@@ -154,7 +154,7 @@ const histogram = (values, what) => {
   bins.forEach((n, i) => pen.fillRect(i * 16 + 1, 180 - (170 * n) / top, 14, (170 * n) / top));
   pen.fillStyle = "#1a1a1a";
   pen.fillText("0", 2, 195); pen.fillText(what, 290, 195); pen.fillText("1", 630, 195);
-  $("spread").textContent = `${what[0].toUpperCase()}${what.slice(1)} of the answers, median ${median.toFixed(2)}`;
+  $("spread").textContent = `${what[0].toUpperCase()}${what.slice(1)} of the results, median ${median.toFixed(2)}`;
   canvas.setAttribute("aria-label", `Histogram: ${$("spread").textContent}, ${known.length} cells`);
 };
 $("download").addEventListener("click", async () => {

@@ -106,7 +106,7 @@ def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     expected = direct.obs["scmamba_type"].astype(str).value_counts()
     assert shown == {name: str(number) for name, number in expected.items()}
     assert "UMAP" in page.text_content("#mapped") and "100 cells" in page.text_content("#mapped")
-    assert "Probability of the answers" in page.text_content("#spread")
+    assert "Probability of the results" in page.text_content("#spread")
     assert "genes in the file" + str(nuclei.n_vars) in page.text_content("#coverage")
     drawn = page.evaluate(
         "() => new Set(document.getElementById('plot').getContext('2d').getImageData(0, 0, 640, 480).data).size"
