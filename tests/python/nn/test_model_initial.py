@@ -269,7 +269,7 @@ def test_settings_come_back_from_their_file(tmp_path):
         ("{", "missing or not JSON"),
         ('{"n_genes": 3}', "of a format this version does not read"),
         ('{"format": 2, "n_genes": 3}', "of a format this version does not read"),
-        ('{"format": 1, "n_genes": 3, "b": 1, "a": 2}', r"does not know \(a, b\)"),
+        ('{"format": 1, "n_genes": 3, "b": 1, "a": 2}', r"does not have \(a, b\)"),
         ('{"format": 1, "n_genes": 3, "reads": "some"}', "reads is 'some'"),
         ('{"format": 1, "n_genes": 0}', "n_genes is 0; it must be at least 1"),
     ],

@@ -195,7 +195,7 @@ def test_backends_and_what_they_take(monkeypatch):
         choose_backend(torch.zeros(1, dtype=torch.int64))
     with pytest.raises(
         BackendError,
-        match=r"'cpu' \(asked for\) cannot be used: it runs on cpu, the tensor is on meta.*"
+        match=r"'cpu' \(requested\) cannot be used: it runs on cpu, the tensor is on meta.*"
         "Usable here: chunked, reference",
     ):
         choose_backend(torch.zeros(1, device="meta"), "cpu")

@@ -421,7 +421,16 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(
     ]
     full = torch.zeros(len(truth), len(started.genes))
     full[:, part.source.genes] = torch.from_numpy(part.source.values[part.rows].toarray())
-    logits = started.classify(full, batch_size=len(full)).double()
+    logits = started.classify(full).double()
+
+    def read_by_heads(cells: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Inputs of both heads, in the order of the cells: batches are formed by length."""
+        alone = []
+        for cell in cells:
+            started.classify(cell[None])
+            alone.append(dict(heard))
+        return {name: torch.cat([each[name] for each in alone]) for name in heard}
+
     if reads == "all":  # the outputs at genes, not those at [CLS]: first, in the middle and last
         outputs: list[torch.Tensor] = []
         hooks.append(
@@ -435,29 +444,23 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(
         torch.testing.assert_close(
             heard["mean_head"], outputs[0][:, at].mean(dim=1), rtol=1e-4, atol=1e-5
         )
-        started.classify(full)
-    for hook in hooks:
-        hook.remove()
     # All cells there are: the probe's own sample, so scikit-learn must find the same.
     (everyone,) = labelled.sample(10_000)
     whole = torch.zeros(len(everyone.rows), len(started.genes))
     whole[:, everyone.source.genes] = torch.from_numpy(
         everyone.source.values[everyone.rows].toarray()
     )
-    features: list[torch.Tensor] = []
-    means = started.network.mean_head.register_forward_hook(
-        lambda _, given, answer: features.append(given[0])
-    )
-    started.classify(whole)
-    means.remove()
-    known = torch.cat(features).double().numpy()
+    known = read_by_heads(whole)["mean_head"].double().numpy()
+    inputs = read_by_heads(full)
+    for hook in hooks:
+        hook.remove()
     peer = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=500)).fit(
         known, labelled.codes(everyone)
     )
-    expected = torch.from_numpy(peer.predict_log_proba(heard["mean_head"].double().numpy()))
+    expected = torch.from_numpy(peer.predict_log_proba(inputs["mean_head"].double().numpy()))
     assert (logits.log_softmax(dim=1) - expected).abs().max() < 5e-3 and expected.std() > 0.05
     assert (
-        heard["cls_head"].shape == (len(truth), 3 * started.config.d_model)
+        inputs["cls_head"].shape == (len(truth), 3 * started.config.d_model)
         and not started.network.cls_head.weight.any()
     )
     # The mean is over the cell's genes alone, whatever the cell was padded with.

@@ -150,7 +150,7 @@ def test_finetuning_starts_from_the_model_and_leaves_it_alone(cohort):
     assert (tuned.network.backbone.mask_token - before["backbone.mask_token"]).abs().max() < 0.01, (
         "the mask token is kept, not made anew"
     )
-    with pytest.raises(ScMambaError, match="task 'sorting'"):
+    with pytest.raises(ScMambaError, match="task is 'sorting'"):
         finetune([cohort], model=model, task="sorting")
 
 

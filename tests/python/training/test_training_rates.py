@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import nn
 from scmamba.data import read_cells
 from scmamba.data.values import log1p_cp10k
 from scmamba.datasets import brain_cohort
+from scmamba.imputation import adaptation as adapting
 from scmamba.model import Model
 from scmamba.nn import ScMamba
 from scmamba.training import TrainerConfig
@@ -34,9 +34,6 @@ from scmamba.training.objectives import (
 )
 from scmamba.training.reconstruction import IMPUTE, validation
 
-adapting = sys.modules[
-    "scmamba.imputation.adaptation"
-]  # the package gives the name to the function
 GENES = np.arange(2, 42)
 
 
@@ -83,7 +80,7 @@ def deviance(
 
 def test_defaults():
     assert asdict(RateConfig()) == {"hidden": (0.1, 0.5), "genes_per_step": 1536, "spread": 0.2}
-    assert (adapting.MIN_CELLS, adapting.STEPS, adapting._MAX_CELLS) == (100, 300, 5000)
+    assert (adapting.MIN_CELLS, adapting.ADAPT_STEPS, adapting._MAX_CELLS) == (100, 300, 5000)
     assert replace(IMPUTE, genes_per_step=2048, zeros=(100, 800)) == adapting._SHORT
 
 
@@ -338,7 +335,7 @@ def test_a_copy_that_predicts_worse_is_not_used(rated, monkeypatch, capsys):
         and not found.report["used"]
         and found.report["loss_after"] > found.report["loss_before"]
     )
-    assert "adapting did not help" in capsys.readouterr().err
+    assert "the pre-trained network is used" in capsys.readouterr().err
     assert seen == [TrainerConfig(steps=300, lr=1e-3, warmup=0.05, seed=3, batch_size=16)]
     few = adapting.adapt_rates(rated, source.take(np.arange(99)), seed=3)
     assert (
@@ -377,7 +374,7 @@ def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
 
     monkeypatch.setattr(adapting, "fit", change)
     for better in (0.3, -5.0):
-        used, report = adapting.adapt(model, cells, seed=4, verbose=False)
+        used, report = adapting.adapt_masked(model, cells, seed=4, verbose=False)
         assert (
             report["cells"] == 207
             and report["steps"] == 300
@@ -401,10 +398,10 @@ def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
     assert drawn.total.item() == pytest.approx(expected.total.item(), rel=1e-6)
     few = read_cells(data[:99].copy(), model.genes, force=True)
     assert (
-        adapting.adapt(model, few, verbose=False)
+        adapting.adapt_masked(model, few, verbose=False)
         == (model, {"used": False, "reason": "fewer than 100 cells"})
         and len(seen) == 2
     )
     monkeypatch.setattr(adapting, "_MAX_CELLS", 150)
-    assert adapting.adapt(model, cells, steps=5, seed=4, verbose=False)[1]["cells"] == 130
+    assert adapting.adapt_masked(model, cells, steps=5, seed=4, verbose=False)[1]["cells"] == 130
     assert seen[-1][0].steps == 5

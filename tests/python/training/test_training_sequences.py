@@ -277,7 +277,7 @@ def test_files_are_read_with_the_papers_filters(tmp_path):
     assert read_sources([data], vocabulary, min_cells_per_donor=2, min_total=1)[
         0
     ].groups.tolist() == ["a", "a", "b", "b", "b"]
-    with pytest.raises(DataError, match="No cell of six has 200 counts .and a donor of 4 cells"):
+    with pytest.raises(DataError, match="No cell of six has 200 counts .and a donor with 4 cells"):
         read_sources([data], vocabulary, min_cells_per_donor=4)
     assert (
         read_sources([data], vocabulary, donor=None, min_cells_per_donor=4)[0].groups.tolist()
