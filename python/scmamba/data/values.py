@@ -491,6 +491,11 @@ class _Fractions:
     def _one_total(self, base: float | None) -> bool:
         return len(self.rows.indptr) > 2 and self._ratio(base) <= _CONSTANT
 
+    def _is_normalized(self, base: float) -> bool:
+        """One total in all cells, none of which has a count of one: normalized values that happen to be whole numbers."""
+        smallest = float(_unlog(self.rows.data, base).min())
+        return self.rows.shape[0] > 1 and self._ratio(base) < 1.0001 and smallest > 1.5
+
     def _log_of_counts(self) -> float | None:
         """The base in which all values are logarithms of integers."""
         for base in self.bases:
@@ -498,7 +503,7 @@ class _Fractions:
                 fits = self.seen.log_integer
             else:
                 fits = _is_integral(_unlog(self.rows.data, base))
-            if fits:
+            if fits and not self._is_normalized(base):
                 return base
         return None
 
