@@ -343,7 +343,7 @@ def test_a_copy_that_predicts_worse_is_not_used(rated, monkeypatch, capsys):
         and few.report == {"used": False, "reason": "fewer than 100 cells"}
         and len(few.held) == 20
     )
-    assert "too few" in capsys.readouterr().err and len(seen) == 1
+    assert "Only 99 cells (100 needed)" in capsys.readouterr().err and len(seen) == 1
     assert (
         adapting.adapt_rates(rated, source.take(np.arange(100)), seed=3, verbose=False).report[
             "cells"
