@@ -17,7 +17,7 @@ esac
 ENVIRONMENT="$ROOT/.cache/$WHAT"
 # What the two suites need beside the package's own extras; the rest of [test] serves other suites.
 EXTRAS="[train,serve,prepare]"
-BESIDE=("pytest>=8.2" "pytest-xdist>=3.5" "statsmodels>=0.14" "psutil>=5.9")
+BESIDE=("zarr>=2.18" "pytest>=8.2" "pytest-xdist>=3.5" "statsmodels>=0.14" "psutil>=5.9")
 
 version_of() { "$1" -c 'import sys, ensurepip, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 

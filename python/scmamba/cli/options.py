@@ -109,10 +109,10 @@ def options_of(
     formers, old_values = former or {}, former_values or {}
 
     def decorate(command: F) -> F:
-        own = inspect.signature(command)
-        types_of_own = typing.get_type_hints(command, include_extras=True)
+        # Not get_type_hints: on Python 3.10 it makes Optional[Annotated[...]] of a default of None.
+        own = inspect.signature(command, eval_str=True)
         parameters = [
-            p.replace(annotation=types_of_own[p.name], kind=p.KEYWORD_ONLY)
+            p.replace(kind=p.KEYWORD_ONLY)
             for p in own.parameters.values()
             if p.kind is not p.VAR_KEYWORD
         ]
@@ -167,12 +167,8 @@ def renamed_command(app: typer.Typer, old: str, new: str, command: Callable[...,
         return command(**given)
 
     del wrapper.__dict__["__wrapped__"]
-    signature = inspect.signature(command)
-    hints = typing.get_type_hints(command, include_extras=True)
-    parameters = [
-        p.replace(annotation=hints[p.name], kind=p.KEYWORD_ONLY)
-        for p in signature.parameters.values()
-    ]
+    signature = inspect.signature(command, eval_str=True)
+    parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in signature.parameters.values()]
     wrapper.__dict__["__signature__"] = signature.replace(parameters=parameters)
     wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
     app.command(old, hidden=True)(wrapper)

@@ -194,7 +194,7 @@ def test_models_and_tasks(app):
         "robustness",
         "finetune",
     }
-    assert told["tasks"]["embed"] == ["batch_size", "force", "gene_column", "layer"]
+    assert told["tasks"]["embed"] == ["batch_size", "force", "gene_column", "layer", "overwrite"]
     one = app.ask("GET", "/v2/models/brain-mini", token=app.ann).json
     assert (
         one["name"] == "brain-mini"
