@@ -63,7 +63,7 @@ test_that("bad values are refused and no Python traceback is shown", {
   expect_false(grepl("Traceback|py_last_error", message))
   twice <- counts
   colnames(twice)[[2]] <- colnames(twice)[[1]]
-  expect_error(impute_tiny(twice), "more than once", class = "scmamba_error")
+  expect_error(impute_tiny(twice), "duplicated", class = "scmamba_error")
 })
 
 test_that("a checkpoint that is not there or broken is named", {

@@ -82,13 +82,13 @@ test_that("an upload goes on where the line broke", {
   object <- ScMambaCohort(n.cells = 150, n.donors = 2, n.genes = 2000, seed = 9)
   near <- ScMambaDoublets(object, sample = "donor", verbose = FALSE)
   local <- scMamba:::.local_server()
-  # A real line that is cut three times, a third into the file each time.
+  # A real line that is cut three times, after a quarter of the file each time.
   size <- 12 * Matrix::nnzero(counts_of(object))
   said <- withr::local_tempfile()
   pid <- withr::local_tempfile()
   python <- shQuote(scMamba:::.find_python()$python)
   line <- sprintf("echo $$ > %s; exec %s %s %s %.0f 3 > %s", pid, python, shQuote(test_path("breaking_line.py")),
-    sub(".*:", "", local$url), size / 3, said)
+    sub(".*:", "", local$url), size / 4, said)
   system2("sh", c("-c", shQuote(line)), wait = FALSE)
   withr::defer(tools::pskill(as.integer(readLines(pid))))
   for (look in 1:300) if (!file.exists(said) || length(readLines(said, warn = FALSE)) == 0) Sys.sleep(0.1)
