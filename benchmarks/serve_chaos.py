@@ -106,8 +106,10 @@ class Victim:
                 urllib.request.urlopen(self.url + "/v2/health/live", timeout=2),
             ):
                 return time.monotonic() - began
+            if self.process.poll() is not None:
+                break
             time.sleep(0.1)
-        raise SystemExit("the server did not start")
+        raise SystemExit(f"the server did not start; see {self.log}")
 
     def workers(self) -> list[int]:
         """Their process ids."""
@@ -334,6 +336,7 @@ def run(
     data, files, results = folder / "serve", folder / "files", folder / "results"
     for new in (data, files, results):
         new.mkdir(parents=True)
+    data.chmod(0o700)  # the server refuses a folder that others can read
     tokens = Tokens(data)
     keys = [tokens.add(f"user{i}", 1) for i in range(clients)]
     uploads = slices(files, clients, source)

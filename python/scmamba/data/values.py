@@ -388,7 +388,8 @@ class _Census:
                 min(self.smallest, float(data.min())),
                 max(self.largest, float(data.max())),
             )
-            self.integer = self.integer and bool((data == np.rint(data)).all())
+            with np.errstate(invalid="ignore"):  # NaN is counted above
+                self.integer = self.integer and bool((data == np.rint(data)).all())
             self.negative += int(np.count_nonzero(data < 0))
             self.stored += len(data)
         if self.bad:
