@@ -8,7 +8,10 @@
 #' @examples
 #' if (scmamba_available()) ScMambaModels()
 #' @export
-ScMambaModels <- function() {
+ScMambaModels <- function(backend = NULL) {
+  if (!is.null(backend) && !identical(backend, "reticulate")) {
+    return(.server_models(if (identical(backend, "server")) .local_server() else backend))
+  }
   scmamba <- .python()$scmamba
   folders <- reticulate::py_to_r(.translate_errors(scmamba$list_models()))
   rows <- lapply(names(folders), function(name) {

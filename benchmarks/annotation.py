@@ -236,7 +236,7 @@ def by_network_alone(reference, query, label, donor, seed, options):
 METHODS: dict[str, tuple[str, Callable, bool]] = {
     # name: label in the tables, function, whether the seed matters
     "scmamba": ("**scMamba (`annotate()`)**", by_scmamba, True),
-    "linear": ("its simple views alone (`finetune_steps=0`)", by_linear_views, True),
+    "linear": ("its base classifiers alone (`finetune_steps=0`)", by_linear_views, True),
     "network": ("its fine-tuned network alone", by_network_alone, True),
     "logistic": ("logistic regression, all genes", by_logistic_regression, False),
     "celltypist": ("CellTypist 1.7.1", by_celltypist, False),

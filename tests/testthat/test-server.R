@@ -150,3 +150,12 @@ test_that("a server that is not there, a wrong address and a token are handled",
   expect_error(ScMambaServer("gpu-box"), "http", class = "scmamba_error")
   expect_error(ScMambaImpute(pbmc(), backend = "cloud"), "ScMambaServer", class = "scmamba_error")
 })
+
+test_that("a server lists its models", {
+  skip_without_python()
+  offered <- ScMambaModels(backend = "server")
+  expect_named(offered, c("name", "default", "about"))
+  expect_true("brain-mini" %in% offered$name)
+  expect_identical(sum(offered$default), 1L)
+  expect_error(ScMambaModels(backend = 1), class = "scmamba_error")
+})

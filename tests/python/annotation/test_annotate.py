@@ -471,6 +471,7 @@ def test_a_classifier_keeps_its_calibration(query, tmp_path):
         model=init_classifier(small_model("expressed"), ["a", "b"]),
         force=True,
         verbose=False,
+        return_result=True,
     )
     save_checkpoint(model, tmp_path / "m")
     assert load_model(tmp_path / "m").calibration == model.calibration

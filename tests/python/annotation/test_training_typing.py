@@ -278,7 +278,7 @@ def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, typist
     assert typist.report == {
         "views": list(weights),
         "weights": weights,
-        "accuracy_on_donors_left_out": accuracy,
+        "held_out_accuracy": accuracy,
         "network_share": 0.0,
     }
     assert typist.threshold(0.05) == threshold_for(typist.curve, 0.05)

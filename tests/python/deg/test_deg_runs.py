@@ -166,6 +166,7 @@ def cells() -> ad.AnnData:
         sp.csr_matrix(values[order]),
         obs=obs.iloc[order],
         var=pd.DataFrame(index=[f"{i}" for i in range(40)]),
+        uns={"log1p": {}},
     )
 
 

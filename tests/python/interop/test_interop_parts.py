@@ -137,8 +137,8 @@ def test_names_of_keys():
     )
     assert seurat.in_order({"a": 1, "b": 2, "c": 3}, ["c", "x", "a"]) == ["c", "a", "b"]
     assert (
-        seurat._free("data", {"counts": 1}) == "data"
-        and seurat._free("data", {"data": 1}) == "data_layer"
+        seurat._free("data", {"counts": 1}, "_layer") == "data"
+        and seurat._free("data", {"data": 1}, "_layer") == "data_layer"
     )
 
 

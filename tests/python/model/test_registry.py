@@ -126,7 +126,7 @@ def test_packing_twice_gives_the_same_bytes_and_commands_say_what_they_did(web, 
     assert run.invoke(app, ["fetch-model", "lab-model", "-q"]).exit_code == 0
     printed = run.invoke(
         app, ["pack-model", str(model_folder() / "lab-model"), "-o", str(served / "c.zip")]
-    ).output
+    ).stdout
     assert json.loads(printed)["c"]["sha256"] == first["sha256"]
     with pytest.raises(CheckpointError, match="not a checkpoint folder"):
         pack_model(served, served / "d.zip")

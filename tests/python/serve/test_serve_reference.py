@@ -28,8 +28,7 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
     near = scmamba.annotate(query.copy(), reference=known, **options)
     client = Client(server.url)
     kept = References(server.data).number("local")  # of other tests, which share the server
-    sent = {**options, "label_key": options["labels"]}
-    del sent["labels"]
+    sent = options
     far = client.annotate(query, reference=known, **sent)
     assert (
         far.obs["scmamba_type"].astype(str).tolist()
