@@ -46,7 +46,7 @@ MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other wo
 HELD_OUT = {"kang": ["1244", "1256"], "velmeshev": ["4341", "5403", "5864", "5958"]}
 TITLES = {
     "kang": "kang2018_ifnb, donors 1244 and 1256 left out, 13 types",
-    "velmeshev": "velmeshev2019, four donors left out, 3 types",
+    "velmeshev": "velmeshev2019, four held-out donors, 3 types",
     "marques": "marques2016, mouse through one-to-one orthologs, a third of the cells left out, 13 classes",
 }
 KEYS = ["set", "method", "seed"]
@@ -440,7 +440,7 @@ def report() -> None:
         *[section(name, table) for name in TITLES if (table["set"] == name).any()],
     ]
     for file, title in (
-        ("annotation_novel.tsv", "A type left out of the reference (kang, `network=False`)"),
+        ("annotation_novel.tsv", "A type left out of the reference (kang, `finetune_steps=0`)"),
         ("annotation_markers.tsv", "No labels: the default marker panel"),
     ):
         if (TABLE.parent / file).exists():  # numbers stay as they are written, gaps stay gaps
