@@ -172,12 +172,12 @@ def test_a_job_whose_process_dies_goes_back_and_counts_a_death(desk):
     assert ended["state"] == "failed" and "died 3 times" in ended["message"]
 
 
-def test_a_job_ends_with_its_server_and_counts_no_death(desk):
+def test_a_job_ends_with_its_server_and_counts_no_death(desk, monkeypatch):
     def task(adata, options):
         while True:
             pass
 
-    worker.TASKS["markers"] = Task(task, {})
+    monkeypatch.setitem(worker.TASKS, "markers", Task(task, {}))
     claimed = desk.queue.claim("w")
     worker.run_job(desk.queue, desk.settings, claimed, "w", goes_on=lambda: False)
     now = desk.queue.get(desk.job)
@@ -185,12 +185,12 @@ def test_a_job_ends_with_its_server_and_counts_no_death(desk):
 
 
 @pytest.mark.skipif(not confinement.landlock_version(), reason="no Landlock in this kernel")
-def test_a_job_sees_its_own_folder_and_no_network(desk, tmp_path):
+def test_a_job_sees_its_own_folder_and_no_network(desk, tmp_path, monkeypatch):
     secret = tmp_path / "jobs" / "another" / "result"
     secret.mkdir(parents=True)
     (secret / "result.h5ad").write_text("another's")
     (tmp_path / "tokens.json").write_text("[]")
-    os.environ["SCMAMBA_TEST_SECRET"] = "x"
+    monkeypatch.setenv("SCMAMBA_TEST_SECRET", "x")
 
     def tries():
         import socket
