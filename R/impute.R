@@ -78,7 +78,7 @@
 #' @examples
 #' if (scmamba_available()) {
 #'   seu <- SeuratObject::pbmc_small
-#'   # 230 genes are far fewer than the model knows, hence `force`; no
+#'   # 230 genes are far fewer than the model has, hence `force`; no
 #'   # adaptation, to be quick.
 #'   seu <- ScMambaImpute(seu, adapt = FALSE, force = TRUE)
 #'   seu[["scmamba"]]

@@ -29,7 +29,7 @@
   on.exit(if (offset < size) try(.server_once(server, "DELETE", where), silent = TRUE))
   while (offset < size) {
     came <- as.numeric(.tus(server, function(again) {
-      # After a broken line only the server knows how much came.
+      # After a dropped connection only the server has the number of bytes received.
       if (again) .server_once(server, "HEAD", where, headers = .tus_headers())
       else .tus_patch(server, where, file, offset, min(part, size - offset))
     })$`upload-offset`)

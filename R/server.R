@@ -179,7 +179,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
 }
 
 # One request; tried again when the line breaks or the server is busy. What makes something there has a key of its own,
-# by which the server knows it when it comes a second time because the first answer was lost.
+# by which the server recognizes it when it arrives a second time because the first answer was lost.
 .server_request <- function(server, method, path, file = NULL, to = NULL, tries = 4) {
   headers <- if (method == "POST") list(`Idempotency-Key` = .new_key(), `Content-Type` = "application/octet-stream")
   .insist(server, tries, function(again) .server_once(server, method, path, file, to, headers), to)

@@ -1,4 +1,4 @@
-"""Cell types of donors (or cells) left out: scMamba and its parts beside logistic regression, CellTypist and Seurat's label transfer.
+"""Cell types of held-out donors (or cells): scMamba and its parts beside logistic regression, CellTypist and Seurat's label transfer.
 
     python -m benchmarks.annotation --data FOLDER [--set kang ...] [--method ...] [--seeds 0 1 2] [--celltypist PYTHON]
         [--scvi PYTHON]
@@ -8,7 +8,7 @@ Every run is a process of its own, so that time and peak memory are its own; its
 earlier row of the same set, method and seed. CellTypist 1.7.1 needs scikit-learn < 1.8: give the Python of an environment that has both.
 scANVI runs in the Python given by ``--scvi``.
 
-Sets: ``kang`` (kang2018_ifnb, singlets, donors 1244 and 1256 out, 13 types), ``velmeshev`` (human brain nuclei, the four donors left out
+Sets: ``kang`` (kang2018_ifnb, singlets, donors 1244 and 1256 out, 13 types), ``velmeshev`` (human brain nuclei, the four held-out donors
 that no step of brain-mini's training saw, 3 types), ``marques`` (mouse oligodendrocyte lineage through orthologs, 13 classes; no donors are
 known, so a random third of the cells, stratified, is left out, by seed).
 """
@@ -45,9 +45,9 @@ SHARES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0)  # of th
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
 HELD_OUT = {"kang": ["1244", "1256"], "velmeshev": ["4341", "5403", "5864", "5958"]}
 TITLES = {
-    "kang": "kang2018_ifnb, donors 1244 and 1256 left out, 13 types",
+    "kang": "kang2018_ifnb, held-out donors 1244 and 1256, 13 types",
     "velmeshev": "velmeshev2019, four held-out donors, 3 types",
-    "marques": "marques2016, mouse through one-to-one orthologs, a third of the cells left out, 13 classes",
+    "marques": "marques2016, mouse through one-to-one orthologs, a held-out third of the cells, 13 classes",
 }
 KEYS = ["set", "method", "seed"]
 
@@ -282,7 +282,7 @@ def run_one(name: str, method: str, seed: int, options: argparse.Namespace) -> d
 
 
 def novel_types(options: argparse.Namespace) -> pd.DataFrame:
-    """Each type in turn out of the reference: how many of its cells of the donors left out are rejected, and how many of the others."""
+    """Each type in turn out of the reference: how many of its cells of the held-out donors are rejected, and how many of the others."""
     import scmamba
 
     reference, query, label, donor = load("kang", options.data, 0)
@@ -440,7 +440,7 @@ def report() -> None:
         *[section(name, table) for name in TITLES if (table["set"] == name).any()],
     ]
     for file, title in (
-        ("annotation_novel.tsv", "A type left out of the reference (kang, `finetune_steps=0`)"),
+        ("annotation_novel.tsv", "A type absent from the reference (kang, `finetune_steps=0`)"),
         ("annotation_markers.tsv", "No labels: the default marker panel"),
     ):
         if (TABLE.parent / file).exists():  # numbers stay as they are written, gaps stay gaps
@@ -477,7 +477,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, help="fine-tuning steps of 16 cells; default: those of annotate()"
     )
-    parser.add_argument("--novel", action="store_true", help="types left out of the reference")
+    parser.add_argument("--novel", action="store_true", help="types absent from the reference")
     parser.add_argument("--types", nargs="*", help="with --novel: which types; all if not given")
     parser.add_argument("--markers", action="store_true", help="annotation by the default panel")
     parser.add_argument(

@@ -3,7 +3,7 @@
     python -m benchmarks.brain_types --data FOLDER
 
 The reference is built again without every donor that is scored: the held-out donors of Velmeshev 2019 are in none, and each donor of
-Agarwal 2020 is left out of the one that names it. No row is a clean test. Parameters of the method were chosen on the other donors of
+Agarwal 2020 is absent from the one that names it. No row is a clean test. Parameters of the method were chosen on the other donors of
 Velmeshev 2019 with both donors of Agarwal 2020 and this blood in view, so those rows are optimistic. The column of pericytes was built
 four times, because marker genes were wrong in it, while the row of the held-out donors was printed (accuracy .967, .969, .972, .973).
 Blood must be Unassigned.
@@ -60,7 +60,7 @@ def sets(data: Path) -> dict[str, tuple[ad.AnnData, list[str]]]:
     ]
     return {
         "velmeshev2019, 4 held-out donors": (velmeshev[out].copy(), []),
-        **{f"agarwal2020, {d} left out": (cells, [d]) for d, cells in donors},
+        **{f"agarwal2020, held-out {d}": (cells, [d]) for d, cells in donors},
         "pbmc3k (blood)": (blood, []),
     }
 

@@ -44,7 +44,7 @@ PARTS = {
 PEERS = ("Scrublet", "DoubletDetection", "SOLO", "bcds equivalent", "DoubletFinder equivalent")
 ABSENT = {
     "DoubletFinder": "R package, distributed on GitHub only; row 'DoubletFinder equivalent' is our own code after its paper",
-    "scDblFinder": "Bioconductor; not in the Debian or Python registries at hand",
+    "scDblFinder": "Bioconductor; not in the Debian or Python registries available here",
     "scds (cxds, bcds, hybrid)": "Bioconductor; rows 'cxds/bcds/hybrid equivalent' are our own code after its paper",
     "scHyena": "code and weights not published as a package",
 }

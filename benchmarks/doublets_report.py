@@ -154,7 +154,7 @@ def section(name: str, table: pd.DataFrame, curve: pd.DataFrame, runs: list[dict
     lines = [
         f"### {TITLES[name]}",
         "",
-        f"Prevalence {part['prevalence'].iloc[0]:.3f}: the AUPRC of a detector that knows nothing. Mean over seeds, lowest and highest in "
+        f"Prevalence {part['prevalence'].iloc[0]:.3f}: the AUPRC of a random detector. Mean over seeds, lowest and highest in "
         "brackets; precision, recall, TNR and F1 with as many droplets called as there are true doublets. Steadiness: mean Jaccard index "
         "of the calls of two seeds.",
         "",

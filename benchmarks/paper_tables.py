@@ -1,4 +1,4 @@
-"""The paper's tables from its public studies: fetched from GEO, read, labelled, fine-tuned on, judged on samples left out.
+"""The paper's tables from its public studies: fetched from GEO, read, labelled, fine-tuned on, judged on held-out samples.
 
     python -m benchmarks.paper_tables all --work FOLDER [--study Lau Leng Smajic Zhu] [--model NAME_OR_FOLDER] [--recipe paper|small]
     python -m benchmarks.paper_tables download|read|prepare|train|report --work FOLDER ...

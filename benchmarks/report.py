@@ -1,7 +1,7 @@
 """The whole evaluation as one report: cell types, doublets, hidden values, filled zeros, time and memory, each beside its peers.
 
     python -m benchmarks.report                                write results/report.md and its pictures from the committed tables
-    python -m benchmarks.report --html report.html             and one file that holds everything, to send to somebody
+    python -m benchmarks.report --html report.html             and a single self-contained file
     python -m benchmarks.report --run --data DIR [--celltypist PYTHON] [--scvi PYTHON]   measure first (hours on two cores)
 
 ``--run`` calls the commands under which each section says it was made, in turn, with three seeds; runs they have kept are not repeated.
@@ -43,7 +43,7 @@ SETS = {
     "kang": "kang2018_ifnb (blood)",
     "velmeshev": "velmeshev2019 (brain nuclei)",
     "marques": "marques2016 (mouse, orthologs)",
-    "heldout": "velmeshev2019, donors left out",
+    "heldout": "velmeshev2019, held-out donors",
 }
 OURS, THEIRS = "#8c2d5a", "#7f8fa6"
 
@@ -113,7 +113,7 @@ def cell_types() -> str:
         novel["type"] + " (" + novel["cells"].astype(str) + ")", novel["rejected"], color=OURS
     )
     axes[1].set(xlabel="share of its cells rejected", xlim=(0, 1))
-    axes[1].set_title("kang: a type left out of the reference", fontsize=9)
+    axes[1].set_title("kang: a type absent from the reference", fontsize=9)
     axes[1].tick_params(labelsize=8)
     return "\n\n".join(
         [
@@ -254,7 +254,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         run(options)
-    opening = "Donors (or whole sets) left out; mean over seeds, lowest and highest in brackets. Made by `benchmarks/report.py`."
+    opening = "Held-out donors (or whole sets); mean over seeds, lowest and highest in brackets. Made by `benchmarks/report.py`."
     page = (
         "\n\n".join(
             [

@@ -1,6 +1,6 @@
-"""Gene vocabularies: which row of somebody's data is which gene of a model.
+"""Gene vocabularies: which row of a data set is which gene of a model.
 
-A model knows its genes by Ensembl stable ID in a fixed order. People's files name them by ID with or without a version,
+A model identifies its genes by Ensembl stable ID in a fixed order. People's files name them by ID with or without a version,
 by symbol, in another case, or as Seurat rewrote them (``_`` became ``-``). :func:`match_genes` maps one to the other by
 position, reports what it did, and :meth:`GeneMatch.check` refuses when too few genes fit for an answer to mean anything.
 """
@@ -192,7 +192,7 @@ class GeneMatch:
 
     @property
     def matched(self) -> np.ndarray:
-        """(m,) indices of the data's genes the model knows."""
+        """(m,) indices of the data's genes of the model."""
         return np.flatnonzero(self.positions >= 0)
 
     @property

@@ -7,7 +7,8 @@ interrupted_session <- function(backend) {
     "seu <- ScMambaCohort(n.cells = 300, n.donors = 2, n.genes = 2000, seed = 1)",
     "before <- serialize(seu, NULL)",
     sprintf("run <- function(...) ScMambaImpute(seu, force = TRUE, backend = '%s', ...)", backend),
-    "result <- tryCatch(run(method = 'masked', adapt = 5000), interrupt = function(e) 'interrupted', error = conditionMessage)",
+    "result <- tryCatch(run(method = 'masked', adapt = 5000), interrupt = function(e) 'interrupted',",
+    "  error = conditionMessage)",
     "cat('RESULT', if (is.character(result)) result else 'finished', '\\n')",
     "cat('UNCHANGED', identical(before, serialize(seu, NULL)), '\\n')",
     "cat('AGAIN', class(run(adapt = FALSE, verbose = FALSE)), '\\n')"

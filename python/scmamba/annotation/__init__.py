@@ -1,12 +1,13 @@
 """Cell types from a labeled reference, a model that classifies, or marker genes."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .options import AnnotateOptions
+from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ._annotate import annotate
     from .brain_reference import references
+    from .options import AnnotateOptions
     from .result import UNASSIGNED, Annotation
 
 __all__ = [
@@ -17,19 +18,13 @@ __all__ = [
     "references",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # The options are read by the command line, which must not wait for torch.
-    if name == "annotate":
-        from ._annotate import annotate
-
-        return annotate
-    if name == "references":
-        from .brain_reference import references
-
-        return references
-    if name in ("Annotation", "UNASSIGNED"):
-        from . import result
-
-        return getattr(result, name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "AnnotateOptions": "options",
+        "Annotation": "result",
+        "UNASSIGNED": "result",
+        "annotate": "_annotate",
+        "references": "brain_reference",
+    },
+)

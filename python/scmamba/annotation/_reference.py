@@ -24,7 +24,7 @@ from ..utils.atomic import atomic_path
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import say
 from .base_classifiers import BASE_CLASSIFIERS
-from .ensemble import CellTypeEnsemble, donor_folds, fit_ensemble
+from .ensemble import MIN_CELLS_PER_GENE, CellTypeEnsemble, donor_folds, fit_ensemble
 from .expression import all_human_genes, shared_values
 from .options import AnnotateOptions
 from .result import Annotation, own_components
@@ -165,7 +165,8 @@ class ReferenceAnnotator:
             self.verbose,
         )
         x = shared_values(self.cells, shared, self.rows)
-        keep = np.bincount(x.indices, minlength=x.shape[1]) >= min(5, max(1, len(self.rows) // 20))
+        fewest = min(MIN_CELLS_PER_GENE, max(1, len(self.rows) // 20))
+        keep = np.bincount(x.indices, minlength=x.shape[1]) >= fewest
         shared, x = shared[keep], x[:, keep]
         names = self.table[self.levels[-1]].astype(str).to_numpy()[self.rows]
         human = all_human_genes()

@@ -1,11 +1,10 @@
-"""Simple ways to look at a cell: each sees types that the others miss.
+"""Base classifiers of the cell-type ensemble.
 
-``genes`` weighs all genes alike, rare classes as much as common ones (few genes that mark a type). ``components`` sees leading
-components (programmes of many genes). ``scaled`` sees the most variable genes, each divided by its spread (genes whose every count
-matters). ``markers`` sees a few sums of genes, those that mark each class: a platelet or a plasmacytoid cell among thousands of T cells is
-told by ten genes, which drown among all. ``plain`` is multinomial logistic regression on all genes as anybody would run it, so that nothing
-is lost beside it. These are linear. ``alike`` asks the most alike reference cells: types that were found by clustering are often no
-half-space.
+``genes`` is a linear model of all genes, class-balanced (few genes that mark a type). ``components`` uses leading
+components (programmes of many genes). ``scaled`` uses the most variable genes, each divided by its spread (genes whose every count
+matters). ``markers`` uses a few sums of genes, those that mark each class: a platelet or a plasmacytoid cell among thousands of T cells is
+told by ten genes, which drown among all. ``plain`` is multinomial logistic regression on all genes with default settings, as the baseline. These are linear. ``alike`` is a nearest-neighbor classifier: types that were found by clustering are often not
+linearly separable.
 """
 
 from __future__ import annotations
@@ -218,7 +217,7 @@ def fit_base_classifier(
     else:
         with (
             warnings.catch_warnings()
-        ):  # a model that stopped early is judged on donors left out like any other
+        ):  # a model that stopped early is judged on held-out donors like any other
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(scores, codes)
         if len(seen) == 2:  # scikit-learn keeps one row for two classes

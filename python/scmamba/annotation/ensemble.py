@@ -1,6 +1,6 @@
-"""Learning cell types from a labelled reference: simple views and the network, weighed and calibrated on donors left out.
+"""The cell-type ensemble of a labeled reference: base classifiers and the network, weighted and calibrated on held-out donors.
 
-None of them is best everywhere: the weights of the views (:mod:`.views`), the network's share and the temperatures are chosen on
+None of them is best everywhere: the weights of the base classifiers (:mod:`.base_classifiers`), the network's share and the temperatures are chosen on
 donors that none of them had seen.
 """
 
@@ -55,17 +55,17 @@ class CellTypeEnsemble:
     temperatures
         Kind -> what its logits are divided by before they are averaged: of the views that take part, and of the profiles.
     temperature
-        Divides the averaged log probabilities; chosen on donors left out.
+        Divides the averaged log probabilities; chosen on held-out donors.
     curve
-        (points, 3) threshold, share of cells kept, share of those that are right, on donors left out.
+        (points, 3) threshold, share of cells kept, share of those that are right, on held-out donors.
     usual
         Scores of reference cells of held-out donors (:class:`~.novelty.NoveltyDetector`).
     profiles
-        (k, m) :func:`~.views.log_profiles`.
+        (k, m) :func:`~.base_classifiers.class_log_profiles`.
     rare
         (k,) classes whose profile may speak for them.
     prior_correction
-        (k,) taken off the log probabilities, so that rare classes are not swallowed by common ones; chosen on donors left out.
+        (k,) taken off the log probabilities, so that rare classes are not swallowed by common ones; chosen on held-out donors.
     """
 
     names: list[str]
@@ -263,7 +263,7 @@ def fit_ensemble(
     report["held_out_accuracy"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
     report["network_share"] = share
     say(
-        f"{len(names)} classes; {100 * report['held_out_accuracy']:.1f}% right on cells of donors left out",
+        f"{len(names)} classes; {100 * report['held_out_accuracy']:.1f}% right on cells of held-out donors",
         verbose,
     )
     views = {
@@ -312,12 +312,12 @@ def cross_validate(
     seed: int,
     verbose: bool,
 ) -> OutOfFoldScores:
-    """Fit every view to the cells outside each fold, and look at those inside."""
+    """Fit every base classifier to the cells outside each fold, and score those inside."""
     out = OutOfFoldScores(
         {kind: np.zeros((len(codes), classes)) for kind in (*BASE_CLASSIFIERS, "profile")},
         np.zeros((len(codes), classes)),
     )
-    for f in track(range(3), "Judging on donors left out", 3, verbose):
+    for f in track(range(3), "Scoring held-out donors", 3, verbose):
         here = fold == f
         if not here.any() or here.all():
             continue
@@ -337,7 +337,7 @@ def cross_validate(
 def fit_weights(
     seen: OutOfFoldScores, codes: np.ndarray, classes: int
 ) -> tuple[np.ndarray, dict[str, float], dict[str, float], np.ndarray]:
-    """The views weighed as is best on donors left out, (n, k), the weights, all temperatures, and for which classes profiles speak."""
+    """The base classifiers weighted by log loss on held-out donors, (n, k), the weights, all temperatures, and for which classes profiles speak."""
     sizes = np.bincount(codes, minlength=classes)
     if classes == 1:
         return (

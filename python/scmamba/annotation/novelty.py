@@ -27,7 +27,7 @@ OVER = (AROUND, AROUND, NEAREST)
 FEW = 0.98
 #: A single cell is noisy: its own sign counts half.
 ALONE = 0.5
-#: Share of reference cells of donors left out that the rule rejects.
+#: Share of reference cells of held-out donors that the rule rejects.
 REJECTED = 0.08
 #: Classes called less often than this are compared with all reference cells.
 ENOUGH = 20
@@ -96,7 +96,7 @@ def novelty_scores(
 
 @dataclass
 class NoveltyDetector:
-    """What reference cells of donors left out show.
+    """What reference cells of held-out donors show.
 
     Attributes
     ----------

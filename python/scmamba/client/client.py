@@ -716,7 +716,7 @@ class Client:
         """One request and its whole answer; again after a pause when the line breaks or the server is busy.
 
         A server that has answered before is given longer: it may be starting again. A file goes under a name of its own, by which the
-        server knows it when it comes a second time because the first answer was lost.
+        server recognizes it when it arrives a second time because the first answer was lost.
         """
         name, tries = secrets.token_urlsafe(24), 0
         while True:

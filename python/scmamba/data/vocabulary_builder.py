@@ -32,7 +32,7 @@ def build_vocabulary(
     cache: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> tuple[Vocabulary, pd.DataFrame]:
-    """The paper's rule: the union of the studies' genes that the annotation knows, not on chromosome Y, seen in 0.5% of all cells.
+    """The paper's rule: the union of the studies' genes in the annotation, not on chromosome Y, seen in 0.5% of all cells.
 
     A study that did not measure a gene counts as not having seen it.
 

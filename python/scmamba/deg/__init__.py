@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from .between_donors import pseudobulk
@@ -26,27 +27,6 @@ if TYPE_CHECKING:
     from .prior import Prior, estimate_prior
     from .result import RobustnessResult
     from .robustness_analysis import robustness
-
-#: Where the public names live; imported when used, so that the command line's help needs no compiler.
-_MODULES = {
-    "CompareResult": "comparison_result",
-    "compare": "comparison",
-    "Design": "design",
-    "Prior": "prior",
-    "RobustnessResult": "result",
-    "ZlmFit": "hurdle",
-    "benjamini_hochberg": "markers",
-    "build_design": "design",
-    "estimate_prior": "prior",
-    "find_markers": "markers",
-    "gene_set_test": "gene_sets",
-    "meta_analysis": "meta",
-    "pseudobulk": "between_donors",
-    "read_gmt": "gene_sets",
-    "replication": "meta",
-    "robustness": "robustness_analysis",
-    "zlm": "hurdle",
-}
 
 __all__ = [
     "CompareResult",
@@ -69,15 +49,25 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """A public name, imported when it is first used."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    """The public names."""
-    return __all__
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "CompareResult": "comparison_result",
+        "compare": "comparison",
+        "Design": "design",
+        "Prior": "prior",
+        "RobustnessResult": "result",
+        "ZlmFit": "hurdle",
+        "benjamini_hochberg": "markers",
+        "build_design": "design",
+        "estimate_prior": "prior",
+        "find_markers": "markers",
+        "gene_set_test": "gene_sets",
+        "meta_analysis": "meta",
+        "pseudobulk": "between_donors",
+        "read_gmt": "gene_sets",
+        "replication": "meta",
+        "robustness": "robustness_analysis",
+        "zlm": "hurdle",
+    },
+)

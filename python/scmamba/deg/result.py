@@ -203,7 +203,7 @@ class RobustnessResult:
         Raises
         ------
         DataError
-            The folder exists and ``overwrite`` is not set, or a file of somebody else has the name of a table.
+            The folder exists and ``overwrite`` is not set, or a table's file name is taken by a file that scMamba did not write.
         """
         from .report import write_report
 

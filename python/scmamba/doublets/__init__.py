@@ -1,11 +1,12 @@
 """Droplets that hold two cells."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .options import DoubletOptions
+from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ._find import detect_doublets, find_doublets
+    from .options import DoubletOptions
 
 __all__ = [
     "DoubletOptions",
@@ -13,11 +14,11 @@ __all__ = [
     "find_doublets",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # The options are read by the command line, which must not wait for torch.
-    if name in ("find_doublets", "detect_doublets"):
-        from . import _find
-
-        return getattr(_find, name)
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "DoubletOptions": "options",
+        "detect_doublets": "_find",
+        "find_doublets": "_find",
+    },
+)

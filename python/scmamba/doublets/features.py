@@ -1,4 +1,4 @@
-"""What tells two cells in one droplet from one: six kinds of evidence, each also a detector of its own.
+"""Evidence for two cells in one droplet: six kinds of evidence, each also a detector of its own.
 
 1. share of simulated doublets among the nearest cells, at several reaches (the idea of Scrublet and DoubletFinder);
 2. how much better two clusters' profiles explain the counts than one does, cross-fitted (multinomial likelihood ratio);

@@ -1,6 +1,6 @@
 """How well droplets with two cells were told from those with one: the paper's columns, prevalence beside them.
 
-AUPRC is the average precision (no interpolation); a detector that knows nothing has the prevalence. At an identification rate r the r * n
+AUPRC is the average precision (no interpolation); a random detector has the prevalence. At an identification rate r the r * n
 droplets with the highest scores are called, as in the paper's figure for 10 to 40%.
 """
 

@@ -81,7 +81,7 @@ def doublet_report(
         [identification_curve(truth, s, rates).assign(detector=name) for name, s in scores.items()]
     )
     curve = curve[["detector", "rate", "precision", "recall", "TNR", "F1"]].reset_index(drop=True)
-    note = f"{int(truth.sum()):,} of {len(truth):,} droplets are doublets: a detector that knows nothing has AUPRC {truth.mean():.3f}."
+    note = f"{int(truth.sum()):,} of {len(truth):,} droplets are doublets: a random detector has AUPRC {truth.mean():.3f}."
     picture = lines(curve, "rate", ("recall", "precision"), "detector", "share of droplets called")
     return Report(
         "Doublets against the truth",

@@ -1,4 +1,4 @@
-"""Adapting a network to the cells at hand: short, self-supervised, and kept only if it predicts held-out cells better."""
+"""Adapting a network to the user's cells: short, self-supervised, and kept only if it predicts held-out cells better."""
 
 from __future__ import annotations
 

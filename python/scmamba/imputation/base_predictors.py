@@ -25,7 +25,7 @@ FLOOR = 0.02
 
 @dataclass
 class GeneMap:
-    """Columns of the data that the network knows.
+    """Columns of the data with genes in the network's vocabulary.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class BasePredictors:
     Attributes
     ----------
     model, map
-        The network, and the columns it knows; for other genes it predicts their average.
+        The network, and the columns of its genes; for other genes it predicts their average.
     base
         (n_vars,) log average rates, which all features are relative to.
     pool

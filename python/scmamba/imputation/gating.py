@@ -39,14 +39,6 @@ class GatingNetwork(nn.Module):
         return self.linear(x) + self.mlp(x)
 
 
-def given_zero(rate: np.ndarray, totals: np.ndarray) -> np.ndarray:
-    """(r, m) expected rate given that nothing was counted: a zero in a deep cell is stronger evidence than in a shallow one.
-
-    Posterior mean of a gamma prior around ``rate`` whose counts have variance ``mu + SPREAD mu^2``.
-    """
-    return rate / (1 + SPREAD * rate * totals[:, None])
-
-
 def value_if_counted(log_rate: np.ndarray, totals: np.ndarray) -> np.ndarray:
     """log1p(CP10k) of the zero-truncated Poisson mean of a rate in a cell of this depth."""
     mu = np.exp(np.minimum(log_rate, 0.0)) * totals

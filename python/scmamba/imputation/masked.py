@@ -22,7 +22,7 @@ from .base import Imputer
 
 
 class MaskedImputer(Imputer):
-    """Masked prediction of log values, for the genes that the network knows."""
+    """Masked prediction of log values, for the genes of the network's vocabulary."""
 
     method: ClassVar[str] = "masked"
 

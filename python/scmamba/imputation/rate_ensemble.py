@@ -1,6 +1,6 @@
 """The rate ensemble: rates predicted by the network and by nearest neighbors, weighted by a gating network.
 
-Neighbors know the data set at hand, the network the nuclei it was trained on; neither is better everywhere. A fifth of the
+Neighbors reflect the user's data, the network the nuclei it was trained on; neither is better everywhere. A fifth of the
 counts is masked, every base predictor predicts the rates of the masked genes, and the gating network is fitted to them. It
 is given neither the cell nor the gene, only the predictions, so a few hundred cells suffice.
 """
@@ -120,7 +120,7 @@ def fit_rate_ensemble(
     Parameters
     ----------
     counts, totals, genes
-        (n, n_vars) counts of some cells, their (n,) depths, and the columns that the model knows. With fewer than
+        (n, n_vars) counts of some cells, their (n,) depths, and the columns of genes in the model. With fewer than
         :data:`MIN_CELLS` cells nothing is fitted and the network predicts alone.
     batch
         (n,) code of each cell's donor or library, if neighbors are balanced across them.

@@ -1,4 +1,4 @@
-"""Rates of the cells at hand: neighborhoods of nearest neighbors, and the network where it pays."""
+"""Rates of the user's cells: neighborhoods of nearest neighbors, and the network where it pays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEST_POOL, TEST_CELLS = 1500, 200
 
 @dataclass
 class FittedRates:
-    """What predicts the rates of genes in the cells at hand.
+    """What predicts the rates of genes in the user's cells.
 
     Attributes
     ----------
@@ -59,15 +59,13 @@ class FittedRates:
         if self.rates is not None:
             return self.rates.posterior(counts, totals, own, batch, prior)
         assert prior is not None
-        depth = np.asarray(totals, dtype=np.float32)[:, None]
-        alpha = np.float32(1 / SPREAD)
-        return RatePosterior(counts.toarray().astype(np.float32) + alpha, depth + alpha / prior)
+        return RatePosterior.from_prior(counts, totals, prior, SPREAD)
 
 
 def network_rates(
     network: BasePredictors, counts: sparse.csr_matrix, totals: np.ndarray
 ) -> np.ndarray:
-    """(r, genes) float32 rates by the network alone; the average for genes it does not know."""
+    """(r, genes) float32 rates by the network alone; the average for genes outside its vocabulary."""
     rate = np.exp(network.network(counts, totals) + network.base.astype(np.float32))
     return np.minimum(rate, 1.0)
 
@@ -92,7 +90,7 @@ def fit_rates(
     counts, totals
         (n, n_vars) counts of the cells and their (n,) totals.
     genes
-        The columns that the network knows.
+        The columns of genes in the network's vocabulary.
     batch
         (n,) codes of donors or libraries, where neighbors are balanced across them.
     adapt_steps

@@ -2,7 +2,7 @@
 
 The rate of a gene in a cell has a gamma prior around its rate in the cell's neighborhood; that one has a gamma prior around
 the rate in a wider neighborhood, and so on up to the average of all cells. The dispersion of each prior is fitted per gene
-to the cells at hand. A neighborhood holds mutual nearest neighbors only, and widens only while most of a cell's nearest
+to the user's cells. A neighborhood holds mutual nearest neighbors only, and widens only while most of a cell's nearest
 neighbors are mutual: cells of a rare type keep to themselves.
 """
 
@@ -40,6 +40,33 @@ class RatePosterior:
 
     shape: np.ndarray
     inverse_scale: np.ndarray
+
+    @classmethod
+    def from_prior(
+        cls,
+        counts: sparse.csr_matrix,
+        totals: np.ndarray,
+        rate: np.ndarray,
+        dispersion: np.ndarray | float,
+    ) -> RatePosterior:
+        """Gamma priors around expected rates, updated by Poisson counts.
+
+        Parameters
+        ----------
+        counts, totals
+            (r, genes) counts of the cells and their (r,) totals.
+        rate
+            (r, genes) means of the priors.
+        dispersion
+            (genes,) or one: squared coefficient of variation of the priors.
+
+        Returns
+        -------
+        RatePosterior
+        """
+        alpha = (1 / np.asarray(dispersion)).astype(np.float32)
+        depth = np.asarray(totals, dtype=np.float32)[:, None]
+        return cls(counts.toarray().astype(np.float32) + alpha, depth + alpha / rate)
 
     @property
     def mean(self) -> np.ndarray:
@@ -212,9 +239,7 @@ class HierarchicalRates:
         RatePosterior
         """
         rate = self.neighborhood_rate(counts, totals, own, batch, prior)
-        alpha = (1 / self.dispersions[-1]).astype(np.float32)
-        depth = np.asarray(totals, dtype=np.float32)[:, None]
-        return RatePosterior(counts.toarray().astype(np.float32) + alpha, depth + alpha / rate)
+        return RatePosterior.from_prior(counts, totals, rate, self.dispersions[-1])
 
     def _root(self, number: int, prior: np.ndarray | None) -> np.ndarray:
         average = np.maximum(self.average, 1e-12).astype(np.float32)

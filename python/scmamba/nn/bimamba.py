@@ -130,7 +130,7 @@ class BiMambaBlock(nn.Module):
         """Both (B, L, D); the residual stays in float32 (or float64) whatever precision the mixer runs in.
 
         With ``checkpoint`` the backward pass computes the layer again instead of keeping what is inside it. ``projected``: what the
-        mixer's ``in_proj`` would give, where the first layer knows it already.
+        mixer's ``in_proj`` would give, where it was computed before.
         """
         if projected is not None:
             return self.mixer.mix(projected, backend, keep), hidden

@@ -1,4 +1,4 @@
-"""Who is let in: tokens of users, the random token of a local server, and how often somebody may ask."""
+"""Who is let in: tokens of users, the random token of a local server, and the limit of requests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A map of a finished job's cells for the page: two coordinates each, made when somebody looks.
+"""A map of a finished job's cells for the page: two coordinates each, made on request.
 
 ``python -m scmamba.serve.cell_map RESULT_FOLDER`` writes ``picture.json`` there; a process of its own, so that the server stays small.
 """

@@ -118,7 +118,7 @@ def _is_local(host: str, own: str) -> bool:
 
 
 class _Body:
-    """The body of a request, which knows whether it has been read to its end."""
+    """The body of a request, with a flag for its end."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self.ended = receive, False

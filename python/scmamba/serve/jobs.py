@@ -281,7 +281,7 @@ class Queue:
         return changed == 1
 
     def finish(self, job: str, worker: str, state: str, message: str = "") -> bool:
-        """End a job once; False if somebody else has ended it or holds it now."""
+        """End a job once; False if another process has ended it or holds it now."""
         with self._open() as db:
             changed = db.execute(
                 "UPDATE jobs SET state=?, message=?, done=1, finished=? WHERE id=? AND worker=? AND state='running'",

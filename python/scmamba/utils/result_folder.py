@@ -1,4 +1,4 @@
-"""Folders of results: written whole, never over files that somebody else put there."""
+"""Folders of results: written whole, never over files that scMamba did not write."""
 
 from __future__ import annotations
 

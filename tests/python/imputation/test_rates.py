@@ -17,9 +17,10 @@ from scmamba.data import read_cells
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
 from scmamba.imputation.base_predictors import GeneMap
-from scmamba.imputation.gating import SPREAD, given_zero, value_if_counted
+from scmamba.imputation.gating import SPREAD, value_if_counted
 from scmamba.imputation.rate_ensemble import fit_rate_ensemble
 from scmamba.model import Model
+from scmamba.neighbors import RatePosterior
 from scmamba.neighbors.batch_balanced import BatchBalancedKNN
 from scmamba.nn import ModelConfig, ScMamba
 from scmamba.training.batches import read_sources
@@ -114,9 +115,10 @@ def test_a_zero_is_evidence_by_bayes_rule(mu):
     prior = stats.gamma(1 / SPREAD, scale=SPREAD)
     weight = integrate.quad(lambda t: prior.pdf(t) * np.exp(-t * mu), 0, 20)[0]
     mean = integrate.quad(lambda t: t * prior.pdf(t) * np.exp(-t * mu), 0, 20)[0] / weight
-    assert given_zero(np.array([[mu / 5000]]), np.array([5000.0]))[0, 0] == pytest.approx(
-        mu / 5000 * mean, rel=1e-6
+    found = RatePosterior.from_prior(
+        sparse.csr_matrix((1, 1)), np.array([5000.0]), np.array([[mu / 5000]]), SPREAD
     )
+    assert found.mean[0, 0] == pytest.approx(mu / 5000 * mean, rel=1e-6)
 
 
 def test_a_value_known_to_be_counted_is_the_truncated_poisson_mean():

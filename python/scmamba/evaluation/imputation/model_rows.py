@@ -55,7 +55,7 @@ class ModelRow:
         self.slot[self.cells.columns] = self.where
 
     def covered(self, counts: sparse.csr_matrix) -> float:
-        """Share of the values that lie in genes the model knows."""
+        """Share of the values that lie in genes of the model."""
         return float((self.slot[counts.indices] >= 0).mean())
 
     def predict(
