@@ -272,3 +272,23 @@ def test_constants():
         (0.0, 0.05, 0.1),
     )
     assert (free.ROUNDS, free.THRESHOLD, free.MAX_DEPTH, free.LOG_DEPTH) == (3, 0.5, 1e4, 2e3)
+
+
+def test_factors_are_learned_from_the_cells_of_each_type():
+    """A round by hand: observed against expected counts of the cells of one type, weighted by what is expected."""
+    rates = np.array([[0.7, 0.1, 0.3], [0.2, 0.3, 0.3], [0.1, 0.6, 0.4]])
+    model = LabelFreeModel(rates, np.array(["a", "b", "c"]))
+    counts = 100 * np.array([[900.0, 500, 100], [40, 700, 800], [60, 1600, 100]])
+    model.average = np.full(3, 1 / 3)
+    model.probabilities = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    model.ambient = 0.1
+    total, weights = np.zeros(3), np.zeros(3)
+    for code, cells in ((0, [0]), (1, [1]), (2, [2])):
+        depth = counts[cells].sum()
+        expected = depth * (0.9 * model.scored[:, code] + 0.1 / 3)
+        weight = expected / (expected + 10)
+        total += weight * np.log((counts[cells].sum(axis=0) + 2) / (expected + 2))
+        weights += weight
+    logs = sparse.csr_matrix(np.log1p(counts))
+    model._update(sparse.csr_matrix(counts), logs, np.ones(3, dtype=bool))
+    np.testing.assert_allclose(model.log_factor, total / (weights + 1), rtol=1e-10)

@@ -59,3 +59,14 @@ def test_what_cannot_be_split_is_refused():
     for bad in (0.5, -1.0):
         with pytest.raises(DataError, match="Only raw counts"):
             split_counts(sparse.csr_matrix([[bad, 2.0]]))
+
+
+def test_entries_stored_twice_are_one_count_and_empty_last_cells_are_kept():
+    twice = sparse.csr_matrix(([3.0, 4.0], [0, 0], [0, 2]), shape=(1, 2))
+    train, test = split_counts(twice, 0.5, seed=1)
+    assert (train + test).toarray().tolist() == [[7.0, 0.0]]
+    # One draw of seven counts, not one of three and one of four.
+    alone = split_counts(sparse.csr_matrix([[7.0, 0.0]]), 0.5, seed=1)[0]
+    assert train.toarray().tolist() == alone.toarray().tolist()
+    found = poisson_deviance(sparse.csr_matrix([[1.0], [0.0]]), np.array([[1.0], [0.5]]))
+    np.testing.assert_allclose(found, [0, 1])

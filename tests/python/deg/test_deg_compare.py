@@ -224,3 +224,38 @@ def test_folder_and_command(cohort, result, tmp_path):
     again = CliRunner().invoke(app, words.split())
     assert again.exit_code == 1 and "exists already" in again.output
     assert CliRunner().invoke(app, [*words.split(), "--overwrite"]).exit_code == 0
+
+
+def test_sums_of_logs_are_of_what_was_logged():
+    counts = sp.csr_matrix(np.array([[1.0, 0], [3, 0], [0, 5], [2, 2]]))
+    logs = counts.copy()
+    logs.data = np.log1p(logs.data)
+    code = np.array([0, 0, 1, -1])
+    np.testing.assert_allclose(sum_cells(logs, code, 2, logs=True), [[4, 0], [0, 5]])
+
+
+def test_cells_that_differ_within_donors_make_a_gene_less_certain(cohort):
+    """The same sums, once spread over a donor's cells and once in a single one: only the cells tell these apart."""
+    microglia = cohort[cohort.obs["type"] == "MG"].copy()
+    gathered = microglia.copy()
+    dense = gathered.X.toarray()
+    for donor in set(gathered.obs["patient"]):
+        own = np.flatnonzero((gathered.obs["patient"] == donor).to_numpy())
+        total = dense[own, :10].sum(axis=0)
+        dense[own, :10] = 0
+        dense[own[0], :10] = total
+    gathered.X = sp.csr_matrix(dense)
+    p = {}
+    for name, data in (("spread", microglia), ("gathered", gathered)):
+        table = compare(data, "diagnosis", "patient", verbose=False).table.set_index("gene")
+        p[name] = table.loc[[f"g{i}" for i in range(10)], "p_val"]
+        assert (table["statistic"] >= 0).all()  # of the F test
+    assert (p["gathered"] > 10 * p["spread"]).all()
+
+
+def test_results_of_several_types_are_combined_by_the_name_of_one(result):
+    from scmamba.deg import meta_analysis
+
+    found = meta_analysis({"A": result, "B": result}, "MG")
+    table = result.table[result.table["cell_type"] == "MG"].set_index("gene")
+    np.testing.assert_allclose(found.loc["g0", "log2FC_fixed"], table.loc["g0", "log2FC"])

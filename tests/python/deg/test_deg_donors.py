@@ -232,3 +232,30 @@ def test_one_normal_prior_gives_its_conjugate_posterior():
     b = truth + rng.normal(0, 0.5, 6000)
     found = shrink(b, np.full(6000, 0.5))
     assert np.sqrt(np.mean((found.mean - b / 1.25) ** 2)) < 0.08
+
+
+def test_the_reference_of_tmm_is_the_sample_of_the_usual_quartile():
+    """calcNormFactors of edgeR 3.40; the deepest sample, the second, is not the reference."""
+    counts = """138 7 15 31 14 2 72 66 0 23 4 2 9 8 10 40 2 9 2 23 1 2 3 24
+    92 103 69 189 78 14 110 83 4 52 52 98 18 28 16 196 1 12 15 24 6 8 18 160
+    57 20 32 23 31 3 192 131 4 32 11 5 1 5 3 67 3 6 5 23 2 0 1 12
+    55 4 9 47 60 3 71 70 1 6 7 6 5 1 4 16 0 1 2 8 0 1 0 14"""
+    rows = np.array([[int(n) for n in row.split()] for row in counts.splitlines()])
+    edger = [0.833179218290, 1.251534235480, 0.965779069200, 0.992981249927]
+    np.testing.assert_allclose(tmm_factors(rows), edger, rtol=1e-11)
+
+
+def test_no_gene_varies_less_than_poisson_sampling():
+    """Counts that hardly vary: their p is at least that of the F test with Poisson variance."""
+    rng = np.random.default_rng(5)
+    design = np.column_stack([np.ones(12), np.repeat([0, 1], 6)])
+    even = np.round(np.exp(rng.normal(4, 1, (400, 1))) * np.repeat([1, 1.12], 6)) + rng.integers(
+        0, 2, (400, 12)
+    )
+    fit = fit_quasi_likelihood(even, design, np.zeros(12))
+    found = test_coefficient(fit, 1)
+    null = fit_nb(even, design[:, :1], np.zeros(12), 0.0)
+    alternative = fit_nb(even, design, np.zeros(12), 0.0)
+    poisson = stats.chi2.sf(null.deviance - alternative.deviance, 1)
+    assert (poisson > 1e-3).sum() > 50
+    assert (found.p >= 0.9 * poisson).all()

@@ -17,7 +17,13 @@ from scmamba.evaluation import (
     foreign_genes,
     split_counts,
 )
-from scmamba.evaluation.imputation.peers import diffused_values, low_rank_values
+from scmamba.evaluation.imputation.peers import (
+    average_rates,
+    diffused_values,
+    low_rank_values,
+    neighbor_rates,
+    raw_rates,
+)
 from scmamba.neighbors.svd import principal_components
 from scmamba.utils.errors import DataError
 
@@ -171,3 +177,16 @@ def test_what_cannot_be_scored_is_refused(cells):
     logs.X.data = np.log1p(1e4 * logs.X.data / np.repeat(total, np.diff(logs.X.indptr)))
     with pytest.raises(DataError, match="Raw counts"):
         foreign_gene_scores(logs, {}, "type")
+
+
+def test_simple_rates_by_hand():
+    counts = np.array([[3.0, 1, 0], [0, 2, 6]])
+    cells = ad.AnnData(sparse.csr_matrix(counts))
+    average = (counts.sum(axis=0) + 0.5) / (counts.sum() + 1.5)
+    np.testing.assert_allclose(average_rates(cells), np.tile(average, (2, 1)))
+    expected = (counts + 10 * average) / (counts.sum(axis=1, keepdims=True) + 10)
+    np.testing.assert_allclose(raw_rates(cells, 10), expected)
+    # Both cells are neighbors of each other, so their pools are the same.
+    pooled = neighbor_rates(cells, 2, 10)
+    np.testing.assert_allclose(pooled[0], pooled[1])
+    np.testing.assert_allclose(pooled.sum(axis=1), 1, rtol=1e-6)

@@ -80,3 +80,9 @@ def test_a_failure_leaves_what_was_there(tmp_path):
         (path / "x.csv").write_text("half")
         raise KeyError
     assert (target / "x.csv").read_text() == "before"
+
+
+def test_overwriting_has_to_be_stated(tmp_path):
+    _write(tmp_path / "a", ["one.csv"])
+    with pytest.raises(DataError, match="overwrite"), result_folder(tmp_path / "a"):
+        pass
