@@ -78,7 +78,7 @@
   markers = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
     table <- .call_python(do.call(.deg()$find_markers, c(list(adata), options)), verbose)
-    .plain_frame(table)
+    structure(.plain_frame(table), read_as = reticulate::py_to_r(table$attrs$get("read_as")))
   },
   robustness = function(matrix, imputed, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)

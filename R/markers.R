@@ -225,6 +225,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
 }
 
 .fold_named <- function(table, by_hand) {
+  attr(table, "read_as") <- NULL
   names(table)[names(table) == "avg_log2FC"] <- by_hand$name
   table
 }
@@ -245,8 +246,21 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   )
 }
 
+# Python says what the values are: where it read them otherwise than was assumed, everything is computed again.
 .markers_by_hand <- function(matrix, first, second, options, by_hand, test) {
-  values <- .log_values(matrix)
+  whole <- length(matrix@x) > 0 && isTRUE(all(matrix@x == round(matrix@x)))
+  assumed <- list(scale = if (whole) "counts" else "log", base = exp(1))
+  table <- .markers_read_as(assumed, matrix, first, second, options, by_hand, test)
+  found <- attr(table, "read_as") %||% assumed # a server of version 0.1 does not say
+  found <- found[c("scale", "base")]
+  if (!isTRUE(all.equal(found, assumed))) {
+    table <- .markers_read_as(found, matrix, first, second, options, by_hand, test)
+  }
+  .fold_named(table, by_hand)
+}
+
+.markers_read_as <- function(read_as, matrix, first, second, options, by_hand, test) {
+  values <- .log_values(matrix, read_as)
   screen <- .screen_genes(values, first, second, options, by_hand)
   wanted <- if (is.null(options$genes)) TRUE else rownames(screen) %in% unlist(options$genes)
   passed <- screen[screen$passed & wanted, , drop = FALSE]
@@ -254,15 +268,18 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   options[c("logfc_threshold", "min_pct", "min_diff_pct", "only_pos")] <- list(0, 0, -Inf, FALSE)
   options$genes <- as.list(rownames(passed))
   table <- test(drawn$first, drawn$second, options)
+  found <- attr(table, "read_as")
   passed <- passed[rownames(table), , drop = FALSE]
   table[c("avg_log2FC", "pct.1", "pct.2")] <- passed[c("change", "pct.1", "pct.2")]
   spread <- if (options$seurat == "5") -abs(table$pct.1 - table$pct.2) else 0 * table$pct.1
-  .fold_named(table[order(table$p_val, spread), , drop = FALSE], by_hand)
+  structure(table[order(table$p_val, spread), , drop = FALSE], read_as = found)
 }
 
-# Raw counts are normalised as NormalizeData() does it.
-.log_values <- function(matrix) {
-  if (length(matrix@x) > 0 && all(matrix@x == round(matrix@x))) {
+# Natural logarithms; counts are normalised as NormalizeData() does it.
+.log_values <- function(matrix, read_as) {
+  if (read_as$scale == "log") {
+    matrix@x <- matrix@x * log(read_as$base)
+  } else {
     totals <- rep.int(Matrix::colSums(matrix), diff(matrix@p))
     matrix@x <- log1p(matrix@x / totals * 1e4)
   }

@@ -79,7 +79,8 @@ print.scmamba_server <- function(x, ...) {
     },
     markers = function(matrix, cells, options, verbose) {
       if (!is.finite(options$min_diff_pct)) options$min_diff_pct <- NULL # no limit, which JSON cannot say
-      server_run(server, "markers", matrix, cells, options, verbose)$tables$markers
+      got <- server_run(server, "markers", matrix, cells, options, verbose)
+      structure(got$tables$markers, read_as = got$about$read_as)
     },
     robustness = function(matrix, imputed, cells, options, verbose) {
       if (!is.null(options$resume)) {

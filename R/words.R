@@ -16,6 +16,7 @@
   "\\bThe object has X and the layers\\b", "The object has the layers",
   "\\bin X or in a layer \\(layer='counts'\\)", "in the layer \"counts\"",
   "\\bX holds\\b", "The matrix holds",
+  "\\bvalues of X are\\b", "values of the matrix are",
   "\\bX \\(or", "the matrix (or",
   "\\bobs\\['([^']+)'\\]", "the metadata column \"\\1\"",
   "\\bvar\\['([^']+)'\\]", "the gene column \"\\1\"",

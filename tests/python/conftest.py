@@ -48,10 +48,14 @@ def shared() -> Path:
 
 
 def small_model(
-    reads: str = "all", n_classes: int = 0, seed: int = 0, n_genes: int | None = None
+    reads: str = "all",
+    n_classes: int = 0,
+    seed: int = 0,
+    n_genes: int | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Model:
     """A network of the real architecture and vocabulary, tiny and untrained."""
-    vocabulary = Vocabulary.published()
+    vocabulary = vocabulary or Vocabulary.published()
     if n_genes:
         vocabulary = vocabulary.subset(range(n_genes))
     torch.manual_seed(seed)

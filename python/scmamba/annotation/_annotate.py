@@ -12,6 +12,7 @@ from ..datasets.marker_panels import brain_markers, read_marker_panel
 from ..model import Model, load_model
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import OptionError
+from ..utils.progress import say
 from ..utils.threads import single_blas_thread
 from ._classifier import annotate_by_model
 from ._label_free import annotate_by_brain
@@ -110,7 +111,8 @@ def annotate(
         Return the :class:`Annotation` instead, which holds all probabilities, scores calls against known types and
         draws figures. Nothing is written into ``adata``.
     force
-        Continue although reference and query share as few as 50 genes.
+        Continue although reference and query share as few as 50 genes, and read values that are neither counts nor logarithms
+        as corrected counts.
     verbose
         Print what is done.
 
@@ -172,10 +174,11 @@ def annotate(
     if not return_result:
         refuse_foreign_columns(adata, options, in_tree=is_shipped(reference))
     result = _result(adata, reference, model, markers, options, verbose)
+    say(result.provenance["values"], verbose)
     report_counts(result, verbose)
+    result.params = options.params()
     if return_result:
         return result
-    result.params = options.params()
     if copy:
         adata = adata.to_memory() if adata.isbacked else adata.copy()
     return result.to_adata(adata)

@@ -68,6 +68,12 @@ def annotate_by_model(
         threshold,
         curve,
         np.diff(values.indptr) == 0,
-        {"mode": "model", "model": model.config.name, "threshold": threshold, "note": note},
+        {
+            "mode": "model",
+            "values": cells.values.sentence,
+            "model": model.config.name,
+            "threshold": threshold,
+            "note": note,
+        },
         own_components(values, 0),
     )

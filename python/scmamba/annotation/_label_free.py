@@ -18,12 +18,12 @@ import numpy as np
 from scipy import sparse
 from scipy.special import logsumexp, softmax
 
-from ..data import CellReader, read_cells
+from ..data import CellReader
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
 from ..utils.progress import say
 from .brain_reference import LEVELS, BrainReference, load_reference
-from .expression import all_human_genes, shared_values
+from .expression import all_human_genes, read_human_cells, shared_values
 from .novelty import unit
 from .options import AnnotateOptions
 from .result import Annotation, own_components
@@ -204,14 +204,7 @@ def annotate_by_brain(
         Fewer than 50 genes of the reference were measured.
     """
     reference = load_reference(name).of_region(options.region)
-    cells = read_cells(
-        adata,
-        all_human_genes(),
-        layer=options.layer,
-        gene_column=options.gene_column,
-        force=True,
-        min_coverage=0.0,
-    )
+    cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
     counts, inside = reference_counts(cells, reference)
     say(f"{inside.sum():,} genes of the reference '{name}' were measured", verbose)
     rates = reference.rates[inside]
@@ -223,6 +216,7 @@ def annotate_by_brain(
     is_novel = model.unsupported() | (np.diff(counts.indptr) == 0)
     provenance: dict[str, Any] = {
         "mode": "brain",
+        "values": cells.values.sentence,
         "reference": name,
         "genes": int(inside.sum()),
         "ambient_share": model.ambient,

@@ -8,13 +8,13 @@ import numpy as np
 from scipy import sparse
 from scipy.special import softmax
 
-from ..data import CellReader, read_cells
+from ..data import CellReader
 from ..genes import match_genes
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
 from ..utils.progress import say
 from .ensemble import fit_ensemble
-from .expression import all_human_genes, shared_values
+from .expression import all_human_genes, read_human_cells, shared_values
 from .novelty import unit
 from .options import AnnotateOptions
 from .result import Annotation, own_components
@@ -55,14 +55,7 @@ def annotate_by_markers(
     DataError
         Fewer than two types with measured genes.
     """
-    cells = read_cells(
-        adata,
-        all_human_genes(),
-        layer=options.layer,
-        gene_column=options.gene_column,
-        force=True,
-        min_coverage=0.0,
-    )
+    cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
     columns, short = measured_markers(cells, panel, more, verbose)
     x = shared_values(cells, cells.genes, np.arange(len(cells)))
     names = sorted(columns)
@@ -73,6 +66,7 @@ def annotate_by_markers(
     say(f"{clear} of {len(p)} cells clearly express the markers of one type", verbose)
     provenance = {
         "mode": "markers",
+        "values": cells.values.sentence,
         "types": names,
         "not_measured": sorted(set(panel) - set(columns)),
         "completed": short,

@@ -16,7 +16,7 @@ from scipy import sparse
 from scipy.special import softmax
 
 from .._version import __version__
-from ..data import CellReader, read_cells
+from ..data import CellReader
 from ..data.storage import cache_folder
 from ..model import Model, load_model, save_checkpoint
 from ..training.calibration import fit_calibration
@@ -25,7 +25,7 @@ from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import say
 from .base_classifiers import BASE_CLASSIFIERS
 from .ensemble import MIN_CELLS_PER_GENE, CellTypeEnsemble, donor_folds, fit_ensemble
-from .expression import all_human_genes, shared_values
+from .expression import all_human_genes, read_human_cells, shared_values
 from .options import AnnotateOptions
 from .result import Annotation, own_components
 
@@ -84,13 +84,8 @@ class ReferenceAnnotator:
         self.rows = np.flatnonzero(self.table[finest].notna().to_numpy())
         if len(self.rows) == 0:
             raise DataError(f"The column '{finest}' of the reference holds no label.")
-        self.cells = read_cells(
-            reference,
-            all_human_genes(),
-            layer=options.reference_layer or options.layer,
-            gene_column=options.gene_column,
-            force=True,
-            min_coverage=0.0,
+        self.cells = read_human_cells(
+            reference, options.reference_layer or options.layer, options.gene_column, options.force
         )
         donors = options.donor_key
         self.donors = (
@@ -109,15 +104,7 @@ class ReferenceAnnotator:
             Reference and query share fewer than 300 genes (50 with ``force``).
         """
         options = self.options
-        # The vocabulary of the network is no limit here: a model of the brain lacks genes that separate blood cells.
-        query = read_cells(
-            adata,
-            all_human_genes(),
-            layer=options.layer,
-            gene_column=options.gene_column,
-            force=True,
-            min_coverage=0.0,
-        )
+        query = read_human_cells(adata, options.layer, options.gene_column, options.force)
         training = self._training_cells(query)
         ensemble, classifier = training.fit(options.cache, self.verbose)
         values = shared_values(query, training.genes[:, 0], np.arange(len(query)))
@@ -131,6 +118,8 @@ class ReferenceAnnotator:
         threshold = ensemble.threshold(options.error_rate)
         provenance = {
             "mode": "reference",
+            "values": query.values.sentence,
+            "reference_values": self.cells.values.sentence,
             "genes": len(training.genes),
             "reference_cells": len(self.rows),
             "error_rate": options.error_rate,

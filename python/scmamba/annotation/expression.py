@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from scipy import sparse
 
-from ..data import CellReader
+from ..data import CellReader, read_cells
 from ..data.values import log1p_cp10k
 from ..genes import Vocabulary, annotation
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def all_human_genes() -> Vocabulary:
     """Every gene of the annotation, in and out of the models' vocabularies."""
     table = annotation().drop_duplicates("ensembl_id")
     return Vocabulary(tuple(table["ensembl_id"]), tuple(table["symbol"]))
+
+
+def read_human_cells(
+    adata: AnnData, layer: str | None, gene_column: str | None, force: bool
+) -> CellReader:
+    """Cells on all their human genes, whatever a model reads: a model of the brain lacks genes that separate blood cells.
+
+    Few genes are accepted, and logarithms of any total: :func:`shared_values` normalizes them again.
+
+    Parameters
+    ----------
+    adata, layer, gene_column
+        As in :func:`scmamba.data.read_cells`.
+    force
+        Read values that are neither counts nor logarithms as corrected counts.
+    """
+    return read_cells(
+        adata,
+        all_human_genes(),
+        layer=layer,
+        gene_column=gene_column,
+        force=force,
+        any_genes=True,
+    )
 
 
 def shared_values(cells: CellReader, genes: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:

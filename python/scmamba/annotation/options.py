@@ -63,4 +63,7 @@ class AnnotateOptions(Options):
     overwrite: bool = option(
         False, "Replace columns of obs named scmamba_type and so on that other software wrote."
     )
-    force: bool = option(False, "Continue although few genes are shared.")
+    force: bool = option(
+        False,
+        "Continue although few genes are shared, or values are neither counts nor logarithms.",
+    )

@@ -97,6 +97,7 @@ def find_markers(
             adata, groupby, first, second, covariates=adjusted, test=checked, **options
         )
     _write(table, output)
+    typer.echo(table.attrs["values"])
     significant = int((table["p_val_adj"] < 0.05).sum())
     typer.echo(f"{output}: {len(table):,} genes tested, {significant:,} with adjusted p < 0.05")
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 import pandas as pd
 import typer
-from scipy import sparse
 
 from ..utils.errors import ScMambaError
 from .errors import refuse_existing_outputs
@@ -181,7 +180,7 @@ def clusters(
 ) -> None:
     """Cluster the counts and imputed layers in the same way: NMI, ARI and silhouette by type, and by donor."""
     from ..data.h5ad_files import open_backed
-    from ..data.values import log1p_cp10k
+    from ..deg.values import layer_source
     from ..evaluation.reports import cluster_report
 
     refuse_existing_outputs(output, overwrite=overwrite)
@@ -194,10 +193,7 @@ def clusters(
         )
     need_columns(adata.obs, [truth, *([donor] if donor else [])])
     kept = adata[adata.obs[truth].notna().to_numpy()].to_memory()
-    values = {
-        "counts": log1p_cp10k(sparse.csr_matrix(kept.X), dtype=np.float64),
-        **{name: kept.layers[name] for name in layers},
-    }
+    values = {"counts": layer_source(kept).logs(), **{name: kept.layers[name] for name in layers}}
     donors = None if donor is None else kept.obs[donor].astype(str).to_numpy()
     _print_report(
         cluster_report(values, kept.obs[truth].astype(str).to_numpy(), donors, seed=seed),

@@ -346,9 +346,12 @@ class Client:
         --------
         >>> table = server.find_markers(adata, "disease", "AD")  # doctest: +SKIP
         """
-        return self._tables(
+        got = self._tables(
             "markers", adata, groupby=groupby, group1=group1, group2=group2, **options
-        ).frames["markers"]
+        )
+        table = got.frames["markers"]
+        table.attrs.update(got.about)
+        return table
 
     @renamed_parameters(groupby="condition_key", donor="donor_key", cell_type="label_key")
     def robustness(

@@ -698,7 +698,7 @@ class _Sample:
 def _look(store: Store, force: bool) -> ValueScale:
     if 0 in store.shape:
         raise DataError(f"it is empty: {store.shape[0]} cells x {store.shape[1]} genes.")
-    return detect_value_scale(_Sample(store), force=force)
+    return detect_value_scale(_Sample(store), force=force, **store.recorded())
 
 
 def _match(store: Store, vocabulary: Vocabulary) -> GeneMatch:

@@ -147,6 +147,7 @@ def read_cells(
     force: bool = False,
     min_coverage: float = MIN_COVERAGE,
     same_genes: bool = False,
+    any_genes: bool = False,
 ) -> CellReader:
     """Check the data, match its genes and make the cells readable for a model.
 
@@ -166,6 +167,9 @@ def read_cells(
         Smallest share of the model's genes that the data have to measure.
     same_genes
         The result has a value for every gene of ``adata``: refuse ``layer="raw"`` if ``adata.raw`` has other genes.
+    any_genes
+        For verbs that use all measured genes and normalize over them: accept any number of human genes, and logarithms whose cells
+        have different totals.
 
     Returns
     -------
@@ -195,8 +199,8 @@ def read_cells(
     match = match_adata(adata, vocabulary, gene_column=gene_column)
     if selected.is_gene is not None:
         match.ignore(~selected.is_gene)
-    match.check(force=force, min_coverage=min_coverage)
-    values = selected.detect(force=force)
+    match.check(force=force or any_genes, min_coverage=min_coverage)
+    values = selected.detect(force=force, any_total=any_genes)
     known = match.matched
     genes, first = np.unique(match.positions[known], return_index=True)
     return CellReader(adata, selected, match, values, known[first], genes)

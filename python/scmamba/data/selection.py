@@ -12,7 +12,7 @@ from scipy import sparse
 
 from ..utils.errors import DataError
 from ..utils.layers import layer_names
-from .values import ValueScale, classify_values, detect_value_scale, to_csr
+from .values import ValueScale, classify_values, detect_value_scale, log1p_cp10k, to_csr
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,12 +78,12 @@ class SelectedMatrix:
         """What the values are, without refusing any."""
         return classify_values(self.matrix, name=self.name, base=self.base, logged=self.logged)
 
-    def detect(self, *, force: bool = False) -> ValueScale:
+    def detect(self, *, force: bool = False, any_total: bool = False) -> ValueScale:
         """What the values are.
 
         Parameters
         ----------
-        force
+        force, any_total
             As in :func:`scmamba.data.values.detect_value_scale`.
 
         Raises
@@ -92,8 +92,18 @@ class SelectedMatrix:
             Neither counts nor logarithms.
         """
         return detect_value_scale(
-            self.matrix, force=force, name=self.name, base=self.base, logged=self.logged
+            self.matrix,
+            force=force,
+            any_total=any_total,
+            name=self.name,
+            base=self.base,
+            logged=self.logged,
         )
+
+    def display_values(self) -> sparse.csr_matrix:
+        """Values on a log scale for plots: counts become log1p(CP10k), all others stay as they are."""
+        values = to_csr(self.matrix[:])
+        return log1p_cp10k(values) if self.classify().kind == "counts" else values
 
     def rows(self, index: Any) -> sparse.csr_matrix:
         """Some cells, float64 CSR, with zeros in rows of ``var`` that are not genes.
@@ -144,26 +154,15 @@ def select_matrix(adata: AnnData, layer: str | None = None) -> SelectedMatrix:
             f"mdata['{next(iter(adata.mod), 'rna')}']."
         )
     if layer is not None and layer in adata.layers:
-        name = f"layers['{layer}']"
-        chosen = SelectedMatrix(
-            adata.layers[layer],
-            adata.var,
-            name,
-            logged=_recorded_by_impute(adata, layer),
-            base=_base(adata),
-        )
+        name, matrix, var = f"layers['{layer}']", adata.layers[layer], adata.var
     elif layer == "raw":
         if adata.raw is None:
             raise DataError(f"The object has no adata.raw. {_listed(adata)}")
-        chosen = SelectedMatrix(
-            adata.raw.X, adata.raw.var, "raw", base=_base(adata), logged=_log1p_ran(adata)
-        )
+        name, matrix, var = "raw", adata.raw.X, adata.raw.var
     elif layer is None or layer == "X":
         if adata.X is None:
             raise DataError(f"X is empty. {_listed(adata)}")
-        chosen = SelectedMatrix(
-            adata.X, adata.var, "X", base=_base(adata), logged=_log1p_ran(adata)
-        )
+        name, matrix, var = "X", adata.X, adata.var
     else:
         hint = (
             " The imputed values are layers['scmamba'], written by scmamba.impute()."
@@ -171,12 +170,8 @@ def select_matrix(adata: AnnData, layer: str | None = None) -> SelectedMatrix:
             else ""
         )
         raise DataError(f"There is no layer '{layer}'. {_listed(adata)}{hint}")
-    is_gene = gene_rows(chosen.var, chosen.name)
-    if is_gene is None:
-        return chosen
-    return SelectedMatrix(
-        chosen.matrix, chosen.var, chosen.name, is_gene, chosen.base, chosen.logged
-    )
+    recorded = recorded_scale(adata.uns, name)
+    return SelectedMatrix(matrix, var, name, gene_rows(var, name), **recorded)
 
 
 def gene_rows(var: pd.DataFrame, name: str = "X") -> np.ndarray | None:
@@ -227,22 +222,30 @@ def _listed(adata: AnnData) -> str:
     return f"Its layers: {layers}" + (f"; it also has {' and '.join(has)}." if has else ".")
 
 
-def _base(adata: AnnData) -> float | None:
-    """Base of the logarithms that ``sc.pp.log1p`` recorded."""
-    record = adata.uns.get("log1p")
+def recorded_scale(uns: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What was recorded about the values: ``base`` and ``logged`` of :func:`scmamba.data.values.classify_values`.
+
+    Parameters
+    ----------
+    uns
+        ``uns`` of the object; ``log1p`` (scanpy) and ``scmamba`` are read.
+    name
+        Which matrix: ``X``, ``raw``, ``layers['counts']``.
+    """
+    record = uns.get("log1p")
     base = record.get("base") if isinstance(record, Mapping) else None
-    return float(base) if isinstance(base, (int, float, np.number)) and base > 1 else None
+    known = isinstance(base, (int, float, np.number)) and base > 1
+    logged = None
+    if name in ("X", "raw"):
+        logged = True if "log1p" in uns else None
+    elif name == "layers['scmamba']":
+        logged = _imputed_logs(uns)
+    return {"base": float(base) if known else None, "logged": logged}
 
 
-def _log1p_ran(adata: AnnData) -> bool | None:
-    return True if "log1p" in adata.uns else None
-
-
-def _recorded_by_impute(adata: AnnData, layer: str) -> bool | None:
+def _imputed_logs(uns: Mapping[str, Any]) -> bool:
     """Whether the values are the logarithms that ``impute`` wrote: imputed values have no common total."""
-    if layer != "scmamba":
-        return None
-    records = adata.uns.get("scmamba")
+    records = uns.get("scmamba")
     record = records.get("impute") if isinstance(records, Mapping) else None
     if not isinstance(record, Mapping):
         return True

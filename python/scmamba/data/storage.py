@@ -23,7 +23,7 @@ from ..utils.errors import DataError
 from ..utils.layers import layer_names
 from ..utils.progress import say
 from .file_kinds import file_kind, local_path, tenx_groups
-from .selection import select_matrix
+from .selection import recorded_scale, select_matrix
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,6 +57,10 @@ class Store(ABC):
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """(stop - start, n_vars) CSR of consecutive rows, own arrays."""
 
+    def recorded(self) -> dict[str, Any]:
+        """``name``, ``base`` and ``logged`` of :func:`scmamba.data.values.classify_values`, as far as the file has them."""
+        return {}
+
     @abstractmethod
     def column(self, name: str) -> np.ndarray | None:
         """(n,) strings of a column of ``obs``, '' where missing; ``None`` if there is no such column."""
@@ -86,6 +90,11 @@ class MemoryStore(Store):
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Consecutive rows."""
         return sparse.csr_matrix(self.selected.matrix[start:stop], copy=True)
+
+    def recorded(self) -> dict[str, Any]:
+        """What was recorded with the values."""
+        chosen = self.selected
+        return {"name": chosen.name, "base": chosen.base, "logged": chosen.logged}
 
     def column(self, name: str) -> np.ndarray | None:
         """A column of ``obs``."""
@@ -207,6 +216,19 @@ class AnnDataStore(_FileStore):
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Consecutive rows."""
         return self._matrix.read(start, stop)
+
+    def recorded(self) -> dict[str, Any]:
+        """What was recorded with the values, read alone."""
+        from anndata.io import read_elem
+
+        root = _open_root(self.path)
+        raw, layer = self._reads_raw(root), self.layer
+        of_x = raw or layer is None or (layer == "X" and "X" not in root.get("layers", {}))
+        name = "raw" if raw else "X" if of_x else f"layers['{layer}']"
+        wanted = ["log1p", *(["scmamba"] if layer == "scmamba" else [])]
+        present = [key for key in wanted if f"uns/{key}" in root]
+        uns = {key: read_elem(root[f"uns/{key}"]) for key in present}
+        return {"name": name, **recorded_scale(uns, name)}
 
     def column(self, name: str) -> np.ndarray | None:
         """A column of ``obs``, read alone."""
@@ -469,10 +491,11 @@ def _convert(path: Path, kind: str, layer: str | None, target: Path) -> None:
         converted = _read_mtx(path)
     else:
         converted = anndata.read_h5ad(path) if path.is_file() else anndata.read_zarr(path)
-    matrix: Any = converted.X if layer is None else converted.layers[layer]
-    anndata.AnnData(sparse.csr_matrix(matrix), obs=converted.obs, var=converted.var).write_h5ad(
-        target
-    )
+    chosen = select_matrix(converted, layer)
+    uns = {key: converted.uns[key] for key in ("log1p",) if key in converted.uns}
+    anndata.AnnData(
+        sparse.csr_matrix(chosen.matrix), obs=converted.obs, var=chosen.var, uns=uns
+    ).write_h5ad(target)
 
 
 def _read_mtx(path: Path) -> AnnData:

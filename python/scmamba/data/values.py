@@ -200,6 +200,7 @@ def detect_value_scale(
     matrix: Any,
     *,
     force: bool = False,
+    any_total: bool = False,
     name: str = "X",
     base: float | None = None,
     logged: bool | None = None,
@@ -213,6 +214,8 @@ def detect_value_scale(
         As in :func:`classify_values`.
     force
         Accept logarithms whose cells have different totals, and fractions that fit neither counts nor logarithms.
+    any_total
+        Accept the former only: for verbs that normalize the values over other genes themselves.
 
     Returns
     -------
@@ -237,7 +240,7 @@ def detect_value_scale(
         return ValueScale(
             "counts", SCALE, f"{found.sentence}; taken as corrected counts (force=True)"
         )
-    if found.kind == "log1p" and found.spread > _NEARLY_CONSTANT and not force:
+    if found.kind == "log1p" and found.spread > _NEARLY_CONSTANT and not (force or any_total):
         low, high = found.totals
         raise DataError(
             f"{name} looks like logarithms, but the cells' totals without the logarithm lie between {low:,.0f} and {high:,.0f}; "

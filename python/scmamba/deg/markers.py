@@ -228,7 +228,19 @@ def find_markers(
     source = layer_source(adata, layer, scale)
     table = markers_of(source, source.genes, group, rules, test, adata.obs, adjusted, genes)
     table.attrs["values"] = source.values
+    table.attrs["read_as"] = read_as(source)
     return table
+
+
+def read_as(source: Source) -> dict[str, Any]:
+    """``scale`` (counts or log) and ``base`` of the values that were tested, for callers that read them once more.
+
+    Parameters
+    ----------
+    source
+        The matrix that was tested.
+    """
+    return {"scale": "counts" if source.totals is not None else "log", "base": float(source.base)}
 
 
 def markers_of(

@@ -30,12 +30,15 @@ class Source(NamedTuple):
         (genes,) names; of an AnnData only the rows that are genes.
     values
         What the values were found to be, one sentence.
+    base
+        Base of the logarithms that were read; e for counts.
     """
 
     matrix: sp.csr_matrix
     totals: np.ndarray | None
     genes: pd.Index = pd.Index([])
     values: str = ""
+    base: float = np.e
 
     def logs(self, cells: Any = slice(None), genes: Any = slice(None)) -> sp.csr_matrix:
         """Natural logarithms, float64; counts are normalized by the totals over all genes.
@@ -140,7 +143,7 @@ def _source(selected: SelectedMatrix, scale: Scale) -> Source:
             csr.data = found.natural_logs(csr.data)
         text = f"{_sentence(found, selected, scale)}; used as they are"
         _log.info(text)
-        return Source(csr, None, selected.genes, text)
+        return Source(csr, None, selected.genes, text, np.e if found is None else found.base)
     text = f"{_sentence(found, selected, scale)}; normalized to log1p of 10,000 per cell"
     _log.info(text)
     totals = np.asarray(csr.sum(axis=1, dtype=np.float64)).ravel()

@@ -165,7 +165,8 @@ def find_doublets(
         overwrite=overwrite,
     )
     refuse_existing(adata, TASK, obs=COLUMNS, overwrite=overwrite)
-    counts = _counts(adata, layer)
+    counts, values = _counts(adata, layer)
+    say(values, verbose)
     names, codes = _samples(adata, sample_key, verbose)
     if label_key is not None and label_key not in adata.obs:
         raise DataError(
@@ -175,7 +176,7 @@ def find_doublets(
     rates = _rates(result, codes, full, names, expected_rate)
     _call(result, codes, full, rates, identification_rate)
     adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
-    _write(adata, result, names, codes, rates, options, model)
+    _write(adata, result, names, codes, rates, options, model, values)
     _report(result, rates, full, verbose)
     return adata
 
@@ -215,12 +216,13 @@ def _score_samples(
     return result, full
 
 
-def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
-    """(n, genes) float64 CSR of counts; other values are refused."""
+def _counts(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, str]:
+    """(n, genes) float64 CSR of counts, and what the values were found to be; other values are refused."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
     selected = select_matrix(adata, layer)
-    values = selected.detect(force=True)
+    values = selected.classify()
+    values.require_usable()
     if values.kind == "log1p":
         raise DataError(
             f"{values.sentence}, but simulated doublets are sums of counts. Give raw counts, in X or in a layer (layer='counts')."
@@ -233,7 +235,7 @@ def _counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
         counts.data = np.rint(values.linear(counts.data))
     counts.sum_duplicates()
     counts.eliminate_zeros()
-    return counts
+    return counts, values.sentence
 
 
 def _samples(adata: AnnData, sample: str | None, verbose: bool) -> tuple[list[str], np.ndarray]:
@@ -593,14 +595,16 @@ def _write(
     rates: pd.DataFrame,
     options: DoubletOptions,
     model: str | PathLike[str] | Model | None,
+    values: str,
 ) -> None:
     rates = rates.assign(
         called=[int(result.doublet[codes == code].sum()) for code in range(len(names))]
     )
     columns = (result.score.astype(np.float32), result.doublet, pd.Categorical(result.parents))
-    for name, values in zip(COLUMNS, columns):
-        adata.obs[name] = values
+    for name, column in zip(COLUMNS, columns):
+        adata.obs[name] = column
     summary = {
+        "values": values,
         "samples": {column: rates[column].to_numpy() for column in rates},
         "cluster_genes": result.clusters,
     }

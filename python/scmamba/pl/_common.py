@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.selection import select_matrix
-from ..data.values import log1p_cp10k, to_csr
 from ..utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -156,10 +155,7 @@ def gene_column(adata: AnnData, genes: list[str], layer: str | None) -> np.ndarr
     """
     if missing := [gene for gene in genes if gene not in adata.var_names]:
         raise DataError(f"The data have no gene {', '.join(missing)} (adata.var_names).")
-    selected = select_matrix(adata, layer)
-    rows = to_csr(selected.matrix[:])
-    if selected.classify().kind == "counts":
-        rows = log1p_cp10k(rows)
+    rows = select_matrix(adata, layer).display_values()
     return rows[:, adata.var_names.get_indexer(genes)].toarray()
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.h5ad_files import write_h5ad
-from ..data.provenance import write_record
+from ..data.provenance import KEY, write_record
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import ScMambaError
 from ..utils.progress import say
@@ -168,6 +168,9 @@ def _run(
     _need("scanpy", "harmonypy", "leidenalg", "igraph")
     panels = {name: tuple(genes) for name, genes in (markers or brain_panels()).items()}
     studies = read_studies(data, options.donor_key)
+    values = {str(study.obs["study"].iloc[0]): study.uns.pop("values") for study in studies}
+    found_values = "; ".join(f"{name}: {sentence}" for name, sentence in values.items())
+    say(found_values, verbose)
     steps = StepFolder(folder, run_identity(studies, options, panels), overwrite, verbose)
     cells = steps.adata("1_filtered", lambda: filter_cells(studies, options, verbose))
     kept = {
@@ -181,6 +184,7 @@ def _run(
     for number, (name, make) in enumerate(kept.items(), start=2):
         steps.arrays(f"{number}_{name}", make)
     result = finish(cells, steps.found, panels, options, own_panels=markers is None)
+    result.uns[KEY]["prepare"]["summary"]["values"] = found_values
     write_h5ad(result, folder / "prepared.h5ad", verbose=verbose)
     counts = result.obs["scmamba_cluster_type"].value_counts()
     say(", ".join(f"{name} {number}" for name, number in counts.items()), verbose)

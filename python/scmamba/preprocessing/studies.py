@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def read_studies(data: Any, donor_key: str) -> list[AnnData]:
-    """Each study with Ensembl IDs as genes (summed where several rows are one gene) and ``obs`` ``study`` and ``donor``."""
+    """Each study with Ensembl IDs as genes (summed where several rows are one gene), ``obs`` ``study`` and ``donor``, and what its values are in ``uns["values"]``."""
     import anndata
 
     several = list(data) if isinstance(data, (list, tuple)) else [data]
@@ -44,6 +44,7 @@ def read_studies(data: Any, donor_key: str) -> list[AnnData]:
         if values.kind != "counts":
             raise DataError(f"{name}: raw counts are needed, but {values.sentence}.")
         studies.append(_ensembl(study, name, donor_key, vocabulary, len(several) > 1))
+        studies[-1].uns["values"] = values.sentence
     return studies
 
 

@@ -32,7 +32,7 @@ def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
     """
     from sklearn.decomposition import TruncatedSVD
 
-    from ..data.values import log1p_cp10k
+    from ..data.selection import select_matrix
 
     rows = np.arange(adata.n_obs)
     if len(rows) > MOST:
@@ -40,11 +40,7 @@ def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
     if "X_scmamba" in adata.obsm:
         basis, what = np.asarray(adata.obsm["X_scmamba"])[rows], "the model's embedding"
     else:
-        from scipy import sparse
-
-        counts = sparse.csr_matrix(adata.X)[rows]
-        totals = np.asarray(counts.sum(axis=1)).ravel()
-        values = log1p_cp10k(counts, np.maximum(totals, 1))
+        values = select_matrix(adata[rows]).display_values()
         parts = max(2, min(30, min(values.shape) - 1))
         basis, what = (
             TruncatedSVD(parts, random_state=seed).fit_transform(values),

@@ -54,7 +54,8 @@ def _markers(adata: AnnData, options: dict[str, Any]) -> Tables:
     from ..deg import find_markers
     from ..wire.tables import Tables
 
-    return Tables({"markers": find_markers(adata, **options)})
+    table = find_markers(adata, **options)
+    return Tables({"markers": table}, {name: table.attrs[name] for name in ("values", "read_as")})
 
 
 def _robustness(adata: AnnData, options: dict[str, Any]) -> Tables:

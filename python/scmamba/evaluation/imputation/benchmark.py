@@ -218,9 +218,11 @@ def _reference_counts(
     """
     if reference is None:
         return None, None
-    matrix = sparse.csr_matrix(
-        reference.X if layer is None else reference.layers[layer], dtype=np.float64
-    )
+    selected = select_matrix(reference, layer)
+    values = selected.detect()
+    if values.kind != "counts":
+        raise DataError(f"Raw counts are needed of the reference, but {values.sentence}.")
+    matrix = selected.rows(slice(None))
     where = reference.var_names.get_indexer(genes)
     if (where >= 0).mean() < 0.5:
         raise DataError(

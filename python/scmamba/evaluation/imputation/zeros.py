@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from sklearn.utils.extmath import randomized_svd
 
 from ...data.count_splitting import poisson_deviance, split_counts
-from ...data.values import detect_value_scale
+from ...data.selection import select_matrix
 from ...utils.errors import DataError
 from ...utils.progress import track
 
@@ -92,7 +92,7 @@ def count_splitting(
     >>> bool(abs(table.loc["average", "gain"]) < 0.02)
     True
     """
-    counts = _raw_counts(adata, layer)
+    counts = _raw_counts(adata, layer, integers=True)
     labels = None if label_key is None else _labels(adata, label_key)
     genes = np.bincount(counts.indices, minlength=counts.shape[1]) >= min_cells
     train, test = split_counts(counts[:, genes], share, dispersion=dispersion, seed=seed)
@@ -299,14 +299,14 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float:
     return float(spearmanr(a, b).statistic)
 
 
-def _raw_counts(adata: AnnData, layer: str | None) -> sparse.csr_matrix:
-    matrix = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer], dtype=np.float64)
-    found = detect_value_scale(matrix)
-    if found.kind != "counts":
+def _raw_counts(adata: AnnData, layer: str | None, *, integers: bool = False) -> sparse.csr_matrix:
+    selected = select_matrix(adata, layer)
+    found = selected.detect()
+    if found.kind != "counts" or (integers and not found.integer):
         raise DataError(
             f"Raw counts are needed to score imputed zeros, but {found.sentence}. Pass their layer with layer=..."
         )
-    return matrix
+    return selected.rows(slice(None))
 
 
 def _labels(adata: AnnData, label_key: str) -> np.ndarray:
