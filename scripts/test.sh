@@ -2,7 +2,7 @@
 # Run the suites named on the command line and say at the end how each went, and which tests were skipped and why. All
 # of them run, even when an early one fails; the exit status is 0 only when none failed.
 #   scripts/test.sh pytest testthat testthat5 vignettes5 check lint
-# pytest runs beside the others; then every suite writes to a file, and the files are printed whole at the end.
+# Two run at a time, the longest first; every suite writes to a file, and the files are printed whole at the end.
 #   PYTEST_WORKERS=1   processes of pytest (as many as there are processors)
 #   PYTEST_ARGS="..."  more arguments for pytest
 set -uo pipefail
@@ -34,14 +34,22 @@ suite_testthat() {
   )
 }
 
+# Two suites need it, maybe at once: one installs, the other waits.
 install5() {
-  scripts/seurat5.sh || return $?
-  local rlib="$ROOT/.cache/rlib-seurat5"
-  mkdir -p "$rlib"
-  quietly scripts/in_seurat5.sh R CMD INSTALL --no-docs --no-test-load -l "$rlib" . || {
-    echo "R CMD INSTALL failed inside the Seurat 5 root"
-    return 1
-  }
+  local rlib="$ROOT/.cache/rlib-seurat5" code=0
+  exec 8>"$LOGS/install5.lock"
+  flock 8
+  if [ ! -e "$LOGS/installed5" ]; then
+    scripts/seurat5.sh || code=$?
+    mkdir -p "$rlib"
+    [ "$code" != 0 ] || quietly scripts/in_seurat5.sh R CMD INSTALL --no-docs --no-test-load -l "$rlib" . || {
+      echo "R CMD INSTALL failed inside the Seurat 5 root"
+      code=1
+    }
+    [ "$code" != 0 ] || : >"$LOGS/installed5"
+  fi
+  exec 8>&-
+  return "$code"
 }
 
 suite_testthat5() {
@@ -111,9 +119,12 @@ run() {
   say "$name: finished after $((SECONDS - started)) s [exit $code]"
 }
 
+# lane NAME...: run suites that no other lane has taken, until none is left.
 lane() {
   trap 'exit 130' INT
-  for name in "$@"; do run "$name"; done
+  for name in "$@"; do
+    if mkdir "$TAKEN/$name" 2>/dev/null; then run "$name"; fi
+  done
 }
 
 # Ctrl-C ends everything that was started here: first as Ctrl-C would, so that tests can stop their servers.
@@ -135,20 +146,22 @@ stop_all() {
 }
 trap stop_all INT TERM
 
-rm -f "$SKIPS"/*.tsv
+rm -f "$SKIPS"/*.tsv "$LOGS/installed5"
 for name in "$@"; do : >"$LOGS/$name.log"; done
-BESIDE=()
-for name in "$@"; do [ "$name" = pytest ] || BESIDE+=("$name"); done
+TAKEN="$LOGS/taken"
+rm -rf "$TAKEN"
+mkdir "$TAKEN"
+ORDER=()
+for name in pytest testthat5 testthat check vignettes5 lint; do
+  for wanted in "$@"; do [ "$name" != "$wanted" ] || ORDER+=("$name"); done
+done
 say "running $* (what they say is kept in .cache/check)"
 set -m # every lane a process group of its own, so that it can be ended whole
-if [ "${#BESIDE[@]}" -lt "$#" ]; then
-  lane pytest &
+for _ in 1 2; do
+  [ "${#LANES[@]}" -lt "$#" ] || break
+  lane "${ORDER[@]}" &
   LANES+=("$!")
-fi
-if [ "${#BESIDE[@]}" -gt 0 ]; then
-  lane "${BESIDE[@]}" &
-  LANES+=("$!")
-fi
+done
 # One suite alone is watched as it runs.
 if [ "$#" = 1 ]; then
   tail -n +1 --pid="${LANES[0]}" -F "$LOGS/$1.log" 2>/dev/null &

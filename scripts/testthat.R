@@ -19,6 +19,8 @@ if (nzchar(kept)) {
   reasons <- vapply(results$result, reason, "")
   writeLines(paste0(results$file, "::", results$test, "\t", reasons)[!(results$failed > 0 | results$error)], kept)
 }
+seconds <- sort(tapply(results$real, results$file, sum), decreasing = TRUE)
+cat("Slowest files:", paste0(names(seconds), " ", round(seconds), " s", collapse = ", "), "\n")
 seurat <- tryCatch(as.character(packageVersion("Seurat")), error = function(e) "missing")
 cat(sprintf(
   "R %s, Seurat %s, SeuratObject %s, reticulate %s\n", getRversion(), seurat,

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..data.provenance import KEY, refuse_existing, write_record
+from ..utils.compiled_code import import_umap
 from ..utils.deprecation import warn_renamed
 from ..utils.progress import say
 from .brain_reference import LEVELS
@@ -256,11 +257,11 @@ class Annotation:
         if len(flat) < 20:
             return flat, "component"
         try:
-            from umap import UMAP
+            umap = import_umap()
         except ImportError:
             return flat, "component"
         neighbors = min(15, len(flat) - 1)
-        return UMAP(
+        return umap.UMAP(
             n_neighbors=neighbors, metric="cosine", random_state=seed, n_jobs=1
         ).fit_transform(self.pcs), "UMAP"
 

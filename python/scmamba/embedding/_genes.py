@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..genes import match_genes
 from ..model import Model, load_model
+from ..utils.compiled_code import import_umap
 from ..utils.deprecation import renamed_function
 from ..utils.errors import GeneError, OptionError
 
@@ -219,12 +220,12 @@ def _directions(model: Model) -> np.ndarray:
 
 def _plane(unit: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     try:
-        from umap import UMAP
+        umap = import_umap()
     except ImportError:
         left, size, _ = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
         return left[:, :2] * size[:2], "principal component"
     neighbors = min(10, len(unit) - 1)
-    return UMAP(
+    return umap.UMAP(
         n_neighbors=neighbors, metric="cosine", init="random", random_state=seed, n_jobs=1
     ).fit_transform(unit), "UMAP"
 

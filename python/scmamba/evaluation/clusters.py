@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..utils.compiled_code import import_umap
 from ..utils.errors import DataError, ScMambaError
 
 #: The paper's resolutions.
@@ -115,6 +116,8 @@ def zero_imputation_scores(
         import anndata
         import igraph  # noqa: F401
         import scanpy as sc
+
+        import_umap()  # before scanpy does
     except ImportError as error:
         raise ScMambaError(
             f"Clustering needs {error.name}: pip install 'scmamba[prepare]'."

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..utils.compiled_code import import_umap
 from ..utils.errors import DataError
 from ..utils.progress import say
 from .options import PrepareOptions
@@ -56,6 +57,7 @@ def scrublet_scores(cells: AnnData, options: PrepareOptions, verbose: bool) -> n
     """(n,) Scrublet scores, donor by donor; 0 where a donor has fewer than 30 cells."""
     import scanpy as sc
 
+    import_umap()  # before scanpy does
     score = np.zeros(cells.n_obs)
     for name, rows in cells.obs.groupby("donor", observed=True).indices.items():
         if len(rows) < 30:
@@ -120,6 +122,7 @@ def neighbor_graph(scores: np.ndarray, options: PrepareOptions) -> dict[str, np.
     import anndata
     import scanpy as sc
 
+    import_umap()  # before scanpy does
     work = anndata.AnnData(
         np.zeros((len(scores), 1), dtype=np.float32), obsm={"X": scores[:, : options.n_components]}
     )

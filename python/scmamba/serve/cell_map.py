@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..utils.atomic import atomic_path
+from ..utils.compiled_code import import_umap, private_folder
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,7 +62,7 @@ def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
 def _flatten(basis: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
     if len(basis) >= 20:
         try:
-            import umap
+            umap = import_umap()
         except ImportError:
             pass
         else:
@@ -72,20 +73,6 @@ def _flatten(basis: np.ndarray, seed: int) -> tuple[str, np.ndarray]:
         return "first components", np.pad(basis, ((0, 0), (0, 2)))[:, :2]
     left, size, _ = np.linalg.svd(basis, full_matrices=False)
     return "first components", (left * size)[:, :2]
-
-
-def _compiled(folder: Path) -> Path:
-    """Where the code that umap compiles is kept; only this program reads it."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    place = Path(home) / "scmamba" / "maps"
-    try:
-        place.mkdir(parents=True, exist_ok=True, mode=0o700)
-        about = place.lstat()
-        if about.st_uid == os.geteuid() and not about.st_mode & 0o022:
-            return place
-    except OSError:
-        pass
-    return folder
 
 
 def main() -> None:
@@ -100,7 +87,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     first_to_go()
     if "unconfined" not in sys.argv[2:]:
-        kept = _compiled(folder)
+        # Only this program reads what is compiled here: a result that took it over could write there.
+        kept = private_folder("maps")
         os.environ["NUMBA_CACHE_DIR"] = str(kept)
         confine(write=[folder, kept])
     picture = cell_map(anndata.read_h5ad(folder / "result.h5ad"))

@@ -21,8 +21,10 @@ from scmamba.annotation._reference import (
 from scmamba.annotation.expression import all_human_genes, shared_values
 from scmamba.annotation.result import UNASSIGNED, Annotation, own_components, report_counts
 from scmamba.data.provenance import flag_low_depth, refuse_existing
+from scmamba.model import Model
 from scmamba.model.inference import dense_input, input_positions
-from scmamba.utils.errors import DataError
+from scmamba.utils.compiled_code import import_umap
+from scmamba.utils.errors import DataError, ScMambaError
 from scmamba.utils.memory import available_memory
 
 
@@ -346,3 +348,48 @@ def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
         True,
         False,
     ]
+
+
+def test_the_coverage_figure_has_the_curve_of_these_cells_where_the_truth_is_given(answer):
+    truth = ["exc", "inh", "glia", "glia", "exc"]
+    alone, both = (answer.to_plots(t)["coverage"].axes[0] for t in (None, truth))
+    assert [t.get_text() for t in alone.get_legend().get_texts()] == [
+        "held-out donors of the reference"
+    ]
+    assert len(both.get_legend().get_texts()) == 2
+
+
+def test_the_map_is_the_umap_of_fifteen_neighbors():
+    rng = np.random.default_rng(0)
+    pcs = rng.normal(size=(40, 6))
+    flat, method = own_map(pcs, seed=3)
+    expected = (
+        import_umap()
+        .UMAP(n_neighbors=15, metric="cosine", random_state=3, n_jobs=1)
+        .fit_transform(pcs)
+    )
+    assert method == "UMAP"
+    np.testing.assert_array_equal(flat, expected)
+
+
+def own_map(pcs: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
+    n = len(pcs)
+    result = Annotation(
+        pd.Index([f"c{i}" for i in range(n)]),
+        {"type": ["a", "b"]},
+        {"type": np.full((n, 2), 0.5)},
+        0.4,
+        np.zeros((0, 3)),
+        np.zeros(n, dtype=bool),
+        {"mode": "markers", "parents": {}},
+        pcs,
+    )
+    return result.umap(seed)
+
+
+def test_a_model_with_classes_and_without_their_names_cannot_annotate(cohort):
+    named = small_model("expressed", n_classes=2)
+    nameless = Model(named.network, named.genes, None)
+    for model in (nameless, small_model("expressed")):
+        with pytest.raises(ScMambaError, match="does not classify"):
+            annotate(cohort.copy(), model=model, markers=None, verbose=False)

@@ -292,3 +292,19 @@ def test_factors_are_learned_from_the_cells_of_each_type():
     logs = sparse.csr_matrix(np.log1p(counts))
     model._update(sparse.csr_matrix(counts), logs, np.ones(3, dtype=bool))
     np.testing.assert_allclose(model.log_factor, total / (weights + 1), rtol=1e-10)
+
+
+def test_what_both_types_explain_goes_to_the_commoner_type():
+    """Nine cells in ten are of one type; cells whose genes do not tell the types apart are named after it."""
+    rates = np.array([[8.0, 1, 5, 5, 5], [1.0, 8, 5, 5, 5]]).T
+    rates = rates / rates.sum(axis=0)
+    rng = np.random.default_rng(0)
+    code = np.r_[np.zeros(180, int), np.ones(20, int)]
+    counts = rng.poisson(300 * rates[:, code].T).astype(float)
+    between = np.tile([0.0, 0, 60, 60, 60], (10, 1))
+    counts = sparse.csr_matrix(np.vstack([counts, between]))
+    nearest = np.arange(210)[:, None]
+    model = LabelFreeModel(rates, np.array(["many", "few"])).fit(counts, nearest)
+    found = model.by_type()[:, list(model.names).index("many")]
+    assert (found[:180] > 0.5).all() and (found[180:200] < 0.5).all()
+    assert (found[200:] > 0.75).all()

@@ -70,3 +70,11 @@ def test_entries_stored_twice_are_one_count_and_empty_last_cells_are_kept():
     assert train.toarray().tolist() == alone.toarray().tolist()
     found = poisson_deviance(sparse.csr_matrix([[1.0], [0.0]]), np.array([[1.0], [0.5]]))
     np.testing.assert_allclose(found, [0, 1])
+
+
+def test_without_dispersion_each_count_is_split_by_its_own_binomial():
+    counts = sparse.csr_matrix(np.random.default_rng(5).poisson(3.0, (20, 10)))
+    drawn = np.random.default_rng(7).binomial(counts.data, 0.6)
+    for none in (0.0, np.zeros(10)):
+        train = split_counts(counts, 0.6, dispersion=none, seed=7)[0]
+        np.testing.assert_array_equal(train.toarray()[counts.toarray() > 0], drawn)

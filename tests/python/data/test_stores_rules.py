@@ -20,7 +20,7 @@ from scmamba.data.collection import Collection
 from scmamba.data.h5ad_files import open_backed
 from scmamba.data.storage import cache_folder, fingerprint, open_store
 from scmamba.data.vocabulary_builder import MIN_FRACTION, build_vocabulary, read_gtf
-from scmamba.genes import annotation
+from scmamba.genes import Vocabulary, annotation
 from scmamba.utils.errors import DataError
 
 COUNTS = np.array([[1, 0, 2, 0], [0, 0, 0, 0], [0, 3, 0, 4]])
@@ -399,3 +399,39 @@ def test_genes_of_an_annotation_file(tmp_path, zipped):
         read_gtf(tmp_path / "none.gtf")
     with pytest.raises(DataError, match="no annotation"):
         read_gtf(tmp_path / "absent.gtf")
+
+
+@pytest.mark.parametrize(
+    "groups, told",
+    [
+        (["assays", "meta.data"], "h5Seurat"),
+        (["assays", "cell.names"], "h5Seurat"),
+        (["assays"], "neither"),
+        (["meta.data", "cell.names"], "neither"),
+    ],
+)
+def test_h5seurat_files_are_recognized_by_two_of_their_groups(groups, told, tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for group in groups:
+            file.create_group(group)
+    with pytest.raises(DataError, match=told):
+        open_store(tmp_path / "x.h5")
+
+
+def test_antibodies_of_a_file_are_no_genes_of_a_collection(tmp_path):
+    """A row of var that is no gene counts nowhere, though its name is a gene's."""
+    genes = list(Vocabulary.published().subset(range(60)).ensembl_ids)
+    counts = np.random.default_rng(0).poisson(3.0, (6, 60)).astype(np.float32)
+    cells = ad.AnnData(sparse.csr_matrix(counts))
+    cells.var_names = genes
+    cells.obs_names = [f"c{i}" for i in range(6)]
+    cells.var["feature_types"] = ["Gene Expression"] * 50 + ["Antibody Capture"] * 10
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    plain = cells[:, :50].copy()
+    plain.write_h5ad(tmp_path / "plain.h5ad")
+    found, expected = (
+        Collection([tmp_path / name], force=True, min_coverage=0, verbose=False)
+        for name in ("x.h5ad", "plain.h5ad")
+    )
+    np.testing.assert_array_equal(found.totals, expected.totals)
+    np.testing.assert_array_equal(found.totals, counts[:, :50].sum(axis=1))

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from scmamba.cli import app
 from scmamba.deg import compare, pseudobulk
+from scmamba.deg.comparison_figures import volcano
 from scmamba.deg.options import CompareOptions
 from scmamba.deg.samples import sum_cells
 from scmamba.utils.errors import DataError, OptionError
@@ -259,3 +260,16 @@ def test_results_of_several_types_are_combined_by_the_name_of_one(result):
     found = meta_analysis({"A": result, "B": result}, "MG")
     table = result.table[result.table["cell_type"] == "MG"].set_index("gene")
     np.testing.assert_allclose(found.loc["g0", "log2FC_fixed"], table.loc["g0", "log2FC"])
+
+
+def test_the_volcano_shows_minus_the_logarithm_of_p(cohort):
+    result = compare(cohort, "diagnosis", "patient", "type", verbose=False)
+    kind = result.table["cell_type"].iloc[0]
+    table = result.table[result.table["cell_type"] == kind]
+    axis = volcano(result, kind).axes[0]
+    drawn = np.concatenate([np.asarray(c.get_offsets()) for c in axis.collections])
+    points = np.column_stack([table["log2FC_shrunk"], -np.log10(table["p_val"])])
+    keep = np.isfinite(points).all(axis=1)
+    drawn = drawn[np.isfinite(drawn).all(axis=1)]
+    assert len(drawn) == keep.sum()
+    np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(points[keep], axis=0))

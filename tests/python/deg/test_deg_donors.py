@@ -14,8 +14,10 @@ from scmamba.deg.linear import moderated_t
 from scmamba.deg.negative_binomial import fit_nb, profile_likelihoods
 from scmamba.deg.normalization import tmm_factors
 from scmamba.deg.quasi_likelihood import (
+    GRID,
     cell_dispersion,
     deviance_moments,
+    dispersion_trend,
     fit_quasi_likelihood,
     minimal_change,
     squeeze_by_likelihood,
@@ -259,3 +261,18 @@ def test_no_gene_varies_less_than_poisson_sampling():
     poisson = stats.chi2.sf(null.deviance - alternative.deviance, 1)
     assert (poisson > 1e-3).sum() > 50
     assert (found.p >= 0.9 * poisson).all()
+
+
+def test_the_trend_of_dispersion_is_the_same_from_both_ends_of_expression():
+    """Averaged over neighbors in expression: turned around, expression gives the trend turned around."""
+    rng = np.random.default_rng(3)
+    level = np.sort(rng.normal(5, 2, 900))
+    peak = np.linspace(np.log(GRID[2]), np.log(GRID[-3]), 900)  # each gene's most likely dispersion
+    profiles = -((np.log(GRID)[None, :] - peak[:, None]) ** 2)
+    trend = dispersion_trend(profiles, level)
+    np.testing.assert_allclose(
+        trend, dispersion_trend(profiles[::-1], -level[::-1])[::-1], rtol=0.05
+    )
+    assert (np.diff(trend) >= -1e-12).all()
+    # The last window holds the last 200 genes: its average is theirs, weighted towards the last.
+    assert np.exp(peak[-200:].mean()) < trend[-1] < np.exp(peak[-1])

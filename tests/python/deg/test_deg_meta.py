@@ -144,3 +144,8 @@ def test_tables_of_genes_and_what_is_refused(tmp_path):
     (tmp_path / "bad.gmt").write_text("set\tonly\n")
     with pytest.raises(DataError, match="Line 1 of"):
         read_gmt(tmp_path / "bad.gmt")
+
+
+def test_genes_may_be_the_index(studies):
+    by_index = {name: table.set_index("gene") for name, table in studies.items()}
+    pd.testing.assert_frame_equal(meta_analysis(by_index), meta_analysis(studies))

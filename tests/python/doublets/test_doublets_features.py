@@ -324,3 +324,12 @@ def test_the_curved_view_holds_squares_and_products():
     z = (scores[:, :15] - scores[:, :15].mean(axis=0)) / scores[:, :15].std(axis=0)
     expected = [z[:, a] * z[:, b] for a in range(15) for b in range(a, 15)]
     np.testing.assert_allclose(found, np.column_stack([z, *expected]))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.65, 0.8])
+def test_a_mixture_is_explained_by_its_own_share(share):
+    profile = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.4, 0.4]])
+    mixed = share * profile[0] + (1 - share) * profile[1]
+    best, pair = _best_mixtures(np.vstack([profile[:2], 1000 * mixed]), np.vstack([profile]))
+    assert best[2] == pytest.approx(1000 * mixed @ np.log(mixed), rel=1e-12)
+    assert pair[2].tolist() == [0, 1]

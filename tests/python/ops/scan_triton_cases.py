@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_scan import compare, make, run
+from scan_cases import compare, make, run
 
 from scmamba.ops.backends import available_backends, choose_backend
 from scmamba.ops.operator import selective_scan

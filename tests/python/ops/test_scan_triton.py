@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_scan import compare, make, run
+from scan_cases import compare, make, run
 
 from scmamba.ops import mamba_ssm_backend as _mamba_ssm
 from scmamba.ops.backends import Direction, available_backends

@@ -5,19 +5,14 @@ read-only, so the cache goes to ``$XDG_CACHE_HOME/scmamba`` (``~/.cache/scmamba`
 where that cannot be written. ``NUMBA_CACHE_DIR`` wins when it is set. The folder's name holds a digest of
 the sources: numba itself looks only at the file of the kernel, not at the files it is built from.
 
-The cache holds pickles, so a folder that another user owns or can change is never used. A cache that is damaged, or cannot be written
-because the disk is full, costs a compilation and nothing else.
+A cache that is damaged, or cannot be written because the disk is full, costs a compilation and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import importlib
-import os
-import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -25,33 +20,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from ...utils.compiled_code import private_folder
+
 _lock = threading.Lock()
 
 
 def cache_folder() -> Path:
     """A writable folder for compiled kernels."""
-    name = "numba-" + _digest()
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for folder in (
-        Path(home) / "scmamba" / name,
-        Path(tempfile.gettempdir()) / f"scmamba-{_user()}" / name,
-    ):
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            folder.mkdir(exist_ok=True, mode=0o700)
-            if os.access(folder, os.W_OK) and is_ours(folder) and is_ours(folder.parent):
-                return folder
-        except OSError:
-            continue
-    return Path(tempfile.mkdtemp(prefix="scmamba-numba-"))
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether this user owns a folder, itself no link, and no other user can change what is in it."""
-    about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode) or not hasattr(os, "geteuid"):
-        return stat.S_ISDIR(about.st_mode)
-    return about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return private_folder("numba-" + _digest())
 
 
 @contextlib.contextmanager
@@ -98,13 +74,6 @@ def _digest() -> str:
         )
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()[:12]
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # no name for this user id, as in many containers
-        return str(os.getuid()) if hasattr(os, "getuid") else "user"
 
 
 @cache

@@ -1,0 +1,47 @@
+"""The judge of values: totals of all cells, what is known of a logarithm, and cells without counts."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+from scipy import sparse
+
+from scmamba.data.selection import select_matrix
+from scmamba.data.values import classify_values, detect_value_scale, log1p_cp10k
+from scmamba.utils.errors import DataError
+
+
+def logs(n: int, seed: int = 0) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """log1p of ``n`` cells whose totals lie within half a percent of 10,000, and those totals."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(2.0, (n, 40)).astype(float) + 1
+    totals = rng.uniform(9_950, 10_050, n)
+    values = np.log1p(counts / counts.sum(axis=1, keepdims=True) * totals[:, None])
+    return sparse.csr_matrix(values), totals
+
+
+@pytest.mark.parametrize("judge", [classify_values, detect_value_scale])
+def test_the_totals_are_quantiles_over_all_cells_and_not_over_a_sample(judge):
+    values, totals = logs(3000)
+    found = judge(values)
+    assert found.kind == "log1p"
+    np.testing.assert_allclose(found.totals, np.quantile(totals, [0.05, 0.95]), rtol=1e-9)
+
+
+def test_small_values_are_logarithms_where_log1p_is_on_record():
+    rng = np.random.default_rng(1)
+    values = rng.gamma(1.0, 0.1, (30, 50)) * (rng.random((30, 50)) < 0.5)
+    cells = ad.AnnData(sparse.csr_matrix(np.minimum(values, 0.9)))
+    with pytest.raises(DataError, match="holds fractions"):
+        select_matrix(cells).detect()
+    cells.uns["log1p"] = {"base": None}
+    with pytest.raises(DataError, match="looks like logarithms"):
+        select_matrix(cells).detect()
+
+
+def test_cells_without_counts_stay_without():
+    counts = sparse.csr_matrix(np.array([[1.0, 3.0], [2.0, 5.0]]))
+    found = log1p_cp10k(counts, totals=np.array([0.0, 7.0]), dtype=np.float64).toarray()
+    np.testing.assert_array_equal(found[0], [0.0, 0.0])
+    np.testing.assert_allclose(found[1], np.log1p(1e4 * np.array([2, 5]) / 7))
