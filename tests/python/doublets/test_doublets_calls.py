@@ -58,9 +58,9 @@ def test_options_are_checked():
 def test_counts_are_read_whatever_holds_them():
     x = np.array([[1.0, 0, 2], [0, 3, 0]])
     data = ad.AnnData(np.zeros((2, 3)), layers={"counts": sparse.csc_matrix(x)})
-    np.testing.assert_array_equal(module._counts(data, "counts").toarray(), x)
+    np.testing.assert_array_equal(module._counts(data, "counts")[0].toarray(), x)
     logs = ad.AnnData(np.log1p(np.random.default_rng(0).poisson(2.0, (30, 5)).astype(float)))
-    np.testing.assert_array_equal(module._counts(logs, None).toarray(), np.rint(np.expm1(logs.X)))
+    np.testing.assert_array_equal(module._counts(logs, None)[0].toarray(), np.rint(np.expm1(logs.X)))
     for wrong, said in ((ad.AnnData(np.zeros((0, 3))), "empty: 0 cells"), (data, "no layer 'x'")):
         with pytest.raises(DataError, match=said):
             module._counts(wrong, "x" if wrong is data else None)
@@ -371,3 +371,35 @@ def test_the_network_is_taught_single_cells_that_are_not_suspect(monkeypatch):
     monkeypatch.setattr(network_module, "STEPS", (2, 2500))
     network_odds(adata, counts, made, doubtful, model=model, seed=6, verbose=False)
     assert seen["config"].steps == int(2 * (45 + len(made)) / 16)
+
+
+def test_doublets_of_two_clusters_are_the_share_of_each_sample_that_can_be_detected():
+    """A sample of one kind has none; of two kinds, half of all pairs."""
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(0.4, 3.0, (3, 80))
+    kind = np.r_[np.repeat(0, 60), np.tile([1, 2], 30)]
+    counts = sparse.csr_matrix(rng.poisson(rates[kind]).astype(float))
+    sample = np.repeat([0, 1], 60)
+    found = module.DoubletDetector(
+        ad.AnnData(counts), counts, sample, DoubletOptions(rounds=1)
+    ).detect(lambda _: None)
+    assert found.detectable[:60] == pytest.approx(0) and found.detectable[60:] == pytest.approx(0.5)
+
+
+def test_a_column_of_labels_that_does_not_exist_is_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr(module, "_score_samples", None)
+    cells = ad.AnnData(sparse.csr_matrix(np.random.default_rng(0).poisson(1.0, (60, 30))))
+    with pytest.raises(DataError, match="no column 'kind'"):
+        module.find_doublets(cells, label_key="kind", verbose=False)
+
+
+def test_columns_of_a_backed_object_are_written_into_it(tmp_path):
+    rng = np.random.default_rng(0)
+    rates = rng.gamma(0.4, 3.0, (3, 80))
+    cells = ad.AnnData(sparse.csr_matrix(rng.poisson(rates[np.arange(90) % 3]).astype(float)))
+    cells.write_h5ad(tmp_path / "x.h5ad")
+    backed = ad.read_h5ad(tmp_path / "x.h5ad", backed="r")
+    given = module.find_doublets(backed, rounds=1, verbose=False)
+    assert given is backed and backed.isbacked and "scmamba_doublet" in backed.obs
+    other = module.find_doublets(backed, rounds=1, copy=True, overwrite=True, verbose=False)
+    assert other is not backed and not other.isbacked

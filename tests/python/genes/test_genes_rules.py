@@ -183,6 +183,7 @@ def test_what_is_counted_and_written_of_a_match():
         == "1 of 1 genes matched (var_names), 16.7% of the model's 6 genes"
     )
     nothing = match_genes([], SMALL)
+    assert nothing.table()["number"].tolist() == [0] * 7
     assert (nothing.recognised, nothing.coverage, nothing.duplicates, nothing.looks_like) == (
         0.0,
         0.0,

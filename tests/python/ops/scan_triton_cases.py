@@ -11,13 +11,13 @@ from scmamba.ops.operator import selective_scan
 
 CASES = [
     pytest.param((2, 1, 16, 1), (False, True), True, -3.0, id="one step, one state"),
-    pytest.param((2, 21, 37, 8), (False, True), True, -3.0, id="odd width, two chunks"),
-    pytest.param((1, 35, 70, 16), (True,), False, -3.0, id="reversed, no gate, three chunks"),
+    pytest.param((2, 18, 19, 8), (False, True), True, -3.0, id="odd width, two chunks"),
+    pytest.param((1, 33, 24, 16), (True,), False, -3.0, id="reversed, no gate, three chunks"),
     pytest.param((1, 19, 16, 5), (False,), True, 8.0, id="odd number of states, large dt"),
     pytest.param((1, 9, 20, 64), (False, True), True, -3.0, id="64 states"),
     pytest.param((1, 18, 64, 16), (False, True), True, -3.0, id="whole blocks of channels"),
     pytest.param((1, 5, 40, 100), (False, True), False, -3.0, id="100 states, more than lanes"),
-    pytest.param((1, 6, 200, 2), (True, False), True, 60.0, id="width 200, very large dt"),
+    pytest.param((1, 3, 200, 2), (True, False), True, 60.0, id="width 200, very large dt"),
     pytest.param((1, 16, 16, 1), (True,), True, -3.0, id="exactly one chunk, one state"),
 ]
 
@@ -79,7 +79,7 @@ def test_nan(name):
 
 def test_half_precision_gradients():
     """Every gradient comes back in the type of its tensor, as near to the reference as that type allows."""
-    directions, z = make(1, 20, 40, 16)
+    directions, z = make(1, 18, 20, 8)
     found = []
     for backend in ("triton", "reference"):
         gate = z.bfloat16().requires_grad_()
@@ -100,7 +100,7 @@ def test_half_precision_gradients():
 
 
 def test_half_precision():
-    directions, z = make(1, 30, 32, 16)
+    directions, z = make(1, 18, 32, 16)
     half = [
         d._replace(**{n: getattr(d, n).bfloat16() for n in ("u", "delta", "B", "C")})
         for d in directions
