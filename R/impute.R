@@ -42,6 +42,15 @@
 #'   across batches, using only batches that contain the same cell type. This removes
 #'   donor effects, which helps clustering and plotting, but also removes real
 #'   differences between donors or conditions: do not set it if you compare conditions.
+#' @param values `"zeros"`, the default: observed values are kept, and zeros are imputed
+#'   where the gene is probably expressed; a cell then sums to more than 10,000, and
+#'   shallow cells gain more than deep ones. `"posterior"`: the expected value of every
+#'   gene, observed ones included, where every cell sums to 10,000 before the logarithm:
+#'   for pictures of genes. For `method = "ensemble"`.
+#' @param min.probability A zero is imputed only if the gene is expressed in the cell with
+#'   this probability. 0.95 by default, at which genes of other cell types stay near
+#'   their observed share; with 0 every zero is imputed whose expected value is at least
+#'   `min.value`. For `method = "ensemble"`, with at least 30 cells.
 #' @param passes For `"masked"`: number of interleaved parts in which the
 #'   zeros are predicted.
 #' @param min.value Predictions below this value stay zero: 0.2 by default (0 with
@@ -92,8 +101,8 @@ ScMambaImpute <- function(object, ...) {
 #' @export
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
                                  gene.column = NULL, assay.name = "scmamba", model = NULL, method = NULL,
-                                 batch = NULL, adapt = TRUE, passes = 10, min.value = NULL,
-                                 to.counts = FALSE, batch.size = NULL,
+                                 batch = NULL, values = "zeros", min.probability = 0.95, adapt = TRUE, passes = 10,
+                                 min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                  device = NULL, seed = 0,
                                  force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
@@ -105,7 +114,9 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   .check_free_seurat(object, assay.name, SeuratObject::Assays(object), "an assay",
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
-  options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options <- .impute_options(
+    model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+  )
   wanted <- .cell_columns(object[[]], list(batch = batch))
   options$batch_key <- wanted$keys$batch
   matrix <- .get_layer(object, assay, layer, verbose)
@@ -135,7 +146,8 @@ ScMambaImpute.SummarizedExperiment <- function(object, ...) {
 #' @export
 ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.column = NULL,
                                                assay.name = "scmamba",
-                                               model = NULL, method = NULL, batch = NULL, adapt = TRUE, passes = 10,
+                                               model = NULL, method = NULL, batch = NULL, values = "zeros",
+                                               min.probability = 0.95, adapt = TRUE, passes = 10,
                                                min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                                device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
@@ -145,7 +157,9 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.co
   .check_free(assay.name, SummarizedExperiment::assayNames(object), "an assay",
     "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
-  options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options <- .impute_options(
+    model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+  )
   frame <- .sce_frame(object)
   .check_columns(names(frame), .sce_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
   wanted <- .cell_columns(frame, list(batch = batch))
@@ -161,12 +175,15 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.co
 
 #' @rdname ScMambaImpute
 #' @export
-ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch = NULL, adapt = TRUE, passes = 10,
+ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch = NULL, values = "zeros",
+                                    min.probability = 0.95, adapt = TRUE, passes = 10,
                                     min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                     device = NULL, seed = 0,
                                     force = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  options <- .impute_options(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force)
+  options <- .impute_options(
+    model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+  )
   matrix <- .check_matrix(object)
   wanted <- .cell_columns(NULL, list(batch = batch), ncol(matrix))
   options$batch_key <- wanted$keys$batch
@@ -182,10 +199,13 @@ ScMambaImpute.default <- function(object, ...) {
   ScMambaImpute.dgCMatrix(.to_matrix(object), ...)
 }
 
-.impute_options <- function(model, method, adapt, passes, min.value, to.counts, batch.size, device, seed, force) {
+.impute_options <- function(model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size,
+                            device, seed, force) {
   list(
     model = .check_model(model),
     method = .check_method(method),
+    values = match.arg(values, c("zeros", "posterior")),
+    min_probability = .check_number(min.probability, "min.probability"),
     adapt_steps = .check_adapt(adapt),
     passes = .check_integer(passes, "passes", lowest = 1L),
     min_value = if (is.null(min.value)) NULL else .check_number(min.value, "min.value"),

@@ -190,3 +190,21 @@ test_that("donors are evened out where their column is named, the same for every
   expect_error(impute(cohort, batch = c("donor", "sex")), "one value for each cell", class = "scmamba_error")
   expect_error(impute(counts, batch = c("a", "b")), "one value for each cell", class = "scmamba_error")
 })
+
+test_that("posterior values sum to 10,000 in every cell and zeros are imputed by their probability", {
+  skip_without_python()
+  counts <- counts_of(pbmc())
+  run <- function(...) ScMambaImpute(counts, adapt = FALSE, force = TRUE, verbose = FALSE, ...)
+  posterior <- run(values = "posterior", min.value = 0)
+  expect_equal(unname(Matrix::colSums(expm1(posterior))), rep(1e4, ncol(counts)), tolerance = 1e-3)
+  seen <- counts > 0
+  zeros <- run()
+  observed <- log1p(1e4 * sweep(as.matrix(counts), 2, Matrix::colSums(counts), "/"))
+  expect_equal(as.matrix(zeros)[as.matrix(seen)], observed[as.matrix(seen)], tolerance = 1e-5)
+  expect_false(isTRUE(all.equal(as.matrix(posterior)[as.matrix(seen)], observed[as.matrix(seen)], tolerance = 0.01)))
+  every <- run(min.probability = 0)
+  expect_gt(Matrix::nnzero(every), Matrix::nnzero(zeros))
+  expect_error(run(values = "mean"), "zeros.*posterior")
+  expect_error(run(min.probability = 2), "min.probability")
+  expect_error(run(min.probability = NA), "one number")
+})
