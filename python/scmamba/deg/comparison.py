@@ -26,6 +26,7 @@ from .quasi_likelihood import (
     cell_dispersion,
     fit_quasi_likelihood,
     minimal_change,
+    minimal_quasi_change,
     test_coefficient,
 )
 from .samples import Samples, sample_design, sample_table, sum_cells, without_empty
@@ -36,6 +37,7 @@ from .voom import voom_weights, weighted_moderated_t
 LN2 = float(np.log(2.0))
 #: Assumed share of genes that differ, for the statement about power.
 TRUE_SHARE = 0.01
+_POWER_GENES = 1000  # a median needs no more
 _BATCH = re.compile(
     r"batch|lot|library|lane|run|pool|chemistry|site|center|centre|plate|seq|brain_?bank", re.I
 )
@@ -87,7 +89,8 @@ def compare(
         The types to compare; None: all with enough cells.
     test
         ``"quasi_likelihood"``: negative-binomial quasi-likelihood F-test (McCarthy et al. 2012; Lund et al. 2012; Chen et
-        al. 2025) with the dispersion between cells measured in the cells; ``"voom"``: precision weights and moderated
+        al. 2025) with the dispersion between cells measured in the cells and a prior of gene variances of any shape
+        (Ignatiadis and Sen 2025); ``"voom"``: precision weights and moderated
         t-test (Law et al. 2014); ``"moderated_t"``: as :func:`scmamba.deg.pseudobulk`.
     layer
         Layer with the raw counts; None: X.
@@ -382,15 +385,7 @@ class Comparison:
             levels = np.log2((counts + 0.5) / (library + 1) * 1e6)
             table = moderated_t(levels, design, column, moderate=called.size > 2)
             return table["p_val"].to_numpy(), table["log2FC"].to_numpy()
-        full = tested.fit
-        fit = full._replace(
-            counts=np.ascontiguousarray(counts),
-            design=design,
-            offset=np.log(library),
-            dispersion=full.dispersion[np.ix_(called, rest)],
-            df=full.df[called],
-            squeezed=full.squeezed._replace(posterior=full.squeezed.posterior[called]),
-        ).refitted()
+        fit = tested.fit.part(called, rest, design)
         found = test_coefficient(fit, column, self.options.min_log2fc * LN2)
         return found.p, found.change
 
@@ -402,7 +397,10 @@ class Comparison:
         cells = data.samples.table.groupby("group")["cells"].sum()
         alpha = self.options.alpha
         p = 0.8 * TRUE_SHARE * alpha / ((1 - TRUE_SHARE) * (1 - alpha))
-        least = minimal_change(tested.se, tested.df, p) + self.options.min_log2fc
+        top = tested.level >= np.quantile(tested.level, 0.75)
+        median, median_top = (
+            self._least(tested, p, np.flatnonzero(genes)) for genes in (top | True, top)
+        )
         called = table["p_val_adj"] < alpha
         return {
             "cell_type": name,
@@ -414,11 +412,18 @@ class Comparison:
             "up": int((called & (table["log2FC"] > 0)).sum()),
             "down": int((called & (table["log2FC"] < 0)).sum()),
             "driven_by_one_donor": int((table["driven_by"] != "").sum()),
-            "log2fc_80_power": float(np.nanmedian(least)),
-            "log2fc_80_power_top": float(
-                np.nanmedian(least[tested.level >= np.quantile(tested.level, 0.75)])
-            ),
+            "log2fc_80_power": median,
+            "log2fc_80_power_top": median_top,
         }
+
+    def _least(self, tested: Tested, p: float, genes: np.ndarray) -> float:
+        """Median over genes of the log2 fold change that is found with 80% power at p."""
+        if tested.fit is None:
+            least = minimal_change(tested.se[genes], tested.df[genes], p)
+        else:
+            some = genes[np.linspace(0, genes.size - 1, min(genes.size, _POWER_GENES)).astype(int)]
+            least = minimal_quasi_change(tested.fit, tested.se * LN2, p, some) / LN2
+        return float(np.nanmedian(least)) + self.options.min_log2fc
 
 
 def _renumbered(code: np.ndarray, table: pd.DataFrame, samples: Samples) -> np.ndarray:

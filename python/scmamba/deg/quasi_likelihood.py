@@ -5,8 +5,9 @@
    enters every sample divided by its number of cells: a donor with 20 cells is less certain than one with 2,000.
 2. Each gene has a quasi-dispersion of its own (Lund et al., Stat Appl Genet Mol Biol 11:8, 2012), from unit deviances
    scaled to the mean and variance that they have at small counts (Chen et al., Nucleic Acids Res 53:gkaf018, 2025).
-3. Quasi-dispersions are shrunken towards a trend (Smyth, Stat Appl Genet Mol Biol 3:3, 2004), fitted by maximum
-   likelihood of their F distribution, so that genes with fewer effective degrees of freedom count less.
+3. Quasi-dispersions follow a trend (Smyth, Stat Appl Genet Mol Biol 3:3, 2004), fitted by maximum likelihood of their F
+   distribution, so that genes with fewer effective degrees of freedom count less. Around it their prior is a mixture of
+   any shape (:mod:`scmamba.deg.variance_prior`), because some genes differ between donors much more than others.
 """
 
 from __future__ import annotations
@@ -17,10 +18,17 @@ from typing import NamedTuple
 import numpy as np
 from scipy.interpolate import CubicSpline, RegularGridInterpolator
 from scipy.optimize import minimize
-from scipy.special import betaln, digamma, fdtrc, gammaln, nctdtrinc, stdtr, stdtrit
+from scipy.special import betaln, digamma, gammaln, nctdtrinc, stdtrit
 
 from .linear import spline_basis
 from .negative_binomial import NBFit, fit_nb, profile_likelihoods
+from .variance_prior import (
+    VarianceMixture,
+    fit_variance_mixture,
+    minimal_change_of_mixture,
+    p_of_change,
+    p_of_deviance,
+)
 
 #: Dispersions at which profile likelihoods are evaluated.
 GRID = np.exp(np.linspace(np.log(1e-3), np.log(4.0), 17))
@@ -178,8 +186,27 @@ class QLFit(NamedTuple):
     nb: NBFit
     df: np.ndarray  # effective residual degrees of freedom
     s2: np.ndarray  # quasi-dispersions before shrinking
-    squeezed: Squeezed
+    variance: VarianceMixture  # posterior of the quasi-dispersions
     level: np.ndarray  # log2 counts per million
+
+    @property
+    def floor(self) -> np.ndarray:
+        """(genes,) quasi-dispersion of Poisson sampling alone: no gene varies less."""
+        result: np.ndarray = 1 / np.mean(1 + self.dispersion * self.nb.mu, axis=1)
+        return result
+
+    def part(self, genes: np.ndarray, samples: np.ndarray, design: np.ndarray) -> QLFit:
+        """Some genes fitted to some samples; their quasi-dispersions stay."""
+        return self._replace(
+            counts=np.ascontiguousarray(self.counts[np.ix_(genes, samples)]),
+            design=design,
+            offset=self.offset[samples],
+            dispersion=self.dispersion[np.ix_(genes, samples)],
+            df=self.df[genes],
+            s2=self.s2[genes],
+            variance=self.variance.take(genes),
+            level=self.level[genes],
+        ).refitted()
 
     def refitted(self) -> QLFit:
         """Fitted again after counts or samples were replaced; quasi-dispersions stay."""
@@ -231,7 +258,8 @@ def fit_quasi_likelihood(
     with np.errstate(divide="ignore", invalid="ignore"):
         s2 = np.where(df > 0, deviance / df, 0.0)
     squeezed = squeeze_by_likelihood(s2, df, level)
-    return QLFit(counts, design, offset, phi, nb, df, s2, squeezed, level)
+    variance = fit_variance_mixture(s2, df, squeezed.prior, squeezed.prior_df)
+    return QLFit(counts, design, offset, phi, nb, df, s2, variance, level)
 
 
 def adjusted_deviance(
@@ -253,8 +281,8 @@ class QLTest(NamedTuple):
     change: np.ndarray  # natural log fold change, with a prior count
     se: np.ndarray
     statistic: np.ndarray  # F, or t with a minimal effect
-    df: np.ndarray
-    p: np.ndarray
+    df: np.ndarray  # of the F distribution closest to the posterior of the variance
+    p: np.ndarray  # averaged over that posterior
 
 
 def test_coefficient(fit: QLFit, column: int, minimum: float = 0.0) -> QLTest:
@@ -271,25 +299,45 @@ def test_coefficient(fit: QLFit, column: int, minimum: float = 0.0) -> QLTest:
     """
     rest = np.delete(np.arange(fit.design.shape[1]), column)
     null = fit_nb(fit.counts, fit.design[:, rest], fit.offset, fit.dispersion)
-    posterior = np.maximum(fit.squeezed.posterior, 1e-8)
-    statistic = np.maximum(null.deviance - fit.nb.deviance, 0.0) / posterior
-    total = np.minimum(fit.squeezed.prior_df + fit.df, fit.df.sum())
-    p = fdtrc(1.0, total, statistic)
-    # No gene varies less than Poisson sampling alone.
-    floor = 1 / np.mean(1 + fit.dispersion * fit.nb.mu, axis=1)
-    below = posterior < floor
-    if below.any():
-        p = np.where(below, np.maximum(p, fdtrc(1.0, total, statistic * posterior / floor)), p)
+    floor = fit.floor
+    posterior, total = fit.variance.summary(floor)
+    deviance = np.maximum(null.deviance - fit.nb.deviance, 0.0)
+    change, unscaled = prior_count_change(fit, column)
+    se = np.sqrt(posterior * unscaled)
+    if minimum > 0:
+        p = p_of_change(change, unscaled, minimum, fit.variance, floor)
+        statistic = np.sign(change) * np.maximum(np.abs(change) - minimum, 0) / se
+    else:
+        p = p_of_deviance(deviance, fit.variance, floor)
+        statistic = deviance / posterior
+    return QLTest(change, se, statistic, total, p)
+
+
+def prior_count_change(fit: QLFit, column: int) -> tuple[np.ndarray, np.ndarray]:
+    """(genes,) log fold changes after a small count was added everywhere, and their variances at quasi-dispersion 1."""
     library = np.exp(fit.offset)
     prior = PRIOR_COUNT * library / library.mean()
     raised = fit_nb(fit.counts + prior, fit.design, np.log(library + 2 * prior), fit.dispersion)
-    change = raised.coef[:, column]
-    se = np.sqrt(np.maximum(posterior, floor) * raised.cov[:, column, column])
-    if minimum > 0:
-        upper = stdtr(total, -(np.abs(change) - minimum) / se)
-        p = np.minimum(upper + stdtr(total, -(np.abs(change) + minimum) / se), 1.0)
-        statistic = np.sign(change) * np.maximum(np.abs(change) - minimum, 0) / se
-    return QLTest(change, se, statistic, total, p)
+    return raised.coef[:, column], raised.cov[:, column, column]
+
+
+def minimal_quasi_change(fit: QLFit, se: np.ndarray, p: float, genes: np.ndarray) -> np.ndarray:
+    """Smallest log fold change that is found with 80% power in some genes.
+
+    Parameters
+    ----------
+    fit
+        What :func:`fit_quasi_likelihood` returned.
+    se
+        (genes,) standard errors of :func:`test_coefficient`.
+    p
+        Two-sided p-value at which a gene is called.
+    genes
+        Positions of the genes.
+    """
+    variance, floor = fit.variance.take(genes), fit.floor[genes]
+    unscaled = se[genes] ** 2 / variance.summary(floor)[0]
+    return minimal_change_of_mixture(unscaled, variance, p, floor)
 
 
 test_coefficient.__test__ = False  # type: ignore[attr-defined]  # no test of pytest's
