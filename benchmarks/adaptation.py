@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from scmamba.data.preprocess import read_cells
-from scmamba.imputation.rate_ensemble import GeneMap, fit_rate_ensemble
+from scmamba.evaluation.imputation.gated_ensemble import GeneMap, fit_gated_ensemble
 from scmamba.model import load_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -75,7 +75,7 @@ def main() -> None:
                 "seed": seed,
             }
             for adapt in (0, 300):
-                report = fit_rate_ensemble(
+                report = fit_gated_ensemble(
                     model,
                     counts,
                     totals,

@@ -37,8 +37,8 @@ from scmamba.data.values import SCALE
 from scmamba.evaluation import nonzero_imputation
 from scmamba.evaluation.annotation import annotation_scores
 from scmamba.evaluation.imputation import Hidden
+from scmamba.evaluation.imputation.gating import value_if_counted
 from scmamba.imputation.base_predictors import BasePredictors, GeneMap, base_rate
-from scmamba.imputation.gating import value_if_counted
 from scmamba.imputation.masked import predict_zeros
 from scmamba.model import Model, load_model
 from scmamba.model.inference import input_positions

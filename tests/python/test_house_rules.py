@@ -91,6 +91,40 @@ def test_at_most_six_modules_at_the_root():
     assert len(list(ROOT.glob("*.py"))) <= 6
 
 
+#: What a reader looks for -> the folder where it is computed.
+HOMES = {
+    "doublet": "doublets",
+    "neighbo": "neighbors",
+    "novel": "annotation",
+    "calibrat": "training",
+}
+#: Folders that only show, serve or score what others compute.
+SURFACES = ("cli", "client", "evaluation", "pl", "serve")
+#: Names elsewhere, and why.
+ELSEWHERE = {
+    "data/doublet_simulation.py": "training reads it as well; scmamba.doublets has its names",
+    "data/doublet_simulation.py: simulate_doublets": "as above",
+    "training/finetune_classifier.py: labels_from_simulated_doublets": "labels of a training",
+    "embedding/_genes.py: gene_neighbors": "a verb about genes, not cells",
+    "preprocessing/analysis.py: neighbor_graph": "scanpy's graph, a step of prepare",
+}
+
+
+def test_a_search_ends_in_one_folder():
+    found: dict[str, str] = {}
+    for path, tree in modules():
+        defined = (ast.FunctionDef, ast.ClassDef)
+        names = [n.name for n in tree.body if isinstance(n, defined) and n.name[0] != "_"]
+        for word, home in HOMES.items():
+            if path.split("/")[0] in (home, *SURFACES):
+                continue
+            found |= {path: home} if word in path.lower() else {}
+            found |= {f"{path}: {name}": home for name in names if word in name.lower()}
+    assert set(found) == set(ELSEWHERE), {name: found[name] for name in set(found) - set(ELSEWHERE)}
+    for name in ("find_doublets", "simulate_doublets", "Simulated", "DoubletOptions"):
+        assert hasattr(importlib.import_module("scmamba.doublets"), name)
+
+
 def test_tests_and_benchmarks_import_by_package():
     repository = ROOT.parents[1]
     changed = re.compile(r"sys\.path(\.insert|\.append|\[| *=)")

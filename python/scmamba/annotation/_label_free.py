@@ -19,6 +19,7 @@ from scipy import sparse
 from scipy.special import logsumexp, softmax
 
 from ..data import CellReader
+from ..data.values import log1p_cp10k
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
 from ..utils.progress import say
@@ -208,7 +209,7 @@ def annotate_by_brain(
     counts, inside = reference_counts(cells, reference)
     say(f"{inside.sum():,} genes of the reference '{name}' were measured", verbose)
     rates = reference.rates[inside]
-    pcs = own_components(_log_values(counts), options.seed)
+    pcs = own_components(log1p_cp10k(counts, dtype=np.float64), options.seed)
     nearest = nearest_neighbors(unit(pcs), unit(pcs), NEIGHBORS)
     types = reference.table["type"].to_numpy(str)
     model = LabelFreeModel(rates / rates.sum(axis=0), types).fit(counts, nearest)
@@ -284,11 +285,3 @@ def tree_probabilities(
         first = {name: keys[above][i] for i, name in reversed(list(enumerate(keys[level])))}
         parents[level] = [classes[above].index(first[name]) for name in classes[level]]
     return classes, probabilities, parents
-
-
-def _log_values(counts: sparse.csr_matrix) -> sparse.csr_matrix:
-    """log1p(CP10k) over these genes."""
-    out = counts.copy()
-    total = np.asarray(counts.sum(axis=1)).ravel()
-    out.data = np.log1p(out.data * np.repeat(1e4 / np.maximum(total, 1e-9), np.diff(out.indptr)))
-    return out

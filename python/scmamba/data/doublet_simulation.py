@@ -60,6 +60,8 @@ def simulate_doublets(
         (cells, genes) counts.
     sample
         (cells,) integer codes: only cells of one code meet. A sample gets doublets in proportion to its cells.
+    n
+        Number of doublets.
     cluster
         (cells,) codes: only cells of different clusters meet (heterotypic doublets). In a sample where all cells are of one cluster
         any two may meet. ``None``: any two cells anywhere.
@@ -68,6 +70,8 @@ def simulate_doublets(
         between half and all of it, molecule by molecule, so that depth alone does not tell.
     weight
         (cells,) how likely a cell is drawn; 0 leaves it out (suspected doublets).
+    seed
+        Seed, or the generator to draw from. Default 0.
 
     Returns
     -------
@@ -77,6 +81,16 @@ def simulate_doublets(
     ------
     ScMambaError
         No such recipe, or lengths that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scipy import sparse
+    >>> from scmamba.doublets import simulate_doublets
+    >>> counts = sparse.csr_matrix(np.eye(4, dtype=int))
+    >>> made = simulate_doublets(counts, np.zeros(4, dtype=int), 3, recipe="sum", seed=0)
+    >>> made.counts.sum(axis=1).ravel().tolist()
+    [[2.0, 2.0, 2.0]]
     """
     if recipe not in get_args(Recipe):
         raise ScMambaError(

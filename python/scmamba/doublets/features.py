@@ -130,19 +130,12 @@ def silhouette_k(
 
 
 def silhouette(distance: np.ndarray, code: np.ndarray) -> float:
-    """Mean silhouette width from (n, n) distances and (n,) codes; -1 where all are one cluster."""
-    names, code = np.unique(code, return_inverse=True)
-    if len(names) < 2:
+    """Mean silhouette width from (n, n) distances and (n,) codes; -1 where all are one cluster, or each its own."""
+    from sklearn.metrics import silhouette_score
+
+    if not 2 <= len(np.unique(code)) < len(code):
         return -1.0
-    size = np.bincount(code)
-    to = distance @ np.eye(len(names))[code]
-    own = np.arange(len(code)), code
-    inside = to[own] / np.maximum(size[code] - 1, 1)
-    to = to / size
-    to[own] = np.inf
-    outside = to.min(axis=1)
-    width = (outside - inside) / np.maximum(np.maximum(inside, outside), 1e-12)
-    return float(np.where(size[code] > 1, width, 0).mean())
+    return float(silhouette_score(distance, code, metric="precomputed"))
 
 
 @dataclass

@@ -15,9 +15,10 @@ from ..training.batches import CellSource
 from ..utils.progress import say
 from .adaptation import adapt_rates
 from .base_predictors import BasePredictors, GeneMap, base_rate
-from .gating import SPREAD
 from .options import ADAPT_STEPS
 
+#: Variance beyond Poisson where the network predicts alone, as in training (see RateConfig.spread).
+SPREAD = 0.2
 #: With fewer cells there are too few neighbors: the network predicts alone.
 MIN_CELLS = 30
 #: The network is used if it lowers the deviance of split counts by at least this share.

@@ -44,7 +44,7 @@ def renamed_parameters(
 
     Returns
     -------
-    A decorator.
+    A decorator. The function has the old names in ``former_names`` and ``former_values``.
 
     Raises
     ------
@@ -67,7 +67,8 @@ def renamed_parameters(
     renamed_values = values or {}
 
     def decorate(function: F) -> F:
-        name = function.__name__
+        # A method is named with its class, a class by itself: Client.annotate(labels=), Collection(label=).
+        name = function.__qualname__.rsplit("<locals>.")[-1].removesuffix(".__init__")
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -88,6 +89,7 @@ def renamed_parameters(
                     kwargs[parameter] = new
             return function(*args, **kwargs)
 
+        vars(wrapper).update(former_names=dict(new_by_old), former_values=dict(renamed_values))
         return wrapper  # type: ignore[return-value]
 
     return decorate

@@ -21,7 +21,7 @@ def lazy_names(
     package
         ``__name__`` of the package.
     homes
-        Module of the package, by the public name that it holds.
+        Module of the package, by the public name that it holds; ``.data.values`` is one of a neighboring package.
 
     Returns
     -------

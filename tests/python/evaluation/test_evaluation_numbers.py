@@ -27,10 +27,10 @@ from scmamba.evaluation.doublets import (
     top_share,
 )
 from scmamba.evaluation.imputation import PREDICTORS, Hidden, metrics, truncated_deviance
+from scmamba.evaluation.imputation import gated_ensemble as combine
 from scmamba.evaluation.imputation.benchmark import _counts, _groups, _reference_counts
 from scmamba.evaluation.imputation.model_rows import model_rows
 from scmamba.evaluation.reports import doublet_report, imputation_report
-from scmamba.imputation import rate_ensemble as combine
 from scmamba.model import Model
 from scmamba.neighbors.hierarchical import HierarchicalRates
 from scmamba.nn import ScMamba
@@ -441,7 +441,7 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
         5,
         3,
     )
-    learnt = combine.fit_rate_ensemble(
+    learnt = combine.fit_gated_ensemble(
         model, visible, totals, rows["m"].map, adapt_steps=2, seed=3, verbose=False
     )
     fallback = np.arange(here.sum(), dtype=float)

@@ -15,10 +15,11 @@ from scipy import integrate, sparse, stats
 import scmamba
 from scmamba.data import read_cells
 from scmamba.datasets import brain_cohort
+from scmamba.evaluation.imputation.gated_ensemble import fit_gated_ensemble
+from scmamba.evaluation.imputation.gating import value_if_counted
 from scmamba.genes import Vocabulary
 from scmamba.imputation.base_predictors import GeneMap
-from scmamba.imputation.gating import SPREAD, value_if_counted
-from scmamba.imputation.rate_ensemble import fit_rate_ensemble
+from scmamba.imputation.rate_fit import SPREAD
 from scmamba.model import Model
 from scmamba.neighbors import RatePosterior
 from scmamba.neighbors.batch_balanced import BatchBalancedKNN
@@ -246,7 +247,7 @@ def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
     cells = read_cells(nuclei, model.genes)
     counts, totals = cells.counts(np.arange(len(cells)))
     first, second = (
-        fit_rate_ensemble(
+        fit_gated_ensemble(
             model, counts, totals, GeneMap.of(cells), adapt_steps=2, seed=4, verbose=False
         )
         for _ in range(2)

@@ -11,11 +11,11 @@ from scipy import sparse
 
 from ...data.preprocess import read_cells
 from ...imputation.base_predictors import GeneMap
-from ...imputation.gating import value_if_counted
 from ...imputation.options import ADAPT_STEPS
-from ...imputation.rate_ensemble import RateEnsemble, fit_rate_ensemble
 from ...model import load_model
 from ...model.inference import input_positions
+from .gated_ensemble import GatedEnsemble, fit_gated_ensemble
+from .gating import value_if_counted
 from .predictors import Hidden
 
 if TYPE_CHECKING:
@@ -99,13 +99,13 @@ class EnsembleRow(ModelRow):
             row.batch_size,
         )
         self.map = GeneMap.of(row.cells)
-        self._fitted: tuple[Hidden, RateEnsemble] | None = None
+        self._fitted: tuple[Hidden, GatedEnsemble] | None = None
 
     def covered(self, counts: sparse.csr_matrix) -> float:
         """Neighbors predict the genes that the network does not know."""
         return 1.0
 
-    def fit(self, hidden: Hidden) -> RateEnsemble:
+    def fit(self, hidden: Hidden) -> GatedEnsemble:
         """The ensemble fitted to the visible counts, kept for the row of the network alone."""
         if self._fitted is None or self._fitted[0] is not hidden:
             counts, totals = hidden.visible, hidden.totals
@@ -114,7 +114,7 @@ class EnsembleRow(ModelRow):
                 totals = np.concatenate([totals, hidden.reference_totals])
             self._fitted = (
                 hidden,
-                fit_rate_ensemble(
+                fit_gated_ensemble(
                     self.model,
                     counts,
                     totals,

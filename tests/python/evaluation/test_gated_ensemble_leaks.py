@@ -15,8 +15,8 @@ from conftest import small_model
 from scipy import sparse
 
 from scmamba.data.masking import interleaved_values
-from scmamba.imputation import rate_ensemble as combine
-from scmamba.imputation.rate_ensemble import GeneMap, fit_rate_ensemble
+from scmamba.evaluation.imputation import gated_ensemble as combine
+from scmamba.evaluation.imputation.gated_ensemble import GeneMap, fit_gated_ensemble
 from scmamba.model import Model
 from scmamba.nn import ScMamba
 
@@ -71,7 +71,7 @@ def learn(
         patch.setattr(combine.TrainingEntries, "draw", watched)
         patch.setattr(combine, "evaluate_gating", judged)
         patch.setattr(combine, "fit_gating", fitted)
-        found = fit_rate_ensemble(rated_model(), *data, seed=SEED, verbose=False, **options)
+        found = fit_gated_ensemble(rated_model(), *data, seed=SEED, verbose=False, **options)
     return found, seen
 
 

@@ -10,13 +10,12 @@ import torch
 from scipy import sparse
 from torch import Tensor, nn
 
-from ..data.values import SCALE
-from ..neighbors.rates import truncated_mean
-from ..utils.progress import track
-from .base_predictors import BasePredictors
+from ...data.values import SCALE
+from ...imputation.base_predictors import BasePredictors
+from ...imputation.rate_fit import SPREAD
+from ...neighbors.rates import truncated_mean
+from ...utils.progress import track
 
-#: Variance beyond Poisson, as in training (see RateConfig.spread).
-SPREAD = 0.2
 #: One value in five is masked while the weights are fitted.
 MASKED = 5
 

@@ -12,12 +12,12 @@ from scipy import sparse, stats
 
 from scmamba.data.masking import interleaved_values
 from scmamba.data.values import log1p_cp10k
+from scmamba.evaluation.imputation import gated_ensemble
+from scmamba.evaluation.imputation import gating as combine
+from scmamba.evaluation.imputation.gated_ensemble import GatedEnsemble, fit_gated_ensemble
+from scmamba.evaluation.imputation.gating import GatingNetwork, value_if_counted
 from scmamba.imputation import base_predictors as predictors
-from scmamba.imputation import gating as combine
-from scmamba.imputation import rate_ensemble
 from scmamba.imputation.base_predictors import BasePredictors, GeneMap, base_rate
-from scmamba.imputation.gating import GatingNetwork, value_if_counted
-from scmamba.imputation.rate_ensemble import RateEnsemble, fit_rate_ensemble
 from scmamba.model import Model
 from scmamba.neighbors.batch_balanced import BatchBalancedKNN
 from scmamba.nn import ScMamba
@@ -74,10 +74,10 @@ def test_constants():
         (100, 10_000.0),
         (200, 20_000.0),
     ) and predictors.RANKS == (10, 50)
-    assert (rate_ensemble.MIN_CELLS, combine.SPREAD) == (100, 0.2)
+    assert (gated_ensemble.MIN_CELLS, combine.SPREAD) == (100, 0.2)
     assert (
         combine.MASKED,
-        rate_ensemble.FIT_CELLS,
+        gated_ensemble.FIT_CELLS,
         predictors.BATCH_NEIGHBORS,
         predictors.FLOOR,
     ) == (
@@ -169,13 +169,13 @@ def test_a_mixer_that_has_seen_nothing_answers_the_average(counts, totals, sourc
     torch.testing.assert_close(
         mixer(x), x @ mixer.linear.weight.T + mixer.linear.bias + mixer.mlp(x)
     )
-    plain = RateEnsemble(sources, GatingNetwork(9)).expect(counts[:4], totals[:4], np.arange(4))
+    plain = GatedEnsemble(sources, GatingNetwork(9)).expect(counts[:4], totals[:4], np.arange(4))
     np.testing.assert_allclose(plain.rate, np.tile(np.exp(sources.base), (4, 1)), rtol=1e-5)
     mu = np.exp(sources.base) * totals[:4, None]
     np.testing.assert_allclose(
         plain.value, np.log1p(1e4 / totals[:4, None] * mu / -np.expm1(-mu)), rtol=1e-4
     )
-    mlp = RateEnsemble(sources, mixer).expect(counts[:4], totals[:4], np.arange(4))
+    mlp = GatedEnsemble(sources, mixer).expect(counts[:4], totals[:4], np.arange(4))
     features = sources.features(counts[:4], totals[:4], np.arange(4))
     with torch.no_grad():
         factor = mixer(torch.from_numpy(features).permute(1, 2, 0)).numpy().astype(float)
@@ -188,11 +188,11 @@ def test_a_mixer_that_has_seen_nothing_answers_the_average(counts, totals, sourc
         np.log1p(1e4 / totals[:4, None] * mu / -np.expm1(-np.maximum(mu, 1e-9))),
         rtol=1e-3,
     )
-    alone = RateEnsemble(replace(sources, pool=None), None).expect(counts[:4], totals[:4])
+    alone = GatedEnsemble(replace(sources, pool=None), None).expect(counts[:4], totals[:4])
     np.testing.assert_allclose(
         alone.rate, np.exp(sources.network(counts[:4], totals[:4]) + sources.base), rtol=1e-4
     )
-    deep = RateEnsemble(replace(sources, pool=None), None).expect(counts[:4] * 0, totals[:4] * 0)
+    deep = GatedEnsemble(replace(sources, pool=None), None).expect(counts[:4] * 0, totals[:4] * 0)
     assert np.isfinite(deep.value).all()
 
 
@@ -338,11 +338,11 @@ def test_the_mixer_finds_the_source_that_is_right():
 
 
 def test_few_cells_are_left_to_the_network(model, genes, counts, totals):
-    few = fit_rate_ensemble(model, counts[:99], totals[:99], genes, verbose=False)
+    few = fit_gated_ensemble(model, counts[:99], totals[:99], genes, verbose=False)
     assert few.gating is None and few.sources.pool is None and few.sources.model is model
     assert few.report == {"adapt": {"used": False, "reason": "fewer than 100 cells"}}
     np.testing.assert_array_equal(few.sources.base, base_rate(counts[:99], model, genes))
-    enough = fit_rate_ensemble(
+    enough = fit_gated_ensemble(
         model, counts[:100], totals[:100], genes, adapt_steps=0, verbose=False
     )
     assert (

@@ -1,4 +1,4 @@
-"""The rate ensemble: rates predicted by the network and by nearest neighbors, weighted by a gating network.
+"""A gated ensemble, scored beside imputation: rates predicted by the network and by nearest neighbors, weighted by a gating network.
 
 Neighbors reflect the user's data, the network the nuclei it was trained on; neither is better everywhere. A fifth of the
 counts is masked, every base predictor predicts the rates of the masked genes, and the gating network is fitted to them. It
@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from ..data.masking import interleaved_values
-from ..model import Model
-from ..neighbors.batch_balanced import BatchBalancedKNN
-from ..training.batches import CellSource
-from ..utils.progress import say
-from .adaptation import adapt_rates
-from .base_predictors import RANKS, BasePredictors, GeneMap, base_rate
+from ...data.masking import interleaved_values
+from ...imputation.adaptation import adapt_rates
+from ...imputation.base_predictors import RANKS, BasePredictors, GeneMap, base_rate
+from ...imputation.options import ADAPT_STEPS
+from ...model import Model
+from ...neighbors.batch_balanced import BatchBalancedKNN
+from ...training.batches import CellSource
+from ...utils.progress import say
 from .gating import (
     MASKED,
     GatingNetwork,
@@ -29,7 +30,6 @@ from .gating import (
     fit_gating,
     value_if_counted,
 )
-from .options import ADAPT_STEPS
 
 #: With fewer cells there are too few neighbors, and nothing to fit weights to.
 MIN_CELLS = 100
@@ -54,7 +54,7 @@ class Prediction:
 
 
 @dataclass
-class RateEnsemble:
+class GatedEnsemble:
     """Base predictors and the gating network that weights them.
 
     Attributes
@@ -101,7 +101,7 @@ class RateEnsemble:
         return answer.reshape(2, *features.shape[1:])
 
 
-def fit_rate_ensemble(
+def fit_gated_ensemble(
     model: Model,
     counts: sparse.csr_matrix,
     totals: np.ndarray,
@@ -111,7 +111,7 @@ def fit_rate_ensemble(
     adapt_steps: int = ADAPT_STEPS,
     seed: int = 0,
     verbose: bool = True,
-) -> RateEnsemble:
+) -> GatedEnsemble:
     """Adapt the network to these cells and fit the weights of the base predictors.
 
     The masked fifth is masked during the adaptation too: weights fitted to counts that the network was trained on would
@@ -133,7 +133,7 @@ def fit_rate_ensemble(
 
     Returns
     -------
-    A :class:`RateEnsemble` whose neighbors are these cells with nothing masked.
+    A :class:`GatedEnsemble` whose neighbors are these cells with nothing masked.
     """
     if counts.shape[0] < MIN_CELLS:
         say(
@@ -141,7 +141,7 @@ def fit_rate_ensemble(
             verbose,
         )
         sources = BasePredictors(model, genes, base_rate(counts, model, genes), None)
-        return RateEnsemble(
+        return GatedEnsemble(
             sources, None, {"adapt": {"used": False, "reason": f"fewer than {MIN_CELLS} cells"}}
         )
     rng = np.random.default_rng(seed)
@@ -173,4 +173,4 @@ def fit_rate_ensemble(
     )
     pool = BatchBalancedKNN(counts, totals, components=max(RANKS), seed=seed, batch=batch)
     full = BasePredictors(model, genes, base_rate(counts, model, genes), pool)
-    return RateEnsemble(full, gating, report)
+    return GatedEnsemble(full, gating, report)
