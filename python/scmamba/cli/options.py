@@ -29,22 +29,12 @@ ModelOption = Annotated[
     ),
 ]
 Layer = Annotated[str | None, typer.Option(help="Layer to read; X if not given.")]
-GeneColumn = Annotated[
-    str | None,
-    typer.Option(help="Column of var with gene names; the best matching one if not given."),
-]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output if it exists.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Continue although few of the model's genes were measured.")
 ]
 Backend = Annotated[
     str | None, typer.Option(help="Backend of the selective scan (see scmamba info).")
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, ...; the GPU if there is one.")
-]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Cells at once; chosen by memory if not given.")
 ]
 Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress bars.")]

@@ -46,7 +46,7 @@ def nonzero_imputation(
         trained on.
     model
         A scMamba model (name, checkpoint folder or open model), or several as ``{row name: model}``. Rows of a model
-        with a rate head: the rate ensemble of network and neighbors, weighted by a gating network fitted to the visible
+        with a rate head: a gated ensemble of network and neighbors (as in 0.1.0), weighted by a gating network fitted to the visible
         counts; the adapted network alone; the masked predictions of the model as it is. Row of other models: masked
         prediction. (:func:`scmamba.impute` fills zeros from ``hierarchical_rate``, with the network where it pays.)
         Values of genes that a model does not know are predicted by ``gene_rate``, so that all rows score the same

@@ -232,7 +232,7 @@ def foreign_gene_scores(
             part = part.astype(np.float64)
             linear = np.expm1(part)
             total = max(linear.sum(), 1e-12)
-            strange = part[:, foreign]
+            foreign_values = part[:, foreign]
             rows.append(
                 {
                     "type": label,
@@ -240,8 +240,8 @@ def foreign_gene_scores(
                     "cells": int(own.sum()),
                     "foreign_genes": int(foreign.sum()),
                     "foreign_share": linear[:, foreign].sum() / total,
-                    "foreign_value": strange.mean() if strange.size else 0.0,
-                    "false_positives": (strange > 0.2).sum(axis=1).mean(),
+                    "foreign_value": foreign_values.mean() if foreign_values.size else 0.0,
+                    "false_positives": (foreign_values > 0.2).sum(axis=1).mean(),
                     "marker_share": linear[:, markers].sum() / total,
                 }
             )
