@@ -33,10 +33,6 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the output
 Force = Annotated[
     bool, typer.Option("--force", help="Continue although few of the model's genes were measured.")
 ]
-Backend = Annotated[
-    str | None, typer.Option(help="Backend of the selective scan (see scmamba info).")
-]
-Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same result.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress bars.")]
 
 
