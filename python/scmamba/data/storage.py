@@ -129,7 +129,10 @@ class _FileStore(Store):
 
 
 class _Csr:
-    """Compressed rows in an HDF5 or zarr group."""
+    """Compressed rows in an HDF5 or zarr group.
+
+    By hand: anndata's ``sparse_dataset`` takes thirty times as long for blocks of 64 rows (benchmarks/results/library_calls.md).
+    """
 
     def __init__(self, group: Any, n_columns: int) -> None:
         self.data, self.indices = group["data"], group["indices"]
