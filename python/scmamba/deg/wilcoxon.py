@@ -11,7 +11,7 @@ def rank_sum_p(first: sp.csr_matrix, second: sp.csr_matrix) -> np.ndarray:
     """Two-sided p (genes,) of the rank-sum test, normal approximation with tie and continuity correction.
 
     Both matrices are cells x genes; the zeros of a gene are one block of ties that is never written out.
-    By hand: scipy's ``mannwhitneyu`` gives the same p, needs dense values and takes twice as long
+    By hand: scipy's ``mannwhitneyu`` gives the same p, needs dense values and takes longer
     (benchmarks/results/library_calls.md).
     """
     n1, n2 = first.shape[0], second.shape[0]

@@ -133,7 +133,7 @@ def silhouette_k(
 
 def silhouette(distance: np.ndarray, code: np.ndarray) -> float:
     """Mean silhouette width from (n, n) distances and (n,) codes; -1 where all are one cluster."""
-    # By hand: silhouette_score gives the same and takes five times as long (benchmarks/results/library_calls.md).
+    # By hand: silhouette_score gives the same and takes four times as long (benchmarks/results/library_calls.md).
     names, code = np.unique(code, return_inverse=True)
     if len(names) < 2:
         return -1.0

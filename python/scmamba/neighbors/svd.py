@@ -46,7 +46,7 @@ def principal_components(
     >>> scores.shape, basis.shape
     ((30, 5), (40, 5))
     """
-    # By hand: randomized_svd is as near to the exact values and no faster in float64, but draws other numbers, and every recorded
+    # By hand: randomized_svd is as near to the exact values and a tenth faster, but draws other numbers, and every recorded
     # result rests on these (benchmarks/results/library_calls.md).
     n = min(n, min(x.shape) - 1)
     if n < 1:

@@ -60,7 +60,9 @@ def test_counts_are_read_whatever_holds_them():
     data = ad.AnnData(np.zeros((2, 3)), layers={"counts": sparse.csc_matrix(x)})
     np.testing.assert_array_equal(module._counts(data, "counts")[0].toarray(), x)
     logs = ad.AnnData(np.log1p(np.random.default_rng(0).poisson(2.0, (30, 5)).astype(float)))
-    np.testing.assert_array_equal(module._counts(logs, None)[0].toarray(), np.rint(np.expm1(logs.X)))
+    np.testing.assert_array_equal(
+        module._counts(logs, None)[0].toarray(), np.rint(np.expm1(logs.X))
+    )
     for wrong, said in ((ad.AnnData(np.zeros((0, 3))), "empty: 0 cells"), (data, "no layer 'x'")):
         with pytest.raises(DataError, match=said):
             module._counts(wrong, "x" if wrong is data else None)
