@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from conftest import small_model
-from scipy import sparse, stats
+from scipy import sparse, special, stats
 
 import scmamba
-from scmamba.evaluation import foreign_gene_scores
+from scmamba.evaluation import foreign_gene_scores, split_counts
 from scmamba.imputation import rate_fit
 from scmamba.imputation.base_predictors import GeneMap
 from scmamba.imputation.ensemble_imputer import EXPRESSED_RATE
@@ -126,9 +126,16 @@ def test_the_network_is_used_only_if_it_lowers_the_deviance_by_the_margin(
 ):
     counts, total = cells.X[:209].astype(float), cells.X[:209].sum(axis=1).A1.astype(float)
     genes = GeneMap(sparse.identity(GENES, format="csr"), np.arange(GENES), np.arange(GENES))
+    monkeypatch.setattr(rate_fit, "TEST_CELLS", 209)  # all of them
     untrained = rate_fit.fit_rates(model, counts, total, genes, adapt_steps=0, verbose=False)
     assert untrained.report["network"] == "skipped" and not untrained.use_network
     assert untrained.report["deviance_neighbors"] < untrained.report["deviance_average"]
+    # The average rates of the first parts, against the second parts, by hand.
+    first, second = (part.toarray() for part in split_counts(sparse.csr_matrix(counts), seed=0))
+    rate = HierarchicalRates.fit(sparse.csr_matrix(first), first.sum(axis=1), seed=0).average
+    expected = first.sum(axis=1, keepdims=True) * rate * (second.sum() / first.sum())
+    by_hand = 2 * (special.xlogy(second, second / expected) - second + expected).sum(axis=1)
+    assert untrained.report["deviance_average"] == pytest.approx(by_hand.mean(), rel=1e-9)
     # A network that knows the types: rates of the type that the cell's markers show.
     label = cells.obs["type"][:209].astype(int).to_numpy()
     truth = np.stack([counts[label == t].sum(axis=0).A1 + 0.1 for t in range(3)])

@@ -331,3 +331,11 @@ def test_an_embedding_is_the_mean_of_the_networks_output(cells):
     assert found.uns["scmamba"]["embed"]["model"] == "small"
     copied = scmamba.embed(cells, model=small, copy=True, **QUIET)
     assert "X_scmamba" not in cells.obsm and "X_scmamba" in copied.obsm
+
+
+def test_impute_looks_at_the_memory_after_its_first_block(model, cells, monkeypatch):
+    monkeypatch.setattr(base, "available_memory", lambda: 10)
+    given = cells.copy()
+    with pytest.raises(DataError, match="Impute file to file"):
+        scmamba.impute(given, model=model, force=True, adapt_steps=0, batch_size=16, verbose=False)
+    assert "scmamba" not in given.layers
