@@ -1,28 +1,28 @@
-#' Name the cell types
+#' Annotate cell types
 #'
-#' From a labelled reference, from a model with labels, or from marker genes alone
-#' (by default the eight major types of the human brain). Cells that are not certain
-#' enough are called `Unassigned`.
+#' Annotates cells from a labeled reference, by a model with labels, or by marker genes
+#' alone (by default of the eight major types of the human brain). Cells below the
+#' probability threshold are `Unassigned`.
 #'
 #' @inheritParams ScMambaImpute
-#' @param reference A labelled Seurat object or SingleCellExperiment with counts.
-#' @param reference.assay,reference.layer Assay and layer of the reference that are read; by default its
+#' @param reference A labeled Seurat object or SingleCellExperiment with counts.
+#' @param reference.assay,reference.layer Assay and layer of the reference to read; by default its
 #'   default assay (or, if that has no counts, as in an integrated reference, the assay `RNA`) and `"counts"`.
 #' @param labels Column of its metadata with the types, or several from coarse to
 #'   fine.
 #' @param markers A named list of types and genes, instead of a reference.
 #' @param clusters Column of the metadata with clusters (`"ident"`: the identities), or one value for each
-#'   cell: every cluster is given a type as well, the one that more than half of its cells have.
+#'   cell: every cluster also gets a type, the one of more than half of its cells.
 #' @param donor Column of the reference with donors, on whom the probabilities are
-#'   calibrated; ignored where there is none.
+#'   calibrated; ignored if there is none.
 #' @param network Fine-tune the network on the reference as well (minutes on a
-#'   processor)? A number sets the steps, `FALSE` is much quicker.
+#'   processor)? A number sets the steps; `FALSE` is much faster.
 #' @param error.rate Target error rate: cells are `Unassigned` below the probability above which at most
 #'   this share of the calls on held-out donors was wrong.
 #' @param cache Keep the fitted reference for the next query?
 #'
 #' @return The same object with the metadata columns `scmamba_type` (a factor),
-#'   `scmamba_probability` and `scmamba_alternatives` (the three likeliest types); with `clusters`
+#'   `scmamba_probability` and `scmamba_alternatives` (the three most probable types); with `clusters`
 #'   also `scmamba_group_type` and `scmamba_group_share` (the share of the cluster's cells that have
 #'   this type); and the record of how they were made: `Misc(object, "scmamba")$annotate`. For a
 #'   matrix: a data frame of these columns.

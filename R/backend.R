@@ -22,7 +22,7 @@
   if (identical(backend, "server")) {
     return(.server_backend(.local_server()))
   }
-  .abort("{.arg backend} must be \"reticulate\", \"server\" or what {.code ScMambaServer()} gave.")
+  .abort("{.arg backend} must be \"reticulate\", \"server\" or a server from {.code ScMambaServer()}.")
 }
 
 # For the command log, which must not hold a token.

@@ -1,6 +1,6 @@
-#' A simulated brain cohort to try things on
+#' A simulated brain cohort for examples
 #'
-#' Makes the simulated cohort that comes with scMamba
+#' Simulates the cohort that comes with scMamba
 #' (`scmamba.datasets.brain_cohort()` in Python) as a Seurat object: raw counts
 #' of eight brain cell types from several donors, half of them with a disease
 #' effect. It is simulated: for examples and teaching, not for biology.
@@ -10,8 +10,8 @@
 #' @param seed The same seed gives the same cohort.
 #'
 #' @return A Seurat object with the metadata columns `cell_type`, `donor`,
-#'   `disease` and others; `Misc(object, "true_log2fc")` is the matrix of what
-#'   the disease changes, genes x cell types.
+#'   `disease` and others; `Misc(object, "true_log2fc")` is the matrix of true
+#'   log2 fold changes, genes x cell types.
 #' @examples
 #' if (scmamba_available()) {
 #'   ScMambaCohort(n.cells = 50, n.donors = 2, n.genes = 500)

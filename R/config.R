@@ -1,13 +1,13 @@
-#' Show what scMamba runs on
+#' Show versions and devices
 #'
-#' Which R, which Python, which versions, which device and which
-#' implementations of the selective scan. Look here first when something does
-#' not work, and add the output to a report.
+#' Prints which R, Python, versions, device and implementations of the selective
+#' scan are used. Look here first if something does not work, and add the output
+#' to a bug report.
 #'
 #' @return A list of class `scmamba_config`; printing it shows a table. Its entry
 #'   `road` names how Python was found: a name you gave, the environment of
 #'   [install_scmamba()], [scmamba_require()], or reticulate's own search. If
-#'   no usable Python is found, its entry `problem` says what to do.
+#'   no usable Python is found, its entry `problem` gives the error and what to do.
 #' @examples
 #' scmamba_config()
 #' @export

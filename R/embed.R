@@ -1,16 +1,16 @@
 #' Embed cells with scMamba
 #'
-#' Gives every cell the vector the model uses for it, as a reduction that
-#' `RunUMAP()`, `FindNeighbors()` and `DimPlot()` take at once.
+#' Adds the model's embedding of every cell as a reduction for `RunUMAP()`,
+#' `FindNeighbors()` and `DimPlot()`.
 #'
 #' @inheritParams ScMambaImpute
-#' @param reduction.name Name of the new reduction. A Seurat object keeps assays and
-#'   reductions under one set of names, and `scmamba` is the imputed assay's.
+#' @param reduction.name Name of the new reduction. In a Seurat object assays and
+#'   reductions cannot share a name, and `scmamba` is the imputed assay.
 #' @param reduction.key Prefix of its dimensions: `scmamba_1`, `scmamba_2`, ...; by default one
-#'   that no other reduction or assay has.
-#' @param overwrite Replace a reduction that has this name already?
+#'   that is not in use.
+#' @param overwrite Replace an existing reduction of this name?
 #'
-#' @return The same object with more in it.
+#' @return The same object with the results added.
 #'   * Seurat: the reduction `scmamba_embedding`, the record of how it was made in
 #'     `Misc(object, "scmamba")`, and an entry in `Command(object)`.
 #'   * SingleCellExperiment: `reducedDim(object, "scmamba")`, and the record in

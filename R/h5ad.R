@@ -1,16 +1,16 @@
 #' Read and write h5ad files
 #'
 #' `ScMambaReadH5ad()` reads the file of an AnnData (scanpy's format) as a Seurat object;
-#' `ScMambaWriteH5ad()` writes a Seurat object for Python. Counts, normalised values, metadata, reductions,
-#' gene annotation and the results of scMamba are kept in both directions; what the other
-#' format has no place for (graphs, images, `uns` of other programs) is not.
+#' `ScMambaWriteH5ad()` writes a Seurat object for Python. Counts, normalized values, metadata, reductions,
+#' gene annotation and the results of scMamba are kept in both directions; slots
+#' without a counterpart in the other format (graphs, images, `uns` of other programs) are not.
 #'
 #' Counts are the layer `counts` of the file, or else `X` or `raw.X`, whichever holds whole numbers.
 #' If `X` holds other values, they become the layer `data`.
 #'
 #' @param file Path of the file.
 #' @param object A Seurat object.
-#' @param assay Name of the assay that is made, or written (by default the default assay, or the one that an
+#' @param assay Name of the assay to create, or to write (by default the default assay, or the one that an
 #'   imputed one was made from).
 #' @param overwrite Replace the file if it exists?
 #' @param verbose Show messages?

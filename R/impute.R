@@ -1,15 +1,14 @@
 #' Impute dropouts with scMamba
 #'
-#' Fills the zeros of a single-nucleus RNA-seq data set with values that the
-#' model predicts from the cell's other genes. Observed values are never
-#' changed: only zeros are filled, genes the model does not know stay as they
-#' are, and the result is a new assay beside your own.
+#' Imputes the zeros of a single-nucleus RNA-seq data set. Observed values are never
+#' changed, and the result is a new assay beside your own. By default zeros of all genes
+#' can be imputed, also of genes outside the model's gene list; `method = "masked"` imputes
+#' the genes of the model only.
 #'
-#' Each cell is normalised to 10,000 counts and `log1p`; the result is on that
-#' scale. By default the network reads each cell once and predicts how frequent every
-#' gene is in it; this is combined with the rates of similar cells of your data, by weights
-#' fitted on masked counts. With `adapt = TRUE` the model is first
-#' fine-tuned for a short time on your own data, without labels.
+#' The result is log-normalized: `log1p` of 10,000 counts per cell. By default zeros are
+#' imputed from the rates of a cell's nearest neighbors in your data, and from the network,
+#' where it lowers the deviance of split counts. With `adapt = TRUE` a copy of the network is
+#' first fine-tuned for a short time on your data, without labels, if that can help.
 #'
 #' @section Imputed values and statistics:
 #' Imputed values are predictions: good for plots, embeddings and clustering.
@@ -20,10 +19,10 @@
 #' @param assay Name of the assay to read; by default the default assay
 #'   (Seurat) or `"counts"` (SingleCellExperiment). If the default assay is an imputed
 #'   one, the assay it was made from is read.
-#' @param layer Layer of the assay to read, `"counts"` or log-normalised
-#'   `"data"`. Which of the two it holds is detected from the values. Split
+#' @param layer Layer of the assay to read, `"counts"` or log-normalized
+#'   `"data"`. The scale of its values is detected. Split
 #'   layers (`counts.1`, `counts.2`, ...) are joined for the computation.
-#' @param slot The Seurat 4 word for `layer`; if given, it is used instead.
+#' @param slot Seurat 4's name for `layer`; if given, it is used instead.
 #' @param gene.column Column of the assay's table of genes (Seurat: `object[[assay]][[]]`;
 #'   SingleCellExperiment: `rowData(object)`) with the symbols or Ensembl IDs, if the row
 #'   names are something else.
@@ -31,12 +30,11 @@
 #' @param model `NULL` for the model that comes with scMamba, or the path of a
 #'   checkpoint directory.
 #' @param adapt Fine-tune a copy of the model on these data first? It is used only
-#'   if it predicts hidden values of cells kept out of the fine-tuning better. A
+#'   if it predicts masked counts of held-out cells better. A
 #'   number sets the steps of training.
-#' @param method `"ensemble"`, the default where the model has a rate head (as
-#'   `brain-mini` does): expected frequencies given the whole cell and its
-#'   neighbours, the depth of the cell taken out, for all genes. `"masked"`:
-#'   the paper's masked prediction of log values.
+#' @param method `"ensemble"`, the default if the model has a rate head (as
+#'   `brain-mini` has): the expected rate of every gene, given the cell and its
+#'   nearest neighbors. `"masked"`: the paper's masked prediction of log values.
 #' @param batch Column of the metadata with the donor or library, or one value for
 #'   each cell. With `method = "ensemble"`, nearest neighbors are then balanced
 #'   across batches, using only batches that contain the same cell type. This removes
@@ -57,21 +55,21 @@
 #'   `method = "masked"` or `to.counts = TRUE`). With 0 nearly all entries of the
 #'   result hold a value.
 #' @param to.counts Give expected counts (in the layer `counts` of the new assay)
-#'   instead of log-normalised values (in `data`)? Needs counts to start from.
-#' @param batch.size Cells per batch; `NULL` chooses one from the memory there
-#'   is.
-#' @param device `"cpu"`, `"cuda"` or `"mps"`; `NULL` takes the fastest there is.
+#'   instead of log-normalized values (in `data`)? Needs raw counts.
+#' @param batch.size Cells per batch; `NULL` chooses one from the available
+#'   memory.
+#' @param device `"cpu"`, `"cuda"` or `"mps"`; `NULL` takes the fastest available.
 #' @param seed Seed of everything random; the same seed gives the same result.
 #'   R's own random numbers are not touched.
-#' @param force Go on when few genes match the model's vocabulary?
-#' @param overwrite Replace an assay that has this name already?
-#' @param backend `"reticulate"` (in this process), `"server"` (a process of its own on
-#'   this machine), or another machine named by [ScMambaServer()]. Default: the option
+#' @param force Continue if few genes match the model's gene list?
+#' @param overwrite Replace an existing assay of this name?
+#' @param backend `"reticulate"` (in this process), `"server"` (a separate process on
+#'   this machine), or a server from [ScMambaServer()]. Default: the option
 #'   `scmamba.backend`, or `"reticulate"`.
 #' @param verbose Show messages and progress?
 #' @param ... Not used; a misspelt argument is an error.
 #'
-#' @return The same object with more in it.
+#' @return The same object with the results added.
 #'   * Seurat: the assay `scmamba` with the imputed values in the layer `data` (key
 #'     `imputed_`: `FeaturePlot(object, "imputed_APOE")`) and the observed counts, unchanged, in
 #'     the layer `counts`, so that `AggregateExpression()` and other functions that need

@@ -1,20 +1,20 @@
 #' Install the Python side of scMamba
 #'
-#' Makes a Python environment of its own (or takes the one you name) and
-#' installs PyTorch and the Python package `scmamba` in it. Run it once; every
+#' Creates a Python environment (or uses the one you name) and installs PyTorch and
+#' the Python package `scmamba` in it. Run it once; every
 #' later R session finds the environment, from any working directory. Run it
-#' again to update or repair it. If a step fails, the error says what to type.
+#' again to update or repair it. If a step fails, the error gives the command that helps.
 #'
 #' Nothing is ever deleted: an environment that no longer works, or that
 #' `force = TRUE` replaces, is renamed to `NAME.before-DATE-TIME` first.
 #'
-#' @section Other ways to a Python:
+#' @section Other Python installations:
 #' * [scmamba_require()] needs no installation step (reticulate 1.41 or newer).
 #' * Conda, or a Python that a cluster provides as a module: install into it with
 #'   `pip install` followed by the folder `system.file("python", package = "scMamba")`,
 #'   and name it with `options(scmamba.python = "/path/to/python")`.
 #' * Cluster nodes without a network: run
-#'   `install_scmamba(envname = "/shared/folder/r-scmamba")` once where there is a
+#'   `install_scmamba(envname = "/shared/folder/r-scmamba")` once on a node with a
 #'   network, and put `options(scmamba.python = "/shared/folder/r-scmamba")` in the
 #'   `.Rprofile` of those who use it.
 #' * RStudio Server: the environment belongs to your user; nothing else is needed.
@@ -24,18 +24,18 @@
 #'   address of a git repository, or a requirement for pip. `getOption("scmamba.source")`
 #'   and the environment variable `SCMAMBA_SOURCE` change the default.
 #' @param envname Name or path of the virtual environment.
-#' @param python The Python to make it with (3.10 or newer); by default the
-#'   newest found that R can use.
+#' @param python The Python to create it with (3.10 or newer); by default the
+#'   newest one found that R can use.
 #' @param torch `"auto"`: the build of PyTorch for processors, which is small (0.2 GB), or the
-#'   one for NVIDIA cards (4.5 GB) where this machine has such a card. `"cpu"` or
-#'   `"cuda"` chooses the build. Anything else is given to pip as it is, for example
+#'   one for NVIDIA cards (4.5 GB) if this machine has such a card. `"cpu"` or
+#'   `"cuda"` chooses the build. Anything else is passed to pip unchanged, for example
 #'   `"torch==2.9.0"`. The version is the one scMamba was tested with, or the
-#'   newest where there is no build of that.
+#'   newest if there is no build of that.
 #' @param extras Optional parts of `scmamba` to install as well; `"serve"` is for
 #'   `backend = "server"`.
-#' @param pip_options More options for pip, such as an index of your own.
+#' @param pip_options More options for pip, such as another package index.
 #' @param force Replace an environment that exists? The old one is renamed, not deleted.
-#' @param verbose Show what pip does?
+#' @param verbose Show pip's progress?
 #'
 #' @return The path of the environment's Python, invisibly.
 #' @seealso [scmamba_config()] shows what is in use; [scmamba_require()].
@@ -103,7 +103,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
 # The interpreter of an environment that works, made if need be.
 .make_environment <- function(folder, python, force, verbose) {
   if (dir.exists(folder) && !file.exists(file.path(folder, "pyvenv.cfg"))) {
-    .abort("{.file {folder}} exists and is not a Python environment. Name another {.arg envname}.")
+    .abort("{.file {folder}} exists and is not a Python environment. Choose another {.arg envname}.")
   }
   found <- .interpreter_in(folder)
   dead <- dir.exists(folder) && !identical(attr(.ask_python(found), "status"), 0L)
@@ -158,10 +158,10 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
     }
   }
   .abort(c(
-    "No Python was found to make the environment with: 3.10 or newer, with its shared library, venv and pip.",
+    "No Python was found to create the environment with: 3.10 or newer, with its shared library, venv and pip.",
     i = "Type {.code reticulate::install_python(\"3.12\")}, or on Debian and Ubuntu in a terminal
          {.code sudo apt-get install python3-venv python3-pip}; then {.code install_scmamba()} again.",
-    i = "One that is not found is named: {.code install_scmamba(python = \"/path/to/python\")}."
+    i = "If yours was not found, name it: {.code install_scmamba(python = \"/path/to/python\")}."
   ), class = "scmamba_python_error")
 }
 
@@ -199,7 +199,7 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   }
   if (numeric_version(said[[1]]) < "3.10") {
     .abort(c("scMamba needs Python 3.10 or newer; {.file {python}} is {said[[1]]}.",
-      i = "Name a newer one: {.code install_scmamba(python = \"/path/to/python\")}; or have one made:
+      i = "Name a newer one: {.code install_scmamba(python = \"/path/to/python\")}; or install one:
            {.code install_scmamba(python = reticulate::install_python(\"3.12\"))}."), class = "scmamba_python_error")
   }
   python

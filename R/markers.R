@@ -5,9 +5,9 @@
 #' times faster. `ScMambaFindAllMarkers()` compares every group with all other cells, as
 #' `FindAllMarkers()` does.
 #'
-#' Cells of one donor are not independent, and these tests treat them as if
-#' they were: compare patients with controls by [ScMambaPseudobulk()], and do not read
-#' significance into imputed values before you have seen their false-positive rate
+#' Cells of one donor are not independent, but these tests assume that they are: compare
+#' patients with controls by [ScMambaCompare()] or [ScMambaPseudobulk()]. Do not trust
+#' p-values of imputed values before you have measured their false-positive rate
 #' ([ScMambaRobustness()]).
 #'
 #' @param object A Seurat object, a SingleCellExperiment, or a genes x cells matrix.
@@ -20,7 +20,7 @@
 #' @param assay,layer,slot What to test: the default assay's layer `data`, log
 #'   values as `NormalizeData()` makes them. `assay = "scmamba"` tests imputed values; if the
 #'   default assay is an imputed one, the assay it was made from is tested. Raw
-#'   counts are normalised first. `slot` is Seurat 4's word.
+#'   counts are normalized first. `slot` is Seurat 4's name for `layer`.
 #' @param features Test only these genes (the correction still counts all genes).
 #' @param logfc.threshold,min.pct,min.diff.pct,only.pos As in `FindMarkers()`; the
 #'   defaults are those of the Seurat version chosen by `seurat`.
@@ -31,11 +31,11 @@
 #' @param pseudocount.use,base,fc.name Of the fold change, as in `FindMarkers()`.
 #' @param latent.vars Columns of the metadata, or genes, added to MAST's model.
 #' @param test.use `"MAST"` or `"wilcox"`.
-#' @param seurat Whose fold change, filters and order: `"5"` or `"4"`; default the
-#'   version installed.
-#' @param return.thresh Only genes with a smaller p-value are listed.
+#' @param seurat Version of Seurat whose fold change, filters and order are used: `"5"` or `"4"`;
+#'   default the installed version.
+#' @param return.thresh Only genes with a smaller p-value are returned.
 #' @param backend As in [ScMambaImpute()].
-#' @param verbose Messages and progress?
+#' @param verbose Show messages and progress?
 #' @param ... `ScMambaFindAllMarkers()`: the other arguments of `ScMambaFindMarkers()`.
 #'   Otherwise not used; anything here is an error.
 #'
@@ -340,7 +340,7 @@ ScMambaFindAllMarkers <- function(object, group.by = NULL, only.pos = FALSE, ret
                                   verbose = TRUE, ...) {
   .check_number(return.thresh, "return.thresh")
   given <- c("ident.1", "ident.2") %in% ...names()
-  if (any(given)) .abort("{.fn ScMambaFindAllMarkers} compares every group with all other cells; leave the idents out.")
+  if (any(given)) .abort("{.fn ScMambaFindAllMarkers} compares every group with all other cells and takes no idents.")
   if (inherits(object, "SummarizedExperiment")) {
     object <- .as_sce(object)
     groups <- .sce_groups(object, .sce_frame(object), group.by)

@@ -1,7 +1,7 @@
 #' The available models
 #'
 #' @param backend `"reticulate"`: the models of this installation. A server
-#'   ([ScMambaServer()], or `"server"`): the models it offers.
+#'   ([ScMambaServer()], or `"server"`): its models.
 #' @return A data frame: `name`, `genes`, `width` and `layers` of the network, `folder`, and the first lines of
 #'   the model card in `about`; of a server, `name`, `default` and `about`. Every verb takes a name, or
 #'   the folder of a model of your own ([ScMambaFineTune()]), as `model`.
@@ -47,14 +47,14 @@ ScMambaModels <- function(backend = NULL) {
 #' Fine-tune a model on your own cells
 #'
 #' Trains a copy of a model for imputation on the counts of an object, without
-#' labels, and keeps it in a folder that every verb takes as `model`.
-#' [ScMambaImpute()] fine-tunes for each object by itself; make a model of your own when many
+#' labels, and writes it to a folder that every verb takes as `model`.
+#' [ScMambaImpute()] fine-tunes for each object by itself; fine-tune your own model if many
 #' data sets of one tissue should be processed with the same model.
 #'
 #' @inheritParams ScMambaImpute
-#' @param folder Where the new model is written; must not exist.
+#' @param folder Folder of the new model; must not exist.
 #' @param steps Training steps of 16 cells.
-#' @param name Name noted in the model.
+#' @param name Name of the model.
 #'
 #' @return The folder, invisibly.
 #' @examples
@@ -111,7 +111,7 @@ ScMambaFineTune.default <- function(object, folder, model = NULL, steps = 1000, 
   .check_name(folder, "folder")
   folder <- path.expand(folder)
   if (file.exists(folder)) {
-    .abort("{.arg folder}: {.file {folder}} exists already; name a new one.", class = "scmamba_exists")
+    .abort("{.arg folder}: {.file {folder}} exists already; choose a new one.", class = "scmamba_exists")
   }
   options <- list(
     model = .check_model(model), steps = .check_integer(steps, "steps", 1L), name = .check_name(name, "name"),

@@ -39,10 +39,10 @@
 
 #' The robustness figure
 #'
-#' Draws of cells and combinations of donors answer different questions and are never in one panel; genes that go up
-#' and down are apart.
+#' Subsamples of cells and combinations of donors are never in one panel, because they answer different questions; genes
+#' that go up and down are separate.
 #'
-#' @param result What [ScMambaRobustness()] gave.
+#' @param result The result of [ScMambaRobustness()].
 #' @param measure `"overlap"`, the share of the full data's DEGs that are found again, or
 #'   another measure named in `result$runs`.
 #' @param type `"heatmap"`: mean by cell type and layer at one share of the cells, with stars for the paired tests of
@@ -60,7 +60,7 @@
 #' @export
 ScMambaPlotRobustness <- function(result, measure = "overlap", type = c("bars", "heatmap", "boxes"), ratio = NULL) {
   if (!inherits(result, "scmamba_robustness")) {
-    .abort("{.arg result} must be what {.code ScMambaRobustness()} gave.")
+    .abort("{.arg result} must be a result of {.code ScMambaRobustness()}.")
   }
   .needs_ggplot2()
   type <- match.arg(type)
@@ -121,7 +121,7 @@ ScMambaPlotRobustness <- function(result, measure = "overlap", type = c("bars", 
   known <- sort(unique(runs$ratio))
   ratio <- if (is.null(ratio)) known[[which.min(abs(known - 0.5))]] else .check_number(ratio, "ratio")
   runs <- runs[abs(runs$ratio - ratio) < 1e-9, , drop = FALSE]
-  if (nrow(runs) == 0) .abort("{.arg ratio}: there are no draws of {.val {ratio}}; there are {.val {known}}.")
+  if (nrow(runs) == 0) .abort("{.arg ratio}: there are no subsamples of {.val {ratio}}; there are {.val {known}}.")
   by <- runs[c("layer", "cell_type", "direction")]
   means <- stats::aggregate(list(mean = runs$value), by, mean)
   means$label <- paste0(formatC(means$mean, digits = 2, format = "f"), .stars_of(means, tests, ratio, measure))
@@ -167,13 +167,13 @@ ScMambaPlotRobustness <- function(result, measure = "overlap", type = c("bars", 
     .theme() + ggplot2::theme(axis.text.x = ggplot2::element_text(angle = 30, hjust = 1))
 }
 
-#' How certain the cell types are
+#' Probabilities of the cell types
 #'
-#' @param object What [ScMambaAnnotate()] gave: a Seurat object, a SingleCellExperiment or a
+#' @param object The result of [ScMambaAnnotate()]: a Seurat object, a SingleCellExperiment or a
 #'   data frame.
 #' @param truth Column of the metadata with known types, or one value for each cell: then the figure is the accuracy of
 #'   the cells above each threshold against their share.
-#' @return A ggplot: the probabilities of every type's cells, `Unassigned` ones below the threshold apart, with numbers
+#' @return A ggplot: the probabilities of every type's cells, with `Unassigned` cells below the threshold shown separately and numbers
 #'   of cells; or, with `truth`, coverage and accuracy.
 #' @examples
 #' if (scmamba_available() && requireNamespace("ggplot2", quietly = TRUE)) {
@@ -241,9 +241,9 @@ ScMambaPlotConfidence <- function(object, truth = NULL) {
     .theme()
 }
 
-#' The scores of doublets
+#' Doublet scores
 #'
-#' @param object What [ScMambaDoublets()] gave: a Seurat object, a SingleCellExperiment or a data frame.
+#' @param object The result of [ScMambaDoublets()]: a Seurat object, a SingleCellExperiment or a data frame.
 #' @param sample Column of the metadata with the samples, or one value for each cell; one panel each.
 #' @param reduction Name of a reduction of a Seurat object, such as `"umap"`: draws the cells there
 #'   instead of a histogram.
@@ -300,11 +300,11 @@ ScMambaPlotDoublets <- function(object, sample = NULL, reduction = NULL) {
     .theme()
 }
 
-#' The markers behind the cell types
+#' Dot plot of marker genes
 #'
-#' A dot plot of marker genes by called type: the share of cells that express a gene, and its mean.
+#' Marker genes by annotated type: the share of cells that express a gene, and its mean.
 #'
-#' @param object A Seurat object or SingleCellExperiment that [ScMambaAnnotate()] has named.
+#' @param object A Seurat object or SingleCellExperiment annotated by [ScMambaAnnotate()].
 #' @param markers A named list of types and genes; by default the panels of the eight major types of the human brain.
 #' @param group.by Column of the metadata with the types.
 #' @param assay Assay with the counts; by default as in [ScMambaAnnotate()].

@@ -2,9 +2,8 @@
 #'
 #' The test for a difference between patients and controls: counts are summed over
 #' the cells of each donor and group, and the sums are compared by a linear model on
-#' log2 counts per million whose gene variances are moderated (Smyth 2004). The donor, not
-#' the cell, is what is counted. Differential expression between groups of cells of the same donors is
-#' what [ScMambaFindMarkers()] is for.
+#' log2 counts per million whose gene variances are moderated (Smyth 2004). The unit
+#' is the donor, not the cell. For groups of cells of the same donors use [ScMambaFindMarkers()].
 #'
 #' @inheritParams ScMambaFindMarkers
 #' @param object A Seurat object or a SingleCellExperiment with counts.
@@ -14,7 +13,7 @@
 #' @param ident.1,ident.2 The groups to compare: values of `group.by`. `ident.2 = NULL` means all other cells
 #'   that have a value.
 #' @param assay,layer,slot What is summed: the counts of the default assay (of the assay that an
-#'   imputed one was made from). `slot` is Seurat 4's word.
+#'   imputed one was made from). `slot` is Seurat 4's name for `layer`.
 #' @param subset.ident Only cells of these identities, for example one cell type.
 #' @param covariates Columns of the metadata that are constant within a donor (age, sex, batch), added to the
 #'   model.

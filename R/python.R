@@ -175,8 +175,8 @@ scmamba_available <- function() {
   }
   target <- .link(python)
   why <- if (nzchar(target)) {
-    c(x = "It is a link to {.file {target}}, which is gone: that Python was removed or replaced by a newer one, and
-      the environment made from it is dead.")
+    c(x = "It is a link to {.file {target}}, which is gone: that Python was removed or replaced by a newer one, so
+      the environment made from it no longer works.")
   }
   .abort(c("There is no Python at {.file {python}}.", why, .fix_hint(dead = nzchar(target))),
     class = "scmamba_python_error")
@@ -197,7 +197,7 @@ scmamba_available <- function() {
   }
 }
 
-# Missing packages: the whole of scmamba, or parts of what it stands on.
+# Missing packages: the whole of scmamba, or packages that it needs.
 .check_packages <- function(python, missing) {
   if ("scmamba" %in% missing) {
     .abort(c("The Python that R uses has no package {.pkg scmamba}: {.file {python}}.", .fix_hint()),
@@ -205,7 +205,7 @@ scmamba_available <- function() {
   }
   if (length(missing) > 0) {
     .abort(c(
-      "scmamba is installed in {.file {python}}, but not the package{?s} {.pkg {missing}} it stands on.",
+      "scmamba is installed in {.file {python}}, but not the package{?s} {.pkg {missing}} that it needs.",
       .repair_hint(python, missing)
     ), class = "scmamba_python_error")
   }
@@ -250,14 +250,14 @@ scmamba_available <- function() {
   }
   if (chosen == "options(scmamba.python)") {
     return(c(i = "It was named by {.code options(scmamba.python)}. Name another, or type
-      {.code options(scmamba.python = NULL); install_scmamba()} to have an environment made for scMamba."))
+      {.code options(scmamba.python = NULL); install_scmamba()} to create an environment for scMamba."))
   }
   if (chosen == "use_python()") {
     return(c(i = "It was named by {.code use_python()} or {.code use_virtualenv()} of reticulate. Restart R without that
       and type {.code install_scmamba()}."))
   }
-  c(i = paste0("It was named by the environment variable ", chosen, ", which wins over everything else. Type
-    {.code Sys.unsetenv(\"", chosen, "\"); install_scmamba()}, and take it out of your {.file .Renviron}."))
+  c(i = paste0("It was named by the environment variable ", chosen, ", which takes precedence. Type
+    {.code Sys.unsetenv(\"", chosen, "\"); install_scmamba()}, and remove it from your {.file .Renviron}."))
 }
 
 .install_hint <- function(dead) {
@@ -265,8 +265,8 @@ scmamba_available <- function() {
     c(i = "First install Python 3.10 or newer: type {.code reticulate::install_python(\"3.12\")}.")
   }
   c(first,
-    i = if (dead) "Type {.code install_scmamba(force = TRUE)} to make the environment anew," else
-      "Type {.code install_scmamba()} to make a Python environment for scMamba,",
+    i = if (dead) "Type {.code install_scmamba(force = TRUE)} to create the environment again," else
+      "Type {.code install_scmamba()} to create a Python environment for scMamba,",
     i = "or name a Python that has it: {.code options(scmamba.python = \"/path/to/python\")}."
   )
 }
@@ -274,8 +274,8 @@ scmamba_available <- function() {
 .repair_hint <- function(python, packages) {
   first <- if ("torch" %in% packages) "torch" else packages
   command <- .verbatim(paste(shQuote(python), "-m pip install", paste(first, collapse = " ")))
-  c(i = paste0("In a terminal type {.code ", command, "}; or in R {.code install_scmamba(force = TRUE)} to make the
-    environment anew."))
+  c(i = paste0("In a terminal type {.code ", command, "}; or in R {.code install_scmamba(force = TRUE)} to create the
+    environment again."))
 }
 
 # Version and missing packages, one line each; written for any Python, however old.
@@ -346,7 +346,7 @@ scmamba_available <- function() {
   .abort(c(
     "The Python package {.pkg {name}} is in {.file {python}}, but cannot be loaded.",
     x = .verbatim(text),
-    i = "Type {.code install_scmamba(force = TRUE)} to make the environment anew, then restart R."
+    i = "Type {.code install_scmamba(force = TRUE)} to create the environment again, then restart R."
   ), class = "scmamba_python_error")
 }
 

@@ -1,8 +1,8 @@
 #' Use scMamba without an installation step
 #'
 #' The alternative to [install_scmamba()] for reticulate 1.41 or newer: declares with
-#' `reticulate::py_require()` which Python packages scMamba needs. The first verb
-#' then has `uv` prepare a Python environment with them, which takes a few
+#' `reticulate::py_require()` which Python packages scMamba needs. When the first verb is called,
+#' `uv` prepares a Python environment with them, which takes a few
 #' minutes the first time (0.7 GB to download) and seconds afterwards. Call it at the start of
 #' every session, or put it in your `.Rprofile`, before anything else uses Python.
 #'
@@ -11,7 +11,7 @@
 #'
 #' @inheritParams install_scmamba
 #' @param torch `"auto"`: the build of PyTorch for processors, or the one for NVIDIA cards
-#'   (4.5 GB) where this machine has such a card. `"cpu"` or `"cuda"` chooses the build.
+#'   (4.5 GB) if this machine has such a card. `"cpu"` or `"cuda"` chooses the build.
 #'
 #' @return The declared requirements, invisibly.
 #' @seealso [scmamba_config()] shows what is in use.

@@ -2,14 +2,14 @@
 #'
 #' Repeats a comparison on random subsamples of the cells and on combinations of
 #' donors, with the measured and with the imputed values, and reports how many of the
-#' genes are found again; then repeats it where nothing differs, which gives the
-#' false-positive rate. More overlap is not more truth: read both.
+#' genes are found again; then repeats it on comparisons without a difference, which gives
+#' the false-positive rate. More overlap does not mean more true genes: read both.
 #'
 #' @param object A Seurat object with counts and, for the comparison, the assay
 #'   [ScMambaImpute()] adds; or a SingleCellExperiment.
 #' @param group.by Column of the metadata with the two groups, such as disease.
-#' @param ident.1,ident.2 Its two values, disease first. May be omitted where the
-#'   column has two and one is called control, normal, ctrl ...
+#' @param ident.1,ident.2 Its two values, disease first. May be omitted if the
+#'   column has two and one is called control, normal, ctrl or the like.
 #' @param donor,cell.type Columns with the donors and the cell types. Without
 #'   `donor` there are no donor runs; without `cell.type` all cells are one type.
 #' @param assay,imputed.assay Assay with the counts, and assay with the imputed
@@ -18,16 +18,16 @@
 #' @param permutations Draws per share.
 #' @param donors Donors per group of the combinations, such as `"3v3"`; `NULL` for
 #'   none.
-#' @param null.permutations Runs where nothing differs; 0 leaves out the question of
-#'   false positives.
-#' @param max.combinations Donor combinations at most.
-#' @param min.degs Overlaps are missing where the full data have fewer DEGs.
-#' @param seed Same seed, same result.
+#' @param null.permutations Runs on comparisons without a difference; with 0 no
+#'   false-positive rate is measured.
+#' @param max.combinations Largest number of donor combinations.
+#' @param min.degs Overlaps are missing if the full data have fewer DEGs.
+#' @param seed The same seed gives the same result.
 #' @param workers Processes; default one per core.
-#' @param resume Folder that keeps finished parts: an interrupted call goes on there.
-#' @param backend As in [ScMambaImpute()]; a server decides itself on `workers` and
-#'   keeps its own parts, so that `resume` cannot be given.
-#' @param verbose Messages and progress?
+#' @param resume Folder for finished parts; an interrupted call with the same folder continues.
+#' @param backend As in [ScMambaImpute()]; a server chooses `workers` itself and
+#'   resumes by itself, so `resume` cannot be given.
+#' @param verbose Show messages and progress?
 #' @param ... Not used; anything here is an error.
 #'
 #' @return An object of class `scmamba_robustness`: a list with the data frames
@@ -59,7 +59,7 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
   imputed <- if (!is.null(imputed.assay)) {
     if (!imputed.assay %in% SeuratObject::Assays(object)) {
       .abort(c("There is no assay {.val {imputed.assay}}.",
-        i = "Run {.code ScMambaImpute()} first, or set {.code imputed.assay = NULL} to look at the counts alone."))
+        i = "Run {.code ScMambaImpute()} first, or set {.code imputed.assay = NULL} to use the counts alone."))
     }
     values <- .get_layer(object, imputed.assay, "data", verbose)
     .check_still_imputed(object, imputed.assay, "data", values)

@@ -1,8 +1,8 @@
-#' scMamba: imputation and embedding of single-nucleus RNA-seq
+#' scMamba: imputation, embedding and annotation of single-nucleus RNA-seq
 #'
 #' [ScMambaImpute()] and [ScMambaEmbed()] take a Seurat object (version 4 or
-#' 5), a `SingleCellExperiment` or a sparse genes x cells matrix and give the
-#' same object back with more in it: nothing of the user's own is changed.
+#' 5), a `SingleCellExperiment` or a sparse genes x cells matrix and return
+#' the same object with the results added; your own data are never changed.
 #' The computation is done by the Python package `scmamba`;
 #' [install_scmamba()] sets it up and [scmamba_config()] shows what is used.
 #'

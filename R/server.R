@@ -1,17 +1,17 @@
-#' Let another machine do the work
+#' Use a scMamba server
 #'
-#' Names a server that runs scMamba (`python -m scmamba.serve`), to be given to the
-#' verbs as `backend`. Only counts and names leave your machine, no Python is needed
-#' on it, and the result is the same.
+#' Connects to a server that runs scMamba (`python -m scmamba.serve`); pass it to the
+#' verbs as `backend`. Only counts and names are sent, your machine needs no Python, and
+#' the result is the same.
 #'
 #' @param url Address of the server, such as `"https://gpu-box:8642"`.
 #' @param token Token from the person who runs the server; by default the environment
-#'   variable `SCMAMBA_TOKEN`. It is never kept in an object or its command log.
+#'   variable `SCMAMBA_TOKEN`. It is never stored in an object or its command log.
 #' @param insecure Send the token over plain `http` to another machine, where others can
-#'   read it on the way.
+#'   read it.
 #'
 #' @return A server, for `ScMambaImpute(seu, backend = server)` and the other verbs;
-#'   or for `options(scmamba.backend = server)`, which all of them then use.
+#'   `options(scmamba.backend = server)` makes it the default of all verbs.
 #' @seealso [ScMambaImpute()], [ScMambaEmbed()], [ScMambaAnnotate()], [ScMambaDoublets()]
 #' @examples
 #' server <- ScMambaServer("https://gpu-box:8642")
@@ -31,7 +31,7 @@ ScMambaServer <- function(url, token = Sys.getenv("SCMAMBA_TOKEN", NA), insecure
 .check_encrypted <- function(url) {
   here <- grepl("^http://(localhost|127\\.[0-9.]+|\\[::1\\])(:[0-9]+)?(/|$)", url)
   if (!here && !grepl("^https://", url)) {
-    .abort(c("{.val {url}} has no TLS: the token and the cells could be read on the way.",
+    .abort(c("{.val {url}} has no TLS: others could read the token and the cells.",
       i = "Use https://, or allow it with {.code insecure = TRUE}."))
   }
 }
@@ -84,7 +84,7 @@ print.scmamba_server <- function(x, ...) {
     },
     robustness = function(matrix, imputed, cells, options, verbose) {
       if (!is.null(options$resume)) {
-        .abort("{.arg resume} names a folder on this machine; a server keeps its jobs itself. Leave it out.")
+        .abort("{.arg resume} names a folder on this machine; a server resumes its jobs by itself. Omit {.arg resume}.")
       }
       options$n_jobs <- NULL # the server's cores are the server's
       got <- server_run(server, "robustness", matrix, cells, options, verbose, imputed)
@@ -112,7 +112,7 @@ print.scmamba_server <- function(x, ...) {
   inside <- utils::unzip(archive, list = TRUE)$Name
   inside <- inside[basename(inside) %in% known]
   if (anyDuplicated(basename(inside)) > 0 || !all(known[c(1, 2, 4)] %in% basename(inside))) {
-    .abort("What the server sent is no model.", class = "scmamba_server_error")
+    .abort("The file from the server is not a model.", class = "scmamba_server_error")
   }
   dir.create(folder)
   utils::unzip(archive, files = inside, exdir = folder, junkpaths = TRUE)
@@ -132,7 +132,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
                        format = "scmb") {
   model <- options$model %||% "brain-mini"
   if (!is.character(model) || file.exists(model)) {
-    .abort("A server has models of its own; name one of them as {.arg model}.")
+    .abort("A server uses its own models; pass the name of one as {.arg model}.")
   }
   options <- options[!vapply(options, is.null, logical(1))]
   options <- options[setdiff(names(options), c("model", "device"))]
@@ -202,7 +202,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
 .server_checked <- function(server, answer, to = NULL) {
   if (inherits(answer, "error")) {
     .abort(c("The server {server$url} cannot be reached.", x = .verbatim(conditionMessage(answer)),
-      i = "Does it run, and is the address right?"), class = "scmamba_server_error")
+      i = "Check that it is running and that the address is correct."), class = "scmamba_server_error")
   }
   if (answer$status_code >= 300 && answer$status_code < 400) {
     .abort("The server {server$url} redirects to another address; use the address of the server itself.",

@@ -1,4 +1,4 @@
-"""What filling zeros does to types and donors: raw counts, scMamba, MAGIC, scVI and the neighbours' rates through one pipeline.
+"""What filling zeros does to types and donors: raw counts, scMamba, MAGIC, scVI and the neighbors' rates through one pipeline.
 
     python -m benchmarks.clusters --data FOLDER [--set kang velmeshev ...] [--only METHOD ...] [--seeds 3] [--report]
 
@@ -25,14 +25,14 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "clusters"
-HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors brain-mini never saw
+HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors held out from brain-mini
 CELLS = 1500  # of each set, so that all methods and seeds take minutes each
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
 CROSSED = "donor and condition"  # a column where donors were seen in both conditions, in kang
 TITLES = {
     "kang": "kang2018_ifnb: 1,500 singlets, one share of every type and donor, 8 donors, 13 types, two conditions",
     "velmeshev": "velmeshev2019: 1,500 nuclei, one share of every type and donor, 19 donors (15 of them taught brain-mini), 3 types",
-    "heldout": "velmeshev2019, only the 4 donors brain-mini never saw: 668 nuclei, 3 types",
+    "heldout": "velmeshev2019, the 4 donors held out from brain-mini: 668 nuclei, 3 types",
 }
 UP, DOWN = ("NMI", "ARI", "ASW"), ("NMI_donor", "ARI_donor", "ASW_donor")
 
@@ -145,11 +145,11 @@ def trained_scvi(adata: Any, seed: int, batch: str | None) -> Any:
 METHODS = {
     "raw": raw,
     "scMamba": scmamba_values,
-    "scMamba, donors evened": partial(scmamba_values, batch_key="donor"),
-    "scMamba, donors and conditions evened": partial(scmamba_values, batch_key=CROSSED),
+    "scMamba, donors corrected": partial(scmamba_values, batch_key="donor"),
+    "scMamba, donors and conditions corrected": partial(scmamba_values, batch_key=CROSSED),
     "scMamba, published": partial(scmamba_values, method="masked"),
-    "neighbours' rates, zeros only": neighbours_zeros,
-    "neighbours' rates, all entries": neighbours,
+    "neighbors' rates, zeros only": neighbours_zeros,
+    "neighbors' rates, all entries": neighbours,
     "MAGIC": magic,
     "scVI": scvi,
     "scVI, donors and conditions as batches": partial(scvi, batch=CROSSED),

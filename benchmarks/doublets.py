@@ -22,7 +22,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "doublets"
-HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors brain-mini never saw
+HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors held out from brain-mini
 OURS = {
     "scMamba fast": {},
     "scMamba fast, mixed": {"doublet_simulation": "mixed"},
@@ -34,7 +34,7 @@ OURS = {
     "scMamba both": {"method": "both"},
 }
 PARTS = {
-    "neighbours25": "neighbours",
+    "neighbours25": "nearest neighbors",
     "coarse5": "two clusters, coarse",
     "fine5": "two clusters, fine",
     "together": "cxds equivalent",

@@ -14,8 +14,8 @@ from scmamba.evaluation.doublets import doublet_scores, identification_curve, ja
 
 TITLES = {
     "stoeckius": "Hashed cell lines (stoeckius2018, negatives dropped): true doublets of two hashes",
-    "velmeshev": "Brain nuclei of four donors (velmeshev2019), a tenth of each donor's droplets made of two of its nuclei",
-    "pbmc3k": "PBMC 3k, a tenth of the droplets made of two cells",
+    "velmeshev": "Brain nuclei of four donors (velmeshev2019), a tenth of each donor's droplets simulated from two of its nuclei",
+    "pbmc3k": "PBMC 3k, a tenth of the droplets simulated from two cells",
 }
 PICTURED = (
     "scMamba both",
@@ -140,7 +140,7 @@ def add_hybrid(runs: list[dict[str, Any]]) -> None:
 
 
 def detectable(obs: pd.DataFrame, score: np.ndarray) -> dict[str, float]:
-    """AUPRC without the doublets of two cells of one kind, which no profile betrays."""
+    """AUPRC without the doublets of two cells of one kind, which no expression profile reveals."""
     if "homotypic" in obs:
         out = obs["homotypic"].to_numpy(dtype=bool)
     else:
@@ -155,10 +155,10 @@ def section(name: str, table: pd.DataFrame, curve: pd.DataFrame, runs: list[dict
         f"### {TITLES[name]}",
         "",
         f"Prevalence {part['prevalence'].iloc[0]:.3f}: the AUPRC of a random detector. Mean over seeds, lowest and highest in "
-        "brackets; precision, recall, TNR and F1 with as many droplets called as there are true doublets. Steadiness: mean Jaccard index "
+        "brackets; precision, recall, TNR and F1 with as many droplets called as there are true doublets. Stability: mean Jaccard index "
         "of the calls of two seeds.",
         "",
-        "| detector | seeds | AUPRC | of two kinds only | AUROC | precision | recall | TNR | F1 | steadiness | seconds | MiB |",
+        "| detector | seeds | AUPRC | heterotypic only | AUROC | precision | recall | TNR | F1 | stability | seconds | MiB |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     order = part.groupby("detector")["AUPRC"].mean().sort_values(ascending=False).index

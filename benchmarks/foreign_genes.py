@@ -176,7 +176,7 @@ def write(tables: dict[str, list[pd.DataFrame]], arguments: argparse.Namespace) 
         "depth": "Sums and depth",
     }
     page = [
-        "# What goes into the zeros",
+        "# Imputed zeros",
         f"`python -m benchmarks.foreign_genes --cells {arguments.cells} --seeds {arguments.seeds}`, means of the seeds.",
     ]
     for kind, parts in tables.items():

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 #: Below this share of the data's genes recognised, names are of another species or another kind: refuse.
 MIN_RECOGNISED = 0.5
-#: Below this share of the model's genes measured, most of what the model sees is missing: refuse.
+#: Data with a smaller share of the model's genes are refused, because most of its input is missing.
 MIN_COVERAGE = 0.10
 #: Columns of ``var`` that commonly hold better names than the index does.
 NAME_COLUMNS = (
@@ -102,7 +102,7 @@ class Vocabulary:
         clean = tuple(_strip_version(str(i)) or str(i).upper() for i in ids)
         if len(set(clean)) != len(clean):
             raise GeneError(
-                "The vocabulary names a gene twice; every Ensembl ID must stand in it once."
+                "The vocabulary names a gene twice; every Ensembl ID must be listed once."
             )
         if symbols is None:
             known = dict(zip(annotation().ensembl_id, annotation().symbol))
@@ -229,7 +229,7 @@ class GeneMatch:
             "ensembl": "matched by Ensembl ID",
             "symbol": "matched by symbol",
             "case": "matched after folding case or '_'/'-'",
-            "known": "human gene the model does not know",
+            "known": "human gene outside the model's list",
             "unknown": "name not recognised",
         }
         counts = pd.Series(self.how).value_counts()
@@ -302,7 +302,7 @@ def match_genes(
     """Map gene names to positions in a vocabulary.
 
     Each name is tried as an Ensembl ID (version removed, any case), as a symbol, then as a symbol with case folded and
-    ``_`` read as ``-`` (Seurat writes it so). Mouse-style capitals (``Snap25``) are told apart from human names in odd case
+    ``_`` read as ``-`` (Seurat writes it so). Mouse-style capitals (``Snap25``) are distinguished from human names in odd case
     and reported in ``looks_like``, because matching them silently would treat one species as another.
 
     Parameters
@@ -364,7 +364,7 @@ def match_adata(
 ) -> GeneMatch:
     """Match the genes of an AnnData object, by ``gene_column`` or by whichever of its names match best.
 
-    Tries ``var_names`` and the usual columns (``gene_ids``, ``symbol``, ...); the index wins ties.
+    Tries ``var_names`` and the common columns (``gene_ids``, ``symbol``, ...); the index wins ties.
 
     Raises
     ------
@@ -392,7 +392,7 @@ def match_adata(
 def mouse_to_human(adata: AnnData) -> AnnData:
     """Return a copy of mouse data with its genes renamed to their human one-to-one orthologs.
 
-    Genes without a one-to-one ortholog in the published gene list are left out. ``var`` keeps the mouse names in
+    Genes without a one-to-one ortholog in the published gene list are omitted. ``var`` keeps the mouse names in
     ``mouse_gene``; ``var_names`` become human Ensembl IDs. Source: Ensembl 105.
 
     Raises

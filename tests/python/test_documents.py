@@ -6,60 +6,24 @@ import ast
 import glob
 import importlib.util
 import inspect
-import json
 import re
 import shlex
+import subprocess
+import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
+import documents
 import pytest
+import r_calls
 import typer.main
+from documents import CARDS, PAGES, ROOT, VIGNETTES, blocks, python_blocks, spans, text_of
 
 import scmamba
 from scmamba.cli.main import app
 from scmamba.datasets import brain_cohort
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = sorted(
-    str(p.relative_to(ROOT))
-    for p in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")]
-)
 COMMAND = typer.main.get_command(app)
-
-
-def text_of(page: str) -> str:
-    """A page with continued lines joined."""
-    return (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-
-
-def blocks(page: str) -> Iterator[tuple[str, str]]:
-    """Language and text of each fenced block, and of indented ones (language '')."""
-    lines = text_of(page).splitlines()
-    at = 0
-    while at < len(lines):
-        opened = re.match(r"( *)```(\w*)", lines[at])
-        if opened:
-            end = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == "```")
-            depth = len(opened[1])
-            yield opened[2], "\n".join(line[depth:] for line in lines[at + 1 : end])
-            at = end + 1
-        elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
-            end = at
-            while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
-                end += 1
-            yield "", "\n".join(line[4:] for line in lines[at:end])
-            at = end
-        else:
-            at += 1
-
-
-def python_blocks(page: str) -> list[str]:
-    """Blocks of Python: marked as such, or indented and importing scmamba."""
-    return [
-        code
-        for language, code in blocks(page)
-        if language == "python" or (not language and re.search(r"^import scmamba", code, re.M))
-    ]
+ALL = [*PAGES, *CARDS, *VIGNETTES]
 
 
 def shell_lines(page: str) -> Iterator[tuple[str, bool]]:
@@ -77,48 +41,181 @@ def shell_lines(page: str) -> Iterator[tuple[str, bool]]:
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    brain_cohort(90, n_donors=4, n_genes=2000, seed=0).write_h5ad(tmp_path / "cells.h5ad")
+    brain_cohort(360, n_donors=4, n_genes=2000, seed=0).write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.chdir(tmp_path)
     (code,) = python_blocks("README.md")
     names: dict = {}
     exec(compile(code, "README.md", "exec"), names)
     adata = names["adata"]
-    assert "scmamba" in adata.layers and adata.obsm["X_scmamba"].shape[0] == 90
+    assert "scmamba" in adata.layers and adata.obsm["X_scmamba"].shape[0] == adata.n_obs > 300
     assert {"scmamba_type", "scmamba_doublet_score"} <= set(adata.obs)
-    assert "p_val_adj" in names["markers"]
+    assert "p_val_adj" in names["result"].table
+
+
+#: Where a name that stands without its module is looked for.
+HOMES = (
+    "scmamba",
+    *(f"scmamba.{room}" for room in ("deg", "evaluation", "interop", "datasets", "ops", "data")),
+    *(f"scmamba.{room}" for room in ("model", "training", "neighbors", "annotation", "imputation")),
+)
+
+
+def public(name: str) -> object:
+    """What a name without its module means, if it is public somewhere."""
+    for home in HOMES:
+        module = importlib.import_module(home)
+        if name in module.__all__:
+            return getattr(module, name)
+    return None
 
 
 def called(node: ast.expr, names: dict[str, object]) -> object:
     """The function that an expression such as ``scmamba.deg.zlm`` names; ``None`` for others."""
     if isinstance(node, ast.Name):
-        return names.get(node.id)
+        return names[node.id] if node.id in names else public(node.id)
     if isinstance(node, ast.Attribute):
         owner = called(node.value, names)
-        return None if owner is None else getattr(owner, node.attr)
+        if owner is None or not getattr(
+            owner, "__module__", getattr(owner, "__name__", "")
+        ).startswith("scmamba"):
+            return None
+        found = inspect.getattr_static(owner, node.attr, None) if inspect.isclass(owner) else None
+        return found if isinstance(found, property) else getattr(owner, node.attr)
     return None
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)])
-def test_functions_and_keywords_of_python_blocks_exist(page):
+def made_by(function: object) -> object:
+    """The class of scmamba that a function returns, so that its methods can be checked."""
+    if inspect.isclass(function):
+        return function
+    name = str(getattr(function, "__annotations__", {}).get("return", "")).split("|")[0].strip()
+    module = importlib.import_module(getattr(function, "__module__", "scmamba"))
+    found = getattr(module, name, None) if name.isidentifier() else None
+    return found if inspect.isclass(found) and found.__module__.startswith("scmamba") else None
+
+
+def unknown_names(code: str, names: dict[str, object]) -> list[str]:
+    """Functions and keywords in code that scmamba does not have, former ones among them."""
+    problems = []
+    nodes = sorted(ast.walk(ast.parse(code)), key=lambda n: getattr(n, "lineno", 0))
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("scmamba"):
+            module = importlib.import_module(node.module)
+            names |= {a.asname or a.name: getattr(module, a.name) for a in node.names}
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            made = called(node.value.func, names)
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    names[target.id] = made_by(made) if made is not None else None
+        if not isinstance(node, ast.Call):
+            continue
+        shown = ast.unparse(node.func)
+        try:
+            function = called(node.func, names)
+        except AttributeError as error:
+            problems.append(f"{shown}: {error}")
+            continue
+        if function is None or not callable(function):
+            continue
+        today = getattr(function, "__wrapped__", function).__name__
+        last = shown.split(".")[-1]
+        if last not in {today, *names} and not inspect.isclass(function):
+            problems.append(f"{shown} is now {today}")
+        parameters = inspect.signature(function).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            unknown = {k.arg for k in node.keywords} - set(parameters) - {None}
+            problems += [f"{shown} has no {name}=" for name in sorted(unknown)]
+    return problems
+
+
+def start_names() -> dict[str, object]:
+    """Variables that blocks use without making them."""
     from scmamba.data import Collection
 
     names: dict[str, object] = {"scmamba": scmamba, "server": scmamba.Client}
-    names |= {"cells": Collection, "train": Collection}
-    for code in python_blocks(page):
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.ImportFrom) and node.module.startswith("scmamba"):
-                module = importlib.import_module(node.module)
-                names |= {a.asname or a.name: getattr(module, a.name) for a in node.names}
-            if not isinstance(node, ast.Call):
+    return names | {"cells": Collection, "train": Collection, "table": None, "adata": None}
+
+
+@pytest.mark.parametrize("page", [p for p in ALL if python_blocks(p)])
+def test_functions_and_keywords_of_python_blocks_exist(page):
+    names = start_names()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)
+        assert [p for code in python_blocks(page) for p in unknown_names(code, names)] == []
+
+
+def test_functions_and_keywords_within_sentences_exist():
+    problems, compared = [], 0
+    for page in ALL:
+        for span in spans(page):
+            for part in re.split(r"; ", span):
+                if not re.search(r"[a-z_]\(", part) or re.search(
+                    r"ScMamba[A-Z]|scmamba_config|::", part
+                ):
+                    continue
+                try:
+                    found = unknown_names(part, start_names())
+                except SyntaxError:
+                    continue
+                compared += 1
+                problems += [f"{page}: {problem}" for problem in found]
+    assert compared > 60
+    assert problems == []
+
+
+def test_keywords_named_alone_exist():
+    """``label_key=`` within a sentence, and what is said of it, belong to a function that is there."""
+    known = {
+        name
+        for home in HOMES
+        for public_name in importlib.import_module(home).__all__
+        if callable(value := public(public_name)) and not public_name.startswith("_")
+        for name in parameters_of(value)
+    }
+    r_arguments = set().union(*r_calls.formals().values())
+    former = re.compile(r"former|old name|From 0\.1|are now", re.I)
+    problems = []
+    for page in ALL:
+        for paragraph in text_of(page).split("\n\n"):
+            if former.search(paragraph):
                 continue
-            function = called(node.func, names)
-            if function is None or not getattr(function, "__module__", "").startswith("scmamba"):
-                continue
-            parameters = inspect.signature(function).parameters
-            if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                continue
-            unknown = {k.arg for k in node.keywords} - set(parameters)
-            assert not unknown, f"{page}: {ast.unparse(node.func)} has no {sorted(unknown)}"
+            for name in re.findall(r"(?<!`)`([a-z][\w.]*)=[^`=]*`(?!`)", paragraph):
+                if name not in known | r_arguments:
+                    problems.append(f"{page}: {name}=")
+    assert problems == []
+
+
+def parameters_of(value: object) -> set[str]:
+    """Parameters of a function, or of a class and its public methods."""
+    functions = [value]
+    if inspect.isclass(value):
+        functions += [f for n, f in inspect.getmembers(value, callable) if not n.startswith("_")]
+    names: set[str] = set()
+    for function in functions:
+        try:
+            names |= set(inspect.signature(function).parameters)
+        except ValueError:
+            continue
+    return names
+
+
+# --- R
+
+
+@pytest.mark.parametrize("page", [p for p in ALL if documents.r_blocks(p)])
+def test_r_blocks_parse_and_name_what_exists(page):
+    assert [p for code in documents.r_blocks(page) for p in r_calls.unknown_arguments(code)] == []
+
+
+def test_r_within_sentences_names_what_exists():
+    problems, compared = [], 0
+    for page in ALL:
+        for span in spans(page):
+            if re.search(r"ScMamba[A-Z]\w*\(|(^|::)(scmamba_\w+|install_scmamba)\(", span):
+                compared += 1
+                problems += [f"{page}: {p}" for p in r_calls.unknown_arguments(span)]
+    assert compared > 30
+    assert problems == []
 
 
 # --- commands
@@ -137,9 +234,14 @@ def test_commands_parse(page):
                 if not words or words[0] not in command.commands:
                     raise ValueError(f"no command {words[:1]}")
                 name, command = words[0], command.commands[words[0]]
+                if command.hidden:
+                    raise ValueError(f"{name} is a former name")
                 words = words[1:]
             if command.name != "serve":
-                command.make_context(name, [w for w in words if w != "..."])
+                given = command.make_context(name, [w for w in words if w != "..."]).params
+                for parameter in command.params:
+                    if getattr(parameter, "hidden", False) and given[parameter.name] is not None:
+                        raise ValueError(f"--{parameter.name} is a former option")
         except Exception as error:
             text = getattr(error, "message", None) or str(error)
             missing = "missing" in type(error).__name__.lower() or text.startswith("Missing")
@@ -149,9 +251,22 @@ def test_commands_parse(page):
     assert problems == []
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [p for p in ALL if documents.shell_blocks(p)])
+def test_shell_blocks_parse(page):
+    for code in documents.shell_blocks(page):
+        found = subprocess.run(["bash", "-n"], input=code, capture_output=True, text=True)
+        assert found.returncode == 0, f"{page}: {found.stderr}"
+
+
+@pytest.mark.parametrize("page", ALL)
 def test_named_files_and_modules_exist(page):
     text = text_of(page)
+    assert not re.search(r"python benchmarks/|benchmarks/\w+\.py -", text), (
+        f"{page}: python -m benchmarks.x"
+    )
+    assert "../shared" not in text and "/work/" not in text, (
+        f"{page}: a path outside the repository"
+    )
     for module in re.findall(r"python -m (benchmarks\.[a-z]\w+)", text):
         assert importlib.util.find_spec(module), f"{page}: {module}"
     absent = []
@@ -160,52 +275,6 @@ def test_named_files_and_modules_exist(page):
         if not glob.glob(str(ROOT / path)):
             absent.append(path)
     assert absent == []
-
-
-# --- figures
-
-
-def test_the_figures_of_the_readme_are_those_of_the_pages():
-    card = "".join(p.read_text() for p in ROOT.glob("python/scmamba/model/pretrained/*/*.md"))
-    rows = [
-        r for r in text_of("README.md").splitlines() if r.startswith("| ") and r.count("|") == 5
-    ]
-    compared = 0
-    for row in rows:
-        _, _, ours, theirs, where, _ = (cell.strip() for cell in row.split("|"))
-        page = re.search(r"docs/\w+\.md", where)
-        if not page and where != "model card":
-            continue
-        source = text_of(page[0]) if page else card
-        for number in re.findall(r"(?<!\d)\.\d{3}\b", f"{ours} {theirs}"):
-            assert number in source, (
-                f"{number} of the README is not in {page[0] if page else where}"
-            )
-            compared += 1
-    assert compared > 30
-
-
-def part(page: str, begin: str, end: str | None) -> str:
-    """What a page has between two markers."""
-    rest = (ROOT / page).read_text(encoding="utf-8").split(begin)[1]
-    return (rest if end is None else rest.split(end)[0]).strip()
-
-
-def test_the_tables_of_the_pages_are_those_of_the_result_files():
-    from benchmarks import deg, model, scan
-
-    results = ROOT / "benchmarks" / "results"
-    for name, module in (("scan", scan), ("model", model)):
-        made = module.table(json.loads((results / f"{name}.json").read_text()))
-        shown = part("docs/scan.md", f"<!-- {name}: begin -->", f"<!-- {name}: end -->")
-        assert shown == made.strip()
-    speed = deg.table(json.loads((results / "deg_speed.json").read_text())["rows"])
-    assert part("docs/deg.md", "<!-- speed -->", "<!-- /speed -->").startswith(speed.strip())
-    scores = (results / "annotation.md").read_text(encoding="utf-8")
-    assert part("docs/annotation.md", "<!-- results -->", None) == scores.strip()
-    rows = [row for row in (results / "doublets.md").read_text().splitlines() if "|" in row]
-    page = (ROOT / "docs" / "doublets.md").read_text(encoding="utf-8")
-    assert rows and [row for row in rows if row not in page] == []
 
 
 # --- the site

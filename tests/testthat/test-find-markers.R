@@ -70,7 +70,7 @@ test_that("the table of all groups is that of FindAllMarkers()", {
     for (column in names(theirs)) expect_equal(ours[[column]], theirs[[column]], tolerance = 1e-12, info = column)
   }
   expect_identical(levels(ours$cluster), levels(Seurat::Idents(object)))
-  expect_error(ScMambaFindAllMarkers(object, ident.1 = "0"), "leave the idents out", class = "scmamba_error")
+  expect_error(ScMambaFindAllMarkers(object, ident.1 = "0"), "takes no idents", class = "scmamba_error")
   expect_error(ScMambaFindAllMarkers(counts_of(object)), "Seurat object", class = "scmamba_error")
   # A group that is too small is named, and the others are there.
   object$few <- c("x", "x", rep(c("a", "b"), length.out = ncol(object) - 2))

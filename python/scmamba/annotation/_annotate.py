@@ -80,7 +80,7 @@ def annotate(
         Genes by cell type: a mapping, a DataFrame (type, gene), a text file
         (:func:`scmamba.datasets.marker_panels.read_marker_panel`), or ``"panel"`` for the panel of the human brain.
     region
-        With ``reference="human-brain"``: leave out the cell types of other regions. Default: all.
+        With ``reference="human-brain"``: omit the cell types of other regions. Default: all.
     donor_key
         Column of the reference's ``obs`` with the donors. Probabilities are calibrated on held-out donors, on
         held-out cells if there are fewer than three donors or no such column.

@@ -271,7 +271,7 @@ def tree_probabilities(
 ) -> tuple[dict[str, list[str]], dict[str, np.ndarray], dict[str, list[int]]]:
     """Classes of each level, (n, classes) probabilities, and the parent of each class.
 
-    A type without subtypes stands in the subtypes by its own name; so does what of a type belongs to no named subtype.
+    A type without subtypes appears among the subtypes under its own name; so do cells of a type that belong to no named subtype.
     """
     table = reference.table
     fine = np.where(table["subtype"] == "", table["type"], table["subtype"])

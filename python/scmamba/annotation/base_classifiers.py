@@ -1,10 +1,10 @@
 """Base classifiers of the cell-type ensemble.
 
-``genes`` is a linear model of all genes, class-balanced (few genes that mark a type). ``components`` uses leading
-components (programmes of many genes). ``scaled`` uses the most variable genes, each divided by its spread (genes whose every count
-matters). ``markers`` uses a few sums of genes, those that mark each class: a platelet or a plasmacytoid cell among thousands of T cells is
-told by ten genes, which drown among all. ``plain`` is multinomial logistic regression on all genes with default settings, as the baseline. These are linear. ``alike`` is a nearest-neighbor classifier: types that were found by clustering are often not
-linearly separable.
+Five are linear. ``genes``: all genes, class-balanced (types with few marker genes). ``components``: principal components (programs
+of many genes). ``scaled``: the most variable genes, each divided by its standard deviation (genes with few counts). ``markers``: sums
+of the marker genes of each class (rare types such as platelets among thousands of T cells, whose ten markers have little weight among
+all genes). ``plain``: multinomial logistic regression on all genes with default settings, as the baseline. ``knn`` is a
+nearest-neighbor classifier, because types that were found by clustering are often not linearly separable.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from ..neighbors.knn import nearest_neighbors
 from ..neighbors.svd import principal_components
 from .novelty import unit
 
-BASE_CLASSIFIERS = ("genes", "components", "scaled", "markers", "plain", "alike")
-#: Components of the reduced view.
+BASE_CLASSIFIERS = ("genes", "components", "scaled", "markers", "plain", "knn")
+#: Principal components of ``components``.
 COMPONENTS = 50
-#: Most variable genes of the scaled one.
+#: Most variable genes of ``scaled``.
 VARIABLE = 3000
 #: Genes in each sum of markers.
 MARKERS = 30
-#: Reference cells neighbors, and directions in which they are alike.
-ASKED, DIRECTIONS = 20, 30
-#: Views with a smaller share of the weight are left out: they cost time.
-MIN_EXPRESSING = 0.05
-MIN_CLASS_SHARE = 0.02  # share of cells that a class has at least, where classes are evened out, and of the neighbors ones
-_FLOOR = 1e-4  # no view may rule a class out alone
-_CLIP = 5.0  # spreads from the mean beyond which a gene says no more
+#: Nearest neighbors, and principal components in which they are found.
+N_NEIGHBORS, DIRECTIONS = 20, 30
+#: Classifiers with a smaller weight are dropped, because they cost time.
+MIN_WEIGHT = 0.05
+#: Added to the share of each class among cells and neighbors, so that class weights stay finite.
+MIN_CLASS_SHARE = 0.02
+_FLOOR = 1e-4  # no classifier can exclude a class alone
+_CLIP = 5.0  # standard deviations at which scaled values are clipped
 _BLOCK = 2000
 _SETTINGS: dict[str, dict[str, Any]] = {
     "genes": {"C": 0.02, "class_weight": "balanced", "max_iter": 300},
@@ -47,7 +48,7 @@ _PARTS = ("columns", "basis", "centre", "spread", "weight", "bias")
 
 
 def tempered_log_probs(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """(n, k) log probabilities at a temperature, none of them quite zero."""
+    """(n, k) log probabilities at a temperature, bounded below."""
     return np.log(softmax(logits / temperature, axis=1) + _FLOOR)
 
 
@@ -58,11 +59,11 @@ class LinearClassifier:
     Attributes
     ----------
     columns
-        (d,) genes it sees, all if empty.
+        (d,) positions of the genes it reads; all genes if empty.
     basis
-        (m, d) of the components, or sums of markers, it sees instead; empty if none.
+        (m, d) loadings of the components, or sums of markers, that it reads instead of genes; empty if none.
     centre, spread
-        (d,) of the scores, empty where values are taken as they are.
+        (d,) mean and standard deviation of the scores; empty if values are not scaled.
     weight, bias
         (k, d) and (k,).
     """
@@ -75,7 +76,7 @@ class LinearClassifier:
     bias: np.ndarray
 
     def scores(self, x: sparse.csr_matrix) -> sparse.csr_matrix | np.ndarray:
-        """What the linear model sees of (n, m) values."""
+        """Input of the linear model from (n, m) values."""
         if self.basis.size:
             capped = x.copy()
             capped.data = np.minimum(capped.data, 10.0)
@@ -104,16 +105,16 @@ class LinearClassifier:
 
 @dataclass
 class KNNClassifier:
-    """The classes of the reference cells most alike in the leading directions of variable genes, classes evened out.
+    """Class-balanced vote of the nearest reference cells in leading components of variable genes.
 
     Attributes
     ----------
     seen
-        The genes, scaled (its weights are empty).
+        Scaling of the genes (its weights are empty).
     rotation, offset
-        (d, 30) and (30,) directions of these; empty where there are too few cells to have any.
+        (d, 30) and (30,) projection to components; empty if there are too few cells for any.
     pool, codes
-        (r, 30 or d) reference cells there, of length one, and (r,) their classes.
+        (r, 30 or d) projected reference cells, of length one, and (r,) their classes.
     classes
         Number of classes.
     """
@@ -126,22 +127,22 @@ class KNNClassifier:
     classes: int
 
     def place(self, scores: np.ndarray) -> np.ndarray:
-        """Where cells with these (n, d) scores lie: rows of length one."""
+        """Projection of (n, d) scores, rows of length one."""
         return unit(scores @ self.rotation - self.offset if self.rotation.size else scores)
 
     def logits(self, x: sparse.csr_matrix) -> np.ndarray:
         """(n, k) of (n, m) values, a block of cells at a time."""
-        kinds = np.eye(self.classes)[self.codes]
-        usual = kinds.mean(axis=0) + MIN_CLASS_SHARE
+        one_hot = np.eye(self.classes)[self.codes]
+        expected = one_hot.mean(axis=0) + MIN_CLASS_SHARE
         out = []
         for start in range(0, max(x.shape[0], 1), _BLOCK):
             neighbors = nearest_neighbors(
                 self.place(np.asarray(self.seen.scores(x[start : start + _BLOCK]))),
                 self.pool,
-                ASKED,
+                N_NEIGHBORS,
             )
-            even = kinds[neighbors].mean(axis=1) / usual
-            out.append(np.log(even / even.sum(axis=1, keepdims=True) + MIN_CLASS_SHARE))
+            balanced = one_hot[neighbors].mean(axis=1) / expected
+            out.append(np.log(balanced / balanced.sum(axis=1, keepdims=True) + MIN_CLASS_SHARE))
         return np.vstack(out)
 
     def arrays(self, prefix: str) -> dict[str, np.ndarray]:
@@ -167,16 +168,16 @@ class KNNClassifier:
 def load_base_classifier(
     kind: str, kept: dict[str, np.ndarray]
 ) -> LinearClassifier | KNNClassifier:
-    """The view of that kind from what ``arrays(kind + "_")`` gave."""
+    """The classifier of that kind from the arrays of ``arrays(kind + "_")``."""
     return (
         KNNClassifier.of(kept, f"{kind}_")
-        if kind == "alike"
+        if kind == "knn"
         else LinearClassifier.of(kept, f"{kind}_")
     )
 
 
 def fit_knn(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) -> KNNClassifier:
-    """Place the reference."""
+    """Project the reference cells."""
     from sklearn.decomposition import PCA
 
     none = np.zeros(0)
@@ -194,8 +195,8 @@ def fit_knn(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) ->
 def fit_base_classifier(
     x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int
 ) -> LinearClassifier | KNNClassifier:
-    """Fit one of :data:`BASE_CLASSIFIERS` to (n, m) log1p(CP10k) and the class (n,) of each cell; classes without a cell are never called."""
-    if kind == "alike":
+    """Fit one of :data:`BASE_CLASSIFIERS` to (n, m) log1p(CP10k) and the class (n,) of each cell; classes without a cell get no probability."""
+    if kind == "knn":
         return fit_knn(x, codes, classes, seed)
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -217,7 +218,7 @@ def fit_base_classifier(
     else:
         with (
             warnings.catch_warnings()
-        ):  # a model that stopped early is judged on held-out donors like any other
+        ):  # a model that stopped early is scored on held-out donors like any other
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(scores, codes)
         if len(seen) == 2:  # scikit-learn keeps one row for two classes
@@ -238,7 +239,7 @@ def _reduce(view: LinearClassifier, x: sparse.csr_matrix, seed: int) -> None:
 def _select_markers(
     view: LinearClassifier, x: sparse.csr_matrix, codes: np.ndarray, classes: int
 ) -> None:
-    """Sums of genes: k of those each class shows more than the others do on average, k of those it shows more than the class nearest to it.
+    """Two sums of marker genes per class: against the mean of the other classes, and against the most similar class.
 
     The sums of a class without a cell are zero.
     """
@@ -264,7 +265,7 @@ def _select_markers(
 
 
 def marker_features(view: LinearClassifier, x: sparse.csr_matrix) -> np.ndarray:
-    """(n, k) how much each cell shows of what marks each class, in standard deviations of the reference."""
+    """(n, k) expression of the markers of each class, in standard deviations of the reference."""
     starts = range(0, max(x.shape[0], 1), _BLOCK)
     both = np.vstack([np.asarray(view.scores(x[i : i + _BLOCK])) for i in starts])
     return both[:, : both.shape[1] // 2]
@@ -302,17 +303,17 @@ def class_log_profiles(x: sparse.csr_matrix, codes: np.ndarray, classes: int) ->
     return np.log(sums / sums.sum(axis=1, keepdims=True))
 
 
-#: Counts a profile's likelihood is worked out for.
+#: Number of counts that a profile's likelihood is computed for.
 COUNTS = 200
 
 
 def profile_logits(
     x: sparse.csr_matrix, profiles: np.ndarray, absent: np.ndarray | None = None
 ) -> np.ndarray:
-    """(n, k) log likelihood of 200 counts drawn like the cell's own, under the profile of each class; ``absent`` (k,) classes have none.
+    """(n, k) log likelihood of 200 counts with the cell's proportions under the profile of each class; ``absent`` (k,) classes have none.
 
-    200, not the cell's depth: genes are no independent draws, and a temperature is chosen afterwards. Divided by -200 it is how many
-    nats a count of the cell surprises somebody who expects the class.
+    200, not the cell's depth, because counts of genes are not independent; a temperature is chosen afterwards. Divided by -200 it is
+    the cross-entropy of the cell and the class, in nats per count.
     """
     linear = x.copy()
     np.expm1(linear.data, out=linear.data)
@@ -324,7 +325,7 @@ def profile_logits(
 
 
 def fit_classifier_weights(views: dict[str, np.ndarray], codes: np.ndarray) -> dict[str, float]:
-    """Weights, of sum one, of the views (log probabilities (n, k) by name) whose sum has the smallest log loss; weak ones are left out."""
+    """Weights, of sum one, of classifiers (log probabilities (n, k) by name) that minimize the log loss of their sum; small ones are dropped."""
     from scipy.optimize import minimize
 
     kinds = list(views)
@@ -344,10 +345,10 @@ def fit_classifier_weights(views: dict[str, np.ndarray], codes: np.ndarray) -> d
         found = minimize(
             loss, start, jac=True, method="L-BFGS-B", bounds=[(0.0, None)] * len(kinds)
         ).x
-        if found.sum() <= 0:  # no view is better than guessing
+        if found.sum() <= 0:  # no classifier is better than chance
             return dict.fromkeys(kinds, 1 / len(kinds))
         share = found / found.sum()
-        strong = [kind for kind, own in zip(kinds, share) if own >= MIN_EXPRESSING]
+        strong = [kind for kind, own in zip(kinds, share) if own >= MIN_WEIGHT]
         if len(strong) == len(kinds):
             return dict(zip(kinds, share.tolist()))
         kinds = strong

@@ -1,7 +1,7 @@
 """The cell-type ensemble of a labeled reference: base classifiers and the network, weighted and calibrated on held-out donors.
 
-None of them is best everywhere: the weights of the base classifiers (:mod:`.base_classifiers`), the network's share and the temperatures are chosen on
-donors that none of them had seen.
+None of them is best on all data: the weights of the base classifiers (:mod:`.base_classifiers`), the network's weight and the
+temperatures are fitted on held-out donors.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from .base_classifiers import (
 )
 from .novelty import NoveltyDetector, call_evidence, common_space, novelty_scores
 
-#: Genes found in fewer reference cells teach nothing.
+#: Genes detected in fewer reference cells are not used.
 MIN_CELLS_PER_GENE = 5
-#: Classes with fewer cells are too small for a linear model with a penalty; their profile may speak for them.
+#: Classes with fewer cells are too small for a penalized linear model; their mean profile is used if it helps.
 RARE = 20
-_FLOOR = 1e-4  # the network may not rule a class out alone
+_FLOOR = 1e-4  # the network cannot exclude a class alone
 
 
 @dataclass
 class CellTypeEnsemble:
-    """What was learnt from a reference.
+    """Everything that is fitted to a reference.
 
     Attributes
     ----------
     names
         Classes of the finest level.
     views
-        Kind -> model, of those that take part and ``markers``; the network's logits come from outside and have the share
+        Kind -> base classifier, of those with a weight and ``markers``; the network's logits are passed in and have the weight
         ``network_share``.
     weights
-        Kind -> share of each of these in their weighted mean of log probabilities.
+        Kind -> weight in the mean of log probabilities.
     temperatures
-        Kind -> what its logits are divided by before they are averaged: of the views that take part, and of the profiles.
+        Kind -> temperature of its logits before they are averaged: of the weighted base classifiers, and of the profiles.
     temperature
         Divides the averaged log probabilities; chosen on held-out donors.
     curve
-        (points, 3) threshold, share of cells kept, share of those that are right, on held-out donors.
-    usual
+        (points, 3) threshold, share of cells kept, share of those that are correct, on held-out donors.
+    novelty
         Scores of reference cells of held-out donors (:class:`~.novelty.NoveltyDetector`).
     profiles
         (k, m) :func:`~.base_classifiers.class_log_profiles`.
     rare
-        (k,) classes whose profile may speak for them.
+        (k,) classes whose mean profile is used as well.
     prior_correction
-        (k,) taken off the log probabilities, so that rare classes are not swallowed by common ones; chosen on held-out donors.
+        (k,) subtracted from the log probabilities, so that rare classes are not called as common ones; fitted on held-out donors.
     """
 
     names: list[str]
@@ -75,14 +75,14 @@ class CellTypeEnsemble:
     temperature: float
     network_share: float
     curve: np.ndarray
-    usual: NoveltyDetector
+    novelty: NoveltyDetector
     profiles: np.ndarray
     rare: np.ndarray
     prior_correction: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
     def probabilities(self, x: sparse.csr_matrix, network: np.ndarray | None = None) -> np.ndarray:
-        """(n, k) calibrated; ``network`` (n, k) log probabilities of the fine-tuned network, if it takes part."""
+        """(n, k) calibrated; ``network`` (n, k) log probabilities of the fine-tuned network, if it is used."""
         return softmax(self._averaged(x, network) / self.temperature, axis=1)
 
     def _averaged(self, x: sparse.csr_matrix, network: np.ndarray | None) -> np.ndarray:
@@ -102,7 +102,7 @@ class CellTypeEnsemble:
         ) - self.prior_correction
 
     def threshold(self, error_rate: float) -> float:
-        """Smallest probability above which at most ``error_rate`` of the cells of unseen donors were wrong."""
+        """Smallest probability above which at most ``error_rate`` of the cells of held-out donors were wrong."""
         return threshold_for(self.curve, error_rate)
 
     def is_novel(
@@ -112,16 +112,17 @@ class CellTypeEnsemble:
         reference: sparse.csr_matrix,
         seed: int,
     ) -> np.ndarray:
-        """(n,) True: like nothing in the reference, whose (r, m) values are needed again; ``probabilities`` (n, k) as given above."""
-        if not np.isfinite(self.usual.level):
+        """(n,) True: the cell resembles no class of the ``reference`` (r, m); ``probabilities`` (n, k) as from :meth:`probabilities`."""
+        if not np.isfinite(self.novelty.level):
             return np.zeros(x.shape[0], dtype=bool)
         space = common_space(sparse.csr_matrix(sparse.vstack([reference, x], format="csr")), seed)
         called = probabilities.argmax(axis=1)
         here, there = space[reference.shape[0] :], space[: reference.shape[0]]
-        said = call_evidence(
+        evidence = call_evidence(
             probabilities, profile_logits(x, self.profiles), marker_features(self.markers, x)
         )
-        return self.usual.is_novel(novelty_scores(here, there, said, self.usual.pool, seed), called)
+        scores = novelty_scores(here, there, evidence, self.novelty.pool, seed)
+        return self.novelty.is_novel(scores, called)
 
     @property
     def markers(self) -> LinearClassifier:
@@ -136,9 +137,9 @@ class CellTypeEnsemble:
             "names": np.array(self.names, dtype=str),
             "curve": self.curve,
             "profiles": self.profiles,
-            "usual_called": self.usual.called,
-            "usual_shown": self.usual.shown,
-            "usual": np.array([self.usual.level, self.usual.pool]),
+            "novelty_called": self.novelty.called,
+            "novelty_shown": self.novelty.shown,
+            "novelty": np.array([self.novelty.level, self.novelty.pool]),
             "rare": self.rare,
             "prior_correction": self.prior_correction,
         }
@@ -163,11 +164,11 @@ class CellTypeEnsemble:
         settings = json.loads(str(kept["settings"]))
         views = {kind: load_base_classifier(kind, kept) for kind in settings["views"]}
         names = [str(n) for n in kept["names"]]
-        usual = NoveltyDetector(
-            kept["usual_called"],
-            kept["usual_shown"],
-            float(kept["usual"][0]),
-            int(kept["usual"][1]),
+        novelty = NoveltyDetector(
+            kept["novelty_called"],
+            kept["novelty_shown"],
+            float(kept["novelty"][0]),
+            int(kept["novelty"][1]),
         )
         return cls(
             names,
@@ -177,7 +178,7 @@ class CellTypeEnsemble:
             settings["temperature"],
             settings["network_share"],
             kept["curve"],
-            usual,
+            novelty,
             kept["profiles"],
             kept["rare"],
             kept["prior_correction"],
@@ -188,7 +189,7 @@ class CellTypeEnsemble:
 def with_rare_class_profiles(
     linear: np.ndarray, profile: np.ndarray, rare: np.ndarray
 ) -> np.ndarray:
-    """Log probabilities where a rare class is as likely as its profile says, if that is more."""
+    """Log probabilities in which rare classes have that of their profile, if it is larger."""
     out = linear.copy()
     out[:, rare] = np.maximum(linear[:, rare], profile[:, rare])
     return out
@@ -200,7 +201,7 @@ def mix_network(linear: np.ndarray, network: np.ndarray, share: float) -> np.nda
 
 
 def donor_folds(groups: np.ndarray, codes: np.ndarray, number: int, seed: int) -> np.ndarray:
-    """(n,) fold of each cell: whole donors where there are enough of them, else cells, classes spread evenly."""
+    """(n,) fold of each cell: whole donors if there are enough of them, else cells, stratified by class."""
     rng = np.random.default_rng(seed)
     names = np.unique(groups)
     if len(names) >= number:
@@ -223,7 +224,7 @@ def fit_ensemble(
     seed: int = 0,
     verbose: bool = True,
 ) -> CellTypeEnsemble:
-    """Learn the classes of labelled cells.
+    """Fit the ensemble to labeled cells.
 
     Parameters
     ----------
@@ -232,7 +233,7 @@ def fit_ensemble(
     labels, groups
         (n,) class and donor of each cell.
     network
-        Rows of cells a fine-tuned network was not trained on, and its (r, k) log probabilities there, classes in sorted order.
+        Rows of cells that the fine-tuned network was not trained on, and its (r, k) log probabilities there, classes in sorted order.
 
     Raises
     ------
@@ -263,7 +264,7 @@ def fit_ensemble(
     report["held_out_accuracy"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
     report["network_share"] = share
     say(
-        f"{len(names)} classes; {100 * report['held_out_accuracy']:.1f}% right on cells of held-out donors",
+        f"{len(names)} classes; {100 * report['held_out_accuracy']:.1f}% of the cells of held-out donors are correct",
         verbose,
     )
     views = {
@@ -271,7 +272,7 @@ def fit_ensemble(
         for kind in dict.fromkeys([*weights, "markers"])
     }
     shown = softmax((held - prior_correction) / temperature, axis=1)
-    usual = NoveltyDetector.of(
+    novelty = NoveltyDetector.of(
         common_space(x, seed),
         shown.argmax(axis=1),
         call_evidence(shown, seen.logits["profile"], seen.marks),
@@ -288,7 +289,7 @@ def fit_ensemble(
         temperature,
         share,
         curve,
-        usual,
+        novelty,
         profiles,
         rare,
         prior_correction,
@@ -298,7 +299,7 @@ def fit_ensemble(
 
 @dataclass
 class OutOfFoldScores:
-    """What each view, and the profiles, say of cells of donors they were not fitted to: logits by kind, and shown markers, (n, k) each."""
+    """Logits of each classifier and the profiles, and marker features, (n, k) each, of cells of donors they were not fitted to."""
 
     logits: dict[str, np.ndarray]
     marks: np.ndarray
@@ -337,7 +338,7 @@ def cross_validate(
 def fit_weights(
     seen: OutOfFoldScores, codes: np.ndarray, classes: int
 ) -> tuple[np.ndarray, dict[str, float], dict[str, float], np.ndarray]:
-    """The base classifiers weighted by log loss on held-out donors, (n, k), the weights, all temperatures, and for which classes profiles speak."""
+    """The base classifiers weighted by log loss on held-out donors, (n, k), the weights, all temperatures, and the classes that use profiles."""
     sizes = np.bincount(codes, minlength=classes)
     if classes == 1:
         return (
@@ -353,11 +354,16 @@ def fit_weights(
     weights = fit_classifier_weights(views, codes)
     held = np.sum([share * views[kind] for kind, share in weights.items()], axis=0)
     rare = (sizes < RARE) & (sizes > 1)
-    spoken = with_rare_class_profiles(
+    with_profiles = with_rare_class_profiles(
         held, tempered_log_probs(seen.logits["profile"], temperatures["profile"]), rare
     )
-    if rare.any() and log_loss(spoken, codes) < log_loss(held, codes):
-        return spoken, weights, {kind: temperatures[kind] for kind in (*weights, "profile")}, rare
+    if rare.any() and log_loss(with_profiles, codes) < log_loss(held, codes):
+        return (
+            with_profiles,
+            weights,
+            {kind: temperatures[kind] for kind in (*weights, "profile")},
+            rare,
+        )
     return (
         held,
         weights,
@@ -369,7 +375,7 @@ def fit_weights(
 def fit_network_weight(
     linear: np.ndarray, network: np.ndarray, codes: np.ndarray
 ) -> tuple[float, dict[str, Any]]:
-    """How much of the average is the network's: the share with the smallest log loss after fit_calibration."""
+    """Weight of the network: the one with the smallest calibrated log loss."""
     losses = {}
     for share in (0.0, 0.15, 0.3, 0.5, 0.7, 1.0):
         losses[share] = log_loss(mix_network(linear, network, share), codes)

@@ -1,10 +1,10 @@
-"""Which cells are like nothing in the reference.
+"""Novelty detection: flag cells whose type is absent from the reference.
 
-A linear model calls a cell of an unknown type by whichever known type it leans to, and is often sure of it. Four signs give it away:
-cells of its kind lie closer to each other than to any reference cell; its neighbourhood is in doubt; its neighbourhood shows genes that
-the type it was called never shows; its nearest lack what marks that type. A fifth is for the few that have no neighbours of their kind, as
-four erythrocytes among lymphocytes: the cell alone shows such genes, by far. Each is compared with what reference cells of donors left
-out show, by the class they were called.
+A linear model assigns a cell of an unknown type to the most similar known type, often with a high probability. Five scores are used:
+the cell is closer to query cells than to reference cells; the calls of its neighborhood have low probabilities; its neighborhood
+expresses genes that the called type does not; its nearest neighbors lack the markers of that type; and, for types with too few cells to
+have neighbors of their own (four erythrocytes among lymphocytes), the cell itself expresses such genes. Each score is compared with
+that of reference cells of held-out donors with the same call.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from ..neighbors.svd import principal_components
 
 #: Components that reference and query are compared in.
 COMPONENTS = 50
-#: Neighbours distances are averaged over, and signs.
+#: Neighbors that distances, and scores, are averaged over.
 NEAREST, AROUND = 5, 15
-#: What is said of a cell (:func:`told`) is averaged over so many of its neighbours.
+#: Neighbors that each column of :func:`call_evidence` is averaged over.
 OVER = (AROUND, AROUND, NEAREST)
-#: What is said of the cells above this share is said no louder among neighbours.
+#: Evidence is clipped at this quantile before it is averaged over neighbors.
 FEW = 0.98
-#: A single cell is noisy: its own sign counts half.
+#: Weight of the cell's own score, because a single cell is noisy.
 ALONE = 0.5
-#: Share of reference cells of held-out donors that the rule rejects.
+#: Share of reference cells of held-out donors that the rule flags.
 REJECTED = 0.08
-#: Classes called less often than this are compared with all reference cells.
+#: Classes with fewer calls are compared with all reference cells.
 ENOUGH = 20
-#: Fewer reference cells cannot say what is usual.
+#: With fewer reference cells no cell is flagged.
 FEWEST = 60
 _CAP = 6.0
 
@@ -42,7 +42,7 @@ def unit(scores: np.ndarray) -> np.ndarray:
 
 
 def common_space(x: sparse.csr_matrix, seed: int) -> np.ndarray:
-    """(n, d) directions of the cells in leading components of all of them."""
+    """(n, d) leading principal components of all cells, rows of length one."""
     return (
         unit(principal_components(x, COMPONENTS, seed=seed)[0])
         if min(x.shape) > 1
@@ -51,26 +51,26 @@ def common_space(x: sparse.csr_matrix, seed: int) -> np.ndarray:
 
 
 def call_evidence(probabilities: np.ndarray, profile: np.ndarray, shown: np.ndarray) -> np.ndarray:
-    """(n, 3) what speaks against the class each cell was called.
+    """(n, 3) evidence against the called class of each cell.
 
-    One less its probability; how little the cell looks drawn from its profile (:func:`~.views.profile_logits`); how little it shows of
-    its markers (:func:`~.views.shown_markers`). All three come as (n, k).
+    One minus its probability; minus the likelihood under its profile (:func:`~.base_classifiers.profile_logits`); minus the expression of
+    its markers (:func:`~.base_classifiers.marker_features`). All three inputs are (n, k).
     """
     own = np.arange(len(probabilities)), probabilities.argmax(axis=1)
     return np.column_stack([1 - probabilities[own], -profile[own], -shown[own]])
 
 
 def novelty_scores(
-    here: np.ndarray, there: np.ndarray, said: np.ndarray, pool: int, seed: int
+    here: np.ndarray, there: np.ndarray, evidence: np.ndarray, pool: int, seed: int
 ) -> np.ndarray:
-    """The five signs of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
+    """(n, 5) scores of cells at ``here`` (n, d) beside the reference ``there`` (r, d).
 
     Parameters
     ----------
-    said
-        (n, 3) :func:`told`.
+    evidence
+        (n, 3) :func:`call_evidence`.
     pool
-        A cell's distance to its own kind is measured among so many of the cells: the denser they lie, the closer they are.
+        Distances between cells are measured within a random sample of this size, because they depend on the density of cells.
     """
     rng = np.random.default_rng(seed)
     n = len(here)
@@ -88,26 +88,26 @@ def novelty_scores(
         )
         isolated = np.log(np.maximum(to_reference, 1e-3) / np.maximum(among, 1e-3))
     around = nearest_neighbors(here, here, int(np.clip(n // 20, 1, max(OVER))))
-    # A few cells quite unlike all others speak for themselves, not for those around them.
-    calm = np.minimum(said, np.quantile(said, FEW, axis=0)) if n else said
-    averaged = (own[around[:, :over]].mean(axis=1) for own, over in zip(calm.T, OVER))
-    return np.column_stack([isolated, *averaged, said[:, 1]])
+    # A few extreme cells must not raise the averages of their neighbors.
+    clipped = np.minimum(evidence, np.quantile(evidence, FEW, axis=0)) if n else evidence
+    averaged = (own[around[:, :over]].mean(axis=1) for own, over in zip(clipped.T, OVER))
+    return np.column_stack([isolated, *averaged, evidence[:, 1]])
 
 
 @dataclass
 class NoveltyDetector:
-    """What reference cells of held-out donors show.
+    """Novelty scores of reference cells of held-out donors, which query cells are compared with.
 
     Attributes
     ----------
     called
-        (n,) class each was called.
+        (n,) called class of each cell.
     shown
-        (n, 5) :func:`signs`.
+        (n, 5) :func:`novelty_scores`.
     level
-        Largest standing that is usual.
+        Threshold of the standardized score.
     pool
-        Cells that a cell's own kind was looked for among.
+        Size of the sample that distances were measured in.
     """
 
     called: np.ndarray
@@ -117,30 +117,35 @@ class NoveltyDetector:
 
     @classmethod
     def of(
-        cls, space: np.ndarray, called: np.ndarray, said: np.ndarray, fold: np.ndarray, seed: int
+        cls,
+        space: np.ndarray,
+        called: np.ndarray,
+        evidence: np.ndarray,
+        fold: np.ndarray,
+        seed: int,
     ) -> NoveltyDetector:
-        """From the reference's own cells: each fold beside the others."""
+        """Score each fold of the reference beside the others."""
         shown = np.zeros((len(called), 2 + len(OVER)))
         judged = np.zeros(len(called), dtype=bool)
         pool = int(np.bincount(fold).min()) if len(fold) else 0
         for f in np.unique(fold):
             here = fold == f
             if here.any() and not here.all():
-                shown[here] = novelty_scores(space[here], space[~here], said[here], pool, seed)
+                shown[here] = novelty_scores(space[here], space[~here], evidence[here], pool, seed)
                 judged |= here
-        usual = cls(called[judged], shown[judged], np.inf, pool)
+        out = cls(called[judged], shown[judged], np.inf, pool)
         if judged.sum() >= FEWEST:
-            usual.level = float(
-                np.quantile(usual.standardized_score(usual.shown, usual.called), 1 - REJECTED)
+            out.level = float(
+                np.quantile(out.standardized_score(out.shown, out.called), 1 - REJECTED)
             )
-        return usual
+        return out
 
     def standardized_score(
         self, shown: np.ndarray, called: np.ndarray, foreign: bool = False
     ) -> np.ndarray:
-        """(n,) largest of the signs, each in units of what is usual for the class called: 0 the median, 1 the ninth decile; the last half.
+        """(n,) largest of the five scores, each scaled by the called class: 0 is the median, 1 the ninth decile; the last has half weight.
 
-        ``foreign`` cells are compared with the others called like them: only what stands out among these still tells.
+        With ``foreign=True`` cells are compared with query cells of the same call as well.
         """
         out = np.empty(shown.shape)
         for c in np.unique(called):
@@ -159,12 +164,12 @@ class NoveltyDetector:
         return np.clip(out, -2, _CAP).max(axis=1)
 
     def is_domain_shifted(self, shown: np.ndarray) -> bool:
-        """Whether all cells lie apart from the reference, as those of another technology do: then being apart says nothing of types."""
+        """Whether all cells are far from the reference, as with another technology, so that distance does not indicate a new type."""
         low, middle, high = np.quantile(self.shown[:, 0], [0.25, 0.5, 0.9])
         return bool(np.quantile(shown[:, 0], 0.25) - low > high - middle)
 
     def is_novel(self, shown: np.ndarray, called: np.ndarray) -> np.ndarray:
-        """(n,) True: stands further out than is usual."""
+        """(n,) True: the standardized score is above the threshold."""
         if not np.isfinite(self.level) or not len(called):
             return np.zeros(len(called), dtype=bool)
         return self.standardized_score(shown, called, self.is_domain_shifted(shown)) > self.level

@@ -49,7 +49,7 @@ USUAL_COLUMNS: dict[str, tuple[str, ...]] = {
     "disease": ("disease", "diagnosis", "condition"),
     "label": ("label", "cell_type", "celltype", "cluster"),
 }
-#: Labels of droplets that are not one known cell (paper: left out of pre-training).
+#: Labels of droplets that are not one known cell (paper: not used in pre-training).
 NOT_CELLS = (
     "doublet",
     "doublets",
@@ -62,7 +62,7 @@ NOT_CELLS = (
 )
 #: Training cells of imputation have more counts than this (paper, Methods).
 IMPUTE_TOTAL = 4000
-#: Donors with fewer cells are left out (paper, Methods).
+#: Donors with fewer cells are omitted (paper, Methods).
 MIN_DONOR_CELLS = 200
 _SAMPLE_BLOCKS = 8
 
@@ -102,7 +102,7 @@ class Collection:
     vocabulary
         Genes in the model's order; the published 19,306 if not given.
     donor_key, study_key, condition_key, label_key
-        Column of ``obs`` with each, or several names of which the first that exists is used; the usual ones by default. Without
+        Column of ``obs`` with each, or several names of which the first that exists is used; by default the common ones. Without
         a study column every file is a study. Cells without a donor count as one donor of their file.
     layer
         Matrix to read; ``X`` if not given.
@@ -272,7 +272,7 @@ class Collection:
         return np.stack([f.sums for f in self._facts()])
 
     def _facts(self) -> list[FileSummary]:
-        """What looking through every file once tells; kept in the cache folder."""
+        """Totals and detected genes of every file, from one pass; kept in the cache folder."""
         if self._known is None:
             digest = str(hash_of(self.vocabulary))
             total = sum(len(m) for m in self.members)
@@ -376,7 +376,7 @@ class Collection:
             raise DataError(f"No cell is left of {len(self):,} ({words}); nothing to train on.")
         say(
             f"{int(keep.sum()):,} of {len(self):,} cells are used"
-            + (f" (left out: {words})" if words else ""),
+            + (f" (omitted: {words})" if words else ""),
             self._verbose,
         )
         return self.take(keep)
@@ -592,8 +592,8 @@ class Collection:
         Batches of cells.
         """
         order = self.order(seed=seed, block=block, span=span)
-        shelf = PrefetchLoader(self, order, shard=rank * workers + worker, shards=world * workers)
-        yield from shelf.epoch(epoch, batch_size)
+        loader = PrefetchLoader(self, order, shard=rank * workers + worker, shards=world * workers)
+        yield from loader.epoch(epoch, batch_size)
 
 
 def hash_of(vocabulary: Vocabulary) -> str:
@@ -682,7 +682,7 @@ def write_summary(path: Path | None, facts: FileSummary) -> None:
 
 
 class _Sample:
-    """A few stretches of a file as one matrix: enough to tell counts from logarithms."""
+    """A few blocks of a file as one matrix, to detect the scale of its values."""
 
     def __init__(self, store: Store) -> None:
         n = store.shape[0]
@@ -741,7 +741,7 @@ def _column(
         lookup = np.array([categories.setdefault(str(v), len(categories)) for v in values])
         codes.append(lookup[inverse].astype(np.int32))
     if wanted is not None and not found_any:
-        raise DataError(f"No file has a column {' or '.join(names)} in obs (asked for as {name}).")
+        raise DataError(f"No file has a column {' or '.join(names)} in obs (option {name}).")
     return pd.Categorical.from_codes(np.concatenate(codes), categories=pd.Index(list(categories)))
 
 

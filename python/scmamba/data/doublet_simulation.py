@@ -1,7 +1,7 @@
 """Simulated doublets: two cells of one sample in one droplet.
 
 The paper's recipe is the mean of the counts of two random singlets of one donor ("Doublet detection", Methods). A mean has half counts and
-no more depth than a single cell, so a classifier can tell it from any real droplet by that alone; real doublets hold most of what both
+no more depth than a single cell, so a classifier can recognize it by that alone; real doublets hold most of what both
 cells had. :func:`simulate_doublets` makes both, and something between them.
 """
 
@@ -67,7 +67,7 @@ def simulate_doublets(
         any two may meet. ``None``: any two cells anywhere.
     recipe
         ``"sum"``: all counts of both. ``"mean"``: half of that, as published; keeps half counts. ``"mixed"``: a random share of the sum,
-        between half and all of it, molecule by molecule, so that depth alone does not tell.
+        between half and all of it, molecule by molecule, so that depth alone does not reveal it.
     weight
         (cells,) how likely a cell is drawn; 0 leaves it out (suspected doublets).
     seed

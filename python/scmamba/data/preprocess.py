@@ -113,7 +113,7 @@ class CellReader:
 
     @property
     def gather(self) -> sparse.csr_matrix:
-        """(n_vars, m) 0/1: sums the rows of one gene, drops what the model does not know."""
+        """(n_vars, m) 0/1: sums the rows of one gene, drops genes outside the model's list."""
         known = self.match.matched
         slot = np.full(len(self.match.vocabulary), -1)
         slot[self.genes] = np.arange(len(self.genes))
@@ -160,7 +160,7 @@ def read_cells(
     layer
         Matrix to read: a layer, ``"raw"`` (``adata.raw`` with its genes), or ``X`` by default.
     gene_column
-        Column of ``var`` with the gene names; by default the index or the usual column that matches most genes.
+        Column of ``var`` with the gene names; by default the index or the common column that matches most genes.
     force
         Accept few genes and logarithms of an unknown scale; never another species, NaN or negative values.
     min_coverage
@@ -217,10 +217,10 @@ def check_cells(adata: AnnData) -> None:
     Raises
     ------
     DataError
-        Says what is wrong and what to do.
+        What was found, what is expected, and what to do.
     """
     if hasattr(adata, "mod"):
-        select_matrix(adata)  # says that it is a MuData object
+        select_matrix(adata)  # refuses a MuData object
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(
             f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes. At least one of each is needed."

@@ -1,4 +1,4 @@
-"""What every task does first and last: open the model, read the cells, say what was found, note what was done."""
+"""First and last steps of every verb: open the model, read the cells, report their scale, record the result."""
 
 from __future__ import annotations
 

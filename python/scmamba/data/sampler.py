@@ -30,7 +30,7 @@ class EpochSampler:
     Attributes
     ----------
     n
-        Number of cells; a position of the order stands for the cell at that place of ``Collection.cells``.
+        Number of cells; position i of the order means row i of ``Collection.cells``.
     block, span
         Neighbouring cells read together; cells shuffled with one another at a time.
     group, lengths
@@ -52,7 +52,7 @@ class EpochSampler:
         self.block = max(1, min(self.block, self.n // (4 * self.n_stripes)))
 
     def __len__(self) -> int:
-        """Positions of an epoch; up to 63 cells, other ones each time, are left out."""
+        """Positions of an epoch; up to 63 cells, different ones each time, are omitted."""
         return self.n // self.n_stripes * self.n_stripes
 
     @property
@@ -61,7 +61,7 @@ class EpochSampler:
         return -(-len(self) // self.span)
 
     def epoch(self, number: int) -> np.ndarray:
-        """(len,) the cells in order; the last two epochs asked for are remembered."""
+        """(len,) the cells in order; the last two epochs are cached."""
         if number not in self._kept:
             while len(self._kept) > 1:
                 self._kept.popitem(last=False)

@@ -186,7 +186,7 @@ def gene_rows(var: pd.DataFrame, name: str = "X") -> np.ndarray | None:
 
     Returns
     -------
-    (rows,) bool, or ``None`` if all rows are genes as far as ``var`` says.
+    (rows,) bool, or ``None`` if ``var`` lists no other features than genes.
 
     Raises
     ------

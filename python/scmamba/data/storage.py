@@ -289,7 +289,7 @@ class TenxStore(_FileStore):
         return _Csr(h5py.File(self.path, "r")[self.group], self._n_stored)
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Consecutive rows; antibody and other features are left out."""
+        """Consecutive rows; antibody and other features are omitted."""
         rows = self._matrix.read(start, stop)
         return rows if self._wanted is None else sparse.csr_matrix(rows[:, self._wanted])
 
@@ -356,7 +356,7 @@ def open_store(
 
 
 def stem(path: Path) -> str:
-    """Name of a file without the ending that says its kind; dots in the name stay.
+    """Name of a file without the ending of its format; other dots stay.
 
     Parameters
     ----------
@@ -416,7 +416,7 @@ def cache_folder() -> Path:
 
 @contextmanager
 def only_one(target: Path) -> Iterator[None]:
-    """Of several processes that want to make ``target`` at once all but one wait, and find it made; none waits for one that died."""
+    """One of several processes makes ``target``, the others wait for it; none waits for a process that died."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_file():
         yield
@@ -533,7 +533,7 @@ def _read_mtx(path: Path) -> AnnData:
         ) from error
     if counts.shape != (len(barcodes), len(features)):
         raise DataError(
-            f"{matrix_file.name} is {counts.shape[1]} x {counts.shape[0]}; its names say {len(features)} genes x {len(barcodes)} cells."
+            f"{matrix_file.name} is {counts.shape[1]} x {counts.shape[0]}; its tables of names have {len(features)} genes x {len(barcodes)} cells."
         )
     var = pd.DataFrame(
         {"symbol": features[min(1, features.shape[1] - 1)].to_numpy()}, index=pd.Index(features[0])

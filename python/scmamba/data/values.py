@@ -34,7 +34,7 @@ ValueKind = Literal[
 
 @dataclass(frozen=True)
 class ValueScale:
-    """What the numbers of a matrix are, and the sentence that says so.
+    """The scale of a matrix's values, and the sentence that describes it.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ class ValueScale:
         Raises
         ------
         DataError
-            Says what was found, what is expected, and what to do.
+            What was found, what is expected, and what to do.
         """
         if self.usable or (force and self.kind == "neither"):
             return

@@ -1,4 +1,4 @@
-"""Building a gene vocabulary as the paper did: which genes of several studies a new model should know."""
+"""Building a gene vocabulary as the paper did: which genes of several studies a new model reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .collection import Collection
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: A gene seen in a smaller share of the cells is left out (paper, Methods).
+#: Genes detected in a smaller share of the cells are omitted (paper, Methods).
 MIN_FRACTION = 0.005
 _ATTRIBUTE = re.compile(r'(gene_id|gene_name) "([^"]*)"')
 
@@ -43,7 +43,7 @@ def build_vocabulary(
     gtf
         Annotation, ``.gtf`` or ``.gtf.gz``; default the packaged table (GRCh38, Ensembl 109).
     without
-        Chromosomes left out.
+        Chromosomes whose genes are omitted.
 
     Returns
     -------

@@ -32,7 +32,7 @@ CELL_TYPES = (
 )
 _BLOCK = 256  # cells simulated at a time: bounds memory at 256 x genes doubles
 _EXPRESSED = 0.5  # counts per 10,000 from which a gene can be differentially expressed
-_COMMON = 0.3  # share of a type's DE genes that change alike in every type
+_COMMON = 0.3  # share of a type's DE genes that change in every type
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +81,7 @@ def brain_cohort(
     inhibitory neurons and oligodendrocytes from mouse cells (Zeisel 2018), OPCs and pericytes from mouse
     cells (Marques 2016), excitatory neurons from mouse nuclei (Paired-Tag 2021) and the ambient RNA of human
     cortex, all through one-to-one orthologs and moved to the level of human nuclei. Proportions of types and
-    which genes change in disease are assumptions, so nothing biological can be learnt from this data.
+    which genes change in disease are assumptions, so these data have no biological meaning.
 
     Counts are negative-binomial. The rate of gene g in a cell of type t, donor d is
     ``library x profile[t, g] x 2**log2fc[t, g] (AD donors) x donor effect[d, t, g]``; donor effects are
@@ -113,7 +113,7 @@ def brain_cohort(
     Raises
     ------
     DataError
-        If a size or a name is not possible; the message says what is.
+        If a size or a name is not possible; the message lists what is.
     """
     table, header = _parameters()
     types = _validated(
@@ -239,7 +239,7 @@ def _design(
 def _fold_changes(
     rng: np.random.Generator, profile: np.ndarray, de_fraction: float, quantiles: np.ndarray
 ) -> np.ndarray:
-    """True log2 fold changes (types x genes), up and down alike, some shared by all types."""
+    """True log2 fold changes (types x genes), up and down with equal probability, some shared by all types."""
     n_types, n_genes = profile.shape
     magnitude = np.interp(
         rng.random((n_types + 1, n_genes)), np.linspace(0.05, 0.95, len(quantiles)), quantiles

@@ -226,7 +226,7 @@ class Comparison:
         if not tables:
             raise DataError(
                 f"No cell type has two donors with at least {self.options.min_cells} cells in both {self.pair[0]!r} "
-                f"and {self.pair[1]!r}. Lower min_cells, or accept that these data cannot tell donors from groups."
+                f"and {self.pair[1]!r}. Lower min_cells, or add donors: with these data donor and group effects cannot be separated."
             )
         table = pd.concat(tables, ignore_index=True)
         return CompareResult(
@@ -479,6 +479,6 @@ def confounded(
         if (groups == 1).all():
             found.append(
                 f"obs[{name!r}] is confounded with the condition: none of its {len(groups)} values occurs in both "
-                "groups, so differences between them cannot be told from differences between the conditions."
+                "groups, so differences between them cannot be separated from differences between the conditions."
             )
     return found

@@ -60,7 +60,7 @@ class Node:
 
 
 def quoted(name: str) -> str:
-    """A column's name as it stands in a formula: in backticks unless it is a name in R."""
+    """A column's name as written in a formula: in backticks unless it is a name in R."""
     return name if _SYNTACTIC.match(name) and name not in _RESERVED else f"`{name}`"
 
 

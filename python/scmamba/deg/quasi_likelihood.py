@@ -44,7 +44,7 @@ def _moment_table() -> RegularGridInterpolator:
     for i, mu in enumerate(np.exp(_LOG_MU)):
         for j, phi in enumerate(np.exp(_LOG_PHI)):
             last = int(mu + 30 * np.sqrt(mu + phi * mu**2) + 40 * (1 + phi * mu))
-            # Exact up to 2,000, then every integer of a geometric grid stands for those around it.
+            # Exact up to 2,000, then every integer of a geometric grid represents those around it.
             y = np.arange(min(last, 2000) + 1.0)
             width = np.ones_like(y)
             if last > 2000:

@@ -16,7 +16,7 @@ from .subsample import Task, cell_subsample, null_cells
 from .twogroup import HurdleTest, Sums, combine_sums, subset_sums
 
 DIRECTIONS = ("up", "down")
-BULK_CELLS = 10  # genes expressed by fewer cells tell nothing about donors
+BULK_CELLS = 10  # genes expressed by fewer cells are not tested between donors
 
 
 class Criteria(NamedTuple):

@@ -168,7 +168,7 @@ def require_two(samples: Samples, min_cells: int) -> None:
     if min(first, second) < 2:
         raise DataError(
             f"The groups have {first} and {second} donors with at least {min_cells} cells; two in "
-            "each are needed. Lower min_cells, or accept that these data cannot tell donors from groups."
+            "each are needed. Lower min_cells, or add donors: with these data donor and group effects cannot be separated."
         )
 
 
@@ -217,5 +217,5 @@ def _refuse_confounded(samples: Samples, frame: pd.DataFrame, group: str) -> Non
     if group in design.aliased:
         raise DataError(
             f"The condition cannot be tested: it is a linear combination of {', '.join(map(repr, samples.covariates))}, so "
-            "their effects cannot be told apart in these donors. Remove the covariate that is confounded with it."
+            "their effects cannot be separated in these donors. Remove the covariate that is confounded with it."
         )

@@ -1,4 +1,4 @@
-"""Which cells each run of the robustness analysis sees: subsamples, donors, null labels, seeds."""
+"""Cells of each run of the robustness analysis: subsamples, donors, null labels, seeds."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Task(NamedTuple):
 
     ``kind`` is "cells", "donors", "null_cells" or "null_donors"; ``ratio`` the share of the cells kept (1 but
     for "cells"); ``first`` the number of the first run, ``seeds`` one per run; ``weights`` (runs, samples)
-    0/1 says which donors take part in donor runs.
+    0/1: the donors that take part in donor runs.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Doublets: droplets that held two cells, found per sample by comparison with doublets simulated from the sample's own cells.
+"""Doublets: droplets with two cells, found per sample by comparison with doublets simulated from the sample's own cells.
 
 The default needs no network and no GPU: six kinds of features (:mod:`scmamba.doublets.features`) are combined by a logistic regression
 that separates simulated doublets from the observed droplets. It is cross-fitted, and suspected doublets are removed from the observed
@@ -53,8 +53,8 @@ COLUMNS = (f"{KEY}_doublet_score", f"{KEY}_doublet", f"{KEY}_doublet_parents")
 RATE_PER_1000 = 0.008
 #: Fewer cells with counts are refused.
 MIN_CELLS = 30
-_BATCH_CELLS = 15_000  # cells of whole samples that are analysed together
-_SUSPECTED = 0.1  # share of the observed droplets that the second and third fit leave out
+_BATCH_CELLS = 15_000  # cells of whole samples that are analyzed together
+_SUSPECTED = 0.1  # share of the observed droplets that the second and third fit omit
 _CANDIDATES = (
     "sample",
     "donor",
@@ -86,7 +86,7 @@ def find_doublets(
     overwrite: bool = False,
     verbose: bool = True,
 ) -> AnnData:
-    """Find droplets that hold two cells.
+    """Find doublets: droplets with two cells.
 
     Parameters
     ----------
@@ -317,7 +317,7 @@ class _Result:
     def name_parents(
         self, counts: sparse.csr_matrix, genes: pd.Index, kinds: np.ndarray | None, prefix: str
     ) -> None:
-        """Turn cluster codes into names: the cells' commonest label, or c1, c2, ... with their top genes kept aside."""
+        """Turn cluster codes into names: the cells' most common label, or c1, c2, ... with their top genes kept aside."""
         present = np.unique(self.cluster)
         if kinds is None:
             names = {code: f"{prefix}c{code + 1}" for code in present}
@@ -425,7 +425,7 @@ class DoubletDetector:
     def _add_network(self, result: _Result) -> None:
         """Replace the log ratios by those of the fine-tuned network, or average both."""
         options, ratios = self.options, result.log_ratio
-        # "mean" as in the paper: without depth as a feature the network has to recognise the mixture.
+        # "mean" as in the paper: without depth as a feature the network has to detect the mixture.
         kind = options.doublet_simulation
         made = simulate_doublets(
             self.counts,
@@ -477,9 +477,9 @@ def crossfit_log_odds(
     refits: int = 3,
     folds: int = 5,
 ) -> np.ndarray:
-    """(rows,) log odds of being simulated, each from a fit that did not see the row.
+    """(rows,) log odds of being simulated, each from a fit without the row.
 
-    Ridge-penalised logistic regression on standardised features. The second and third fit leave out the tenth of the observed rows
+    Ridge-penalized logistic regression on standardized features. The second and third fit omit the tenth of the observed rows
     with the highest odds, because true doublets among the training singlets bias the fit.
     """
     x = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-9)
@@ -491,7 +491,7 @@ def crossfit_log_odds(
             learn = (fold != k) & ~out
             weights = logistic(x[learn], simulated[learn], ridge=ridge)
             odds[fold == k] = x[fold == k] @ weights[1:] + weights[0]
-        # Fits on fewer observed rows have higher odds; corrected so that rounds stay comparable.
+        # Fits on fewer observed rows have higher odds; the correction keeps rounds comparable.
         odds += np.log(max((real & ~out).sum(), 1) / real.sum())
         out = real & (odds > np.quantile(odds[real], 1 - _SUSPECTED))
     return odds

@@ -1,11 +1,11 @@
-"""Evidence for two cells in one droplet: six kinds of evidence, each also a detector of its own.
+"""Features of doublet detection; each of the six groups is also a detector by itself.
 
-1. share of simulated doublets among the nearest cells, at several reaches (the idea of Scrublet and DoubletFinder);
-2. how much better two clusters' profiles explain the counts than one does, cross-fitted (multinomial likelihood ratio);
-3. genes that hardly ever occur together, occurring together (the idea of cxds);
-4. counts and detected genes, alone and compared with the neighbours';
-5. the leading principal components, so that what is usual may differ between kinds of cells;
-6. their squares and products: between two kinds of cells lie droplets that hold both (a fit of its own, :mod:`scmamba.doublets._find`).
+1. share of simulated doublets among the nearest cells, for several numbers of neighbors (the idea of Scrublet and DoubletFinder);
+2. likelihood ratio of the counts under a mixture of two cluster profiles and under one profile (multinomial, cross-fitted);
+3. co-expression of genes that rarely occur together (the idea of cxds);
+4. counts and detected genes, alone and relative to neighbors;
+5. the leading principal components, so that thresholds can differ between cell types;
+6. their squares and products, because doublets lie between two cell types (a separate fit, :mod:`scmamba.doublets._find`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from ..neighbors.knn import nearest_neighbors
 from ..neighbors.svd import principal_components
 
 COMPONENTS = 30
-CURVED = 15  # leading components whose squares and products are looked at
+CURVED = 15  # leading components whose squares and products are features
 REACHES = (10, 25, 50, 100)
-#: Columns that say how much is in the droplet.
+#: Features of depth.
 DEPTH = ("counts", "genes", "counts_beside", "genes_beside")
-#: Share of the lesser parent's profile in the droplet.
+#: Shares of the smaller parent in a mixture.
 SHARES = (0.05, 0.2, 0.5)
 _GENES = 2000  # most variable genes that distances are measured in
-_PAIRED = 500  # genes whose joint occurrence is looked at
-_SHRINK = 200.0  # counts' worth of the average profile mixed into each cluster's
+_PAIRED = 500  # genes whose co-expression is scored
+_SHRINK = 200.0  # counts of the average profile added to each cluster
 _FOLDS = 5
-# When a cluster is taken for doublets: how much two others explain of it, how much deeper it is, its largest share of the cells.
+# A cluster consists of doublets if two others explain this share of it, it is this many times deeper, and has at most this share of cells.
 _EXPLAINED, _DEEPER, _SMALL = 0.55, 1.2, 0.1
 
 
@@ -48,7 +48,7 @@ def log_values(counts: sparse.csr_matrix, scale: float) -> sparse.csr_matrix:
 
 
 def median_total(counts: sparse.csr_matrix) -> float:
-    """Median count of a cell; the scale that logs are taken on."""
+    """Median total of the cells, to which counts are scaled before the logarithm."""
     return float(np.median(np.asarray(counts.sum(axis=1)).ravel()))
 
 
@@ -114,7 +114,7 @@ def _spread(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
 def silhouette_k(
     points: np.ndarray, choices: range, *, seed: int = 0, sample: int = 1000
 ) -> np.ndarray:
-    """(n,) codes of the k-means whose clusters stand farthest apart (mean silhouette of at most ``sample`` points)."""
+    """(n,) codes of the k-means with the largest mean silhouette (of at most ``sample`` points)."""
     from scipy.spatial.distance import cdist
 
     rng = np.random.default_rng(seed)
@@ -150,7 +150,7 @@ def silhouette(distance: np.ndarray, code: np.ndarray) -> float:
 
 @dataclass
 class Clusters:
-    """Two views of the cells: few clusters that stand apart, and about ten to twenty finer ones."""
+    """Two clusterings of the cells: few well-separated clusters, and four to twenty finer ones."""
 
     coarse: np.ndarray
     fine: np.ndarray
@@ -171,11 +171,10 @@ class Clusters:
 
 
 def without_mixtures(counts: sparse.csr_matrix, cluster: np.ndarray) -> np.ndarray:
-    """(n,) codes without clusters that are doublets themselves; their cells join the cluster that explains them best.
+    """(n,) codes without clusters that consist of doublets; their cells join the cluster that explains them best.
 
-    Doublets of two common kinds form a cluster of their own, whose profile then makes each of them look like one cell. It is known by
-    three signs: a mixture of two other clusters explains most of what it has beyond the one most like it, it has more counts than they
-    have, and it is small.
+    Doublets of two common types form a cluster of their own, whose profile then makes each of them look like one cell. Such a cluster is
+    small, has more counts than others, and a mixture of two other clusters explains most of its difference from the most similar one.
     """
     cells, n = len(cluster), int(cluster.max()) + 1
     if n < 4:
@@ -219,11 +218,11 @@ def _best_mixtures(pooled: np.ndarray, profile: np.ndarray) -> tuple[np.ndarray,
 
 
 class Mixtures:
-    """Are the counts of a cell better explained by the profiles of two clusters than by one?
+    """Log-likelihood ratio of a cell's counts under a mixture of two cluster profiles and under one profile.
 
-    The log-likelihood ratio of the multinomials, maximised over the pair. Profiles are those of the cells that look least like doublets,
-    without the cell's own fold: a cell that helped make its cluster's profile is explained too well by it, above all where the lesser
-    share is small. Cells are moved to the cluster that explains them best between rounds.
+    Multinomial, maximized over pairs of clusters. Profiles exclude likely doublets and the cell's own fold, because a cell fits a profile
+    that it contributed to too well, especially if the smaller share is small. Between rounds each cell is moved to the cluster that
+    explains it best.
     """
 
     def __init__(
@@ -255,7 +254,7 @@ class Mixtures:
         self.ratio, self.pair = ratio, pair
 
     def profiles(self, among: np.ndarray) -> np.ndarray:
-        """(clusters, genes) profiles of the cells ``among`` that do not look like doublets, mixed with a little of the average."""
+        """(clusters, genes) profiles of the cells ``among`` without likely doublets, shrunk towards the average."""
         use = (self.keep & among).astype(float)
         member = sparse.csr_matrix(
             (use, (self.cluster, np.arange(len(use)))), shape=(self.n, len(use))
@@ -298,10 +297,10 @@ def _ordered_pairs(n: int, share: float) -> Iterator[tuple[int, int]]:
 
 
 class Coexpression:
-    """Pairs of genes that occur together less often than chance allows, and how much of that a cell has together.
+    """Co-expression score of cxds (Bais and Kostka 2020).
 
-    The score of cxds (Bais and Kostka 2020): for each pair of the genes whose detection varies most, minus the log of the probability of so
-    many cells with exactly one of the two if they were independent; a cell's score is the sum over the pairs it has both of.
+    A pair of genes weighs minus the log probability, if they were independent, of as many cells with exactly one of the two; a cell's score
+    is the sum over pairs of which it has both. Pairs are formed of the genes with the most variable detection.
     """
 
     def __init__(self, counts: sparse.csr_matrix, genes: int = _PAIRED) -> None:
@@ -330,7 +329,7 @@ class Coexpression:
 
 @dataclass
 class Evidence:
-    """All features of real cells and simulated doublets, side by side.
+    """All features of real cells and simulated doublets.
 
     Attributes
     ----------
@@ -347,7 +346,7 @@ class Evidence:
     scores: np.ndarray
 
     def curved(self) -> np.ndarray:
-        """(rows, k + k (k + 1) / 2) leading components, standardised, their squares and products."""
+        """(rows, k + k (k + 1) / 2) leading components, standardized, their squares and products."""
         x = self.scores[:, :CURVED]
         x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
         first, second = np.triu_indices(x.shape[1])

@@ -1,4 +1,4 @@
-"""The paper's detector: the pre-trained network with three [CLS] tokens, fine-tuned to tell doublets from single cells."""
+"""The paper's detector: the pre-trained network with three [CLS] tokens, fine-tuned to classify doublets and single cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from ..data.doublet_simulation import Simulated
 
-#: Times each droplet is read in training, and the bounds on steps that follow from 16 a step.
+#: Passes over the droplets in training, and bounds of the resulting number of steps of 16 droplets.
 PASSES, STEPS = 2.0, (150, 2500)
 
 
@@ -43,7 +43,7 @@ def network_odds(
     counts
         (n, n_vars) counts of the real droplets.
     doubtful
-        (n,) bool: real droplets that look like doublets and are not taught as single cells.
+        (n,) bool: real droplets that resemble doublets and are not used as single cells.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def network_odds(
     from ..training.trainer import TrainerConfig, fit
 
     opened = load_model(model)
-    # The network learns from the genes that are there, so few of them make it weaker and not wrong.
+    # The network is fine-tuned on the measured genes, so few of them make it less accurate but not wrong.
     cells = read_cells(Object(counts, var=adata.var), opened.genes, min_coverage=0.0)
     real, real_totals = cells.to_model(counts)
     double, double_totals = cells.to_model(made.counts)
@@ -90,7 +90,7 @@ def network_odds(
         warmup=0.05,
         seed=seed,
     )
-    # Balanced: both kinds weigh the same whatever their numbers.
+    # Class-balanced.
     fit(
         tuned.network,
         classification(labelled, NO_MASKING, loop, balance=1.0),

@@ -1,6 +1,6 @@
 """How well cell types were named: the paper's F1 columns, and what leaving cells unassigned costs and buys.
 
-F1 macro is the mean over the classes present in the truth (paper, "Cell type annotation"); micro weighs every cell alike, weighted every
+F1 macro is the mean over the classes present in the truth (paper, "Cell type annotation"); micro gives every cell the same weight, weighted every
 class by its cells. A cell that is left unassigned counts as missed.
 """
 

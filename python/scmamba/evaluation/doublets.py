@@ -1,4 +1,4 @@
-"""How well droplets with two cells were told from those with one: the paper's columns, prevalence beside them.
+"""Scores of doublet detection: the paper's columns, with the prevalence.
 
 AUPRC is the average precision (no interpolation); a random detector has the prevalence. At an identification rate r the r * n
 droplets with the highest scores are called, as in the paper's figure for 10 to 40%.

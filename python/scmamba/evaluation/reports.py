@@ -115,7 +115,7 @@ def cluster_report(
     resolutions: Sequence[float] = RESOLUTIONS,
     seed: int = 0,
 ) -> Report:
-    """Each of ``values`` (name -> (cells, genes) log values) clustered alike and compared with types, and donors if known.
+    """Each of ``values`` (name -> (cells, genes) log values) clustered by one pipeline and compared with types, and donors if known.
 
     Types should score high and donors low. Raises as :func:`scmamba.evaluation.clusters.zero_imputation_scores`.
     """

@@ -54,7 +54,7 @@ class MaskedImputer(Imputer):
     def expected(self, rows: slice, linear: sparse.csr_matrix) -> sparse.csr_matrix:
         """The masked predictions, moved from the scale of the network's genes to that of all genes of the data.
 
-        A gene that stands in several rows is predicted in the first one.
+        A gene with several rows is predicted in the first one.
         """
         x, totals = dense_input(self.model, self.cells, linear)
         predicted = predict_zeros(

@@ -18,7 +18,7 @@ def convert_file(
     compress: bool = True,
     verbose: bool = True,
 ) -> str:
-    """Convert by the names' endings; returns a sentence that says what was written.
+    """Convert by the names' endings; returns a description of what was written.
 
     Raises
     ------

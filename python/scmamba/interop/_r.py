@@ -19,7 +19,7 @@ def bridge() -> Any:
     Raises
     ------
     ScMambaError
-        rpy2 is not installed or cannot start R; the message says what to type.
+        rpy2 is not installed or cannot start R; the message gives the command that helps.
     """
     global _bridge
     if _bridge is None:
@@ -54,7 +54,7 @@ def _rpy2() -> Any:
 
 
 def _quiet(rinterface: Any) -> None:
-    """R's own chatter goes nowhere; what the user should know comes back as a value."""
+    """Suppress R's own messages; those for the user are returned as values."""
     import rpy2.rinterface_lib.callbacks as callbacks
 
     def nothing(*_: Any) -> None:
@@ -141,7 +141,7 @@ def read_rds(path: str | os.PathLike[str]) -> Any:
             need(str(package[0]))
         return value
     except ScMambaError as error:
-        if error.__cause__ is None:  # a package is missing, and the message says which
+        if error.__cause__ is None:  # a package is missing, and the message names it
             raise
         raise DataError(
             f"{path} is not an .rds file that this R can read ({error.__cause__}).".replace(

@@ -66,7 +66,7 @@ def column(value: Any) -> tuple[Any, str | None]:
         codes = np.where(codes == _NA_INTEGER, 0, codes) - 1
         if (
             None in levels
-        ):  # addNA(): a level that is missing; pandas knows missing values, not levels
+        ):  # addNA(): a missing level; pandas has missing values, not missing levels
             codes = np.where(codes == levels.index(None), -1, codes - (codes > levels.index(None)))
             levels = [level for level in levels if level is not None]
         return pd.Categorical.from_codes(

@@ -102,7 +102,7 @@ local({
     if (length(images)) lost <- c(lost, paste0("spatial images ", paste(images, collapse = ", ")))
     if (length(object@commands)) lost <- c(lost, paste0("the log of ", length(object@commands), " commands"))
     if (length(object@tools)) lost <- c(lost, paste0("tool results ", paste(names(object@tools), collapse = ", ")))
-    if (length(object@neighbors)) lost <- c(lost, paste0("neighbour lists ", paste(names(object@neighbors), collapse = ", ")))
+    if (length(object@neighbors)) lost <- c(lost, paste0("neighbor lists ", paste(names(object@neighbors), collapse = ", ")))
     obs <- columns_of(object@meta.data, "cell metadata")
     assays <- parts("assays", function(n) take_assay(object@assays[[n]], n))
     reductions <- parts("reductions", function(n) take_reduction(object@reductions[[n]]))

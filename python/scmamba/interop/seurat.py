@@ -15,7 +15,7 @@ misc                        ``uns``
 names, keys, stdev, types   ``uns["seurat"]``: what it takes to go back
 ==========================  ==========================================================================
 
-Left out with a message: spatial images, command log, tools, neighbour lists, JackStraw, SCT models.
+Dropped with a message: spatial images, command log, tools, neighbor lists, JackStraw, SCT models.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def save_rds(value: Any, path: str | os.PathLike[str], *, compress: bool = True)
 
 
 def from_seurat(seurat: Any, *, assay: str | None = None, verbose: bool = True) -> AnnData:
-    """Turn a live Seurat object (an rpy2 object) into an AnnData; the table of this module says what goes
+    """Turn a live Seurat object (an rpy2 object) into an AnnData; the table of this module lists what goes
     where.
 
     Parameters
@@ -238,7 +238,7 @@ def frame_from_r(
 
 
 def _place_assay(adata: AnnData, name: str, value: _Assay, main: str) -> dict[str, Any]:
-    """Put the layers of an assay where they fit and say where."""
+    """Write the layers of an assay by their scale, and report where."""
     is_main = name == main
     same = is_main or value.features == list(adata.var_names)
     place: dict[str, str] = {}
@@ -659,7 +659,7 @@ class SeuratBuilder:
         info = self.note.get("reductions", {}).get(name, {})
         remembered = info.get("key") or _KEYS.get(name.lower()) if own_name == name else None
         prefix = str(remembered or _key(own_name, upper=True))
-        while prefix in keys:  # Seurat tells reductions apart by their keys
+        while prefix in keys:  # keys of reductions must be unique in Seurat
             prefix = f"{prefix[:-1]}x_"
         keys.add(prefix)
         components = [str(c) for c in info.get("components", [])]
@@ -716,7 +716,7 @@ class SeuratBuilder:
         )
 
     def _misc(self) -> dict[str, Any]:
-        """``uns`` as misc; also says what else has no place."""
+        """``uns`` as misc, with a message about entries without an R type."""
         out = {}
         for name, value in self.adata.uns.items():
             if name == "seurat":

@@ -89,7 +89,7 @@ class Model:
         self.network, self.genes, self.labels, self.card = network, genes, labels, card
 
     def _facts(self) -> dict[str, str]:
-        """What a reader wants to see of a model first."""
+        """Summary of the model for notebooks."""
         size = sum(p.numel() for p in self.network.parameters())
         return {
             "network": f"D {self.config.d_model} x {self.config.n_layer} layers, {size:,} parameters",

@@ -1,6 +1,6 @@
 """Expression rates pooled over nearest neighbors.
 
-The strongest simple predictor of masked counts we know of: rate = (the neighbors' counts of the gene + 5000 x gene rate) /
+The strongest simple predictor of masked counts that we measured: rate = (the neighbors' counts of the gene + 5000 x gene rate) /
 (their totals + 5000). The mean of a count known to be positive is then that of a zero-truncated Poisson.
 """
 

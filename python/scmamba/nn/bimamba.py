@@ -75,7 +75,7 @@ class Mixer(nn.Module):
         setattr(self, "D" + suffix, nn.Parameter(torch.ones(inner)))
 
     def forward(self, x: Tensor, backend: str | None = None, keep: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D); where ``keep`` (B, L, 1) is 0 there is padding, which no other position sees."""
+        """(B, L, D) -> (B, L, D); where ``keep`` (B, L, 1) is 0 there is padding, which has no effect on other positions."""
         return self.mix(linear(x, self.in_proj.weight), backend, keep)
 
     def mix(

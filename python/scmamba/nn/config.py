@@ -13,7 +13,7 @@ from ..utils.errors import CheckpointError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of a network, and what its checkpoint says about itself.
+    """Sizes of a network, and the description of its checkpoint.
 
     Sizes default to those of the published model (paper, Methods).
 
@@ -48,7 +48,7 @@ class ModelConfig:
     reads
         ``"all"``: a cell is every gene of the vocabulary, undetected and unmeasured ones as zeros, as in the published code.
         ``"expressed"``: a cell is the genes it expresses and those that are masked, in the same order; a tenth of the length,
-        hence of the cost, and nothing stands for genes that were not measured.
+        hence of the cost, and genes that were not measured have no position.
     name
         Name of the model.
     about

@@ -39,7 +39,7 @@ class Direction(NamedTuple):
     reverse
         Scan from the last position to the first; nothing is flipped.
     delta_weight
-        (E, R); ``delta`` then stands for ``delta @ delta_weight.T``. A backend that projects while it scans never writes the
+        (E, R); ``delta`` then means ``delta @ delta_weight.T``. A backend that projects while it scans never writes the
         (B, L, E) product.
     """
 

@@ -39,7 +39,7 @@ LANES, HELD, TILE = (
 # Knowing that neighbours are contiguous, the compiler would give a thread four channels of a quarter of the
 # states, to load 16 bytes at once, and pay with shuffles and shared memory at every step; a warp's 4-byte
 # loads side by side are as fast. So the index that runs over the lanes is multiplied by an argument ``one``
-# of which it knows nothing, and one that runs inside a thread is said not to be contiguous (``_inside``):
+# that it cannot derive, and one that runs inside a thread is declared not contiguous (``_inside``):
 # its values stay constants, which cost neither registers nor arithmetic.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

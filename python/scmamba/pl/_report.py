@@ -155,9 +155,7 @@ def _warnings(adata: AnnData) -> Iterator[tuple[str, str]]:
         "scmamba_doublet" in obs
         and (share := float(obs["scmamba_doublet"].mean())) > _MANY_DOUBLETS
     ):
-        found.append(
-            f"{share:.0%} of the cells were called doublets, more than is usual (up to 20%)."
-        )
+        found.append(f"{share:.0%} of the cells were called doublets; up to 20% is typical.")
     if (
         "scmamba_low_depth" in obs
         and (share := float(obs["scmamba_low_depth"].mean())) > _MANY_SHALLOW

@@ -77,7 +77,7 @@ def _ensembl(
 
 
 def _names(several: list[Any]) -> list[str]:
-    """A name for each study: of the file, with folders where files are called alike; objects are numbered."""
+    """A name for each study: of the file, with folders if file names are equal; objects are numbered."""
     given = [
         None if not isinstance(item, (str, PathLike)) else Path(item).expanduser().resolve()
         for item in several

@@ -160,7 +160,7 @@ def _problem(a: argparse.Namespace, settings: Settings) -> str | None:
 
 
 def _announce(settings: Settings, shared: Services, tls: bool) -> None:
-    """Print what an operator wants to know at the start."""
+    """Print address, access and limits for the operator at the start."""
     scheme = "https" if tls else "http"
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     url = f"{scheme}://{name}:{settings.port}/"

@@ -21,7 +21,7 @@ def raise_file_limit(connections: int) -> int:
     Parameters
     ----------
     connections
-        Connections the operator wants.
+        Connections that the operator allows.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 2 * connections + _RESERVED  # a connection may have a file open, too
@@ -66,7 +66,7 @@ class LimitedProtocol(H11Protocol):
         self._unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Take a connection, if need be in the place of one that says nothing."""
+        """Accept a connection, if necessary in place of one that sends nothing."""
         super().connection_made(transport)
         self._await_head()
         if len(self.connections) > self.limits[0]:

@@ -35,7 +35,7 @@ class Streams:
             )
         if self._open.total() >= self.settings.max_streams:
             raise HTTPException(
-                503, "Too many event streams are open; ask for the job's state instead."
+                503, "Too many event streams are open; poll the job's state instead."
             )
         self._open[user] += 1
 

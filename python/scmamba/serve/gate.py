@@ -62,7 +62,7 @@ class Gate:
         await self.app(scope, body, answer)
 
     def _forwarded(self, scope: Message) -> str | None:
-        """Believe the headers of the proxy, and nobody else's."""
+        """Trust the headers of the proxy only."""
         headers, client = Headers(scope=scope), scope.get("client")
         peer = client[0] if client else ""
         health = scope["path"].startswith("/v2/health/")
@@ -130,7 +130,7 @@ class _Body:
         return message
 
     async def discard(self) -> None:
-        """Read the rest: a client that is still sending sees a broken connection instead of the reason otherwise."""
+        """Read the rest: otherwise a client that is still sending gets a broken connection instead of the reason."""
         size, end = 0, time.monotonic() + _REST_SECONDS
         with contextlib.suppress(Exception):
             while not self.ended and size < _REST and time.monotonic() < end:

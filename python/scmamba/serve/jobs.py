@@ -60,7 +60,7 @@ _log = logging.getLogger("scmamba.serve")
 
 
 def public_view(job: dict[str, Any]) -> dict[str, Any]:
-    """The part of a job that its user sees."""
+    """The part of a job that is shown to its user."""
     return {**{k: job[k] for k in _PUBLIC}, "warnings": json.loads(job["warnings"])}
 
 
@@ -208,7 +208,7 @@ class Queue:
         return dict(row) if row is not None and user in (None, row["user"]) else None
 
     def get_many(self, jobs: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Several jobs by their names, whoever owns them; missing ones are left out."""
+        """Several jobs by their names, of any owner; missing ones are omitted."""
         found: dict[str, dict[str, Any]] = {}
         with self._open() as db:
             for start in range(0, len(jobs), 500):

@@ -57,7 +57,7 @@ def peek(path: Path, max_bytes: int) -> tuple[int, int]:
 
 
 def to_adata(path: Path, max_bytes: int) -> AnnData:
-    """Cells x genes of a file that was looked at (:func:`peek`); only gene expression, if features of other kinds are there. Symbols are
+    """Cells x genes of an inspected file (:func:`peek`); only gene expression, if there are features of other types. Symbols are
     the names, ``var["gene_ids"]`` the IDs.
     """
     import anndata
@@ -122,7 +122,7 @@ def _texts(values: Any) -> list[str]:
 
 
 class _Part:
-    """One file of the folder, unpacked as far as it is read and never beyond a limit, whatever it says of itself."""
+    """One file of the folder, unpacked as far as it is read and never beyond a limit, whatever size it claims."""
 
     def __init__(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limit: int) -> None:
         self.archive, self.entry, self.limit = archive, entry, limit
@@ -216,7 +216,7 @@ def _head(part: _Part) -> tuple[int, int, int, int]:
     sizes = text[at:end].split() if end >= 0 else []
     if len(sizes) != 3 or not all(s.isdigit() and len(s) < 16 for s in sizes):
         raise DataError(
-            "matrix.mtx does not say how many genes, cells and values it has; it is damaged."
+            "matrix.mtx has no line with the numbers of genes, cells and values; it is damaged."
         )
     genes, cells, values = map(int, sizes)
     return genes, cells, values, end + 1
@@ -238,6 +238,6 @@ def limit_of(path: Path, max_bytes: int) -> int:
 
 
 def look(path: Path, max_bytes: int) -> dict[str, Any]:
-    """What :func:`scmamba.serve.validation.look` says of such a file."""
+    """The result of :func:`scmamba.serve.validation.look` for such a file."""
     genes, cells = peek(path, limit_of(path, max_bytes))
     return {"kind": "mtx", "cells": cells, "genes": genes}

@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{16}")
 
 
 class References:
-    """References on disk; nobody reaches another's."""
+    """References on disk; each user can access only their own."""
 
     def __init__(self, data: Path) -> None:
         self.folder = data / "references"

@@ -104,7 +104,7 @@ class Tokens:
         for entry in self.entries():
             if hmac.compare_digest(entry["hash"], digest):
                 if not time.time() <= entry["ends"]:
-                    return None, "this token has expired; ask for a new one"
+                    return None, "this token has expired; request a new one from the operator"
                 return entry["user"], ""
         return None, "this token is not known here"
 

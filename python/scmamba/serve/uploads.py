@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 _NAME = re.compile(r"[A-Za-z0-9_-]{16}")
 #: Bytes a second an upload must bring once it has taken ``settings.patience`` seconds.
 SLOWEST = 4096
-#: Seconds after which an upload that nobody continues is deleted.
+#: Seconds after which an interrupted upload is deleted.
 KEPT = 86_400
 _LOOKS = 4  # confined processes at once
 _STRAY = 3600.0  # seconds after which a file without a job is one that a killed server left behind
@@ -61,7 +61,7 @@ class Upload:
 
 
 class Places:
-    """Running uploads count as jobs, so that nobody sends more at once than may wait."""
+    """Running uploads count as jobs, so that the limit of waiting jobs includes them."""
 
     def __init__(self) -> None:
         self.taken: Counter[str] = Counter()
@@ -125,9 +125,7 @@ def check_claim(length: str | None, settings: Settings, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     claimed = int(length or 0)
     if shutil.disk_usage(folder).free < claimed * 3 + (256 << 20):
-        raise HTTPException(
-            507, "The disk of this server is full; please tell the person who runs it."
-        )
+        raise HTTPException(507, "The disk of this server is full; please inform its operator.")
     return claimed
 
 
@@ -159,7 +157,7 @@ def _disk() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise HTTPException(
-                507, "The disk of this server is full; please tell the person who runs it."
+                507, "The disk of this server is full; please inform its operator."
             ) from error
         raise
 
@@ -349,7 +347,7 @@ class Uploads:
         self.turns.pop(path, None)
 
     def forget(self, older_than: float) -> None:
-        """Delete those that nobody continued."""
+        """Delete interrupted uploads."""
         for file in self.folder.glob("*/*.length"):
             path = file.with_suffix("")
             if max(f.stat().st_mtime for f in (file, path) if f.is_file()) < older_than:

@@ -270,7 +270,7 @@ _CLASSES = {
     "robustness": ("deg", "RobustnessOptions"),
     "finetune": ("training", "FinetuneOnOptions"),
 }
-#: Options that name files, machines or the display; a user of the server has no say in them.
+#: Options that name files, machines or the display; users of the server cannot set them.
 _NEVER = {
     "model", "device", "backend", "resume", "folder", "cache", "n_jobs", "path", "output", "verbose", "copy", "return_result",
 }  # fmt: skip

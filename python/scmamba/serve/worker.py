@@ -2,7 +2,7 @@
 
 ``python -m scmamba.serve.worker SETTINGS_JSON NAME PARENT``, with the address of the queue's database on its standard input if there is one.
 The worker loads the libraries and the model once; for each job it forks, so that the job starts at once, may be ended at any moment
-whatever it is doing, gives its memory back, and sees nobody's files but its own. A result appears whole or not at all.
+whatever it is doing, frees its memory, and can read only its own files. A result is written completely or not at all.
 
 The worker itself computes nothing: threads of OpenMP and numba would not survive the fork.
 """
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _BEAT = 1.0  # seconds between two beats
 _TICK = 0.05
-_INSIST = 120.0  # seconds for which a queue that is away is asked again to take an end
+_INSIST = 120.0  # seconds of retries to record the end of a job in an unavailable queue
 
 
 @lru_cache(maxsize=2)
@@ -129,7 +129,7 @@ def compute(job: dict[str, Any], settings: Settings, target: Path) -> tuple[str,
         return "failed", _memory_message(settings)
     except OSError as error:
         if error.errno in (28, 122):
-            return "failed", "The server's disk is full; please tell the person who runs it."
+            return "failed", "The server's disk is full; please inform its operator."
         traceback.print_exc()
         return "failed", f"The job failed inside the server: {type(error).__name__}."
     except Exception as error:  # the job fails alone, with its reason
@@ -154,7 +154,7 @@ def _memory_message(settings: Settings) -> str:
 
 
 def _child(job: dict[str, Any], settings: Settings, work: Path, pipe: int, threads: int) -> None:
-    """The forked process: confined, then the job; says by the pipe what it does and how it ended."""
+    """The forked process: confined, then the job; reports progress and result through the pipe."""
     from ..utils import progress as _progress
 
     first_to_go()
@@ -401,7 +401,7 @@ def _conclude(
         try:
             settle(work / "result", folder / "result")
         except OSError as error:
-            full = "The server's disk is full; please tell the person who runs it."
+            full = "The server's disk is full; please inform its operator."
             _end(
                 queue,
                 job,
@@ -433,7 +433,7 @@ def _end(queue: Queue, job: dict[str, Any], worker: str, state: str, message: st
 
 
 def _insist(act: Callable[[], Any]) -> Any:
-    """The answer of the queue, asked again while it is away; ``None`` after two minutes."""
+    """The answer of the queue, with retries while it is unavailable; ``None`` after two minutes."""
     until = time.monotonic() + _INSIST
     while time.monotonic() < until:
         with contextlib.suppress(Unavailable):

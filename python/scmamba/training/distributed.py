@@ -69,7 +69,7 @@ class ShardedStep:
 
 
 class StepModule(nn.Module):
-    """A step as a module, so that what wraps modules (Fabric, DDP) sees everything a step calls."""
+    """A step as a module, so that wrappers of modules (Fabric, DDP) include everything a step calls."""
 
     def __init__(self, network: nn.Module, step: Callable[..., Tensor], seed: int) -> None:
         super().__init__()

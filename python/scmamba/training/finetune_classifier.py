@@ -406,7 +406,7 @@ def finetune_classes(
     held_out
         Cells of other donors, for the validation numbers.
     balance
-        0: every cell counts alike; 1: every class does.
+        0: every cell has the same weight; 1: every class has.
     freeze
         Train head and [CLS] token only.
     probe

@@ -71,7 +71,7 @@ def source_log_rate(source: CellSource) -> np.ndarray:
 
 
 def store_gene_rates(network: ScMamba, sources: Sequence[CellSource]) -> None:
-    """Keep the genes' average frequencies, each source counting alike, for data too few to have averages of their own."""
+    """Keep the genes' average frequencies, each source with the same weight, for data too few to have averages of their own."""
     share = torch.full_like(network.gene_log_rate, 1e-7)
     for source in sources:
         share[torch.from_numpy(source.genes)] += torch.from_numpy(

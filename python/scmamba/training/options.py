@@ -1,4 +1,4 @@
-"""Hyperparameters of training, each declared once: what the trainer, a recipe, a YAML file and the command line call alike."""
+"""Hyperparameters of training, each declared once for the trainer, recipes, YAML files and the command line."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class TrainingOptions(OptimizerOptions, MaskingOptions):
     )
     balance: float = option(
         0.0,
-        "Weights of classes: 0 weights every cell alike, 1 every class.",
+        "Weights of classes: 0 gives every cell the same weight, 1 every class.",
         minimum=0,
         maximum=1,
     )

@@ -219,7 +219,7 @@ class Trainer:
                 )
                 weights.append(engine.total(own.detach().float()))
                 totals.append(errors.detach())
-                # One mean over all cells of the step: the weight of the first piece stands in for that of all until it is known.
+                # One mean over all cells of the step: the weight of the first piece is used until that of all is known.
                 unit = weights[0].clamp(min=1e-6)
                 engine.backward(
                     errors * engine.world / unit if engine.world > 1 else errors / unit,

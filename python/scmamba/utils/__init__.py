@@ -1,1 +1,1 @@
-"""Errors, files, progress and threads: what everything else stands on."""
+"""Errors, files, progress and threads, used by all other packages."""

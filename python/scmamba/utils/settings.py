@@ -78,7 +78,7 @@ class Settings:
             raise OptionError(f"verbosity is {value!r}; expected 0, 1, 2 or 3.")
         self._verbosity = int(value)
         logger.setLevel(self._LEVELS[self._verbosity])
-        # Parts log as the application's own configuration says, unless details or nothing at all are wanted.
+        # Loggers follow the application's configuration, except at verbosity 0 and 3.
         root.setLevel({0: logging.ERROR, 3: logging.DEBUG}.get(self._verbosity, logging.NOTSET))
 
     @property

@@ -2,7 +2,7 @@
 
 ``SCMB1\\n``, the length of a JSON header (8 bytes, little-endian), the header, then raw little-endian arrays in the header's order:
 int32 or float64. An upload holds ``p``, ``i``, ``x`` of a genes x cells column-compressed matrix, perhaps ``layer/p``, ``layer/i``,
-``layer/x`` of a second one (the layer ``scmamba``), and what is said about the cells: text in the header's ``obs``, numbers as the arrays
+``layer/x`` of a second one (the layer ``scmamba``), and columns of cells: text in the header's ``obs``, numbers as the arrays
 ``obs/NAME``, factors as codes from 0 in ``obs/NAME`` with the header's ``levels[NAME]``, truths as 0 and 1 with ``NAME`` in ``flags``.
 A result holds what its header names.
 """
@@ -100,7 +100,7 @@ def read_shape(path: Path) -> tuple[int, int]:
     Raises
     ------
     DataError
-        The header contradicts itself, or says what no matrix has.
+        The header is inconsistent or impossible.
     """
     with open(path, "rb") as file:
         header, wanted = _header(file, path.stat().st_size)
@@ -181,7 +181,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _columns(header: dict[str, Any], cells: int) -> dict[str, list[Any]]:
-    """What is said about the cells: for each column one value a cell, all text, or all numbers, or missing."""
+    """Columns of cells: for each column one value a cell, all text, or all numbers, or missing."""
     about = header.get("obs") or {}
     if not isinstance(about, dict):
         raise DataError("'obs' of the file is no table of columns.")

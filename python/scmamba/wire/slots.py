@@ -58,7 +58,7 @@ def adata_from_slots(
         else obs.set_axis(pd.Index(cells, dtype=str))
     )
     with warnings.catch_warnings():
-        # Repeated genes are for the verbs to judge, who say what becomes of them.
+        # Verbs handle repeated genes, with a message.
         warnings.filterwarnings("ignore", "Variable names are not unique")
         return anndata.AnnData(
             X=matrix, obs=table, var=pd.DataFrame(index=pd.Index(genes, dtype=str))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tables:
-    """The answer of a task that says something about the cells together; what is no table stands in ``about``."""
+    """The result of a task that gives tables; values outside the tables are in ``about``."""
 
     frames: Mapping[str, pd.DataFrame]
     about: Mapping[str, Any] = field(default_factory=dict)

@@ -551,16 +551,16 @@ def test_cells_of_an_unknown_kind_stand_out():
     codes = rng.integers(0, 3, 600)
     space, fold = draw(codes), np.arange(600) % 3
     calm = np.zeros((600, 3))
-    usual = NoveltyDetector.of(space, codes, calm, fold, 0)
+    detector = NoveltyDetector.of(space, codes, calm, fold, 0)
     kinds = np.r_[rng.integers(0, 3, 150), np.full(40, 3)]
     here = draw(kinds)
-    shown = novelty_scores(here, space, np.zeros((190, 3)), usual.pool, 0)
-    is_novel = usual.is_novel(shown, np.where(kinds == 3, 0, kinds))
+    shown = novelty_scores(here, space, np.zeros((190, 3)), detector.pool, 0)
+    is_novel = detector.is_novel(shown, np.where(kinds == 3, 0, kinds))
     assert is_novel[kinds == 3].mean() > 0.9 and is_novel[kinds < 3].mean() < 0.12
-    # Another technology: everything lies apart, and only what stands out among cells called alike is refused.
+    # Another technology: all cells are far from the reference, and only outliers among those of one call are flagged.
     away = shown + [3.0, 0, 0, 0, 0]
-    assert usual.is_domain_shifted(away) and not usual.is_domain_shifted(shown)
-    assert usual.is_novel(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
+    assert detector.is_domain_shifted(away) and not detector.is_domain_shifted(shown)
+    assert detector.is_novel(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
     few = NoveltyDetector.of(space[:30], codes[:30], calm[:30], fold[:30], 0)
     assert not few.is_novel(shown, kinds % 3).any()
 
@@ -606,12 +606,12 @@ def test_a_cell_that_lacks_what_marks_its_class_is_strange():
     rng = np.random.default_rng(4)
     codes, kinds = np.repeat([0, 1], 300), np.r_[np.repeat([0, 1], 80), np.full(40, 3)]
     x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
-    typist = fit_ensemble(
+    fitted = fit_ensemble(
         x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False
     )
-    p = typist.probabilities(query)
+    p = fitted.probabilities(query)
     assert (p[kinds == 3, 0] > 0.9).all()  # sure of it, and wrong
-    is_novel = typist.is_novel(query, p, x, 0)
+    is_novel = fitted.is_novel(query, p, x, 0)
     assert is_novel[kinds == 3].mean() > 0.9 and is_novel[kinds < 3].mean() < 0.15
 
 
@@ -626,10 +626,10 @@ def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_
     linear[kinds == 2] *= 0.6
     linear[kinds == 2, 399] += 4000
     query = sparse.csr_matrix(np.log1p(linear))
-    typist = fit_ensemble(
+    fitted = fit_ensemble(
         x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False
     )
-    is_novel = typist.is_novel(query, typist.probabilities(query), x, 0)
+    is_novel = fitted.is_novel(query, fitted.probabilities(query), x, 0)
     assert is_novel[kinds == 2].all()
     # They do not make their neighbours suspect.
     assert is_novel[kinds < 2].mean() < 0.05

@@ -166,17 +166,17 @@ def test_clear_cells_teach_the_rest():
     around = score[near].mean(axis=1)
     seeds = confident_cells(score, around)
     sure = np.flatnonzero(seeds >= 0)
-    typist = fit_ensemble(
+    fitted = fit_ensemble(
         x[sure],
         np.array(["c", "b", "a"])[seeds[sure]],
         np.full(len(sure), ""),
         seed=2,
         verbose=False,
     )
-    own = typist.probabilities(x)[:, [typist.names.index(n) for n in "cba"]]
+    own = fitted.probabilities(x)[:, [fitted.names.index(n) for n in "cba"]]
     np.testing.assert_allclose(p, 0.5 * own + 0.5 * own[near].mean(axis=1), atol=1e-6)
     np.testing.assert_array_equal(is_novel, unsupported_cells(around, seeds, p.argmax(axis=1)))
-    np.testing.assert_array_equal(curve, typist.curve)
+    np.testing.assert_array_equal(curve, fitted.curve)
 
 
 def test_panels_of_the_user_and_of_the_default():

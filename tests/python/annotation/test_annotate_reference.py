@@ -84,8 +84,8 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
     assert 250 < len(shared) < 350 == found.provenance["genes"] + 350 - len(shared)
     names = known.obs["kind"].to_numpy()[rows].astype(str)
     groups = known.obs["donor"].to_numpy()[rows].astype(str) if donor else np.full(148, "")
-    typist = fit_ensemble(x, names, groups, seed=3, verbose=False)
-    p = typist.probabilities(values)
+    fitted = fit_ensemble(x, names, groups, seed=3, verbose=False)
+    p = fitted.probabilities(values)
     np.testing.assert_allclose(found.probabilities["kind"], p, atol=1e-9)
     np.testing.assert_allclose(
         found.probabilities["group"], np.column_stack([p[:, 0], p[:, 1] + p[:, 2]]), atol=1e-9
@@ -93,9 +93,9 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
     assert found.levels == {
         "group": ["P", "Q"],
         "kind": ["p", "q", "r"],
-    } and found.threshold == typist.threshold(0.2)
-    np.testing.assert_array_equal(found.is_novel, typist.is_novel(values, p, x, 3))
-    np.testing.assert_array_equal(found.coverage_curve, typist.curve)
+    } and found.threshold == fitted.threshold(0.2)
+    np.testing.assert_array_equal(found.is_novel, fitted.is_novel(values, p, x, 3))
+    np.testing.assert_array_equal(found.coverage_curve, fitted.curve)
     about = found.provenance
     assert (
         about["reference_cells"] == 148
@@ -104,7 +104,7 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
         and about["error_rate"] == 0.2
     )
     assert (
-        about["classes"] == 3 and about["held_out_accuracy"] == typist.report["held_out_accuracy"]
+        about["classes"] == 3 and about["held_out_accuracy"] == fitted.report["held_out_accuracy"]
     )
 
 

@@ -1,4 +1,4 @@
-"""Novelty detection: each sign by brute force, what is usual by quantiles, and which cells stand out."""
+"""Novelty detection: each score by brute force, thresholds by quantiles, and which cells are flagged."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def test_what_is_told_of_a_cell():
     np.testing.assert_allclose(found, [[0.3, 10, -1], [0.2, 40, -4]])
 
 
-def brute(here, there, said, own):
+def brute(here, there, evidence, own):
     """The five signs, one cell at a time."""
     n, rows = len(here), []
-    calm = np.minimum(said, np.quantile(said, 0.98, axis=0))
+    calm = np.minimum(evidence, np.quantile(evidence, 0.98, axis=0))
     k = int(np.clip(n // 20, 1, 15))
     for i in range(n):
         to_reference = np.sort(np.linalg.norm(there - here[i], axis=1))[:5].mean()
@@ -66,7 +66,7 @@ def brute(here, there, said, own):
                 calm[near[:15], 0].mean(),
                 calm[near[:15], 1].mean(),
                 calm[near[:5], 2].mean(),
-                said[i, 1],
+                evidence[i, 1],
             ]
         )
     return np.array(rows)
@@ -75,14 +75,14 @@ def brute(here, there, said, own):
 @pytest.mark.parametrize(("n", "pool"), [(100, 100), (320, 320), (120, 40)])
 def test_the_signs_by_brute_force(n, pool):
     rng = np.random.default_rng(n)
-    here, there, said = rng.normal(size=(n, 4)), rng.normal(size=(90, 4)), rng.normal(size=(n, 3))
+    here, there, evidence = rng.normal(size=(n, 4)), rng.normal(size=(90, 4)), rng.normal(size=(n, 3))
     own = (
         np.arange(n)
         if n <= pool
         else np.sort(np.random.default_rng(7).choice(n, pool, replace=False))
     )
     np.testing.assert_allclose(
-        novelty_scores(here, there, said, pool, 7), brute(here, there, said, own), atol=1e-8
+        novelty_scores(here, there, evidence, pool, 7), brute(here, there, evidence, own), atol=1e-8
     )
 
 
@@ -94,20 +94,20 @@ def test_few_cells_are_not_isolated():
 
 
 @pytest.fixture(scope="module")
-def usual() -> NoveltyDetector:
+def detector() -> NoveltyDetector:
     rng = np.random.default_rng(1)
     called = np.r_[np.zeros(150, int), np.ones(60, int), np.full(19, 2)]
     return NoveltyDetector(called, rng.gamma(2.0, size=(229, 5)) * (1 + called[:, None]), 1.0, 70)
 
 
-def test_standing_counts_in_deciles_of_the_class_called(usual):
+def test_scores_are_scaled_by_deciles_of_the_called_class(detector):
     rng = np.random.default_rng(2)
     shown, called = rng.gamma(2.0, size=(12, 5)) * 2, np.array([0, 1, 2] * 4)
     shown[0, 1] = 1e6
-    found = usual.standardized_score(shown, called)
+    found = detector.standardized_score(shown, called)
     for i in range(12):
         base = (
-            usual.shown[usual.called == called[i]] if called[i] < 2 else usual.shown
+            detector.shown[detector.called == called[i]] if called[i] < 2 else detector.shown
         )  # 19 cells are too few
         middle = np.median(base, axis=0)
         each = (shown[i] - middle) / (np.quantile(base, 0.9, axis=0) - middle + 1e-6)
@@ -116,12 +116,12 @@ def test_standing_counts_in_deciles_of_the_class_called(usual):
     assert found[0] == 6
 
 
-def test_cells_of_another_technology_are_compared_with_each_other(usual):
+def test_cells_of_another_technology_are_compared_with_each_other(detector):
     rng = np.random.default_rng(3)
     shown, called = rng.gamma(2.0, size=(80, 5)) * 3 + 4, np.arange(80) % 2
-    found = usual.standardized_score(shown, called, foreign=True)
+    found = detector.standardized_score(shown, called, foreign=True)
     for c in (0, 1):
-        own, base = shown[called == c], usual.shown[usual.called == c]
+        own, base = shown[called == c], detector.shown[detector.called == c]
         here, middle = np.median(own, axis=0), np.median(base, axis=0)
         spread = np.maximum(
             np.quantile(base, 0.9, axis=0) - middle, 1.9 * (np.quantile(own, 0.75, axis=0) - here)
@@ -129,49 +129,49 @@ def test_cells_of_another_technology_are_compared_with_each_other(usual):
         each = (own - np.maximum(middle, here)) / (spread + 1e-6)
         each[:, 4] /= 2
         np.testing.assert_allclose(found[called == c], np.clip(each, -2, 6).max(axis=1))
-    low, middle, high = np.quantile(usual.shown[:, 0], [0.25, 0.5, 0.9])
+    low, middle, high = np.quantile(detector.shown[:, 0], [0.25, 0.5, 0.9])
     for shift, foreign in ((high - middle + low - 1e-6, False), (high - middle + low + 1e-6, True)):
         moved = np.tile(np.r_[shift - 1, np.full(3, shift), shift + 9][:, None], (1, 5))
-        assert usual.is_domain_shifted(moved) == foreign
+        assert detector.is_domain_shifted(moved) == foreign
 
 
-def test_strange_cells_stand_out_further_than_is_usual(usual):
+def test_novel_cells_have_a_score_above_the_threshold(detector):
     rng = np.random.default_rng(4)
     shown, called = rng.gamma(2.0, size=(50, 5)), np.arange(50) % 2
     np.testing.assert_array_equal(
-        usual.is_novel(shown, called),
-        usual.standardized_score(shown, called, usual.is_domain_shifted(shown)) > 1.0,
+        detector.is_novel(shown, called),
+        detector.standardized_score(shown, called, detector.is_domain_shifted(shown)) > 1.0,
     )
     away = shown + 50
-    assert usual.is_domain_shifted(away)
+    assert detector.is_domain_shifted(away)
     np.testing.assert_array_equal(
-        usual.is_novel(away, called), usual.standardized_score(away, called, True) > 1.0
+        detector.is_novel(away, called), detector.standardized_score(away, called, True) > 1.0
     )
-    assert usual.is_novel(shown[:0], called[:0]).shape == (0,)
-    assert not NoveltyDetector(usual.called, usual.shown, np.inf, 70).is_novel(away, called).any()
+    assert detector.is_novel(shown[:0], called[:0]).shape == (0,)
+    assert not NoveltyDetector(detector.called, detector.shown, np.inf, 70).is_novel(away, called).any()
 
 
-def test_what_is_usual_is_seen_on_each_fold_beside_the_others():
+def test_each_fold_is_scored_beside_the_others():
     rng = np.random.default_rng(5)
-    space, said = rng.normal(size=(150, 4)), rng.normal(size=(150, 3))
+    space, evidence = rng.normal(size=(150, 4)), rng.normal(size=(150, 3))
     fold, called = np.repeat([0, 1, 2], [60, 50, 40]), np.arange(150) % 2
-    found = NoveltyDetector.of(space, called, said, fold, 3)
+    found = NoveltyDetector.of(space, called, evidence, fold, 3)
     assert found.pool == 40
     for f in range(3):
         here = fold == f
         np.testing.assert_allclose(
-            found.shown[here], novelty_scores(space[here], space[~here], said[here], 40, 3)
+            found.shown[here], novelty_scores(space[here], space[~here], evidence[here], 40, 3)
         )
     standing = found.standardized_score(found.shown, called)
     assert found.level == pytest.approx(np.quantile(standing, 0.92)) and np.mean(
         standing > found.level
     ) == pytest.approx(0.08, abs=0.01)
     assert np.isinf(
-        NoveltyDetector.of(space[:59], called[:59], said[:59], np.arange(59) % 3, 3).level
+        NoveltyDetector.of(space[:59], called[:59], evidence[:59], np.arange(59) % 3, 3).level
     )
     assert np.isfinite(
-        NoveltyDetector.of(space[:60], called[:60], said[:60], np.arange(60) % 3, 3).level
+        NoveltyDetector.of(space[:60], called[:60], evidence[:60], np.arange(60) % 3, 3).level
     )
     assert (
-        len(NoveltyDetector.of(space, called, said, np.zeros(150, int), 3).called) == 0
+        len(NoveltyDetector.of(space, called, evidence, np.zeros(150, int), 3).called) == 0
     )  # one fold has nobody beside it

@@ -191,7 +191,7 @@ def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
         profiles = class_log_profiles(x[~here], codes[~here], 4)
         expected = profile_logits(x[here], profiles, np.array([False, False, False, True]))
         np.testing.assert_array_equal(seen.logits["profile"][here], expected)
-    # Labels of the cells looked at change nothing of what is said of them.
+    # Labels of the scored cells do not change their scores.
     other = codes.copy()
     other[fold == 1] = np.roll(codes[fold == 1], 5)
     again = cross_validate(x, other, 4, fold, 5, False)
@@ -250,84 +250,84 @@ def test_views_are_joined_at_their_temperatures():
 
 
 @pytest.fixture(scope="module")
-def typist(reference) -> CellTypeEnsemble:
+def fitted(reference) -> CellTypeEnsemble:
     x, codes, donors = reference
     return fit_ensemble(x, np.array(list("bac"))[codes], donors, seed=3, verbose=False)
 
 
-def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, typist):
+def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, fitted):
     x, letters, donors = reference
     codes = np.array([1, 0, 2])[letters]  # names are sorted
     fold = donor_folds(donors, codes, 3, 3)
     seen = cross_validate(x, codes, 3, fold, 3, False)
     held, weights, temperatures, rare = fit_weights(seen, codes, 3)
     assert (
-        typist.names == ["a", "b", "c"]
-        and typist.weights == weights
-        and typist.temperatures == temperatures
+        fitted.names == ["a", "b", "c"]
+        and fitted.weights == weights
+        and fitted.temperatures == temperatures
     )
     prior_correction = fit_prior_correction(held, codes, np.log(np.bincount(codes) / 240))
-    np.testing.assert_allclose(typist.prior_correction, prior_correction)
+    np.testing.assert_allclose(fitted.prior_correction, prior_correction)
     final = held - prior_correction
     temperature = fit_temperature(final, codes)
-    assert typist.temperature == temperature and typist.network_share == 0
+    assert fitted.temperature == temperature and fitted.network_share == 0
     np.testing.assert_array_equal(
-        typist.curve, coverage_curve(softmax(final / temperature, axis=1), codes)
+        fitted.curve, coverage_curve(softmax(final / temperature, axis=1), codes)
     )
     accuracy = np.mean(final.argmax(axis=1) == codes)
-    assert typist.report == {
+    assert fitted.report == {
         "views": list(weights),
         "weights": weights,
         "held_out_accuracy": accuracy,
         "network_share": 0.0,
     }
-    assert typist.threshold(0.05) == threshold_for(typist.curve, 0.05)
+    assert fitted.threshold(0.05) == threshold_for(fitted.curve, 0.05)
     shown = softmax(final / temperature, axis=1)
-    assert np.array_equal(typist.usual.called, shown.argmax(axis=1)[np.argsort(np.arange(240))])
+    assert np.array_equal(fitted.novelty.called, shown.argmax(axis=1)[np.argsort(np.arange(240))])
     np.testing.assert_allclose(
-        typist.usual.shown[:, -1], call_evidence(shown, seen.logits["profile"], seen.marks)[:, 1]
+        fitted.novelty.shown[:, -1], call_evidence(shown, seen.logits["profile"], seen.marks)[:, 1]
     )
-    np.testing.assert_array_equal(typist.profiles, class_log_profiles(x, codes, 3))
+    np.testing.assert_array_equal(fitted.profiles, class_log_profiles(x, codes, 3))
     # Views for use are fitted to all cells.
-    assert set(typist.views) == {*weights, "markers"}
-    for kind, view in typist.views.items():
+    assert set(fitted.views) == {*weights, "markers"}
+    for kind, view in fitted.views.items():
         np.testing.assert_array_equal(
             view.logits(x[:7]), fit_base_classifier(x, codes, 3, kind, 3).logits(x[:7])
         )
 
 
-def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, typist):
+def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, fitted):
     x = draw(np.arange(40) % 3, 9)
     parts = sum(
-        w * tempered_log_probs(typist.views[k].logits(x), typist.temperatures[k])
-        for k, w in typist.weights.items()
+        w * tempered_log_probs(fitted.views[k].logits(x), fitted.temperatures[k])
+        for k, w in fitted.weights.items()
     )
-    if typist.rare.any():
+    if fitted.rare.any():
         parts = with_rare_class_profiles(
             parts,
-            tempered_log_probs(profile_logits(x, typist.profiles), typist.temperatures["profile"]),
-            typist.rare,
+            tempered_log_probs(profile_logits(x, fitted.profiles), fitted.temperatures["profile"]),
+            fitted.rare,
         )
     np.testing.assert_allclose(
-        typist.probabilities(x),
-        special.softmax((parts - typist.prior_correction) / typist.temperature, axis=1),
+        fitted.probabilities(x),
+        special.softmax((parts - fitted.prior_correction) / fitted.temperature, axis=1),
     )
     network = np.log(special.softmax(np.random.default_rng(0).normal(size=(40, 3)), axis=1))
     with_network = replace(
-        typist,
+        fitted,
         network_share=0.3,
         rare=np.array([True, False, False]),
-        temperatures={**typist.temperatures, "profile": 2.0},
+        temperatures={**fitted.temperatures, "profile": 2.0},
     )
     parts = sum(
-        w * tempered_log_probs(typist.views[k].logits(x), typist.temperatures[k])
-        for k, w in typist.weights.items()
+        w * tempered_log_probs(fitted.views[k].logits(x), fitted.temperatures[k])
+        for k, w in fitted.weights.items()
     )
     parts = with_rare_class_profiles(
-        parts, tempered_log_probs(profile_logits(x, typist.profiles), 2.0), with_network.rare
+        parts, tempered_log_probs(profile_logits(x, fitted.profiles), 2.0), with_network.rare
     )
     expected = special.softmax(
-        (mix_network(parts, network, 0.3) - typist.prior_correction) / typist.temperature, axis=1
+        (mix_network(parts, network, 0.3) - fitted.prior_correction) / fitted.temperature, axis=1
     )
     np.testing.assert_allclose(with_network.probabilities(x, network), expected)
 
@@ -353,23 +353,23 @@ def test_the_networks_share_is_chosen_on_the_cells_it_did_not_see(reference):
     )
 
 
-def test_a_typist_is_read_as_it_was_written(typist, tmp_path):
-    typist.write(tmp_path / "t.npz")
+def test_a_typist_is_read_as_it_was_written(fitted, tmp_path):
+    fitted.write(tmp_path / "t.npz")
     again = CellTypeEnsemble.read(tmp_path / "t.npz")
     x = draw(np.arange(30) % 4, 8)
-    p = typist.probabilities(x)
+    p = fitted.probabilities(x)
     np.testing.assert_array_equal(again.probabilities(x), p)
     reference = draw(np.arange(100) % 3, 2)
     np.testing.assert_array_equal(
-        again.is_novel(x, p, reference, 1), typist.is_novel(x, p, reference, 1)
+        again.is_novel(x, p, reference, 1), fitted.is_novel(x, p, reference, 1)
     )
     assert (
-        again.names == typist.names
-        and again.report == typist.report
-        and again.usual.pool == typist.usual.pool == 80
+        again.names == fitted.names
+        and again.report == fitted.report
+        and again.novelty.pool == fitted.novelty.pool == 80
     )
     for name in ("curve", "profiles", "rare", "prior_correction"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(typist, name))
+        np.testing.assert_array_equal(getattr(again, name), getattr(fitted, name))
 
 
 def test_edges():

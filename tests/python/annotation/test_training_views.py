@@ -50,9 +50,9 @@ def test_constants():
         views.COMPONENTS,
         views.VARIABLE,
         views.MARKERS,
-        views.ASKED,
+        views.N_NEIGHBORS,
         views.DIRECTIONS,
-        views.MIN_EXPRESSING,
+        views.MIN_WEIGHT,
     ) == (50, 3000, 30, 20, 30, 0.05)
     assert (views.MIN_CLASS_SHARE, views._FLOOR, views._CLIP, views.COUNTS) == (
         0.02,
@@ -60,7 +60,7 @@ def test_constants():
         5.0,
         200,
     )
-    assert views.BASE_CLASSIFIERS == ("genes", "components", "scaled", "markers", "plain", "alike")
+    assert views.BASE_CLASSIFIERS == ("genes", "components", "scaled", "markers", "plain", "knn")
 
 
 def test_probabilities_by_hand():
@@ -172,8 +172,8 @@ def test_classes_without_a_cell_are_never_called_and_two_are_as_good_as_three(ce
     assert (one[:, 2] == 0).all() and (one[:, :2] == -30).all()
 
 
-def test_the_most_alike_by_hand(cells, monkeypatch):
-    monkeypatch.setattr(views, "ASKED", 7)
+def test_the_knn_classifier_by_hand(cells, monkeypatch):
+    monkeypatch.setattr(views, "N_NEIGHBORS", 7)
     monkeypatch.setattr(views, "DIRECTIONS", 2)
     monkeypatch.setattr(views, "_BLOCK", 60)
     x, codes = cells
@@ -188,8 +188,8 @@ def test_the_most_alike_by_hand(cells, monkeypatch):
     np.testing.assert_allclose(view.pool @ view.pool.T, place @ place.T, atol=0.03)
     asked = np.argsort(-(view.pool.astype(float) @ view.pool.T), axis=1, kind="stable")[:, :7]
     share = np.stack([(codes[asked] == c).mean(axis=1) for c in range(3)], axis=1)
-    usual = np.array([(codes == c).mean() for c in range(3)]) + 0.02
-    even = share / usual
+    expected = np.array([(codes == c).mean() for c in range(3)]) + 0.02
+    even = share / expected
     expected = np.log(even / even.sum(axis=1, keepdims=True) + 0.02)
     found = view.logits(x)
     assert np.mean(np.abs(found - expected).max(axis=1) < 1e-6) > 0.97  # ties of float32

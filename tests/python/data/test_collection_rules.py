@@ -163,7 +163,7 @@ def test_columns_are_found_by_their_usual_names(what, names):
     )
     assert list(in_turn.column(what)) == ["r", "s"]
     with pytest.raises(
-        DataError, match=f"No file has a column zero or none in obs .asked for as {what}"
+        DataError, match=f"No file has a column zero or none in obs .option {what}"
     ):
         gather(cells_of(np.ones((2, 3))), **{what: ("zero", "none")})
 
@@ -244,7 +244,7 @@ def test_filters_by_hand(capsys):
     )
     words = capsys.readouterr().err
     assert (
-        "1 of 10 cells are used (left out: fewer than 100 counts: 1; doublets and unidentified: 2; "
+        "1 of 10 cells are used (omitted: fewer than 100 counts: 1; doublets and unidentified: 2; "
         in words
     )
     assert "donors with fewer than 3 cells: 4; at most 500 counts: 2)" in words

@@ -131,7 +131,7 @@ def test_market_matrices_with_their_tables(tmp_path, zipped):
     write_mtx(one, "", [[i] for i in IDS], zipped=zipped)
     assert open_store(one, cache=tmp_path / "cache", verbose=False).var["symbol"].tolist() == IDS
     write_mtx(tmp_path / "bad", "", [[i] for i in IDS[:3]], zipped=zipped)
-    with pytest.raises(DataError, match="is 4 x 3; its names say 3 genes x 3 cells"):
+    with pytest.raises(DataError, match="is 4 x 3; its tables of names have 3 genes x 3 cells"):
         open_store(tmp_path / "bad", cache=tmp_path / "cache", verbose=False)
     for file in (tmp_path / "bad").glob("barcodes*"):
         file.unlink()

@@ -165,7 +165,7 @@ def seurat_lines(split: bool) -> list[Line]:
         ),
         ("reduction tsne", "o[['tsne']]@cell.embeddings", "", ""),
         ("graph RNA_snn", "o[['RNA_snn']]", "", ""),
-        ("neighbour lists", "names(o@neighbors)", "neighbour lists near", ""),
+        ("neighbor lists", "names(o@neighbors)", "neighbor lists near", ""),
         (
             "misc: lists and tables",
             "SeuratObject::Misc(o, 'study')",
@@ -331,7 +331,7 @@ def as_text(heading: str, rows: list[tuple[str, str, str]]) -> str:
     body = "".join(
         f"| {slot} | {verdict} | {message.replace('|', '/')} |\n" for slot, verdict, message in rows
     )
-    return f"## {heading}\n\n| slot | verdict | what the message says |\n|---|---|---|\n{body}"
+    return f"## {heading}\n\n| slot | verdict | message |\n|---|---|---|\n{body}"
 
 
 def written() -> dict[str, str]:
@@ -347,9 +347,9 @@ def written() -> dict[str, str]:
 INTRODUCTION = """# Round trips, slot by slot
 
 Objects with something in every slot went to an `.h5ad` file and back; R's `identical()` compared each slot. *kept*: identical.
-*changed*, *lost*: not as it was, and a message on the way named it (but for the order of the names in a nested list). Written by
-`tests/python/interop/round_trip_table.py`, which says how; every run of the tests measures it again and compares. What stands where in the
-AnnData: [interop.md](interop.md).
+*changed*, *lost*: different, with a message that names the slot (except for the order of names in a nested list). Written by
+`tests/python/interop/round_trip_table.py`, which describes the method; every run of the tests measures it again and compares. Where each
+slot is stored in the AnnData: [interop.md](interop.md).
 
 """
 

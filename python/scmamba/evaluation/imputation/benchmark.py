@@ -49,7 +49,7 @@ def nonzero_imputation(
         with a rate head: a gated ensemble of network and neighbors (as in 0.1.0), weighted by a gating network fitted to the visible
         counts; the adapted network alone; the masked predictions of the model as it is. Row of other models: masked
         prediction. (:func:`scmamba.impute` fills zeros from ``hierarchical_rate``, with the network where it pays.)
-        Values of genes that a model does not know are predicted by ``gene_rate``, so that all rows score the same
+        Values of genes outside a model's gene list are predicted by ``gene_rate``, so that all rows score the same
         values; column ``covered`` is the share it predicted itself. Default: no model.
     predictors
         Names of :data:`PREDICTORS` (default: all whose package is installed), or ``{row name: function of a Hidden}``

@@ -102,7 +102,7 @@ class EnsembleRow(ModelRow):
         self._fitted: tuple[Hidden, GatedEnsemble] | None = None
 
     def covered(self, counts: sparse.csr_matrix) -> float:
-        """Neighbors predict the genes that the network does not know."""
+        """Neighbors predict the genes outside the network's gene list."""
         return 1.0
 
     def fit(self, hidden: Hidden) -> GatedEnsemble:
@@ -140,7 +140,7 @@ class EnsembleRow(ModelRow):
 
 
 class NetworkRow(ModelRow):
-    """The adapted network without neighbors; genes it does not know are predicted by depth and gene average."""
+    """The adapted network without neighbors; genes outside its list are predicted by depth and gene average."""
 
     def __init__(self, ensemble: EnsembleRow) -> None:
         self.ensemble, self.slot = ensemble, ensemble.slot

@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def tolerate_bad_cache(cache: Any) -> Iterator[None]:
-    """Stands in for the guard that numba puts around reading and writing its cache: whatever fails, the kernel is compiled.
+    """Replaces the guard of numba around reading and writing its cache: on any failure the kernel is compiled.
 
     Parameters
     ----------

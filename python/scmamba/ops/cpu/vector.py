@@ -372,7 +372,7 @@ def _convolve_of(vectors: int, silu: bool) -> Any:
     return convolve
 
 
-TAPS = 4  # of the usual convolution
+TAPS = 4  # width of the convolution
 
 
 @intrinsic

@@ -1,0 +1,317 @@
+"""Numbers of README, pages, cards and vignettes are those of the result files, to the digits shown."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from documents import ROOT, text_of
+
+RESULTS = ROOT / "benchmarks" / "results"
+NUMBER = r"(?<![\w.,-])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?![\w,]*\d)(?:e-?\d+)?%?"
+
+
+def shown_numbers(text: str) -> list[str]:
+    """Numbers as they are printed, without bold."""
+    return re.findall(NUMBER, re.sub(r"[*`]|\([a-z_]+=\S*\)", "", text))
+
+
+def values_in(text: str) -> list[float]:
+    """Numbers of a result file."""
+    found = re.findall(r"(?<![\w.])-?\d[\d,]*\.?\d*(?:e-?\d+)?|(?<![\w])\.\d+", text)
+    return [float(v.replace(",", "")) for v in found if re.search(r"\d", v)]
+
+
+def agrees(shown: str, values: list[float]) -> bool:
+    """A number is one of ``values``, rounded to its digits; a percentage may be a share there."""
+    plain = shown.rstrip("%").replace(",", "")
+    number, digits = float(plain), len(plain.partition(".")[2].partition("e")[0])
+    scales = (1, 100) if shown.endswith("%") else (1,)
+    half = 0.5 * 10.0**-digits + 1e-9
+    return any(abs(value * scale - number) <= half for value in values for scale in scales)
+
+
+def lines_of(file: str, *words: str) -> str:
+    """The lines of a result file that hold all words."""
+    text = (RESULTS / file).read_text(encoding="utf-8")
+    found = [line for line in text.splitlines(True) if all(word in line for word in words)]
+    assert found, f"{file} has no line with {words}"
+    return "".join(found)
+
+
+def row_of(page: str, start: str) -> list[str]:
+    """Cells of the one row of a page's tables that begins so, without the first."""
+    rows = [row for row in text_of(page).splitlines() if row.startswith(f"| {start}")]
+    assert len(rows) == 1, f"{page}: {len(rows)} rows begin with {start!r}"
+    return [cell.strip() for cell in rows[0].strip("| \n").split("|")][1:]
+
+
+#: Page, beginning of a row, file, words of the lines that it repeats.
+ROWS = [
+    ("annotation", "Velmeshev 2019, 4", "brain_types.md", ("velmeshev2019",)),
+    ("annotation", "Agarwal 2020, held-out donor 1", "brain_types.md", ("donor1",)),
+    ("annotation", "Agarwal 2020, held-out donor 5", "brain_types.md", ("donor5",)),
+    ("annotation", "blood (PBMC 3k)", "brain_types.md", ("pbmc3k",)),
+    ("deg", "6 v 6 | microglia", "donor_tests.md", ("6v6 | Microglia",)),
+    ("deg", "6 v 6 | oligo", "donor_tests.md", ("6v6 | Oligodendrocyte",)),
+    ("deg", "10 v 10 | microglia", "donor_tests.md", ("10v10 | Microglia",)),
+    ("deg", "10 v 10 | oligo", "donor_tests.md", ("10v10 | Oligodendrocyte",)),
+    ("deg", "20 v 20 | microglia", "donor_tests.md", ("20v20 | Microglia",)),
+    ("deg", "20 v 20 | oligo", "donor_tests.md", ("20v20 | Oligodendrocyte",)),
+    ("evaluation", "Velmeshev, brain nuclei |", "adaptation.tsv", ("velmeshev2019",)),
+    ("evaluation", "Camp, fetal", "adaptation.tsv", ("camp2015",)),
+    ("evaluation", "Zeisel", "adaptation.tsv", ("zeisel2018",)),
+    ("evaluation", "Allen", "adaptation.tsv", ("allen",)),
+    ("evaluation", "Kang, blood | no", "adaptation.tsv", ("kang2018",)),
+    ("evaluation", "Marques", "adaptation.tsv", ("marques2016",)),
+    ("evaluation", "Paired-Tag", "adaptation.tsv", ("pairedtag2021",)),
+    ("evaluation", "Stoeckius", "adaptation.tsv", ("stoeckius2018",)),
+    ("evaluation", "impute |", "verbs_speed.md", ("| impute |",)),
+    ("evaluation", "embed |", "verbs_speed.md", ("| embed |",)),
+    ("evaluation", "annotate by 1,000", "verbs_speed.md", ("| annotate by reference |",)),
+    ("evaluation", "annotate by markers", "verbs_speed.md", ("| annotate by markers |",)),
+    ("evaluation", "doublets |", "verbs_speed.md", ("| detect_doublets |",)),
+    ("training", "brain-mini as shipped", "training_passes.tsv", ("brain-mini as shipped",)),
+    ("training", "100 steps with 100", "training_passes.tsv", ("100 to 1,600",)),
+    ("training", "100 steps with 0.04", "training_passes.tsv", ("0.04 to 1",)),
+    ("training", "**brain-mini's rate head", "training_passes.tsv", ("rate head",)),
+    ("training", "imputation, masked", "training_pretraining.tsv", ("masked values",)),
+    ("training", "imputation, rates", "training_pretraining.tsv", ("rates",)),
+    ("training", "types of kang", "training_pretraining.tsv", ("types, kang", "\t160\t")),
+    ("training", "types of velmeshev", "training_pretraining.tsv", ("types, velmeshev", "\t160\t")),
+    ("training", "velmeshev, 3 types", "training_frozen.tsv", ("velmeshev\t1000",)),
+    ("training", "velmeshev, 200", "training_frozen.tsv", ("velmeshev\t200",)),
+    ("training", "kang (blood), 13", "training_frozen.tsv", ("kang\t1000",)),
+    ("training", "kang, 200", "training_frozen.tsv", ("kang\t200",)),
+    ("training", "kept", "training_mask_token.tsv", ("kept",)),
+    ("training", "fresh", "training_mask_token.tsv", ("fresh",)),
+]
+#: Files with ranges beside their means -> column of the mean.
+MEANS = {"training_frozen.tsv": 3, "training_mask_token.tsv": 2}
+#: Words and numbers of these rows that name the row instead of measuring it.
+NAMES = r"brain-base|over \d+|\d+ types?|\(\d+\)|2,0\d\d genes|2,000 genes|0 of 1"
+
+
+@pytest.mark.parametrize(("page", "start", "file", "words"), ROWS, ids=lambda v: str(v)[:24])
+def test_rows_are_those_of_the_result_files(page, start, file, words):
+    cells = row_of(f"docs/{page}.md", start)
+    lines = lines_of(file, *words).splitlines()
+    if file in MEANS:
+        lines = [line.split("\t")[MEANS[file]] for line in lines]
+    elif file == "donor_tests.md":
+        lines = lines[:1]  # the table of true genes called is the first
+    values = values_in("\n".join(lines))
+    shown = shown_numbers(re.sub(NAMES, "", " | ".join(cells)))
+    assert shown
+    assert [number for number in shown if not agrees(number, values)] == []
+
+
+@pytest.mark.parametrize(
+    ("title", "layer"),
+    [
+        ("What scMamba's imputation does to DEGs", "scmamba"),
+        ("What a smoothing imputation does to DEGs", "smooth"),
+    ],
+)
+def test_degs_of_imputed_values_are_those_measured(title, layer):
+    section = text_of("docs/deg.md").split(f"## {title}")[1].split("\n## ")[0]
+    rows = [row for row in section.splitlines() if re.match(r"\| [^|*]*[a-zA-Z]", row)]
+    kang, velmeshev = f"deg_real_kang_{layer}.md", f"deg_real_velmeshev_{layer}.md"
+    columns = [
+        values_in(lines_of(file, f"| {cell_type} | {values} |"))
+        for file, cell_type in ((kang, "CD14 Mono"), (velmeshev, "microglia"))
+        for values in ("counts", layer)
+    ]
+    compared = 0
+    for row in rows:
+        for number, values in zip(row.strip("| ").split("|")[1:], columns, strict=True):
+            if shown := shown_numbers(number):
+                assert agrees(shown[0], values), f"{row}: {number}"
+                compared += 1
+    assert compared == 32
+
+
+def test_imputed_zeros_are_those_measured():
+    table = text_of("docs/evaluation.md").split("<!-- foreign genes -->")[1].split("<!-- -->")[0]
+    sets = {"Velm": "velmeshev", "PBMC": "pbmc3k", "Agar": "agarwal", "Kang": "kang"}
+    name = compared = 0
+    for row in table.strip().splitlines()[2:]:
+        cells = [c.strip().strip("*") for c in row.strip("| ").split("|")]
+        cells = [""] * (11 - len(cells)) + cells
+        name = sets.get(cells[0][:4], name)
+        if cells[1]:
+            gains = lines_of("foreign_genes_gains.tsv", name)
+            assert agrees(cells[1].strip("*"), values_in(gains)), row
+            assert agrees(cells[2].split()[0], values_in(gains)), row
+        cell_type = cells[3].rpartition(" (")[0]
+        values = values_in(lines_of("foreign_genes.md", f"| {name} | {cell_type} |"))
+        for number in cells[4:]:
+            assert agrees(number.strip("*"), values), f"{row}: {number}"
+            compared += 1
+    assert compared == 14 * 7
+
+
+def test_clusters_are_those_measured():
+    section = text_of("docs/evaluation.md").split("# What imputation does to types")[1]
+    bullets = re.findall(r"^\* (.*?)(?=^\* |\Z)", section, re.S | re.M)
+    values = values_in((RESULTS / "clusters.md").read_text(encoding="utf-8"))
+    compared = [
+        (number, agrees(number, values))
+        for bullet in (bullets[0], bullets[2])
+        for number in re.findall(r"-?\.\d{3}", bullet)
+    ]
+    assert len(compared) > 50
+    assert [number for number, found in compared if not found] == []
+
+
+def test_the_curves_of_training_end_as_the_page_says():
+    for start, file in (
+        ("brain-mini | 3,600", "brain_mini_impute.csv"),
+        ("brain-base, first round", "brain_base_impute.csv"),
+        ("brain-base, second round", "brain_base_impute2.csv"),
+    ):
+        last = (RESULTS / file).read_text().strip().splitlines()[-1]
+        for number in row_of("docs/training.md", start)[1:]:
+            assert agrees(number, values_in(last)), f"{start}: {number}"
+
+
+# --- README and cards
+
+VELMESHEV, KANG = "nonzero_imputation_velmeshev.tsv", "nonzero_imputation_kang.tsv"
+#: Beginning of a row of the README -> for each column of numbers, the file and the words of each line it repeats, in order.
+README = {
+    "masked counts of brain": ([(VELMESHEV, "brain-mini\t")], [(VELMESHEV, "neighbor_rate")]),
+    "the same, blood": (
+        [(KANG, "brain-mini\t")],
+        [(KANG, "neighbor_rate"), ("nonzero_imputation_kang_peers.tsv", "scvi")],
+    ),
+    "13 cell types": (
+        [("annotation.md", "| **scMamba (`annotate()`)** | 3 | 0.911")],
+        [("annotation.md", "scANVI"), ("annotation.md", "Seurat")],
+    ),
+    "doublets of hashed": (
+        [("doublets.md", "scMamba fast"), ("doublets.md", "scMamba both")],
+        [("doublets.md", "cxds equivalent"), ("doublets.md", "Scrublet")],
+    ),
+    "simulated doublets": (
+        [("doublets.md", "scMamba fast"), ("doublets.md", "scMamba both")],
+        [("doublets.md", "hybrid equivalent"), ("doublets.md", "SOLO")],
+    ),
+    "zeros of held-out": (
+        [("foreign_genes.md", "| velmeshev | scMamba |")],
+        [("foreign_genes.md", "| velmeshev | 100 neighbors, Hellinger |")],
+    ),
+    "genes of other types": (
+        [("foreign_genes.md", "| velmeshev | endothelial | scMamba, zeros |")],
+        [
+            ("foreign_genes.md", "| velmeshev | endothelial | low rank"),
+            ("foreign_genes.md", "| velmeshev | endothelial | diffusion"),
+        ],
+    ),
+    "cell types without labels": (
+        [("brain_types.md", "donor1 | annotate(reference")],
+        [("brain_types.md", "donor1 | Spearman")],
+    ),
+    "true genes between": (
+        [("donor_tests.md", "6v6 | Oligodendrocyte")],
+        [("donor_tests.md", "6v6 | Oligodendrocyte")],
+    ),
+}
+
+
+@pytest.mark.parametrize("start", README)
+def test_the_readme_repeats_the_result_files(start):
+    ours, theirs, _ = row_of("README.md", start)
+    for text, lines in zip((ours, theirs), README[start], strict=True):
+        shown = shown_numbers(re.sub(r"\b100 nearest|DESeq2", "", text))
+        each = len(shown) // len(lines)
+        assert each and len(shown) == each * len(lines)
+        for at, number in enumerate(shown):
+            values = values_in(lines_of(lines[at // each][0], lines[at // each][1]))
+            assert agrees(number, values), f"{start}: {number}"
+
+
+def test_the_readme_repeats_the_pages_where_no_file_holds_a_number():
+    ours, theirs, _ = row_of("README.md", "clusters and types")
+    page = text_of("docs/evaluation.md").split("# What imputation does to types")[1]
+    for number in shown_numbers(f"{ours} {theirs}"):
+        assert number in page, number
+    assert "265 times as fast" in text_of("README.md")
+    assert "| 265 |" in text_of("docs/deg.md") and "within 5e-3" in text_of("docs/deg.md")
+
+
+#: Card, beginning of a row -> line of the files of the two sets (brain nuclei, blood).
+CARD_ROWS = [
+    ("brain-mini", "gene average", "gene_rate", "gene_rate"),
+    ("brain-mini", "30 neighbors", "neighbor_rate", "neighbor_rate"),
+    ("brain-mini", "the network alone", "brain-mini (network alone)", "brain-mini (network alone)"),
+    ("brain-mini", "**network and", "brain-mini\t", "brain-mini\t"),
+    ("brain-mini", "masked pred", "(masked", "(masked"),
+    ("brain-base", "30 neighbors", "neighbor_rate", "neighbor_rate"),
+    ("brain-base", "the network alone", "brain-base (network alone)", "brain-base (network alone)"),
+    ("brain-base", "**network and", "brain-base\t", "brain-base\t"),
+    ("brain-base", "masked pred", "(masked", "(masked"),
+]
+
+
+@pytest.mark.parametrize(("model", "start", "nuclei", "blood"), CARD_ROWS)
+def test_cards_repeat_the_result_files(model, start, nuclei, blood):
+    end = "_base.tsv" if model == "brain-base" else ".tsv"
+    cells = row_of(f"python/scmamba/model/pretrained/{model}/model_card.md", start)
+    for text, name, line in zip(cells, ("velmeshev", "kang"), (nuclei, blood), strict=True):
+        values = values_in(lines_of(f"nonzero_imputation_{name}{end}", line))
+        shown = shown_numbers(text)
+        assert len(shown) == 3
+        assert [n for n, v in zip(shown, values[-6:]) if not agrees(n, [v])] == []
+
+
+def test_the_vignettes_repeat_the_numbers_of_the_pages():
+    summary = text_of("vignettes/deg-study.Rmd").split("# Summary")[1]
+    counts = values_in(lines_of("deg_real_velmeshev_scmamba.md", "| microglia | counts |"))
+    imputed = values_in(lines_of("deg_real_velmeshev_scmamba.md", "| microglia | scmamba |"))
+    after, before = re.search(r"(\d+%) of the genes.*?(\d+%) before", summary, re.S).groups()
+    assert agrees(after, imputed[-3:-2]) and agrees(before, counts[-3:-2])
+
+
+def test_the_server_page_repeats_the_chaos_benchmark():
+    jobs = json.loads((RESULTS / "serve_chaos.json").read_text())
+    shown = re.search(r"all of\s+([\d,]+) accepted jobs", text_of("docs/server.md"))[1]
+    assert (
+        f"accepted jobs: {int(shown.replace(',', ''))}; lost: 0"
+        in (RESULTS / "serve_chaos.md").read_text()
+    )
+    assert jobs
+
+
+def test_cards_beside_the_weights_are_those_of_the_training_script():
+    for name in ("brain-mini", "brain-base"):
+        beside = ROOT / "python/scmamba/model/pretrained" / name / "model_card.md"
+        card = ROOT / "scripts" / f"{name.replace('-', '_')}_card.md"
+        assert beside.read_bytes() == card.read_bytes()
+
+
+# --- whole tables
+
+
+def part(page: str, begin: str, end: str | None) -> str:
+    """What a page has between two markers."""
+    rest = (ROOT / page).read_text(encoding="utf-8").split(begin)[1]
+    return (rest if end is None else rest.split(end)[0]).strip()
+
+
+def test_the_tables_of_the_pages_are_those_of_the_result_files():
+    from benchmarks import deg, model, scan
+
+    results = ROOT / "benchmarks" / "results"
+    for name, module in (("scan", scan), ("model", model)):
+        made = module.table(json.loads((results / f"{name}.json").read_text()))
+        shown = part("docs/scan.md", f"<!-- {name}: begin -->", f"<!-- {name}: end -->")
+        assert shown == made.strip()
+    speed = deg.table(json.loads((results / "deg_speed.json").read_text())["rows"])
+    assert part("docs/deg.md", "<!-- speed -->", "<!-- /speed -->").startswith(speed.strip())
+    scores = (results / "annotation.md").read_text(encoding="utf-8")
+    assert part("docs/annotation.md", "<!-- results -->", None) == scores.strip()
+    rows = [row for row in (results / "doublets.md").read_text().splitlines() if "|" in row]
+    page = (ROOT / "docs" / "doublets.md").read_text(encoding="utf-8")
+    assert rows and [row for row in rows if row not in page] == []
