@@ -121,7 +121,7 @@
   .translate_errors(reticulate::import("scmamba.training", convert = FALSE))
 }
 
-# The slots, not the matrix: numpy sees R's own memory, nothing is converted.
+# The slots, not the matrix: numpy uses R's own memory, nothing is converted.
 .to_adata <- function(matrix, obs = NULL) {
   modules <- .python()
   if (!is.null(obs)) {
@@ -179,7 +179,7 @@
   factor(values, levels = sort(unique(values), method = "radix"))
 }
 
-# How the result was made: the verb's entry in uns["scmamba"], and what only R knows.
+# How the result was made: the verb's entry in uns["scmamba"], and what only R can record.
 .provenance <- function(result, verb) {
   uns <- reticulate::py_to_r(reticulate::py_get_item(result$uns, "scmamba"))
   c(as.list(uns[[verb]]), list(r = .r_versions()))

@@ -130,7 +130,7 @@
   list(cells = cells, keys = keys)
 }
 
-# A matrix whose row names are what the model may know the genes by: the gene column, without a prefix of the genome.
+# A matrix whose row names can be matched with the model's genes: the gene column, without a prefix of the genome.
 .named_genes <- function(matrix, frame = NULL, gene.column = NULL, verbose = TRUE) {
   genes <- rownames(matrix)
   if (!is.null(gene.column)) {

@@ -29,7 +29,7 @@
 # cli reads braces as code.
 .verbatim <- function(text) gsub("}", "}}", gsub("{", "{{", text, fixed = TRUE), fixed = TRUE)
 
-# What Python's str() says of the exception.
+# Python's str() of the exception.
 .python_message <- function(e) {
   text <- tryCatch(reticulate::py_str(e), error = function(err) conditionMessage(e))
   trimws(sub("\nRun `reticulate::py_last_error\\(\\)` for details\\.$", "", text))

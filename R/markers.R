@@ -365,7 +365,7 @@ ScMambaFindAllMarkers <- function(object, group.by = NULL, only.pos = FALSE, ret
   .all_markers(tables, levels(groups), only.pos)
 }
 
-# One cluster's part of the table, or the error that says why there is none.
+# One cluster's part of the table, or the error.
 .of_cluster <- function(table, group, groups, threshold, seurat) {
   if (inherits(table, "error")) {
     return(table)

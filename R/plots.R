@@ -1,4 +1,4 @@
-# Figures for a paper: one theme, and colours that colour-blind readers can tell apart (Okabe and Ito 2008). Save them
+# Figures for a paper: one theme, and colors for color-blind readers (Okabe and Ito 2008). Save them
 # with ggsave(dpi = 300).
 
 .colours <- c("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")

@@ -38,7 +38,7 @@ scmamba_available <- function() {
 }
 
 # The Python to use: its configuration as reticulate describes it, or one
-# error that says what to type.
+# error with the command that helps.
 .find_python <- function() {
   .check_reticulate()
   if (reticulate::py_available(initialize = FALSE)) {
@@ -142,7 +142,7 @@ scmamba_available <- function() {
   if (!inherits(config, "py_config")) {
     if (inherits(config, "try-error")) config <- attr(config, "condition")
     why <- if (inherits(config, "error")) conditionMessage(config)
-    # An error inside of reticulate (pyenv's shims cause one) says nothing about this machine's Pythons.
+    # An error inside of reticulate (pyenv's shims cause one) is not about this machine's Pythons.
     why <- if (!is.null(why) && !grepl("^object '.*' not found$", why)) c(x = .verbatim(why))
     .abort(c("No Python was found that R can use.", why, .fix_hint()), class = "scmamba_python_error")
   }

@@ -59,7 +59,7 @@ scmamba_require <- function(source = NULL, torch = "auto", extras = "serve") {
   paste0("scmamba", list, " @ file://", if (!startsWith(path, "/")) "/", utils::URLencode(path))
 }
 
-# Starts Python: only uv knows whether the requirements can be met.
+# Starts Python: only uv can find out whether the requirements can be met.
 .start_managed <- function() {
   index <- if (.state$managed$cpu) c(UV_INDEX = .torch_cpu_index, UV_INDEX_STRATEGY = "unsafe-best-match")
   # R's own folders would have uv's Python load another libpython.

@@ -5,7 +5,7 @@
 .whole <- 16 * 2^20
 .part <- 64 * 2^20
 
-# A file and what is asked of it; the server's answer.
+# A file and its task; the server's answer.
 .server_send <- function(server, path, file, whole = getOption("scmamba.whole", .whole)) {
   if (file.size(file) <= whole) {
     return(.server_json(server, "POST", path, file))

@@ -78,7 +78,7 @@ print.scmamba_server <- function(x, ...) {
       list(cells = .per_cell_results(got$cells, cells), provenance = got$provenance)
     },
     markers = function(matrix, cells, options, verbose) {
-      if (!is.finite(options$min_diff_pct)) options$min_diff_pct <- NULL # no limit, which JSON cannot say
+      if (!is.finite(options$min_diff_pct)) options$min_diff_pct <- NULL # no limit, JSON has no infinity
       got <- server_run(server, "markers", matrix, cells, options, verbose)
       structure(got$tables$markers, read_as = got$about$read_as)
     },
@@ -186,7 +186,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   .insist(server, tries, function(again) .server_once(server, method, path, file, to, headers), to)
 }
 
-# The answer to `request(again)`, asked for again while the line breaks or the server answers one of `busy`.
+# The answer to `request(again)`, repeated while the connection drops or the server answers one of `busy`.
 .insist <- function(server, tries, request, to = NULL, busy = c(502, 503, 504)) {
   for (attempt in seq_len(tries)) {
     answer <- tryCatch(request(attempt > 1), error = identity)
@@ -198,7 +198,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
 
 .server_pause <- function(attempt) Sys.sleep(min(0.5 * 2^(attempt - 1), 8))
 
-# The answer, or the error that says why there is none.
+# The answer, or an error.
 .server_checked <- function(server, answer, to = NULL) {
   if (inherits(answer, "error")) {
     .abort(c("The server {server$url} cannot be reached.", x = .verbatim(conditionMessage(answer)),
@@ -343,7 +343,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   new("dgCMatrix", x = got$arrays$x, i = got$arrays$i, p = got$arrays$p, Dim = dim(matrix), Dimnames = dimnames(matrix))
 }
 
-# A server of one's own, started when first asked for and stopped with the session.
+# A local server, started at first use and stopped with the session.
 .local_server <- function() {
   if (!is.null(.state$server)) {
     return(.state$server)

@@ -16,7 +16,7 @@
 }
 
 # The genes x cells matrix of a layer as a dgCMatrix, in the assay's own order.
-# Split layers (counts.1, counts.2, ...) are joined in a copy, and this is said.
+# Split layers (counts.1, counts.2, ...) are joined in a copy, with a message.
 .get_layer <- function(object, assay, layer, verbose) {
   if (layer == "counts") .say_corrected(object, assay, verbose)
   if (layer == "scale.data") {
@@ -215,7 +215,7 @@
   }
 }
 
-# Nothing of the user's is replaced unless asked; said before any long work.
+# Nothing of the user's is replaced without `overwrite`; checked before any long work.
 .check_free <- function(name, taken, what, argument, overwrite) {
   if (name %in% taken && !isTRUE(overwrite)) {
     .abort(c(
@@ -242,7 +242,7 @@
 }
 
 # Seurat keeps assays, reductions and graphs under one set of names, and would
-# only say so when the work is done.
+# only report it after the work.
 .check_free_seurat <- function(object, name, own, what, argument, overwrite) {
   .check_free(name, own, what, argument, overwrite)
   if (name %in% setdiff(names(object), own)) {
@@ -283,7 +283,7 @@
 }
 
 # Put an assay in, in place of an older one of this name; its key stays. Seurat's own sums of it (nCount_scmamba, ...)
-# would be columns that the user did not ask for, and without counts it warns that there are none.
+# would be columns that the user does not expect, and without counts it warns that there are none.
 .add_assay <- function(object, name, assay) {
   metadata <- object@meta.data
   default <- SeuratObject::DefaultAssay(object)
@@ -304,7 +304,7 @@
   object
 }
 
-# A key for a reduction that no other has: names of dimensions must tell reductions apart.
+# A key for a reduction that no other has: names of dimensions must be unique.
 .reduction_key <- function(object, name) {
   taken <- SeuratObject::Key(object)[setdiff(names(SeuratObject::Key(object)), name)]
   own <- paste0(gsub("[^[:alnum:]]", "", name), "_")
@@ -328,8 +328,8 @@
 
 `%||%` <- function(x, y) if (is.null(x)) y else x
 
-# FindMarkers() asks the command log how an assay was normalised, and takes fold changes of Seurat 4 from the mean of
-# the logs where it finds no answer. Imputed values are on NormalizeData()'s scale, so the log says so.
+# FindMarkers() reads from the command log how an assay was normalized, and takes fold changes of Seurat 4 from the mean of
+# the logs if it finds no entry. Imputed values are on NormalizeData()'s scale, so the log has such an entry.
 .note_normalised <- function(object, assay.name) {
   name <- paste0("NormalizeData.", assay.name)
   object[[name]] <- methods::new("SeuratCommand",

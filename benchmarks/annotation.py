@@ -10,7 +10,7 @@ scANVI runs in the Python given by ``--scvi``.
 
 Sets: ``kang`` (kang2018_ifnb, singlets, donors 1244 and 1256 out, 13 types), ``velmeshev`` (human brain nuclei, the four held-out donors
 that no step of brain-mini's training saw, 3 types), ``marques`` (mouse oligodendrocyte lineage through orthologs, 13 classes; no donors are
-known, so a random third of the cells, stratified, is left out, by seed).
+known, so a random third of the cells, stratified, is held out, by seed).
 """
 
 from __future__ import annotations
@@ -345,7 +345,7 @@ PANEL_NAMES = {
 
 
 def by_markers(options: argparse.Namespace) -> pd.DataFrame:
-    """No labels: the default panel on cells whose truth is known; a set whose genes say too little must be refused."""
+    """No labels: the default panel on cells whose truth is known; a set with too few marker genes must be refused."""
     import scmamba
     from scmamba.genes import mouse_to_human
     from scmamba.utils.errors import DataError
@@ -472,7 +472,7 @@ def main() -> None:
     )
     parser.add_argument(
         "--cache",
-        help="folder for what is learnt; 'network' then need not learn again what 'scmamba' has",
+        help="folder for fitted references; 'network' then reuses those of 'scmamba'",
     )
     parser.add_argument(
         "--steps", type=int, help="fine-tuning steps of 16 cells; default: those of annotate()"

@@ -48,10 +48,10 @@ R_SECONDS = {
 def simulate(
     cells: int, genes: int, nonzero: float, seed: int = 0, block: int = 2000
 ) -> ad.AnnData:
-    """Negative-binomial counts with about the asked share of non-zeros, two groups, a covariate, 10 donors."""
+    """Negative-binomial counts with about the given share of non-zeros, two groups, a covariate, 10 donors."""
     rng = np.random.default_rng(seed)
     level = np.exp(rng.normal(0, 1.5, genes))
-    # Scale the mean so that the share of non-zeros, 1 - (1 + mean)^-1 at size 1, averages to what was asked.
+    # Scale the mean so that the share of non-zeros, 1 - (1 + mean)^-1 at size 1, averages to the given share.
     low, high = 1e-4, 1e3
     for _ in range(60):
         middle = np.sqrt(low * high)

@@ -3,7 +3,7 @@
     python -m benchmarks.doublets --data FOLDER [--set stoeckius velmeshev pbmc3k] [--only NAME ...] [--seeds 3] [--report]
 
 Peers run where their packages are: Scrublet in this environment (scanpy), DoubletDetection and SOLO with the Python named by
-``--peers-python`` (default ``.cache/peers/doublets/bin/python``; left out where it is absent). Every score is kept in
+``--peers-python`` (default ``.cache/peers/doublets/bin/python``; skipped if it is absent). Every score is kept in
 ``.cache/doublets``, so the command may be run in pieces; ``--report`` makes the tables and docs/doublets.md from what is there.
 """
 

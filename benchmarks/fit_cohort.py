@@ -62,7 +62,7 @@ OPALIN PDGFRA VCAN CSPG4 OLIG1 OLIG2 SLC17A7 SATB2 CAMK2A RBFOX3 NRGN NEUROD2 GA
 PVALB VIP LAMP5 RELN CLDN5 FLT1 PECAM1 VWF CDH5 PDGFRB RGS5 ABCC9 KCNJ8 NOTCH3 DCN XIST MALAT1 APOE
 TREM2 APP SNAP25 SYT1
 """.split()  # noqa: SIM905
-# The usual make-up of human cortex preparations; an assumption, no set here holds all eight types.
+# Typical proportions in human cortex preparations; an assumption, no set here holds all eight types.
 PROPORTIONS = dict(zip(TYPES, [0.13, 0.07, 0.25, 0.07, 0.26, 0.14, 0.045, 0.035]))
 EXCITATORY = [
     "SLC17A7",
@@ -75,7 +75,7 @@ EXCITATORY = [
     "NRGN",
     "NPTX1",
 ]
-EPSILON = 0.2  # CP10k: levels below it are not told apart across species and platforms
+EPSILON = 0.2  # CP10k: levels below it are not distinguished across species and platforms
 
 
 @dataclass
@@ -132,7 +132,7 @@ def moved(
 ) -> np.ndarray:
     """Move a mouse profile to human nuclei by the gene-wise ratio seen in an anchor type both sets hold.
 
-    A gene the anchor hardly expresses in mouse says nothing about the platform (in human nuclei it is ambient
+    A gene that the anchor hardly expresses in mouse is no evidence about the platform (in human nuclei it is ambient
     RNA), so the log ratio counts in proportion to the anchor's level, half at 1 per 10,000.
     """
     scale = anchor_human[measured].sum() / anchor[measured].sum()
@@ -222,7 +222,7 @@ def groups_of(
 
 
 def trend(values: np.ndarray, weights: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Weighted mean of ``values`` in 20 bins of ``level``, interpolated: the level's usual value."""
+    """Weighted mean of ``values`` in 20 bins of ``level``, interpolated: the expected value at that level."""
     order = np.argsort(level)
     bins = np.array_split(order, 20)
     centre = [float(np.log(level[b]).mean()) for b in bins]

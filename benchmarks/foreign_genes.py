@@ -33,7 +33,7 @@ from scmamba.evaluation.imputation.peers import (
 
 RESULTS = Path(__file__).resolve().parent / "results"
 HELD_OUT = ["4341", "5403", "5864", "5958"]
-#: File, cell types that are thinned and to how many cells, types that are left out.
+#: File, cell types that are subsampled and to how many cells, types that are omitted.
 SETS: dict[str, tuple[str, dict[str, int], tuple[str, ...]]] = {
     "pbmc3k": (
         "pbmc3k_10x",

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything to know about scMamba on an NVIDIA GPU, in minutes: correctness, then speed.
+# scMamba on an NVIDIA GPU, in minutes: correctness, then speed.
 #
 #   benchmarks/gpu.sh              # in an environment with torch for CUDA and scmamba[test] installed
 #   benchmarks/gpu.sh --build      # first try to build mamba-ssm and causal-conv1d (needs nvcc, many minutes)
@@ -33,7 +33,7 @@ import torch
 from scmamba.ops import available_backends
 
 if not torch.cuda.is_available():
-    sys.exit("torch sees no NVIDIA GPU here: " + torch.__version__)
+    sys.exit("torch finds no NVIDIA GPU here: " + torch.__version__)
 print(torch.cuda.get_device_name(), "torch", torch.__version__)
 for name, state in available_backends().items():
     print(f"  {name}: {state}")

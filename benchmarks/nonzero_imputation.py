@@ -5,7 +5,7 @@ models.
         [--skip magic scvi] [--out benchmarks/results]
 
 Two sets: ``kang`` (kang2018_ifnb, singlets, cells with at least 2,000 counts) and ``velmeshev`` (human brain
-nuclei; the donors named below are left out and predicted, the rest is what a model may have been trained on;
+nuclei; the held-out donors named below are predicted, the rest may be in a model's training data;
 also with gene rates and neighbours taken from the other donors only).
 """
 
@@ -48,7 +48,7 @@ def main() -> None:
         "--model", nargs="*", default=[], help="models by name or folder, a row each"
     )
     parser.add_argument("--set", dest="only", nargs="*", help="only these sets")
-    parser.add_argument("--skip", nargs="*", default=[], help="predictors to leave out")
+    parser.add_argument("--skip", nargs="*", default=[], help="predictors to skip")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     for name, options in sets(arguments.data).items():

@@ -3,7 +3,7 @@
     python -m benchmarks.paper_tables all --work FOLDER [--study Lau Leng Smajic Zhu] [--model NAME_OR_FOLDER] [--recipe paper|small]
     python -m benchmarks.paper_tables download|read|prepare|train|report --work FOLDER ...
 
-Every step goes on where it stopped, and says which step to run first if something is missing. In FOLDER/STUDY: ``raw/`` (GEO's files and
+Every step continues where it stopped, and names the step to run first if something is missing. In FOLDER/STUDY: ``raw/`` (GEO's files and
 their SHA-256), ``cells.h5ad`` (counts, donor, disease, sample), ``prepare/`` and ``labelled.h5ad``, ``splits.json``, ``TASK/`` (checkpoint,
 loss, result); in FOLDER the tables, ``paper_tables.md`` and ``paper_tables.tsv``. Options must be the same for every step.
 
@@ -14,7 +14,7 @@ and ``--splits`` (JSON: study -> train, validation, test -> samples or donors). 
 (cell types only), the published samples are the test set, and the others are divided once by seed, donors kept whole.
 
 Leng's files on GEO are all droplets, empty ones too: see ``call_cells``. The authors' own filtered objects (Synapse syn21788402) are
-better, if at hand: they can be put through ``scmamba finetune`` as they are.
+better, if available: use ``scmamba finetune`` as they are.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--min-donor-cells",
         type=int,
         default=200,
-        help="samples with fewer cells are left out (paper: 200)",
+        help="samples with fewer cells are omitted (paper: 200)",
     )
     parser.add_argument("--labels", type=Path, help="TSV: study, id, celltype, subtype, subcluster")
     parser.add_argument(

@@ -4,7 +4,7 @@
     python -m benchmarks.report --html report.html             and a single self-contained file
     python -m benchmarks.report --run --data DIR [--celltypist PYTHON] [--scvi PYTHON]   measure first (hours on two cores)
 
-``--run`` calls the commands under which each section says it was made, in turn, with three seeds; runs they have kept are not repeated.
+``--run`` runs the command named in each section, in turn, with three seeds; runs they have kept are not repeated.
 The Pythons are those of environments with CellTypist (scikit-learn < 1.8) and with scvi-tools, MAGIC and DoubletDetection.
 """
 

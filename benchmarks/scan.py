@@ -91,7 +91,7 @@ def methods() -> dict[str, Any]:
 
         found["mambapy pscan"] = mambapy_pscan
     except ImportError:
-        print("mambapy is not installed (pip install --no-deps mambapy): left out", file=sys.stderr)
+        print("mambapy is not installed (pip install --no-deps mambapy): skipped", file=sys.stderr)
     return found
 
 

@@ -23,7 +23,7 @@ def interleaved(
     rounds: dict[str, int],
     processor: dict[str, float] | None = None,
 ) -> dict[str, float]:
-    """Best seconds of each function; rounds alternate, so that a busy moment of the machine hits all alike.
+    """Best seconds of each function; rounds alternate, so that a busy moment of the machine affects all.
 
     ``processor`` gets the least processor seconds (user and system, all threads; other work on the machine does not count): set
     OMP_WAIT_POLICY=PASSIVE before torch is imported, or waiting threads count too.

@@ -6,9 +6,9 @@ Every client is a user with a token of its own and sends its own cells, one job 
 the server and its workers are killed (SIGKILL) and the server started again on the same folder. Checked, and written to
 ``benchmarks/results/serve_chaos.{json,md}``:
 
-- every job a client was told to be accepted ended, and a trigger in the database (not the server's code) saw it end exactly once;
+- every accepted job ended, exactly once by a trigger in the database (not the server's code);
 - every result holds exactly the cells that were sent, and the bytes of the same user's earlier answer to the same file and task;
-- no user could read, fetch or cancel a job of another, and nobody's list held one.
+- no user could read, fetch or cancel a job of another, and no list of jobs held one.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def check(result: Path, user: str, task: str, seen: dict[str, str]) -> str | Non
 
 
 def pry(client: Client, user: str, draw: random.Random, ledger: Ledger) -> None:
-    """Try to see, fetch and cancel somebody else's job; look whether one is in one's own list."""
+    """Try to read, fetch and cancel another user's job, and to find one in the own list."""
     with ledger.lock:
         others = [job for job, owner in ledger.accepted.items() if owner != user]
         mine = {job for job, owner in ledger.accepted.items() if owner == user}
@@ -273,7 +273,7 @@ def watch_ends(data: Path) -> None:
 
 
 def audit(data: Path, ledger: Ledger) -> dict[str, Any]:
-    """What the database says of the accepted jobs."""
+    """The accepted jobs in the database."""
     with sqlite3.connect(data / "queue.sqlite", timeout=60) as db:
         states = {
             i: (u, s, n) for i, u, s, n in db.execute("SELECT id, user, state, attempts FROM jobs")

@@ -301,7 +301,7 @@ def atheris_child(folder: Path, seconds: int) -> None:
 
 
 def fuzz_reader(folder: Path, minutes: float) -> dict[str, object]:
-    """libFuzzer again and again until the time is over; each death is looked at as the server would see it."""
+    """libFuzzer again and again until the time is over; each crash is judged as by the server."""
     folder.mkdir(parents=True)
     seeds(folder / "corpus")
     end, deaths = time.time() + 60 * minutes, list[dict[str, Any]]()

@@ -10,7 +10,7 @@
 the published rule in 1, 2, 5 and 10 passes, beside one reading by the rate head. ``mask-token``: the same fine-tuning with the
 pre-trained mask token and with a fresh one, as the published code has it. ``pretraining``: the same fine-tuning from the pre-trained
 network and from a fresh one, on imputation; ``types``: on annotation, brain-mini as shipped beside them. ``frozen``: what cell
-embeddings of networks nobody fine-tuned for it say of the types, by logistic regression on them: pre-trained, fresh, and brain-mini as
+embeddings of networks that were not fine-tuned for cell types, scored by logistic regression: pre-trained, fresh, and brain-mini as
 shipped. The checkpoint is the intermediate result of ``make brain-mini``.
 """
 
@@ -65,7 +65,7 @@ def nuclei(data: Path) -> tuple[ad.AnnData, ad.AnnData]:
 
 
 def fresh(model: Model, seed: int) -> Model:
-    """The same network with weights nobody trained."""
+    """The same network with random weights."""
     torch.manual_seed(seed)
     return Model(ScMamba(model.config), model.genes)
 

@@ -2,10 +2,10 @@
 
     python -m benchmarks.verbs_speed [--cells 1000 5000] [--only NAME ...] [--limit 900] [--report]
 
-Each run reads the same .h5ad, does one thing and leaves. Seconds are those of the call, reading and importing left out; CPU seconds
+Each run reads the same .h5ad and calls one function. Seconds are those of the call, without reading and importing; CPU seconds
 are what both cores spent on it. Other work on the machine inflates both (threads wait for each other), so run it alone. Memory is the
 largest resident size of the process from its start (Python, packages and data included), or of R where it is R. Peers run with the
-Pythons named below. A run over ``--limit`` seconds is stopped and says so. Rows are kept in ``.cache/verbs_speed``; ``--report`` makes
+Pythons named below. A run over ``--limit`` seconds is stopped and marked. Rows are kept in ``.cache/verbs_speed``; ``--report`` makes
 the tables from them.
 """
 
@@ -173,7 +173,7 @@ def seurat(cells: Any, reference: Any) -> None:
 
 
 def logs(cells: Any) -> Any:
-    """log1p(CP10k), what these packages ask for."""
+    """log1p(CP10k), the input of these packages."""
     import scanpy as sc
 
     copy = cells.copy()

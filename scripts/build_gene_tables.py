@@ -19,7 +19,7 @@ RESOURCES = Path(__file__).resolve().parents[1] / "python" / "scmamba" / "resour
 
 
 def write_table(table: pd.DataFrame, name: str, header: str) -> None:
-    """One packed table with a line that says what it is."""
+    """One packed table with a header line."""
     # mtime=0: the same input gives the same bytes.
     with gzip.GzipFile(RESOURCES / name, "wb", compresslevel=9, mtime=0) as file:
         file.write(
@@ -47,7 +47,7 @@ def main() -> None:
             "vocabulary": annotation.ensgene.map(order).fillna(-1).astype(int),
         }
     )
-    # An ID nobody can name and no model knows only makes the table bigger.
+    # An ID without a symbol that is in no model only makes the table bigger.
     genes = genes[(genes.symbol != "") | (genes.vocabulary >= 0)].sort_values("ensembl_id")
     about = "GRCh38, Ensembl 109 (retired IDs from older releases); vocabulary = position in the published scMamba list, -1 = not in it"
     write_table(genes, "genes_grch38.tsv.gz", about)

@@ -47,7 +47,7 @@ stamp() {
 
 installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 
-# need_apt PACKAGE...: install what is missing, or say in one sentence what to type.
+# need_apt PACKAGE...: install what is missing, or print the command that does.
 need_apt() {
   local missing=()
   have dpkg-query || return 0 # not Debian: the caller checks for the programs themselves

@@ -610,7 +610,7 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="leave out files whose path ends so",
+        help="omit files whose path ends so",
     )
     add("--per-folder", type=int, default=40, help="how many changes to make in each folder")
     add("--seed", type=int, default=0)
@@ -665,7 +665,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def work(runner: Runner, root: Path, options: argparse.Namespace) -> int:
-    """What the command line asks for."""
+    """Options of the command line."""
     if options.record is not None:
         named = [
             Path(name).resolve().relative_to(root).as_posix() if Path(name).exists() else name

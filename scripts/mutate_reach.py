@@ -1,6 +1,6 @@
-"""Which tests reach which lines: recorded with coverage, test by test, and asked for a change.
+"""Which tests reach which lines: recorded with coverage, test by test, and looked up for a change.
 
-Loaded by pytest (``-p mutate_reach``) this module is the recorder: it marks what coverage sees with
+Loaded by pytest (``-p mutate_reach``) this module is the recorder: it marks what coverage records with
 the name of the running test. What runs in a fixture shared by several tests counts for all of them,
 what runs while a file of tests is collected for all tests of that file; results kept by
 ``functools`` are forgotten before every test, so that each one shows what it needs. Subprocesses

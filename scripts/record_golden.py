@@ -1,6 +1,6 @@
 """Record what the shipped models and the statistics answer today, into ``tests/data/golden``.
 
-    python scripts/record_golden.py            # answers; run it only when a change of the answers is meant, and say why in the commit
+    python scripts/record_golden.py            # answers; run it only for an intended change, and give the reason in the commit
     python scripts/record_golden.py --cells    # draw the cells anew first (every recorded number then changes)
 
 ``tests/python/test_golden.py`` compares with them.

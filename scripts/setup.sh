@@ -16,20 +16,20 @@ APT_TEST=(r-cran-testthat r-cran-roxygen2 r-cran-knitr r-cran-rmarkdown r-bioc-b
 system_packages() {
   local packages=("${APT_R[@]}")
   [ "$WHAT" != test ] || packages+=("${APT_TEST[@]}")
-  # Asked for here as well, to spare a second round of apt when only Debian's bare python3 is there.
+  # Installed here as well, to spare a second round of apt when only Debian's bare python3 is there.
   [ -x "$VENV/bin/python" ] || find_python >/dev/null || packages+=(python3-venv)
   need_apt "${packages[@]}"
-  # The server's page is tested in a real browser; those tests are left out where there is none.
+  # The server's page is tested in a real browser; those tests are skipped if there is none.
   if [ "$WHAT" = test ] && ! have chromium && ! have google-chrome && have dpkg-query && is_root; then
-    (need_apt chromium) || warn "Chromium was not installed; the tests of the server's page will be left out"
+    (need_apt chromium) || warn "Chromium was not installed; the tests of the server's page will be skipped"
   fi
   # The server is tested behind a real TLS proxy.
   if [ "$WHAT" = test ] && ! have nginx && [ ! -x /usr/sbin/nginx ] && have dpkg-query && is_root; then
-    (need_apt nginx-light openssl) || warn "nginx was not installed; the tests of the server behind a proxy will be left out"
+    (need_apt nginx-light openssl) || warn "nginx was not installed; the tests of the server behind a proxy will be skipped"
   fi
   # deploy/*.slurm are tested in a real cluster of two nodes on this machine.
   if [ "$WHAT" = test ] && ! have slurmctld && have dpkg-query && is_root; then
-    (need_apt munge slurm-wlm) || warn "Slurm was not installed; the tests of its scripts will be left out"
+    (need_apt munge slurm-wlm) || warn "Slurm was not installed; the tests of its scripts will be skipped"
   fi
   have Rscript || die "R (4.1 or newer) with Seurat was not found; install R from CRAN, then in R:
   install.packages(c('Seurat', 'reticulate', 'cli', 'patchwork', 'withr', 'testthat', 'rmarkdown', 'lintr'))"
@@ -104,7 +104,7 @@ reticulate_ok() {
     packageVersion('reticulate') >= '$RETICULATE_MIN'))" >/dev/null 2>&1
 }
 
-# Debian 12 has reticulate 1.28, which knows neither NumPy 2 nor today's scipy; the next Debian's source
+# Debian 12 has reticulate 1.28, which supports neither NumPy 2 nor current scipy; the next Debian's source
 # package builds on it. A private apt directory: the machine's own sources are not touched.
 reticulate_from_debian() {
   local mirror work keyring

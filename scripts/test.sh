@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the suites named on the command line and say at the end how each went, and which tests were skipped and why. All
+# Run the suites named on the command line and print the result of each, and the skipped tests with reasons, at the end. All
 # of them run, even when an early one fails; the exit status is 0 only when none failed.
 #   scripts/test.sh pytest testthat testthat5 vignettes5 check lint
 # Two run at a time, the longest first; every suite writes to a file, and the files are printed whole at the end.
@@ -114,7 +114,7 @@ run() {
   "suite_$name" >"$LOGS/$name.log" 2>&1 </dev/null
   code=$?
   echo "$code" >"$LOGS/$name.code"
-  # 3: not possible here, the last line says why.
+  # 3: not possible here, the last line gives the reason.
   [ "$code" != 3 ] || printf '%s\t%s\n' "all of $name" "$(tail -n 1 "$LOGS/$name.log" | sed 's/^\[[^]]*\] *//')" >"$SKIPS/$name.tsv"
   say "$name: finished after $((SECONDS - started)) s [exit $code]"
 }
@@ -155,7 +155,7 @@ ORDER=()
 for name in pytest testthat5 testthat check vignettes5 lint; do
   for wanted in "$@"; do [ "$name" != "$wanted" ] || ORDER+=("$name"); done
 done
-say "running $* (what they say is kept in .cache/check)"
+say "running $* (their output is kept in .cache/check)"
 set -m # every lane a process group of its own, so that it can be ended whole
 for _ in 1 2; do
   [ "${#LANES[@]}" -lt "$#" ] || break

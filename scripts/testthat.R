@@ -1,4 +1,4 @@
-# Run the installed package's test suite; the last line says how it went, for people and for the CI.
+# Run the installed package's test suite; the last line has the numbers of passed and failed tests.
 Sys.setenv(NOT_CRAN = "true") # pictures are compared
 testthat::set_max_fails(Inf)
 reporter <- testthat::ListReporter$new()

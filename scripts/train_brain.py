@@ -24,7 +24,7 @@ from scmamba.training.reconstruction import IMPUTE, PRETRAIN
 from scmamba.utils.errors import ScMambaError
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Donors of the Velmeshev set no step of the training sees: two with autism, two controls.
+#: Donors of the Velmeshev set held out from all training: two with autism, two controls.
 HELD_OUT = ("4341", "5403", "5864", "5958")
 
 CONFIGS = {
@@ -32,7 +32,7 @@ CONFIGS = {
     "brain-base": ModelConfig(n_genes=19306, d_model=128, n_layer=4, reads="expressed", rates=True),
 }
 #: Steps of pre-training, then of each round of imputation. A round goes on from the one before with other draws, its rate of learning up
-#: and down again: so the training of a larger network can be stretched as far as somebody has the afternoons for.
+#: and down again: so the training of a larger network can be continued in several rounds.
 STEPS = {"brain-mini": (2000, 3600), "brain-base": (2000, 2000, 2000)}
 PRETRAIN_LOOP = TrainerConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 PRETRAIN_SEQUENCE = replace(PRETRAIN, mask_nonzero=0.3, genes_per_step=1536)
@@ -40,7 +40,7 @@ IMPUTE_LOOP = TrainerConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 IMPUTE_SEQUENCE = replace(IMPUTE, genes_per_step=1536, zeros=(100, 1600))
 
 
-#: Mouse sets read through one-to-one orthologs: cell types of which no human nuclei with all genes are at hand.
+#: Mouse sets read through one-to-one orthologs: cell types for which no human nuclei with all genes are available.
 MOUSE = ("zeisel2018_mouse_pseudocases_27998genes", "trem2_mouse_wt_ko_7274genes")
 
 
@@ -85,7 +85,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="states of the run; default .cache/NAME")
     parser.add_argument("--out", type=Path, help="default: among the package's models")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=float, default=1.0, help="times the usual number of steps")
+    parser.add_argument(
+        "--steps", type=float, default=1.0, help="multiple of the default number of steps"
+    )
     arguments = parser.parse_args()
     name = arguments.name
     training, held_out = read(arguments.data)

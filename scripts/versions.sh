@@ -42,7 +42,7 @@ find_version() {
   echo "$best"
 }
 
-# uv knows how to take the lowest declared versions; it is a wheel like any other.
+# uv can install the lowest declared versions; it is a wheel like any other.
 TOOLS="$ROOT/.cache/uv-tools"
 UV="$TOOLS/bin/uv"
 if [ ! -x "$UV" ]; then
@@ -68,7 +68,7 @@ if ! stamped "$STAMP" || [ ! -x "$ENVIRONMENT/bin/python" ]; then
 fi
 [ "${2:-}" != install ] || exit 0
 
-# Numbers and rules of every part, and verbs from file to file; what is left out tests servers, R and long runs.
+# Numbers and rules of every part, and verbs from file to file; the omitted tests are those of servers, R and long runs.
 NAMES=(genes gene_map genes_rules genes_objects datasets datasets_parts files_progress preprocess preprocess_rules model
   model_published model_forward scan scan_rules cli cli_options cli_train collection collection_rules stores_rules impute
   impute_rule annotate_markers annotate_result neighbours_rules clusters deg_edges deg_mast deg_twogroup deg_values

@@ -120,7 +120,7 @@ def _fetch(url: str, target: Path, known: dict[str, Any] | None, attempts: int =
 
 
 class _Bar:
-    """What pooch tells while it fetches: a line every half gigabyte."""
+    """Progress of pooch: a line every half gigabyte."""
 
     def __init__(self, name: str) -> None:
         self.name, self.total, self.done, self.told = name, 0, 0, 0.0

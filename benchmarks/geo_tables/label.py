@@ -169,7 +169,7 @@ def known_names(study: Study) -> set[str]:
 
 
 def matching_ids(obs: pd.DataFrame, ids: pd.Index, what: str) -> pd.Index:
-    """(n,) the cells' names in whichever form the table uses, as nobody has published one.
+    """(n,) the cells' names in the form that the table uses; none has been published.
 
     Raises
     ------

@@ -104,7 +104,7 @@ def find_samples(members: Iterable[tarfile.TarInfo]) -> tuple[list[Sample], list
 
 
 def identify(study: Study, names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Sample name -> donor, diagnosis ('' where names do not tell it).
+    """Sample name -> donor, diagnosis ('' if it is not in the name).
 
     Raises
     ------
@@ -319,7 +319,7 @@ def join(parts: list[ad.AnnData]) -> ad.AnnData:
 
 
 def braak_stages(folder: Path, study: Study) -> dict[str, str]:
-    """GSM number and title of each sample -> ``Braak 0`` and so on, from the series matrix; a message where it says nothing."""
+    """GSM number and title of each sample -> ``Braak 0`` and so on, from the series matrix; a message if it has none."""
     samples = series_matrix(folder / f"{study.accession}_series_matrix.txt.gz")
     stages = {}
     for sample in samples:
@@ -331,7 +331,7 @@ def braak_stages(folder: Path, study: Study) -> dict[str, str]:
     if len(stages) < len(samples):
         keys = sorted({key for sample in samples for key in sample} - {"accession", "title"})
         say(
-            f"{study.name}: the series matrix names no Braak stage for some samples; it tells {', '.join(keys) or 'nothing'}",
+            f"{study.name}: the series matrix names no Braak stage for some samples; it has {', '.join(keys) or 'no other fields'}",
             True,
         )
     return stages
@@ -455,7 +455,7 @@ def dense_table(
 ) -> tuple[list[str], list[str] | None, sparse.csr_matrix]:
     """Names of columns, names of rows (``None`` if the table has none) and int32 CSR of a table of counts.
 
-    One row is in memory at a time. ``cells`` tells a header's first word from the name of a cell: a table may have row names, with or
+    One row is in memory at a time. ``cells`` distinguishes a header's first word from the name of a cell: a table may have row names, with or
     without a word above them.
     """
     text = io.TextIOWrapper(file, encoding="utf-8")

@@ -146,7 +146,7 @@ def markdown(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def _deviations(results: Results) -> list[str]:
-    """What makes the numbers here other than the paper's, said before any number."""
+    """Reasons why the numbers differ from the paper's, printed above them."""
     done = [own for tasks in results.values() for own in tasks.values()]
     lines = []
     if any(own["steps"] for own in done):
@@ -154,7 +154,7 @@ def _deviations(results: Results) -> list[str]:
             str(number) for number in sorted({own["steps"] for own in done if own["steps"]})
         )
         lines.append(
-            f"**A trial: models were trained for {steps} steps only. Their scores say nothing about the method.**"
+            f"**A trial: models were trained for {steps} steps only. Their scores are no measure of the method.**"
         )
     if any(own["recipe"] != "paper" for own in done):
         lines.append("**Some models were not trained by the paper's recipe (see below).**")

@@ -59,7 +59,7 @@ def splits(study: Study, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def given_splits(study: Study, file: Path, obs: pd.DataFrame) -> dict[str, list[str]]:
-    """What the authors' file says of a study; ``val`` is validation."""
+    """The split of a study in the authors' file; ``val`` is validation."""
     if not file.is_file():
         raise ScMambaError(f"There is no file of splits {file}.")
     try:

@@ -18,7 +18,7 @@ STEPS = ("download", "read", "prepare", "train", "report", "all")
 LEVELS = ("celltype", "subtype", "subcluster")
 TASKS = (*LEVELS, "doublets", "imputation")
 PARTS = ("train", "validation", "test")
-#: Types in the published order (``celltype.json``), and what is left out of annotation (``celltype_dataset.py``; ours, and theirs).
+#: Types in the published order (``celltype.json``), and what is excluded from annotation (``celltype_dataset.py``; ours, and theirs).
 TYPES = (
     "Astrocyte",
     "Microglia",
@@ -44,7 +44,7 @@ PREPARED = {
     "Neuron, both kinds": "Double_positive_Neuron",
     "Neuron, neither kind": "Double_negative_Neuron",
 }
-#: Raw droplets: a cell shows so many genes (paper's filter of cells); Cell Ranger 2 expects so many cells unless told.
+#: Raw droplets: a cell shows so many genes (paper's filter of cells); Cell Ranger 2 expects so many cells by default.
 LEAST_GENES, EXPECTED_CELLS = 200, 3000
 #: Fewer cells than this are not scored (``nonzero_imputation``).
 LEAST_TEST_CELLS = 50
@@ -63,7 +63,7 @@ class Study:
     files
         Under ``suppl/`` of its GEO series.
     pattern, groups, example
-        A sample's name without its GSM number: ``donor`` and, where the name tells, ``group``; the group's diagnosis; how names look.
+        A sample's name without its GSM number: ``donor`` and, if it is in the name, ``group``; the group's diagnosis; how names look.
     test
         Samples of the test set (published code).
     f1
