@@ -19,7 +19,7 @@ from scmamba.nn import ModelConfig, ScMamba
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
-    """Converted files and what was learnt from files stay out of the user's cache."""
+    """Converted files and summaries of files stay out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SCMAMBA_CACHE"] = str(folder)
     return folder
@@ -69,7 +69,7 @@ def small_model(
         name="small",
     )
     network = ScMamba(config)
-    with torch.no_grad():  # tokens start at zero; a test wants to see them act
+    with torch.no_grad():  # tokens start at zero, without an effect to test
         network.backbone.mask_token.normal_()
         network.backbone.cls_token.normal_()
         network.regressor.bias.fill_(0.5)

@@ -24,7 +24,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def causal_convolution(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """(L, E): position t sees t-W+1 .. t; the last tap is t's own."""
+    """(L, E): position t depends on t-W+1 .. t; the last tap is t's own."""
     length, width = len(x), weight.shape[-1]
     out = np.tile(bias, (length, 1))
     for t in range(length):
@@ -59,7 +59,7 @@ def one_direction(u: np.ndarray, z: np.ndarray, w: Weights, mixer: str, suffix: 
 
 
 def mixer(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
-    """(L, D) -> (L, D): the backward direction sees the reversed sequence, its answer is reversed
+    """(L, D) -> (L, D): the backward direction reads the reversed sequence, its answer is reversed
     back; both are added.
     """
     both = x @ w[name + "in_proj.weight"].T

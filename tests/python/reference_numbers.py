@@ -169,7 +169,7 @@ class Reference:
 
 
 def write_pbmc(folder: Path) -> Path:
-    """An ``.h5ad`` of 300 real cells (PBMC 3k of 10x Genomics): raw counts, Ensembl names, the usual clusters."""
+    """An ``.h5ad`` of 300 real cells (PBMC 3k of 10x Genomics): raw counts, Ensembl names, the published clusters."""
     arrays = read_pack(FOLDER / "pbmc3k_300_cells.npz.xz")
     shape = len(arrays["cells/cell"]), len(arrays["genes/symbol"])
     ends = np.append(0, np.cumsum(arrays["matrix/genes_of_cell"]))

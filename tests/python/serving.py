@@ -192,7 +192,7 @@ def plain_bytes(cells: int = 2, genes: int = 3) -> bytes:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all tests that ask nothing special of it."""
+    """One server for all tests without special settings."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
     running = Server(tmp_path_factory.mktemp("serve"), "--requests-per-minute", "100000")

@@ -1,4 +1,4 @@
-"""What README and docs say can be typed: code runs or at least fits the functions, commands parse, files exist, figures agree."""
+"""README and pages: code runs or fits the functions, commands parse, named files and functions exist."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_functions_and_keywords_within_sentences_exist():
 
 
 def test_keywords_named_alone_exist():
-    """``label_key=`` within a sentence, and what is said of it, belong to a function that is there."""
+    """A keyword such as ``label_key=`` within a sentence belongs to a function or to R."""
     known = {
         name
         for home in HOMES

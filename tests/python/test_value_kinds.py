@@ -562,7 +562,7 @@ def test_r_judges_alike(verb, said_in_r):
 
 
 def test_the_recorded_base_decides_where_the_values_do_not():
-    """Two genes of log2 values whose totals differ: only the record says what they are."""
+    """Two genes of log2 values whose totals differ: only the record gives the base."""
     rng = np.random.default_rng(0)
     values = rng.gamma(3, 0.4, (60, 10)) * (rng.random((60, 10)) < 0.5)
     adata = ad.AnnData(sparse.csr_matrix(values), uns={"log1p": {"base": 2}})

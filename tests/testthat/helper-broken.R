@@ -1,7 +1,7 @@
-# Broken Pythons, really made, each met by a verb in an R session of its own. The tests ask whether the one message
-# that comes says what to type; scripts/troubleshooting.R writes the messages into docs/troubleshooting.md.
+# Broken Pythons, really made, each met by a verb in an R session of its own. The tests check that its one message
+# gives the command that helps; scripts/troubleshooting.R writes the messages into docs/troubleshooting.md.
 
-# Run R code in a session that knows no Python but what `env` and the code name; what it printed, line by line.
+# Run R code in a session without any Python but those that `env` and the code name; what it printed, line by line.
 # With `home`, that folder is the home directory, and WORKON_HOME, which would replace a part of it, is not set.
 fresh_session <- function(code, env = character(), folder = tempdir(), home = NULL) {
   script <- tempfile(fileext = ".R")
@@ -54,7 +54,7 @@ empty_environment <- function(folder) {
 # An environment with everything scmamba stands on but what is named.
 environment_without <- function(folder, left_out) {
   python <- empty_environment(folder)
-  # Not asked of sysconfig: Debian's names the system's folder when Python is embedded.
+  # Not from sysconfig: Debian's names the system's folder when Python is embedded.
   from <- dirname(dirname(reticulate::import("numpy")[["__file__"]]))
   to <- list.files(file.path(folder, "lib"), "^python", full.names = TRUE)[[1]]
   to <- file.path(to, "site-packages")
@@ -68,7 +68,7 @@ environment_without <- function(folder, left_out) {
 quoted <- function(path) encodeString(path, quote = "'")
 named_by_option <- function(python) sprintf("options(scmamba.python = %s)", quoted(python))
 
-# A Python of an old version: a real one where there is one, or ours that says it is one.
+# A Python of an old version: a real one where there is one, or ours with another version number.
 old_python <- function(folder, version) {
   real <- Sys.glob(sprintf("~/.pyenv/versions/%s.*/bin/python", version))
   if (length(real) > 0) {
@@ -83,7 +83,7 @@ old_python <- function(folder, version) {
   file
 }
 
-# A library with a reticulate too old: Debian 12's own where there is one, or one that says so.
+# A library with a reticulate too old: Debian 12's own where there is one, or one with an old version number.
 old_reticulate <- function(folder) {
   for (library in c(.Library.site, .Library)) {
     if (file.exists(file.path(library, "reticulate")) && packageVersion("reticulate", library) < "1.39") {
@@ -202,7 +202,7 @@ broken_pythons <- list(
   )
 )
 
-# What the user sees in this case.
+# What R prints in this case.
 meet_broken <- function(case) {
   folder <- tempfile("broken-")
   dir.create(folder)

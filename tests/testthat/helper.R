@@ -1,5 +1,5 @@
 # A random model over the genes of pbmc_small: small enough to run in a moment,
-# and the R side cannot tell it from a trained one.
+# and the R side works as with a trained one.
 
 seurat5 <- packageVersion("SeuratObject") >= "5.0.0"
 

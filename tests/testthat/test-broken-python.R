@@ -1,7 +1,7 @@
-# A user with a broken Python is told in one message what to type; each is really broken, in a real R session.
+# A broken Python gives one message with the command that helps; each is really broken, in a real R session.
 
 for (name in names(broken_pythons)) {
-  test_that(paste("one message says what to type:", broken_pythons[[name]]$title), {
+  test_that(paste("one message gives the command that helps:", broken_pythons[[name]]$title), {
     skip_on_os("windows")
     skip_without_python()
     said <- meet_broken(broken_pythons[[name]])

@@ -70,7 +70,7 @@ test_that("a matrix and its columns come through the server's plain form unchang
   expect_identical(as.character(seen$donor[c(1, 3)]), cells$donor[c(1, 3)])
 })
 
-test_that("a server is asked only for what it can do, and what it refuses is passed on", {
+test_that("only options that a server has are sent, and its errors are passed on", {
   skip_without_python()
   skip_if_not(.Platform$OS.type == "unix")
   server <- scMamba:::.local_server()

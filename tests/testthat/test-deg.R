@@ -71,7 +71,7 @@ test_that("a matrix, a SingleCellExperiment and a Seurat object give the same ta
   expect_equal(ScMambaFindMarkers(sce, "0", "1", group.by = "cluster", verbose = FALSE), from_seurat)
 })
 
-test_that("what cannot be compared is said in a sentence", {
+test_that("comparisons that are not possible give an error", {
   skip_without_python()
   object <- pbmc()
   expect_error(ScMambaFindMarkers(object, "nobody"), "nobody", class = "scmamba_error")

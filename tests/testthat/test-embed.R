@@ -13,7 +13,7 @@ test_that("the reduction holds what the Python package computes, in order", {
   expect_identical(SeuratObject::DefaultAssay(seu[["scmamba_embedding"]]), "RNA")
 })
 
-test_that("an existing reduction is kept unless overwrite is asked for", {
+test_that("an existing reduction is kept unless overwrite is TRUE", {
   skip_without_python()
   seu <- pbmc()
   expect_error(embed_tiny(seu, reduction.name = "pca"), "already has a reduction",

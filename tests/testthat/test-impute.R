@@ -68,7 +68,7 @@ test_that("metadata of every kind stays", {
   expect_identical(levels(after$an_ordered), c("low", "high", "unused"))
 })
 
-test_that("an existing assay is kept unless overwrite is asked for", {
+test_that("an existing assay is kept unless overwrite is TRUE", {
   skip_without_python()
   seu <- impute_tiny(pbmc())
   expect_error(impute_tiny(seu), "already has an assay", class = "scmamba_exists")
@@ -104,7 +104,7 @@ test_that("expected counts go to the layer counts", {
   expect_equal(as.matrix(imputed)[observed], as.matrix(counts_of(pbmc()))[observed])
 })
 
-test_that("the record says what was done, and Command() shows the call", {
+test_that("the record has the options, and Command() shows the call", {
   skip_without_python()
   after <- impute_tiny(pbmc(), seed = 3)
   after <- embed_tiny(after)
@@ -162,7 +162,7 @@ test_that("gene names that Seurat rewrote from _ to - are matched, and kept", {
   expect_equal(unname(as.matrix(data_of(after))), unname(as.matrix(from_matrix)))
 })
 
-test_that("donors are evened out where their column is named, the same for every kind of object", {
+test_that("batch correction by a named column is the same for every kind of object", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 120, n.donors = 3, n.genes = 2500, seed = 5)
   impute <- function(object, ...) ScMambaImpute(object, ..., adapt = FALSE, force = TRUE, verbose = FALSE)

@@ -6,7 +6,7 @@ checkout <- function() {
   roots[file.exists(file.path(roots, "pyproject.toml"))]
 }
 
-# A python that notes what it is asked to do and, for `venv`, makes a folder with itself in it.
+# A python that records its arguments and, for `venv`, makes a folder with itself in it.
 noting_python <- function(folder, pip = "true") {
   file <- file.path(folder, "python3")
   lines <- c(
@@ -27,12 +27,12 @@ quietly_install <- function(folder, ...) {
   install_scmamba("scmamba==0.1.0", envname = file.path(folder, "env"), ..., verbose = FALSE)
 }
 
-test_that("pip is asked for torch by name and alone, then for the package", {
+test_that("pip installs torch first and alone, then the package", {
   skip_on_os("windows")
   skip_without_python()
   folder <- withr::local_tempdir()
   python <- noting_python(folder)
-  # What was installed is looked at afterwards: this python has no scmamba.
+  # The installation is checked afterwards: this python has no scmamba.
   expect_error(quietly_install(folder, python = python), "no package scmamba", class = "scmamba_python_error")
   pip <- "-I -m pip install --disable-pip-version-check --progress-bar off"
   expect_identical(asked(folder), c(
@@ -63,7 +63,7 @@ test_that("where the tested torch has no build, the newest is taken", {
     "no \"torch==1.0\" for Python 3", class = "scmamba_no_build")
 })
 
-test_that("what pip says is explained, with what to type", {
+test_that("errors of pip are explained, with the command that helps", {
   skip_on_os("windows")
   skip_without_python()
   cases <- list(
@@ -192,7 +192,7 @@ test_that("an environment that does not run is renamed, never deleted, and put b
     c("mine", "later"))
 })
 
-test_that("the environment is found from a project with a .venv of its own, and the configuration says so", {
+test_that("the environment is found from a project with a .venv of its own, and the configuration shows it", {
   skip_on_os("windows")
   skip_without_python()
   folder <- normalizePath(withr::local_tempdir())
@@ -241,14 +241,14 @@ test_that("scmamba_require() declares what is needed, and refuses where another 
     "scmamba_require() needs", fixed = TRUE)
 })
 
-# Only for who asks for it, so not a skip.
+# Only on request, so not a skip.
 if (nzchar(Sys.getenv("SCMAMBA_TEST_INSTALL"))) test_that("from an empty folder to a verb, on both backends", {
   skip_on_os("windows")
   skip_without_python()
   folder <- normalizePath(withr::local_tempdir())
   verbs <- paste0("print(class(ScMamba", c("Impute(", "Embed("), "SeuratObject::pbmc_small, force = TRUE, backend = ",
     c("'reticulate'", "'server'"), ")))")
-  # As the README says it, from an empty home directory; again; and without an installation step.
+  # As in the README, from an empty home directory; again; and without an installation step.
   said <- at_home(folder, c("install_scmamba()", verbs))
   expect_true(any(grepl("scMamba is installed in", said)), info = paste(said, collapse = "\n"))
   seurat <- grepl("[1] \"Seurat\"", said, fixed = TRUE)

@@ -1,11 +1,11 @@
-# Odd but real inputs: each works, or says what it is and what to type.
+# Odd but real inputs: each works, or gives an error with what to do.
 
 renamed <- function(counts, names) {
   rownames(counts) <- names
   counts
 }
 
-# Ensembl IDs of the genes the vocabulary knows.
+# Ensembl IDs of the vocabulary.
 ensembl_of <- function(symbols) {
   reticulate::py_run_string(paste(
     "def _ensembl(names):",
@@ -54,7 +54,7 @@ test_that("a gene that comes twice is added up and said, or refused; the rows st
   imputed <- impute_tiny(twice)
   expect_identical(dimnames(imputed), dimnames(twice))
   expect_message(impute_tiny(twice, verbose = TRUE), "1 rows repeat a gene")
-  # A Seurat object makes the names unique before we see them: GENE.1 is a gene nobody knows, and stays as it is.
+  # A Seurat object makes the names unique before scMamba reads them: GENE.1 is no known gene, and stays as it is.
   object <- suppressWarnings(SeuratObject::CreateSeuratObject(renamed(twice, make.unique(rownames(twice)))))
   after <- data_of(impute_tiny(object))
   expect_identical(Matrix::nnzero(after[paste0(gene, ".1"), ]), Matrix::nnzero(counts[gene, ]))
@@ -162,7 +162,7 @@ test_that("symbols in a column of the genes' table are used", {
   object[["RNA"]] <- SeuratObject::AddMetaData(object[["RNA"]], symbols)
   imputed <- data_of(impute_tiny(object, gene.column = "symbol"))
   expect_identical(rownames(imputed), rownames(object))
-  # A row without a symbol keeps its name, which no model knows.
+  # A row without a symbol keeps its name, which is in no model.
   wanted <- impute_tiny(renamed(counts, c(rownames(counts)[known], utils::tail(rownames(object), 1))))
   expect_equal(unname(as.matrix(imputed)), unname(as.matrix(wanted)))
   expect_error(impute_tiny(object, gene.column = "nothing"), "no column \"nothing\"", class = "scmamba_error")

@@ -87,7 +87,7 @@ test_that("R's library folders are kept from Python's subprocesses", {
   expect_false(grepl(R.home(), seen, fixed = TRUE))
 })
 
-test_that("the Python package is found where the user says", {
+test_that("the Python package is found where the user names it", {
   source_of <- scMamba:::.pip_source
   checkout <- tempfile()
   dir.create(checkout)

@@ -1,4 +1,4 @@
-# Bad input is answered with one sentence that says what to do, and nothing is
+# Bad input gives one message with what to do, and nothing is
 # changed.
 
 test_that("matrices work, whatever their class, and others are refused by name", {
@@ -38,7 +38,7 @@ test_that("arguments are checked before anything starts", {
   expect_error(ScMambaEmbed(pbmc(), reduction.name = ""), "reduction.name")
 })
 
-test_that("genes the model does not know are refused unless forced", {
+test_that("genes outside the model's list are refused unless forced", {
   skip_without_python()
   # pbmc_small has 230 genes; the default model reads thousands.
   expect_error(ScMambaImpute(pbmc(), verbose = FALSE), "force = TRUE")

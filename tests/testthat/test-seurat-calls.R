@@ -116,7 +116,7 @@ test_that("imputing prints no warning, keeps the key, and adds no columns of sum
   expect_identical(counts_of(again, "scmamba"), counts_of(again, "RNA"))
 })
 
-test_that("verbs read the counts when the default assay is imputed, and say so", {
+test_that("verbs read the counts when the default assay is imputed, with a message", {
   skip_without_python()
   right <- with_imputed("RNA")
   object <- with_imputed("scmamba")
@@ -125,7 +125,7 @@ test_that("verbs read the counts when the default assay is imputed, and say so",
     SeuratObject::Embeddings(embed_tiny(right), "scmamba_embedding"))
   expect_message(table <- ScMambaFindMarkers(object, "0", "1", test.use = "wilcox"), "reading \"RNA\"")
   expect_equal(table, ScMambaFindMarkers(right, "0", "1", test.use = "wilcox", verbose = FALSE))
-  # Asked for by name, imputed values are tested, and refused for everything that needs observations.
+  # Imputed values are tested if they are named, and refused for everything that needs observations.
   expect_false(isTRUE(all.equal(table, ScMambaFindMarkers(object, "0", "1", assay = "scmamba", test.use = "wilcox",
     verbose = FALSE))))
   expect_error(embed_tiny(object, assay = "scmamba", layer = "data"), "assay = \"RNA\"", class = "scmamba_imputed")

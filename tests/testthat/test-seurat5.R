@@ -17,7 +17,7 @@ test_that("an Assay5 gives an Assay5 with the same values as an Assay", {
   expect_s4_class(impute_tiny(pbmc())[["scmamba"]], "Assay")
 })
 
-test_that("all split layers are used, said so, and stay split", {
+test_that("all split layers are used, with a message, and stay split", {
   skip_without_python()
   skip_if_not(seurat5, "Seurat 5")
   seu <- assay5()

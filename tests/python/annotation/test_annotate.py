@@ -526,7 +526,7 @@ def test_views_that_harm_are_left_out():
     codes = np.r_[rng.integers(0, 2, 600), np.full(5, 2)]
     right = 4.0 * np.eye(3)[codes] + rng.normal(size=(605, 3))
     noise = 4.0 * np.eye(3)[rng.integers(0, 3, 605)]
-    right[codes == 2, 2] = -9  # no view knows the rare class, the profiles do
+    right[codes == 2, 2] = -9  # no base classifier finds the rare class, the profiles do
     logits = {kind: right if kind == "components" else noise for kind in BASE_CLASSIFIERS}
     held, weights, temperatures, rare = fit_weights(
         OutOfFoldScores(logits | {"profile": 6.0 * np.eye(3)[codes]}, np.zeros((605, 3))), codes, 3

@@ -75,7 +75,11 @@ def brute(here, there, evidence, own):
 @pytest.mark.parametrize(("n", "pool"), [(100, 100), (320, 320), (120, 40)])
 def test_the_signs_by_brute_force(n, pool):
     rng = np.random.default_rng(n)
-    here, there, evidence = rng.normal(size=(n, 4)), rng.normal(size=(90, 4)), rng.normal(size=(n, 3))
+    here, there, evidence = (
+        rng.normal(size=(n, 4)),
+        rng.normal(size=(90, 4)),
+        rng.normal(size=(n, 3)),
+    )
     own = (
         np.arange(n)
         if n <= pool
@@ -148,7 +152,11 @@ def test_novel_cells_have_a_score_above_the_threshold(detector):
         detector.is_novel(away, called), detector.standardized_score(away, called, True) > 1.0
     )
     assert detector.is_novel(shown[:0], called[:0]).shape == (0,)
-    assert not NoveltyDetector(detector.called, detector.shown, np.inf, 70).is_novel(away, called).any()
+    assert (
+        not NoveltyDetector(detector.called, detector.shown, np.inf, 70)
+        .is_novel(away, called)
+        .any()
+    )
 
 
 def test_each_fold_is_scored_beside_the_others():
@@ -174,4 +182,4 @@ def test_each_fold_is_scored_beside_the_others():
     )
     assert (
         len(NoveltyDetector.of(space, called, evidence, np.zeros(150, int), 3).called) == 0
-    )  # one fold has nobody beside it
+    )  # one fold has no others beside it

@@ -118,7 +118,7 @@ def test_the_curve_by_hand():
         18 / 25,
     ]
     assert curve[curve[:, 0] == 0.71][0].tolist() == pytest.approx([0.71, 15 / 25, 13 / 15])
-    assert curve[-1, 0] == 0.9  # above, three cells are left: too few to say
+    assert curve[-1, 0] == 0.9  # above, three cells are left: too few
     np.testing.assert_allclose(np.diff(curve[:, 0]), 0.01)
     assert len(coverage_curve(p[:3], codes[:3])) == 1
     assert (
@@ -200,7 +200,7 @@ def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
         assert not np.array_equal(again.logits[kind][fold == 0], seen.logits[kind][fold == 0])
     assert not cross_validate(
         x[:9], codes[:9], 4, np.zeros(9, int), 0, False
-    ).marks.any()  # one fold: nobody to judge by
+    ).marks.any()  # one fold: no cells to score with
 
 
 def test_views_are_joined_at_their_temperatures():
@@ -222,7 +222,7 @@ def test_views_are_joined_at_their_temperatures():
         False,
         True,
         False,
-    ]  # 19 cells are rare, one cell has nobody to be judged by
+    ]  # 19 cells are rare, one cell has no others to be scored with
     assert set(temperatures) == {*weights, "profile"}
     for kind in weights:
         assert temperatures[kind] == pytest.approx(fit_temperature(logits[kind], codes))

@@ -118,7 +118,7 @@ def test_the_view_of_components_sees_standardised_scores(cells, monkeypatch):
     monkeypatch.setattr(views, "COMPONENTS", 5)
     x, codes = cells
     capped = x.copy()
-    capped.data[::7] += 6  # beyond ten a value says no more
+    capped.data[::7] += 6  # values are clipped at ten
     assert (capped.data > 10).any()
     view = fit_base_classifier(capped, codes, 3, "components", 0)
     dense = np.minimum(capped.toarray(), 10)
@@ -252,7 +252,7 @@ def test_weights_are_those_of_the_smallest_loss():
     assert [found[k] for k in "abc"] == pytest.approx(best / best.sum(), abs=5e-3) and sum(
         found.values()
     ) == pytest.approx(1)
-    # One that says hardly anything is left out, and the others are weighed again without it.
+    # A weak classifier is dropped, and the others are weighted again without it.
     weak = fit_classifier_weights(
         {**good, "weak": np.log(special.softmax(rng.normal(size=(400, 3)), axis=1))}, codes
     )

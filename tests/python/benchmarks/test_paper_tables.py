@@ -36,7 +36,7 @@ GENOME = "GRCh38-1.2.0_premrna"  # the group of Leng's files
 
 
 class Geo:
-    """A folder that a web server serves; it counts what it is asked for, and breaks off where it is told to."""
+    """A folder that a web server serves; it counts requests, and breaks off at given bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.cut = folder, [], []  # type: Path, list[str], list[str]

@@ -31,7 +31,7 @@ class Verb:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run a command in an empty folder; its exit must be 0 unless ``code`` says otherwise."""
+    """Run a command in an empty folder; its exit status must be ``code``."""
     monkeypatch.chdir(tmp_path)
 
     def call(line: str, code: int = 0) -> str:

@@ -18,7 +18,7 @@ from scmamba.training.trainer import TrainerConfig
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, cohort):
-    """Run a command in a folder with two files of twenty cells each; its exit must be 0 unless ``code`` says otherwise."""
+    """Run a command in a folder with two files of twenty cells each; its exit status must be ``code``."""
     monkeypatch.chdir(tmp_path)
     cells = cohort.copy()
     cells.obs["kind"], cells.obs["who"], cells.obs["sick"] = (

@@ -1,4 +1,4 @@
-"""The client, against a real server on this machine whose worker the test plays, and against one that answers as it is told to."""
+"""The client, against a real server on this machine whose worker the test plays, and against one with scripted answers."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_every_kind_of_file_gives_its_cells(kind, cells, tmp_path):
     np.testing.assert_array_equal(found.totals, totals)
     np.testing.assert_array_equal(found.lengths, (values != 0).sum(axis=1))
     np.testing.assert_array_equal(found.detected(), (values != 0).sum(axis=0))
-    if kind not in ("h5", "mtx"):  # these know nothing of their cells
+    if kind not in ("h5", "mtx"):  # these have no columns of cells
         assert (found.column("donor") == cells.obs["donor"].astype(str).to_numpy()).all()
         assert (found.column("label") == cells.obs["cell_type"].astype(str).to_numpy()).all()
 

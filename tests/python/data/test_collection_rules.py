@@ -162,9 +162,7 @@ def test_columns_are_found_by_their_usual_names(what, names):
         cells_of(np.ones((2, 3)), one=["p", "q"], two=["r", "s"]), **{what: ("zero", "two", "one")}
     )
     assert list(in_turn.column(what)) == ["r", "s"]
-    with pytest.raises(
-        DataError, match=f"No file has a column zero or none in obs .option {what}"
-    ):
+    with pytest.raises(DataError, match=f"No file has a column zero or none in obs .option {what}"):
         gather(cells_of(np.ones((2, 3))), **{what: ("zero", "none")})
 
 

@@ -103,7 +103,7 @@ def test_how_far_totals_may_lie_apart():
     assert detect_value_scale(logs_with_totals(np.array([100.0, 100, 130]))).scale == pytest.approx(
         100
     )
-    # Cells without any count say nothing of the scale.
+    # Cells without counts do not affect the scale.
     silent = np.vstack([near, np.zeros((60, 3))])
     assert detect_value_scale(silent).scale == pytest.approx(np.median(totals_of(1.49)))
 

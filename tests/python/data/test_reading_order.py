@@ -135,7 +135,7 @@ def test_batches_of_similar_length():
     assert all(len(e) == 24 for e in exact)
 
 
-# --- the shelf
+# --- the prefetching loader
 # ----------------------------------------------------------------------------------------
 
 
@@ -209,7 +209,7 @@ def test_the_next_load_is_read_ahead_and_old_ones_are_let_go(collection, monkeyp
     monkeypatch.setattr(PrefetchLoader, "_read", noted)
     for batch in range(0, 2 * len(order), 32):
         shelf.at(np.arange(batch, batch + 32))
-        shelf._reader.submit(lambda: None).result(30)  # all that was asked for has been read
+        shelf._reader.submit(lambda: None).result(30)  # all requests have been read
         load = batch // 64
         now, following = divmod(load, order.chunks), divmod(load + 1, order.chunks)
         assert reads[-1] == following and now in reads

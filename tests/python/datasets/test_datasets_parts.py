@@ -1,4 +1,4 @@
-"""Each step of the simulated cohort against the formula it is said to follow."""
+"""Each step of the simulated cohort against its documented formula."""
 
 from __future__ import annotations
 

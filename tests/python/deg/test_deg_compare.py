@@ -236,7 +236,7 @@ def test_sums_of_logs_are_of_what_was_logged():
 
 
 def test_cells_that_differ_within_donors_make_a_gene_less_certain(cohort):
-    """The same sums, once spread over a donor's cells and once in a single one: only the cells tell these apart."""
+    """The same sums, once spread over a donor's cells and once in a single one: only the cells differ."""
     microglia = cohort[cohort.obs["type"] == "MG"].copy()
     gathered = microglia.copy()
     dense = gathered.X.toarray()

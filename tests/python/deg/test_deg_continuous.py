@@ -168,7 +168,7 @@ def test_genes_that_say_nothing_about_variance():
     more = np.r_[squares, 0.0, 0.0, 0.0, np.nan, 0.0, np.inf, 1.0]
     scale = np.r_[squares, 1.0, 0.0, 9.0, 1.0, 0.0, 1.0, 1.0]
     with_pair = estimate_prior(more_n, more, scale)
-    assert with_pair.n_genes == 6  # two values say something, one value and equal values nothing
+    assert with_pair.n_genes == 6  # two values are enough, one value or equal values are not
     without = estimate_prior(more_n[:-1], more[:-1], scale[:-1])
     assert without == truth and truth.n_genes == 5
     # rounding of equal values: 1e-26 of the sum of squares

@@ -1,4 +1,4 @@
-"""Edge cases of the tests: the specified answer, or a sentence that says what to do."""
+"""Edge cases of the tests: the specified result, or an error with what to do."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_order_and_ties():
     assert four["p_val_adj"].tolist() == [0.01, 0.2, 0.2, 0.2, 1.0]
     positive = _table(p, screen, screen.passed, names, rules_for("5", only_pos=True))
     assert "".join(positive.index) == "cae"  # 0 is not above 0
-    # the false-discovery rate is over all tested genes, before the sign is asked for
+    # the false-discovery rate is over all tested genes, before the filter by sign
     assert positive.loc["c", "p_val_bh"] == pytest.approx(0.02 * 5 / 4)
 
 

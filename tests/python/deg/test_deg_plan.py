@@ -220,7 +220,7 @@ def test_tasks():
         ("donors", 1.0, 50, 10),
         ("null_donors", 1.0, 0, 3),
     ]
-    other = [t for t in tasks if t.layer == "y"]  # every layer sees the same cells
+    other = [t for t in tasks if t.layer == "y"]  # every layer uses the same cells
     for a, b in zip(mine, other, strict=True):
         assert a == b._replace(layer="x") and np.array_equal(a.weights, b.weights)
     assert mine[1].seeds == tuple(run_seed(3, "cells", "MG", 0.2, i) for i in range(25, 30))
@@ -245,7 +245,7 @@ def test_donor_runs_there_can_be():
 
     assert kinds(5, 4) == {"donors": (60, 9), "null_donors": (3, 4)}
     assert kinds(5, 4, max_combinations=17)["donors"] == (17, 9)
-    assert kinds(5, 3) == {"donors": (30, 8)}  # two of one condition against one say nothing
+    assert kinds(5, 3) == {"donors": (30, 8)}  # two of one condition against one are not compared
     assert kinds(5, 4, donors=None) == {"null_donors": (3, 4)}
     assert kinds(5, 4, null_permutations=0) == {"donors": (60, 9)}
     assert kinds(5, 4, null_permutations=2)["null_donors"] == (2, 4)

@@ -49,12 +49,12 @@ def test_prior_of_the_variances():
 
 
 def test_variances_of_zero():
-    """limma: left out of the prior, and tiny ones raised to 1e-5 of the median."""
+    """limma: excluded from the prior, and tiny ones raised to 1e-5 of the median."""
     variance = np.array([0.0, 0.5, 1.0, 2.0, 4.0, 1e-9])
     d, s = _smyth(np.array([0.5, 1.0, 2.0, 4.0, 1e-5]), 3)
     found, s2 = squeeze(variance, 3)
     assert found == pytest.approx(d, rel=1e-6) and s2 == pytest.approx(np.full(6, s))
-    few = squeeze(np.array([0.0, 1.0, 2.0]), 3)  # two variances say nothing about their spread
+    few = squeeze(np.array([0.0, 1.0, 2.0]), 3)  # two variances are too few for their spread
     assert few[0] == 0 and few[1].tolist() == [0, 0, 0]
     assert squeeze(np.array([1.0, 2.0, 90.0]), 30)[0] > 0
 

@@ -134,7 +134,7 @@ def test_paired_tests(result):
         and (table["layer"] == "scmamba").all()
         and (table["reference"] == "counts").all()
     )
-    truth = stats.ttest_rel([0.7, 0.6, 0.8], [0.5, 0.6, 0.4])  # the run without a pair is left out
+    truth = stats.ttest_rel([0.7, 0.6, 0.8], [0.5, 0.6, 0.4])  # the run without a pair is omitted
     for row in table.itertuples():
         assert row.n == 3 and row.difference == pytest.approx(0.2)
         assert row.t == pytest.approx(truth.statistic) and row.p_val == pytest.approx(truth.pvalue)
@@ -147,7 +147,7 @@ def test_paired_tests(result):
 
 
 def test_paired_edges():
-    """The figure's scale ends at 20: p below 1e-20 is not told apart."""
+    """The figure's scale ends at 20: smaller p-values look equal."""
     assert LOG_P_CAP == 20
     same = _paired(np.array([0.1, 0.4]), np.array([0.1, 0.4]))
     assert (same["t"], same["p_val"], same["log10_p"], same["difference"]) == (0, 1, 0, 0)

@@ -214,7 +214,7 @@ def test_on_a_dask_cluster(cohort, result):
     _same(parallel, result)
 
 
-# No extra of this package, and too large for every test machine: only where somebody ran ``pip install ray``.
+# No extra of this package, and too large for every test machine: only where ray is installed.
 if importlib.util.find_spec("ray"):
 
     @pytest.mark.filterwarnings("ignore")
@@ -279,7 +279,7 @@ def test_messages(cohort):
 
 
 def test_order_of_cells_does_not_matter(cohort):
-    """Unsorted donors, and donors with cells in several types, are told apart by name."""
+    """Unsorted donors, and donors with cells in several types, are distinguished by name."""
     options = {"layers": ("counts",), "donors": "2v2", "permutations": 0, "verbose": False}
     shuffled = cohort[np.random.default_rng(3).permutation(cohort.n_obs)]
     a = robustness(cohort, "disease", "donor", "type", **options)

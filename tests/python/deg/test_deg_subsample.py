@@ -1,4 +1,4 @@
-"""Which cells and donors a run sees: all different, without replacement, as many as the ratio says."""
+"""Cells and donors of a run: all different, without replacement, the number of the ratio."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def values() -> np.ndarray:
     return out * (rng.random(out.shape) < np.linspace(0.25, 1, 15))
 
 
-GROUP = np.arange(50) % 3  # 0, 1, and 2: left out
+GROUP = np.arange(50) % 3  # 0, 1, and 2: not used
 LABEL = np.where(GROUP == 2, -1, GROUP)
 
 

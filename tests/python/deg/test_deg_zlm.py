@@ -121,7 +121,7 @@ def test_estimates_limits_and_log_fold_change(cells, fitted):
             return (b[0] + b[1]) * expit(b[2] + b[3]) - b[0] * expit(b[2])
 
         assert row["logFC"] == pytest.approx(effect(mean), rel=1e-8)
-        # Var(u p) = Var u Var p + p^2 Var u + u^2 Var p, covariances alike
+        # Var(u p) = Var u Var p + p^2 Var u + u^2 Var p, the same for covariances
         a, b = c.cov[np.ix_(used, used)], e.cov[np.ix_(used, used)]
         h = np.array([[1.0, 0.0], [1.0, 1.0]])
         u, p = h @ mean[:2], expit(h @ mean[2:])

@@ -292,7 +292,7 @@ def cluster():
 def test_a_real_slurm_spreads_one_file_over_two_nodes(cluster, tmp_path):
     cells = brain_cohort(60, n_donors=2, seed=3)[:, ::4].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    # Less memory and fewer cores than the script asks for; everything else is as it stands there.
+    # Less memory and fewer cores than in the script; everything else is as in the script.
     cluster.run(
         "sbatch",
         "--wait",

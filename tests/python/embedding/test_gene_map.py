@@ -1,4 +1,4 @@
-"""What a model knows about genes."""
+"""Gene embeddings of a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from scmamba.utils.errors import GeneError, ScMambaError
 
 @pytest.fixture(scope="module")
 def model():
-    """Untrained, but for three genes that were made alike."""
+    """Untrained, but for three genes with equal embeddings."""
     small = small_model("expressed")
     places = [small.genes.symbols.index(s) for s in ("GAD1", "GAD2", "SST")]
     with torch.no_grad():

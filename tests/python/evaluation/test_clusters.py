@@ -1,4 +1,4 @@
-"""Cluster scores against counts by hand, and what they say of types and donors whose truth is known."""
+"""Cluster scores against counts by hand, and on data with known types and donors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytest.importorskip("igraph")
 
 
 def test_scores_are_those_counted_by_hand():
-    # The second labelling tells the first: mutual information ln 2, entropies ln 2 and 1.5 ln 2.
+    # The second labeling determines the first: mutual information ln 2, entropies ln 2 and 1.5 ln 2.
     assert nmi([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx(2 / (1 + 1.5))
     # One pair of cells together in both, two and one in each, of six: expected 2 x 1 / 6, at most 1.5.
     assert ari([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx((1 - 1 / 3) / (1.5 - 1 / 3))

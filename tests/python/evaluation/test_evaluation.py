@@ -143,7 +143,7 @@ def test_table_of_the_page(shared):
 
 
 def test_hidden_values_are_hidden(cohort):
-    """A predictor is shown no hidden count, and every count is asked for once."""
+    """A predictor gets no masked count, and every count is predicted once."""
     seen = np.zeros(cohort.shape, dtype=int)
 
     def spy(hidden):
@@ -169,7 +169,7 @@ def test_same_seed_same_table(cohort):
 
 
 def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
-    """A model that returns its input scores 0 on the genes it knows, whatever their order and their
+    """A model that returns its input scores 0 on the genes of its list, whatever their order and their
     totals.
     """
     from scmamba.genes import Vocabulary
@@ -196,7 +196,7 @@ def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
     row = table.loc["same"]
     assert 0 < row["covered"] < 1
     assert sum(masks) == round(row["covered"] * table.attrs["values"])
-    # The rest is gene_rate's error on the genes the model does not know.
+    # The rest is gene_rate's error on the genes outside the model's list.
     assert row["mse"] < (1 - row["covered"]) * 0.5
     known = cohort[:, cohort.var["ensembl_id"].isin(ids)].copy()
     exact = nonzero_imputation(

@@ -201,7 +201,7 @@ def test_silhouettes_components_and_mixing(monkeypatch):
             got += np.mean(donors[rows[near[i]]] != donors[row])
             want += (donors[rows] != donors[row]).sum() / (len(rows) - 1)
     assert mixing(points, donors, types, k=9) == pytest.approx(got / want)
-    lone = np.where(types == "b", "x", donors)  # a type of one donor says nothing
+    lone = np.where(types == "b", "x", donors)  # a type of one donor gives no score
     assert mixing(points, lone, types, k=9) == pytest.approx(
         mixing(points[:50], lone[:50], types[:50], k=9)
     )
@@ -406,7 +406,7 @@ def test_a_models_rows(counts):
 
 
 def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts, monkeypatch):
-    """For a model with a rate head: the combination learnt on what is visible, and its network by itself."""
+    """For a model with a rate head: the combination fitted on visible counts, and its network alone."""
     monkeypatch.setattr(combine, "MIN_CELLS", 50)
     monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "MIN_CELLS", 50)
     monkeypatch.setattr(sys.modules["scmamba.evaluation.imputation.model_rows"], "ADAPT_STEPS", 2)
@@ -455,7 +455,7 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     known = hidden.columns < 60
     np.testing.assert_allclose(found[known], alone[hidden.rows, hidden.columns][known], rtol=1e-5)
     np.testing.assert_array_equal(found[~known], fallback[~known])
-    # With a reference its cells are learnt from, too, and nobody is scored on them.
+    # With a reference its cells are used for fitting, too, but not scored.
     both = replace(hidden, reference=visible[:30], reference_totals=totals[:30])
     assert rows["m"].fit(both).sources.pool.counts.shape[0] == len(totals) + 30
     # The masked network: hidden values out of sight, the others in it.

@@ -1,4 +1,4 @@
-"""Network and neighbours combined: each opinion by brute force, the loss against scipy, the averages by hand."""
+"""Network and neighbors combined: each feature by brute force, the loss against scipy, the averages by hand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def genes() -> GeneMap:
-    """Column 2 holds the network's gene 9, column 3 again gene 9, and so on; columns 0 and 1 are of no gene it knows."""
+    """Column 2 holds the network's gene 9, column 3 again gene 9, and so on; columns 0 and 1 are no genes of its list."""
     rows = np.r_[2, 3, np.arange(4, 43)]
     slots = np.r_[0, 0, np.arange(1, 40)]
     gather = sparse.csr_matrix((np.ones(41), (rows, slots)), shape=(WIDTH, KNOWN))

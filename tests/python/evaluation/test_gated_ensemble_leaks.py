@@ -1,4 +1,4 @@
-"""Hidden counts stay hidden: while weights are learnt nothing that is believed or adapted has seen what it is judged by.
+"""Masked counts stay masked: no weights, averages or adapted networks are fitted to the counts that score them.
 
 Hidden counts are drawn here entry by entry, so that nothing visible foretells them: whoever predicts them better than their spread
 allows has seen them, and whoever changes when they alone change has read them.
@@ -51,7 +51,7 @@ def learn(
     mix: bool = False,
     **options,
 ):
-    """What was learnt, the sources, and the tables that the mixer was fitted to and judged by; without ``mix`` it stays as it begins."""
+    """Fitted parameters, the sources, and the tables that the gating network was fitted to and scored on; without ``mix`` it is untrained."""
     seen: dict = {}
     draw, judge, fit = combine.TrainingEntries.draw, combine.evaluate_gating, combine.fit_gating
 
@@ -77,7 +77,7 @@ def learn(
 
 @pytest.mark.parametrize("batches", [False, True])
 def test_changing_hidden_counts_alone_changes_nothing_that_is_believed(monkeypatch, batches):
-    """Adapted weights, averages, neighbours and every opinion are bit for bit those of other hidden counts."""
+    """Adapted weights, averages, neighbors and every feature are bit for bit those with other masked counts."""
     batch = np.arange(CELLS) % 2 if batches else None
     (a, one), (b, other) = (
         learn(monkeypatch, marked(1, 9, seed), adapt_steps=6, batch=batch) for seed in (1, 2)
@@ -111,7 +111,7 @@ def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
     assert judged | fitted == set(range(CELLS)) and judged != set(range(16))
     assert len(seen["judged"].count) + len(seen["fitted"].count) == len(seen["table"].count)
     np.testing.assert_array_equal(np.unique(seen["judged"].count), [0, 1, 9])
-    # No source has a cell for its own neighbour: its opinion is that of the pool without it.
+    # No cell is its own neighbor in a source: its feature is that of the pool without it.
     table, sources = seen["table"], seen["sources"]
     visible, _ = interleaved_values(marked(1, 9, 1)[0], 5, SEED)
     near = sources.pool.query(sources.pool.scores[:4], 8, np.arange(4))
@@ -126,7 +126,7 @@ def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
 
 @pytest.mark.parametrize("steps", [0, 40])
 def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypatch, steps):
-    """Of two values by the toss of a coin nobody can be nearer in the mean square than half their distance, and anybody can be that."""
+    """For two equally likely values the smallest mean squared error is a quarter of their squared distance."""
     found, seen = learn(monkeypatch, marked(1, 30, 1), mix=True, adapt_steps=steps)
     table = seen["judged"].take(seen["judged"].count > 0)
     low, high = (np.log1p(1e4 / table.depth * v) for v in (1.0, 30.0))

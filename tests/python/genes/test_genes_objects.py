@@ -101,7 +101,7 @@ def test_mouse_genes_get_the_names_of_their_orthologs():
         var=pd.DataFrame({"chr": list("abcdef")}, index=names),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a view that is written to would say so
+        warnings.simplefilter("error")  # a view that is written to would warn
         human_data = mouse_to_human(data)
     # Of two rows of one gene the first stays; the others keep their order and their counts.
     assert human_data.var_names.tolist() == [SNAP25, GFAP, AQP4]

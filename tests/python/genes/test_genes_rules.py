@@ -122,7 +122,7 @@ def test_a_vocabulary_is_written_and_read_as_it_is(tmp_path):
         ("ENSG00000000007x", -1, "unknown"),
         ("AbC", 2, "symbol"),
         ("ABC", 3, "symbol"),
-        ("abc", 3, "case"),  # of two that fold alike the lower Ensembl ID
+        ("abc", 3, "case"),  # of two that match without case the lower Ensembl ID
         ("TWIN", 1, "symbol"),
         ("twin", 1, "case"),
         ("X-Y", 4, "symbol"),

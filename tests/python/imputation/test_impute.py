@@ -78,7 +78,7 @@ def test_observed_values_stay_and_everything_else_comes_back(cohort, reads):
 
 
 def test_predictions_are_moved_onto_the_scale_of_the_data(cohort):
-    """A gene the model does not know takes half of every cell: CP10k over all genes is half of CP10k over the model's."""
+    """A gene outside the model's list takes half of every cell: CP10k over all genes is half of CP10k over the model's."""
     known = cohort[:3].copy()
     known = known[:, scmamba.genes.match_adata(known).matched].copy()
     total = np.asarray(known.X.sum(axis=1)).ravel()

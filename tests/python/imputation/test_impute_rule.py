@@ -40,7 +40,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def cells(model) -> ad.AnnData:
-    """120 cells of forty genes of the model, one of them in two rows, and a gene it does not know; a cell of nothing."""
+    """120 cells of forty genes of the model, one of them in two rows, and a gene outside its list; a cell without counts."""
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.5, 3.0, 42), (120, 42)).astype(np.float32)
     counts[:, 41] += 3
@@ -215,7 +215,7 @@ def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
         and not np.array_equal(members, ensemble_imputer.pool_members(len(read), 4))
     )
     assert imputer_of(cells, model).fitted.rates.pool.counts.shape[0] <= 105
-    # Cells outside the pool are nobody's own neighbour, those inside are left out of their own.
+    # Cells outside the pool are no one's neighbor, those inside are excluded from their own.
     asked = []
 
     class Flat:

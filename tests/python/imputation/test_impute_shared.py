@@ -70,7 +70,7 @@ def test_two_processes_write_the_file_of_one(file, tmp_path):
             processes, "impute", str(file), "-o", str(outputs[-1]), *OPTIONS, "--batch-size", "16"
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("layers['scmamba']") == 1  # said by one of them
+        assert done.stdout.count("layers['scmamba']") == 1  # printed by one of them
     one, two = map(contents, outputs)
     assert one.keys() == two.keys() and "layers/scmamba/data" in one
     assert [name for name in one if one[name] != two[name]] == []

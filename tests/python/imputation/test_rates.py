@@ -53,7 +53,7 @@ def test_the_loss_is_the_negative_binomial_likelihood(nuclei):
     model = rates_model()
     source = read_sources([nuclei], model.genes, min_total=1)[0]
     with torch.no_grad():
-        model.network.rate_head.weight.zero_()  # the network then says: as on average
+        model.network.rate_head.weight.zero_()  # the network then predicts the average
     base = torch.from_numpy(source_log_rate(source))
     config = RateConfig(hidden=(1.0, 1.0), spread=0.3)
     rows = np.arange(4)
@@ -62,7 +62,7 @@ def test_the_loss_is_the_negative_binomial_likelihood(nuclei):
     mu = np.exp(base.numpy())[None, :] * source.totals[rows, None]
     size = 1 / config.spread
     exact = -stats.nbinom.logpmf(np.round(counts), size, size / (size + mu))
-    # The constants the loss leaves out: log of the binomial coefficient, and y log(spread).
+    # The constants that the loss omits: log of the binomial coefficient, and y log(spread).
     y = np.round(counts)
     constant = (
         -np.log(stats.nbinom.pmf(y, size, 0.5))

@@ -461,7 +461,7 @@ def test_the_page_of_round_trips():
 
 # --- values go where they belong, and nothing ends the conversion
 def layers_of(made, assay="RNA"):
-    """Seurat's layers of an assay as arrays, cells x genes; empty ones left out."""
+    """Seurat's layers of an assay as arrays, cells x genes; empty ones omitted."""
     in_r("y <- o", o=made)
     out = {}
     for name in ("counts", "data", "scale.data"):

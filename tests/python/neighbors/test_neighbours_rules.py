@@ -233,7 +233,9 @@ def in_turn(scores, batches, member_of, k, own, batch) -> list[int]:
 
 def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
     rng = np.random.default_rng(6)
-    batches = np.repeat([0, 1, 2, 3, 4], [40, 30, 18, 6, 1])  # two smaller than what is looked at
+    batches = np.repeat(
+        [0, 1, 2, 3, 4], [40, 30, 18, 6, 1]
+    )  # two smaller than the number of neighbors
     kind = rng.integers(0, 3, 95)
     kind[(batches == 2) & (kind == 2)] = 0  # the third batch lacks a kind
     rates = np.ones((3, 60))
@@ -246,7 +248,7 @@ def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
     )
     pool = BatchBalancedKNN(counts, sums(counts), components=4, batch=batches)
     everyone = np.arange(95)
-    # As many as a batch holds within reach of what is looked at: the rule over all members.
+    # As many neighbors as the batch has: the rule over all members.
     found = pool.query(pool.scores, 12, everyone, batches)
     for cell in everyone:
         expected = in_turn(pool.scores, batches, pool.scores[cell], 12, cell, batches[cell])

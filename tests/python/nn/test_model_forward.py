@@ -226,7 +226,7 @@ def vocabulary() -> Vocabulary:
 
 @pytest.mark.parametrize("reads", ["all", "expressed"])
 def test_a_model_answers_with_the_forward_pass_of_its_kind(reads):
-    """What users call: batches of any size, genes left out, and for "expressed" only what is not
+    """What users call: batches of any size, missing genes, and for "expressed" only what is not
     zero or is hidden.
     """
     net, (x, mask) = network("published shape", reads=reads, rates=True), cells(5)

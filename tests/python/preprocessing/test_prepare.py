@@ -1,4 +1,4 @@
-"""Preparation: types come back on the simulated cohort, a stopped run goes on, and what cannot be prepared says why."""
+"""Preparation: true types on the simulated cohort, a stopped run continues, and unusable input gets an error."""
 
 from __future__ import annotations
 

@@ -236,7 +236,7 @@ def test_a_file_sent_again_under_its_key_is_the_same_job(app):
     assert len(app.uploads()) == 1 and app.queue.counts() == {"done": 1}
     another = app.submit(
         CELLS, app.bob, idempotency_key=KEY
-    )  # the same key of somebody else is another job
+    )  # the same key of another user is another job
     assert (
         another.json["id"] != first.json["id"]
         and app.queue.get(another.json["id"])["user"] == "bob"

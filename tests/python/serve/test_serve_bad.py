@@ -404,7 +404,7 @@ def plain_file(**arrays: list[float]) -> Callable[[ad.AnnData, Path], Path]:
     return write
 
 
-#: Kind -> its file and what the sentence says.
+#: Kind -> its file and words of the message.
 JOBS: dict[str, tuple[Callable[[ad.AnnData, Path], Path], str]] = {
     "no genes in common": (with_values(strangers), "gene"),
     "negative values": (with_values(lambda a: a.X.data.__imul__(-1)), "negative|centered"),

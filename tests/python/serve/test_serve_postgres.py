@@ -42,7 +42,7 @@ def test_two_servers_behind_one_queue(queue_url, tmp_path):
     try:
         job = Client(first.url).submit("embed", tmp_path / "cells.h5ad", force=True)
         second = Server(tmp_path / "data")
-        first.kill()  # whoever sent it asks the other
+        first.kill()  # its sender uses the other one
         assert Client(second.url).wait(job, verbose=False)["state"] == "done"
         assert Client(second.url).fetch(job, tmp_path / "out.h5ad").stat().st_size > 0
     finally:

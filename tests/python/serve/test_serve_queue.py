@@ -102,7 +102,7 @@ def test_many_processes_claim_every_job_once(queue, tmp_path):
     assert queue.counts() == {"running": 24} and queue.unfinished("ann") == 8
 
 
-# -- what a job says of itself -------------------------------------------------------------------------
+# -- the description of a job ---------------------------------------------------------------------------
 
 
 def test_a_job_is_kept_as_it_was_sent(queue):
@@ -298,7 +298,7 @@ def test_a_job_fails_after_three_deaths_of_its_worker(queue):
     for attempt in range(1, 7):
         assert queue.claim("w")["attempts"] == attempt
         before = time.time()
-        # Every other time its server is stopped: that is nobody's death.
+        # Every other time its server is stopped: that is not an attempt.
         assert (queue.give_back if attempt % 2 else queue.bury)("w") == 1
         assert queue.get(job)["state"] == ("queued" if attempt < 6 else "failed")
     ended = queue.get(job)

@@ -339,7 +339,7 @@ def test_the_proxy_is_an_address_or_networks():
 
 @pytest.fixture
 def started(monkeypatch):
-    """Run the command with these arguments; the settings and what uvicorn would be told."""
+    """Run the command with these arguments; the settings and uvicorn's options."""
     import uvicorn
 
     def run(*arguments: str):

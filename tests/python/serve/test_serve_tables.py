@@ -1,4 +1,4 @@
-"""Tasks that say something about the cells together, and fine-tuning, through a real server: the same as here."""
+"""Tasks with tables of results, and fine-tuning, through a real server: the same as here."""
 
 from __future__ import annotations
 

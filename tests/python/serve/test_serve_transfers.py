@@ -220,7 +220,7 @@ def test_the_limit_holds_to_the_byte(app):
     for size, status in (
         (1000, 422),
         (1001, 413),
-    ):  # 1,000 bytes of nothing are looked at and are no file of cells
+    ):  # 1,000 bytes of zeros are inspected and are no file of cells
         assert app.submit(bytes(size), app.ann).status == status
         pieces = app.ask(
             "POST", "/v2/models/brain-mini/impute", iter([bytes(500), bytes(size - 500)]), app.ann

@@ -369,7 +369,7 @@ def test_dead_workers_are_started_again_and_their_jobs_queued(staff):
     )
     staff.stop()
     assert staff.alive() == 0 and staff.restarts == 1
-    staff._look()  # told to stop, it starts none
+    staff._look()  # after a stop it starts none
     assert staff.alive() == 0
 
 

@@ -57,7 +57,7 @@ def collection(tmp_path_factory) -> Collection:
 
 
 class Fixed(nn.Module):
-    """Predicts one learnt number everywhere."""
+    """Predicts one fitted number everywhere."""
 
     def __init__(self, n_genes: int, reads: str) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def test_the_loss_is_the_squared_error_of_what_is_hidden_alone(sources, reads):
 
 
 def test_the_loss_hands_the_network_values_hidden_positions_and_genes():
-    """The published network reads whole cells in its own order; the other one is told which genes are there."""
+    """The published network reads whole cells in its own order; the other one also gets the positions of the genes."""
     seen = {}
 
     class Watched(Fixed):

@@ -103,7 +103,10 @@ def test_a_sources_counts_come_back_and_its_averages_are_kept():
     with torch.no_grad():
         store_gene_rates(network, [first, second])
     share = np.full(60, 1e-7)
-    for genes, counts in ((GENES, a), (GENES + 5, b)):  # each counts alike, whatever its cells
+    for genes, counts in (
+        (GENES, a),
+        (GENES + 5, b),
+    ):  # each has the same weight, whatever its cells
         share[genes] += np.exp(gene_log_rate(counts.sum(axis=0))) / 2
     np.testing.assert_allclose(
         network.gene_log_rate.numpy(), np.log(share / share.sum()), rtol=1e-4
@@ -274,9 +277,9 @@ def rated() -> Model:
 
 
 def test_adaptation_learns_from_four_fifths_alone(rated):
-    """The rest, whatever it holds, changes what the copy is judged by and not what it has learnt."""
+    """The rest, whatever it holds, changes the score of the copy and not its parameters."""
     source, _ = counted(160, 5)
-    source.totals[[3, 90]] = 0  # cells without counts are neither learnt from nor judged by
+    source.totals[[3, 90]] = 0  # cells without counts are used neither for fitting nor for scores
     first = adapting.adapt_rates(rated, source, steps=12, seed=4, verbose=False)
     assert (
         len(first.held) == 158 // 5

@@ -1,4 +1,4 @@
-"""The objectives of the recipes against sums in float64, and what each verb asks of the loop."""
+"""The objectives of the recipes against sums in float64, and the settings that each verb passes to the loop."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from scmamba.training.reconstruction import (
 
 
 class Level(nn.Module):
-    """Predicts one learnt number at every position it is asked for."""
+    """Predicts one fitted number at every position."""
 
     def __init__(self, reads: str, n_genes: int = 60) -> None:
         super().__init__()
@@ -78,7 +78,9 @@ def test_reconstruction_is_the_weighted_squared_error_of_what_is_hidden(source, 
     x, w, m = batch.x.numpy().astype(float), batch.weight.numpy().astype(float), batch.mask.numpy()
     assert found == pytest.approx(np.average((1.5 - x[m]) ** 2, weights=w[m]), rel=1e-5)
     given, mask, genes, keep = network.asked[0]
-    if reads == "all":  # every gene of the vocabulary, unmeasured ones as zeros nobody hides
+    if (
+        reads == "all"
+    ):  # every gene of the vocabulary, unmeasured ones as zeros that are never masked
         assert genes is None and keep is None and given.shape == (3, 60)
         np.testing.assert_array_equal(given[:, 3:53], batch.x)
         np.testing.assert_array_equal(mask[:, 3:53], batch.mask)
@@ -149,7 +151,7 @@ def test_a_clone_is_equal_and_apart():
     assert next(clone(half).network.parameters()).dtype == torch.bfloat16
 
 
-# ---------------------------------------------------------------- what the verbs ask of the loop
+# ---------------------------------------------------------------- settings of the verbs
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Whole files or none, and what is said while people wait."""
+"""Whole files or none, and progress messages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_what_keeps_a_file_from_being_written(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds that pass when the test says so, where there is no terminal."""
+    """Seconds under the test's control, without a terminal."""
     now = [1000.0]
     monkeypatch.setattr(_progress, "listener", None)
     monkeypatch.setattr(_progress, "speaker", None)
