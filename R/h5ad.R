@@ -56,7 +56,7 @@ ScMambaReadH5ad <- function(file, assay = "RNA", verbose = TRUE) {
 
 .are_counts <- function(matrix) length(matrix@x) > 0 && all(matrix@x >= 0) && all(matrix@x == round(matrix@x))
 
-# What is counts and what is normalised in a file, as matrices of genes x cells.
+# What is counts and what is normalized in a file, as matrices of genes x cells.
 .h5ad_layers <- function(adata) {
   read <- function(layer = NULL) {
     names <- list(.index(adata$var_names), .index(adata$obs_names))
@@ -151,7 +151,7 @@ ScMambaWriteH5ad <- function(object, file, assay = NULL, overwrite = FALSE, verb
   layer <- function(name, from = assay) tryCatch(.get_layer(object, from, name, FALSE), error = function(e) NULL)
   counts <- layer("counts")
   data <- layer("data")
-  # Seurat 4 keeps a copy of the counts as data until they are normalised.
+  # Seurat 4 keeps a copy of the counts as data until they are normalized.
   if (!is.null(counts) && identical(data, counts)) data <- NULL
   first <- counts %||% data
   if (is.null(first)) .abort("The assay {.val {assay}} has neither counts nor data.")

@@ -76,7 +76,7 @@
 #'     counts find the observed ones. The record of how it was made is in
 #'     `Misc(object, "scmamba")`, and an entry in `Command(object)`.
 #'     `DefaultAssay()` is not changed. Do not run `NormalizeData()` on this assay: the
-#'     imputed values are normalised already, and it would replace them.
+#'     imputed values are normalized already, and it would replace them.
 #'   * SingleCellExperiment: the assay `scmamba`, and the record in
 #'     `metadata(object)$scmamba`.
 #'   * matrix: the imputed `dgCMatrix`, with the record in its attribute

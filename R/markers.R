@@ -94,7 +94,7 @@ ScMambaFindMarkers.Seurat <- function(object, ident.1, ident.2 = NULL, group.by 
   layer <- .layer_argument(layer, slot)
   seurat <- seurat %||% if (.seurat5()) "5" else "4"
   normalised <- paste0("NormalizeData.", assay) %in% SeuratObject::Command(object)
-  # Seurat 4.2 and 4.3 take the fold change of the logs where no normalisation is recorded.
+  # Seurat 4.2 and 4.3 take the fold change of the logs where no normalization is recorded.
   change <- if (!.seurat5() && seurat == "4" && layer == "data" && !normalised) "log"
   matrix <- .get_layer(object, assay, layer, verbose)
   .check_still_imputed(object, assay, layer, matrix)
@@ -275,7 +275,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   structure(table[order(table$p_val, spread), , drop = FALSE], read_as = found)
 }
 
-# Natural logarithms; counts are normalised as NormalizeData() does it.
+# Natural logarithms; counts are normalized as NormalizeData() does it.
 .log_values <- function(matrix, read_as) {
   if (read_as$scale == "log") {
     matrix@x <- matrix@x * log(read_as$base)

@@ -119,7 +119,7 @@ print.scmamba_server <- function(x, ...) {
   invisible(folder)
 }
 
-# Labelled cells, sent: what the server calls them.
+# Labeled cells, sent: what the server calls them.
 .server_reference <- function(server, known) {
   upload <- tempfile(fileext = ".scmb")
   on.exit(unlink(upload))

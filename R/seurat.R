@@ -201,7 +201,7 @@
     i = advice), class = "scmamba_imputed")
 }
 
-# NormalizeData() on the imputed assay replaces its values by the normalised counts beside them.
+# NormalizeData() on the imputed assay replaces its values by the normalized counts beside them.
 .check_still_imputed <- function(object, assay, layer, values) {
   record <- .imputed_record(object, assay)
   if (is.null(record) || layer != "data" || !identical(record$counts, "observed")) {
@@ -209,7 +209,7 @@
   }
   counts <- tryCatch(.get_layer(object, assay, "counts", FALSE), error = function(e) NULL)
   if (!is.null(counts) && identical(counts@i, values@i) && identical(counts@p, values@p)) {
-    .abort(c("The layer {.val data} of assay {.val {assay}} is its counts, normalised, and holds no imputed values.",
+    .abort(c("The layer {.val data} of assay {.val {assay}} is its normalized counts and holds no imputed values.",
       i = "{.code NormalizeData()} replaces imputed values. Run {.code ScMambaImpute(overwrite = TRUE)} again."),
       class = "scmamba_imputed")
   }

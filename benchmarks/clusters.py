@@ -3,7 +3,7 @@
     python -m benchmarks.clusters --data FOLDER [--set kang velmeshev ...] [--only METHOD ...] [--seeds 3] [--report]
 
 Every method gives log1p(CP10k) for the same cells and genes. Then, for all methods: the 2,000 most variable columns, 50 principal
-components, 15 neighbours, Leiden at resolutions 0.1 to 2.0 (paper); NMI and ARI of the best clustering with the types, silhouette of the
+components, 15 neighbors, Leiden at resolutions 0.1 to 2.0 (paper); NMI and ARI of the best clustering with the types, silhouette of the
 types, and the same of donors within types. MAGIC and scVI run with the Python named by ``--peers-python``. Components of every run
 are kept in ``.cache/clusters``, so the command may be run in pieces; ``--report`` makes the tables from what is there.
 """
@@ -85,7 +85,7 @@ def scmamba_values(adata: Any, seed: int, **options: Any) -> Any:
 
 
 def neighbours(adata: Any, seed: int) -> Any:
-    """The rate of 30 neighbours in every entry (what MAGIC and scVI do: observed values are replaced too)."""
+    """The rate of 30 neighbors in every entry (what MAGIC and scVI do: observed values are replaced too)."""
     from scipy import sparse
 
     from scmamba.neighbors.rates import knn_rates

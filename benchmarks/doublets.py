@@ -172,7 +172,7 @@ def bcds(adata: Any, seed: int) -> np.ndarray:
 
 
 def doubletfinder(adata: Any, seed: int) -> np.ndarray:
-    """Share of averaged pairs among the neighbours, within each sample, the reach chosen by bimodality (McGinnis et al. 2019)."""
+    """Share of averaged pairs among the neighbors, within each sample, the reach chosen by bimodality (McGinnis et al. 2019)."""
     score = np.zeros(adata.n_obs)
     for rows in adata.obs.groupby("sample", observed=True).indices.values():
         score[rows] = best_neighbour_share(adata.X[rows], seed)

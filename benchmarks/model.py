@@ -58,7 +58,7 @@ def inference(model: ScMamba, x: torch.Tensor) -> None:
 
 
 def step(model: ScMamba, x: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
-    """Masked expression modelling of one cell: forward, backward, AdamW."""
+    """Masked expression modeling of one cell: forward, backward, AdamW."""
     mask = x > 2
     optimiser.zero_grad(set_to_none=True)
     (model.reconstruct(x, mask) - x)[mask].square().mean().backward()

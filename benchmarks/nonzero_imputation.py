@@ -6,7 +6,7 @@ models.
 
 Two sets: ``kang`` (kang2018_ifnb, singlets, cells with at least 2,000 counts) and ``velmeshev`` (human brain
 nuclei; the held-out donors named below are predicted, the rest may be in a model's training data;
-also with gene rates and neighbours taken from the other donors only).
+also with gene rates and neighbors taken from the other donors only).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The paper's tables from its public studies: fetched from GEO, read, labelled, fine-tuned on, judged on held-out samples.
+"""The paper's tables from its public studies: fetched from GEO, read, labeled, fine-tuned on, judged on held-out samples.
 
     python -m benchmarks.paper_tables all --work FOLDER [--study Lau Leng Smajic Zhu] [--model NAME_OR_FOLDER] [--recipe paper|small]
     python -m benchmarks.paper_tables download|read|prepare|train|report --work FOLDER ...
@@ -10,7 +10,7 @@ loss, result); in FOLDER the tables, ``paper_tables.md`` and ``paper_tables.tsv`
 What the published code (github.com/okt0711/scMamba, commit 4c21f54) holds and what it does not: it names the types, the test samples
 (``results/calculate_*.py``) and the numbers of training cells (``configs/dataset/*.yaml``). It has neither the label of each cell nor
 the division of the other samples. Whoever has these from the authors gives ``--labels`` (TSV: study, id, celltype, subtype, subcluster)
-and ``--splits`` (JSON: study -> train, validation, test -> samples or donors). Without them cells are labelled by ``scmamba.prepare``
+and ``--splits`` (JSON: study -> train, validation, test -> samples or donors). Without them cells are labeled by ``scmamba.prepare``
 (cell types only), the published samples are the test set, and the others are divided once by seed, donors kept whole.
 
 Leng's files on GEO are all droplets, empty ones too: see ``call_cells``. The authors' own filtered objects (Synapse syn21788402) are

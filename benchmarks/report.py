@@ -66,7 +66,7 @@ def text(name: str) -> str:
 def bars(
     axis: Any, table: pd.DataFrame, value: str, by: str, label: str, order: str | None = None
 ) -> None:
-    """Mean of each group as a bar, lowest and highest as a whisker, ours in colour, that with the largest ``order`` on top."""
+    """Mean of each group as a bar, lowest and highest as a whisker, ours in color, that with the largest ``order`` on top."""
     place = table.groupby(by)[order or value].mean().sort_values().index
     found = table.groupby(by)[value].agg(["mean", "min", "max"]).loc[place]
     sides = [found["mean"] - found["min"], found["max"] - found["mean"]]

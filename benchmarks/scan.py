@@ -4,7 +4,7 @@
     python -m benchmarks.scan --table    # only the table and the picture, from the committed JSON
 
 One cell, one direction, no gate, L 19,306, d_inner 512, d_state 16, float32. dt is log-uniform in [0.001, 0.1] and
-A = -1 .. -16, as at initialisation. Two methods that are not ours: the loop of the published reference (decays of the
+A = -1 .. -16, as at initialization. Two methods that are not ours: the loop of the published reference (decays of the
 whole sequence, one index per step), and pscan of mambapy.
 """
 

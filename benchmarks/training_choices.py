@@ -120,7 +120,7 @@ class Published:
 
 
 class OneReading:
-    """Hidden values by the rate head from one reading of the visible ones, not adapted, no neighbours."""
+    """Hidden values by the rate head from one reading of the visible ones, not adapted, no neighbors."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.seconds = model, 0.0
@@ -330,7 +330,7 @@ def frozen(arguments: argparse.Namespace) -> pd.DataFrame:
 
 
 def probe(model: Model, training: ad.AnnData, others: ad.AnnData, seed: int) -> list[dict]:
-    """Rows with 1,000 labelled cells and with 200."""
+    """Rows with 1,000 labeled cells and with 200."""
     drawn = np.random.default_rng(seed).permutation(training.n_obs)[:1000]
     known, new = (
         scmamba.embed(cells.copy(), model=model, force=True, verbose=False, copy=True).obsm[

@@ -28,7 +28,7 @@ import pandas as pd
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "verbs_speed"
-REFERENCE = 1000  # labelled cells that annotation learns from
+REFERENCE = 1000  # labeled cells that annotation learns from
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
 
 

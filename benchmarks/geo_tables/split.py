@@ -134,7 +134,7 @@ def _divide(study: Study, options: argparse.Namespace, test: list[str]) -> dict[
 def collection(
     study: Study, options: argparse.Namespace, vocabulary: Any, donor: str, label: str = "celltype"
 ) -> Any:
-    """The labelled cells as the package's training reads them."""
+    """The labeled cells as the package's training reads them."""
     from scmamba.data import Collection
 
     folder = place(study, options)

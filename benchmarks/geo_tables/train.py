@@ -178,7 +178,7 @@ def task_cells(
     settings: Any,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """The cells of each part that the task is about: labelled ones, or all but doublets and unidentified ones; the recipe's filters."""
+    """The cells of each part that the task is about: labeled ones, or all but doublets and unidentified ones; the recipe's filters."""
     level = f"label_{task}" if task in LEVELS else "celltype"
     cells = collection(study, options, vocabulary, "sample", level)
     exclude = ("",) if task in LEVELS else NOT_CELLS

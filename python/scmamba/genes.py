@@ -23,7 +23,7 @@ from .utils.errors import GeneError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-#: Below this share of the data's genes recognised, names are of another species or another kind: refuse.
+#: Below this share of the data's genes recognized, names are of another species or another kind: refuse.
 MIN_RECOGNISED = 0.5
 #: Data with a smaller share of the model's genes are refused, because most of its input is missing.
 MIN_COVERAGE = 0.10
@@ -230,7 +230,7 @@ class GeneMatch:
             "symbol": "matched by symbol",
             "case": "matched after folding case or '_'/'-'",
             "known": "human gene outside the model's list",
-            "unknown": "name not recognised",
+            "unknown": "name not recognized",
         }
         counts = pd.Series(self.how).value_counts()
         if "other" in counts:
@@ -263,7 +263,7 @@ class GeneMatch:
         Raises
         ------
         GeneError
-            Names of another species; fewer than half of the names recognised; or, unless ``force``, fewer than
+            Names of another species; fewer than half of the names recognized; or, unless ``force``, fewer than
             ``min_coverage`` of the model's genes measured.
         """
         examples = ", ".join(str(n) for n in self.names[:4])

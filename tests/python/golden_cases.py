@@ -226,7 +226,7 @@ def robustness() -> Answers:
 
 
 def _smoothed(data: ad.AnnData) -> sp.csr_matrix:
-    """Log values in which every cell is the mean with its neighbour in the table."""
+    """Log values in which every cell is the mean with its neighbor in the table."""
     x = data.X.toarray()
     logs = np.log1p(1e4 * x / x.sum(axis=1, keepdims=True))
     return sp.csr_matrix((logs + np.roll(logs, 1, axis=0)) / 2)

@@ -97,7 +97,7 @@ def hurdle(
 
 
 def shared_variance(values: np.ndarray) -> tuple[float, float]:
-    """(v, d) that maximise the marginal likelihood of the genes' variances, by a simplex search."""
+    """(v, d) that maximize the marginal likelihood of the genes' variances, by a simplex search."""
     parts = [column[column != 0] for column in values.T]
     parts = [p for p in parts if len(p) > 1 and np.ptp(p) > 0]
     r = np.array([len(p) - 1 for p in parts])

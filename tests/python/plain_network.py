@@ -71,7 +71,7 @@ def mixer(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
 
 
 def layers(embedded: np.ndarray, w: Weights, eps: float) -> np.ndarray:
-    """(L, D) -> (L, D): residual += previous output, normalise, mix; at the end the last output
+    """(L, D) -> (L, D): residual += previous output, normalize, mix; at the end the last output
     joins the residual, too.
     """
     residual = embedded

@@ -43,7 +43,7 @@ test_that("a layer that is not there or empty is named, with those that are", {
   expect_error(ScMambaEmbed(empty, reduction.name = "RNA"), "in use", class = "scmamba_exists")
 })
 
-test_that("a log-normalised layer gives what the counts give, by either word for it", {
+test_that("a log-normalized layer gives the result of the counts, by either argument", {
   skip_without_python()
   object <- Seurat::NormalizeData(pbmc(), verbose = FALSE)
   from_counts <- data_of(impute_tiny(object))

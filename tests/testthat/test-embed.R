@@ -28,7 +28,7 @@ test_that("an existing reduction is kept unless overwrite is TRUE", {
   expect_true("pca" %in% SeuratObject::Reductions(seu))
 })
 
-test_that("the reduction feeds neighbours, clusters and UMAP", {
+test_that("the reduction works with neighbors, clusters and UMAP", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   seu <- embed_tiny(pbmc())

@@ -83,7 +83,7 @@ test_that("an existing assay is kept unless overwrite is TRUE", {
   expect_identical(data_of(other, "second"), data_of(seu))
 })
 
-test_that("log-normalised data can be read instead of counts", {
+test_that("log-normalized data can be read instead of counts", {
   skip_without_python()
   seu <- pbmc()
   from_data <- impute_tiny(seu, layer = "data")

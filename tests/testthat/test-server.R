@@ -4,7 +4,7 @@ test_that("a server of one's own answers what this process answers", {
   skip_without_python()
   skip_if_not(.Platform$OS.type == "unix")
   object <- ScMambaCohort(n.cells = 120, n.donors = 2, n.genes = 3000, seed = 6)
-  # Adapted, combined with neighbours, masked: whatever computes, it is the same mathematics.
+  # Adapted, combined with neighbors, masked: whatever computes, it is the same mathematics.
   for (options in list(list(adapt = FALSE), list(adapt = 3), list(adapt = FALSE, method = "published", passes = 2))) {
     impute <- function(...) do.call(ScMambaImpute, c(list(object, force = TRUE, verbose = FALSE, ...), options))
     here <- impute()
@@ -21,7 +21,7 @@ test_that("a server of one's own answers what this process answers", {
   far <- ScMambaDoublets(object, sample = "donor", backend = "server", verbose = FALSE)
   expect_identical(far$scmamba_doublet_score, near$scmamba_doublet_score)
   expect_identical(far$scmamba_doublet, near$scmamba_doublet)
-  # A labelled reference goes there too.
+  # A labeled reference goes there too.
   by_reference <- function(...) {
     ScMambaAnnotate(object, reference = object, labels = "cell_type", network = FALSE, verbose = FALSE, ...)
   }

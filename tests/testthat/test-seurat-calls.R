@@ -46,7 +46,7 @@ drawn <- function(plot) {
 calls <- list(
   AggregateExpression = function(x) {
     sums <- Seurat::AggregateExpression(x, group.by = "groups", return.seurat = TRUE, verbose = FALSE)
-    # Observed counts are summed, in whichever assay; Seurat 4.3 sums normalised values.
+    # Observed counts are summed, in whichever assay; Seurat 4.3 sums normalized values.
     observed <- sum(counts_of(x, "RNA"))
     if (seurat5) for (name in SeuratObject::Assays(sums)) expect_equal(sum(counts_of(sums, name)), observed)
   },

@@ -17,7 +17,7 @@ test_that("types from markers find the simulated cohort's", {
   expect_error(ScMambaPlotConfidence(cohort), "ScMambaAnnotate", class = "scmamba_error")
 })
 
-test_that("types come from a labelled reference, in the order of the cells", {
+test_that("types come from a labeled reference, in the order of the cells", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 240, n.donors = 4, n.genes = 4000, seed = 3)
   donors <- unique(cohort$donor)

@@ -3,7 +3,7 @@
 1. Counts are scored under the rates of each column of the reference (multinomial log likelihood of log1p counts; rates that differ
    less between types than studies differ from each other are set equal).
 2. A factor for each gene, between the data and the reference, and the share of ambient RNA are learned by expectation
-   maximisation from the data themselves. The factor of a gene is averaged over types, so that no type explains it alone.
+   maximization from the data themselves. The factor of a gene is averaged over types, so that no type explains it alone.
 3. Scores are averaged with those of the 15 nearest cells.
 4. A type is excluded where its expected genes are absent: where the neighborhood of a cell shows less than 0.42 of the counts of
    the type's 60 most specific genes, gene by gene. A cell whose types are all excluded, or whose best type is, is ``Unassigned``.
@@ -44,7 +44,7 @@ TEMPERATURE = 3.0
 SPECIFIC_GENES, MIN_COMPLETENESS = 60, 0.42
 #: Shares of ambient RNA that are compared.
 AMBIENT = (0.0, 0.05, 0.1)
-#: Rounds of expectation maximisation.
+#: Rounds of expectation maximization.
 ROUNDS = 3
 #: Cells with a lower probability are Unassigned.
 THRESHOLD = 0.5

@@ -1,4 +1,4 @@
-"""Cell types from a labelled reference."""
+"""Cell types from a labeled reference."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ UNLABELLED = frozenset(
 
 
 class ReferenceAnnotator:
-    """Cell types from labelled cells: ``fit`` reads the reference, ``predict`` names the cells of a query.
+    """Cell types from labeled cells: ``fit`` reads the reference, ``predict`` names the cells of a query.
 
     What is learned depends on the genes that reference and query share, so base classifiers and network are fitted in
     :meth:`predict`, or read from the cache if this reference was fitted before.

@@ -238,7 +238,7 @@ def fit_ensemble(
     Raises
     ------
     DataError
-        No labelled cell.
+        No labeled cell.
     """
     names, codes = np.unique(labels.astype(str), return_inverse=True)
     if len(names) == 0:

@@ -46,7 +46,7 @@ def read_human_cells(
 
 
 def shared_values(cells: CellReader, genes: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:
-    """(r, g) log1p(CP10k) over the genes both sides measured: normalised over these, so that depth means the same on both sides."""
+    """(r, g) log1p(CP10k) over the genes both sides measured: normalized over these, so that depth means the same on both sides."""
     where = np.searchsorted(cells.genes, genes)
     blocks = []
     for start in range(0, len(rows), 2000):

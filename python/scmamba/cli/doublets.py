@@ -104,7 +104,7 @@ def prepare(
     )
     labelled = int(result.obs["scmamba_label"].notna().sum())
     typer.echo(
-        f"{folder / 'prepared.h5ad'}: {result.n_obs} cells x {result.n_vars} genes, {labelled} labelled"
+        f"{folder / 'prepared.h5ad'}: {result.n_obs} cells x {result.n_vars} genes, {labelled} labeled"
     )
 
 

@@ -111,7 +111,7 @@ def pretrain(
     quiet: Quiet = False,
     **given: Any,
 ) -> None:
-    """Pre-train a new model by masked-expression modelling (15% of the non-zero values are masked)."""
+    """Pre-train a new model by masked-expression modeling (15% of the non-zero values are masked)."""
     from ..genes import Vocabulary
     from ..nn import ModelConfig
     from ..training import pretrain as run

@@ -156,7 +156,7 @@ class Client:
         donor_key: str | None = "donor",
         **options: Any,
     ) -> AnnData:
-        """Annotate on the server, by markers or by a labelled reference, as :func:`scmamba.annotate` does.
+        """Annotate on the server, by markers or by a labeled reference, as :func:`scmamba.annotate` does.
 
         Of a reference in memory only the counts, the gene names and the columns named here are sent. It is deleted on the server
         afterwards; a reference for several calls is sent once by :meth:`keep_reference`.
@@ -166,7 +166,7 @@ class Client:
         adata
             Cells x genes, or the path of an ``.h5ad`` file; not changed.
         reference
-            Labelled cells: an object, a file, or what :meth:`keep_reference` returned; marker genes are used if not given.
+            Labeled cells: an object, a file, or what :meth:`keep_reference` returned; marker genes are used if not given.
         label_key
             Column or columns of the reference's ``obs`` with the cell types.
         donor_key
@@ -216,12 +216,12 @@ class Client:
         donor_key: str | None = "donor",
         layer: str | None = None,
     ) -> KeptReference:
-        """Send labelled cells that :meth:`annotate` can use several times; the server deletes them after some days.
+        """Send labeled cells that :meth:`annotate` can use several times; the server deletes them after some days.
 
         Parameters
         ----------
         reference
-            Labelled cells: an object, of which only the columns named here are sent, or a file, which is sent whole.
+            Labeled cells: an object, of which only the columns named here are sent, or a file, which is sent whole.
         label_key
             Column or columns of ``obs`` with the cell types.
         donor_key
@@ -253,7 +253,7 @@ class Client:
             return KeptReference(str(self._send("/v2/references", file)["id"]))
 
     def drop_reference(self, reference: KeptReference) -> None:
-        """Delete labelled cells on the server.
+        """Delete labeled cells on the server.
 
         Parameters
         ----------

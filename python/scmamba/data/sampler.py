@@ -32,7 +32,7 @@ class EpochSampler:
     n
         Number of cells; position i of the order means row i of ``Collection.cells``.
     block, span
-        Neighbouring cells read together; cells shuffled with one another at a time.
+        Neighboring cells read together; cells shuffled with one another at a time.
     group, lengths
         Sort each span by ``lengths`` (n,) into batches of ``group`` cells, so that little of a batch is padding; 0: leave them mixed.
     """
@@ -70,7 +70,7 @@ class EpochSampler:
 
     def _make(self, number: int) -> np.ndarray:
         rng = np.random.default_rng([self.seed, 7, number])
-        # Blocks start at an offset of their own in every epoch, so that neighbours are not the same each time.
+        # Blocks start at an offset of their own in every epoch, so that neighbors are not the same each time.
         shift = int(rng.integers(self.block))
         starts = np.arange(-shift, self.n, self.block)
         rng.shuffle(starts)

@@ -36,7 +36,7 @@ class DiscreteFit(NamedTuple):
 
 
 def prior_scales(design: np.ndarray) -> np.ndarray:
-    """(k,) prior standard deviations: 10 for the (centred) intercept, 2.5 / scale for each slope."""
+    """(k,) prior standard deviations: 10 for the (centered) intercept, 2.5 / scale for each slope."""
     sd = np.empty(design.shape[1])
     sd[0] = 10.0
     for j in range(1, design.shape[1]):

@@ -32,7 +32,7 @@ class Rules(NamedTuple):
     logfc_threshold: float = 0.1
     only_pos: bool = False
     min_diff_pct: float = -np.inf
-    fold_change: str = "expm1"  # or "log": Seurat 4.2-4.3 where no normalisation is recorded
+    fold_change: str = "expm1"  # or "log": Seurat 4.2-4.3 where no normalization is recorded
 
 
 def rules_for(

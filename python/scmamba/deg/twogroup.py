@@ -127,7 +127,7 @@ def group_sums(
     """Sums per group in one streaming pass over a CSR matrix, and the centres they are taken around.
 
     ``group`` (cells,) is the group's number, or -1 for all other cells. With ``totals`` (cells,) the matrix
-    holds raw counts, normalised on the way (nothing is copied); otherwise log values. All values must be >=
+    holds raw counts, normalized on the way (nothing is copied); otherwise log values. All values must be >=
     0.
     """
     centre = centres(matrix, totals)

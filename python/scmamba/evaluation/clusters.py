@@ -1,4 +1,4 @@
-"""What imputing zeros does to the cells' neighbourhoods: types should stand out more, donors less (paper, "Imputation", zeros).
+"""What imputing zeros does to the cells' neighborhoods: types should stand out more, donors less (paper, "Imputation", zeros).
 
 The matrix is clustered at resolutions 0.1 to 2.0; the paper reports the best NMI with the types, the ARI of that clustering and the
 silhouette of the types. Donors are measured the same way and should score low; within types, because types differ between donors.
@@ -60,7 +60,7 @@ def silhouette(points: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> floa
 
 
 def leading_components(values: Any, n: int = 50, *, genes: int = 2000, seed: int = 0) -> np.ndarray:
-    """(cells, n) principal components of the ``genes`` most variable columns of log values, centred; sparse or dense."""
+    """(cells, n) principal components of the ``genes`` most variable columns of log values, centered; sparse or dense."""
     if sparse.issparse(values):
         mean = np.asarray(values.mean(axis=0)).ravel()
         variance = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2
@@ -82,6 +82,7 @@ def leading_components(values: Any, n: int = 50, *, genes: int = 2000, seed: int
     return left * size
 
 
+@renamed_parameters(neighbours="n_neighbors")
 def zero_imputation_scores(
     values: Any,
     types: np.ndarray,
@@ -89,7 +90,7 @@ def zero_imputation_scores(
     *,
     embedding: bool = False,
     resolutions: Sequence[float] = RESOLUTIONS,
-    neighbours: int = 15,
+    n_neighbors: int = 15,
     seed: int = 0,
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Cluster one matrix and compare it with types and donors.
@@ -128,7 +129,7 @@ def zero_imputation_scores(
         np.zeros((len(points), 1), dtype=np.float32), obsm={"X": points.astype(np.float32)}
     )
     sc.pp.neighbors(
-        work, n_neighbors=min(neighbours, len(points) - 1), use_rep="X", random_state=seed
+        work, n_neighbors=min(n_neighbors, len(points) - 1), use_rep="X", random_state=seed
     )
     rows, codes = [], {}
     for resolution in resolutions:
@@ -169,7 +170,7 @@ def zero_imputation_scores(
 
 
 def mixing(points: np.ndarray, donors: np.ndarray, types: np.ndarray, k: int = 30) -> float:
-    """How evenly donors meet among neighbours of one type: 1 as if cells were dealt out at random, 0 if every donor keeps to itself.
+    """How evenly donors meet among neighbors of one type: 1 as if cells were dealt out at random, 0 if every donor keeps to itself.
 
     Mean share of a cell's ``k`` nearest cells of its type that are of other donors, over the share expected in that type.
     """

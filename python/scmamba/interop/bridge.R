@@ -1,5 +1,5 @@
 # R's half of scmamba.interop: takes Seurat and SingleCellExperiment objects apart into plain lists of
-# vectors, data frames and matrices, and puts them together again. Python never sees an S4 class other than a
+# vectors, data frames and matrices, and assembles them again. Python never gets an S4 class other than a
 # dgCMatrix. Every "lost" line is a sentence for the user.
 
 local({
@@ -94,7 +94,7 @@ local({
   }
 
   seurat_apart <- function(object) {
-    misc <- object@misc # updating drops what it does not know, without a word
+    misc <- object@misc # updating drops unknown entries without a message
     object <- SeuratObject::UpdateSeuratObject(object)
     lost <- character()
     parts <- function(slot, f) lapply(stats::setNames(nm = names(methods::slot(object, slot))), f)

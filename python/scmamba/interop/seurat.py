@@ -498,7 +498,7 @@ class SeuratBuilder:
             layers[layer] = self._layer(matrix, self.names if features is None else features)
         if not layers:
             raise DataError(
-                "The AnnData holds no matrix (X is empty); put counts or normalised values in X."
+                "The AnnData holds no matrix (X is empty); put counts or normalized values in X."
             )
         return layers
 

@@ -232,7 +232,7 @@ class Model:
         """
         if not self.config.n_classes:
             raise CheckpointError(
-                f"The model '{self.config.name}' has no classification head; fine-tune one on labelled cells first."
+                f"The model '{self.config.name}' has no classification head; fine-tune one on labeled cells first."
             )
         return self._run("classify", x, None, genes, batch_size)
 

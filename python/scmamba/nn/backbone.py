@@ -47,7 +47,7 @@ class Backbone(nn.Module):
         keep: Tensor | None = None,
         projected: Tensor | None = None,
     ) -> Tensor:
-        """(B, L, D) embeddings -> (B, L, D) normalised output of the last layer; ``keep`` (B, L) False = padding.
+        """(B, L, D) embeddings -> (B, L, D) normalized output of the last layer; ``keep`` (B, L) False = padding.
 
         ``projected`` is what the first layer's ``in_proj`` gives, where it is already known.
         """

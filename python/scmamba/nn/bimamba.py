@@ -111,7 +111,7 @@ class Mixer(nn.Module):
 
 
 class BiMambaBlock(nn.Module):
-    """residual += previous output; normalise; mix."""
+    """residual += previous output; normalize; mix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -36,7 +36,7 @@ LANES, HELD, TILE = (
     2,
     32,
 )  # threads of a program of ``row_gradients``, states per thread, their (state, channel) pairs
-# Knowing that neighbours are contiguous, the compiler would give a thread four channels of a quarter of the
+# Knowing that neighbors are contiguous, the compiler would give a thread four channels of a quarter of the
 # states, to load 16 bytes at once, and pay with shuffles and shared memory at every step; a warp's 4-byte
 # loads side by side are as fast. So the index that runs over the lanes is multiplied by an argument ``one``
 # that it cannot derive, and one that runs inside a thread is declared not contiguous (``_inside``):

@@ -1,4 +1,4 @@
-"""From matrices of several studies to one set of labelled cells."""
+"""From matrices of several studies to one set of labeled cells."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The paper's data preparation and labelling, from libraries of counts to cells with a type, as one call that can be resumed.
+"""The paper's data preparation and labeling, from libraries of counts to cells with a type, as one call that can be resumed.
 
 Steps (paper, Methods "Data preparation"): gene names to Ensembl IDs, union over studies, no Y chromosome; cells with 200 counts, donors
 with 200 cells, genes in 0.5% of cells; Scrublet per donor; 2,000 genes by analytic Pearson residuals; totals to 50,000, log2(x + 1),

@@ -118,7 +118,7 @@ def harmony(scores: np.ndarray, donors: pd.Series, options: PrepareOptions) -> n
 
 
 def neighbor_graph(scores: np.ndarray, options: PrepareOptions) -> dict[str, np.ndarray]:
-    """UMAP and Leiden clusters on the neighbour graph of the leading components."""
+    """UMAP and Leiden clusters on the neighbor graph of the leading components."""
     import anndata
     import scanpy as sc
 

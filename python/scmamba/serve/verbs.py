@@ -277,7 +277,7 @@ _NEVER = {
 #: Arguments of the verbs that are no scalar options and are served all the same.
 _MORE: dict[str, dict[str, ServedOption]] = {
     "annotate": {
-        "reference": ServedOption((str,), help="Id of labelled cells sent to /v2/references."),
+        "reference": ServedOption((str,), help="Id of labeled cells sent to /v2/references."),
         "markers": ServedOption((dict,), help="Marker genes of each cell type."),
     },
     "markers": {

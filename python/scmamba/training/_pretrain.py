@@ -37,7 +37,7 @@ def pretrain(
     force: bool = False,
     verbose: bool = True,
 ) -> Model:
-    """Pre-train a new network by masked-expression modelling (paper, Methods).
+    """Pre-train a new network by masked-expression modeling (paper, Methods).
 
     Parameters
     ----------

@@ -232,7 +232,7 @@ def _embeddings(network: ScMamba, parts: Sequence[SourceSlice], verbose: bool) -
     with (
         torch.no_grad(),
         progress(
-            "Reading the labelled cells", sum(len(part.rows) for part in parts), verbose
+            "Reading the labeled cells", sum(len(part.rows) for part in parts), verbose
         ) as advance,
     ):
         for part in _pieces(parts):

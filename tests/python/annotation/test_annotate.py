@@ -631,5 +631,5 @@ def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_
     )
     is_novel = fitted.is_novel(query, fitted.probabilities(query), x, 0)
     assert is_novel[kinds == 2].all()
-    # They do not make their neighbours suspect.
+    # They do not make their neighbors suspect.
     assert is_novel[kinds < 2].mean() < 0.05

@@ -83,7 +83,7 @@ def test_cells_are_clear_by_level_and_by_margin():
         [[0.50, 0.30], [0.50, 0.36], [0.24, 0.01], [0.26, 0.01], [0.60, 0.20], [0.60, 0.10]]
     )
     around = np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1.0]])
-    # Margin above .15 among neighbours of one mind, above .45 against them; at least a quarter of what the strongest show.
+    # Margin above .15 among neighbors of one mind, above .45 against them; at least a quarter of what the strongest show.
     assert confident_cells(score, around).tolist() == [0, -1, -1, 0, -1, 0]
     assert confident_cells(score[:, ::-1], around[:, ::-1]).tolist() == [1, -1, -1, 1, -1, 1]
 

@@ -1,4 +1,4 @@
-"""From a labelled reference: what is taken from it, what the network is shown of it, what is kept for the next query."""
+"""From a labeled reference: what is taken from it, what the network is shown of it, what is kept for the next query."""
 
 from __future__ import annotations
 

@@ -359,7 +359,7 @@ def test_prepare(run, verb, tmp_path):
         "scmamba.preprocessing.prepare",
         SimpleNamespace(obs=pd.DataFrame({"scmamba_label": ["a", None]}), n_obs=2, n_vars=5),
     )
-    assert "2 cells x 5 genes, 1 labelled" in run("prepare a.h5ad b.h5ad -o out")
+    assert "2 cells x 5 genes, 1 labeled" in run("prepare a.h5ad b.h5ad -o out")
     (tmp_path / "m.tsv").write_text("type\tgenes\n#c\tC\nA\tX, Y\n")
     run(
         "prepare a.h5ad -o out --donor d --markers m.tsv --min-total 3 --min-cells-per-donor 4 --resolution 0.5 --seed 6 --overwrite -q"

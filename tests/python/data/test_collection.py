@@ -326,7 +326,7 @@ def test_order_mixes_lanes_of_whole_blocks():
     assert runs.mean() > 32, (
         "every eighth position comes from blocks, a few cut at the ends of lanes"
     )
-    # Neighbours in the order are far apart in the files, as in a full shuffle (a third of the length on average).
+    # Neighbors in the order are far apart in the files, as in a full shuffle (a third of the length on average).
     assert abs(np.abs(np.diff(epoch[: order.span])).mean() / 100_000 - 1 / 3) < 0.03
     alike = EpochSampler(
         n=10_000, span=4096, group=16, lengths=np.random.default_rng(0).integers(100, 5000, 10_000)

@@ -194,7 +194,7 @@ def test_design_follows_r(toy):
 
 
 def test_rounding_is_r_s():
-    # What R 4.2.2 prints for round(x, 3); numpy's round gives the neighbour for the last five.
+    # What R 4.2.2 prints for round(x, 3); numpy's round gives the neighbor for the last five.
     ties = np.array([0.0005, 0.0015, 0.0025, 0.1235, 2 / 3, 0.0045, 0.2345, 0.5675])
     assert round3(ties).tolist() == [0.0, 0.002, 0.002, 0.124, 0.667, 0.004, 0.234, 0.568]
     rates = np.array([1 / 80, 147 / 240, 289 / 400, 399 / 560, 616 / 640])

@@ -38,7 +38,7 @@ def test_components_are_those_of_scikit_learn():
     from sklearn.decomposition import PCA
 
     rng = np.random.default_rng(1)
-    # Five directions that stand apart: among equal ones a randomised decomposition may pick others.
+    # Five directions that stand apart: among equal ones a randomized decomposition may pick others.
     signal = (
         rng.standard_normal((120, 5))
         * [16, 12, 9, 6, 4]

@@ -132,7 +132,7 @@ def test_clusters_are_compared_with_types_and_donors(tmp_path):
     adata = brain_cohort(300, n_donors=4, seed=4)[:, ::10].copy()
     adata = adata[
         adata.obs["cell_type"].map(adata.obs["cell_type"].value_counts()).astype(int) > 30
-    ].copy()  # more than neighbours
+    ].copy()  # more than neighbors
     code = adata.obs["cell_type"].astype("category").cat.codes.to_numpy()
     adata.layers["told"] = np.eye(code.max() + 1)[code][
         :, np.arange(adata.n_vars) % (code.max() + 1)

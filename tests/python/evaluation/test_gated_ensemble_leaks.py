@@ -155,4 +155,4 @@ def test_the_table_holds_what_was_hidden_of_at_most_so_many_cells(monkeypatch):
     np.testing.assert_array_equal(
         np.sort(table.count[table.count > 0]), np.sort(hidden[cells].data)
     )
-    assert found.sources.pool.counts.shape[0] == CELLS  # neighbours are looked for among all
+    assert found.sources.pool.counts.shape[0] == CELLS  # neighbors are looked for among all

@@ -169,7 +169,7 @@ def test_what_is_counted_and_written_of_a_match():
         ["matched by symbol", 1],
         ["matched after folding case or '_'/'-'", 2],
         ["human gene outside the model's list", 1],
-        ["name not recognised", 1],
+        ["name not recognized", 1],
         ["rows sharing a gene with another row", 2],
         ["of the model's 6 genes measured", 3],
     ]

@@ -1,4 +1,4 @@
-"""The depth-aware objective and its combination with neighbours, against closed forms and brute force."""
+"""The depth-aware objective and its combination with neighbors, against closed forms and brute force."""
 
 from __future__ import annotations
 
@@ -279,7 +279,7 @@ def test_imputation_keeps_what_was_counted_and_fills_all_genes(nuclei):
 
 
 def test_logs_give_what_their_counts_gave(nuclei):
-    """The smallest value of a cell is a count of one, so nothing is lost by having normalised before."""
+    """The smallest value of a cell is a count of one, so nothing is lost by having normalized before."""
     counts = nuclei.copy()
     logs = nuclei.copy()
     sc.pp.normalize_total(logs, target_sum=1e4)

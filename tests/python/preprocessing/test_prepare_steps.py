@@ -327,7 +327,7 @@ def test_steps_are_kept_for_the_same_cells_and_settings(tmp_path):
 
 
 def test_the_graph_is_built_as_the_paper_says(monkeypatch):
-    """Forty neighbours in twenty components, Leiden at 1.8; the settings passed to scanpy."""
+    """Forty neighbors in twenty components, Leiden at 1.8; the settings passed to scanpy."""
     sc = pytest.importorskip("scanpy")
     asked: dict = {}
 

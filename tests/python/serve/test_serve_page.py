@@ -66,7 +66,7 @@ def nuclei() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def files(nuclei, tmp_path_factory) -> tuple[Path, Path]:
-    """Cells to be named, and labelled ones."""
+    """Cells to be named, and labeled ones."""
     folder = tmp_path_factory.mktemp("files")
     nuclei[:100].copy().write_h5ad(folder / "cells.h5ad")
     nuclei[100:].copy().write_h5ad(folder / "known.h5ad")

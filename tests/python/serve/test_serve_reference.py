@@ -1,4 +1,4 @@
-"""Types by labelled cells, there: what the direct call gives, and only what is needed leaves the machine."""
+"""Types by labeled cells, there: what the direct call gives, and only what is needed leaves the machine."""
 
 from __future__ import annotations
 

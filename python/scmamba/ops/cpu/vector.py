@@ -231,7 +231,7 @@ def _steps_only_of(vectors: int) -> Callable[..., None]:
         with builder.if_else(
             builder.icmp_unsigned("==", builder.bitcast(small, mask), mask(2**lanes - 1))
         ) as (here, otherwise):
-            with here:  # as at initialisation and mostly afterwards
+            with here:  # as at initialization and mostly afterwards
                 w = vector_math.exp2_many(builder, x, [llvm.constant(1 / math.log(2), x)])[0]
                 llvm.store(
                     builder,
@@ -724,7 +724,7 @@ gradients_group, gradients_one = _gradients(INTERLEAVED), _gradients(1)
 def _lane_sums(builder: Builder, vectors: list[Value]) -> Value:
     """Lane i of the result is the sum of the lanes of ``vectors[i]``, for sixteen vectors.
 
-    Each round folds neighbours: the low half of a result is a folded in two, the high half b. 30 shuffles
+    Each round folds neighbors: the low half of a result is a folded in two, the high half b. 30 shuffles
     where sixteen separate sums take 64; the order of additions is fixed.
     """
     size = LANES

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/v2/references")
 async def add_reference(
     request: Request, shared: Shared, who: User, upload: str | None = None
 ) -> dict[str, Any]:
-    """Send labelled cells: the id is the option ``reference`` of later jobs, ``label_key`` their column with the cell types."""
+    """Send labeled cells: the id is the option ``reference`` of later jobs, ``label_key`` their column with the cell types."""
     limit = shared.settings.jobs_per_user
     if shared.references.number(who) >= limit:
         raise HTTPException(429, f"You have {limit} references here; delete some.")
@@ -41,7 +41,7 @@ async def add_reference(
 
 @router.delete("/{name}", responses={404: {}, 401: {}, 429: {}})
 def remove_reference(name: str, request: Request, shared: Shared, who: User) -> dict[str, str]:
-    """Delete labelled cells."""
+    """Delete labeled cells."""
     if not shared.references.remove(name, who):
         raise HTTPException(404, "There is no such reference of yours.")
     audit("reference deleted", who, address(request), reference=name)
