@@ -9,7 +9,7 @@
 # `matrix` is a genes x cells dgCMatrix with dimnames; `options` is a named list
 # of the verb's arguments in Python's spelling.
 
-# `backend` of a verb, or options(scmamba.backend=): "reticulate" (in this process), "server" (a process of its own
+# `backend` of a verb, or options(scmamba.backend=): "reticulate" (in this process), "server" (a separate process
 # on this machine) or what ScMambaServer() gave.
 .backend <- function(backend = NULL) {
   backend <- backend %||% getOption("scmamba.backend", "reticulate")

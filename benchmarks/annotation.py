@@ -4,7 +4,7 @@
         [--scvi PYTHON]
     python -m benchmarks.annotation --report
 
-Every run is a process of its own, so that time and peak memory are its own; its row goes into results/annotation.tsv, in place of an
+Every run is a separate process, so that time and peak memory are its own; its row goes into results/annotation.tsv, in place of an
 earlier row of the same set, method and seed. CellTypist 1.7.1 needs scikit-learn < 1.8: give the Python of an environment that has both.
 scANVI runs in the Python given by ``--scvi``.
 

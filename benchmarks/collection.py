@@ -4,7 +4,7 @@
     python -m benchmarks.collection --cells 40000 --seconds 5
 
 Four h5ad files (CSR, float32, not compressed) over the 19,306 genes of the vocabulary are written in chunks from simulated nuclei. Then
-each reader runs in a process of its own, one after the other, 64 cells a batch, the files pushed out of the page cache before: scMamba a
+each reader runs in a separate process, one after the other, 64 cells a batch, the files pushed out of the page cache before: scMamba a
 whole epoch (its cells come normalized and mapped to the vocabulary), the others a fixed time (theirs are the raw rows). Memory is the peak
 resident set of the process, imports included. Seconds are wall time; the last column divides by processor time instead, for machines that
 have other things to do.

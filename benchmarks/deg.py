@@ -255,7 +255,7 @@ PARTS = {
 
 
 def run_part(name: str) -> list[dict[str, Any]]:
-    """One part in a process of its own, so that its peak memory is its own."""
+    """One part in a separate process, so that its peak memory is its own."""
     done = subprocess.run(
         [sys.executable, __file__, "--inside", name], stdout=subprocess.PIPE, text=True, check=True
     )

@@ -183,7 +183,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def memory(name: str, mode: str) -> None:
-    """In a process of its own: how far one call raises the peak, after the kernels are compiled."""
+    """In a separate process: how far one call raises the peak, after the kernels are compiled."""
     function = methods()[name]
     small, d = problem(64), problem(LENGTH)
     trained(function, small)

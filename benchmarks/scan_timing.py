@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: interleaved timing, peak memory in a process of its own, the machine."""
+"""What the speed benchmarks share: interleaved timing, peak memory in a separate process, the machine."""
 
 from __future__ import annotations
 

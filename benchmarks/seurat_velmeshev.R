@@ -16,7 +16,7 @@ peak <- function() {
   round(kb / 1024^2, 2)
 }
 
-# The file as a user's Seurat .rds, made in a process of its own so that its memory is not counted.
+# The file as a user's Seurat .rds, made in a separate process so that its memory is not counted.
 make_rds <- function(h5ad, cells, rds) {
   anndata <- reticulate::import("anndata", convert = FALSE)
   slots <- reticulate::import("scmamba.wire.slots", convert = FALSE)

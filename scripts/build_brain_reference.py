@@ -273,7 +273,7 @@ def contrast(table: pd.DataFrame, study: str, base: pd.DataFrame, column: str) -
 def study_factor(
     table: pd.DataFrame, study: str, base: pd.DataFrame, columns: list[str]
 ) -> np.ndarray:
-    """Factor of each gene, from the types of these columns that the base holds, too; 1 where there is none."""
+    """Factor of each gene, from the types of these columns that the base holds, too; 1 if there is none."""
     logs, weights, floor = [], [], 1e-5
     for kind in sorted({COLUMNS[study, c][0] for c in columns} - {"Pericyte"}):
         theirs = [c for c in columns if COLUMNS[study, c][0] == kind]

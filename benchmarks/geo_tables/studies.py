@@ -164,7 +164,7 @@ def place(study: Study, options: argparse.Namespace) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What :func:`write_json` wrote; empty where there is no such file."""
+    """What :func:`write_json` wrote; empty if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 

@@ -81,7 +81,7 @@ class Vocabulary:
     ensembl_ids
         Ensembl stable IDs in upper case, no version; position = position in the model's sequence.
     symbols
-        Symbols at the same positions, ``""`` where there is none.
+        Symbols at the same positions, ``""`` if there is none.
     """
 
     ensembl_ids: tuple[str, ...]

@@ -39,7 +39,7 @@ def pbmc(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the repository; skip where it is absent."""
+    """The folder of real data beside the repository; skip if it is absent."""
     for parent in Path(__file__).resolve().parents:
         candidate = parent / "shared"
         if (candidate / "data").is_dir():

@@ -254,7 +254,7 @@ def queue_url(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(params=["sqlite", "postgres"] if postgres_tools() else ["sqlite"])
 def queue(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty queue in ``tmp_path``: SQLite's, and PostgreSQL's where there is one."""
+    """An empty queue in ``tmp_path``: SQLite's, and PostgreSQL's if there is one."""
     from scmamba.serve.postgres import open_queue
 
     if request.param == "postgres":

@@ -51,7 +51,7 @@ empty_environment <- function(folder) {
   file.path(folder, "bin", "python")
 }
 
-# An environment with everything scmamba stands on but what is named.
+# An environment with all packages that scmamba needs except the named ones.
 environment_without <- function(folder, left_out) {
   python <- empty_environment(folder)
   # Not from sysconfig: Debian's names the system's folder when Python is embedded.
@@ -68,7 +68,7 @@ environment_without <- function(folder, left_out) {
 quoted <- function(path) encodeString(path, quote = "'")
 named_by_option <- function(python) sprintf("options(scmamba.python = %s)", quoted(python))
 
-# A Python of an old version: a real one where there is one, or ours with another version number.
+# A Python of an old version: a real one if there is one, or ours with another version number.
 old_python <- function(folder, version) {
   real <- Sys.glob(sprintf("~/.pyenv/versions/%s.*/bin/python", version))
   if (length(real) > 0) {
@@ -83,7 +83,7 @@ old_python <- function(folder, version) {
   file
 }
 
-# A library with a reticulate too old: Debian 12's own where there is one, or one with an old version number.
+# A library with a reticulate too old: Debian 12's own if there is one, or one with an old version number.
 old_reticulate <- function(folder) {
   for (library in c(.Library.site, .Library)) {
     if (file.exists(file.path(library, "reticulate")) && packageVersion("reticulate", library) < "1.39") {

@@ -41,7 +41,7 @@ test_that("pip installs torch first and alone, then the package", {
     paste(pip, "torch==2.13.0"),
     paste(pip, "--upgrade --upgrade-strategy only-if-needed scmamba[serve]==0.1.0")
   ))
-  # A second time nothing is made anew; options and a torch of one's own are passed on.
+  # A second time nothing is made again; options and a torch of one's own are passed on.
   unlink(file.path(folder, "asked"))
   expect_error(quietly_install(folder, python = python, torch = "torch==2.9", extras = NULL, pip_options = "--pre"))
   expect_identical(asked(folder), paste(pip, "--pre",

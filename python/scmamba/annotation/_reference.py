@@ -179,7 +179,7 @@ def is_unlabelled(labels: pd.Series) -> pd.Series:
 
 
 def report_unlabelled(reference: AnnData, column: str, verbose: bool) -> None:
-    """Print how many reference cells have no label, and what stands there instead."""
+    """Print how many reference cells have no label, and the values found instead."""
     labels = reference.obs[column]
     absent = labels[is_unlabelled(labels)].astype(object)
     if len(absent):

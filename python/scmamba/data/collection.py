@@ -670,7 +670,7 @@ def read_summary(path: Path | None, n: int) -> FileSummary | None:
             facts = FileSummary(
                 *(stored[name] for name in ("totals", "lengths", "detected", "sums"))
             )
-    except Exception:  # a damaged cache is made anew
+    except Exception:  # a damaged cache is made again
         return None
     return facts if len(facts.totals) == n else None
 

@@ -128,7 +128,7 @@ def _pairs(
     weight: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """(about n, 2) pairs of different cells among ``rows``, of different clusters where there are several."""
+    """(about n, 2) pairs of different cells among ``rows``, of different clusters if there are several."""
     n = int(n) + int(rng.random() < n % 1)  # the expectation is kept for samples of a few cells
     if len(rows) < 2 or n == 0:
         return np.empty((0, 2), dtype=np.int64)

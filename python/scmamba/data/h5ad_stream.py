@@ -56,7 +56,7 @@ def write_with_annotations(
 def _copy(source: Path, temporary: Path, adata: AnnData) -> None:
     """Group by group through HDF5, so that a file open for reading elsewhere is copied consistently.
 
-    What is not a file of anndata 0.8 or later is written anew from ``adata``: older ones hold references, which a copy breaks.
+    What is not a file of anndata 0.8 or later is written again from ``adata``: older ones hold references, which a copy breaks.
     """
     notes: list[str] = []
     if not (adata.isbacked and source.is_file() and _is_current(source)):

@@ -91,7 +91,7 @@ def refuse_existing(
     layers, obsm, obs
         Keys and columns that the verb is about to write.
     overwrite
-        Replace them whoever made them.
+        Replace existing results of other software, too.
 
     Raises
     ------

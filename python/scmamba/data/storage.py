@@ -472,7 +472,7 @@ def _convert(path: Path, kind: str, layer: str | None, target: Path) -> None:
     import anndata
 
     if kind == "rds":
-        # In a process of its own: R does not leave the one it was started in, nor its memory.
+        # In a separate process: R does not leave the one it was started in, nor its memory.
         command = [
             sys.executable,
             "-m",

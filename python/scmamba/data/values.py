@@ -47,7 +47,7 @@ class ValueScale:
     sentence
         What was found, for messages and provenance.
     base
-        Base of the logarithms; e where there are none.
+        Base of the logarithms; e if there are none.
     integer
         The values are whole numbers.
     totals

@@ -15,7 +15,7 @@ _WAYS = {"up": "up-regulated", "down": "down-regulated"}
 
 
 def pyplot() -> Any:
-    """matplotlib.pyplot, without a display where there is none."""
+    """matplotlib.pyplot, without a display if there is none."""
     import matplotlib
 
     if matplotlib.get_backend().lower() != "agg" and not matplotlib.is_interactive():

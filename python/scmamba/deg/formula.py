@@ -124,7 +124,7 @@ class _Reader:
     def expect(self, sign: str) -> None:
         kind, text = self.take()
         if (kind, text) != ("sign", sign):
-            self.refuse(f"{sign!r} is expected where {text!r} stands")
+            self.refuse(f"expected {sign!r}, found {text!r}")
 
     def expression(self, least: int = 0) -> Node:
         left = self.operand()
@@ -152,7 +152,7 @@ class _Reader:
         if kind == "name" and text in ("TRUE", "FALSE", "T", "F") and self.depth:
             return Node("word", {"T": "TRUE", "F": "FALSE"}.get(text, text))
         if kind not in ("name", "number", "string"):
-            self.refuse(f"a column is expected where {text!r} stands")
+            self.refuse(f"expected a column, found {text!r}")
         return Node(kind, text)
 
     def call(self, name: str) -> Node:
@@ -172,7 +172,7 @@ class _Reader:
             if self.peek() == ("sign", ","):
                 self.take()
             elif self.peek() != ("sign", ")"):
-                self.refuse(f"')' is expected where {self.peek()[1]!r} stands")
+                self.refuse(f"expected ')', found {self.peek()[1]!r}")
         self.take()
         self.depth -= 1
         return Node("call", name, tuple(parts), tuple(keys))
@@ -180,7 +180,7 @@ class _Reader:
     def whole(self) -> Node:
         tree = self.expression()
         if self.peek()[0] != "end":
-            self.refuse(f"an operator is expected where {self.peek()[1]!r} stands")
+            self.refuse(f"expected an operator, found {self.peek()[1]!r}")
         return tree
 
 

@@ -283,7 +283,7 @@ class ZlmFit:
 
 
 def chi2_p(statistic: np.ndarray, df: np.ndarray) -> np.ndarray:
-    """Upper tail of chi-squared; 1 where there are no degrees of freedom or the statistic is not positive."""
+    """Upper tail of chi-squared; 1 if there are no degrees of freedom or the statistic is not positive."""
     df = np.asarray(df, dtype=np.float64)
     with np.errstate(invalid="ignore"):
         tail = chdtrc(np.maximum(df, 1), np.maximum(statistic, 0))

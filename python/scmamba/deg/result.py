@@ -31,7 +31,7 @@ class RobustnessResult:
         One row per run, layer and direction: seed, DEGs called, ``overlap`` (share of the full data's DEGs
         found again), ``overlap_matched`` (the same for equally many top genes in every layer), ``precision``
         (share of the run's DEGs that the full data confirm), ``precision_reference`` (that the first layer's
-        full data confirm). Missing (NaN) where there are too few DEGs; ``note`` gives the reason where a run could not
+        full data confirm). Missing (NaN) if there are too few DEGs; ``note`` gives the reason where a run could not
         be made.
     nulls
         One row per run and layer where nothing differs: every gene called is a false positive.

@@ -230,7 +230,7 @@ def _rank(
 def _overlap_columns(
     way: str, outcome: Outcome, full: Outcome, reference: Outcome, k: int, criteria: Criteria
 ) -> dict[str, Any]:
-    """Shares of genes in common with the full data; NaN where there is too little to compare."""
+    """Shares of genes in common with the full data; NaN if there is too little to compare."""
     mine: Ranking = getattr(outcome, way)
     whole: Ranking = getattr(full, way)
     truth: Ranking = getattr(reference, way)

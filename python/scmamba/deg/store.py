@@ -1,4 +1,4 @@
-"""Finished tasks on disk, so that an interrupted robustness analysis goes on where it stopped."""
+"""Finished tasks on disk, so that an interrupted robustness analysis continues where it stopped."""
 
 from __future__ import annotations
 

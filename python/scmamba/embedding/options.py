@@ -28,7 +28,5 @@ class EmbedOptions(Options):
     device: str | None = option(None, "cpu, cuda, cuda:1, ...; the GPU if there is one.")
     backend: str | None = option(None, "Backend of the selective scan (see scmamba info).")
     force: bool = option(False, "Continue although few of the model's genes were measured.")
-    overwrite: bool = option(
-        False, "Replace an embedding or a file of the same name, whoever made it."
-    )
+    overwrite: bool = option(False, "Replace an existing embedding or file of the same name.")
     verbose: bool = option(True, "Print messages and progress.")

@@ -80,5 +80,5 @@ class ImputeOptions(Options):
         0, "Seed of everything random; the same seed gives the same result.", minimum=0
     )
     force: bool = option(False, "Continue although few of the model's genes were measured.")
-    overwrite: bool = option(False, "Replace a layer or a file of the same name, whoever made it.")
+    overwrite: bool = option(False, "Replace an existing layer or file of the same name.")
     verbose: bool = option(True, "Print messages and progress.")

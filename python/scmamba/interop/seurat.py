@@ -4,7 +4,7 @@
 Seurat                      AnnData
 ==========================  ==========================================================================
 counts of the main assay    ``X`` (int32 where whole)
-data                        ``layers["data"]`` (``X`` where there are no counts)
+data                        ``layers["data"]`` (``X`` if there are no counts)
 scale.data                  ``obsm["scale.data"]``, a DataFrame: it holds some features only
 further layers, assays      ``layers[name]`` where they have the same features, else ``obsm[...]``
 meta.data, idents           ``obs`` (``obs["active_ident"]`` where no column equals it)

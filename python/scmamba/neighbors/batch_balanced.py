@@ -232,7 +232,7 @@ class BatchBalancedKNN:
         )
 
     def _at_home(self, scores: np.ndarray, k: int, batch: np.ndarray) -> np.ndarray:
-        """(r, k) the members of each cell's own batch nearest to it, itself among them; -1 where there are fewer."""
+        """(r, k) the members of each cell's own batch nearest to it, itself among them; -1 if there are fewer."""
         out = np.full((len(scores), k), -1, dtype=np.int64)
         for b, home in enumerate(self.batch_members):
             rows = np.flatnonzero(batch == b)

@@ -137,7 +137,7 @@ def knn_rates(
     totals
         (cells,) total counts of the cells, masked ones included; they scale the log values and the predictions.
     k
-        Number of neighbors, the cell itself being the first where there is no ``reference``. Default 30.
+        Number of neighbors, the cell itself being the first if there is no ``reference``. Default 30.
     shrink
         Counts' worth of the gene's overall rate mixed into every rate. Default 5,000.
     components

@@ -41,7 +41,7 @@ def causal_conv1d(
     silu
         Apply SiLU to the result.
     backend
-        Name of a scan backend; only ``cpu`` has a kernel of its own.
+        Name of a scan backend; only ``cpu`` has its own kernel.
 
     Returns
     -------

@@ -30,7 +30,7 @@ def add_rms_norm(
     eps
         Added to the mean square.
     backend
-        Name of a scan backend; only ``cpu`` has a kernel of its own.
+        Name of a scan backend; only ``cpu`` has its own kernel.
 
     Returns
     -------

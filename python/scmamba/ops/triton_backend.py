@@ -5,7 +5,7 @@ sum over the states stays inside a thread and no inner loop has shuffles. Time i
 whole cell's channels fill only a corner of the chip: every chunk finds its end state from zero, a short scan
 over the chunks finds the states that enter them, and every chunk runs again with both directions and the
 gate. The backward pass does the same with the gradient of the state, and recomputes the states ``STEPS`` at a
-time into registers. The gradients of B and C are sums over channels, not states: a kernel of their own runs
+time into registers. The gradients of B and C are sums over channels, not states: their own kernel runs
 the two recurrences once more with the tile turned, so that a thread holds channels of few states and these
 sums stay inside it too.
 

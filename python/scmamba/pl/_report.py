@@ -120,7 +120,7 @@ def _picture(figure: Any, text: str) -> str:
 
 
 def _types(adata: AnnData) -> Iterator[tuple[str, str]]:
-    """Cells of each type, and the map where there is one."""
+    """Cells of each type, and the map if there is one."""
     if "scmamba_type" not in adata.obs:
         return
     counts = adata.obs["scmamba_type"].astype(str).value_counts()

@@ -101,7 +101,7 @@ def principal_components(cells: AnnData, options: PrepareOptions) -> dict[str, n
 
 
 def harmony(scores: np.ndarray, donors: pd.Series, options: PrepareOptions) -> np.ndarray:
-    """(n, d) components corrected for the donor; unchanged where there is one donor."""
+    """(n, d) components corrected for the donor; unchanged if there is one donor."""
     if donors.nunique() < 2:
         return scores
     import harmonypy

@@ -1,4 +1,4 @@
-"""Results of the steps in a folder: each is made once, and a stopped run goes on after the last one."""
+"""Results of the steps in a folder: each is made once, and a stopped run continues after the last one."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The server: jobs over HTTP for people without Python or a GPU (``python -m scmamba.serve``).
 
-Uploads go to disk, jobs into SQLite, workers are processes of their own. No science in here: a job is a public verb, its
+Uploads go to disk, jobs into SQLite, workers are separate processes. No science in here: a job is a public verb, its
 file and its options.
 """
 

@@ -186,7 +186,7 @@ def _announce(settings: Settings, shared: Services, tls: bool) -> None:
         f"  confinement  {confinement}",
     ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
-        lines.append("  WARNING      the server runs as root; run it as a user of its own")
+        lines.append("  WARNING      the server runs as root; run it as a dedicated user")
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 

@@ -1,6 +1,6 @@
 """A map of a finished job's cells for the page: two coordinates each, made on request.
 
-``python -m scmamba.serve.cell_map RESULT_FOLDER`` writes ``picture.json`` there; a process of its own, so that the server stays small.
+``python -m scmamba.serve.cell_map RESULT_FOLDER`` writes ``picture.json`` there; a separate process, so that the server stays small.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
 
     Returns
     -------
-    ``cells`` (row numbers), ``x``, ``y`` (scaled to 0..1) and ``method``: UMAP of the model's embedding where there is one, else of 30
-    principal components of log1p CP10k; the first two components where there are too few cells for a UMAP.
+    ``cells`` (row numbers), ``x``, ``y`` (scaled to 0..1) and ``method``: UMAP of the model's embedding if there is one, else of 30
+    principal components of log1p CP10k; the first two components if there are too few cells for a UMAP.
     """
     from sklearn.decomposition import TruncatedSVD
 

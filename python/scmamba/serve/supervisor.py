@@ -32,7 +32,7 @@ _SLOWEST = 30.0  # seconds at most before a worker that cannot start is tried ag
 
 
 def share(i: int, workers: int) -> dict[str, str]:
-    """What worker ``i`` finds in its environment: a GPU of its own, in turn where there are fewer, and its part of the cores.
+    """What worker ``i`` finds in its environment: a GPU of its own, in turn if there are fewer, and its part of the cores.
 
     One worker alone has everything, as a direct call has.
     """
@@ -160,7 +160,7 @@ class Supervisor:
             except Unavailable as error:
                 _log.warning("%s", error)
             except Exception:  # this thread must not end
-                _log.exception("the supervisor met an error and goes on")
+                _log.exception("the supervisor met an error and continues")
                 wait = 5.0
 
     def _recover(self) -> None:

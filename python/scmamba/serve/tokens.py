@@ -33,7 +33,7 @@ _LONGEST = 3650  # days
 
 
 class Tokens:
-    """The file ``tokens.json`` of a data folder, read anew whenever it changed.
+    """The file ``tokens.json`` of a data folder, read again whenever it changed.
 
     Parameters
     ----------

@@ -140,7 +140,7 @@ def _length(table: Any, n: int, name: str) -> None:
         index = table.get(key) if isinstance(key, (str, bytes)) else None
         if index is None:
             raise DataError(
-                f"The table '{name}' of the file names no lines; save the object anew with adata.write_h5ad()."
+                f"The table '{name}' of the file names no lines; save the object again with adata.write_h5ad()."
             )
     if isinstance(index, h5py.Dataset) and index.shape != (n,):
         raise DataError(
@@ -172,7 +172,7 @@ class _Walk:
                 if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                     raise DataError(
                         f"'{plain(name)}' is a link, which this server does not follow. "
-                        "Save the object anew with adata.write_h5ad()."
+                        "Save the object again with adata.write_h5ad()."
                     )
                 item = group[name]
                 if isinstance(item, h5py.Group):

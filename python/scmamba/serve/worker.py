@@ -1,4 +1,4 @@
-"""A worker: takes one job after the other and runs each in a process of its own, which it watches.
+"""A worker: takes one job after the other and runs each in a separate process, which it watches.
 
 ``python -m scmamba.serve.worker SETTINGS_JSON NAME PARENT``, with the address of the queue's database on its standard input if there is one.
 The worker loads the libraries and the model once; for each job it forks, so that the job starts at once, may be ended at any moment
@@ -71,7 +71,7 @@ def open_upload(path: Path) -> AnnData:
     except Exception as error:  # readers raise many kinds for damaged files
         reason = plain(str(error).replace(str(path), "the upload").partition("\n")[0], 200)
         raise DataError(
-            f"The upload cannot be read ({type(error).__name__}: {reason}); save the object anew and send it again."
+            f"The upload cannot be read ({type(error).__name__}: {reason}); save the object again and upload it."
         ) from error
     check_content(adata)
     return adata
@@ -236,7 +236,7 @@ def run_job(
     goes_on: Callable[[], bool] = lambda: True,
     threads: int = 0,
 ) -> None:
-    """One job in a process of its own, from its upload to its end in the queue.
+    """One job in a separate process, from its upload to its end in the queue.
 
     Parameters
     ----------
@@ -469,7 +469,7 @@ def preload(settings: Settings) -> int:
 
 
 def warm(settings: Settings, threads: int) -> None:
-    """Fill the cache of compiled kernels in a process of its own, once for each version: jobs cannot write there.
+    """Fill the cache of compiled kernels in a separate process, once for each version: jobs cannot write there.
 
     It computes with simulated cells, nothing that anybody sent.
     """

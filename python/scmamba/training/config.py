@@ -51,7 +51,7 @@ class Settings(TrainingOptions):
         )
 
     def text(self) -> str:
-        """As YAML, every setting on a line of its own."""
+        """As YAML, every setting on its own line."""
         return "".join(
             f"{name}: {_plain(value)}\n" for name, value in dataclasses.asdict(self).items()
         )

@@ -1,4 +1,4 @@
-"""One progress bar for all long work; silent with ``verbose=False``, plain lines where there is no terminal."""
+"""One progress bar for all long work; silent with ``verbose=False``, plain lines if there is no terminal."""
 
 from __future__ import annotations
 

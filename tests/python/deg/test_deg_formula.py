@@ -69,9 +69,9 @@ def test_an_expression_comes_before_an_odd_name(table):
 @pytest.mark.parametrize(
     ("formula", "message"),
     [
-        ("~ age age", "an operator is expected where 'age' stands"),
-        ("~ (age", r"'\)' is expected"),
-        ("~ sex +", "a column is expected where the end|a column is expected where 'the end'"),
+        ("~ age age", "expected an operator, found 'age'"),
+        ("~ (age", r"expected '\)', found"),
+        ("~ sex +", "expected a column, found 'the end'"),
         ("~ `age", "backtick is not closed"),
         ("~ sex ? age", "'\\?' has no meaning"),
         ("~ height", "names 'height', which is no column"),

@@ -1,4 +1,4 @@
-"""The Triton backend in Triton's interpreter; run by test_scan_triton.py in a process of its own."""
+"""The Triton backend in Triton's interpreter; run by test_scan_triton.py in a separate process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products against float64: the matrix unit's where there is one, else torch's under the same promises."""
+"""Products against float64: the matrix unit's if there is one, else torch's under the same promises."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _as_rates(linear: np.ndarray) -> np.ndarray:
 
 
 def _center(values: np.ndarray) -> np.ndarray:
-    """(genes,) mean of the values that are not NaN; NaN where there is none."""
+    """(genes,) mean of the values that are not NaN; NaN if there is none."""
     number = np.sum(~np.isnan(values), axis=0)
     return np.nansum(values, axis=0) / number
 

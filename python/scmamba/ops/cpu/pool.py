@@ -4,7 +4,7 @@ numba's thread layers are not used: one aborts in a forked child, one is not thr
 parallel call resets torch's number of threads. A second set of threads is no good either: between two matrix
 products torch's threads spin while they wait, and steal the processor from ours. So the kernels, which
 release the interpreter lock, run on the team of threads of the GNU OpenMP library torch has loaded, and on
-plain Python threads where there is none (or with ``SCMAMBA_THREADS=python``), and in a forked child, where
+plain Python threads if there is none (or with ``SCMAMBA_THREADS=python``), and in a forked child, where
 the team is gone.
 """
 

@@ -244,7 +244,7 @@ def cancel(job: str, request: Request, shared: Shared, who: User) -> dict[str, s
 
 
 async def draw(folder: Path) -> None:
-    """Make the map of a result in a process of its own."""
+    """Make the map of a result in a separate process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
