@@ -14,7 +14,7 @@ test_that("the README's R blocks run", {
   skip_if_not_installed("Seurat")
   withr::local_options(Seurat.warn.umap.uwot = FALSE, cli.progress_show_after = 1e6)
   here <- new.env(parent = globalenv())
-  object <- Seurat::NormalizeData(ScMambaCohort(n.cells = 480, n.donors = 4, n.genes = 3000, seed = 2), verbose = FALSE)
+  object <- Seurat::NormalizeData(ScMambaCohort(n.cells = 320, n.donors = 4, n.genes = 3000, seed = 2), verbose = FALSE)
   expect_true("APOE" %in% rownames(object))
   here$ScMambaImpute <- function(...) scMamba::ScMambaImpute(..., adapt = 2)
   found <- blocks()
