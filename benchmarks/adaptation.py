@@ -22,7 +22,7 @@ from scmamba.evaluation.imputation.gated_ensemble import GeneMap, fit_gated_ense
 from scmamba.model import load_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
+MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 HELD_OUT = ["4341", "5403", "5864", "5958"]
 #: File -> what the model has seen of it.
 SETS = {

@@ -42,7 +42,7 @@ HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "annotation.tsv"
 CURVES = HERE / "results" / "annotation_coverage.tsv"
 SHARES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0)  # of the cells, the surest
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
+MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 HELD_OUT = {"kang": ["1244", "1256"], "velmeshev": ["4341", "5403", "5864", "5958"]}
 TITLES = {
     "kang": "kang2018_ifnb, held-out donors 1244 and 1256, 13 types",
@@ -436,7 +436,7 @@ def report() -> None:
     """Markdown from the committed tables, into results and docs."""
     table = pd.read_csv(TABLE, sep="\t")
     parts = [
-        f"Made by `benchmarks/annotation.py` ({MACHINE}). Mean over seeds, range in brackets where it is wider than 0.0005.",
+        f"Made by `python -m benchmarks.annotation` ({MACHINE}). Mean over seeds, range in brackets if it is wider than 0.0005.",
         *[section(name, table) for name in TITLES if (table["set"] == name).any()],
     ]
     for file, title in (

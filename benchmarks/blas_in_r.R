@@ -22,7 +22,7 @@ run <- function(first) {
 plain <- run("torch")
 apart <- run("scmamba")
 lines <- c(
-  sprintf("R %s, BLAS %s; 2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, other work beside; 1 thread", getRversion(),
+  sprintf("R %s, BLAS %s; 2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, busy with other work; 1 thread", getRversion(),
     basename(extSoftVersion()[["BLAS"]])),
   sprintf("1500 x 1500 float32 product in R's process: torch as it comes %.3f s, loaded by scMamba %.3f s, ratio %.1f",
     plain,

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "clusters"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors held out from brain-mini
 CELLS = 1500  # of each set, so that all methods and seeds take minutes each
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
+MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 CROSSED = "donor and condition"  # a column where donors were seen in both conditions, in kang
 TITLES = {
     "kang": "kang2018_ifnb: 1,500 singlets, one share of every type and donor, 8 donors, 13 types, two conditions",

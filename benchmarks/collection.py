@@ -137,7 +137,7 @@ def scdataset(paths: list[str], folder: str, block: int, fetch: int) -> Iterator
 
 
 READERS = {
-    "scMamba, first look": first_look,
+    "scMamba, first pass": first_look,
     "scMamba Collection.batches": scmamba,
     "scDataset, block 64, fetch 128": lambda p, f: scdataset(p, f, 64, 128),
     "scDataset, its defaults (block 8, fetch 16)": lambda p, f: scdataset(p, f, 8, 16),

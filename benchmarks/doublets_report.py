@@ -28,7 +28,7 @@ PICTURED = (
     "hybrid equivalent",
     "number of detected genes",
 )
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
+MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 
 
 def report(

@@ -119,7 +119,7 @@ def main() -> None:
     size = 12 * adata.X.nnz / 1e6
     head = [
         f"{adata.n_obs} cells x {adata.n_vars} genes, {adata.X.nnz} values: {size:.0f} MB as a dgCMatrix",
-        "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside; R 4.2.2, Seurat 4.3.0",
+        "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work; R 4.2.2, Seurat 4.3.0",
     ]
     arguments.out.write_text(
         "".join(f"# {line}\n" for line in head) + pd.DataFrame(rows).to_csv(sep="\t", index=False)

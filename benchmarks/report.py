@@ -126,7 +126,7 @@ def cell_types() -> str:
 
 def doublets() -> str:
     return (
-        "Made by `benchmarks/doublets.py`.\n\n![recall and precision by share called](doublets_rates.png)\n\n"
+        "Made by `python -m benchmarks.doublets`.\n\n![recall and precision by share called](doublets_rates.png)\n\n"
         + text("doublets")
     )
 
@@ -154,7 +154,7 @@ def hidden_values() -> str:
         for axis, (value, label) in zip(row, columns):
             bars(axis, shown[shown[value] < 1.0], value, "predictor", label)
             axis.set_title(SETS[name], fontsize=9)
-    note = "Made by `benchmarks/nonzero_imputation.py`; what the columns mean stands in docs/evaluation.md."
+    note = "Made by `python -m benchmarks.nonzero_imputation`; docs/evaluation.md describes the columns."
     return "\n\n".join(
         [note + " Not drawn: squared errors above 1.", save(figure, "hidden_values"), *parts]
     )
@@ -177,12 +177,12 @@ def filled_zeros() -> str:
             bars(axis, table[table["set"] == name], value, "method", label, order="NMI")
             axis.set_title(SETS[name], fontsize=9)
     return "\n\n".join(
-        ["Made by `benchmarks/clusters.py`.", save(figure, "clusters"), text("clusters")]
+        ["Made by `python -m benchmarks.clusters`.", save(figure, "clusters"), text("clusters")]
     )
 
 
 def time_and_memory() -> str:
-    return "Made by `benchmarks/verbs_speed.py`.\n\n" + text("verbs_speed")
+    return "Made by `python -m benchmarks.verbs_speed`.\n\n" + text("verbs_speed")
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -254,7 +254,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.run:
         run(options)
-    opening = "Held-out donors (or whole sets); mean over seeds, lowest and highest in brackets. Made by `benchmarks/report.py`."
+    opening = "Held-out donors (or whole sets); mean over seeds, lowest and highest in brackets. Made by `python -m benchmarks.report`."
     page = (
         "\n\n".join(
             [

@@ -180,7 +180,7 @@ def be_a_client(
     folder: Path,
     began: float,
 ) -> None:
-    """One job after the other until the time is over, and a look at other people's jobs now and then."""
+    """One job after the other until the time is over, and now and then an attempt to read another user's job."""
     client, draw, seen, user = Client(url, token), random.Random(i), dict[str, str](), f"user{i}"
     turn = i
     while time.monotonic() < until:
@@ -421,14 +421,14 @@ def report(answer: dict[str, Any]) -> str:
         "",
         f"{answer['clients']} clients at once for {answer['seconds'] / 60:.1f} minutes on {answer['machine']}, {answer['workers']} "
         f"workers; {len(kinds)} times SIGKILL: {kinds.count('worker')} of one worker, {kinds.count('server')} of the server, "
-        f"{kinds.count('both')} of the server and all workers. Slices of real data (see the script). Other people's work ran on "
+        f"{kinds.count('both')} of the server and all workers. Slices of real data (see the script). Other work ran on "
         f"the machine: load average {answer['load_average'][0]} to {answer['load_average'][1]} on its 2 cores.",
         "",
         f"- accepted jobs: {answer['accepted']}; lost: {answer['lost']}; not ended: {answer['not_ended']}; ended exactly once: "
         f"{answer['ended_once']}; more than once: {answer['ended_more_than_once']}",
         f"- done: {answer['done']}; failed: {answer['failed']}; begun again after a kill: {answer['begun_again_after_a_kill']}",
         f"- jobs in the queue unknown to their sender: {answer['in_the_queue_unknown_to_any_client']}; refused: {len(answer['refused'])}",
-        f"- looks at other people's jobs: {answer['looks_at_others_jobs']}, answered: {len(answer['wrong'])}",
+        f"- attempts to read jobs of other users: {answer['looks_at_others_jobs']}, answered: {len(answer['wrong'])}",
         f"- not kept: {'; '.join(broken) or 'nothing'}",
         "",
         "Seconds from sending a file to having its result, outages included:",

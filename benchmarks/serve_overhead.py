@@ -161,7 +161,7 @@ def measure_memory(a: argparse.Namespace) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """What was measured, for people."""
     lines = [
-        f"# The server beside the direct call\n\n{MACHINE}; other work beside. `benchmarks/serve_overhead.py`\n"
+        f"# The server beside the direct call\n\n{MACHINE}; busy with other work. `benchmarks/serve_overhead.py`\n"
     ]
     if found := report.get("time"):
         lines += [

@@ -49,7 +49,7 @@ from scmamba.training.objectives import RateConfig, nb_rate_step, rate_validatio
 from scmamba.training.reconstruction import IMPUTE, clone, reconstruction_step, validation
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, other work beside"
+MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 #: Donors of the Velmeshev set that brain-mini's training does not see.
 HELD_OUT = ["4341", "5403", "5864", "5958"]
 FEW = replace(IMPUTE, genes_per_step=1536, zeros=(100, 1600))

@@ -188,7 +188,7 @@ Run = tuple[str, str, Callable[..., None], dict[str, Any]]
 RUNS: dict[str, Run] = {
     "scMamba": ("impute", "own", impute, {}),
     "scMamba, not adapted": ("impute", "own", impute, {"adapt_steps": 0}),
-    "scMamba, published": ("impute", "own", impute, {"method": "masked", "adapt_steps": 0}),
+    "scMamba, masked": ("impute", "own", impute, {"method": "masked", "adapt_steps": 0}),
     "MAGIC": ("impute", "peers", magic, {}),
     "scVI, 100 epochs": ("impute", "peers", scvi, {}),
     "scMamba cells": ("embed", "own", embed, {}),

@@ -28,7 +28,7 @@ def report(options: argparse.Namespace) -> str:
         "\n\n".join(
             [
                 "# The paper's tables, from GEO",
-                "Made by `benchmarks/paper_tables.py`. 'Published' is the paper's scMamba; its numbers of training cells are those of its code. "
+                "Made by `python -m benchmarks.paper_tables`. 'Published' is the paper's scMamba; its numbers of training cells are those of its code. "
                 "A dash: not measured here, or not published in the code or copied here from the paper.",
                 *_deviations(results),
                 "## Cell types (F1 on the test samples)",

@@ -71,7 +71,7 @@ ROWS = [
     ("evaluation", "embed |", "verbs_speed.md", ("| embed |",)),
     ("evaluation", "annotate by 1,000", "verbs_speed.md", ("| annotate by reference |",)),
     ("evaluation", "annotate by markers", "verbs_speed.md", ("| annotate by markers |",)),
-    ("evaluation", "doublets |", "verbs_speed.md", ("| detect_doublets |",)),
+    ("evaluation", "doublets |", "verbs_speed.md", ("_doublets |",)),
     ("training", "brain-mini as shipped", "training_passes.tsv", ("brain-mini as shipped",)),
     ("training", "100 steps with 100", "training_passes.tsv", ("100 to 1,600",)),
     ("training", "100 steps with 0.04", "training_passes.tsv", ("0.04 to 1",)),
