@@ -281,6 +281,25 @@ def test_named_files_and_modules_exist(page):
     assert absent == []
 
 
+# --- words
+
+#: Words that docs/style.md replaces.
+AVOIDED = (
+    "left out|leaves out|evened|somebody|nobody|at hand|anew|told|knows|asks|asked|sees|believes|wants|alike|"
+    "opinions?|looked at|says|said|learnt|labelled|normalised|neighbours?|recognised"
+)
+
+
+def test_readers_pages_keep_to_the_words_of_the_style_page():
+    helps = documents.listed("man/*.Rd")
+    found = []
+    for page in [*ALL, *helps]:
+        if page != "docs/style.md":
+            prose = re.sub(r"^```.*?^```|`[^`\n]+`", "", text_of(page), flags=re.S | re.M)
+            found += [f"{page}: {word}" for word in re.findall(rf"\b({AVOIDED})\b", prose, re.I)]
+    assert found == []
+
+
 # --- the site
 
 
