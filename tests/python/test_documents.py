@@ -42,7 +42,7 @@ def shell_lines(page: str) -> Iterator[tuple[str, bool]]:
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     """As printed; only the adaptation of ``impute`` is skipped, which takes minutes."""
-    cohort = brain_cohort(240, n_donors=4, n_genes=1500, seed=0)
+    cohort = brain_cohort(320, n_donors=4, n_genes=3000, seed=2)
     cohort.write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.chdir(tmp_path)
     (code,) = python_blocks("README.md")

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..utils.compiled_code import import_umap
+from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError, ScMambaError
 
 #: The paper's resolutions.
