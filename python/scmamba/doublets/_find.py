@@ -498,7 +498,7 @@ def crossfit_log_odds(
 
 
 def logistic(x: np.ndarray, y: np.ndarray, *, ridge: float = 5.0, steps: int = 30) -> np.ndarray:
-    """(1 + k,) intercept and weights that maximise the log-likelihood minus ridge/2 times the squared weights (Newton's method)."""
+    """(1 + k,) intercept and weights that maximize the log-likelihood minus ridge/2 times the squared weights (Newton's method)."""
     # By hand: LogisticRegression agrees to 1e-7 and takes twice as long; a hundred fits are made for each call
     # (benchmarks/results/library_calls.md).
     design = np.column_stack([np.ones(len(x)), x])

@@ -62,9 +62,9 @@ def variable_genes(values: sparse.csr_matrix, n: int = _GENES) -> np.ndarray:
 def kmeans(
     points: np.ndarray, k: int, *, seed: int = 0, starts: int = 4, steps: int = 40
 ) -> np.ndarray:
-    """(n,) codes of the best of several k-means runs begun by k-means++; some of the k may stay empty and are left out."""
+    """(n,) codes of the best of several k-means runs that start with k-means++; empty clusters are dropped."""
     # By hand: the accuracies in docs/doublets.md were measured with these clusters. scikit-learn's KMeans takes a quarter of the time
-    # and finds tighter ones (benchmarks/results/library_calls.md); a change would need those tables anew.
+    # and finds tighter ones (benchmarks/results/library_calls.md); a change would require measuring those tables again.
     rng = np.random.default_rng(seed)
     k = min(k, len(points))
     best, result = np.inf, np.zeros(len(points), dtype=np.int64)
