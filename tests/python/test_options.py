@@ -28,11 +28,15 @@ def verbs() -> dict[str, type[Options]]:
     """Options of every verb that declares some."""
     found: dict[str, type[Options]] = {}
     for file in sorted(ROOT.glob("*/options.py")):
-        if file.parent.name in ("utils", "cli", "training"):
+        if file.parent.name in ("utils", "cli"):
             continue
         module = importlib.import_module(f"scmamba.{file.parent.name}.options")
         for value in vars(module).values():
-            if inspect.isclass(value) and issubclass(value, Options) and value.verb:
+            if (
+                inspect.isclass(value)
+                and issubclass(value, Options)
+                and value.verb not in ("", "training")
+            ):
                 found[value.verb] = value
     return found
 
@@ -47,7 +51,7 @@ DATA = {
 
 def function(verb: str) -> Any:
     """The public function of a verb."""
-    for module in (scmamba, scmamba.deg):
+    for module in (scmamba, scmamba.deg, scmamba.training):
         if hasattr(module, verb):
             return getattr(module, verb)
     raise AssertionError(f"there is no function {verb}")
@@ -91,7 +95,7 @@ SAID_FOR_BOTH_TESTS = {("find_markers", "covariates"), ("find_markers", "test")}
 def test_the_command_line_has_the_options_their_help_and_defaults(verb):
     command = COMMANDS.get(verb.replace("_", "-"))
     if command is None:
-        assert verb in ("zlm", "pseudobulk"), f"there is no command for {verb}"
+        assert verb in ("zlm", "pseudobulk", "finetune_on"), f"there is no command for {verb}"
         return
     by_name = {p.name: p for p in command.params}
     options = VERBS[verb]
@@ -120,6 +124,7 @@ SERVED = {
     "find_doublets": ("find_doublets", {}),
     "find_markers": ("find_markers", {"groupby": "g", "group1": "a"}),
     "robustness": ("robustness", {"condition_key": "g"}),
+    "finetune_on": ("finetune", {}),
 }
 FORMER_TASKS = {"find_doublets": "doublets", "find_markers": "markers"}
 

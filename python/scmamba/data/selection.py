@@ -234,13 +234,13 @@ def recorded_scale(uns: Mapping[str, Any], name: str) -> dict[str, Any]:
     """
     record = uns.get("log1p")
     base = record.get("base") if isinstance(record, Mapping) else None
-    known = isinstance(base, (int, float, np.number)) and base > 1
+    known = float(base) if isinstance(base, (int, float, np.number)) and base > 1 else None
     logged = None
     if name in ("X", "raw"):
         logged = True if "log1p" in uns else None
     elif name == "layers['scmamba']":
         logged = _imputed_logs(uns)
-    return {"base": float(base) if known else None, "logged": logged}
+    return {"base": known, "logged": logged}
 
 
 def _imputed_logs(uns: Mapping[str, Any]) -> bool:

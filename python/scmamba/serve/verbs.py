@@ -132,134 +132,6 @@ class Task:
 #: Tasks that open the model named in the address (``annotate`` by a reference does, too).
 WITH_MODEL = ("impute", "embed", "finetune")
 
-#: Options of the verbs whose dataclass is not there yet, by task: name and types.
-_TYPES: dict[str, dict[str, tuple[type, ...]]] = {
-    "impute": {
-        "method": (str,),
-        "batch": (str,),
-        "adapt": (
-            bool,
-            int,
-        ),
-        "passes": (int,),
-        "min_value": (
-            int,
-            float,
-        ),
-        "to_counts": (bool,),
-        "seed": (int,),
-        "force": (bool,),
-        "batch_size": (int,),
-        "layer": (str,),
-        "gene_column": (str,),
-    },
-    "embed": {
-        "force": (bool,),
-        "batch_size": (int,),
-        "layer": (str,),
-        "gene_column": (str,),
-    },
-    "annotate": {
-        "reference": (str,),
-        "labels": (
-            str,
-            list,
-        ),
-        "donor": (str,),
-        "network": (
-            bool,
-            int,
-        ),
-        "markers": (dict,),
-        "error_rate": (float,),
-        "seed": (int,),
-        "force": (bool,),
-        "layer": (str,),
-        "gene_column": (str,),
-    },
-    "doublets": {
-        "sample": (str,),
-        "method": (str,),
-        "expected_rate": (
-            float,
-            int,
-        ),
-        "identification_rate": (
-            float,
-            int,
-        ),
-        "labels": (str,),
-        "seed": (int,),
-        "layer": (str,),
-    },
-    "markers": {
-        "groupby": (str,),
-        "group1": (
-            str,
-            list,
-        ),
-        "group2": (
-            str,
-            list,
-        ),
-        "latent_vars": (
-            str,
-            list,
-        ),
-        "test": (str,),
-        "seurat": (str,),
-        "layer": (str,),
-        "scale": (str,),
-        "min_pct": (
-            int,
-            float,
-        ),
-        "logfc_threshold": (
-            int,
-            float,
-        ),
-        "only_pos": (bool,),
-        "min_diff_pct": (
-            int,
-            float,
-        ),
-        "fold_change": (str,),
-        "genes": (list,),
-    },
-    "robustness": {
-        "groupby": (str,),
-        "donor": (str,),
-        "cell_type": (str,),
-        "group1": (str,),
-        "group2": (str,),
-        "layers": (list,),
-        "cell_types": (list,),
-        "ratios": (list,),
-        "permutations": (int,),
-        "donors": (str,),
-        "max_combinations": (int,),
-        "null_permutations": (int,),
-        "alpha": (
-            int,
-            float,
-        ),
-        "min_log2fc": (
-            int,
-            float,
-        ),
-        "adjust": (str,),
-        "seurat": (str,),
-        "min_degs": (int,),
-        "min_cells": (int,),
-        "seed": (int,),
-    },
-    "finetune": {
-        "steps": (int,),
-        "name": (str,),
-        "seed": (int,),
-        "force": (bool,),
-    },
-}
 #: The options dataclass of each verb.
 _CLASSES = {
     "impute": ("imputation", "ImputeOptions"),
@@ -324,29 +196,22 @@ _VALUES = {"impute": {"method": {"rates": "ensemble", "published": "masked"}}}
 
 
 def _options_class(task: str) -> Any:
-    """The options dataclass of a verb, or ``None``; read without importing its package, which would load torch."""
+    """The options dataclass of a verb, read without importing its package, which would load torch."""
     room, name = _CLASSES[task]
-    file = Path(__file__).parents[1] / room / "options.py"
-    if not file.is_file():
-        return None
     module = f"{__package__}.{room}_options"
     if module not in sys.modules:
-        spec = importlib.util.spec_from_file_location(module, file)
-        if spec is None or spec.loader is None:
-            return None
+        spec = importlib.util.spec_from_file_location(
+            module, Path(__file__).parents[1] / room / "options.py"
+        )
+        assert spec is not None and spec.loader is not None
         sys.modules[module] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[module])
-    return getattr(sys.modules[module], name, None)
+    return getattr(sys.modules[module], name)
 
 
 def _served(task: str) -> dict[str, ServedOption]:
     """The options of a task."""
-    declared = _options_class(task)
-    if declared is None:
-        found = {n: _limited(n, ServedOption(kinds)) for n, kinds in _TYPES[task].items()}
-    else:
-        found = _from_class(declared)
-    return {**_MORE.get(task, {}), **found}
+    return {**_MORE.get(task, {}), **_from_class(_options_class(task))}
 
 
 def _from_class(options: Any) -> dict[str, ServedOption]:

@@ -14,6 +14,7 @@ from .batches import SequenceConfig
 from .dataloaders import open_batch_source, open_held_out, reconstruction
 from .distributed import is_distributed, training_device
 from .objectives import RateConfig, nb_rate_step, rate_validation, store_gene_rates
+from .options import FinetuneOnOptions
 from .reconstruction import IMPUTE, alternate, as_collection, clone, combine_validations, validation
 from .trainer import Step, TrainerConfig, fit
 
@@ -181,6 +182,7 @@ def finetune_on(
     ScMambaError
         Data and model do not fit.
     """
+    FinetuneOnOptions(steps=steps, name=name, seed=seed, force=force)
     start = load_model(model)
     loop = TrainerConfig(steps=steps, lr=1e-3, warmup=0.05)
     tuned = finetune(

@@ -105,3 +105,15 @@ class TrainingOptions(OptimizerOptions, MaskingOptions):
     min_donor_cells: int = option(
         200, "Minimum number of cells of a donor.", minimum=0, unit="cells"
     )
+
+
+@dataclass(frozen=True)
+class FinetuneOnOptions(Options):
+    """Options of :func:`scmamba.training.finetune_on`, the fine-tuning that R and the server offer."""
+
+    verb: ClassVar[str] = "finetune_on"
+
+    steps: int = option(1000, "Optimizer steps of 16 cells.", minimum=1)
+    name: str | None = option(None, "Name of the new model. Default: that of the first model.")
+    seed: int = option(0, "Seed of weights, batches and masks.", minimum=0)
+    force: bool = option(False, "Continue although few genes are shared with the vocabulary.")

@@ -241,6 +241,7 @@ def test_markers_and_robustness_come_as_tables(monkeypatch):
             return pd.DataFrame({"false": [1]})
 
     got, frame = [], pd.DataFrame({"p": [0.5]}, index=["G1"])
+    frame.attrs = {"values": "X holds counts", "read_as": "counts", "more": 1}
     monkeypatch.setattr(
         "scmamba.deg.find_markers", lambda adata, **options: got.append((adata, options)) or frame
     )
@@ -254,7 +255,7 @@ def test_markers_and_robustness_come_as_tables(monkeypatch):
     assert (
         list(markers.frames) == ["markers"]
         and markers.frames["markers"].index.tolist() == ["G1"]
-        and markers.about == {}
+        and markers.about == {"values": "X holds counts", "read_as": "counts"}
     )
     assert {
         name: (frame.columns.tolist(), frame.index.tolist())
