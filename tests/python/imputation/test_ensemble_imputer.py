@@ -187,3 +187,11 @@ def test_options_that_contradict_each_other(cells, model):
             scmamba.impute(cells.copy(), model=model, min_probability=probability, **QUIET)
     with pytest.raises(OptionError, match="'zeros', 'posterior'"):
         scmamba.impute(cells.copy(), model=model, values="all", **QUIET)
+
+
+def test_few_cells_are_imputed_by_the_network_and_the_report_names_it(cells, model):
+    counts, total = cells.X[:5].astype(float), cells.X[:5].sum(axis=1).A1.astype(float)
+    genes = GeneMap(sparse.identity(GENES, format="csr"), np.arange(GENES), np.arange(GENES))
+    found = rate_fit.fit_rates(model, counts, total, genes, adapt_steps=30, verbose=False)
+    assert found.use_network and found.rates is None and found.report["network"] == "used"
+    assert found.report["adapt"] == {"used": False, "reason": "fewer than 30 cells"}

@@ -287,3 +287,12 @@ def test_a_model_shows_what_it_is():
 def test_half_precision_weights_are_refused():
     with pytest.raises(OptionError, match="torch.autocast"):
         load_model("brain-mini", device="cpu", dtype=torch.bfloat16)
+
+
+def test_on_a_gpu_the_batch_fits_into_three_fifths_of_its_free_memory(monkeypatch):
+    model = small_model()
+    per_cell = 12 * 4 * 1000 * model.config.d_inner
+    assert model.batch_size(1000) == 256
+    monkeypatch.setattr(type(model), "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (per_cell * 50, 10**12))
+    assert model.batch_size(1000) == 30

@@ -408,3 +408,15 @@ def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
     monkeypatch.setattr(adapting, "_MAX_CELLS", 150)
     assert adapting.adapt_masked(model, cells, steps=5, seed=4, verbose=False)[1]["cells"] == 130
     assert seen[-1][0].steps == 5
+
+
+@pytest.mark.parametrize("after, used", [(0.99, True), (1.0, False), (1.01, False)])
+def test_an_adapted_network_is_used_only_if_it_is_better(rated, monkeypatch, after, used):
+    scores = iter([1.0, after])
+    monkeypatch.setattr(
+        adapting,
+        "rate_validation",
+        lambda *a, **k: lambda network: {"validation_loss": next(scores)},
+    )
+    found = adapting.adapt_rates(rated, counted(120, 5)[0], steps=1, seed=0, verbose=False)
+    assert found.report["used"] is used and (found.model is rated) is not used
