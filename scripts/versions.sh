@@ -72,7 +72,7 @@ fi
 NAMES=(genes gene_map genes_rules genes_objects datasets datasets_parts files_progress preprocess preprocess_rules model
   model_published model_forward scan scan_rules cli cli_options cli_train collection collection_rules stores_rules impute
   impute_rule annotate_markers annotate_result neighbours_rules clusters deg_edges deg_mast deg_twogroup deg_values
-  deg_pseudobulk doublets_calls doublets_features training_loop training_feeds training_classes training_combine
+  deg_pseudobulk doublets_calls doublets_features training_loop training_feeds training_classes gated_ensemble
   training_rates training_settings evaluation_numbers prepare_steps serve_rules serve_api)
 FILES=()
 for name in "${NAMES[@]}"; do

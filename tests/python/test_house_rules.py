@@ -220,3 +220,11 @@ def test_examples_run(name, monkeypatch, tmp_path):
         warnings.simplefilter("ignore", UserWarning)
         result = doctest.testmod(importlib.import_module(name), optionflags=options)
     assert result.attempted > 0 and result.failed == 0
+
+
+def test_the_reduced_suite_names_files_that_exist():
+    """``make test-lowest`` and ``make test-newest`` stop at a name that was changed."""
+    script = (ROOT.parents[1] / "scripts" / "versions.sh").read_text("utf-8")
+    names = re.search(r"^NAMES=\((.*?)\)", script, re.M | re.S).group(1).split()
+    there = {path.stem for path in (ROOT.parents[1] / "tests" / "python").rglob("test_*.py")}
+    assert len(names) > 30 and [name for name in names if f"test_{name}" not in there] == []
