@@ -301,7 +301,7 @@ class Evaluator:
         if len(levels) < 2:
             raise DataError(
                 f"{label.strip('`')!r} has the same value ({levels[0] if len(levels) else 'none'}) in every cell: a "
-                "factor needs two levels or more. Leave it out of the formula, or check how the cells were "
+                "factor needs two levels or more. Remove it from the formula, or check how the cells were "
                 "chosen."
             )
         return Variable(label, column)

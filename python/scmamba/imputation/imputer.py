@@ -66,14 +66,14 @@ def open_imputer(
     if options.to_counts and cells.values.kind == "log1p":
         raise DataError(
             "to_counts=True needs raw counts: log-normalized data no longer contain the cells' total counts. "
-            "Pass raw counts, or leave to_counts out."
+            "Pass raw counts, or omit to_counts."
         )
     say(cells.values.sentence, options.verbose)
     say(cells.match.summary(), options.verbose)
     if method == "masked" and options.values == "posterior":
         raise OptionError(
             "values='posterior' needs method='ensemble'; method='masked' predicts log values of zeros only. "
-            "Leave one of them out."
+            "Omit one of them."
         )
     if method == "masked":
         return MaskedImputer(opened, options), cells
@@ -115,7 +115,7 @@ def batch_codes(adata: AnnData, batch_key: str | None, method: str) -> np.ndarra
     if method != "ensemble":
         raise OptionError(
             "batch_key= balances the nearest neighbors of method='ensemble'; method='masked' reads each cell alone. "
-            "Leave one of them out."
+            "Omit one of them."
         )
     if batch_key not in adata.obs:
         raise DataError(
