@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from ..annotation.options import AnnotateOptions
+from ..utils.columns import require_column
 from .errors import refuse_existing_outputs
-from .files import need_columns, read_cells_file
+from .files import read_cells_file
 from .options import Former, Input, Output, Quiet, options_of
 
 
@@ -77,7 +78,8 @@ def annotate(
     refuse_existing_outputs(output, table, plots, overwrite=overwrite)
     adata = read_cells_file(data)
     check_writable(adata)
-    need_columns(adata.obs, [] if truth is None else [truth])
+    if truth is not None:
+        require_column(adata.obs, truth)
     shipped = is_shipped(reference)
     known = reference if shipped or reference is None else read_cells_file(Path(str(reference)))
     columns = None if not label_key else label_key[0] if len(label_key) == 1 else label_key

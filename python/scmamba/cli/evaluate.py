@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import typer
 
+from ..utils.columns import require_column
 from ..utils.errors import ScMambaError
 from .errors import refuse_existing_outputs
-from .files import need_columns
 
 if TYPE_CHECKING:
     from ..evaluation.annotation_report import AnnotationReport
@@ -59,7 +59,8 @@ def annotation(
         if columns[0] == "scmamba_type" and "scmamba_probability" in table
         else None
     )
-    need_columns(table, [truth, *columns] + ([sure] if sure else []))
+    for column in [truth, *columns] + ([sure] if sure else []):
+        require_column(table, column)
     kept = table[table[truth].notna().to_numpy()]
     if not len(kept):
         raise ScMambaError(f"The column '{truth}' holds no type.")
@@ -101,7 +102,8 @@ def doublets(
     refuse_existing_outputs(output, overwrite=overwrite)
     table = open_backed(data).obs
     columns = score or ["scmamba_doublet_score"]
-    need_columns(table, [truth, *columns, *([called] if called else [])])
+    for column in [truth, *columns, *([called] if called else [])]:
+        require_column(table, column)
     kept = table[table[truth].notna().to_numpy()]
     scores = {
         name: pd.to_numeric(kept[name], errors="coerce").to_numpy(dtype=float) for name in columns
@@ -191,7 +193,8 @@ def clusters(
         raise ScMambaError(
             f"The data have no layer '{missing[0]}'; they have {have}. 'scmamba impute' makes one."
         )
-    need_columns(adata.obs, [truth, *([donor] if donor else [])])
+    for column in [truth, *([donor] if donor else [])]:
+        require_column(adata.obs, column)
     kept = adata[adata.obs[truth].notna().to_numpy()].to_memory()
     values = {"counts": layer_source(kept).logs(), **{name: kept.layers[name] for name in layers}}
     donors = None if donor is None else kept.obs[donor].astype(str).to_numpy()

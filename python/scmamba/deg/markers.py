@@ -11,9 +11,10 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control
 
+from ..utils.columns import require_column
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError, OptionError
-from .columns import as_list, require_column
+from .columns import as_list
 from .hurdle import zlm
 from .options import MarkerOptions
 from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior

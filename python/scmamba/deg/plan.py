@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from ..utils.columns import require_column
 from ..utils.errors import DataError
-from .columns import require_column
 from .markers import MIN_CELLS
 from .options import RobustnessOptions
 from .runs import CellTypeBlock

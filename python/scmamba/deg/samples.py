@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ..utils.columns import require_column
 from ..utils.errors import DataError
-from .columns import require_column
 from .design import Design, build_design
 from .formula import quoted
 

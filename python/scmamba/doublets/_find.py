@@ -23,6 +23,7 @@ from scipy import sparse
 from ..data.doublet_simulation import Recipe, simulate_doublets
 from ..data.provenance import KEY, refuse_existing, write_record
 from ..data.selection import select_matrix
+from ..utils.columns import require_column
 from ..utils.deprecation import renamed_function, renamed_parameters
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import progress, say
@@ -168,10 +169,8 @@ def find_doublets(
     counts, values = _counts(adata, layer)
     say(values, verbose)
     names, codes = _samples(adata, sample_key, verbose)
-    if label_key is not None and label_key not in adata.obs:
-        raise DataError(
-            f"obs has no column '{label_key}'; its columns are {list(adata.obs.columns)}."
-        )
+    if label_key is not None:
+        require_column(adata.obs, label_key)
     result, full = _score_samples(adata, counts, codes, options, model, verbose)
     rates = _rates(result, codes, full, names, expected_rate)
     _call(result, codes, full, rates, identification_rate)
@@ -250,9 +249,7 @@ def _samples(adata: AnnData, sample: str | None, verbose: bool) -> tuple[list[st
                 verbose,
             )
         return ["all"], np.zeros(adata.n_obs, dtype=np.int64)
-    if sample not in adata.obs:
-        raise DataError(f"obs has no column '{sample}'; its columns are {list(adata.obs.columns)}.")
-    codes, levels = pd.factorize(adata.obs[sample], sort=False)
+    codes, levels = pd.factorize(require_column(adata.obs, sample), sort=False)
     names = [str(level) for level in levels]
     if (codes < 0).any():
         say(

@@ -10,6 +10,7 @@ import numpy as np
 from ..data import CellReader, read_cells
 from ..data.provenance import KEY, refuse_existing
 from ..model import Model, load_model
+from ..utils.columns import require_column
 from ..utils.errors import DataError, OptionError
 from ..utils.progress import say
 from .base import Imputer
@@ -117,11 +118,7 @@ def batch_codes(adata: AnnData, batch_key: str | None, method: str) -> np.ndarra
             "batch_key= balances the nearest neighbors of method='ensemble'; method='masked' reads each cell alone. "
             "Omit one of them."
         )
-    if batch_key not in adata.obs:
-        raise DataError(
-            f"There is no column '{batch_key}' in obs; it has {', '.join(map(str, adata.obs.columns)) or 'none'}."
-        )
-    column = adata.obs[batch_key]
+    column = require_column(adata.obs, batch_key)
     if column.isna().any():
         raise DataError(
             f"{int(column.isna().sum())} cells have no value in obs['{batch_key}']; fill in the values, or remove those cells."

@@ -14,6 +14,7 @@ from ..data.h5ad_files import open_backed
 from ..data.selection import select_matrix
 from ..data.storage import stem
 from ..genes import Vocabulary, annotation, match_adata
+from ..utils.columns import require_column
 from ..utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,10 +37,7 @@ def read_studies(data: Any, donor_key: str) -> list[AnnData]:
     for number, item in enumerate(several):
         name = names[number]
         study = item if isinstance(item, anndata.AnnData) else open_backed(item).to_memory()
-        if donor_key not in study.obs:
-            raise DataError(
-                f"{name}: obs has no column '{donor_key}'; its columns are {list(study.obs.columns)}."
-            )
+        require_column(study.obs, donor_key, f"of {name}")
         values = select_matrix(study).detect()
         if values.kind != "counts":
             raise DataError(f"{name}: raw counts are needed, but {values.sentence}.")

@@ -17,6 +17,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from ...data.count_splitting import poisson_deviance, split_counts
 from ...data.selection import select_matrix
+from ...utils.columns import require_column
 from ...utils.errors import DataError
 from ...utils.progress import track
 
@@ -310,8 +311,4 @@ def _raw_counts(adata: AnnData, layer: str | None, *, integers: bool = False) ->
 
 
 def _labels(adata: AnnData, label_key: str) -> np.ndarray:
-    if label_key not in adata.obs:
-        raise DataError(
-            f"There is no column '{label_key}' in obs; it has {', '.join(map(str, adata.obs.columns))}."
-        )
-    return np.asarray(adata.obs[label_key].astype(str))
+    return np.asarray(require_column(adata.obs, label_key).astype(str))
