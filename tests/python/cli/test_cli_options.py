@@ -277,8 +277,10 @@ def test_doublets(run, verb, cells, tmp_path):
 
 def test_deg(run, verb, cells, tmp_path):
     table = pd.DataFrame({"p_val_adj": [0.04, 0.05, 0.5]}, index=["x", "y", "z"])
+    table.attrs["values"] = "X holds raw counts"
     markers, bulk = verb("scmamba.deg.find_markers", table), verb("scmamba.deg.pseudobulk", table)
-    assert "3 genes tested, 1 with" in run("find-markers in.h5ad --groupby g --group1 A -o t.csv")
+    said = run("find-markers in.h5ad --groupby g --group1 A -o t.csv")
+    assert "X holds raw counts" in said and "3 genes tested, 1 with" in said
     assert "exists already" in run("find-markers in.h5ad --groupby g --group1 A -o t.csv", 1)
     assert (tmp_path / "t.csv").read_text().splitlines()[:2] == [",p_val_adj", "x,0.04"]
     run(
