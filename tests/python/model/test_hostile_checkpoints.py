@@ -12,7 +12,7 @@ import torch
 from conftest import small_model
 from safetensors.torch import load_file, save_file
 
-from scmamba.model import load_model, save_checkpoint
+from scmamba.model import checkpoint_checks, load_model, save_checkpoint
 from scmamba.utils.errors import CheckpointError
 
 
@@ -103,3 +103,10 @@ def test_a_hostile_folder_is_refused_with_one_sentence(good, tmp_path, kind):
 
 def test_the_good_one_is_opened(good):
     assert load_model(good).config.n_genes == 40 and len(load_model(good).labels) == 3
+
+
+def test_a_header_longer_than_any_model_needs_is_not_read(good, monkeypatch):
+    load_model(good, device="cpu")
+    monkeypatch.setattr(checkpoint_checks, "_HEADER", 10)
+    with pytest.raises(CheckpointError, match="damaged or truncated"):
+        load_model(good, device="cpu")

@@ -13,6 +13,7 @@ from scmamba.genes import Vocabulary
 from scmamba.model import load_model, save_checkpoint
 from scmamba.nn import ModelConfig, ScMamba
 from scmamba.nn.scmamba import pack
+from scmamba.ops import convolution
 from scmamba.utils.errors import CheckpointError, DataError, OptionError
 
 BACKENDS = ["cpu", "chunked", "reference"]
@@ -296,3 +297,16 @@ def test_on_a_gpu_the_batch_fits_into_three_fifths_of_its_free_memory(monkeypatc
     monkeypatch.setattr(type(model), "device", torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (per_cell * 50, 10**12))
     assert model.batch_size(1000) == 30
+
+
+def test_the_convolution_is_computed_by_the_backend_that_was_named(monkeypatch):
+    model, calls = small_model(n_genes=40), []
+    fused = convolution._fused
+    monkeypatch.setattr(convolution, "_fused", lambda *a: calls.append(a) or fused(*a))
+    x = torch.rand(2, 40)
+    for backend, used in (("cpu", True), ("chunked", False), ("reference", False)):
+        calls.clear()
+        model.network.backend = backend
+        with torch.no_grad():
+            model.network.reconstruct(x)
+        assert bool(calls) is used, backend
