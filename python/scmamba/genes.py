@@ -43,6 +43,7 @@ NAME_COLUMNS = (
 )
 
 _ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6}G\d{11})(\.\d+)?(_PAR_Y)?$", re.IGNORECASE)
+_TITLED = re.compile(r"^([A-Z][a-z][a-z0-9.-]*|mt-[A-Z][a-z0-9]+)$")
 _SPECIES = {
     "ENSMUSG": "mouse",
     "ENSRNOG": "rat",
@@ -163,7 +164,10 @@ def _fold(name: str) -> str:
 
 def _strip_version(name: str) -> str | None:
     """The stable ID in upper case if ``name`` is one, with or without version; else ``None``."""
-    found = _ENSEMBL.match(name.strip())
+    name = name.strip()
+    if name[:3].upper() != "ENS":  # most names are symbols: not worth a regular expression
+        return None
+    found = _ENSEMBL.match(name)
     return found.group(1).upper() if found and not found.group(3) else None
 
 
@@ -318,8 +322,8 @@ def match_genes(
     clean = np.array([str(n).strip() for n in names], dtype=object)
     positions = np.full(len(clean), -1, dtype=np.int64)
     how = np.full(len(clean), "unknown", dtype=object)
-    for k, name in enumerate(clean):
-        gene_id = _strip_version(name)
+    ids = [_strip_version(name) for name in clean]
+    for k, (name, gene_id) in enumerate(zip(clean, ids)):
         if gene_id is not None:
             positions[k] = by_id.get(gene_id, -1)
             how[k] = (
@@ -331,7 +335,7 @@ def match_genes(
             positions[k], how[k] = by_folded[_fold(name)], "case"
         elif _fold(name) in known_folded:
             how[k] = "known"
-    return GeneMatch(positions, how, vocabulary, clean, source, _other_species(clean, how))
+    return GeneMatch(positions, how, vocabulary, clean, source, _other_species(clean, how, ids))
 
 
 @lru_cache(maxsize=1)
@@ -340,23 +344,21 @@ def _known_human() -> tuple[set[str], set[str]]:
     return set(table.ensembl_id), {_fold(s) for s in table.symbol if s}
 
 
-def _other_species(names: np.ndarray, how: np.ndarray) -> str | None:
+def _other_species(names: np.ndarray, how: np.ndarray, ids: list[str | None]) -> str | None:
     """The species the names belong to when it is plainly not human, else ``None``."""
     if len(names) == 0:
         return None
     prefixes = pd.Series(
-        [n[:7].upper() for n in names if _strip_version(n) and not n.upper().startswith("ENSG0")]
+        [n[:7].upper() for n, i in zip(names, ids) if i and not n.upper().startswith("ENSG0")]
     )
     if len(prefixes) > 0.5 * len(names):
         return _SPECIES.get(prefixes.mode()[0], f"another species' ({prefixes.mode()[0]})")
     # 'Snap25' and 'mt-Nd1': one capital, then lower case. Human symbols in title case are rare (C1orf112 keeps its digits).
-    titled = np.array(
-        [bool(re.match(r"^([A-Z][a-z][a-z0-9.-]*|mt-[A-Z][a-z0-9]+)$", n)) for n in names]
-    )
-    symbols = np.array([_strip_version(n) is None for n in names])
-    if symbols.sum() and titled[symbols].mean() > 0.5 and np.mean(how[symbols] == "symbol") < 0.2:
-        return "mouse"
-    return None
+    symbols = np.array([i is None for i in ids])
+    if not symbols.any() or np.mean(how[symbols] == "symbol") >= 0.2:
+        return None
+    titled = [bool(_TITLED.match(n)) for n in names[symbols]]
+    return "mouse" if np.mean(titled) > 0.5 else None
 
 
 def match_adata(
@@ -381,7 +383,9 @@ def match_adata(
         )
     best = match_genes(adata.var_names.tolist(), vocabulary)
     for column in NAME_COLUMNS:
-        if column in adata.var:
+        if len(best.matched) == adata.n_vars:  # another column would have to match more
+            break
+        if column in adata.var and not adata.var[column].equals(adata.var_names.to_series()):
             names = adata.var[column].astype(str).tolist()
             candidate = match_genes(names, vocabulary, source=f"var['{column}']")
             if len(candidate.matched) > len(best.matched):

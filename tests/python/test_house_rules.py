@@ -26,6 +26,7 @@ KERNELS = (
     "deg/discrete.py",
     "deg/continuous.py",
     "deg/negative_binomial.py",
+    "deg/one_factor.py",
     "data/csr_remap.py",
 )
 

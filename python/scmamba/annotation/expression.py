@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+@lru_cache(maxsize=1)
 def all_human_genes() -> Vocabulary:
     """Every gene of the annotation, in and out of the models' vocabularies."""
     table = annotation().drop_duplicates("ensembl_id")

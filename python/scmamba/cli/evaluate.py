@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import pandas as pd
 import typer
 
 from ..utils.columns import require_column
@@ -14,6 +12,9 @@ from ..utils.errors import ScMambaError
 from .errors import refuse_existing_outputs
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
     from ..evaluation.annotation_report import AnnotationReport
     from ..evaluation.reports import Report
 
@@ -96,6 +97,9 @@ def doublets(
     overwrite: Overwrite = False,
 ) -> None:
     """Score doublets: precision, recall, TNR, F1, AUROC, AUPRC, and at fixed identification rates."""
+    import numpy as np
+    import pandas as pd
+
     from ..data.h5ad_files import open_backed
     from ..evaluation.reports import doublet_report
 
@@ -142,6 +146,8 @@ def imputation(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
     """Mask every counted value once, predict it, and compare the predictions with simple predictors."""
+    import numpy as np
+
     from ..data.h5ad_files import open_backed
     from ..evaluation import nonzero_imputation
     from ..evaluation.reports import imputation_report
@@ -181,6 +187,7 @@ def clusters(
     overwrite: Overwrite = False,
 ) -> None:
     """Cluster the counts and imputed layers in the same way: NMI, ARI and silhouette by type, and by donor."""
+
     from ..data.h5ad_files import open_backed
     from ..deg.values import layer_source
     from ..evaluation.reports import cluster_report
@@ -207,6 +214,8 @@ def clusters(
 
 def _is_doublet(column: pd.Series) -> np.ndarray:
     """(n,) bool of truths, numbers or words."""
+    import pandas as pd
+
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=float) > 0
     words = column.astype(str).str.lower()

@@ -2,6 +2,7 @@
 
 ``zlm``          the hurdle model for any design, with likelihood-ratio tests
 ``find_markers`` two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")``
+``find_all_markers`` every group of cells against all others
 ``compare``      two groups of donors in every cell type: quasi-likelihood, power, sentences
 ``meta_analysis``, ``replication``  the same comparison in several studies
 ``gene_set_test``  competitive test of gene sets
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .all_markers import find_all_markers
     from .between_donors import pseudobulk
     from .comparison import compare
     from .comparison_result import CompareResult
@@ -38,6 +40,7 @@ __all__ = [
     "build_design",
     "compare",
     "estimate_prior",
+    "find_all_markers",
     "find_markers",
     "gene_set_test",
     "meta_analysis",
@@ -61,6 +64,7 @@ __getattr__, __dir__ = lazy_names(
         "benjamini_hochberg": "markers",
         "build_design": "design",
         "estimate_prior": "prior",
+        "find_all_markers": "all_markers",
         "find_markers": "markers",
         "gene_set_test": "gene_sets",
         "meta_analysis": "meta",

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from ..utils.errors import DataError
 from ..utils.progress import progress
+from ..utils.threads import within_cores
 from .columns import as_list
 from .comparison_result import CompareResult, describe
 from .linear import moderated_t
@@ -43,6 +44,7 @@ _BATCH = re.compile(
 )
 
 
+@within_cores()
 def compare(
     adata: Any,
     condition_key: str,

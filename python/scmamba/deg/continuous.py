@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
+from ..utils.threads import threads_for
 from .prior import Prior
-from .threads import threads_for
 
 
 class ContinuousFit(NamedTuple):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from .threads import threads_for
+from ..utils.threads import threads_for
 
 EPS = float(np.finfo(np.float64).eps)
 MAX_ITERATIONS = 25
@@ -107,7 +107,8 @@ def _finish_step(a, g, b, pen, k):  # pragma: no cover (compiled)
 
 
 @njit(cache=True)
-def _done(iteration, dev, old, bayes):  # pragma: no cover (compiled)
+def has_converged(iteration, dev, old, bayes):  # pragma: no cover (compiled)
+    """R's rule: the relative change of the deviance, from the second step on where there is a prior."""
     if bayes and iteration == 1:
         return False
     return abs(dev - old) / (0.1 + abs(dev)) < TOLERANCE
@@ -180,7 +181,7 @@ def _fit_grouped(expressed, sizes, rows, pen, bayes, maxit):  # pragma: no cover
                 if sizes[u] > expressed[gene, u]:
                     dev += 2.0 * (sizes[u] - expressed[gene, u]) * np.log1p(e)
             its[gene] = iteration
-            if _done(iteration, dev, old, bayes):
+            if has_converged(iteration, dev, old, bayes):
                 ok[gene] = True
                 break
         coef[gene] = b
@@ -314,7 +315,7 @@ def _fit_cells(indptr, cells, basis, pen, bayes, maxit):  # pragma: no cover (co
                     fit += b[i] * qty[i]
             old, dev = dev, 2.0 * (log_sum - fit)
             its[gene] = iteration
-            if _done(iteration, dev, old, bayes):
+            if has_converged(iteration, dev, old, bayes):
                 ok[gene] = True
                 break
             for i in range(k):
@@ -380,7 +381,7 @@ def _fit_table(k1, k2, n1, n2, bayes, maxit):  # pragma: no cover (compiled)
         b2 += (a11 * g2 - p12 * g1) / det
         e1, e2 = _clamped_exp(b1), _clamped_exp(b2)
         old, dev = dev, _table_deviance(k1, k2, n1, n2, e1, e2)
-        if _done(iteration, dev, old, bayes):
+        if has_converged(iteration, dev, old, bayes):
             return dev
         i1, i2 = 1.0 / (1.0 + e1), 1.0 / (1.0 + e2)
         w1, w2 = n1 * e1 * i1 * i1, n2 * e2 * i2 * i2
@@ -400,7 +401,7 @@ def _fit_margin(k, n, bayes, maxit):  # pragma: no cover (compiled)
         b += g / (w + pen)
         e = _clamped_exp(b)
         old, dev = dev, _table_deviance(k, 0.0, n, 0.0, e, 1.0)
-        if _done(iteration, dev, old, bayes):
+        if has_converged(iteration, dev, old, bayes):
             return dev
         inverse = 1.0 / (1.0 + e)
         w = n * e * inverse * inverse

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from scipy.special import chdtrc, expit
 
 from ..utils.errors import DataError
+from ..utils.threads import within_cores
 from .continuous import ContinuousFit, fit_continuous
 from .design import INTERCEPT, Design, build_design
 from .discrete import DiscreteFit, fit_discrete
@@ -32,6 +33,7 @@ class _Genes:
     lost: np.ndarray  # genes with missing values: no fit
 
 
+@within_cores()
 def zlm(
     adata_or_matrix: Any,
     formula: str,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -14,8 +15,10 @@ from scipy.stats import false_discovery_control
 from ..utils.columns import require_column
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError, OptionError
+from ..utils.threads import within_cores
 from .columns import as_list
 from .hurdle import zlm
+from .one_factor import MAX_LEVELS, LevelDesign, group_p, level_design
 from .options import MarkerOptions
 from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior
 from .values import Scale, Source, layer_source
@@ -123,6 +126,7 @@ def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
 
 
 @renamed_parameters(latent_vars="covariates")
+@within_cores()
 def find_markers(
     adata: Any,
     groupby: str,
@@ -257,9 +261,17 @@ def markers_of(
     """:func:`find_markers` on a recognized matrix; ``group`` (cells,) is 0, 1, or -1 for all other cells."""
     values = source.matrix
     odd = values.nnz > 0 and not values.data.min() >= 0  # negative or missing values
-    (first, second), centre = group_sums(
-        _only_positive(values) if odd else values, group, 2, totals=source.totals
-    )
+    levels = None if odd or test != "MAST" else _single_factor(obs, covariates, group)
+    if levels is None:
+        (first, second), centre = group_sums(
+            _only_positive(values) if odd else values, group, 2, totals=source.totals
+        )
+    else:
+        design, member = levels
+        parts, centre = group_sums(values, member, len(design.level), totals=source.totals)
+        first, second = (
+            reduce(Sums.plus, (parts[i] for i in np.flatnonzero(design.group == k))) for k in (0, 1)
+        )
     log_means = _log_means(source.logs(), group) if rules.fold_change == "log" else None
     if odd:
         first, second = _with_all_linear(values, group, first, second)
@@ -272,13 +284,15 @@ def markers_of(
     _warn_without_change(names[passed[np.isnan(screen.change[passed])]])
     if test == "wilcox":
         p = rank_sum_p(source.logs(group == 0, passed), source.logs(group == 1, passed))
+    elif levels is not None:
+        p = group_p([part.take(passed) for part in parts], centre[passed], design)
     elif covariates or odd:
         p = _model_p(source, group, passed, obs, covariates)
     else:
         few = first.take(passed), second.take(passed)
         prior = shared_prior(few[0].plus(few[1]), centre[passed])
         p = hurdle_test(few[0], few[1], prior, centre[passed]).p
-    return _table(p, screen, passed, names, rules)
+    return marker_table(p, screen, passed, names, rules)
 
 
 class Tested(NamedTuple):
@@ -363,6 +377,22 @@ def _model_p(
     return result
 
 
+def _single_factor(
+    obs: pd.DataFrame | None, covariates: Sequence[str], group: np.ndarray
+) -> tuple[LevelDesign, np.ndarray] | None:
+    """The design of one covariate that is a factor, and (cells,) the row of each cell there; None for other covariates."""
+    if len(covariates) != 1:
+        return None
+    order = np.concatenate([np.flatnonzero(group == 0), np.flatnonzero(group == 1)])
+    levels = _covariate(obs, covariates[0], order)
+    if not isinstance(levels.dtype, pd.CategoricalDtype) or levels.nunique() > MAX_LEVELS:
+        return None
+    design, own = level_design(group[order], levels)
+    member = np.full(len(group), -1)
+    member[order] = own
+    return design, member
+
+
 def _covariate(obs: pd.DataFrame | None, name: str, order: np.ndarray) -> pd.Series:
     """One covariate of the cells in ``order``: numbers, or a factor with two levels or more."""
     column = require_column(pd.DataFrame() if obs is None else obs, name, "to use as a covariate")
@@ -399,7 +429,7 @@ def _warn_without_change(genes: pd.Index) -> None:
         )
 
 
-def _table(
+def marker_table(
     p: np.ndarray, screen: Screen, passed: np.ndarray, names: pd.Index, rules: Rules
 ) -> pd.DataFrame:
     """Seurat's columns and order, and the false-discovery rate beside its Bonferroni column."""

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit, prange
 
-from .threads import threads_for
+from ..utils.threads import threads_for
 
 MAX_ITERATIONS = 60
 _LEAST = 1e-10  # dispersions below are Poisson

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import digamma, gammaln
-from threadpoolctl import ThreadpoolController
 
 from ..utils.errors import DataError
-
-
-@cache
-def _threads() -> ThreadpoolController:
-    """The BLAS libraries in the process, looked up once."""
-    return ThreadpoolController()
+from ..utils.threads import single_blas_thread
 
 
 class Prior(NamedTuple):
@@ -103,7 +96,7 @@ def estimate_prior(
 
     eps = np.finfo(np.float64).eps
     # The optimizer solves 10 x 10 systems: a BLAS that wakes its threads for each is many times slower.
-    with _threads().limit(limits=1, user_api="blas"):
+    with single_blas_thread():
         found = minimize(
             negative,
             np.array([1.0, 1.0]),

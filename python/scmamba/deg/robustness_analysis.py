@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
 from ..utils.progress import progress
+from ..utils.threads import within_cores
 from .markers import rules_for
 from .options import RATIOS, RobustnessOptions
 from .plan import cells_of_types, condition_pair, missing_donor_runs, plan_tasks
@@ -31,6 +32,7 @@ from .values import Source, layer_source
 
 
 @renamed_parameters(groupby="condition_key", donor="donor_key", cell_type="label_key")
+@within_cores()
 def robustness(
     adata: Any,
     condition_key: str,

@@ -17,12 +17,14 @@ from numba import njit, prange
 from scipy.special import log_ndtr
 
 from ..data.values import SCALE
+from ..utils.threads import threads_for
 from .discrete import table_tests
 from .hurdle import chi2_p
 from .prior import Prior, estimate_prior
-from .threads import threads_for
 
 EPS = float(np.finfo(np.float64).eps)
+#: More groups than this are summed one after the other.
+MANY_GROUPS = 8
 
 
 class Sums(NamedTuple):
@@ -56,14 +58,15 @@ class HurdleTest(NamedTuple):
 
 @njit(cache=True, parallel=True, error_model="numpy")
 def _row_sums(
-    indptr, genes, data, totals, group, n_groups, centre, threads
+    indptr, genes, data, totals, group, order, n_groups, centre, threads
 ):  # pragma: no cover (compiled)
     """One pass over CSR rows; each thread sums its share of the rows into its own block."""
     n = indptr.size - 1
     out = np.zeros((threads, n_groups, 4, centre.size))
     counts = totals.size > 0
     for t in prange(threads):
-        for row in range(n * t // threads, n * (t + 1) // threads):
+        for i in range(n * t // threads, n * (t + 1) // threads):
+            row = order[i]
             k = group[row]
             if k < 0:
                 continue
@@ -133,10 +136,12 @@ def group_sums(
     centre = centres(matrix, totals)
     empty = np.zeros(0) if totals is None else np.asarray(totals, dtype=np.float64)
     labels = group.astype(np.int64)
+    # The sums of many groups do not fit a cache: the cells of a group are read one after the other.
+    many = n_groups > MANY_GROUPS
+    order = np.argsort(labels, kind="stable") if many else np.arange(len(labels))
+    csr = matrix.indptr, matrix.indices, matrix.data
     with threads_for(matrix.nnz * 15.0) as threads:
-        parts = _row_sums(
-            matrix.indptr, matrix.indices, matrix.data, empty, labels, n_groups, centre, threads
-        )
+        parts = _row_sums(*csr, empty, labels, order, n_groups, centre, threads)
     whole = parts.sum(axis=0)
     sizes = np.bincount(group[group >= 0], minlength=n_groups)
     return [Sums(int(sizes[k]), *whole[k]) for k in range(n_groups)], centre

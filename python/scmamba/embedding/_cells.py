@@ -17,6 +17,7 @@ from ..model import Model, load_model
 from ..model.inference import dense_input, input_positions
 from ..utils.errors import DataError
 from ..utils.progress import progress, say
+from ..utils.threads import within_cores
 from .options import EmbedOptions
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _BLOCK = 1024  # cells read at once, so that batches of similar length can be formed
 
 
+@within_cores()
 def embed(
     adata: AnnData,
     *,
@@ -112,6 +114,7 @@ def embed(
     return adata
 
 
+@within_cores()
 def embed_file(
     source: str | PathLike[str],
     target: str | PathLike[str],

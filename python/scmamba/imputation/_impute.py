@@ -17,6 +17,7 @@ from ..model import Model
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
 from ..utils.progress import say
+from ..utils.threads import within_cores
 from .imputer import open_imputer
 from .options import ADAPT_STEPS, ImputeOptions
 
@@ -31,6 +32,7 @@ _renamed = renamed_parameters(
 
 
 @_renamed
+@within_cores()
 def impute(
     adata: AnnData,
     *,
@@ -189,6 +191,7 @@ def impute(
 
 
 @_renamed
+@within_cores()
 def impute_file(
     source: str | PathLike[str],
     target: str | PathLike[str],

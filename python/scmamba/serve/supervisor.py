@@ -15,6 +15,7 @@ import threading
 import time
 from pathlib import Path
 
+from ..utils.threads import available_cores
 from .confinement import available
 from .environment import clean_environment
 from .job_files import discard
@@ -46,7 +47,7 @@ def share(i: int, workers: int) -> dict[str, str]:
     )
     found = {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else {}
     if "OMP_NUM_THREADS" not in os.environ:
-        found["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+        found["OMP_NUM_THREADS"] = str(max(1, available_cores() // workers))
     return found
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from .control_groups import group_folders
+
 _MEMINFO = Path("/proc/meminfo")
-_OWN_GROUPS = Path("/proc/self/cgroup")
-_GROUPS = Path("/sys/fs/cgroup")
+#: Files of the limit and the use of memory, by version of the control groups.
+_FILES = {
+    2: ("memory.max", "memory.current"),
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
 
 
 def available_memory() -> float:
@@ -41,36 +46,13 @@ def _of_machine() -> float:
 def _of_control_groups() -> float:
     """What the limits of the own control group and of those above it leave; cached files can be given back."""
     free = float("inf")
-    for folder, limit, used in _memory_groups():
+    for folder, version in group_folders("memory"):
+        limit, used = _FILES[version]
         most, now = _number(folder / limit), _number(folder / used)
         if most is None or now is None or most >= 2**60:  # no limit
             continue
         free = min(free, max(most - now + _file_cache(folder), 0.0))
     return free
-
-
-def _memory_groups() -> list[tuple[Path, str, str]]:
-    """Folders of the control groups from the own one up, and their files of limit and use (version 2 and 1)."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return []
-    found: list[tuple[Path, str, str]] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, files = _GROUPS, ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            root, files = _GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        own = root / path.strip("/")
-        # In a container the path of the host may not exist; its own group is then the root.
-        for folder in [own, *own.parents] if own.is_dir() else [root]:
-            found.append((folder, *files))
-            if folder == root:
-                break
-    return found
 
 
 def _number(file: Path) -> float | None:

@@ -201,10 +201,14 @@ def test_stopping_rule_and_limits_are_r_s():
     assert discrete.MAX_ITERATIONS == 25 and discrete.TOLERANCE == 1e-8
     assert discrete.EPS == 2.0**-52
     # |dev - old| / (0.1 + |dev|) < 1e-8, never in the first step of the Bayesian fit
-    assert not discrete._done(1, 9.9, 9.9, True) and discrete._done(1, 9.9, 9.9, False)
-    assert discrete._done(2, 9.9, 9.9 + 0.9e-7, True) and not discrete._done(
+    assert not discrete.has_converged(1, 9.9, 9.9, True) and discrete.has_converged(
+        1, 9.9, 9.9, False
+    )
+    assert discrete.has_converged(2, 9.9, 9.9 + 0.9e-7, True) and not discrete.has_converged(
         2, 9.9, 9.9 + 1.1e-7, True
     )
-    assert discrete._done(2, 0.0, 0.9e-9, True) and not discrete._done(2, 0.0, 1.1e-9, True)
+    assert discrete.has_converged(2, 0.0, 0.9e-9, True) and not discrete.has_converged(
+        2, 0.0, 1.1e-9, True
+    )
     x = np.linspace(-30, 30, 4001)
     np.testing.assert_allclose([discrete._exp(v) for v in x], np.exp(x), rtol=1e-15, atol=0)

@@ -16,8 +16,8 @@ from scmamba.deg.markers import (
     MIN_CELLS,
     Rules,
     Screen,
-    _table,
     fold_changes,
+    marker_table,
     pair_tests,
     round3,
     rules_for,
@@ -154,12 +154,12 @@ def test_order_and_ties():
     pct1, pct2 = np.array([0.5, 0.1, 0.2, 0.9, 0.5]), np.array([0.4, 0.1, 0.9, 0.5, 0.1])
     screen = Screen(pct1, pct2, np.array([1.0, -1.0, 0.5, 0.0, 2.0]), np.arange(5))
     names = pd.Index(list("abcde") + ["untested"] * 5)
-    five = _table(p, screen, screen.passed, names, rules_for("5"))
+    five = marker_table(p, screen, screen.passed, names, rules_for("5"))
     assert "".join(five.index) == "bcdae"
-    four = _table(p, screen, screen.passed, names, rules_for("4"))
+    four = marker_table(p, screen, screen.passed, names, rules_for("4"))
     assert "".join(four.index) == "bacde"
     assert four["p_val_adj"].tolist() == [0.01, 0.2, 0.2, 0.2, 1.0]
-    positive = _table(p, screen, screen.passed, names, rules_for("5", only_pos=True))
+    positive = marker_table(p, screen, screen.passed, names, rules_for("5", only_pos=True))
     assert "".join(positive.index) == "cae"  # 0 is not above 0
     # the false-discovery rate is over all tested genes, before the filter by sign
     assert positive.loc["c", "p_val_bh"] == pytest.approx(0.02 * 5 / 4)

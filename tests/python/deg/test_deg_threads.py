@@ -37,7 +37,7 @@ print(torch.get_num_threads())
 def test_small_work_gets_one_thread_and_all_are_given_back():
     code = """
 from numba import get_num_threads
-from scmamba.deg.threads import threads_for
+from scmamba.utils.threads import threads_for
 for steps in (9.9e6, 1e7):
     with threads_for(steps) as threads:
         print(threads, get_num_threads())

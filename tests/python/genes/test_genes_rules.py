@@ -296,3 +296,28 @@ def test_how_many_symbols_must_be_in_the_mouses_style():
     assert match_genes([*titled, "GFAP"]).looks_like == "mouse"
     # IDs are no symbols: neither for nor against.
     assert match_genes(human(20) + titled).looks_like == "mouse"
+
+
+def test_columns_are_matched_once_and_only_while_they_can_win(monkeypatch):
+    """As many calls as there are different names that could still match more than the best so far."""
+    import anndata as ad
+
+    from scmamba import genes
+
+    calls = []
+    match = genes.match_genes
+    monkeypatch.setattr(
+        genes, "match_genes", lambda *a, **k: calls.append(k.get("source")) or match(*a, **k)
+    )
+    symbols, ids = ["GAD1", "SLC17A7", "AQP4"], [f"ENSG0000000000{k}" for k in range(3)]
+    adata = ad.AnnData(np.ones((2, 3)))
+    adata.var_names = symbols
+    adata.var["gene_ids"] = ids
+    assert genes.match_adata(adata).source == "var_names" and calls == [None]
+    adata.var_names = ["GAD1", "x", "y"]
+    adata.var["symbol"] = list(adata.var_names)
+    adata.var["gene_symbols"] = symbols
+    adata.var["gene_name"] = symbols
+    calls.clear()
+    assert genes.match_adata(adata).source == "var['gene_symbols']"
+    assert calls == [None, "var['gene_ids']", "var['gene_symbols']"]

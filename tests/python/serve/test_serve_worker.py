@@ -329,7 +329,7 @@ def test_each_worker_has_its_share(monkeypatch, tmp_path, told, workers, expecte
     for name, value in told.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(supervisor, "_GPUS", tmp_path)
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(supervisor, "available_cores", lambda: 8)
     assert [share(i, workers) for i in range(workers)] == expected
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scmamba.utils import memory
+from scmamba.utils import control_groups, memory
 
 
 @pytest.fixture()
@@ -15,8 +15,8 @@ def system(tmp_path, monkeypatch) -> Path:
     (tmp_path / "meminfo").write_text("MemTotal: 128000000 kB\nMemAvailable:   64000000 kB\n")
     (tmp_path / "cgroup").write_text("0::/slurm/job7\n")
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
-    monkeypatch.setattr(memory, "_OWN_GROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(memory, "_GROUPS", tmp_path / "fs")
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "fs")
     (tmp_path / "fs" / "slurm" / "job7").mkdir(parents=True)
     return tmp_path
 

@@ -1,32 +1,51 @@
-"""Verbs made of many small fits use one BLAS thread, and leave the pools as they found them."""
+"""Cores and thread pools: what the system allows, small fits on one BLAS thread, pools left as they were found."""
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
+import numba
+import pytest
+import torch
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from scmamba.annotation import annotate
 from scmamba.doublets import find_doublets
-from scmamba.utils.threads import single_blas_thread
+from scmamba.utils import control_groups, threads
+from scmamba.utils.threads import available_cores, single_blas_thread, within_cores
 
 
-def blas_threads() -> list[int]:
-    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+def pool_sizes(kind: str) -> set[int]:
+    return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == kind}
 
 
 class Recorder(dict):
     """A mapping that notes how many BLAS threads there are whenever a verb reads it."""
 
     def items(self):
-        self.seen = blas_threads()
+        self.seen = pool_sizes("blas")
         return super().items()
+
+
+@pytest.fixture()
+def system(tmp_path, monkeypatch) -> Path:
+    """Control groups of a job on a machine with 64 cores, all of which it may be scheduled on."""
+    (tmp_path / "cgroup").write_text("0::/slurm/job7\n")
+    monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "fs")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    (tmp_path / "fs" / "slurm" / "job7").mkdir(parents=True)
+    return tmp_path
 
 
 def test_block_has_one_thread_and_the_number_comes_back():
     with threadpool_limits(2, user_api="blas"):
-        assert set(blas_threads()) == {2}
+        assert pool_sizes("blas") == {2}
         with single_blas_thread():
-            assert set(blas_threads()) == {1}
-        assert set(blas_threads()) == {2}
+            assert pool_sizes("blas") == {1}
+        assert pool_sizes("blas") == {2}
 
 
 def test_annotation_and_doublets_run_with_one_blas_thread(cohort):
@@ -35,5 +54,59 @@ def test_annotation_and_doublets_run_with_one_blas_thread(cohort):
     with threadpool_limits(2, user_api="blas"):
         annotate(cohort, markers=panel, verbose=False)
         find_doublets(cohort.copy(), expected_rate=rates, verbose=False)
-        assert set(blas_threads()) == {2}
-    assert set(panel.seen) == set(rates.seen) == {1}
+        assert pool_sizes("blas") == {2}
+    assert panel.seen == rates.seen == {1}
+
+
+def test_cores_are_those_the_process_is_bound_to(system, monkeypatch):
+    assert available_cores() == 64
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
+    assert available_cores() == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "cores"),
+    [("max 100000", 64), ("400000 100000", 4), ("150000 100000", 2), ("20000 100000", 1)],
+)
+def test_cores_within_the_quota_of_the_group_or_one_above(system, text, cores):
+    (system / "fs/slurm/job7/cpu.max").write_text(text)
+    assert available_cores() == cores
+    (system / "fs/slurm/cpu.max").write_text("300000 100000")
+    assert available_cores() == min(cores, 3)
+
+
+def test_cores_of_version_1_of_control_groups(system):
+    (system / "cgroup").write_text("4:memory:/x\n3:cpu:/docker/abc\n")
+    folder = system / "fs" / "cpu" / "docker" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "cpu.cfs_period_us").write_text("50000")
+    (folder / "cpu.cfs_quota_us").write_text("-1")  # none
+    assert available_cores() == 64
+    (folder / "cpu.cfs_quota_us").write_text("100000")
+    assert available_cores() == 2
+
+
+def test_pools_stay_within_the_quota_and_come_back(system):
+    (system / "fs/slurm/job7/cpu.max").write_text("200000 100000")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with threadpool_limits(3):
+            with within_cores():
+                assert pool_sizes("blas") == {2}
+                assert torch.get_num_threads() == 2
+                assert numba.get_num_threads() <= 2
+                with single_blas_thread():
+                    assert pool_sizes("blas") == {1}
+            assert pool_sizes("blas") == {3}
+            assert torch.get_num_threads() == 3
+        with threadpool_limits(1), within_cores():  # fewer are not made more
+            assert pool_sizes("blas") == {1}
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_nothing_is_looked_up_where_all_cores_may_be_used(system, monkeypatch):
+    monkeypatch.setattr(threads, "_pools", None)
+    with within_cores():
+        pass

@@ -1,0 +1,192 @@
+"""``find_all_markers``: every group of cells against all others, from one pass over the matrix."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from ..utils.columns import require_column
+from ..utils.errors import DataError, OptionError
+from ..utils.threads import within_cores
+from .columns import as_list
+from .markers import (
+    MIN_CELLS,
+    Rules,
+    marker_table,
+    markers_of,
+    pair_tests,
+    rules_for,
+    two_groups,
+)
+from .options import MarkerOptions
+from .twogroup import combine_sums, group_sums
+from .values import Scale, Source, layer_source
+from .variables import factor
+
+
+@within_cores()
+def find_all_markers(
+    adata: Any,
+    groupby: str,
+    *,
+    covariates: str | Sequence[str] | None = None,
+    test: Literal["MAST", "wilcox"] = "MAST",
+    seurat: Literal["5", "4"] = "5",
+    layer: str | None = None,
+    scale: Scale = "auto",
+    min_pct: float | None = None,
+    logfc_threshold: float | None = None,
+    only_pos: bool = False,
+    min_diff_pct: float = -np.inf,
+) -> pd.DataFrame:
+    """Genes of each group of cells against all other cells, as Seurat's ``FindAllMarkers``.
+
+    Without covariates MAST's test of all groups takes one pass over the matrix: sums over the other cells are sums over the
+    other groups.
+
+    Parameters
+    ----------
+    adata
+        AnnData; X (or ``layer``) holds raw counts, normalized here to log1p of 10,000 per cell, or log values.
+    groupby
+        Column of ``obs`` with the groups. Cells without a value are left out.
+    covariates
+        Columns of ``obs`` added to MAST's model as they are (Seurat's ``latent.vars``).
+    test
+        ``"MAST"`` (likelihood-ratio test of the hurdle model; Finak et al. 2015) or ``"wilcox"`` (rank-sum test).
+    seurat
+        Whose fold change, filters and order: ``"5"`` (min.pct 0.01, threshold 0.1) or ``"4"`` (0.1, 0.25).
+    layer
+        Layer with the values; None: X.
+    scale
+        ``"counts"`` or ``"log"`` overrides what the values are taken for.
+    min_pct
+        Minimum fraction of expressing cells in either group (0 to 1); None: the default of ``seurat``.
+    logfc_threshold
+        Minimum absolute log2 fold change; None: the default of ``seurat``.
+    only_pos
+        Only genes that are higher in the group.
+    min_diff_pct
+        Minimum difference between the fractions of expressing cells.
+
+    Returns
+    -------
+    DataFrame with ``cluster`` and ``gene`` and the columns of :func:`find_markers`, groups in the order of their levels, genes of
+    a group in Seurat's order.
+
+    Raises
+    ------
+    DataError
+        The column does not exist, no group can be compared, or the values are neither counts nor logs.
+    OptionError
+        An option is outside of its range, or covariates are given with ``test="wilcox"``.
+
+    See Also
+    --------
+    find_markers : Two groups.
+
+    Examples
+    --------
+    >>> from scmamba import datasets, deg
+    >>> adata = datasets.brain_cohort(n_cells=300, n_genes=200, seed=1)
+    >>> table = deg.find_all_markers(adata, "cell_type", only_pos=True)
+    >>> sorted(set(table["cluster"])) == sorted(set(adata.obs["cell_type"].astype(str)))
+    True
+    """
+    options = {
+        "groupby": groupby,
+        "covariates": covariates,
+        "test": test,
+        "seurat": str(seurat),
+        "layer": layer,
+        "scale": scale,
+        "min_pct": min_pct,
+        "logfc_threshold": logfc_threshold,
+        "only_pos": only_pos,
+        "min_diff_pct": min_diff_pct,
+    }
+    MarkerOptions.from_mapping(options)
+    rules = rules_for(str(seurat), min_pct, logfc_threshold, only_pos, min_diff_pct)
+    adjusted = as_list(covariates)
+    if test == "wilcox" and adjusted:
+        raise OptionError(
+            "test='wilcox' takes no covariates. Use test='MAST', or set covariates=None."
+        )
+    names, codes = _groups(adata.obs, groupby)
+    source = layer_source(adata, layer, scale)
+    values = source.matrix
+    if test == "MAST" and not adjusted and not (values.nnz and not values.data.min() >= 0):
+        tables = _in_one_pass(source, codes, len(names), rules)
+    else:
+        tables = {
+            k: markers_of(
+                source,
+                source.genes,
+                two_groups(adata.obs, groupby, name, None),
+                rules,
+                test,
+                adata.obs,
+                adjusted,
+            )
+            for k, name in enumerate(names)
+        }
+    parts = []
+    for k, table in tables.items():
+        part = table.reset_index()
+        part.insert(0, "cluster", pd.Categorical([names[k]] * len(part), names))
+        parts.append(part)
+    result = pd.concat(parts, ignore_index=True)
+    result.attrs["values"] = source.values
+    return result
+
+
+def _groups(obs: pd.DataFrame, groupby: str) -> tuple[list[str], np.ndarray]:
+    """Names of the groups with three cells or more and as many beside them, and (cells,) codes, -1 for a cell without a value."""
+    require_column(obs, groupby)
+    known = obs[groupby].notna().to_numpy()
+    levels = factor(obs[groupby][known])
+    codes = np.full(len(obs), -1)
+    codes[known] = levels.cat.codes
+    names = [str(name) for name in levels.cat.categories]
+    sizes = np.bincount(codes[known], minlength=len(names))
+    small = [name for name, size in zip(names, sizes) if size < MIN_CELLS]
+    if len(names) - len(small) < 1 or len(names) < 2:
+        raise DataError(
+            f"The column {groupby!r} has {len(names)} groups, {len(names) - len(small)} of them with at least {MIN_CELLS} "
+            "cells; two are needed."
+        )
+    if small:
+        warnings.warn(
+            f"No markers for {', '.join(small[:5])}: fewer than {MIN_CELLS} cells. They count among the other cells.",
+            stacklevel=3,
+        )
+    # Groups that are compared first: the others are numbered behind them.
+    order = [k for k, size in enumerate(sizes) if size >= MIN_CELLS]
+    order += [k for k, size in enumerate(sizes) if size < MIN_CELLS]
+    place = np.empty(len(names) + 1, dtype=np.int64)
+    place[order], place[-1] = np.arange(len(names)), -1
+    return [names[k] for k in order if sizes[k] >= MIN_CELLS], place[codes]
+
+
+def _in_one_pass(
+    source: Source, codes: np.ndarray, groups: int, rules: Rules
+) -> dict[int, pd.DataFrame]:
+    """Tables of the first ``groups`` of the groups by MAST's test without covariates."""
+    every = int(codes.max()) + 1
+    parts, centre = group_sums(source.matrix, codes, every, totals=source.totals)
+    rest = combine_sums(parts, 1 - np.eye(every, dtype=np.int64))
+    tables, failed = {}, ""
+    for k, tested in enumerate(pair_tests(list(zip(parts, rest))[:groups], centre, rules)):
+        if tested.test is None:
+            failed = tested.note
+            warnings.warn(f"No markers for group {k + 1}: {tested.note}", stacklevel=4)
+            continue
+        passed = tested.screen.passed
+        tables[k] = marker_table(tested.test.p, tested.screen, passed, source.genes, rules)
+    if not tables:
+        raise DataError(failed)
+    return tables
