@@ -27,18 +27,18 @@ from ..utils.columns import require_column
 from ..utils.deprecation import renamed_function, renamed_parameters
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import progress, say
-from ..utils.threads import single_blas_thread
+from ..utils.threads import single_blas_thread, within_cores
 from .features import (
     DEPTH,
     Clusters,
     Coexpression,
     Evidence,
     Mixtures,
+    VariableGenes,
     gather,
     log_values,
     median_total,
 )
-from .network import network_odds
 from .options import DoubletOptions, Method, Simulation
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ _CANDIDATES = (
 
 
 @renamed_parameters(sample="sample_key", labels="label_key", recipe="doublet_simulation")
+@within_cores()
 @single_blas_thread()
 def find_doublets(
     adata: AnnData,
@@ -397,7 +398,7 @@ class DoubletDetector:
     ) -> tuple[np.ndarray, np.ndarray]:
         """(n,) mean log ratios over the rounds, and those of all simulated doublets."""
         n, options = self.counts.shape[0], self.options
-        coexpression = Coexpression(self.counts)
+        coexpression, variable = Coexpression(self.counts), VariableGenes.of(self.counts)
         ratios, simulated = np.zeros(n), []
         kinds: list[Recipe] = (
             ["mixed", "sum"]
@@ -411,7 +412,14 @@ class DoubletDetector:
                 raise DataError(
                     "No sample has two cells, so no doublet can be simulated. Omit sample_key to treat all cells as one sample."
                 )
-            evidence = gather(self.counts, made.counts, mixtures, coexpression, seed=options.seed)
+            evidence = gather(
+                self.counts,
+                made.counts,
+                mixtures,
+                coexpression,
+                seed=options.seed,
+                variable=variable,
+            )
             odds = _combined_log_odds(evidence, kind, seed)
             odds += np.log(n / len(made))
             ratios += odds[:n] / options.rounds
@@ -421,6 +429,8 @@ class DoubletDetector:
 
     def _add_network(self, result: _Result) -> None:
         """Replace the log ratios by those of the fine-tuned network, or average both."""
+        from .network import network_odds  # torch takes a second to import
+
         options, ratios = self.options, result.log_ratio
         # "mean" as in the paper: without depth as a feature the network has to detect the mixture.
         kind = options.doublet_simulation
@@ -505,7 +515,8 @@ def logistic(x: np.ndarray, y: np.ndarray, *, ridge: float = 5.0, steps: int = 3
     for _ in range(steps):
         chance = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
         slope = design.T @ (y - chance) - penalty * weights
-        curve = (design * (chance * (1 - chance))[:, None]).T @ design + np.diag(penalty)
+        scaled = design * np.sqrt(chance * (1 - chance))[:, None]
+        curve = scaled.T @ scaled + np.diag(penalty)  # one matrix twice: half of a product
         step = np.linalg.solve(curve, slope)
         weights += step
         if np.abs(step).max() < 1e-6:

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -21,6 +20,7 @@ from scipy.special import log_ndtr
 
 from ..neighbors.knn import nearest_neighbors
 from ..neighbors.svd import principal_components
+from .mixture_likelihood import mixture_ratios
 
 COMPONENTS = 30
 CURVED = 15  # leading components whose squares and products are features
@@ -57,6 +57,41 @@ def variable_genes(values: sparse.csr_matrix, n: int = _GENES) -> np.ndarray:
     mean = np.asarray(values.mean(axis=0)).ravel()
     variance = np.asarray(values.multiply(values).mean(axis=0)).ravel() - mean**2
     return np.sort(np.argsort(-variance, kind="stable")[:n])
+
+
+@dataclass
+class VariableGenes:
+    """Log values of cells on their most variable genes, and the same of others.
+
+    Attributes
+    ----------
+    columns
+        The genes.
+    scale
+        Counts that logs are taken of.
+    values
+        (n, columns) of the cells that the genes were chosen by.
+    """
+
+    columns: np.ndarray
+    scale: float
+    values: sparse.csr_matrix
+
+    @classmethod
+    def of(cls, counts: sparse.csr_matrix) -> VariableGenes:
+        """From (n, genes) counts."""
+        scale = median_total(counts)
+        values = log_values(counts, scale)
+        columns = variable_genes(values)
+        return cls(columns, scale, values[:, columns])
+
+    def of_cells(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
+        """(r, columns) of (r, genes) counts, scaled by all genes of a cell."""
+        totals = np.asarray(counts.sum(axis=1)).ravel()
+        out = sparse.csr_matrix(counts[:, self.columns], dtype=np.float64)
+        factor = np.repeat(self.scale / np.maximum(totals, 1e-12), np.diff(out.indptr))
+        out.data = np.log1p(out.data * factor)
+        return out
 
 
 def kmeans(
@@ -246,7 +281,7 @@ class Mixtures:
             for k in range(_FOLDS):
                 rows = np.flatnonzero(fold == k)
                 if len(rows):
-                    ratio[rows], pair[rows], moved[rows] = _ratios(
+                    ratio[rows], pair[rows], moved[rows] = mixture_ratios(
                         counts[rows], self.profiles(fold != k), shares
                     )
             self.cluster = moved
@@ -264,36 +299,7 @@ class Mixtures:
 
     def of(self, counts: sparse.csr_matrix) -> np.ndarray:
         """(r, shares) ratios of other cells."""
-        return _ratios(counts, self.profiles(np.ones(len(self.keep), dtype=bool)), SHARES)[0]
-
-
-def _ratios(
-    counts: sparse.csr_matrix, profiles: np.ndarray, shares: tuple[float, ...]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(r, shares) log ratios, (r, 2) the pair of the best one and (r,) the best single cluster."""
-    rows, n = counts.shape[0], len(profiles)
-    single = counts @ np.log(profiles).T
-    alone = single.max(axis=1)
-    ratio, pair = np.full((rows, len(shares)), -np.inf), np.zeros((rows, 2), dtype=np.int64)
-    top = np.full(rows, -np.inf)
-    for j, share in enumerate(shares):
-        for lesser, greater in _ordered_pairs(n, share):
-            value = (
-                counts @ np.log(share * profiles[lesser] + (1 - share) * profiles[greater]) - alone
-            )
-            np.maximum(ratio[:, j], value, out=ratio[:, j])
-            better = value > top
-            top[better], pair[better] = value[better], (greater, lesser)
-    if n < 2:
-        ratio[:] = 0
-    return ratio, pair, single.argmax(axis=1)
-
-
-def _ordered_pairs(n: int, share: float) -> Iterator[tuple[int, int]]:
-    for a, b in combinations(range(n), 2):
-        yield a, b
-        if share != 0.5:
-            yield b, a
+        return mixture_ratios(counts, self.profiles(np.ones(len(self.keep), dtype=bool)), SHARES)[0]
 
 
 class Coexpression:
@@ -360,13 +366,17 @@ def gather(
     coexpression: Coexpression,
     *,
     seed: int = 0,
+    variable: VariableGenes | None = None,
 ) -> Evidence:
-    """Compute the features of (n, genes) real cells and (m, genes) simulated doublets."""
+    """Compute the features of (n, genes) real cells and (m, genes) simulated doublets.
+
+    ``variable``, of the real cells, saves working it out for each simulation.
+    """
     n, m = counts.shape[0], simulated.shape[0]
     both = sparse.vstack([counts, simulated], format="csr")
     artificial = np.r_[np.zeros(n), np.ones(m)].astype(bool)
-    values = log_values(both, median_total(counts))
-    values = values[:, variable_genes(values[:n])]
+    variable = VariableGenes.of(counts) if variable is None else variable
+    values = sparse.vstack([variable.values, variable.of_cells(simulated)], format="csr")
     scores, _ = principal_components(values, min(COMPONENTS, min(values.shape) - 1), seed=seed)
     table: dict[str, np.ndarray] = {}
     table["counts"] = np.log1p(np.asarray(both.sum(axis=1)).ravel())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
+_DISTANCES = 2**20  # held at a time
+
 
 def nearest_neighbors(
     query: np.ndarray, pool: np.ndarray, k: int, *, block: int = 1024
@@ -20,7 +22,7 @@ def nearest_neighbors(
     k
         Number of neighbors; at most all of ``pool``.
     block
-        Cells whose distances to the whole pool are held at a time. Default 1,024.
+        Most cells whose distances to the whole pool are held at a time. Default 1,024; fewer where the pool is large.
 
     Returns
     -------
@@ -37,9 +39,12 @@ def nearest_neighbors(
     k = min(k, len(pool))
     squares = (pool**2).sum(axis=1)
     out = np.empty((len(query), k), dtype=np.int64)
+    # Few distances at a time stay in the cache between the steps below.
+    block = max(1, min(block, _DISTANCES // max(len(pool), 1)))
     for start in range(0, len(query), block):
         part = query[start : start + block]
-        distance = squares[None, :] - 2 * (part @ pool.T)
+        distance = (-2 * part) @ pool.T
+        distance += squares
         found = np.argpartition(distance, k - 1, axis=1)[:, :k]
         order = np.argsort(np.take_along_axis(distance, found, axis=1), axis=1, kind="stable")
         out[start : start + block] = np.take_along_axis(found, order, axis=1)

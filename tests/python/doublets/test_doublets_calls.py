@@ -186,7 +186,7 @@ def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
         seen.update(made=made, doubtful=doubtful, seed=seed)
         return np.arange(90.0), np.linspace(-1, 1, len(made))
 
-    monkeypatch.setattr(module, "network_odds", odds_of)
+    monkeypatch.setattr("scmamba.doublets.network.network_odds", odds_of)
     both = module.DoubletDetector(
         adata, counts, codes, DoubletOptions(method="both", rounds=3, seed=2)
     ).detect(steps.append)

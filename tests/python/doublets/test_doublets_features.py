@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import numba
 import numpy as np
 import pytest
 from scipy import sparse, stats
@@ -16,9 +17,7 @@ from scmamba.doublets.features import (
     Evidence,
     Mixtures,
     _best_mixtures,
-    _ordered_pairs,
     _others,
-    _ratios,
     _spread,
     gather,
     kmeans,
@@ -29,6 +28,7 @@ from scmamba.doublets.features import (
     variable_genes,
     without_mixtures,
 )
+from scmamba.doublets.mixture_likelihood import mixture_ratios, ordered_pairs
 
 
 def kinds(
@@ -192,7 +192,7 @@ def test_ratios_by_search():
     rng = np.random.default_rng(4)
     profiles = rng.dirichlet(np.full(25, 0.5), 4) + 1e-4
     counts = sparse.csr_matrix(rng.poisson(1.0, (12, 25)).astype(float))
-    ratio, pair, best = _ratios(counts, profiles, (0.05, 0.2, 0.5))
+    ratio, pair, best = mixture_ratios(counts, profiles, (0.05, 0.2, 0.5))
     for i, row in enumerate(counts.toarray()):
         single = row @ np.log(profiles).T
         assert best[i] == single.argmax()
@@ -210,10 +210,42 @@ def test_ratios_by_search():
         assert sorted(pair[i]) == sorted((greater, lesser)) and value == pytest.approx(
             ratio[i].max()
         )
-    alone = _ratios(counts, profiles[:1], (0.05, 0.2))
+    alone = mixture_ratios(counts, profiles[:1], (0.05, 0.2))
     assert not alone[0].any() and not alone[2].any()
-    assert list(_ordered_pairs(3, 0.5)) == [(0, 1), (0, 2), (1, 2)]
-    assert list(_ordered_pairs(3, 0.2)) == [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)]
+    assert list(ordered_pairs(3, 0.5)) == [(0, 1), (0, 2), (1, 2)]
+    assert list(ordered_pairs(3, 0.2)) == [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ratios_in_blocks_are_those_of_float64_column_by_column(threads):
+    """Deep cells, whose sums in float32 alone would be off by more than the differences between mixtures."""
+    rng = np.random.default_rng(7)
+    base = rng.dirichlet(np.full(900, 0.3))
+    profiles = np.stack([0.9 * base + 0.1 * rng.dirichlet(np.full(900, 0.3)) for _ in range(11)])
+    profiles = (profiles + 1e-6) / (profiles + 1e-6).sum(axis=1, keepdims=True)
+    mixed = (profiles[rng.integers(0, 11, 300)] + profiles[rng.integers(0, 11, 300)]) / 2
+    counts = sparse.csr_matrix(rng.poisson(20000 * mixed).astype(float))
+    shares = (0.05, 0.2, 0.5)
+    before = numba.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        ratio, pair, single = mixture_ratios(counts, profiles, shares)
+    finally:
+        numba.set_num_threads(before)
+    alone = counts @ np.log(profiles).T
+    np.testing.assert_array_equal(single, alone.argmax(axis=1))
+    by_pair = {
+        (j, a, b): counts @ np.log(share * profiles[a] + (1 - share) * profiles[b])
+        for j, share in enumerate(shares)
+        for a, b in ordered_pairs(11, share)
+    }
+    keys, values = list(by_pair), np.stack(list(by_pair.values()))
+    for j in range(3):
+        plain = values[[k[0] == j for k in keys]].max(axis=0) - alone.max(axis=1)
+        np.testing.assert_allclose(ratio[:, j], plain, atol=5e-5, rtol=1e-6)
+    # The pair is the best one, or one as good.
+    said = [by_pair[(ratio[i].argmax(), *pair[i, ::-1])][i] for i in range(300)]
+    np.testing.assert_allclose(said, values.max(axis=0), rtol=0, atol=1e-4)
 
 
 def test_profiles_are_without_the_fold_and_without_suspects():
@@ -234,7 +266,7 @@ def test_profiles_are_without_the_fold_and_without_suspects():
         ratio, moved, pair = np.zeros((100, len(shares))), cluster.copy(), np.zeros((100, 2), int)
         for k in range(5):
             here = fold == k
-            ratio[here], pair[here], moved[here] = _ratios(
+            ratio[here], pair[here], moved[here] = mixture_ratios(
                 counts[here], profiles(cluster, keep & ~here), shares
             )
         cluster = moved
@@ -245,7 +277,7 @@ def test_profiles_are_without_the_fold_and_without_suspects():
     assert (~found.keep).sum() == 10
     other, _ = kinds(9, seed=8)
     np.testing.assert_allclose(
-        found.of(other), _ratios(other, profiles(cluster, keep), (0.05, 0.2, 0.5))[0]
+        found.of(other), mixture_ratios(other, profiles(cluster, keep), (0.05, 0.2, 0.5))[0]
     )
     assert Mixtures(counts, code, suspected=0.1, seed=5).ratio.shape == (100, 3)
 
