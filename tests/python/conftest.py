@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import anndata as ad
@@ -74,6 +75,15 @@ def small_model(
         network.backbone.cls_token.normal_()
         network.regressor.bias.fill_(0.5)
     return Model(network, vocabulary, [f"type {i}" for i in range(n_classes)] or None)
+
+
+def with_rate_head(model: Model, seed: int = 0) -> Model:
+    """The same network with a rate head at random weights whose average rates are not the initial ones, as if it had been trained."""
+    torch.manual_seed(seed)
+    made = Model(ScMamba(replace(model.config, rates=True)), model.genes)
+    with torch.no_grad():
+        made.network.gene_log_rate[0] -= 1e-4
+    return made
 
 
 @pytest.fixture(scope="session")

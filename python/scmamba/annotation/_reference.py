@@ -144,10 +144,12 @@ class ReferenceAnnotator:
     def _training_cells(self, query: CellReader) -> ReferenceCells:
         """The labeled cells on the genes that both sides measured."""
         shared = np.intersect1d(self.cells.genes, query.genes)
-        if len(shared) < (50 if self.options.force else 300):
+        least = 50 if self.options.force else 300
+        if len(shared) < least:
+            forced = ", or pass force=True" if len(shared) >= 50 else ""
             raise DataError(
                 f"Reference and query share {len(shared)} genes (reference {len(self.cells.genes)}, query {len(query.genes)}); "
-                "at least 300 are needed to separate cell types. Check species and gene names, or pass force=True."
+                f"at least {least} are needed to separate cell types. Check species and gene names{forced}."
             )
         say(
             f"{len(shared):,} genes are in both; {len(self.rows):,} labeled reference cells",

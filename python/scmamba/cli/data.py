@@ -35,7 +35,10 @@ def cohort(
 
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="An .rds (Seurat, SingleCellExperiment) or .h5ad file.")
+        Path,
+        typer.Argument(
+            help="An .rds (Seurat, SingleCellExperiment), .h5ad, 10x .h5 or .zarr file, or an mtx folder."
+        ),
     ],
     target: Annotated[Path, typer.Argument(help="The .h5ad or .rds file to write.")],
     assay: Annotated[
@@ -50,7 +53,7 @@ def convert(
         bool, typer.Option("--quiet", help="Do not list what could not be converted.")
     ] = False,
 ) -> None:
-    """Convert Seurat or SingleCellExperiment files (.rds) to AnnData (.h5ad), or back."""
+    """Convert Seurat or SingleCellExperiment files (.rds) to AnnData (.h5ad), or back; 10x files to either."""
     from ..interop._convert import convert_file
 
     sentence = convert_file(

@@ -216,10 +216,12 @@ def _is_doublet(column: pd.Series) -> np.ndarray:
     """(n,) bool of truths, numbers or words."""
     import pandas as pd
 
+    from ..data.doublet_simulation import DOUBLET_WORDS, SINGLET_WORDS
+
     if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=float) > 0
-    words = column.astype(str).str.lower()
-    known = {"doublet": True, "true": True, "1": True, "singlet": False, "false": False, "0": False}
+    words = column.astype(str).str.strip().str.lower()
+    known = dict.fromkeys(DOUBLET_WORDS, True) | dict.fromkeys(SINGLET_WORDS, False)
     if is_novel := sorted(set(words) - set(known)):
         raise ScMambaError(
             f"The column '{column.name}' holds '{is_novel[0]}'; it must be true or false, or 'doublet' or 'singlet'."

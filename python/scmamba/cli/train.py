@@ -87,7 +87,7 @@ _COMMON = (
 )
 
 
-@options_of(TrainingOptions, only=(*_COMMON, "d_model", "layers", "reads"), unset=True)
+@options_of(TrainingOptions, only=(*_COMMON, "d_model", "layers", "reads", "rates"), unset=True)
 def pretrain(
     data: Data,
     output: Output,
@@ -134,6 +134,7 @@ def pretrain(
             d_model=settings.d_model,
             n_layer=settings.layers,
             reads=settings.reads,
+            rates=settings.rates,
         ),
         vocabulary=genes,
         loop=plan.loop(cells),
@@ -146,6 +147,18 @@ def pretrain(
         verbose=plan.verbose,
     )
     plan.finish(model, "Pre-trained (masked-expression modelling)", cells, "")
+    if plan.first:
+        typer.echo(_after_pretraining(settings.rates, output))
+
+
+def _after_pretraining(rates: bool, output: Path) -> str:
+    """What a pre-trained model still needs for imputation by the recommended method."""
+    if rates:
+        return f"Its rate head is trained by: scmamba finetune ... --task impute --model {output}"
+    return (
+        "It has no rate head, so scmamba impute uses its masked predictions (the published rule); "
+        "--rates or --recipe small makes a model with one."
+    )
 
 
 @options_of(TrainingOptions, only=(*_COMMON, "above", "balance", "freeze", "probe"), unset=True)
@@ -172,7 +185,7 @@ def finetune(
     quiet: Quiet = False,
     **given: Any,
 ) -> None:
-    """Fine-tune a model: impute (masked values), annotate (the cells' labels) or doublets (simulated within donors)."""
+    """Fine-tune a model: impute (masked values), annotate (the cells' labels) or doublets (simulated within donors, or the label column)."""
     from ..model import load_model
     from ..training.distributed import is_distributed, training_device
 
@@ -184,6 +197,7 @@ def finetune(
         "layer": layer,
     }
     plan = _Plan(task, recipe, config, given, output, overwrite, quiet)
+    plan.calls_doublets = task == "doublets" and label is not None
     start = load_model(model, device=training_device() if is_distributed() else None)
     cells, others = plan.open(_Data(data, held_out, splits, cache, force, columns), start.genes)
     tuned = _tune(task, start, plan, cells, others, work, force)
@@ -235,6 +249,7 @@ def _tune(
         probe=settings.probe,
         recipe=recipe,
         fraction=settings.doublet_fraction,
+        from_labels=task == "doublets" and plan.holds_calls(cells),
         folder=work,
         name=name,
         verbose=plan.verbose,
@@ -262,6 +277,9 @@ class _Plan:
         self.first = is_first_process()
         self.verbose = not quiet and self.first
         self.output, self.recipe = output, recipe
+        self.calls_doublets = (
+            False  # the label column was named, and may say which droplets are doublets
+        )
         refuse_existing_outputs(output, overwrite=overwrite)
 
     def open(self, data: _Data, genes: Vocabulary) -> tuple[Collection, Collection | list[Any]]:
@@ -272,8 +290,14 @@ class _Plan:
         if data.splits is not None:
             return self._split(cells, data.splits)
         if data.held_out:
+            from ..data.collection import NOT_CELLS
+
             others = self._collection(data.held_out, data, genes)
-            return cells, others.filter(min_total=self.settings.min_total, min_donor_cells=0)
+            return cells, others.filter(
+                min_total=self.settings.min_total,
+                min_donor_cells=0,
+                exclude=() if self.holds_calls(others) else NOT_CELLS,
+            )
         return cells, []
 
     def _collection(self, files: list[Path], data: _Data, genes: Vocabulary) -> Collection:
@@ -312,6 +336,8 @@ class _Plan:
             "min_donor_cells": self.settings.min_donor_cells,
             "above": self.settings.above or None,
         }
+        if self.holds_calls(cells):
+            wanted["exclude"] = ()
         gone = {"min_donor_cells": 0, "above": None}
         while True:
             try:
@@ -328,6 +354,12 @@ class _Plan:
                     self.verbose,
                 )
                 wanted[name] = gone[name]
+
+    def holds_calls(self, cells: Collection) -> bool:
+        """Whether the label column that was named says which droplets are doublets."""
+        from ..data.doublet_simulation import doublet_codes
+
+        return self.calls_doublets and doublet_codes(cells.column("label")) is not None
 
     def loop(self, cells: Collection) -> TrainerConfig:
         """Options of the optimizer for these cells."""
@@ -396,6 +428,12 @@ def build(
             help="Also write the number of cells of every gene, and whether it was kept, to this .tsv."
         ),
     ] = None,
+    not_counted: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File of a study whose cells are left out of the minimum fraction; may be repeated."
+        ),
+    ] = None,
     cache: Cache = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -406,7 +444,12 @@ def build(
 
     refuse_existing_outputs(output, overwrite=overwrite)
     genes, found = build_vocabulary(
-        data, gtf=gtf, min_fraction=min_fraction, cache=cache, verbose=not quiet
+        data,
+        gtf=gtf,
+        min_fraction=min_fraction,
+        not_counted=not_counted or (),
+        cache=cache,
+        verbose=not quiet,
     )
     with atomic_path(output) as temporary:
         genes.write(temporary)

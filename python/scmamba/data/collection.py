@@ -85,7 +85,7 @@ class CellFile:
 
         rows, width = self.store.read(start, stop), len(self.match.vocabulary)
         data = self.values.linear(rows.data)
-        in_order = self._in_order and bool(rows.has_sorted_indices)
+        in_order = self._in_order and bool(rows.has_canonical_format)
         return sparse.csr_matrix(
             remap_columns(data, rows.indices, rows.indptr, self.slot, width, in_order),
             shape=(stop - start, width),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from ..utils.errors import DataError, ScMambaError
@@ -18,6 +19,20 @@ from ..utils.errors import DataError, ScMambaError
 Recipe = Literal["mixed", "sum", "mean"]
 #: Least share of the two cells' molecules that their droplet catches ("mixed").
 LEAST_SHARE = 0.5
+#: Words of droplets with two cells and with one, and of droplets without a call, in columns of obs (hashing, genotypes), in lower case.
+DOUBLET_WORDS = ("doublet", "doublets", "multiplet", "dbl", "true", "1", "1.0")
+SINGLET_WORDS = ("singlet", "singlets", "sng", "false", "0", "0.0")
+NO_CALL = (
+    "",
+    "negative",
+    "ambiguous",
+    "unassigned",
+    "unknown",
+    "undetermined",
+    "amb",
+    "na",
+    "nan",
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,32 @@ class Simulated:
 
     def __len__(self) -> int:
         return len(self.sample)
+
+
+def doublet_codes(calls: pd.Categorical) -> np.ndarray | None:
+    """What a column of in-vivo calls says: 1 for doublets, 0 for singlets, -1 for droplets without a call.
+
+    Parameters
+    ----------
+    calls
+        (n,) words, as hashing or genotypes gave them.
+
+    Returns
+    -------
+    (n,) codes; ``None`` if the column is not one of doublets: other words occur, or not both of singlets and doublets.
+
+    Examples
+    --------
+    >>> doublet_codes(pd.Categorical(["Singlet", "Doublet", "Negative"])).tolist()
+    [0, 1, -1]
+    """
+    words = calls.categories.astype(str).str.strip().str.lower()
+    known = dict.fromkeys(NO_CALL, -1)
+    known |= dict.fromkeys(SINGLET_WORDS, 0) | dict.fromkeys(DOUBLET_WORDS, 1)
+    if not words.isin(list(known)).all():
+        return None
+    codes = np.array([*(known[word] for word in words), -1])[calls.codes]
+    return codes if {0, 1} <= set(codes.tolist()) else None
 
 
 def simulate_doublets(

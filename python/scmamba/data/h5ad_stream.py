@@ -11,7 +11,14 @@ import numpy as np
 from scipy import sparse
 
 from ..utils.atomic import atomic_path
-from .h5ad_files import check_readable, check_writable, report, writable, writable_frame
+from .h5ad_files import (
+    check_readable,
+    check_writable,
+    open_backed,
+    report,
+    writable,
+    writable_frame,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -26,6 +33,8 @@ def write_with_layer(
     name: str,
     blocks: Iterable[sparse.csr_matrix],
     finish: Callable[[AnnData, int], None],
+    *,
+    verbose: bool = True,
 ) -> None:
     """Copy ``source`` to ``target`` with ``layers[name]`` made of ``blocks`` (CSR row blocks, in order).
 
@@ -34,36 +43,44 @@ def write_with_layer(
     """
     check_writable(adata)
     with atomic_path(target) as temporary:
-        _copy(source, temporary, adata)
+        notes = _copy(source, temporary, adata)
         with h5py.File(temporary, "r+") as file:
             stored = append_layer(file, name, blocks, (adata.n_obs, adata.n_vars))
-            _write_annotations(file, adata, finish, stored)
+            notes += _write_annotations(file, adata, finish, stored)
         check_readable(temporary, target.name)
+    report(notes, verbose)
 
 
 def write_with_annotations(
-    source: Path, target: Path, adata: AnnData, finish: Callable[[AnnData], None]
+    source: Path,
+    target: Path,
+    adata: AnnData,
+    finish: Callable[[AnnData], None],
+    *,
+    verbose: bool = True,
 ) -> None:
     """Copy ``source`` to ``target`` with the ``obs``, ``uns`` and new ``obsm`` that ``finish(annotations)`` made."""
     check_writable(adata)
     with atomic_path(target) as temporary:
-        _copy(source, temporary, adata)
+        notes = _copy(source, temporary, adata)
         with h5py.File(temporary, "r+") as file:
-            _write_annotations(file, adata, lambda annotations, _: finish(annotations), 0)
+            notes += _write_annotations(file, adata, lambda annotations, _: finish(annotations), 0)
         check_readable(temporary, target.name)
+    report(notes, verbose)
 
 
-def _copy(source: Path, temporary: Path, adata: AnnData) -> None:
+def _copy(source: Path, temporary: Path, adata: AnnData) -> list[str]:
     """Group by group through HDF5, so that a file open for reading elsewhere is copied consistently.
 
     What is not a file of anndata 0.8 or later is written again from ``adata``: older ones hold references, which a copy breaks.
+    Returns a sentence for each annotation that had to be changed.
     """
     notes: list[str] = []
     if not (adata.isbacked and source.is_file() and _is_current(source)):
-        memory = adata.to_memory() if adata.isbacked else adata
+        # Read once more: to_memory() would close the file whose blocks are still to be read.
+        memory = open_backed(source).to_memory() if adata.isbacked else adata
         writable(memory, notes).write_h5ad(temporary)
-        report(notes, True)
-        return
+        return notes
     with h5py.File(source, "r") as old, h5py.File(temporary, "w") as new:
         for key, value in old.attrs.items():
             new.attrs[key] = value
@@ -74,7 +91,7 @@ def _copy(source: Path, temporary: Path, adata: AnnData) -> None:
         for key, frame in frames.items():
             if (made := writable_frame(frame, key.replace("/", "."), notes)) is not frame:
                 _replace(file, key, made)
-    report(notes, True)
+    return notes
 
 
 def _is_current(path: Path) -> bool:
@@ -122,19 +139,19 @@ def append_layer(
 
 def _write_annotations(
     file: h5py.File, adata: AnnData, finish: Callable[[AnnData, int], None], stored: int
-) -> None:
-    """Replace ``obs`` and ``uns`` by what ``finish`` made of them."""
+) -> list[str]:
+    """Replace ``obs`` and ``uns`` by what ``finish`` made of them; returns what had to be changed."""
     import anndata
 
     annotations = anndata.AnnData(obs=adata.obs.copy(), uns=dict(adata.uns))
     finish(annotations, stored)
     notes: list[str] = []
     obs = writable_frame(annotations.obs, "obs", notes)
-    report(notes, True)
     for key, value in (("obs", obs), ("uns", dict(annotations.uns))):
         _replace(file, key, value)
     for key, value in annotations.obsm.items():
         _replace(file, f"obsm/{key}", value)
+    return notes
 
 
 def _replace(file: h5py.File, key: str, value: object) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from scipy import sparse
 
 from ..genes import MIN_COVERAGE, GeneMatch, Vocabulary, match_adata
@@ -219,8 +220,8 @@ def check_cells(adata: AnnData) -> None:
     DataError
         What was found, what is expected, and what to do.
     """
-    if hasattr(adata, "mod"):
-        select_matrix(adata)  # refuses a MuData object
+    if hasattr(adata, "mod") or not isinstance(adata.obs, pd.DataFrame):
+        select_matrix(adata)  # refuses a MuData object, or one that was read lazily
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(
             f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes. At least one of each is needed."

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from ..utils.columns import refuse_lazy
 from ..utils.errors import DataError
 from ..utils.layers import layer_names
 from .values import ValueScale, classify_values, detect_value_scale, log1p_cp10k, to_csr
@@ -153,6 +154,7 @@ def select_matrix(adata: AnnData, layer: str | None = None) -> SelectedMatrix:
             f"This is a MuData object with the modalities {', '.join(adata.mod)}. Give the one with the gene counts: "
             f"mdata['{next(iter(adata.mod), 'rna')}']."
         )
+    refuse_lazy(adata.obs)
     if layer is not None and layer in adata.layers:
         name, matrix, var = f"layers['{layer}']", adata.layers[layer], adata.var
     elif layer == "raw":

@@ -24,6 +24,7 @@ from ..utils.layers import layer_names
 from ..utils.progress import say
 from .file_kinds import file_kind, local_path, tenx_groups
 from .selection import recorded_scale, select_matrix
+from .values import to_numbers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -89,7 +90,10 @@ class MemoryStore(Store):
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Consecutive rows."""
-        return sparse.csr_matrix(self.selected.matrix[start:stop], copy=True)
+        rows = self.selected.matrix[start:stop]
+        if hasattr(rows, "compute"):  # dask, also with sparse chunks
+            rows = rows.compute()
+        return sparse.csr_matrix(rows if sparse.issparse(rows) else to_numbers(rows), copy=True)
 
     def recorded(self) -> dict[str, Any]:
         """What was recorded with the values."""
@@ -144,7 +148,7 @@ class _Csr:
         indices = self.indices[first:last].astype(np.int32, copy=False)
         # 64-bit row starts would make scipy copy the column numbers to 64 bits.
         parts = (
-            self.data[first:last],
+            to_numbers(self.data[first:last]),
             indices,
             (self.indptr[start : stop + 1] - first).astype(np.int32),
         )
@@ -158,7 +162,7 @@ class _Dense:
         self.array = array
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
-        return sparse.csr_matrix(self.array[start:stop])
+        return sparse.csr_matrix(to_numbers(self.array[start:stop]))
 
 
 class AnnDataStore(_FileStore):
@@ -175,7 +179,7 @@ class AnnDataStore(_FileStore):
                 raise _ColumnsFirst
             self.shape = _shape(element)
             self.var = (
-                _frame(root["raw"]["var"])
+                _frame(root["raw"]["var"] if "raw" in root else root["raw.var"])
                 if self._reads_raw(root)
                 else _old_frame(path, root, "var")
                 if _is_old(root)
@@ -188,7 +192,7 @@ class AnnDataStore(_FileStore):
 
     def _element(self, root: Any) -> Any:
         if self._reads_raw(root):
-            return root["raw"]["X"]
+            return root["raw"]["X"] if "raw" in root else root["raw.X"]
         if self.layer is None or (self.layer == "X" and "X" not in root.get("layers", {})):
             if "X" not in root:
                 raise DataError(
@@ -203,8 +207,9 @@ class AnnDataStore(_FileStore):
         return root["layers"][self.layer]
 
     def _reads_raw(self, root: Any) -> bool:
-        """``layer="raw"`` is ``adata.raw``, unless a layer is called so."""
-        return self.layer == "raw" and "raw" in root and "raw" not in root.get("layers", {})
+        """``layer="raw"`` is ``adata.raw`` (``raw.X`` in files of anndata 0.5 and 0.6), unless a layer is called so."""
+        has_raw = "raw" in root or "raw.X" in root
+        return self.layer == "raw" and has_raw and "raw" not in root.get("layers", {})
 
     @staticmethod
     def encoding(element: Any) -> str:
@@ -267,6 +272,10 @@ class TenxStore(_FileStore):
                 )
             self.group = found[0]
             group = file[self.group]
+            if "features" not in group and not {"genes", "gene_names"} <= set(group):
+                raise DataError(
+                    f"{path.name} holds a 10x matrix that has no names of genes ({self.group}/features, or genes and gene_names)."
+                )
             n_genes, n_cells = (int(v) for v in group["shape"][:])
             self._wanted: np.ndarray | None = None
             if "features" in group:
@@ -281,6 +290,10 @@ class TenxStore(_FileStore):
                     ids, names = ids[self._wanted], names[self._wanted]
             else:
                 ids, names = _decode(group["genes"][:]), _decode(group["gene_names"][:])
+            if len(ids) != len(self._wanted if self._wanted is not None else range(n_genes)):
+                raise DataError(
+                    f"{path.name} names {len(ids):,} genes and holds {n_genes:,}. Is it truncated?"
+                )
             self._n_stored = n_genes
         self.var = pd.DataFrame({"symbol": names}, index=pd.Index(ids))
         self.shape = n_cells, len(ids)

@@ -310,13 +310,43 @@ def to_csr(block: Any) -> sparse.csr_matrix:
     if hasattr(block, "compute"):  # dask, also with sparse chunks
         block = block.compute()
     if not sparse.issparse(block):
-        block = np.asarray(block)
-        if block.dtype.kind not in "iufb":
-            raise DataError(f"The matrix holds {block.dtype} values; numbers are expected.")
+        block = to_numbers(block)
     result = sparse.csr_matrix(block, dtype=np.float64, copy=True)
     result.sum_duplicates()
     result.eliminate_zeros()
     return result
+
+
+def to_numbers(values: Any) -> np.ndarray:
+    """A dense block of numbers of a type that sparse matrices can hold: half precision and foreign byte order become usual types.
+
+    Parameters
+    ----------
+    values
+        Array, matrix or masked array; masked values become NaN, which is refused where values are judged.
+
+    Returns
+    -------
+    The values, copied only where their type has to change.
+
+    Raises
+    ------
+    DataError
+        They are no real numbers.
+
+    Examples
+    --------
+    >>> to_numbers(np.ones(2, dtype=np.float16)).dtype
+    dtype('float32')
+    """
+    if isinstance(values, np.ma.MaskedArray) and values.mask.any():
+        values = np.ma.filled(values.astype(np.float64), np.nan)
+    array = np.asarray(values)
+    if array.dtype.kind not in "iufb":
+        raise DataError(f"The matrix holds {array.dtype} values; numbers are expected.")
+    if array.dtype.kind == "f" and array.dtype.itemsize not in (4, 8):
+        return array.astype(np.float32 if array.dtype.itemsize < 4 else np.float64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def is_integer(values: np.ndarray) -> bool:

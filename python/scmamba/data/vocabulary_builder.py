@@ -29,6 +29,7 @@ def build_vocabulary(
     gtf: str | os.PathLike[str] | None = None,
     min_fraction: float = MIN_FRACTION,
     without: Sequence[str] = ("Y",),
+    not_counted: Sequence[str | os.PathLike[str] | AnnData] = (),
     cache: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> tuple[Vocabulary, pd.DataFrame]:
@@ -44,11 +45,14 @@ def build_vocabulary(
         Annotation, ``.gtf`` or ``.gtf.gz``; default the packaged table (GRCh38, Ensembl 109).
     without
         Chromosomes whose genes are omitted.
+    not_counted
+        Studies that are left out of the rule: their cells count neither among those that see a gene nor among all. What they see is in
+        the table, column ``cells_not_counted``, which shows what the vocabulary lacks of them.
 
     Returns
     -------
     The vocabulary, in the order of Ensembl IDs like the published one, and a table of all annotated genes seen at all: ``ensembl_id symbol
-    chromosome cells fraction kept``.
+    chromosome cells fraction kept`` (see ``not_counted``).
 
     Raises
     ------
@@ -62,22 +66,21 @@ def build_vocabulary(
         .sort_values("ensembl_id")
     )
     known = Vocabulary.from_ids(table.ensembl_id.tolist(), table.symbol.tolist())
-    collection = Collection(
-        sources, vocabulary=known, min_coverage=0.0, cache=cache, verbose=verbose
-    )
-    cells = collection.detected()
-    table = table.assign(
-        cells=cells, fraction=cells / len(collection), kept=cells >= min_fraction * len(collection)
-    )
+    counted = Collection(sources, vocabulary=known, min_coverage=0.0, cache=cache, verbose=verbose)
+    cells, n = counted.detected(), len(counted)
+    table = table.assign(cells=cells, fraction=cells / n, kept=cells >= min_fraction * n)
     table.loc[table.cells == 0, "kept"] = False
     if not table.kept.any():
-        raise DataError(
-            f"No gene is seen in {100 * min_fraction:g}% of the {len(collection):,} cells."
-        )
+        raise DataError(f"No gene is seen in {100 * min_fraction:g}% of the {n:,} cells.")
+    seen = cells > 0
+    if len(not_counted):
+        others = Collection(
+            not_counted, vocabulary=known, min_coverage=0.0, cache=cache, verbose=verbose
+        ).detected()
+        table, seen = table.assign(cells_not_counted=others), seen | (others > 0)
     kept = table[table.kept]
-    return Vocabulary.from_ids(kept.ensembl_id.tolist(), kept.symbol.tolist()), table[
-        table.cells > 0
-    ].reset_index(drop=True)
+    vocabulary = Vocabulary.from_ids(kept.ensembl_id.tolist(), kept.symbol.tolist())
+    return vocabulary, table[seen].reset_index(drop=True)
 
 
 def read_gtf(path: str | os.PathLike[str]) -> pd.DataFrame:

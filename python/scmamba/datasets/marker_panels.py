@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -52,7 +53,7 @@ def read_marker_panel(
     markers
         A mapping of cell types to genes; a DataFrame whose first two columns are the type and a gene (or several genes
         with commas between them); ``"panel"`` for :func:`brain_markers`; or a text file with one line for each type or
-        each gene: the type, a tab or comma, and genes separated by commas, semicolons, tabs or spaces. A heading such
+        each gene: the type, a tab or comma, and genes separated by commas, semicolons, tabs or spaces; a name with a comma stands in quotes. A heading such
         as ``type<TAB>genes``, empty lines and lines that begin with ``#`` are skipped; of a ``.gmt`` file the
         second column is a description.
 
@@ -84,7 +85,12 @@ def read_marker_panel(
         raise DataError(
             "markers has one column; expected two, the cell type and its gene (or genes)."
         )
-    first, second = markers.iloc[:, 0], markers.iloc[:, 1]
+    kept = markers[markers.iloc[:, 1].notna().to_numpy()]
+    first, second = kept.iloc[:, 0], kept.iloc[:, 1]
+    if first.isna().any():
+        raise DataError(
+            f"markers has no cell type in {int(first.isna().sum())} rows; write it into every row."
+        )
     return _panel_of((name, _genes_of(str(genes))) for name, genes in zip(first, second))
 
 
@@ -92,6 +98,10 @@ def _panel_of(rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, list[str]]
     """Genes by type, each once."""
     panel: dict[str, list[str]] = {}
     for name, genes in rows:
+        if not str(name).strip():
+            raise DataError(
+                f"markers has no cell type beside {', '.join(map(str, genes)) or 'a gene'}; write it into every line."
+            )
         own = panel.setdefault(str(name).strip(), [])
         own.extend(gene for gene in dict.fromkeys(map(str, genes)) if gene not in own)
     if not any(panel.values()):
@@ -105,25 +115,49 @@ def _rows_of_file(path: Path) -> list[tuple[str, list[str]]]:
             f"There is no file {path}. markers= takes a file, a mapping of cell types to genes, "
             'or "panel" for the panel of the human brain.'
         )
-    rows = []
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    for number, line in enumerate(lines, 1):
+    rows, is_first = [], True
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, separator, genes = line.partition("\t")
-        if not separator:
-            name, separator, genes = line.partition(";" if ";" in line else ",")
-        if not separator:
+        separator = _separator(line)
+        if separator is None:
             raise DataError(
                 f"Line {number} of {path} has no tab and no comma; expected a cell type, a tab, and genes separated by commas."
             )
+        name, *fields = next(csv.reader([line], delimiter=separator))
         if path.suffix.lower() == ".gmt":
-            genes = genes.partition("\t")[2]
-        own = _genes_of(genes)
-        if number == 1 and own and own[0].casefold() in _GENE_HEADINGS:
-            continue
-        rows.append((name.strip().strip('"'), own))
+            fields = fields[1:]
+        own = _genes_of(" ".join(fields))
+        if not (is_first and own and own[0].casefold() in _GENE_HEADINGS):
+            rows.append((name, own))
+        is_first = False
     return rows
+
+
+def _text_of(path: Path) -> str:
+    """The text of a file in any of the encodings that spreadsheets write."""
+    data = path.read_bytes()
+    if data[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+        raise DataError(
+            f"{path} is a workbook of a spreadsheet. Save the sheet as text (tab or comma separated) and give that file."
+        )
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return data.decode("utf-16")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _separator(line: str) -> str | None:
+    """What ends the cell type: a tab, else a semicolon or comma, whichever is first; a comma before a space belongs to the name."""
+    outside = re.sub(r'"[^"]*"', lambda quoted: "x" * len(quoted.group()), line)
+    if "\t" in outside:
+        return "\t"
+    semicolon, comma = outside.find(";"), outside.find(",")
+    if semicolon < 0 or comma < 0:
+        return ";" if semicolon >= 0 else "," if comma >= 0 else None
+    return "," if comma < semicolon and not outside[comma + 1 :].startswith(" ") else ";"
 
 
 def _genes_of(text: str) -> list[str]:

@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ..data.selection import SelectedMatrix, select_matrix
-from ..data.values import ValueScale, log1p_cp10k
+from ..data.values import ValueScale, log1p_cp10k, to_numbers
 from ..utils.errors import DataError
 
 Scale = Literal["auto", "counts", "log"]
@@ -65,16 +65,24 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
     ----------
     matrix
         Dense, sparse or backed.
+
+    Raises
+    ------
+    DataError
+        It does not hold numbers.
     """
     if hasattr(matrix, "to_memory"):
         matrix = matrix.to_memory()
     elif hasattr(matrix, "compute"):
         matrix = matrix.compute()
+    if not sp.issparse(matrix):
+        matrix = to_numbers(matrix)
     out = sp.csr_matrix(matrix)
-    if out.nnz and not out.data.all():
-        out = (
-            out.copy() if sp.issparse(matrix) else out
-        )  # it may share its arrays with the caller's
+    repeated = not out.has_canonical_format
+    if repeated or (out.nnz and not out.data.all()):
+        # It may share its arrays with the caller's; entries that are stored twice may not fit into their type together.
+        out = out.astype(np.float64) if repeated else out.copy()
+        out.sum_duplicates()
         out.eliminate_zeros()
     return out
 

@@ -200,7 +200,11 @@ def _score_samples(
             f"{int(full.sum())} cells have counts; at least {MIN_CELLS} are needed to find doublets."
         )
     key = options.label_key
-    labels = None if key is None else adata.obs[key].astype(str).to_numpy()
+    labels = None
+    if key is not None:  # cells without a label do not name a cluster
+        column = adata.obs[key]
+        labels = column.astype(str).astype(object).to_numpy(copy=True)
+        labels[column.isna().to_numpy()] = None
     result = _Result.empty(adata.n_obs)
     batches = list(_sample_batches(codes[full]))
     with progress("Finding doublets", len(batches) * options.rounds, verbose) as advance:
@@ -227,14 +231,10 @@ def _counts(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, str]:
         raise DataError(
             f"{values.sentence}, but simulated doublets are sums of counts. Give raw counts, in X or in a layer (layer='counts')."
         )
-    matrix = selected.matrix[:] if adata.isbacked else selected.matrix
-    counts = sparse.csr_matrix(matrix, dtype=np.float64, copy=True)
-    if selected.is_gene is not None:
-        counts.data[~selected.is_gene[counts.indices]] = 0
+    counts = selected.rows(slice(None))
     if values.kind == "log1p_counts":
         counts.data = np.rint(values.linear(counts.data))
-    counts.sum_duplicates()
-    counts.eliminate_zeros()
+        counts.eliminate_zeros()
     return counts, values.sentence
 
 
@@ -323,8 +323,10 @@ class _Result:
                 names[code]: text for code, text in _top_genes(counts, self.cluster, genes).items()
             }
         else:
+            modes = {code: pd.Series(kinds[self.cluster == code]).mode() for code in present}
             names = {
-                code: str(pd.Series(kinds[self.cluster == code]).mode()[0]) for code in present
+                code: str(mode[0]) if len(mode) else f"{prefix}c{code + 1}"
+                for code, mode in modes.items()
             }
         self.parents = np.array(
             [" + ".join(sorted((names.get(a, "?"), names.get(b, "?")))) for a, b in self.pair],

@@ -180,7 +180,7 @@ def embed_file(
     def annotate(copy: AnnData) -> None:
         _write(copy, opened, cells, options, result, totals)
 
-    write_with_annotations(source, target, adata, annotate)
+    write_with_annotations(source, target, adata, annotate, verbose=verbose)
 
 
 def embed_cells(

@@ -250,7 +250,7 @@ def impute_file(
     def annotate(result: AnnData, stored: int) -> None:
         imputer.write_annotations(result, np.concatenate(totals), stored)
 
-    write_with_layer(source, target, adata, KEY, blocks(), annotate)
+    write_with_layer(source, target, adata, KEY, blocks(), annotate, verbose=checked.verbose)
 
 
 def open_file(

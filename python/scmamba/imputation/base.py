@@ -129,7 +129,7 @@ class Imputer(ABC):
             raise DataError(
                 f"The imputed matrix needs about {needed / 1e9:.0f} GB while it is made, and "
                 f"{available_memory() / 1e9:.0f} GB are free. Impute file to file with "
-                "'scmamba impute in.h5ad -o out.h5ad', set min_value=0.5 to keep fewer values, or impute fewer cells."
+                f"'scmamba impute in.h5ad -o out.h5ad', set a min_value above {self.min_value:g} to keep fewer values, or impute fewer cells."
             )
 
     def _on_scale_of_data(

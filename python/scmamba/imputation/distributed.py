@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from os import PathLike
 from pathlib import Path
@@ -26,6 +24,7 @@ from scipy import sparse
 
 from ..data.h5ad_stream import append_layer, write_with_layer
 from ..data.provenance import KEY
+from ..utils.atomic import temporary_folder
 from ..utils.errors import ScMambaError
 from ._impute import impute_file, open_file
 from .base import Imputer
@@ -113,8 +112,10 @@ def _impute(
     adata, checked = open_file(source, target, overwrite, given)
     imputer, cells = open_imputer(adata, model, checked)
     imputer.restore(cells, broadcast_from_rank0(lambda: imputer.learn(cells), device))
-    folder = Path(broadcast_from_rank0(lambda: _new_folder(target), None))
-    try:
+    with ExitStack() as stack:  # the first process makes the folder and removes it
+        folder = Path(
+            broadcast_from_rank0(lambda: str(stack.enter_context(temporary_folder(target))), None)
+        )
         blocks = list(cells.blocks(imputer.block))
         bounds = [len(blocks) * r // world for r in range(world + 1)]
         write_share(imputer, blocks[bounds[rank] : bounds[rank + 1]], folder / f"{rank}.h5")
@@ -122,9 +123,6 @@ def _impute(
         if rank == 0:
             shares = [(folder / f"{r}.h5", blocks[bounds[r] : bounds[r + 1]]) for r in range(world)]
             _join(source, target, imputer, shares)
-    finally:
-        if rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _join(
@@ -137,9 +135,9 @@ def _join(
     def annotate(result: AnnData, stored: int) -> None:
         imputer.write_annotations(result, np.concatenate(totals), stored)
 
-    write_with_layer(
-        source, target, adata, KEY, read_shares(shares, adata.n_vars, totals), annotate
-    )
+    rows = read_shares(shares, adata.n_vars, totals)
+    verbose = imputer.options.verbose
+    write_with_layer(source, target, adata, KEY, rows, annotate, verbose=verbose)
 
 
 def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
@@ -174,19 +172,6 @@ def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
     if refusal:
         raise ScMambaError(refusal)
     return result
-
-
-def _new_folder(target: Path) -> str:
-    if not target.parent.is_dir():
-        raise ScMambaError(
-            f"The folder {target.parent} does not exist. Create it, or choose another output path."
-        )
-    try:
-        return tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise ScMambaError(
-            f"Nothing can be written in {target.parent}: {error.strerror}."
-        ) from error
 
 
 def write_share(imputer: Imputer, blocks: list[slice], path: Path) -> None:

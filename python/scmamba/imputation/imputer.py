@@ -55,6 +55,8 @@ def open_imputer(
     refuse_existing(adata, "impute", layers=(KEY,), obs=columns, overwrite=options.overwrite)
     opened = load_model(model, device=options.device, backend=options.backend)
     method = choose_method(options.method, opened)
+    if options.method is None and method == "masked":
+        say(_no_rates(opened), options.verbose)
     batch = batch_codes(adata, options.batch_key, method)
     cells = read_cells(
         adata,
@@ -89,16 +91,31 @@ def choose_method(method: str | None, model: Model) -> str:
     OptionError
         The network lacks the head that the method needs.
     """
-    chosen = method or ("ensemble" if model.config.rates else "masked")
-    if chosen == "ensemble" and not model.config.rates:
+    chosen = method or ("ensemble" if model.has_trained_rates else "masked")
+    if chosen == "ensemble" and not model.has_trained_rates:
+        what = "no rate head" if not model.config.rates else "a rate head that was not trained"
         raise OptionError(
-            f"The model '{model.config.name}' has no rate head; use method='masked', or another model."
+            f"The model '{model.config.name}' has {what}; use method='masked', or another model."
         )
     if chosen == "masked" and not model.config.reconstructs:
         raise OptionError(
             f"The model '{model.config.name}' classifies cells; imputation needs one with a reconstruction head."
         )
     return chosen
+
+
+def _no_rates(model: Model) -> str:
+    """What the choice of the masked method means, and how a model gets a rate head."""
+    name = model.config.name
+    if model.config.rates:
+        return (
+            f"The rate head of the model '{name}' was not trained, so its masked predictions are used (the published rule). "
+            "scmamba finetune --task impute trains it."
+        )
+    return (
+        f"The model '{name}' has no rate head, so its masked predictions are used (the published rule). brain-mini has one, and so "
+        "have models of scmamba pretrain --rates."
+    )
 
 
 def batch_codes(adata: AnnData, batch_key: str | None, method: str) -> np.ndarray | None:

@@ -1,11 +1,16 @@
-"""File to file: ``.rds`` to ``.h5ad`` and back."""
+"""File to file: ``.rds`` to ``.h5ad`` and back, and 10x HDF5, mtx folders and zarr stores to either."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..data.h5ad_files import write_h5ad
+from ..data.file_kinds import file_kind, local_path
+from ..data.h5ad_files import open_backed, write_h5ad
 from ..utils.errors import DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def convert_file(
@@ -18,27 +23,33 @@ def convert_file(
     compress: bool = True,
     verbose: bool = True,
 ) -> str:
-    """Convert by the names' endings; returns a description of what was written.
+    """Convert what ``source`` is found to be into what the name of ``target`` says; returns a description of what was written.
 
     Raises
     ------
     DataError
-        Endings other than .rds and .h5ad, a missing or damaged source, a target that exists already.
+        A missing or damaged source or one of an unknown kind, a target that does not end in .rds or .h5ad, or exists already.
     """
-    ends = source.suffix.lower(), target.suffix.lower()
-    if ends not in ((".rds", ".h5ad"), (".h5ad", ".rds")):
+    end = target.suffix.lower()
+    if end not in (".rds", ".h5ad"):
+        raise DataError(f"{source.name} to {target.name}: the target must end in .h5ad or .rds.")
+    path = local_path(source)
+    kind = file_kind(path)
+    if f".{kind}" == end:
         raise DataError(
-            f"{source.name} to {target.name}: one file must end in .rds and the other in .h5ad."
+            f"{source.name} is {end} already: one file must end in .rds and the other in .h5ad."
         )
-    if not source.is_file():
-        raise DataError(f"There is no file {source}.")
     if to not in ("seurat", "sce"):
         raise DataError(f"--to is '{to}'; it must be 'seurat' or 'sce'.")
     if target.exists() and not overwrite:
         raise DataError(f"{target} exists already. Choose another name, or add --overwrite.")
-    if ends[0] == ".rds":
-        return _to_h5ad(source, target, assay, compress, verbose)
-    return _to_rds(source, target, assay, to, compress, verbose)
+    if end == ".rds":
+        return _to_rds(path, target, assay, to, compress, verbose)
+    if kind == "rds":
+        return _to_h5ad(path, target, assay, compress, verbose)
+    adata = open_backed(path).to_memory()
+    write_h5ad(adata, target, compress=compress, verbose=verbose)
+    return _sentence(adata, target)
 
 
 def _to_h5ad(source: Path, target: Path, assay: str, compress: bool, verbose: bool) -> str:
@@ -57,21 +68,20 @@ def _to_h5ad(source: Path, target: Path, assay: str, compress: bool, verbose: bo
             f"{source} holds a {kinds[0]}; a Seurat object or a SingleCellExperiment is expected."
         )
     write_h5ad(adata, target, compress=compress, verbose=verbose)
-    return f"{target}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"
+    return _sentence(adata, target)
 
 
 def _to_rds(source: Path, target: Path, assay: str, to: str, compress: bool, verbose: bool) -> str:
-    import anndata
-
     from .sce import write_sce
     from .seurat import write_seurat
 
-    try:
-        adata = anndata.read_h5ad(source)
-    except Exception as error:  # h5py and anndata raise many kinds for a damaged file
-        raise DataError(f"{source} cannot be read as .h5ad: {error}") from error
+    adata = open_backed(source).to_memory()
     if to == "sce":
         write_sce(adata, target, compress=compress, verbose=verbose)
     else:
         write_seurat(adata, target, assay=assay or "RNA", compress=compress, verbose=verbose)
+    return _sentence(adata, target)
+
+
+def _sentence(adata: AnnData, target: Path) -> str:
     return f"{target}: {adata.n_obs:,} cells x {adata.n_vars:,} genes"

@@ -357,6 +357,23 @@ def to_list(items: dict[str, Any]) -> Any:
     return out
 
 
+def plain_matrix(values: Any) -> Any:
+    """A matrix in memory, each entry stored once: dask arrays are computed, repeated entries added up.
+
+    Parameters
+    ----------
+    values
+        Dense, sparse or dask.
+    """
+    if hasattr(values, "compute"):
+        values = values.compute()
+    compressed = sparse.issparse(values) and values.format in ("csr", "csc")
+    if compressed and not values.has_canonical_format:
+        values = values.astype(np.float64)  # a copy, in a type that holds the sums
+        values.sum_duplicates()
+    return values
+
+
 def to_matrix(values: Any) -> Any:
     """A cells x genes matrix as a genes x cells dgCMatrix (sparse) or numeric matrix (dense), without names.
 
@@ -369,6 +386,7 @@ def to_matrix(values: Any) -> Any:
 
     from ._r import r, run
 
+    values = plain_matrix(values)
     if not sparse.issparse(values):
         dense = np.ascontiguousarray(values, dtype=np.float64)
         out = _floats(dense.ravel())

@@ -66,6 +66,9 @@ def place_matrices(
     places: dict[str, str] = {}
     if adata.X is not None:
         places[_layer_of_x(adata, remembered, notes)] = "X"
+    # What was read from R never sets raw: logarithms there are newer than those that came along.
+    if "data" not in places and "data" in remembered and _holds(adata, "raw", "data"):
+        places["data"] = "raw"
     for layer, place in remembered.items():
         if place != "X" and layer not in places and _is_there(adata, place):
             places[layer] = place

@@ -420,6 +420,12 @@ class SeuratBuilder:
         self.used: set[str] = set()
         remembered = dict(self.note.get("assays", {}).get(self.main, {}).get("place", {}))
         self.places = place_matrices(adata, remembered, self.moved)
+        for layer, place in remembered.items():  # replaced since: neither an assay nor a reduction
+            if place != "X" and place not in self.places.values() and layer in self.places:
+                self.used.add(place)
+                self.moved.append(
+                    f"{layer} is {self.places[layer]}; the former one ({place}) is left out"
+                )
 
     def parts(self) -> dict[str, Any]:
         """The parts of a Seurat object that :meth:`adata` gives, by name."""
@@ -474,7 +480,8 @@ class SeuratBuilder:
         info = self.note.get("assays", {}).get(self.main, {})
         layers = self._main_layers(info)
         var = self.adata.var.copy()
-        if "had_highly_variable" in self.note and not self.note["had_highly_variable"]:
+        came_along = not self.note.get("had_highly_variable", True)
+        if came_along and self._noted_variable(info) is not None:
             var = var.drop(columns="highly_variable", errors="ignore")
         if self.names != [str(n) for n in self.adata.var_names]:
             var[_ORIGINAL] = self.adata.var_names.astype(str)
@@ -505,7 +512,7 @@ class SeuratBuilder:
     def _find(self, where: str, info: dict[str, Any], layer: str) -> tuple[Any, Any]:
         """A matrix by its place, and its own feature names where it does not have those of ``var``."""
         if where == "X":
-            return self.adata.X, None
+            return v.plain_matrix(self.adata.X), None
         if where == "raw":
             return self.adata.raw[:, self.adata.var_names].X, None
         holder, key = where.split("/", 1)
@@ -516,13 +523,30 @@ class SeuratBuilder:
             return found.to_numpy(), list(found.columns)
         return found, list(info.get("layer_features", {}).get(layer, []))
 
-    def _variable(self, info: dict[str, Any]) -> list[str]:
+    def _noted_variable(self, info: dict[str, Any]) -> list[str] | None:
+        """Variable features as they came from Seurat, in order; ``None`` if others were chosen since."""
+        var = self.adata.var
         renamed = dict(zip(self.adata.var_names.astype(str), self.names))
         noted = [renamed[str(f)] for f in info.get("variable", []) if str(f) in renamed]
-        if noted or self.note or "highly_variable" not in self.adata.var:
+        if "highly_variable" not in var:
             return noted
-        flags = self.adata.var["highly_variable"].fillna(False).astype(bool).to_numpy()
-        return [n for n, f in zip(self.names, flags) if f]
+        now = {n for n, f in zip(self.names, _flags(var["highly_variable"])) if f}
+        same = now == set(noted) or self.note.get("had_highly_variable", False)
+        return noted if self.note and same else None
+
+    def _variable(self, info: dict[str, Any]) -> list[str]:
+        """Variable features, most variable first where scanpy says so."""
+        noted = self._noted_variable(info)
+        if noted is not None:
+            return noted
+        var = self.adata.var
+        order = np.arange(len(var))
+        if "highly_variable_rank" in var:
+            order = np.argsort(var["highly_variable_rank"].to_numpy(float), kind="stable")
+        elif "dispersions_norm" in var:
+            order = np.argsort(-var["dispersions_norm"].to_numpy(float), kind="stable")
+        flags = _flags(var["highly_variable"])
+        return [self.names[i] for i in order if flags[i]]
 
     def _noted_assay(self, name: str) -> Any:
         """An assay that came from Seurat and is not the main one."""
@@ -614,6 +638,8 @@ class SeuratBuilder:
 
     def _ident(self) -> Any:
         name = self.note.get("ident")
+        if not self.note:  # as Seurat's own FindClusters leaves them
+            name = next((n for n in ("leiden", "louvain") if n in self.adata.obs), None)
         if name in self.adata.obs:
             return v.to_column(self.adata.obs[name].astype("category"))
         return v.to_column(pd.Series(pd.Categorical(["scMamba"] * self.adata.n_obs)))
@@ -657,6 +683,9 @@ class SeuratBuilder:
             return None
         name = key.removeprefix("X_")
         info = self.note.get("reductions", {}).get(name, {})
+        if name == "pca" and "PCs" in self.adata.varm:
+            info = _scanpy_pca(self.adata, values.shape[1])
+            self.used.update({"varm/pca_loadings", "varm/pca_loadings_projected"})
         remembered = info.get("key") or _KEYS.get(name.lower()) if own_name == name else None
         prefix = str(remembered or _key(own_name, upper=True))
         while prefix in keys:  # keys of reductions must be unique in Seurat
@@ -671,9 +700,11 @@ class SeuratBuilder:
                 "embeddings": v.to_dense(values),
                 "components": v.to_strings(components),
                 "loadings": self._loadings(
-                    (f"{name}_loadings", "PCs" if name == "pca" else ""), len(components), info
+                    info.get("varm", f"{name}_loadings"), len(components), info
                 ),
-                "projected": self._loadings((f"{name}_loadings_projected",), len(components), info),
+                "projected": None
+                if "varm" in info
+                else self._loadings(f"{name}_loadings_projected", len(components), info),
                 "stdev": v.to_column(stdev),
                 "key": v.to_strings([prefix]),
                 "assay": v.to_strings([str(info.get("assay", ""))]),
@@ -683,25 +714,21 @@ class SeuratBuilder:
             }
         )
 
-    def _loadings(self, keys: tuple[str, ...], width: int, info: dict[str, Any]) -> Any:
-        for key in keys:
-            if key in self.adata.varm and np.asarray(self.adata.varm[key]).shape[1] == width:
-                values = np.asarray(self.adata.varm[key], dtype=np.float64)
-                rows = np.flatnonzero(~np.isnan(values).all(axis=1))
-                position = {str(n): i for i, n in enumerate(self.adata.var_names)}
-                noted = [
-                    position[str(f)]
-                    for f in info.get("loadings", {}).get(key, [])
-                    if str(f) in position
-                ]
-                if set(noted) == set(rows):
-                    rows = np.array(noted, dtype=int)
-                self.used.add(f"varm/{key}")
-                features = [self.names[i] for i in rows]
-                return v.to_list(
-                    {"matrix": v.to_dense(values[rows]), "features": v.to_strings(features)}
-                )
-        return None
+    def _loadings(self, key: str, width: int, info: dict[str, Any]) -> Any:
+        if key not in self.adata.varm or np.asarray(self.adata.varm[key]).shape[1] != width:
+            return None
+        values = np.asarray(self.adata.varm[key], dtype=np.float64)
+        absent = np.isnan(values) | ((values == 0) if key == "PCs" else False)
+        rows = np.flatnonzero(~absent.all(axis=1))
+        position = {str(n): i for i, n in enumerate(self.adata.var_names)}
+        noted = [
+            position[str(f)] for f in info.get("loadings", {}).get(key, []) if str(f) in position
+        ]
+        if set(noted) == set(rows):
+            rows = np.array(noted, dtype=int)
+        self.used.add(f"varm/{key}")
+        features = [self.names[i] for i in rows]
+        return v.to_list({"matrix": v.to_dense(values[rows]), "features": v.to_strings(features)})
 
     def _graph(self, key: str) -> Any:
         value = self.adata.obsp[key]
@@ -734,6 +761,19 @@ class SeuratBuilder:
                 more = raw.n_vars - self.adata.n_vars
                 self.lost.append(f"{more:,} genes of raw that the object no longer has")
         return out
+
+
+def _flags(column: pd.Series) -> np.ndarray:
+    flags: np.ndarray = column.fillna(False).astype(bool).to_numpy()
+    return flags
+
+
+def _scanpy_pca(adata: AnnData, width: int) -> dict[str, Any]:
+    """What ``sc.pp.pca`` left about its reduction: only it writes ``varm["PCs"]``, so it is newer than what came from Seurat."""
+    record = adata.uns.get("pca")
+    variance = record.get("variance") if isinstance(record, dict) else None
+    known = variance is not None and len(variance) == width
+    return {"varm": "PCs", "stdev": np.sqrt(np.asarray(variance, dtype=float)) if known else []}
 
 
 def _key(name: str, *, upper: bool = False) -> str:

@@ -277,6 +277,14 @@ class Model:
             self.network.train(was_training)
         return answer
 
+    @property
+    def has_trained_rates(self) -> bool:
+        """Whether there is a rate head that was trained; pre-training alone leaves it at its initial values."""
+        if not self.config.rates:
+            return False
+        rates = self.network.gene_log_rate
+        return bool((rates != rates[0]).any())
+
     def gene_log_rate(self, genes: np.ndarray) -> np.ndarray:
         """Average frequency of genes in the training data.
 

@@ -69,6 +69,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "d_model": 64,
             "layers": 2,
             "reads": "expressed",
+            "rates": True,
             "mask_nonzero": 0.3,
             "genes_per_step": 1536,
             "min_donor_cells": 0,

@@ -18,7 +18,7 @@ from scipy import sparse
 from torch import Tensor, nn
 
 from ..data.collection import Collection
-from ..data.doublet_simulation import Recipe, simulate_doublets
+from ..data.doublet_simulation import Recipe, doublet_codes, simulate_doublets
 from ..data.values import SCALE, log1p_cp10k
 from ..model import Model, load_model
 from ..nn import ScMamba
@@ -97,6 +97,31 @@ def labels_from_obs(
         raise DataError(
             f"None of the cells has one of the labels {', '.join(known[:5])}{', ...' if len(known) > 5 else ''}."
         )
+    return _with_codes(cells, codes, known, seed=seed, similar=similar)
+
+
+def labels_from_doublet_calls(cells: Collection, *, seed: int, similar: bool) -> LabelledCells:
+    """In-vivo doublets (hashing, genotypes): singlets and doublets of the label column; droplets without a call are omitted.
+
+    Raises
+    ------
+    DataError
+        The column does not tell singlets from doublets.
+    """
+    codes = doublet_codes(cells.column("label"))
+    if codes is None:
+        words = ", ".join(f"'{word}'" for word in cells.column("label").categories[:5])
+        raise DataError(
+            f"The label column holds {words or 'nothing'}; 'singlet' and 'doublet', or true and false, are expected. "
+            "Name another one (label_key=..., --label)."
+        )
+    return _with_codes(cells, codes, ["singlet", "doublet"], seed=seed, similar=similar)
+
+
+def _with_codes(
+    cells: Collection, codes: np.ndarray, known: list[str], *, seed: int, similar: bool
+) -> LabelledCells:
+    """The cells of a collection whose code is not -1."""
     kept = cells.take(codes >= 0)
     code_of = np.full(int(cells.offsets[-1]), -1)
     code_of[cells.cells] = codes
@@ -382,6 +407,38 @@ def macro_f1(truth: np.ndarray, found: np.ndarray) -> float:
     return float(np.mean(scores))
 
 
+def _labelled(
+    task: str,
+    cells: Collection,
+    held_out: Collection | None,
+    *,
+    seed: int,
+    similar: bool,
+    simulation: dict[str, Any],
+    verbose: bool,
+) -> tuple[LabelledCells, LabelledCells | None]:
+    """Cells with their classes for training and, from ``held_out``, for validation; ``task`` ``"calls"``: doublets of the label column."""
+    if task == "calls":
+        labelled = labels_from_doublet_calls(cells, seed=seed, similar=similar)
+        return labelled, (
+            None if held_out is None else labels_from_doublet_calls(held_out, seed=0, similar=False)
+        )
+    if task == "annotate":
+        labelled = labels_from_obs(cells, seed=seed, similar=similar)
+        return labelled, (
+            None
+            if held_out is None
+            else labels_from_obs(held_out, seed=0, similar=False, names=labelled.names)
+        )
+    labelled = labels_from_simulated_doublets(cells, seed=seed, verbose=verbose, **simulation)
+    if held_out is None:
+        return labelled, None
+    others = labels_from_simulated_doublets(
+        held_out, seed=0, max_cells=5000, verbose=False, **simulation
+    )
+    return labelled, others
+
+
 def finetune_classes(
     task: str,
     cells: Collection,
@@ -395,11 +452,12 @@ def finetune_classes(
     probe: bool = True,
     recipe: Recipe = "mean",
     fraction: float = 0.1,
+    from_labels: bool = False,
     folder: str | PathLike[str] | None = None,
     name: str | None = None,
     verbose: bool = True,
 ) -> Model:
-    """Fine-tune a model to classify cell types (``annotate``: the collection's labels) or doublets (``doublets``: simulated ones).
+    """Fine-tune a model to classify cell types (``annotate``: the collection's labels) or doublets (``doublets``: simulated, or in-vivo ones).
 
     Parameters
     ----------
@@ -414,6 +472,9 @@ def finetune_classes(
         published head, from random numbers.
     recipe, fraction
         How doublets are made, and how many per single cell.
+    from_labels
+        Doublets are those of the collection's label column (``singlet`` or ``doublet``, of hashing or genotypes); none are simulated. Do
+        not let :meth:`Collection.filter` remove them (``exclude=()``).
 
     Raises
     ------
@@ -423,22 +484,15 @@ def finetune_classes(
     loop = loop or TrainerConfig(lr=1e-4)
     opened = load_model(model, device=training_device() if is_distributed() else None)
     similar = opened.config.reads == "expressed"
-    if task == "annotate":
-        labelled = labels_from_obs(cells, seed=loop.seed, similar=similar)
-        others = (
-            None
-            if held_out is None
-            else labels_from_obs(held_out, seed=0, similar=False, names=labelled.names)
-        )
-    else:
-        labelled = labels_from_simulated_doublets(
-            cells, seed=loop.seed, fraction=fraction, recipe=recipe, verbose=verbose
-        )
-        others = None
-        if held_out is not None:
-            others = labels_from_simulated_doublets(
-                held_out, seed=0, fraction=fraction, recipe=recipe, max_cells=5000, verbose=False
-            )
+    labelled, others = _labelled(
+        task if task == "annotate" or not from_labels else "calls",
+        cells,
+        held_out,
+        seed=loop.seed,
+        similar=similar,
+        simulation={"fraction": fraction, "recipe": recipe},
+        verbose=verbose,
+    )
     say(
         ", ".join(f"{number:,} {label}" for label, number in zip(labelled.names, labelled.counts)),
         verbose,
@@ -476,6 +530,7 @@ __all__ = [
     "class_validation",
     "finetune_classes",
     "init_classifier",
+    "labels_from_doublet_calls",
     "labels_from_obs",
     "labels_from_simulated_doublets",
     "linear_probe_init",

@@ -80,6 +80,11 @@ class TrainingOptions(OptimizerOptions, MaskingOptions):
         "Genes the network reads: all, as published, or the expressed ones, a tenth of the length (pre-training).",
         choices=("all", "expressed"),
     )
+    rates: bool = option(
+        False,
+        "Give the network a rate head, which imputation by rates and nearest neighbors needs and fine-tuning for imputation trains "
+        "(pre-training).",
+    )
     balance: float = option(
         0.0,
         "Weights of classes: 0 gives every cell the same weight, 1 every class.",

@@ -10,6 +10,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def refuse_lazy(obs: object) -> None:
+    """Refuse an object of ``anndata.experimental.read_lazy``.
+
+    Parameters
+    ----------
+    obs
+        Its ``obs``, which is no DataFrame.
+
+    Raises
+    ------
+    DataError
+        Names what can be given instead.
+    """
+    import pandas as pd
+
+    if not isinstance(obs, pd.DataFrame):
+        raise DataError(
+            "This object was read lazily (anndata.experimental.read_lazy), which keeps obs and var on disk. Read it with "
+            "anndata.read_h5ad(path, backed='r'), or give adata.to_memory()."
+        )
+
+
 def require_column(obs: pd.DataFrame, name: str, use: str = "") -> pd.Series:
     """One column of ``obs``.
 
@@ -37,6 +59,7 @@ def require_column(obs: pd.DataFrame, name: str, use: str = "") -> pd.Series:
     >>> require_column(pd.DataFrame({"donor": ["a"]}), "donor").tolist()
     ['a']
     """
+    refuse_lazy(obs)
     if name not in obs:
         more = f" and {len(obs.columns) - 20} more" if len(obs.columns) > 20 else ""
         raise DataError(

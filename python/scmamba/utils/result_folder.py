@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .atomic import atomic_path
+from .atomic import atomic_path, temporary_folder
 from .errors import DataError
 
 #: Lists the files of a result folder that scMamba wrote, and that --overwrite may therefore remove.
@@ -81,8 +80,9 @@ def result_folder(folder: str | os.PathLike[str], overwrite: bool = False) -> It
             yield path
             _write_manifest(path, _files(path))
         return
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as holder:
-        path = Path(holder)
+    with temporary_folder(target) as holder:
+        path = holder / target.name
+        path.mkdir()
         yield path
         _replace_files(path, target)
 

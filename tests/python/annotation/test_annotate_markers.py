@@ -246,6 +246,41 @@ def test_panels_are_read_from_whatever_holds_them(tmp_path):
     assert read_marker_panel("panel") == brain_markers()
 
 
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ('type,gene\r\nNeuron,RBFOX3\r\nNeuron,SNAP25\r\n"T cell, CD8",CD8A\r\n', "utf-8-sig"),
+        ("type;genes\r\nNeuron;RBFOX3,SNAP25\r\nT cell, CD8;CD8A\r\n", "utf-8-sig"),
+        ('Neuron,RBFOX3;SNAP25\n"T cell, CD8",CD8A\n', "utf-8"),
+        ("type\tgenes\r\nNeuron\tRBFOX3,SNAP25\r\nT cell, CD8\tCD8A\r\n", "utf-16"),
+        ('# from a paper\ncell\tmarkers\nNeuron\t"RBFOX3, SNAP25"\nT cell, CD8\tCD8A\n', "utf-8"),
+    ],
+    ids=["Excel CSV", "European Excel", "commas, then semicolons", "Excel Unicode text", "comment"],
+)
+def test_panels_as_spreadsheets_save_them(tmp_path, text, encoding):
+    (tmp_path / "panel.txt").write_bytes(text.encode(encoding))
+    expected = {"Neuron": ["RBFOX3", "SNAP25"], "T cell, CD8": ["CD8A"]}
+    assert read_marker_panel(tmp_path / "panel.txt") == expected
+
+
+def test_a_type_is_never_made_up(tmp_path):
+    """Merged cells of a spreadsheet leave types out; a workbook and another alphabet are no text."""
+    import pandas as pd
+
+    (tmp_path / "merged.tsv").write_text("Neuron\tRBFOX3\n\tSNAP25\n")
+    with pytest.raises(DataError, match="no cell type beside SNAP25"):
+        read_marker_panel(tmp_path / "merged.tsv")
+    with pytest.raises(DataError, match="no cell type in 1 rows"):
+        read_marker_panel(pd.DataFrame({"type": ["a", np.nan], "gene": ["X", "Y"]}))
+    table = pd.DataFrame({"type": ["a", "a"], "gene": ["X", np.nan]})
+    assert read_marker_panel(table) == {"a": ["X"]}
+    (tmp_path / "panel.xlsx").write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(DataError, match="workbook of a spreadsheet"):
+        read_marker_panel(tmp_path / "panel.xlsx")
+    (tmp_path / "latin.tsv").write_bytes("M\u00fcller glia\tRLBP1\n".encode("latin-1"))
+    assert read_marker_panel(tmp_path / "latin.tsv") == {"M\u00fcller glia": ["RLBP1"]}
+
+
 def test_a_panel_that_cannot_be_read_is_refused(tmp_path):
     import pandas as pd
 

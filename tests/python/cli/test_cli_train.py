@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import anndata as ad
 import pandas as pd
 import pytest
 from conftest import small_model
@@ -81,9 +82,35 @@ def test_pre_training_by_the_paper_unless_told(run, trained, tmp_path):
     assert "lr: 0.001" in card and "recipe paper" in card
 
 
+def test_the_rate_head_is_an_option_and_in_the_recipe(run, trained):
+    line = "pretrain a.h5ad --force -q --min-donor-cells 0 --cache cache"
+    told = [
+        run(f"{line} -o m{i} {more}") for i, more in enumerate(("", "--rates", "--recipe small"))
+    ]
+    assert [call[2]["config"].rates for call in trained] == [False, True, True]
+    assert "no rate head" in told[0] and "published rule" in told[0]
+    assert "rate head is trained by: scmamba finetune" in told[1] and "--model m2" in told[2]
+    run(f"{line} -o m3 --recipe small --no-rates")
+    assert trained[3][2]["config"].rates is False
+
+
+@pytest.mark.parametrize("column", ["call", "kind"])
+def test_in_vivo_doublets_are_not_filtered_away(run, trained, tmp_path, column):
+    save_checkpoint(small_model("expressed"), tmp_path / "start")
+    for name in ("a.h5ad", "b.h5ad"):
+        cells = ad.read_h5ad(name)
+        cells.obs["call"] = ["Doublet", "Singlet", "Singlet", "Negative"] * 5
+        cells.write_h5ad(name)
+    line = "finetune a.h5ad -o tuned --model start --task doublets --force -q --cache cache --held-out b.h5ad --min-donor-cells 0"
+    run(f"{line} --label {column}")
+    _, (_, cells), named = trained[0]
+    assert named["from_labels"] is (column == "call")
+    assert (len(cells), len(named["held_out"])) == (20, 20)
+
+
 def test_every_setting_of_pre_training(run, trained):
     run(
-        "pretrain a.h5ad -o model --recipe small --epochs 3 --batch-size 4 --accumulate 2 --lr 0.01 --ema 0.9 --precision bf16 --d-model 8 "
+        "pretrain a.h5ad -o model --recipe small --no-rates --epochs 3 --batch-size 4 --accumulate 2 --lr 0.01 --ema 0.9 --precision bf16 --d-model 8 "
         "--layers 1 --reads all --genes-per-step 30 --min-total 5 --min-donor-cells 0 --save-every 7 --seed 9 --held-out b.h5ad --work w "
         "--donor who --study batch --disease sick --label kind --cache cache"
     )
@@ -222,10 +249,17 @@ def test_a_vocabulary_is_built_and_used(run, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("scmamba.data.vocabulary_builder.build_vocabulary", build)
     assert "5 of 2 genes counted" in run("vocab build a.h5ad b.h5ad -o genes.tsv")
     run(
-        "vocab build a.h5ad -o genes.tsv --gtf g.gtf --min-fraction 0.01 --table t.tsv --cache c --overwrite -q"
+        "vocab build a.h5ad -o genes.tsv --gtf g.gtf --min-fraction 0.01 --table t.tsv --cache c --overwrite -q "
+        "--not-counted b.h5ad --not-counted c.h5ad"
     )
-    plain = dict(gtf=None, min_fraction=0.005, cache=None, verbose=True)
-    other = dict(gtf=Path("g.gtf"), min_fraction=0.01, cache=Path("c"), verbose=False)
+    plain = dict(gtf=None, min_fraction=0.005, not_counted=(), cache=None, verbose=True)
+    other = dict(
+        gtf=Path("g.gtf"),
+        min_fraction=0.01,
+        not_counted=[Path("b.h5ad"), Path("c.h5ad")],
+        cache=Path("c"),
+        verbose=False,
+    )
     assert asked == [([Path("a.h5ad"), Path("b.h5ad")], plain), ([Path("a.h5ad")], other)]
     assert (tmp_path / "t.tsv").read_text() == "gene\na\nb\n"
     assert list(Vocabulary.read(tmp_path / "genes.tsv").symbols) == list(

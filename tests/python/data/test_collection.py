@@ -367,6 +367,15 @@ def test_vocabulary_follows_the_papers_rule(tmp_path):
     assert list(built) == sorted([genes[0], genes[2]])
     row = table.set_index("ensembl_id").loc[genes[2]]
     assert row["cells"] == 10 and row["fraction"] == 0.005 and row["kept"]
+    # The other study left out of the rule: 5 of 1,000 cells; what it sees is in the table.
+    alone, table = build_vocabulary([one], not_counted=[other], cache=tmp_path, verbose=False)
+    assert list(alone) == sorted([genes[0], genes[2]])
+    assert table.set_index("ensembl_id").loc[genes[2], ["cells", "fraction"]].tolist() == [5, 0.005]
+    assert table.set_index("ensembl_id").loc[genes[2], "cells_not_counted"] == 5
+    rare, table = build_vocabulary([other], not_counted=[one], cache=tmp_path, verbose=False)
+    assert list(rare) == sorted([genes[0], genes[2]])
+    unseen = table.set_index("ensembl_id").loc[genes[1]]
+    assert unseen[["cells", "cells_not_counted"]].tolist() == [0, 4] and not unseen["kept"]
     gtf = tmp_path / "genes.gtf"
     line = 'chr{}\tx\t{}\t1\t2\t.\t+\t.\tgene_id "{}.4"; gene_name "{}";\n'
     lines = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import shutil
 import warnings
 from pathlib import Path
@@ -22,8 +23,10 @@ from scmamba.data.storage import name_apart, open_store
 from scmamba.genes import Vocabulary
 from scmamba.utils.errors import DataError
 
-OLD = Path(__file__).parents[2] / "data" / "old_h5ad"
-VERSIONS = sorted(path.name for path in OLD.glob("*.h5ad") if "other" not in path.name)
+PACKED = Path(__file__).parents[2] / "data" / "old_h5ad"
+VERSIONS = sorted(p.stem for p in PACKED.glob("*.h5ad.xz") if "other" not in p.name)
+#: The first versions that mark each column; before, categories were stored apart.
+OTHERS = ["anndata-0.5.10", "anndata-0.7.8"]
 GENES = [
     "ENSG00000095970",
     "ENSG00000171885",
@@ -35,6 +38,15 @@ GENES = [
     "ENSG00000170558",
 ]
 VOCABULARY = Vocabulary.from_ids(GENES)
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory) -> Path:
+    """The files of old versions, unpacked."""
+    folder = tmp_path_factory.mktemp("old_h5ad")
+    for packed in PACKED.glob("*.xz"):
+        (folder / packed.stem).write_bytes(lzma.decompress(packed.read_bytes()))
+    return folder
 
 
 def collect(*sources, **options) -> Collection:
@@ -55,37 +67,88 @@ def cells(**obs) -> ad.AnnData:
 
 # --- old files
 @pytest.mark.parametrize("name", VERSIONS)
-def test_labels_of_old_files_are_words(name):
-    found = collect(OLD / name, label_key="cell_type")
+def test_labels_of_old_files_are_words(old, name):
+    found = collect(old / name, label_key="cell_type")
     assert list(found.column("label")) == ["Microglia", "Astrocyte", "Oligodendrocyte"] * 4
     stem = name.removesuffix(".h5ad")
     assert list(found.donors()) == [f"{stem}/d0", f"{stem}/d1"]
     kept = found.filter(min_total=0, min_donor_cells=1, exclude=("microglia",))
     assert set(kept.column("label")) == {"Astrocyte", "Oligodendrocyte"}
+    counts = ad.read_h5ad(old / name).X.toarray()
+    for layer in (None, "raw"):
+        read = collect(old / name, label_key="cell_type", layer=layer)
+        np.testing.assert_array_equal(read.totals, counts.sum(axis=1))
+        np.testing.assert_array_equal(read.members[0].linear(2, 5).toarray(), counts[2:5])
 
 
-def test_codes_of_two_old_files_are_not_one_label():
-    found = collect(
-        OLD / "anndata-0.7.8.h5ad", OLD / "anndata-0.7.8-other.h5ad", label_key="cell_type"
-    )
+def test_the_versions_are_those_from_half_to_twelve():
+    assert [name.split("-")[1].split(".")[1] for name in VERSIONS] == [
+        *("10", "11", "12", "5", "6", "7", "8", "9")
+    ]
+
+
+@pytest.mark.parametrize("version", OTHERS)
+def test_codes_of_two_old_files_are_not_one_label(old, version):
+    found = collect(old / f"{version}.h5ad", old / f"{version}-other.h5ad", label_key="cell_type")
     assert list(found.column("label")[12:]) == ["Neuron", "Astrocyte", "OPC"] * 4
     assert len(found.donors()) == 4
 
 
+TYPES = ["Microglia", "Astrocyte", "Oligodendrocyte"] * 4
+
+
+def embed_old(source: Path, target: Path) -> None:
+    scmamba.embed_file(source, target, model=small_model(), force=True, verbose=False)
+
+
+def impute_old(source: Path, target: Path) -> None:
+    options = dict(method="masked", passes=1, force=True, verbose=False)
+    scmamba.impute_file(source, target, model=small_model(n_genes=None), **options)
+
+
+def annotate_old(source: Path, target: Path) -> None:
+    """As the command does: read, name, write."""
+    adata = open_backed(source).to_memory()
+    check_writable(adata)
+    panel = {"Microglia": ["TREM2", "APOE"], "Glia": ["AQP4", "GFAP"], "Neuron": ["SNAP25", "DRD2"]}
+    named = scmamba.annotate(adata, markers=panel, force=True, verbose=False)
+    write_h5ad(named, target, verbose=False)
+
+
+def convert_old(source: Path, target: Path) -> None:
+    """What convert and find-doublets do with a file: into memory, and out again."""
+    write_h5ad(open_backed(source).to_memory(), target, verbose=False)
+
+
+@pytest.mark.parametrize("make", [embed_old, impute_old, annotate_old, convert_old])
 @pytest.mark.parametrize("name", VERSIONS)
-def test_what_is_made_of_an_old_file_can_be_read(name, tmp_path):
+def test_what_is_made_of_an_old_file_can_be_read(old, name, make, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scmamba.embed_file(
-            OLD / name, tmp_path / "e.h5ad", model=small_model(), force=True, verbose=False
-        )
-        before = ad.read_h5ad(OLD / name)
+        make(old / name, tmp_path / "e.h5ad")
+        before = ad.read_h5ad(old / name)
     after = ad.read_h5ad(tmp_path / "e.h5ad")
-    assert list(after.obs["cell_type"]) == list(before.obs["cell_type"])
+    assert list(after.obs["cell_type"]) == list(before.obs["cell_type"]) == TYPES
+    assert list(after.obs["donor"]) == ["d0"] * 6 + ["d1"] * 6
     assert list(after.var["kind"]) == list(before.var["kind"]) == ["a", "b"] * 4
+    # 0.5 kept no categories of raw.var: what its own reader gives is kept.
     assert list(after.raw.var["kind"]) == list(before.raw.var["kind"])
-    assert after.obsm["X_scmamba"].shape == (12, 8) and after.obsm["X_pca"].shape == (12, 2)
+    assert after.obsm["X_pca"].shape == (12, 2) and list(after.uns["note"]["k"]) == [0, 1, 2]
     np.testing.assert_array_equal(after.X.toarray(), before.X.toarray())
+    np.testing.assert_array_equal(after.raw.X.toarray(), before.X.toarray())
+    if "passed" in before.obs:  # 0.8 and later: nullable columns, layers, tables
+        assert after.obs["passed"].isna().sum() == 4 == after.obs["cells_seen"].isna().sum()
+        np.testing.assert_array_equal(after.obsm["table"]["q"], before.obsm["table"]["q"])
+        np.testing.assert_array_equal(after.layers["counts"].toarray(), before.X.toarray())
+        assert after.obsp["near"].nnz == 12
+    if make is embed_old:
+        assert after.obsm["X_scmamba"].shape == (12, 8)
+    if make is impute_old:
+        layer, x = after.layers["scmamba"].toarray(), before.X.toarray()
+        assert ((layer > 0) >= (x > 0)).all() and layer.shape == x.shape
+    if make is annotate_old:
+        assert set(after.obs["scmamba_type"]) <= {"Microglia", "Glia", "Neuron", "Unassigned"}
+        assert after.obs["scmamba_probability"].between(0, 1).all()
 
 
 # --- frames that no file holds
@@ -144,8 +207,12 @@ def test_a_column_index_in_raw_of_a_file_is_streamed(tmp_path):
     data.write_h5ad(tmp_path / "in.h5ad")
     with h5py.File(tmp_path / "in.h5ad", "r+") as file:
         frame = file["raw/var"]
-        frame["_index2"] = frame[frame.attrs["_index"]][:]
-        frame.attrs["column-order"] = np.array([], dtype=h5py.string_dtype())
+        names = np.asarray(ad.io.read_elem(frame[frame.attrs["_index"]]), dtype=object)
+        del frame[frame.attrs["_index"]]
+        ad.io.write_elem(frame, "_index", names)
+        ad.io.write_elem(frame, "features", names)
+        frame.attrs["_index"] = "features"
+        frame.attrs["column-order"] = np.array(["_index"], dtype=h5py.string_dtype())
     scmamba.embed_file(
         tmp_path / "in.h5ad", tmp_path / "o.h5ad", model=small_model(), force=True, verbose=False
     )
@@ -280,3 +347,153 @@ def test_kinds_that_are_not_read_are_named(tmp_path, monkeypatch):
         open_backed(Path("https://host/x.h5ad"))
     with pytest.raises(DataError, match="is a URL"):
         collect("s3://bucket/x.h5ad")
+
+
+# --- every command, every kind
+def cellbender(path: Path, version: int) -> np.ndarray:
+    """CellBender's output: posterior arrays in groups beside the matrix (0.3), or in the group of the matrix (0.2 and before)."""
+    if version == 3:
+        counts = tenx(path, 3)
+        with h5py.File(path, "r+") as file:
+            for name in ("droplet_latents", "global_latents", "metadata"):
+                group = file.create_group(name)
+                group["cell_probability"] = np.array([0.9, 1.0])
+            file["droplet_latents/gene_expression_encoding"] = np.zeros((2, 4))
+        return counts
+    counts = tenx(path, 2, ("background_removed",))
+    with h5py.File(path, "r+") as file:
+        group = file["background_removed"]
+        group["latent_cell_probability"] = np.array([0.9, 1.0])
+        group["ambient_expression"] = np.array([0.5, 0.5])
+    return counts
+
+
+def every_kind(folder: Path) -> dict[str, str]:
+    """A file of every kind, and what a refusal says; those that are read have an empty text."""
+    from scipy.io import mmwrite
+
+    kinds: dict[str, str] = {}
+    data = cells()
+    data.write_h5ad(folder / "x.h5ad")
+    data.write_zarr(folder / "x.zarr")
+    for version in (2, 3):
+        tenx(folder / f"v{version}.h5", version)
+        cellbender(folder / f"cellbender{version}.h5", version)
+        kinds |= {f"v{version}.h5": "", f"cellbender{version}.h5": ""}
+    (folder / "mtx").mkdir()
+    mmwrite(folder / "mtx" / "matrix.mtx", data.X.T.astype(int))
+    (folder / "mtx" / "barcodes.tsv").write_text("\n".join(data.obs_names))
+    (folder / "mtx" / "genes.tsv").write_text("\n".join(GENES))  # one column
+    kinds |= {"x.zarr": "", "mtx": "", "x.h5ad": ""}
+    with gzip.open(folder / "x.h5ad.gz", "wb") as file:
+        file.write((folder / "x.h5ad").read_bytes())
+    tenx(folder / "two.h5", 2, ("GRCh38", "mm10"))
+    with h5py.File(folder / "x.loom", "w") as file:
+        for name in ("matrix", "row_attrs", "col_attrs"):
+            file.create_group(name)
+    with h5py.File(folder / "x.h5mu", "w") as file:
+        file.create_group("mod/rna"), file.create_group("mod/prot")
+    with h5py.File(folder / "half.h5", "w") as file:  # a matrix whose genes have no names
+        for name in ("data", "indices", "indptr", "shape", "barcodes"):
+            file[f"matrix/{name}"] = np.array([0])
+    (folder / "x.csv").write_text("a,b")
+    return kinds | {
+        "x.h5ad.gz": "compressed with gzip",
+        "two.h5": "holds the genomes GRCh38, mm10",
+        "x.loom": "is a loom file",
+        "x.h5mu": "MuData file with the modalities prot, rna",
+        "half.h5": "has no names of genes",
+        "x.csv": "is a text table",
+        "https://host/x.h5ad": "is a URL",
+        "none.h5ad": "There is no file",
+    }
+
+
+#: Command lines, and what they say of a file that they could read: the next thing that is missing.
+COMMANDS = {
+    "impute {} -o o.h5ad --layer no --model small": "no layer 'no'",
+    "embed {} -o o.h5ad --layer no --model small": "no layer 'no'",
+    "annotate {} -o o.h5ad --truth no": "no column 'no'",
+    "annotate x.h5ad -o o.h5ad --reference {} --label-key no": "no column 'no'",
+    "find-doublets {} -o o.h5ad --sample-key no --model small": "'no'",
+    "prepare {} -o o --donor-key no": "'no'",
+    "find-markers {} --groupby no --group1 a -o o.csv": "'no'",
+    "find-markers {} --groupby no --group1 a -o o.csv --test pseudobulk --donor-key no": "'no'",
+    "compare {} --condition-key no --donor-key no -o o": "'no'",
+    "robustness {} --condition-key no --donor-key no -o o": "'no'",
+    "report {} -o o.html": "no result of scMamba",
+    "evaluate annotation {} --truth no": "no column 'no'",
+    "evaluate doublets {} --truth no": "no column 'no'",
+    "evaluate clusters {} --truth no": "no layer 'scmamba'",
+    "evaluate imputation {} --model small": None,
+    "convert {} o.h5ad": "",
+    "vocab build {} -o o.tsv --cache cache": "",
+    "pretrain {} -o o --vocabulary genes.tsv --donor no --cache cache": "column no in obs",
+    "finetune {} -o o --model small --label no --force --cache cache": "column no in obs",
+}
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("kinds")
+    from scmamba.model import save_checkpoint
+
+    save_checkpoint(small_model("expressed"), folder / "small")
+    VOCABULARY.write(folder / "genes.tsv")
+    return folder, every_kind(folder)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reads_every_kind_or_names_it(kinds, command, monkeypatch):
+    """Exit status 1 and one sentence, never a traceback; what can be read is read, and the next mistake is found."""
+    from typer.testing import CliRunner
+
+    from scmamba.cli.main import app
+
+    folder, expected = kinds
+    monkeypatch.chdir(folder)
+    for name, words in expected.items():
+        if name == "x.h5ad" and "convert" in command:
+            words = "already"
+        for made in folder.glob("o*"):
+            shutil.rmtree(made) if made.is_dir() else made.unlink()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            done = CliRunner().invoke(app, command.format(name).split())
+        assert done.exception is None or isinstance(done.exception, SystemExit), (
+            name,
+            repr(done.exception),
+        )
+        said = " ".join(done.output.split())
+        if words:
+            assert words in said and done.exit_code == 1, (name, said)
+        elif COMMANDS[command] is not None:
+            assert COMMANDS[command] in said, (name, said)
+            assert done.exit_code == bool(COMMANDS[command]), (name, said)
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_cellbenders_counts_are_read(version, tmp_path):
+    counts = cellbender(tmp_path / "c.h5", version)
+    found = open_backed(tmp_path / "c.h5")
+    assert found.X.toarray().tolist() == counts.tolist() and list(found.var_names) == GENES[:2]
+    np.testing.assert_array_equal(collect(tmp_path / "c.h5", force=True).totals, counts.sum(axis=1))
+
+
+def test_the_notes_about_a_file_are_silent_on_request(tmp_path, capsys):
+    cells().write_h5ad(tmp_path / "x.h5ad")
+    with h5py.File(tmp_path / "x.h5ad", "r+") as file:
+        file.move("obs/donor", "obs/seen/by")
+        file["obs"].attrs["column-order"] = np.array(["seen/by"], dtype=h5py.string_dtype())
+    for verbose in (True, False):
+        scmamba.embed_file(
+            tmp_path / "x.h5ad",
+            tmp_path / f"{verbose}.h5ad",
+            model=small_model(),
+            force=True,
+            verbose=verbose,
+        )
+        said = "".join(capsys.readouterr())
+        assert ("'seen/by' is called 'seen_by'" in said) is verbose
+        assert said == "" or verbose
+        assert list(ad.read_h5ad(tmp_path / f"{verbose}.h5ad").obs["seen_by"]) == ["1", "2"] * 3

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import small_model
+from conftest import small_model, with_rate_head
 from scipy import sparse, stats
 from sklearn.metrics import f1_score, precision_score, recall_score, silhouette_score
 
@@ -31,9 +31,7 @@ from scmamba.evaluation.imputation import gated_ensemble as combine
 from scmamba.evaluation.imputation.benchmark import _counts, _groups, _reference_counts
 from scmamba.evaluation.imputation.model_rows import model_rows
 from scmamba.evaluation.reports import doublet_report, imputation_report
-from scmamba.model import Model
 from scmamba.neighbors.hierarchical import HierarchicalRates
-from scmamba.nn import ScMamba
 from scmamba.utils.errors import DataError
 
 
@@ -414,8 +412,7 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
         combine, "fit_gating", lambda table, seed: combine.GatingNetwork(table.features.shape[1])
     )
     small = small_model("expressed", n_genes=60)
-    torch.manual_seed(0)
-    model = Model(ScMamba(replace(small.config, rates=True)), small.genes)
+    model = with_rate_head(small)
     data = counts.copy()
     data.var_names = [*model.genes.ensembl_ids, *(f"other{i}" for i in range(10))]
     kept, matrix, totals = _counts(data, None, 0, 0)

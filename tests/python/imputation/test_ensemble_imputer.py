@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-from conftest import small_model
+from conftest import small_model, with_rate_head
 from scipy import sparse, special, stats
 
 import scmamba
@@ -19,7 +16,6 @@ from scmamba.imputation.base_predictors import GeneMap
 from scmamba.imputation.ensemble_imputer import EXPRESSED_RATE
 from scmamba.model import Model
 from scmamba.neighbors.hierarchical import HierarchicalRates
-from scmamba.nn import ScMamba
 from scmamba.utils.errors import OptionError
 
 QUIET = dict(verbose=False, force=True, adapt_steps=0)
@@ -29,8 +25,7 @@ GENES = 120
 @pytest.fixture(scope="module")
 def model() -> Model:
     small = small_model("expressed", n_genes=GENES)
-    torch.manual_seed(1)
-    return Model(ScMamba(replace(small.config, rates=True)), small.genes)
+    return with_rate_head(small, seed=1)
 
 
 @pytest.fixture(scope="module")

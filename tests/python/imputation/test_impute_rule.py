@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import small_model
+from conftest import small_model, with_rate_head
 from scipy import sparse
 
 import scmamba
@@ -34,8 +34,7 @@ QUIET = dict(verbose=False, force=True)
 @pytest.fixture(scope="module")
 def model() -> Model:
     small = small_model("expressed", n_genes=50)
-    torch.manual_seed(1)
-    return Model(ScMamba(replace(small.config, rates=True)), small.genes)
+    return with_rate_head(small, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +237,12 @@ def test_methods_follow_the_heads(model):
         and imputer_module.choose_method(None, small_model(n_genes=20)) == "masked"
     )
     assert imputer_module.choose_method("masked", model) == "masked"
+    # The head that pre-training alone leaves behind is not used.
+    fresh = small_model("expressed", n_genes=20)
+    fresh = Model(ScMamba(replace(fresh.config, rates=True)), fresh.genes)
+    assert imputer_module.choose_method(None, fresh) == "masked"
+    with pytest.raises(ScMambaError, match="a rate head that was not trained"):
+        imputer_module.choose_method("ensemble", fresh)
     classifier = small_model("expressed", n_classes=2, n_genes=20)
     classifier.network.config = replace(classifier.config, reconstructs=False)
     with pytest.raises(ScMambaError, match="classifies cells"):

@@ -2,7 +2,12 @@
 test_interop.py.
 """
 
+import lzma
+import warnings
+from pathlib import Path
+
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -407,8 +412,10 @@ def test_convert_files(tmp_path, seurat):
     ):
         with pytest.raises(DataError, match=said):
             convert_file(*arguments)
+    with pytest.raises(DataError, match="is .h5ad already"):
+        convert_file(there, tmp_path / "x.h5ad")
     there.write_text("not an h5ad file")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is not an h5ad"):
         convert_file(there, back, overwrite=True)
     assert back.read_bytes() == before and not (tmp_path / "x.rds").exists()
 
@@ -609,3 +616,174 @@ def test_columns_of_one_name(capfd):
     made = bridge.to_seurat(adata)
     assert "a second column of this name" in capfd.readouterr().err
     assert list(in_r("as.character(y$donor)", y=made)) == names
+
+
+# --- Seurat, scanpy's tutorial, Seurat
+def tutorial(adata):
+    """The steps of scanpy's tutorial, on what came from Seurat."""
+    import scanpy as sc
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adata.layers["counts"] = adata.X.copy()
+        sc.pp.normalize_total(adata, target_sum=2e3)  # not Seurat's 10,000: the data differ
+        sc.pp.log1p(adata)
+        sc.pp.highly_variable_genes(adata, n_top_genes=60)
+        adata.raw = adata
+        sc.pp.scale(adata, max_value=10)
+        sc.pp.pca(adata, n_comps=8, random_state=0)
+        sc.pp.neighbors(adata, n_neighbors=10, random_state=0)
+        sc.tl.leiden(adata, flavor="igraph", n_iterations=2, directed=False, random_state=0)
+        sc.tl.umap(adata, random_state=0)
+        sc.tl.rank_genes_groups(adata, "leiden")
+    return adata
+
+
+@pytest.mark.parametrize("kind", ["Assay", "Assay5"])
+@pytest.mark.parametrize("way", ["live", "file"])
+@pytest.mark.parametrize("origin", ["Seurat", "AnnData"])
+def test_scanpys_tutorial_between_two_seurat_objects(seurat, tmp_path, capfd, kind, way, origin):
+    pytest.importorskip("scanpy")
+    if kind == "Assay5" and not truth("utils::packageVersion('SeuratObject') >= '5.0.0'"):
+        pytest.skip("SeuratObject 5 is not installed in this R")
+    start = bridge.from_seurat(seurat, verbose=False)
+    if origin == "AnnData":
+        start = anndata.AnnData(start.X, obs=start.obs[["groups"]], var=start.var[[]])
+    adata = tutorial(start.copy())
+    given = through_file(adata, tmp_path) if way == "file" else adata
+    capfd.readouterr()
+    made = bridge.to_seurat(given, assay_class=kind)
+    said = capfd.readouterr().err
+    assert truth(f"methods::validObject(y) && inherits(y[['RNA']], '{kind}')", y=made)
+    found = layers_of(made)
+    genes, scaled = list(adata.var_names), list(in_r("rownames(layer(y[['RNA']], 'scale.data'))"))
+    np.testing.assert_array_equal(found["counts"], start.X.toarray())
+    np.testing.assert_array_equal(found["data"], adata.raw.X.toarray())
+    np.testing.assert_array_equal(found["scale.data"][:, [scaled.index(g) for g in genes]], adata.X)
+    variable = list(in_r("SeuratObject::VariableFeatures(y)"))
+    flags = adata.var["highly_variable"].to_numpy()
+    assert set(variable) == set(adata.var_names[flags]) and len(variable) == flags.sum() == 60
+    strength = adata.var["dispersions_norm"].loc[variable].to_numpy()
+    assert (np.diff(strength) <= 0).all()
+    # Reductions with what their plots and ElbowPlot read.
+    np.testing.assert_array_equal(
+        np.array(in_r("SeuratObject::Embeddings(y, 'pca')")), adata.obsm["X_pca"]
+    )
+    assert list(in_r("colnames(SeuratObject::Embeddings(y, 'pca'))"))[:2] == ["PC_1", "PC_2"]
+    np.testing.assert_allclose(
+        np.array(in_r("SeuratObject::Stdev(y, 'pca')")), np.sqrt(adata.uns["pca"]["variance"])
+    )
+    loaded = list(in_r("rownames(SeuratObject::Loadings(y, 'pca'))"))
+    assert set(loaded) == set(variable)
+    where = adata.var_names.get_indexer(loaded)
+    np.testing.assert_array_equal(
+        np.array(in_r("SeuratObject::Loadings(y, 'pca')")), adata.varm["PCs"][where]
+    )
+    np.testing.assert_array_equal(
+        np.array(in_r("SeuratObject::Embeddings(y, 'umap')")), adata.obsm["X_umap"]
+    )
+    reductions = {"pca", "umap"} | ({"tsne"} if origin == "Seurat" else set())
+    assert set(in_r("SeuratObject::Reductions(y)")) == reductions
+    assert set(in_r("SeuratObject::Assays(y)")) == {"RNA"}
+    for graph in ("connectivities", "distances"):
+        np.testing.assert_array_equal(
+            np.array(in_r(f"as.matrix(y@graphs${graph})")), adata.obsp[graph].toarray()
+        )
+    # Clusters, markers and parameters.
+    assert list(in_r("as.character(y$leiden)")) == adata.obs["leiden"].astype(str).tolist()
+    if origin == "AnnData":
+        assert truth("identical(as.character(SeuratObject::Idents(y)), as.character(y$leiden))")
+    misc = "SeuratObject::Misc(y, 'rank_genes_groups')"
+    for group in adata.obs["leiden"].cat.categories:
+        assert list(in_r(f"{misc}$names[['{group}']]")) == list(
+            adata.uns["rank_genes_groups"]["names"][group]
+        )
+        np.testing.assert_array_equal(
+            np.array(in_r(f"{misc}$scores[['{group}']]")),
+            adata.uns["rank_genes_groups"]["scores"][group].astype(float),
+        )
+    assert in_r("SeuratObject::Misc(y, 'neighbors')$params$n_neighbors")[0] == 10
+    assert truth("'means' %in% names(y[['RNA']][[]])")
+    if origin == "Seurat":
+        assert "the former one (layers/data) is left out" in said
+    # Seurat goes on from here.
+    assert truth(
+        "library(Seurat); z <- FindNeighbors(y, dims = 1:5, verbose = FALSE); inherits(z, 'Seurat')"
+    )
+
+
+@pytest.mark.parametrize("form", ["stored twice", "unsorted", "array", "half precision", "dask"])
+def test_odd_matrices_are_written_as_their_numbers(form):
+    adata = fresh()
+    counts = adata.X.toarray()
+    plain = sparse.csr_matrix(counts.astype(np.float32))
+    if form == "stored twice":
+        adata.X = sparse.csr_matrix(
+            (np.repeat(plain.data / 2, 2), np.repeat(plain.indices, 2), plain.indptr * 2),
+            shape=plain.shape,
+        )
+    elif form == "unsorted":
+        adata.X = sparse.csr_matrix(plain[:, ::-1].tocsc().tocsr()[:, ::-1])
+    elif form == "array":
+        adata.X = sparse.csc_array(plain)
+    elif form == "half precision":
+        adata.X = counts.astype(np.float16)
+    else:
+        array = pytest.importorskip("dask.array")
+        adata.X = array.from_array(counts, chunks=(7, 9)).map_blocks(sparse.csr_matrix)
+    made = bridge.to_seurat(adata, verbose=False)
+    assert truth("methods::validObject(layer(y[['RNA']], 'counts'))", y=made)
+    np.testing.assert_array_equal(layers_of(made)["counts"], counts)
+
+
+OLD = Path(__file__).parents[2] / "data" / "old_h5ad"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in OLD.glob("*.xz")))
+@pytest.mark.filterwarnings("ignore")
+def test_old_h5ad_files_convert(tmp_path, name):
+    (tmp_path / "x.h5ad").write_bytes(lzma.decompress((OLD / name).read_bytes()))
+    convert_file(tmp_path / "x.h5ad", tmp_path / "x.rds", verbose=False)
+    convert_file(tmp_path / "x.rds", tmp_path / "y.h5ad", verbose=False)
+    made = in_r(f"y <- readRDS('{tmp_path / 'x.rds'}'); y")
+    before, after = anndata.read_h5ad(tmp_path / "x.h5ad"), anndata.read_h5ad(tmp_path / "y.h5ad")
+    types = (
+        ["Neuron", "Astrocyte", "OPC"]
+        if "other" in name
+        else ["Microglia", "Astrocyte", "Oligodendrocyte"]
+    ) * 4
+    assert list(in_r("as.character(y$cell_type)", y=made)) == types == list(after.obs["cell_type"])
+    np.testing.assert_array_equal(layers_of(made)["counts"], before.X.toarray())
+    np.testing.assert_array_equal(after.X.toarray(), before.X.toarray())
+
+
+@pytest.mark.parametrize("source", ["10x", "mtx", "zarr"])
+def test_10x_files_convert_to_both(tmp_path, source):
+    from scipy.io import mmwrite
+
+    adata = fresh()
+    plain = anndata.AnnData(adata.X, obs=adata.obs[[]], var=adata.var[[]])
+    path = tmp_path / f"x.{source}"
+    if source == "zarr":
+        plain.write_zarr(path)
+    elif source == "mtx":
+        path.mkdir()
+        mmwrite(path / "matrix.mtx", plain.X.T.astype(int))
+        (path / "barcodes.tsv").write_text("\n".join(plain.obs_names))
+        (path / "features.tsv").write_text("\n".join(f"{g}\t{g}" for g in plain.var_names))
+    else:
+        with h5py.File(path, "w") as file:
+            group = file.create_group("matrix")
+            for part in ("data", "indices", "indptr"):
+                group[part] = getattr(plain.X, part).astype(int)
+            group["shape"] = np.array(plain.shape[::-1])
+            group["barcodes"] = plain.obs_names.to_numpy().astype("S")
+            for part in ("id", "name"):
+                group[f"features/{part}"] = plain.var_names.to_numpy().astype("S")
+    convert_file(path, tmp_path / "y.h5ad", verbose=False)
+    np.testing.assert_array_equal(
+        anndata.read_h5ad(tmp_path / "y.h5ad").X.toarray(), plain.X.toarray()
+    )
+    convert_file(path, tmp_path / "y.rds", verbose=False)
+    made = in_r(f"y <- readRDS('{tmp_path / 'y.rds'}'); y")
+    np.testing.assert_array_equal(layers_of(made)["counts"], plain.X.toarray())

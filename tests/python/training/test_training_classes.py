@@ -35,6 +35,7 @@ from scmamba.training.finetune_classifier import (
     classify_parts,
     finetune_classes,
     init_classifier,
+    labels_from_doublet_calls,
     labels_from_obs,
     labels_from_simulated_doublets,
     linear_probe_init,
@@ -150,6 +151,70 @@ def test_doublets_are_the_papers_tenth_made_within_donors(collection, cohort_cel
         labels_from_simulated_doublets(collection, seed=4, verbose=False).feed.sources[0].totals[-1]
         != first.totals[-1]
     )
+
+
+def with_calls(cells: ad.AnnData, words: tuple[str, str, str]) -> tuple[ad.AnnData, np.ndarray]:
+    """Cells of which every third is replaced by the sum of two, and what a hashing experiment would say of them."""
+    counts = sparse.csr_matrix(cells.X).astype(np.float64)
+    truth = np.arange(cells.n_obs) % 3 == 0
+    other = np.roll(np.arange(cells.n_obs), 7)
+    mixed = sparse.csr_matrix(sparse.diags(truth.astype(float)) @ counts[other] + counts)
+    out = cells.copy()
+    out.X = mixed
+    calls = np.where(truth, words[1], words[0]).astype(object)
+    calls[4] = words[2]
+    out.obs["call"] = calls
+    return out, truth
+
+
+@pytest.mark.parametrize(
+    "words", [("Singlet", "Doublet", "Negative"), ("False", "True", "nan"), ("SNG", "DBL", "AMB")]
+)
+def test_in_vivo_doublets_are_those_of_the_column(cohort_cells, tmp_path, words):
+    cells, truth = with_calls(cohort_cells, words)
+    opened = Collection([cells], label_key="call", cache=tmp_path, force=True, verbose=False)
+    found = labels_from_doublet_calls(opened, seed=0, similar=False)
+    assert found.names == ["singlet", "doublet"] and found.counts.tolist() == [39, 20]
+    for part in found.sample(100):
+        numbers = [key[0] for key in part.keys]
+        assert 4 not in numbers and found.codes(part).tolist() == truth[numbers].tolist()
+    with pytest.raises(DataError, match="'singlet' and 'doublet', or true and false"):
+        labels_from_doublet_calls(
+            Collection([cells], label_key="cell_type", cache=tmp_path, force=True, verbose=False),
+            seed=0,
+            similar=False,
+        )
+
+
+def test_in_vivo_doublets_train_and_score(cohort_cells, tmp_path, monkeypatch):
+    """The head starts as a probe that finds the doublets of donors it was not trained on."""
+    from sklearn.metrics import roc_auc_score
+
+    cells, truth = with_calls(
+        brain_cohort(160, n_donors=4, n_genes=1500, seed=2), ("singlet", "doublet", "")
+    )
+    opened = Collection([cells], label_key="call", cache=tmp_path, force=True, verbose=False)
+    held = cells.obs["donor"].to_numpy() == cells.obs["donor"].iloc[0]
+    seen: dict = {}
+    monkeypatch.setattr(classes, "fit", lambda *a, **named: seen.update(named))
+    tuned = finetune_classes(
+        "doublets",
+        opened.take(~held),
+        held_out=opened.take(held),
+        from_labels=True,
+        verbose=False,
+    )
+    assert (
+        tuned.labels == ["singlet", "doublet"]
+        and tuned.calibration["cells"] == held[np.arange(160) != 4].sum()
+    )
+    scored = seen["validate"](tuned.network)
+    others = labels_from_doublet_calls(opened.take(held), seed=0, similar=False)
+    parts = others.sample(500)
+    logits = sample_logits(tuned.network, parts)
+    codes = np.concatenate([others.codes(part) for part in parts])
+    assert scored["validation_accuracy"] == np.mean(logits.argmax(dim=1).numpy() == codes)
+    assert roc_auc_score(codes, (logits[:, 1] - logits[:, 0]).numpy()) > 0.85
 
 
 def test_counts_come_back_from_logs():
