@@ -19,6 +19,7 @@ from scipy.special import logsumexp, softmax
 
 from ..neighbors.knn import nearest_neighbors
 from ..neighbors.svd import principal_components
+from .cell_products import CellProducts
 from .novelty import unit
 
 BASE_CLASSIFIERS = ("genes", "components", "scaled", "markers", "plain", "knn")
@@ -36,6 +37,7 @@ MIN_WEIGHT = 0.05
 MIN_CLASS_SHARE = 0.02
 _FLOOR = 1e-4  # no classifier can exclude a class alone
 _CLIP = 5.0  # standard deviations at which scaled values are clipped
+_CAP = 10.0  # larger values are capped for components
 _BLOCK = 2000
 _SETTINGS: dict[str, dict[str, Any]] = {
     "genes": {"C": 0.02, "class_weight": "balanced", "max_iter": 300},
@@ -78,8 +80,10 @@ class LinearClassifier:
     def scores(self, x: sparse.csr_matrix) -> sparse.csr_matrix | np.ndarray:
         """Input of the linear model from (n, m) values."""
         if self.basis.size:
-            capped = x.copy()
-            capped.data = np.minimum(capped.data, 10.0)
+            capped = x
+            if (x.data > _CAP).any():
+                capped = x.copy()
+                capped.data = np.minimum(capped.data, _CAP)
             return (capped @ self.basis - self.centre) / self.spread
         if self.columns.size:
             values = x[:, self.columns].toarray().astype(np.float32)
@@ -193,46 +197,98 @@ def fit_knn(x: sparse.csr_matrix, codes: np.ndarray, classes: int, seed: int) ->
 
 
 def fit_base_classifier(
-    x: sparse.csr_matrix, codes: np.ndarray, classes: int, kind: str, seed: int
+    x: sparse.csr_matrix,
+    codes: np.ndarray,
+    classes: int,
+    kind: str,
+    seed: int,
+    shared: CellProducts | None = None,
+    start: LinearClassifier | KNNClassifier | None = None,
 ) -> LinearClassifier | KNNClassifier:
-    """Fit one of :data:`BASE_CLASSIFIERS` to (n, m) log1p(CP10k) and the class (n,) of each cell; classes without a cell get no probability."""
+    """Fit one of :data:`BASE_CLASSIFIERS`; classes without a cell get no probability.
+
+    Parameters
+    ----------
+    x
+        (n, m) log1p(CP10k).
+    codes
+        (n,) class of each cell.
+    classes
+        Number of classes.
+    kind
+        Which of them.
+    seed
+        Of the components.
+    shared
+        Inner products of these cells; worked out if not given and of use.
+    start
+        Of the same kind, fitted to some of many cells: the fit to all genes begins there.
+    """
     if kind == "knn":
         return fit_knn(x, codes, classes, seed)
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     none = np.zeros(0)
     view = LinearClassifier(np.zeros(0, dtype=np.int64), np.zeros((0, 0)), none, none, none, none)
+    if kind in ("genes", "plain", "components") and shared is None:
+        shared = CellProducts.of(x)
     if kind == "components":
-        _reduce(view, x, seed)
+        _reduce(view, x, seed, shared)
     elif kind == "scaled":
         _scale(view, x)
     elif kind == "markers":
         _select_markers(view, x, codes, classes)
-    model = LogisticRegression(**_SETTINGS[kind])
-    seen = np.unique(codes)
     scores = view.scores(x)
-    weight, bias = np.zeros((classes, scores.shape[1])), np.full(classes, -30.0)
+    if kind == "scaled":
+        shared = CellProducts.of(scores)
+    space = shared if kind in ("genes", "plain", "scaled") else None
+    seen = np.unique(codes)
+    view.weight, view.bias = np.zeros((classes, scores.shape[1])), np.full(classes, -30.0)
     if len(seen) == 1:
-        bias[seen] = 0.0
+        view.bias[seen] = 0.0
+        return view
+    begin = start if isinstance(start, LinearClassifier) and kind in ("genes", "plain") else None
+    weight, bias = _logistic_regression(kind, scores, codes, seen, space, begin)
+    if len(seen) == 2:  # scikit-learn keeps one row for two classes
+        view.weight[seen[1]], view.bias[seen[0]], view.bias[seen[1]] = weight[0], 0.0, bias[0]
     else:
-        with (
-            warnings.catch_warnings()
-        ):  # a model that stopped early is scored on held-out donors like any other
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            model.fit(scores, codes)
-        if len(seen) == 2:  # scikit-learn keeps one row for two classes
-            weight[seen[1]], bias[seen[0]], bias[seen[1]] = model.coef_[0], 0.0, model.intercept_[0]
-        else:
-            weight[seen], bias[seen] = model.coef_, model.intercept_
-    view.weight, view.bias = weight, bias
+        view.weight[seen], view.bias[seen] = weight, bias
     return view
 
 
-def _reduce(view: LinearClassifier, x: sparse.csr_matrix, seed: int) -> None:
-    capped = x.copy()
-    capped.data = np.minimum(capped.data, 10.0)
-    scores, view.basis = principal_components(capped, COMPONENTS, seed=seed)
+def _logistic_regression(
+    kind: str,
+    scores: sparse.csr_matrix | np.ndarray,
+    codes: np.ndarray,
+    seen: np.ndarray,
+    space: CellProducts | None,
+    start: LinearClassifier | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and intercepts of scikit-learn's model with the settings of the kind, fitted in ``space`` where there is one."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(**_SETTINGS[kind])
+    if space is None and start is not None and len(seen) > 2:
+        model.warm_start = True
+        model.classes_, model.coef_, model.intercept_ = seen, start.weight[seen], start.bias[seen]
+    features = scores if space is None else space.coordinates()
+    with (
+        warnings.catch_warnings()
+    ):  # a model that stopped early is judged on held-out donors like any other
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(features, codes)
+    weight = model.coef_ if space is None else space.to_genes(features, model.coef_)
+    return weight, model.intercept_
+
+
+def _reduce(
+    view: LinearClassifier, x: sparse.csr_matrix, seed: int, shared: CellProducts | None
+) -> None:
+    if shared is not None and not (x.data > _CAP).any():
+        scores, view.basis = shared.components(COMPONENTS, seed)
+    else:
+        capped = x.copy()
+        capped.data = np.minimum(capped.data, _CAP)
+        scores, view.basis = principal_components(capped, COMPONENTS, seed=seed)
     view.centre, view.spread = scores.mean(axis=0), scores.std(axis=0) + 1e-9
 
 

@@ -30,12 +30,15 @@ from .base_classifiers import (
     profile_logits,
     tempered_log_probs,
 )
+from .cell_products import CellProducts
 from .novelty import NoveltyDetector, call_evidence, common_space, novelty_scores
 
 #: Genes detected in fewer reference cells are not used.
 MIN_CELLS_PER_GENE = 5
 #: Classes with fewer cells are too small for a penalized linear model; their mean profile is used if it helps.
 RARE = 20
+#: Cells of the cross-validation, and cells of each class that are kept beside its share of them.
+VALIDATION_CELLS, KEPT_PER_CLASS = 2000, 50
 _FLOOR = 1e-4  # the network cannot exclude a class alone
 
 
@@ -243,44 +246,44 @@ def fit_ensemble(
     names, codes = np.unique(labels.astype(str), return_inverse=True)
     if len(names) == 0:
         raise DataError("No cell of the reference has a label.")
-    fold = donor_folds(groups, codes, 3, seed)
-    seen = cross_validate(x, codes, len(names), fold, seed, verbose)
-    held, weights, temperatures, rare = fit_weights(seen, codes, len(names))
+    sample = validation_sample(codes, seed)
+    x_sample, own = x[sample], codes[sample]
+    fold = donor_folds(groups[sample], own, 3, seed)
+    products = CellProducts.of(x_sample)
+    seen = cross_validate(x_sample, own, len(names), fold, seed, verbose, products)
+    held, weights, temperatures, rare = fit_weights(seen, own, len(names))
     share = 0.0
     report: dict[str, Any] = {"views": list(weights), "weights": weights}
-    judged = np.arange(len(codes))
+    judged, final = np.arange(len(own)), held
     if network is not None:
-        rows, logits = network
-        share, losses = fit_network_weight(held[rows], logits, codes[rows])
+        judged, logits = _in_sample(*network, sample)
+        share, losses = fit_network_weight(held[judged], logits, own[judged])
         report |= losses
-        judged = rows
-    final = mix_network(held[judged], network[1], share) if network is not None else held
+        final = mix_network(held[judged], logits, share)
     prior_correction = fit_prior_correction(
-        final, codes[judged], np.log(np.bincount(codes, minlength=len(names)) / len(codes))
+        final, own[judged], np.log(np.bincount(codes, minlength=len(names)) / len(codes))
     )
     final = final - prior_correction
-    temperature = fit_temperature(final, codes[judged]) if len(names) > 1 else 1.0
+    temperature = fit_temperature(final, own[judged]) if len(names) > 1 else 1.0
     calibrated = softmax(final / temperature, axis=1)
-    report["held_out_accuracy"] = float(np.mean(calibrated.argmax(axis=1) == codes[judged]))
+    report["held_out_accuracy"] = float(np.mean(calibrated.argmax(axis=1) == own[judged]))
     report["network_share"] = share
     say(
         f"{len(names)} classes; {100 * report['held_out_accuracy']:.1f}% of the cells of held-out donors are correct",
         verbose,
     )
-    views = {
-        kind: fit_base_classifier(x, codes, len(names), kind, seed)
-        for kind in dict.fromkeys([*weights, "markers"])
-    }
+    kinds = list(dict.fromkeys([*weights, "markers"]))
+    views = _fit_to_all(x, codes, len(names), kinds, seed, sample, products)
     shown = softmax((held - prior_correction) / temperature, axis=1)
     novelty = NoveltyDetector.of(
-        common_space(x, seed),
+        common_space(x_sample, seed),
         shown.argmax(axis=1),
         call_evidence(shown, seen.logits["profile"], seen.marks),
         fold,
         seed,
     )
     profiles = class_log_profiles(x, codes, len(names))
-    curve = coverage_curve(calibrated, codes[judged])
+    curve = coverage_curve(calibrated, own[judged])
     return CellTypeEnsemble(
         list(names),
         views,
@@ -295,6 +298,63 @@ def fit_ensemble(
         prior_correction,
         report,
     )
+
+
+def validation_sample(codes: np.ndarray, seed: int) -> np.ndarray:
+    """Positions, in order, of the cells for cross-validation: all, or of many a sample that keeps all cells of rare classes.
+
+    Weights of base classifiers and temperatures are a dozen numbers: more cells make them no better, and take longer.
+    """
+    if len(codes) <= VALIDATION_CELLS:
+        return np.arange(len(codes))
+    sizes = np.bincount(codes)
+    low, high = 0.0, 1.0
+    for _ in range(50):  # the share of each class beyond its first cells that fills the sample
+        share = (low + high) / 2
+        wanted = np.minimum(sizes, KEPT_PER_CLASS + np.floor(share * sizes)).astype(np.int64)
+        low, high = (share, high) if wanted.sum() <= VALIDATION_CELLS else (low, share)
+    wanted = np.minimum(sizes, KEPT_PER_CLASS + np.floor(low * sizes)).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    chosen = [
+        rng.choice(np.flatnonzero(codes == c), wanted[c], replace=False)
+        for c in np.flatnonzero(sizes)
+    ]
+    return np.sort(np.concatenate(chosen))
+
+
+def _in_sample(
+    rows: np.ndarray, logits: np.ndarray, sample: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in the sample, and the logits, of those ``rows`` that are in it."""
+    inside = np.isin(rows, sample)
+    return np.searchsorted(sample, rows[inside]), logits[inside]
+
+
+def _fit_to_all(
+    x: sparse.csr_matrix,
+    codes: np.ndarray,
+    classes: int,
+    kinds: list[str],
+    seed: int,
+    sample: np.ndarray,
+    products: CellProducts | None,
+) -> dict[str, LinearClassifier | KNNClassifier]:
+    """The base classifiers for use, fitted to all cells; where these are many, from where a fit to the sample ends."""
+    whole = len(sample) == len(codes)
+    starts = {}
+    if not whole:
+        products = CellProducts.of(x)
+        if products is None:
+            inner = CellProducts.of(x[sample])
+            starts = {
+                kind: fit_base_classifier(x[sample], codes[sample], classes, kind, seed, inner)
+                for kind in kinds
+                if kind in ("genes", "plain")
+            }
+    return {
+        kind: fit_base_classifier(x, codes, classes, kind, seed, products, starts.get(kind))
+        for kind in kinds
+    }
 
 
 @dataclass
@@ -312,26 +372,30 @@ def cross_validate(
     fold: np.ndarray,
     seed: int,
     verbose: bool,
+    products: CellProducts | None = None,
 ) -> OutOfFoldScores:
     """Fit every base classifier to the cells outside each fold, and score those inside."""
     out = OutOfFoldScores(
         {kind: np.zeros((len(codes), classes)) for kind in (*BASE_CLASSIFIERS, "profile")},
         np.zeros((len(codes), classes)),
     )
+    products = CellProducts.of(x) if products is None else products
     for f in track(range(3), "Scoring held-out donors", 3, verbose):
         here = fold == f
         if not here.any() or here.all():
             continue
+        train, test, known = x[~here], x[here], codes[~here]
+        part = None if products is None else products.within(~here)
         views = {
-            kind: fit_base_classifier(x[~here], codes[~here], classes, kind, seed)
+            kind: fit_base_classifier(train, known, classes, kind, seed, part)
             for kind in BASE_CLASSIFIERS
         }
         for kind, view in views.items():
-            out.logits[kind][here] = view.logits(x[here])
-        out.marks[here] = marker_features(views["markers"], x[here])  # type: ignore[arg-type]
-        profiles = class_log_profiles(x[~here], codes[~here], classes)
-        absent = np.bincount(codes[~here], minlength=classes) == 0
-        out.logits["profile"][here] = profile_logits(x[here], profiles, absent)
+            out.logits[kind][here] = view.logits(test)
+        out.marks[here] = marker_features(views["markers"], test)  # type: ignore[arg-type]
+        profiles = class_log_profiles(train, known, classes)
+        absent = np.bincount(known, minlength=classes) == 0
+        out.logits["profile"][here] = profile_logits(test, profiles, absent)
     return out
 
 

@@ -11,7 +11,7 @@ from ..utils.options import Options, option
 
 #: Regions of the brain that ``region=`` takes.
 REGIONS = ("cortex", "hippocampus", "midbrain")
-#: Default steps of fine-tuning the network on a reference.
+#: Steps of fine-tuning the network on a reference where it is asked for without a number.
 FINETUNE_STEPS = 400
 
 
@@ -41,9 +41,9 @@ class AnnotateOptions(Options):
         None, "Column of var with gene names; the best one is chosen if not given."
     )
     finetune_steps: int = option(
-        FINETUNE_STEPS,
-        "Steps of 16 cells for which the network is fine-tuned on the reference; 0 leaves the "
-        "network out, which is several times faster.",
+        0,
+        "Steps of 16 cells for which the network is fine-tuned on the reference as well, such as 400; 0 leaves the "
+        "network out, which is several times faster and was as good wherever it was measured.",
         minimum=0,
         unit="steps",
     )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..annotation.options import AnnotateOptions
+from ..annotation.options import FINETUNE_STEPS, AnnotateOptions
 from ..utils.columns import require_column
 from .errors import refuse_existing_outputs
 from .files import read_cells_file
@@ -18,11 +18,7 @@ from .options import Former, Input, Output, Quiet, options_of
     AnnotateOptions,
     skip=("label_key", "overwrite"),
     flags={"donor_key": ("--donor-key", "--donor")},
-    former={
-        "network": Former(
-            "finetune_steps", bool, lambda on: AnnotateOptions.finetune_steps if on else 0
-        )
-    },
+    former={"network": Former("finetune_steps", bool, lambda on: FINETUNE_STEPS if on else 0)},
 )
 def annotate(
     data: Input,

@@ -50,7 +50,7 @@ const askedFor = async () => {
   const reference = $("task").value === "annotate" ? $("reference").files[0] : undefined;
   if (!reference) return options;
   const known = await send("/v2/references", reference);
-  return known && { ...options, reference: known.id, label_key: $("labels").value, ...($("network").checked ? {} : { finetune_steps: 0 }) };
+  return known && { ...options, reference: known.id, label_key: $("labels").value, ...($("network").checked ? { finetune_steps: 400 } : {}) };
 };
 $("form").addEventListener("submit", async (event) => {
   event.preventDefault();

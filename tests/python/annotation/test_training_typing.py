@@ -19,6 +19,7 @@ from scmamba.annotation.base_classifiers import (
     profile_logits,
     tempered_log_probs,
 )
+from scmamba.annotation.cell_products import CellProducts
 from scmamba.annotation.ensemble import (
     CellTypeEnsemble,
     OutOfFoldScores,
@@ -185,7 +186,8 @@ def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
         here = fold == f
         for kind in BASE_CLASSIFIERS:
             alone = fit_base_classifier(x[~here], codes[~here], 4, kind, 5)
-            np.testing.assert_array_equal(seen.logits[kind][here], alone.logits(x[here]))
+            # Inner products of a part of the cells, or worked out for it alone: the last digits differ.
+            np.testing.assert_allclose(seen.logits[kind][here], alone.logits(x[here]), atol=1e-4)
             if kind == "markers":
                 np.testing.assert_array_equal(seen.marks[here], marker_features(alone, x[here]))
         profiles = class_log_profiles(x[~here], codes[~here], 4)
@@ -196,7 +198,7 @@ def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
     other[fold == 1] = np.roll(codes[fold == 1], 5)
     again = cross_validate(x, other, 4, fold, 5, False)
     for kind in (*BASE_CLASSIFIERS, "profile"):
-        np.testing.assert_array_equal(again.logits[kind][fold == 1], seen.logits[kind][fold == 1])
+        np.testing.assert_allclose(again.logits[kind][fold == 1], seen.logits[kind][fold == 1])
         assert not np.array_equal(again.logits[kind][fold == 0], seen.logits[kind][fold == 0])
     assert not cross_validate(
         x[:9], codes[:9], 4, np.zeros(9, int), 0, False
@@ -292,7 +294,8 @@ def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, fitted
     assert set(fitted.views) == {*weights, "markers"}
     for kind, view in fitted.views.items():
         np.testing.assert_array_equal(
-            view.logits(x[:7]), fit_base_classifier(x, codes, 3, kind, 3).logits(x[:7])
+            view.logits(x[:7]),
+            fit_base_classifier(x, codes, 3, kind, 3, CellProducts.of(x)).logits(x[:7]),
         )
 
 

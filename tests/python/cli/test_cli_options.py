@@ -163,7 +163,7 @@ def test_annotate(run, verb, cells, tmp_path):
         layer=None,
         reference_layer=None,
         gene_column=None,
-        finetune_steps=400,
+        finetune_steps=0,
         error_rate=0.05,
         device=None,
         cache=True,
