@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 #: Version of what is cached of a reference: fits of an older one are not read.
-REFERENCE_FORMAT = 3
+REFERENCE_FORMAT = 4
 #: Fewer genes in the vocabulary of the network, and it is not fine-tuned.
 MIN_NETWORK_GENES = 50
 #: Labels that mean that a cell has none, in lower case; annotate's own output is a valid reference.

@@ -37,7 +37,7 @@ from .novelty import NoveltyDetector, call_evidence, common_space, novelty_score
 MIN_CELLS_PER_GENE = 5
 #: Classes with fewer cells are too small for a penalized linear model; their mean profile is used if it helps.
 RARE = 20
-#: Cells of the cross-validation, and cells of each class that are kept beside its share of them.
+#: Cells of the cross-validation, and cells of each class that are kept beside its share of them (fewer of many classes).
 VALIDATION_CELLS, KEPT_PER_CLASS = 2000, 50
 _FLOOR = 1e-4  # the network cannot exclude a class alone
 
@@ -308,12 +308,13 @@ def validation_sample(codes: np.ndarray, seed: int) -> np.ndarray:
     if len(codes) <= VALIDATION_CELLS:
         return np.arange(len(codes))
     sizes = np.bincount(codes)
+    kept = max(RARE, min(KEPT_PER_CLASS, VALIDATION_CELLS // len(sizes)))
     low, high = 0.0, 1.0
     for _ in range(50):  # the share of each class beyond its first cells that fills the sample
         share = (low + high) / 2
-        wanted = np.minimum(sizes, KEPT_PER_CLASS + np.floor(share * sizes)).astype(np.int64)
+        wanted = np.minimum(sizes, kept + np.floor(share * sizes)).astype(np.int64)
         low, high = (share, high) if wanted.sum() <= VALIDATION_CELLS else (low, share)
-    wanted = np.minimum(sizes, KEPT_PER_CLASS + np.floor(low * sizes)).astype(np.int64)
+    wanted = np.minimum(sizes, kept + np.floor(low * sizes)).astype(np.int64)
     rng = np.random.default_rng(seed)
     chosen = [
         rng.choice(np.flatnonzero(codes == c), wanted[c], replace=False)
