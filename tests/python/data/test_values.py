@@ -29,6 +29,14 @@ def test_the_totals_are_quantiles_over_all_cells_and_not_over_a_sample(judge):
     np.testing.assert_allclose(found.totals, np.quantile(totals, [0.05, 0.95]), rtol=1e-9)
 
 
+@pytest.mark.parametrize("judge", [classify_values, detect_value_scale])
+def test_the_totals_of_logged_counts_are_those_of_the_counts(judge):
+    counts = np.random.default_rng(2).poisson(np.linspace(0.5, 3, 200)[:, None], (200, 60))
+    found = judge(sparse.csr_matrix(np.log1p(counts.astype(float))))
+    assert found.kind == "log1p_counts"
+    np.testing.assert_allclose(found.totals, np.quantile(counts.sum(axis=1), [0.05, 0.95]))
+
+
 def test_small_values_are_logarithms_where_log1p_is_on_record():
     rng = np.random.default_rng(1)
     values = rng.gamma(1.0, 0.1, (30, 50)) * (rng.random((30, 50)) < 0.5)
