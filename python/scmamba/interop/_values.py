@@ -367,6 +367,8 @@ def plain_matrix(values: Any) -> Any:
     """
     if hasattr(values, "compute"):
         values = values.compute()
+    if isinstance(values, sparse.sparray):
+        values = sparse.csr_matrix(values)
     compressed = sparse.issparse(values) and values.format in ("csr", "csc")
     if compressed and not values.has_canonical_format:
         values = values.astype(np.float64)  # a copy, in a type that holds the sums
