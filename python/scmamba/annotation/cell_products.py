@@ -41,7 +41,7 @@ class CellProducts:
         n, genes = x.shape
         if n > MOST_CELLS or genes <= n:
             return None
-        if not sparse.issparse(x):
+        if isinstance(x, np.ndarray):
             dense = np.asarray(x, dtype=np.float64)
             return cls(x, dense @ dense.T)
         products, columns = np.zeros((n, n)), x.tocsc()

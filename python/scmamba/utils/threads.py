@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -82,21 +83,17 @@ def within_cores() -> Iterator[None]:
         yield
         return
     former = [(pool, pool.num_threads) for pool in _pools(len(sys.modules)).lib_controllers]
-    torch, numba = sys.modules.get("torch"), sys.modules.get("numba")
-    threads = (torch and torch.get_num_threads(), numba and numba.get_num_threads())
+    libraries: list[Any] = [sys.modules[n] for n in ("torch", "numba") if n in sys.modules]
+    threads = [(library, library.get_num_threads()) for library in libraries]
     try:
         for pool, number in former:
             pool.set_num_threads(min(number, cores))
-        if torch and threads[0] > cores:
-            torch.set_num_threads(cores)
-        if numba and threads[1] > cores:
-            numba.set_num_threads(cores)
+        for library, number in threads:
+            library.set_num_threads(min(number, cores))
         yield
     finally:
-        if numba and threads[1] > cores:
-            numba.set_num_threads(threads[1])
-        if torch and threads[0] > cores:
-            torch.set_num_threads(threads[0])
+        for library, number in threads:
+            library.set_num_threads(number)
         for pool, number in former:
             if number > cores:
                 pool.set_num_threads(number)

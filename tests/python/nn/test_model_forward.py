@@ -11,7 +11,7 @@ import torch
 
 from scmamba.genes import Vocabulary
 from scmamba.model import Model
-from scmamba.nn import ModelConfig, ScMamba
+from scmamba.nn import ModelConfig, ScMamba, bimamba
 from scmamba.nn.scmamba import pack
 from scmamba.ops.backends import available_backends
 
@@ -305,3 +305,21 @@ def test_the_residual_stays_in_single_precision():
     assert residual.dtype == later.dtype == torch.float32
     torch.testing.assert_close(residual, hidden.float(), rtol=0, atol=0)
     torch.testing.assert_close(later, residual + out.bfloat16().float(), rtol=0, atol=0)
+
+
+def test_layers_are_computed_again_only_where_it_was_asked_for_and_gradients_are_taken(monkeypatch):
+    block, calls = (
+        bimamba.BiMambaBlock(ModelConfig(n_genes=10, d_model=8, n_layer=1, d_state=4)),
+        [],
+    )
+    again = bimamba.checkpoint
+    monkeypatch.setattr(bimamba, "checkpoint", lambda *a, **k: calls.append(a) or again(*a, **k))
+    hidden = torch.rand(2, 5, 8, requires_grad=True)
+    for wanted, grad in ((False, True), (True, True), (True, False), (False, False)):
+        calls.clear()
+        if wanted:
+            block.checkpoint = True
+        with torch.set_grad_enabled(grad):
+            block(hidden, None, "reference")
+        assert len(calls) == (wanted and grad), (wanted, grad)
+        block.checkpoint = False
