@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .hurdle import ZlmFit, zlm
     from .markers import benjamini_hochberg, find_markers
     from .meta import meta_analysis, replication
+    from .mixed_model import MixedModel
     from .prior import Prior, estimate_prior
     from .result import RobustnessResult
     from .robustness_analysis import robustness
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CompareResult",
     "Design",
+    "MixedModel",
     "Prior",
     "RobustnessResult",
     "ZlmFit",
@@ -58,6 +60,7 @@ __getattr__, __dir__ = lazy_names(
         "CompareResult": "comparison_result",
         "compare": "comparison",
         "Design": "design",
+        "MixedModel": "mixed_model",
         "Prior": "prior",
         "RobustnessResult": "result",
         "ZlmFit": "hurdle",

@@ -18,6 +18,7 @@ from .columns import as_list
 from .comparison_result import CompareResult, describe
 from .linear import moderated_t
 from .markers import benjamini_hochberg, two_groups
+from .mixed import Strata, fit_mixed, p_beyond
 from .normalization import tmm_factors
 from .options import CompareOptions
 from .plan import cells_of_types, condition_pair
@@ -93,7 +94,9 @@ def compare(
         ``"quasi_likelihood"``: negative-binomial quasi-likelihood F-test (McCarthy et al. 2012; Lund et al. 2012; Chen et
         al. 2025) with the dispersion between cells measured in the cells and a prior of gene variances of any shape
         (Ignatiadis and Sen 2025); ``"voom"``: precision weights and moderated
-        t-test (Law et al. 2014); ``"moderated_t"``: as :func:`scmamba.deg.pseudobulk`.
+        t-test (Law et al. 2014); ``"moderated_t"``: as :func:`scmamba.deg.pseudobulk`;
+        ``"mixed"``: negative-binomial mixed model of the cells with a random intercept for every donor (of every donor
+        and group in a paired design).
     layer
         Layer with the raw counts; None: X.
     paired
@@ -172,7 +175,9 @@ class TypeData:
     samples: Samples
     library: np.ndarray
     extra: np.ndarray  # (genes, samples)
-    notes: tuple[str, ...] = ()
+    cells: tuple[sp.csr_matrix, np.ndarray] | None = (
+        None  # counts, number of the sample; mixed model only
+    )
 
 
 class Comparison:
@@ -262,10 +267,13 @@ class Comparison:
         kept = samples.sums.any(axis=0)
         factors = tmm_factors(samples.sums[:, kept])
         library = samples.sums.sum(axis=1) * factors
-        extra = np.zeros((part.shape[1], 1))
+        extra, cells = np.zeros((part.shape[1], 1)), None
+        number = _renumbered(code, table, samples)
         if options.test == "quasi_likelihood":
-            extra = _between_cells(part, _renumbered(code, table, samples), len(samples.table))
-        return TypeData(samples, library, extra, tuple(notes))
+            extra = _between_cells(part, number, len(samples.table))
+        elif options.test == "mixed":
+            cells = part[number >= 0], number[number >= 0]
+        return TypeData(samples, library, extra, cells)
 
     def _kept(self, data: TypeData) -> np.ndarray:
         """Genes with enough counts, in as many samples as half of the smaller group."""
@@ -296,6 +304,8 @@ class Comparison:
                 level,
                 fit,
             )
+        if self.options.test == "mixed":
+            return _mixed(data, kept, level, design.matrix, column, minimum)
         if self.options.test == "voom":
             levels, weights = voom_weights(counts, design.matrix, data.library)
             voom = weighted_moderated_t(levels, weights, design.matrix, column, minimum)
@@ -320,7 +330,7 @@ class Comparison:
         shrunken = shrink(tested.change, tested.se)
         adjusted = benjamini_hochberg(tested.p)
         levels = self._log_cpm(data, tested.kept).to_numpy()
-        higher, of = donors_higher(levels, data.samples, self.options.paired)
+        higher, lower, of = donors_beyond(levels, data.samples, self.options.paired)
         table = pd.DataFrame(
             {
                 "cell_type": name,
@@ -336,6 +346,7 @@ class Comparison:
                 "p_val": tested.p,
                 "p_val_adj": adjusted,
                 "donors_higher": higher,
+                "donors_lower": lower,
                 "donors": of,
             }
         )
@@ -380,12 +391,16 @@ class Comparison:
         design: np.ndarray,
         column: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """p and change of some genes over some samples; variances of genes stay as they were fitted."""
+        """p and change of some genes over some samples.
+
+        The quasi-likelihood test keeps the variances that it fitted to all samples; for all other tests p is that of a
+        moderated t-test.
+        """
         library = data.library[rest]
-        counts = data.samples.sums[np.ix_(rest, tested.kept[called])].T
         if tested.fit is None:
+            counts = data.samples.sums[np.ix_(rest, tested.kept)].T
             levels = np.log2((counts + 0.5) / (library + 1) * 1e6)
-            table = moderated_t(levels, design, column, moderate=called.size > 2)
+            table = moderated_t(levels, design, column).iloc[called]
             return table["p_val"].to_numpy(), table["log2FC"].to_numpy()
         fit = tested.fit.part(called, rest, design)
         found = test_coefficient(fit, column, self.options.min_log2fc * LN2)
@@ -428,6 +443,27 @@ class Comparison:
         return float(np.nanmedian(least)) + self.options.min_log2fc
 
 
+def _mixed(
+    data: TypeData,
+    kept: np.ndarray,
+    level: np.ndarray,
+    design: np.ndarray,
+    column: int,
+    minimum: float,
+) -> Tested:
+    """The mixed model of the cells: a random intercept for every sample."""
+    assert data.cells is not None
+    counts, number = data.cells
+    depth = np.asarray(counts.sum(axis=1, dtype=np.float64)).ravel()
+    depth *= (data.library / data.samples.sums.sum(axis=1))[number]
+    some = np.flatnonzero(depth > 0)
+    strata = Strata(number[some], np.ascontiguousarray(design), np.arange(len(design)))
+    fit = fit_mixed(counts[some][:, kept].tocsc(), depth[some], strata, column)
+    change, se = fit.coef[:, column] / LN2, fit.se(column) / LN2
+    p = fit.p if minimum == 0 else p_beyond(change, se, fit.df, minimum)
+    return Tested(kept, change, se, fit.lr, np.full(kept.size, fit.df), p, level, None)
+
+
 def _renumbered(code: np.ndarray, table: pd.DataFrame, samples: Samples) -> np.ndarray:
     """Sample numbers after some samples were omitted."""
     kept = {k: i for i, k in enumerate(zip(samples.table["group"], samples.table["donor"]))}
@@ -450,19 +486,35 @@ def _between_cells(part: sp.csr_matrix, code: np.ndarray, n: int) -> np.ndarray:
     return phi[:, None] * share
 
 
-def donors_higher(
+def donors_beyond(
     levels: np.ndarray, samples: Samples, paired: bool | None
-) -> tuple[np.ndarray, int]:
-    """(genes,) number of donors of group 1 above the median of group 2 (paired: above themselves), and of how many."""
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """How many donors of group 1 are above and below the median of group 2 (paired: themselves in group 2).
+
+    Parameters
+    ----------
+    levels
+        (samples, genes) log expression.
+    samples
+        The samples.
+    paired
+        As in :func:`compare`.
+
+    Returns
+    -------
+    (genes,) numbers above and below, and of how many donors. Equal donors, such as those without counts, are neither.
+    """
     group, donor = samples.table["group"].to_numpy(), samples.table["donor"].to_numpy()
     twice = samples.table["donor"].duplicated(keep=False).to_numpy()
     if paired or (paired is None and twice.all()):
         both = [d for d in pd.unique(donor) if (donor == d).sum() == 2]
         first = np.array([np.flatnonzero((donor == d) & (group == 0))[0] for d in both])
         second = np.array([np.flatnonzero((donor == d) & (group == 1))[0] for d in both])
-        return (levels[first] > levels[second]).sum(axis=0), len(both)
-    reference = np.median(levels[group == 1], axis=0)
-    return (levels[group == 0] > reference).sum(axis=0), int((group == 0).sum())
+        difference = levels[first] - levels[second]
+    else:
+        difference = levels[group == 0] - np.median(levels[group == 1], axis=0)
+    # Donors without counts have the same level up to rounding.
+    return (difference > 1e-9).sum(axis=0), (difference < -1e-9).sum(axis=0), len(difference)
 
 
 def confounded(

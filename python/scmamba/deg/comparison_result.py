@@ -28,7 +28,7 @@ def describe(row: pd.Series, group1: str, group2: str) -> str:
     sign = 1 if up else -1
     fold = 2 ** abs(row["log2FC_shrunk"])
     low, high = sorted(2 ** (sign * row[c]) for c in ("ci_low", "ci_high"))
-    number = row["donors_higher"] if up else row["donors"] - row["donors_higher"]
+    number = row["donors_higher" if up else "donors_lower"]
     text = (
         f"{row['gene']}: {fold:.2g}-fold {'higher' if up else 'lower'} in {group1} than in {group2} (95% interval "
         f"{low:.2g} to {high:.2g}); {'higher' if up else 'lower'} in {number} of {row['donors']} {group1} donors."
@@ -47,8 +47,9 @@ class CompareResult:
     table
         One row per cell type and tested gene: ``log2FC`` (group 1 over group 2, with a prior count) and its standard error
         ``lfc_se``; ``log2FC_shrunk`` with its 95% interval ``ci_low, ci_high``; ``mean_log2`` (log2 counts per million);
-        ``statistic, df, p_val``; ``p_val_adj`` (Benjamini-Hochberg within the type); ``donors_higher`` of ``donors`` of
-        group 1 are above the median of group 2 (in a paired design: above themselves); ``driven_by`` (a donor without
+        ``statistic, df, p_val``; ``p_val_adj`` (Benjamini-Hochberg within the type); ``donors_higher`` and
+        ``donors_lower`` of ``donors`` of group 1 are above and below the median of group 2 (in a paired design: themselves in
+        group 2); ``driven_by`` (a donor without
         whom p > 0.05 or the direction changes); ``sentence`` for genes that are called.
     summary
         One row per cell type: donors and cells, genes tested and called, and the log2 fold change that is found with 80%

@@ -77,7 +77,7 @@ class Design:
         return kept
 
 
-def build_design(formula: str, data: pd.DataFrame) -> Design:
+def build_design(formula: str, data: pd.DataFrame, *, random: bool = False) -> Design:
     """The design matrix of a one-sided R formula, with R's columns, order and names.
 
     Parameters
@@ -89,6 +89,8 @@ def build_design(formula: str, data: pd.DataFrame) -> Design:
     data
         Table with one row per cell (or sample). Strings, booleans and categoricals become factors with treatment
         contrasts against their first level; levels sort as in R, a categorical keeps its own order.
+    random
+        Accept random intercepts, ``(1 | donor)``, and leave them out of the matrix; False: refuse them.
 
     Returns
     -------
@@ -109,7 +111,7 @@ def build_design(formula: str, data: pd.DataFrame) -> Design:
     ('(Intercept)', 'groupB', 'percent.mt')
     """
     terms = formula_terms(formula, data.columns)
-    if terms.random:
+    if terms.random and not random:
         raise DataError(
             f"(1 | {terms.random[0]}) in the formula {formula!r} is a random effect, which this model does not fit. "
             f"To take donors as the unit, use scmamba.deg.compare(adata, condition_key, {terms.random[0]!r}, label_key)."

@@ -16,6 +16,7 @@ from ..utils.threads import within_cores
 from .continuous import ContinuousFit, fit_continuous
 from .design import INTERCEPT, Design, build_design
 from .discrete import DiscreteFit, fit_discrete
+from .mixed_model import MixedModel, mixed_model
 from .options import ZlmOptions
 from .prior import NO_PRIOR, Prior, estimate_prior
 from .values import Scale, as_source, layer_source
@@ -45,7 +46,7 @@ def zlm(
     scale: Scale | None = None,
     genes: Sequence[str] | None = None,
     prior: tuple[float, float] | None = None,
-) -> ZlmFit:
+) -> ZlmFit | MixedModel:
     """Fit MAST's hurdle model (``zlm``; Finak et al., Genome Biol 16:278, 2015) to every gene.
 
     Parameters
@@ -56,7 +57,9 @@ def zlm(
         ``scale`` is ``"counts"`` or ``"auto"``.
     formula
         One-sided R formula over the columns of ``data``, such as ``"~ group + scale(age)"``; see
-        :func:`scmamba.deg.build_design`.
+        :func:`scmamba.deg.build_design`. With a random intercept, ``"~ group + (1 | donor)"``, a negative-binomial mixed
+        model of raw counts is fitted instead (:class:`scmamba.deg.MixedModel`); ``method``, ``ebayes`` and ``prior``
+        do not apply to it.
     data
         Table with one row per cell; None: ``obs`` of an AnnData.
     method
@@ -76,12 +79,14 @@ def zlm(
     Returns
     -------
     ZlmFit
-        With ``.lrt(term)``, ``.summary()`` and ``.fit_table()``.
+        With ``.lrt(term)``, ``.summary()`` and ``.fit_table()``; with a random intercept a ``MixedModel``, which has
+        ``.lrt(coefficient)``.
 
     Raises
     ------
     DataError
-        A formula or covariate that R would refuse, a random effect, or values that are not on a log scale.
+        A formula or covariate that R would refuse, values that are not on a log scale, or, with a random intercept,
+        values that are not raw counts.
     OptionError
         An option is not one of its choices.
 
@@ -100,6 +105,8 @@ def zlm(
     ZlmOptions.from_mapping(
         {"formula": formula, "method": method, "ebayes": ebayes, "layer": layer, "scale": scale}
     )
+    if "|" in formula:
+        return mixed_model(adata_or_matrix, formula, data, layer, genes)
     csr, names, table = _inputs(adata_or_matrix, data, layer, scale, genes)
     design = build_design(formula, table)
     held, shared = _columns(csr), NO_PRIOR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from functools import reduce
@@ -18,12 +19,15 @@ from ..utils.errors import DataError, OptionError
 from ..utils.threads import within_cores
 from .columns import as_list
 from .hurdle import zlm
+from .mixed_model import mixed_of
 from .one_factor import MAX_LEVELS, LevelDesign, group_p, level_design
 from .options import MarkerOptions
 from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior
 from .values import Scale, Source, layer_source
 from .variables import factor
 from .wilcoxon import rank_sum_p
+
+_RANDOM = re.compile(r"\(\s*1\s*\|\s*`?([^`]+?)`?\s*\)")  # a random intercept
 
 MIN_CELLS = 3
 
@@ -162,7 +166,8 @@ def find_markers(
     group2
         What it is compared with; None: all other cells with a value.
     covariates
-        Columns of ``obs`` added to MAST's model as they are (Seurat's ``latent.vars``).
+        Columns of ``obs`` added to MAST's model as they are (Seurat's ``latent.vars``). ``"(1 | donor)"`` is a random
+        intercept of the donors in that column: p is then that of a negative-binomial mixed model of the raw counts.
     test
         ``"MAST"`` (likelihood-ratio test of the hurdle model; Finak et al. 2015) or ``"wilcox"`` (rank-sum test).
     seurat
@@ -367,11 +372,24 @@ def _model_p(
     """
     order = np.concatenate([np.flatnonzero(group == 0), np.flatnonzero(group == 1)])
     data = pd.DataFrame({"condition": np.where(group[order] == 0, "Group1", "Group2")})
-    terms = ["condition"]
+    terms, random = ["condition"], []
     for i, name in enumerate(covariates):
+        if found := _RANDOM.fullmatch(name.strip()):
+            donor = require_column(pd.DataFrame() if obs is None else obs, found[1], "with donors")
+            data["random intercept"] = donor.iloc[order].to_numpy()
+            random.append("(1 | `random intercept`)")
+            continue
         # Own names: a column of the user may be called "condition".
         data[f"covariate{i}"] = _covariate(obs, name, order)
         terms.append(f"covariate{i}")
+    if random:
+        counts = source._replace(
+            matrix=source.matrix[order],
+            totals=None if source.totals is None else source.totals[order],
+        )
+        model = mixed_of(counts, "~ " + " + ".join(terms + random), data).take(passed)
+        mixed: np.ndarray = model.lrt("conditionGroup2")["p_val"].to_numpy()
+        return mixed
     fit = zlm(source.logs(order, passed), "~ " + " + ".join(terms), data, scale="log")
     result: np.ndarray = fit.lrt("conditionGroup2")["p_H"].to_numpy()
     return result
@@ -381,7 +399,7 @@ def _single_factor(
     obs: pd.DataFrame | None, covariates: Sequence[str], group: np.ndarray
 ) -> tuple[LevelDesign, np.ndarray] | None:
     """The design of one covariate that is a factor, and (cells,) the row of each cell there; None for other covariates."""
-    if len(covariates) != 1:
+    if len(covariates) != 1 or _RANDOM.fullmatch(covariates[0].strip()):
         return None
     order = np.concatenate([np.flatnonzero(group == 0), np.flatnonzero(group == 1)])
     levels = _covariate(obs, covariates[0], order)

@@ -206,8 +206,8 @@ class CompareOptions(Options):
     test: str = option(
         "quasi_likelihood",
         "'quasi_likelihood': negative-binomial F-test; 'voom': weighted moderated t-test; "
-        "'moderated_t': moderated t-test of log counts per million.",
-        choices=("quasi_likelihood", "voom", "moderated_t"),
+        "'moderated_t': moderated t-test of log counts per million; 'mixed': negative-binomial mixed model of the cells.",
+        choices=("quasi_likelihood", "voom", "moderated_t", "mixed"),
     )
     layer: str | None = option(None, "Layer with the raw counts; X if not given.")
     paired: bool | None = option(

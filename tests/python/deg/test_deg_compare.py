@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 
 from scmamba.cli import app
 from scmamba.deg import compare, pseudobulk
+from scmamba.deg.comparison import donors_beyond
 from scmamba.deg.comparison_figures import volcano
+from scmamba.deg.comparison_result import describe
 from scmamba.deg.options import CompareOptions
-from scmamba.deg.samples import sum_cells
+from scmamba.deg.samples import Samples, sum_cells
 from scmamba.utils.errors import DataError, OptionError
 
 GENES = 300
@@ -65,7 +67,7 @@ def test_what_differs_is_found_in_its_type(result):
     assert row["up"] + row["down"] == len(result.genes("MG"))
 
 
-@pytest.mark.parametrize("test", ["quasi_likelihood", "voom", "moderated_t"])
+@pytest.mark.parametrize("test", ["quasi_likelihood", "voom", "moderated_t", "mixed"])
 def test_every_test_on_one_type(cohort, test):
     microglia = cohort[cohort.obs["type"] == "MG"].copy()
     found = compare(microglia, "diagnosis", "patient", test=test, verbose=False)
@@ -273,3 +275,46 @@ def test_the_volcano_shows_minus_the_logarithm_of_p(cohort):
     drawn = drawn[np.isfinite(drawn).all(axis=1)]
     assert len(drawn) == keep.sum()
     np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(points[keep], axis=0))
+
+
+def test_numbers_of_donors_by_hand():
+    """Medians of group 2: 2, 7, 0, 1.5; a donor at the median is neither above nor below."""
+    levels = np.array(
+        [
+            [3.0, 4, 0, 2],
+            [1.0, 4, 0, 1],
+            [4.0, 5, 0, 1.5],
+            [2.0, 5, 0, 1],
+            [2.0, 9, 0, 2],
+        ]
+    )
+    table = pd.DataFrame({"group": [0, 0, 0, 1, 1], "donor": list("abcde")})
+    higher, lower, of = donors_beyond(levels, Samples(table, levels), None)
+    assert (higher.tolist(), lower.tolist(), of) == ([2, 0, 0, 1], [1, 3, 0, 1], 3)
+    table = pd.DataFrame({"group": [0, 0, 0, 1, 1], "donor": list("abcab")})
+    higher, lower, of = donors_beyond(levels, Samples(table, levels), True)
+    assert (higher.tolist(), lower.tolist(), of) == ([1, 0, 0, 1], [1, 2, 0, 1], 2)
+
+
+def test_sentences_word_for_word():
+    row = pd.Series(
+        {
+            "gene": "APOE",
+            "log2FC": 1.2,
+            "log2FC_shrunk": 1.0,
+            "ci_low": 0.5,
+            "ci_high": 1.5,
+            "donors_higher": 9,
+            "donors_lower": 1,
+            "donors": 11,
+            "driven_by": "",
+        }
+    )
+    assert describe(row, "AD", "Control") == (
+        "APOE: 2-fold higher in AD than in Control (95% interval 1.4 to 2.8); higher in 9 of 11 AD donors."
+    )
+    row["log2FC_shrunk"], row["ci_low"], row["ci_high"], row["driven_by"] = -2.0, -3.0, -1.0, "p7"
+    assert describe(row, "AD", "Control") == (
+        "APOE: 4-fold lower in AD than in Control (95% interval 2 to 8); lower in 1 of 11 AD donors. "
+        "Depends on donor p7: without this donor p > 0.05 or the direction changes."
+    )
