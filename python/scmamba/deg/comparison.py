@@ -267,13 +267,14 @@ class Comparison:
         kept = samples.sums.any(axis=0)
         factors = tmm_factors(samples.sums[:, kept])
         library = samples.sums.sum(axis=1) * factors
-        extra, cells = np.zeros((part.shape[1], 1)), None
+        extra = np.zeros((part.shape[1], 1))
+        of_mixed: tuple[Any, np.ndarray] | None = None
         number = _renumbered(code, table, samples)
         if options.test == "quasi_likelihood":
             extra = _between_cells(part, number, len(samples.table))
         elif options.test == "mixed":
-            cells = part[number >= 0], number[number >= 0]
-        return TypeData(samples, library, extra, cells)
+            of_mixed = part[number >= 0], number[number >= 0]
+        return TypeData(samples, library, extra, of_mixed)
 
     def _kept(self, data: TypeData) -> np.ndarray:
         """Genes with enough counts, in as many samples as half of the smaller group."""

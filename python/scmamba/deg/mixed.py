@@ -10,7 +10,7 @@ cells.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -114,7 +114,7 @@ def fit_mixed(
     )  # in units of the column; none for the intercept
     work = counts.nnz + bin_depth.size * counts.shape[1]
     with threads_for(work * 1000.0):
-        found = fit_genes(
+        found: Any = fit_genes(
             counts.indptr.astype(np.int64),
             counts.indices.astype(np.int64),
             counts.data,
@@ -131,7 +131,9 @@ def fit_mixed(
             exact,
         )
     df = _degrees_of_freedom(strata, column, len(depth), n_donors)
-    return MixedFit(*found, df, fdtrc(1.0, df, found[-1]))
+    coef, cov, dispersion, variance, effects, log_likelihood, lr = found
+    p = fdtrc(1.0, df, lr)
+    return MixedFit(coef, cov, dispersion, variance, effects, log_likelihood, lr, df, p)
 
 
 def _histogram(strata: Strata, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -9,6 +9,7 @@ Ignatiadis and Sen, Ann Stat 53:1, 2025), and a p-value averages over the poster
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -197,14 +198,16 @@ def minimal_change_of_mixture(
     largest = 60 * se.max(axis=1)
     limit = _bisected(lambda x: 2 * beyond(x) > p, largest)
     # Above the limit with probability 1 - beyond(change - limit).
-    return limit + _bisected(lambda x: beyond(x) > 1 - power, largest)
+    change: np.ndarray = limit + _bisected(lambda x: beyond(x) > 1 - power, largest)
+    return change
 
 
-def _bisected(more, largest: np.ndarray) -> np.ndarray:  # type: ignore[no-untyped-def]
+def _bisected(more: Callable[[np.ndarray], np.ndarray], largest: np.ndarray) -> np.ndarray:
     """(genes,) where ``more`` turns false, between 0 and ``largest``."""
     low, high = np.zeros_like(largest), largest.copy()
     for _ in range(50):
         middle = (low + high) / 2
         up = more(middle)
         low, high = np.where(up, middle, low), np.where(up, high, middle)
-    return (low + high) / 2
+    result: np.ndarray = (low + high) / 2
+    return result
