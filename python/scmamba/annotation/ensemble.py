@@ -38,7 +38,7 @@ MIN_CELLS_PER_GENE = 5
 #: Classes with fewer cells are too small for a penalized linear model; their mean profile is used if it helps.
 RARE = 20
 #: Cells of the cross-validation, and cells of each class that are kept beside its share of them (fewer of many classes).
-VALIDATION_CELLS, KEPT_PER_CLASS = 2000, 50
+VALIDATION_CELLS, KEPT_PER_CLASS = 3000, 50
 _FLOOR = 1e-4  # the network cannot exclude a class alone
 
 
