@@ -235,8 +235,8 @@ def by_network_alone(reference, query, label, donor, seed, options):
 
 METHODS: dict[str, tuple[str, Callable, bool]] = {
     # name: label in the tables, function, whether the seed matters
-    "scmamba": ("**scMamba (`annotate()`)**", by_scmamba, True),
-    "linear": ("its base classifiers alone (`finetune_steps=0`)", by_linear_views, True),
+    "scmamba": ("scMamba with the network (`finetune_steps=400`)", by_scmamba, True),
+    "linear": ("**scMamba (`annotate()`)**", by_linear_views, True),
     "network": ("its fine-tuned network alone", by_network_alone, True),
     "logistic": ("logistic regression, all genes", by_logistic_regression, False),
     "celltypist": ("CellTypist 1.7.1", by_celltypist, False),
@@ -475,7 +475,7 @@ def main() -> None:
         help="folder for fitted references; 'network' then reuses those of 'scmamba'",
     )
     parser.add_argument(
-        "--steps", type=int, help="fine-tuning steps of 16 cells; default: those of annotate()"
+        "--steps", type=int, help="fine-tuning steps of 16 cells, for the rows with the network; 400 if not given"
     )
     parser.add_argument("--novel", action="store_true", help="types absent from the reference")
     parser.add_argument("--types", nargs="*", help="with --novel: which types; all if not given")

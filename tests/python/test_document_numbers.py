@@ -187,7 +187,7 @@ README = {
         [(KANG, "neighbor_rate"), ("nonzero_imputation_kang_peers.tsv", "scvi")],
     ),
     "13 cell types": (
-        [("annotation.md", "| **scMamba (`annotate()`)** | 3 | 0.911")],
+        [("annotation.md", "| **scMamba (`annotate()`)** | 3 | 0.913")],
         [("annotation.md", "scANVI"), ("annotation.md", "Seurat")],
     ),
     "doublets of hashed": (
