@@ -76,7 +76,7 @@ test_that("only options that a server has are sent, and its errors are passed on
   server <- scMamba:::.local_server()
   expect_error(scMamba:::.server_json(server, "GET", "/v2/jobs/no-such-job"), "answered 404",
     class = "scmamba_server_error")
-  expect_error(ScMambaImpute(pbmc(), model = tiny_model(), backend = "server", verbose = FALSE), "models of its own",
+  expect_error(ScMambaImpute(pbmc(), model = tiny_model(), backend = "server", verbose = FALSE), "its own models",
     class = "scmamba_error")
   expect_error(ScMambaImpute(pbmc(), model = "unheard-of", backend = "server", verbose = FALSE), "unheard-of",
     class = "scmamba_error")

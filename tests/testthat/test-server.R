@@ -127,7 +127,7 @@ test_that("an archive of a model is unpacked into its folder and nowhere else", 
   expect_false(file.exists("/tmp/scmamba-escaped"))
   for (bad in list("config.json", c(good, "x/config.json"))) {
     pack(bad)
-    expect_error(scMamba:::.unpack_model(archive, file.path(top, "none")), "no model", class = "scmamba_error")
+    expect_error(scMamba:::.unpack_model(archive, file.path(top, "none")), "not a model", class = "scmamba_error")
   }
 })
 
