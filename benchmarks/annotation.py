@@ -475,7 +475,9 @@ def main() -> None:
         help="folder for fitted references; 'network' then reuses those of 'scmamba'",
     )
     parser.add_argument(
-        "--steps", type=int, help="fine-tuning steps of 16 cells, for the rows with the network; 400 if not given"
+        "--steps",
+        type=int,
+        help="fine-tuning steps of 16 cells, for the rows with the network; 400 if not given",
     )
     parser.add_argument("--novel", action="store_true", help="types absent from the reference")
     parser.add_argument("--types", nargs="*", help="with --novel: which types; all if not given")
