@@ -173,8 +173,8 @@ ScMambaPlotRobustness <- function(result, measure = "overlap", type = c("bars", 
 #'   data frame.
 #' @param truth Column of the metadata with known types, or one value for each cell: then the figure is the accuracy of
 #'   the cells above each threshold against their share.
-#' @return A ggplot: the probabilities of every type's cells, with `Unassigned` cells below the threshold shown separately and numbers
-#'   of cells; or, with `truth`, coverage and accuracy.
+#' @return A ggplot: the probabilities of every type's cells, with `Unassigned` cells below the
+#'   threshold shown separately and numbers of cells; or, with `truth`, coverage and accuracy.
 #' @examples
 #' if (scmamba_available() && requireNamespace("ggplot2", quietly = TRUE)) {
 #'   seu <- ScMambaCohort(n.cells = 80, n.donors = 2, n.genes = 3000)

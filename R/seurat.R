@@ -328,8 +328,8 @@
 
 `%||%` <- function(x, y) if (is.null(x)) y else x
 
-# FindMarkers() reads from the command log how an assay was normalized, and takes fold changes of Seurat 4 from the mean of
-# the logs if it finds no entry. Imputed values are on NormalizeData()'s scale, so the log has such an entry.
+# FindMarkers() reads from the command log how an assay was normalized, and takes fold changes of Seurat 4 from the
+# mean of the logs if it finds no entry. Imputed values are on NormalizeData()'s scale, so the log has such an entry.
 .note_normalised <- function(object, assay.name) {
   name <- paste0("NormalizeData.", assay.name)
   object[[name]] <- methods::new("SeuratCommand",

@@ -28,6 +28,7 @@ KERNELS = (
     "deg/negative_binomial.py",
     "deg/one_factor.py",
     "data/csr_remap.py",
+    "deg/mixed_kernel.py",
 )
 
 
@@ -105,6 +106,8 @@ SURFACES = ("cli", "client", "evaluation", "pl", "serve")
 ELSEWHERE = {
     "data/doublet_simulation.py": "training reads it as well; scmamba.doublets has its names",
     "data/doublet_simulation.py: simulate_doublets": "as above",
+    "data/doublet_simulation.py: doublet_codes": "as above",
+    "training/finetune_classifier.py: labels_from_doublet_calls": "labels of a training",
     "training/finetune_classifier.py: labels_from_simulated_doublets": "labels of a training",
     "embedding/_genes.py: gene_neighbors": "a verb about genes, not cells",
     "preprocessing/analysis.py: neighbor_graph": "scanpy's graph, a step of prepare",

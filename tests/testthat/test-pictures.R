@@ -38,7 +38,8 @@ test_that("robustness: shares of cells and combinations of donors are never in o
   tiles <- ScMambaPlotRobustness(result, type = "heatmap")$data
   stars <- tiles$label[tiles$cell_type == "Microglia" & tiles$layer == "scmamba"]
   expect_setequal(gsub("[0-9.]", "", stars), c("***", ""))
-  expect_error(ScMambaPlotRobustness(result, type = "heatmap", ratio = 0.3), "no subsamples of 0.3", class = "scmamba_error")
+  expect_error(ScMambaPlotRobustness(result, type = "heatmap", ratio = 0.3),
+    "no subsamples of 0.3", class = "scmamba_error")
   compare_picture(bars, "robustness-bars")
   compare_picture(boxes, "robustness-boxes")
   compare_picture(ScMambaPlotRobustness(result, type = "heatmap"), "robustness-heatmap")

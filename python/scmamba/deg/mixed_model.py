@@ -53,7 +53,13 @@ class MixedModel:
         )
 
     def take(self, genes: np.ndarray) -> MixedModel:
-        """The model of some genes (positions); depths stay those of all genes."""
+        """The model of some genes; depths stay those of all genes.
+
+        Parameters
+        ----------
+        genes
+            Positions of the genes.
+        """
         other = copy.copy(self)
         other.genes, other._counts = self.genes[genes], self._counts[:, genes]
         return other
