@@ -353,7 +353,7 @@ def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_lef
 
 
 def test_each_worker_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch, tmp_path):
-    monkeypatch.setattr(supervisor.os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(supervisor, "available_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     assert supervisor.share(0, 1) == {}
