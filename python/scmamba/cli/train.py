@@ -277,9 +277,7 @@ class _Plan:
         self.first = is_first_process()
         self.verbose = not quiet and self.first
         self.output, self.recipe = output, recipe
-        self.calls_doublets = (
-            False  # the label column was named, and may say which droplets are doublets
-        )
+        self.calls_doublets = False  # the label column was named, and may hold calls of doublets
         refuse_existing_outputs(output, overwrite=overwrite)
 
     def open(self, data: _Data, genes: Vocabulary) -> tuple[Collection, Collection | list[Any]]:
@@ -356,7 +354,7 @@ class _Plan:
                 wanted[name] = gone[name]
 
     def holds_calls(self, cells: Collection) -> bool:
-        """Whether the label column that was named says which droplets are doublets."""
+        """Whether the label column that was named holds calls of doublets."""
         from ..data.doublet_simulation import doublet_codes
 
         return self.calls_doublets and doublet_codes(cells.column("label")) is not None
@@ -431,7 +429,7 @@ def build(
     not_counted: Annotated[
         list[Path] | None,
         typer.Option(
-            help="File of a study whose cells are left out of the minimum fraction; may be repeated."
+            help="File of a study whose cells are excluded from the minimum fraction; may be repeated."
         ),
     ] = None,
     cache: Cache = None,

@@ -46,8 +46,8 @@ def build_vocabulary(
     without
         Chromosomes whose genes are omitted.
     not_counted
-        Studies that are left out of the rule: their cells count neither among those that see a gene nor among all. What they see is in
-        the table, column ``cells_not_counted``, which shows what the vocabulary lacks of them.
+        Studies that are excluded from the rule: their cells count neither among those with a gene nor among all. The table has their
+        cells with each gene in the column ``cells_not_counted``, which shows what the vocabulary lacks of them.
 
     Returns
     -------

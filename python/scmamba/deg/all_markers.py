@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from ..utils.columns import require_column
-from ..utils.errors import DataError, OptionError
+from ..utils.errors import DataError
 from ..utils.threads import within_cores
-from .columns import as_list
 from .markers import (
     MIN_CELLS,
     Rules,
+    covariates_of,
     marker_table,
     markers_of,
     pair_tests,
@@ -53,7 +53,7 @@ def find_all_markers(
     adata
         AnnData; X (or ``layer``) holds raw counts, normalized here to log1p of 10,000 per cell, or log values.
     groupby
-        Column of ``obs`` with the groups. Cells without a value are left out.
+        Column of ``obs`` with the groups. Cells without a value are omitted.
     covariates
         Columns of ``obs`` added to MAST's model as they are (Seurat's ``latent.vars``).
     test
@@ -111,16 +111,12 @@ def find_all_markers(
     }
     MarkerOptions.from_mapping(options)
     rules = rules_for(str(seurat), min_pct, logfc_threshold, only_pos, min_diff_pct)
-    adjusted = as_list(covariates)
-    if test == "wilcox" and adjusted:
-        raise OptionError(
-            "test='wilcox' takes no covariates. Use test='MAST', or set covariates=None."
-        )
+    adjusted = covariates_of(test, covariates)
     names, codes = _groups(adata.obs, groupby)
     source = layer_source(adata, layer, scale)
     values = source.matrix
     if test == "MAST" and not adjusted and not (values.nnz and not values.data.min() >= 0):
-        tables = _in_one_pass(source, codes, len(names), rules)
+        tables = _in_one_pass(source, codes, names, rules)
     else:
         tables = {
             k: markers_of(
@@ -173,17 +169,17 @@ def _groups(obs: pd.DataFrame, groupby: str) -> tuple[list[str], np.ndarray]:
 
 
 def _in_one_pass(
-    source: Source, codes: np.ndarray, groups: int, rules: Rules
+    source: Source, codes: np.ndarray, names: list[str], rules: Rules
 ) -> dict[int, pd.DataFrame]:
-    """Tables of the first ``groups`` of the groups by MAST's test without covariates."""
+    """Tables of the named groups, which are numbered first, by MAST's test without covariates."""
     every = int(codes.max()) + 1
     parts, centre = group_sums(source.matrix, codes, every, totals=source.totals)
     rest = combine_sums(parts, 1 - np.eye(every, dtype=np.int64))
     tables, failed = {}, ""
-    for k, tested in enumerate(pair_tests(list(zip(parts, rest))[:groups], centre, rules)):
+    for k, tested in enumerate(pair_tests(list(zip(parts, rest))[: len(names)], centre, rules)):
         if tested.test is None:
             failed = tested.note
-            warnings.warn(f"No markers for group {k + 1}: {tested.note}", stacklevel=4)
+            warnings.warn(f"No markers for {names[k]}: {tested.note}", stacklevel=4)
             continue
         passed = tested.screen.passed
         tables[k] = marker_table(tested.test.p, tested.screen, passed, source.genes, rules)

@@ -415,9 +415,9 @@ class Comparison:
         cells = data.samples.table.groupby("group")["cells"].sum()
         alpha = self.options.alpha
         p = 0.8 * TRUE_SHARE * alpha / ((1 - TRUE_SHARE) * (1 - alpha))
-        top = tested.level >= np.quantile(tested.level, 0.75)
+        top = np.flatnonzero(tested.level >= np.quantile(tested.level, 0.75))
         median, median_top = (
-            self._least(tested, p, np.flatnonzero(genes)) for genes in (top | True, top)
+            self._least(tested, p, genes) for genes in (np.arange(tested.level.size), top)
         )
         called = table["p_val_adj"] < alpha
         return {

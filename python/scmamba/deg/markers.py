@@ -230,16 +230,33 @@ def find_markers(
     )
     rules = rules_for(options.seurat, min_pct, logfc_threshold, only_pos, min_diff_pct, fold_change)
     group = two_groups(adata.obs, groupby, group1, group2)
-    adjusted = as_list(covariates)
-    if test == "wilcox" and adjusted:
-        raise OptionError(
-            "test='wilcox' takes no covariates. Use test='MAST', or set covariates=None."
-        )
+    adjusted = covariates_of(test, covariates)
     source = layer_source(adata, layer, scale)
     table = markers_of(source, source.genes, group, rules, test, adata.obs, adjusted, genes)
     table.attrs["values"] = source.values
     table.attrs["read_as"] = read_as(source)
     return table
+
+
+def covariates_of(test: str, covariates: str | Sequence[str] | None) -> list[str]:
+    """The covariates as a list.
+
+    Parameters
+    ----------
+    test, covariates
+        As in :func:`find_markers`.
+
+    Raises
+    ------
+    OptionError
+        The rank-sum test takes none.
+    """
+    adjusted = as_list(covariates)
+    if test == "wilcox" and adjusted:
+        raise OptionError(
+            "test='wilcox' takes no covariates. Use test='MAST', or set covariates=None."
+        )
+    return adjusted
 
 
 def read_as(source: Source) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _rates(
 
 @njit(cache=True)
 def _of_phi(nz_y, phi):  # pragma: no cover (compiled)
-    """The part of the log likelihood that only the dispersion changes (lgamma of y + 1 is left out)."""
+    """The part of the log likelihood that only the dispersion changes (lgamma of y + 1 is omitted)."""
     total = 0.0
     size = 1.0 / phi
     for y in nz_y:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import chdtrc, ndtr
 
 #: Prior share of genes whose variance is at least twice the trend without any limit, whatever the genes seen show.
-#: Chosen on splits of the control donors of Kang et al. 2018 and simulated cohorts (``benchmarks/donor_tests.py``).
+#: Chosen on splits of the donors of Kang et al. 2018 and on simulated cohorts; docs/deg.md.
 TAIL_SHARE = 0.05
 _STEP = 0.2  # of the grid, natural log of the variance
 _EM_STEPS = 60

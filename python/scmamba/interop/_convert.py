@@ -23,7 +23,7 @@ def convert_file(
     compress: bool = True,
     verbose: bool = True,
 ) -> str:
-    """Convert what ``source`` is found to be into what the name of ``target`` says; returns a description of what was written.
+    """Convert a file to the format of the target's ending; returns a description of what was written.
 
     Raises
     ------

@@ -424,7 +424,7 @@ class SeuratBuilder:
             if place != "X" and place not in self.places.values() and layer in self.places:
                 self.used.add(place)
                 self.moved.append(
-                    f"{layer} is {self.places[layer]}; the former one ({place}) is left out"
+                    f"{layer} is {self.places[layer]}; the former one ({place}) is dropped"
                 )
 
     def parts(self) -> dict[str, Any]:
@@ -535,7 +535,7 @@ class SeuratBuilder:
         return noted if self.note and same else None
 
     def _variable(self, info: dict[str, Any]) -> list[str]:
-        """Variable features, most variable first where scanpy says so."""
+        """Variable features, most variable first where scanpy ranked them."""
         noted = self._noted_variable(info)
         if noted is not None:
             return noted

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -91,6 +92,8 @@ def main() -> None:
         kept = private_folder("maps")
         os.environ["NUMBA_CACHE_DIR"] = str(kept)
         confine(write=[folder, kept])
+        with contextlib.suppress(ImportError):
+            import_umap(kept)
     picture = cell_map(anndata.read_h5ad(folder / "result.h5ad"))
     with atomic_path(folder / "picture.json") as path:
         path.write_text(json.dumps(picture))

@@ -157,7 +157,7 @@ def _mark(holder: Path) -> int | None:
 
         file = os.open(holder / f"{IN_USE}-new", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # It gets its name once it is locked: nobody may take it for an abandoned one before.
+        # Renamed once it is locked, so that no other process takes it for an abandoned one before.
         os.replace(holder / f"{IN_USE}-new", holder / IN_USE)
     except (ImportError, OSError):
         return None

@@ -56,7 +56,7 @@ def private_folder(name: str) -> Path:
 def import_umap(folder: Path | None = None) -> ModuleType:
     """umap-learn, with its compiled functions kept between processes.
 
-    umap-learn compiles its functions anew in every process, which takes some twenty seconds of processor time; scanpy's
+    umap-learn compiles its functions again in every process, which takes some twenty seconds of processor time; scanpy's
     ``pp.neighbors`` and ``tl.umap`` import it. Imported here first, the functions are read from a cache. What was imported
     before is left alone.
 

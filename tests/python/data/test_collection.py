@@ -367,7 +367,7 @@ def test_vocabulary_follows_the_papers_rule(tmp_path):
     assert list(built) == sorted([genes[0], genes[2]])
     row = table.set_index("ensembl_id").loc[genes[2]]
     assert row["cells"] == 10 and row["fraction"] == 0.005 and row["kept"]
-    # The other study left out of the rule: 5 of 1,000 cells; what it sees is in the table.
+    # With the other study excluded from the rule: 5 of 1,000 cells; its own cells are in the table.
     alone, table = build_vocabulary([one], not_counted=[other], cache=tmp_path, verbose=False)
     assert list(alone) == sorted([genes[0], genes[2]])
     assert table.set_index("ensembl_id").loc[genes[2], ["cells", "fraction"]].tolist() == [5, 0.005]

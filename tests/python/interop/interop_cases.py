@@ -705,7 +705,7 @@ def test_scanpys_tutorial_between_two_seurat_objects(seurat, tmp_path, capfd, ki
     assert in_r("SeuratObject::Misc(y, 'neighbors')$params$n_neighbors")[0] == 10
     assert truth("'means' %in% names(y[['RNA']][[]])")
     if origin == "Seurat":
-        assert "the former one (layers/data) is left out" in said
+        assert "the former one (layers/data) is dropped" in said
     # Seurat goes on from here.
     assert truth(
         "library(Seurat); z <- FindNeighbors(y, dims = 1:5, verbose = FALSE); inherits(z, 'Seurat')"

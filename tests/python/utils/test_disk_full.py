@@ -152,7 +152,7 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path, kind):
     try:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         (left,) = hidden(tmp_path)
-        # While it lives, nobody takes its files away.
+        # While it lives, no other process removes its files.
         with atomic_path(tmp_path / "other.txt") as path:
             path.write_text("y")
         assert hidden(tmp_path) == [left] and (tmp_path / left / IN_USE).is_file()
@@ -160,7 +160,7 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path, kind):
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert hidden(tmp_path) == [left]
-    (tmp_path / ".mine").mkdir()  # a hidden folder of somebody else
+    (tmp_path / ".mine").mkdir()  # a hidden folder of another program
     if kind == "file":
         with atomic_path(tmp_path / "out") as path:
             path.write_text("z")

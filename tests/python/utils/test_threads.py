@@ -107,6 +107,7 @@ def test_pools_stay_within_the_quota_and_come_back(system):
 
 
 def test_nothing_is_looked_up_where_all_cores_may_be_used(system, monkeypatch):
-    monkeypatch.setattr(threads, "_pools", None)
+    looked_up: list[int] = []
+    monkeypatch.setattr(threads, "_pools", looked_up.append)
     with within_cores():
-        pass
+        assert looked_up == []
