@@ -101,37 +101,6 @@ def components(x: sparse.csr_matrix) -> Row:
     )
 
 
-def clusters(points: np.ndarray) -> Row:
-    """k-means: KMeans."""
-    from sklearn.cluster import KMeans
-    from sklearn.metrics import adjusted_rand_score
-
-    from scmamba.doublets.features import kmeans
-
-    def cost(code: np.ndarray) -> float:
-        groups = pd.DataFrame(points).groupby(code)
-        return float(((points - groups.transform("mean").to_numpy()) ** 2).sum())
-
-    k = 15
-    own, first = timed(lambda: kmeans(points, k, seed=0))
-    theirs, second = timed(
-        lambda: KMeans(k, n_init=4, max_iter=40, tol=1e-6, random_state=0).fit(points).labels_
-    )
-    again = [adjusted_rand_score(first, kmeans(points, k, seed=s)) for s in (1, 2, 3)]
-    text = (
-        f"sums of squares {cost(first):,.0f} and {cost(second):,.0f}; adjusted Rand index {adjusted_rand_score(first, second):.2f} "
-        f"(by hand with other seeds: {min(again):.2f} to {max(again):.2f})"
-    )
-    return Row(
-        f"k-means, {len(points):,} x {points.shape[1]}, k = {k}, 4 starts",
-        "doublets.features.kmeans",
-        "sklearn KMeans",
-        own,
-        theirs,
-        text,
-    )
-
-
 def widths(points: np.ndarray) -> Row:
     """Silhouettes of several clusterings from one matrix of distances: silhouette_score."""
     from scipy.spatial.distance import cdist
@@ -250,7 +219,6 @@ def rows() -> Iterator[Row]:
     yield neighbors(scores.astype(np.float64))
     yield neighbors(scores.astype(np.float32))
     yield components(values.astype(np.float64))
-    yield clusters(scores[:, :15].astype(np.float64))
     yield widths(scores[:, :15].astype(np.float64))
     yield regression(scores[:, :40].astype(np.float64))
     yield ranks(values)

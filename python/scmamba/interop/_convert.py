@@ -34,15 +34,16 @@ def convert_file(
     if end not in (".rds", ".h5ad"):
         raise DataError(f"{source.name} to {target.name}: the target must end in .h5ad or .rds.")
     path = local_path(source)
-    kind = file_kind(path)
-    if f".{kind}" == end:
-        raise DataError(
-            f"{source.name} is {end} already: one file must end in .rds and the other in .h5ad."
-        )
+    # What costs nothing is checked before the file is opened.
+    if source.suffix.lower() == end:
+        raise DataError(_same_format(source, end))
     if to not in ("seurat", "sce"):
         raise DataError(f"--to is '{to}'; it must be 'seurat' or 'sce'.")
     if target.exists() and not overwrite:
         raise DataError(f"{target} exists already. Choose another name, or add --overwrite.")
+    kind = file_kind(path)
+    if f".{kind}" == end:
+        raise DataError(_same_format(source, end))
     if end == ".rds":
         return _to_rds(path, target, assay, to, compress, verbose)
     if kind == "rds":
@@ -50,6 +51,10 @@ def convert_file(
     adata = open_backed(path).to_memory()
     write_h5ad(adata, target, compress=compress, verbose=verbose)
     return _sentence(adata, target)
+
+
+def _same_format(source: Path, end: str) -> str:
+    return f"{source.name} is {end} already: one file must end in .rds and the other in .h5ad."
 
 
 def _to_h5ad(source: Path, target: Path, assay: str, compress: bool, verbose: bool) -> str:

@@ -166,12 +166,12 @@ def test_what_was_lost_is_said_once(capsys):
     [
         ("a.h5ad", "b.h5ad", {}, "one file must"),
         ("a.rds", "b.rds", {}, "one file must"),
-        ("a.csv", "b.rds", {}, "one file must"),
+        ("a.csv", "b.rds", {}, "is a text table"),
         ("none.h5ad", "b.rds", {}, "There is no file"),
         ("a.h5ad", "b.rds", {"to": "loom"}, "'seurat' or 'sce'"),
         ("a.h5ad", "there.rds", {}, "exists already"),
-        ("a.h5ad", "b.rds", {}, "cannot be read as .h5ad"),
-        ("A.H5AD", "there.RDS", {"overwrite": True}, "cannot be read as .h5ad"),
+        ("a.h5ad", "b.rds", {}, "is not an h5ad"),
+        ("A.H5AD", "there.RDS", {"overwrite": True}, "is not an h5ad"),
     ],
 )
 def test_conversions_that_cannot_be(tmp_path, source, target, more, words):

@@ -272,7 +272,7 @@ def test_features_of_one_two_or_three_columns(tmp_path, features, names, cells):
         ({"features": "E1\nE2\n"}, "features has 2"),
         ({"barcodes": "c1\nc2\nc3\n"}, "barcodes has 3"),
         ({"d/features.tsv": "x"}, "holds 2"),
-        ({"matrix": HEAD + "3 2\n"}, "how many"),
+        ({"matrix": HEAD + "3 2\n"}, "no line with the numbers of genes"),
         ({"matrix": HEAD.replace("general", "symmetric") + "3 2 3\n"}, "no Matrix Market"),
         ({"name": "other.tsv"}, "holds none"),
         ({"matrix": HEAD.replace("integer", "pattern") + "3 2 3\n"}, "no Matrix Market"),
