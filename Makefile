@@ -8,7 +8,7 @@ export PYTHON
 # R puts its own folders there; Python's subprocesses must not load libraries from them.
 unexport LD_LIBRARY_PATH
 
-.PHONY: help setup demo test test-lowest test-newest pytest testthat testthat5 vignettes5 check lint audit lock docs site package brain-mini brain-base clean distclean
+.PHONY: help setup demo test test-lowest test-newest pytest testthat testthat5 interop5 vignettes5 check lint audit lock docs site package brain-mini brain-base clean distclean
 
 help:
 	@echo 'make demo       run scMamba from R on two data sets; picture and object in demo-output/'
@@ -16,6 +16,7 @@ help:
 	@echo 'make setup      install only (R, Seurat, Python packages, both scMamba packages)'
 	@echo 'make pytest     Python tests            make testthat   R tests on this Seurat'
 	@echo 'make testthat5  R tests on Seurat 5     make check      R CMD build and R CMD check'
+	@echo 'make interop5   conversion tests (rpy2) on Seurat 5'
 	@echo 'make vignettes5 R vignettes on Seurat 5  make site       documentation site of both languages, in dist/site'
 	@echo 'make test-lowest  a reduced Python suite with the lowest declared versions, on Python 3.10'
 	@echo 'make test-newest  the same with the newest of everything, on Python 3.13'
@@ -38,12 +39,12 @@ demo:
 
 test:
 	@scripts/setup.sh test
-	@scripts/test.sh pytest testthat testthat5 vignettes5 check lint
+	@scripts/test.sh pytest testthat testthat5 interop5 vignettes5 check lint
 
 test-lowest test-newest:
 	@scripts/versions.sh $(@:test-%=%)
 
-pytest testthat testthat5 vignettes5 check lint:
+pytest testthat testthat5 interop5 vignettes5 check lint:
 	@scripts/setup.sh test
 	@scripts/test.sh $@
 

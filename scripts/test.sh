@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the suites named on the command line and print the result of each, and the skipped tests with reasons, at the end. All
 # of them run, even when an early one fails; the exit status is 0 only when none failed.
-#   scripts/test.sh pytest testthat testthat5 vignettes5 check lint
+#   scripts/test.sh pytest testthat testthat5 interop5 vignettes5 check lint
 # Two run at a time, the longest first; every suite writes to a file, and the files are printed whole at the end.
 #   PYTEST_WORKERS=1   processes of pytest (as many as there are processors)
 #   PYTEST_ARGS="..."  more arguments for pytest
@@ -55,6 +55,17 @@ install5() {
 suite_testthat5() {
   install5 || return $?
   SCMAMBA_SKIPS="$SKIPS/testthat5.tsv" scripts/in_seurat5.sh Rscript --vanilla scripts/testthat.R
+}
+
+# The conversion tests of pytest, with the R of the other Seurat. rpy2 was compiled for this R: ABI mode loads any.
+suite_interop5() {
+  install5 || return $?
+  local report="$LOGS/interop5.xml" code=0
+  rm -f "$report"
+  scripts/in_seurat5.sh env RPY2_CFFI_MODE=ABI PYTHONPATH=python "$VENV/bin/python" -m pytest -p no:cacheprovider \
+    --junitxml="$report" tests/python/interop/interop_cases.py || code=1
+  "$VENV/bin/python" scripts/skips.py count interop5 "$report" || code=1
+  return "$code"
 }
 
 # On this Seurat R CMD build does it.
@@ -152,7 +163,7 @@ TAKEN="$LOGS/taken"
 rm -rf "$TAKEN"
 mkdir "$TAKEN"
 ORDER=()
-for name in pytest testthat5 testthat check vignettes5 lint; do
+for name in pytest testthat5 testthat check interop5 vignettes5 lint; do
   for wanted in "$@"; do [ "$name" != "$wanted" ] || ORDER+=("$name"); done
 done
 say "running $* (their output is kept in .cache/check)"
