@@ -113,6 +113,7 @@ class App:
             log_level="warning",
             http=limited_protocol(1000, 20.0, 60.0),
             proxy_headers=False,
+            timeout_graceful_shutdown=1,
         )
         self.queue, self.uvicorn = Queue(data), uvicorn.Server(config)
         self.thread = threading.Thread(target=self.uvicorn.run, daemon=True)
@@ -125,8 +126,10 @@ class App:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        self.uvicorn.should_exit = self.uvicorn.force_exit = True
-        self.thread.join(20)
+        # Not force_exit: it would leave out the end of the application, and its supervisor would go on.
+        self.uvicorn.should_exit = True
+        self.thread.join(60)
+        assert not self.thread.is_alive()
 
     def ask(
         self, method: str, path: str, body: Any = None, token: str | None = None, **headers: str
