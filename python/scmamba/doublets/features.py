@@ -21,6 +21,7 @@ from scipy.special import log_ndtr
 
 from ..neighbors.knn import nearest_neighbors
 from ..neighbors.svd import principal_components
+from ..utils.threads import single_thread
 from .mixture_likelihood import mixture_ratios
 
 COMPONENTS = 30
@@ -101,7 +102,7 @@ def kmeans(points: np.ndarray, k: int, *, seed: int = 0, starts: int = 4) -> np.
     from sklearn.exceptions import ConvergenceWarning
 
     k = min(k, len(points))
-    with warnings.catch_warnings():
+    with single_thread(), warnings.catch_warnings():
         # Fewer distinct points than clusters, as in samples of a few dozen shallow droplets.
         warnings.simplefilter("ignore", ConvergenceWarning)
         code = KMeans(k, n_init=starts, tol=1e-6, random_state=seed).fit_predict(points)

@@ -72,6 +72,13 @@ def single_blas_thread() -> Iterator[None]:
 
 
 @contextmanager
+def single_thread() -> Iterator[None]:
+    """Run a block with one thread of BLAS and of OpenMP: for small fits of a library that starts both."""
+    with _pools(len(sys.modules)).limit(limits=1):
+        yield
+
+
+@contextmanager
 def within_cores() -> Iterator[None]:
     """Run a block, or as a decorator a function, with no pool larger than the cores that the process may use.
 

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from scmamba.annotation import annotate
 from scmamba.doublets import find_doublets
 from scmamba.utils import control_groups, threads
-from scmamba.utils.threads import available_cores, single_blas_thread, within_cores
+from scmamba.utils.threads import available_cores, single_blas_thread, single_thread, within_cores
 
 
 def pool_sizes(kind: str) -> set[int]:
@@ -46,6 +46,13 @@ def test_block_has_one_thread_and_the_number_comes_back():
         with single_blas_thread():
             assert pool_sizes("blas") == {1}
         assert pool_sizes("blas") == {2}
+
+
+def test_small_fits_get_one_thread_of_both_pools():
+    with threadpool_limits(2):
+        with single_thread():
+            assert pool_sizes("blas") == pool_sizes("openmp") == {1}
+        assert pool_sizes("blas") == pool_sizes("openmp") == {2}
 
 
 def test_annotation_and_doublets_run_with_one_blas_thread(cohort):
