@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
@@ -23,10 +25,30 @@ def bridge() -> Any:
     """
     global _bridge
     if _bridge is None:
-        rinterface = _rpy2()
+        with _kept_library_path():
+            rinterface = _rpy2()
         code = resources.files(__package__).joinpath("bridge.R").read_text(encoding="utf-8")
         _bridge = rinterface.baseenv["eval"](rinterface.parse(code), envir=rinterface.globalenv)
     return _bridge
+
+
+@contextmanager
+def _kept_library_path() -> Iterator[None]:
+    """Take back what R's start adds to the path of shared libraries.
+
+    Programs started later would load the system's libraries in place of their own: another Python cannot import ssl then. R has
+    what it needs from the path once it runs, and its own programs set it anew.
+    """
+    names = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH")
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _rpy2() -> Any:
