@@ -274,12 +274,14 @@ def null_summary(null: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def report(rows: pd.DataFrame, halves: pd.DataFrame) -> str:
-    """The tables of the result page."""
+def report(rows: pd.DataFrame, halves: pd.DataFrame, chosen: str) -> str:
+    """The tables of the result page; ``chosen``: the options that determine them."""
     parts = [
         "# Tests between donors",
         "Written by `python -m benchmarks.donor_tests`. `quasi_likelihood`, `voom` and "
         "`moderated_t` are tests of `scmamba.deg.compare`, as is `mixed`; edgeR 3.40 (QL), limma 3.54 (voom), DESeq2 1.38.",
+        f"`{chosen}`: means over few cohorts and splits, so differences of a few genes are chance. The peers and `mixed` ran on "
+        'fewer splits than the others (column "runs").',
     ]
     order = [t for t in (*OURS, *PEERS) if t in set(rows["test"])]
     null = rows[rows["kind"] == "null"]
@@ -388,7 +390,9 @@ def main() -> None:
     halves = replication([t for t in tasks if t.kind == "halves"])
     options.output.mkdir(parents=True, exist_ok=True)
     rows.round(5).to_csv(options.output / "donor_tests.csv", index=False)
-    text = report(rows, halves)
+    names = ("runs", "slow_runs", "splits", "seeds", "genes", "types")
+    chosen = " ".join(f"--{n.replace('_', '-')} {getattr(options, n)}" for n in names)
+    text = report(rows, halves, chosen)
     (options.output / "donor_tests.md").write_text(text)
     print(text)
 

@@ -20,7 +20,6 @@ for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import h5py
 import numpy as np
-import pandas as pd
 from scipy import sparse
 
 TARGET = Path(__file__).resolve().parent / "results" / "library_calls.md"
