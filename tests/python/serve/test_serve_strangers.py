@@ -169,7 +169,9 @@ def test_held_connections_are_closed_and_others_are_answered(proxy):
             line = socket.create_connection(("127.0.0.1", proxy.server.port), timeout=60)
             line.sendall(b"GET / HTTP/1.1\r\nHo")
             held.append(line)
-        until = time.monotonic() + 60  # those beyond the limit are closed when the server gets to them
+        until = (
+            time.monotonic() + 60
+        )  # those beyond the limit are closed when the server gets to them
         while open_files(pid) >= before + 200 and time.monotonic() < until:
             time.sleep(0.05)
         assert open_files(pid) < before + 200

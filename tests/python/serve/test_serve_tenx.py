@@ -109,10 +109,19 @@ DAMAGED = {
         with_matrix(b"%%MatrixMarket matrix coordinate complex general\n1 1 1\n1 1 1 1\n"),
         "no Matrix Market",
     ),
-    "sizes that are words": (with_matrix(HEAD + b"many cells here\n"), "no line with the numbers of genes"),
-    "negative sizes": (with_matrix(HEAD + b"3000 -40 1\n1 1 1\n"), "no line with the numbers of genes"),
+    "sizes that are words": (
+        with_matrix(HEAD + b"many cells here\n"),
+        "no line with the numbers of genes",
+    ),
+    "negative sizes": (
+        with_matrix(HEAD + b"3000 -40 1\n1 1 1\n"),
+        "no line with the numbers of genes",
+    ),
     "comments only": (with_matrix(HEAD + b"%\n" * 100), "no line with the numbers of genes"),
-    "a megabyte of comment": (with_matrix(HEAD + b"%" * (3 << 20)), "no line with the numbers of genes"),
+    "a megabyte of comment": (
+        with_matrix(HEAD + b"%" * (3 << 20)),
+        "no line with the numbers of genes",
+    ),
     "a billion values promised": (
         with_matrix(HEAD + b"3000 40 1000000000\n1 1 1\n"),
         "promises 1,000,000,000",
