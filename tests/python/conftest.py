@@ -20,7 +20,7 @@ from scmamba.nn import ModelConfig, ScMamba
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:
-    """Converted files and summaries of files stay out of the user's cache."""
+    """Keep converted files and summaries of files out of the user's cache."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["SCMAMBA_CACHE"] = str(folder)
     return folder
@@ -28,19 +28,19 @@ def cache(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory) -> Reference:
-    """What the published code, MAST and Seurat returned; always there."""
+    """Recorded results of the published code, MAST and Seurat; always available."""
     return Reference(tmp_path_factory.mktemp("reference"))
 
 
 @pytest.fixture(scope="session")
 def pbmc(tmp_path_factory) -> Path:
-    """A file of 300 real blood cells with their clusters; always there."""
+    """A file of 300 real blood cells with their clusters; always available."""
     return write_pbmc(tmp_path_factory.mktemp("pbmc"))
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data beside the repository; skip if it is absent."""
+    """The folder of real data next to the repository; skip if it is absent."""
     for parent in Path(__file__).resolve().parents:
         candidate = parent / "shared"
         if (candidate / "data").is_dir():
@@ -70,7 +70,7 @@ def small_model(
         name="small",
     )
     network = ScMamba(config)
-    with torch.no_grad():  # tokens start at zero, without an effect to test
+    with torch.no_grad():  # tokens are initialized to zero and would have no effect
         network.backbone.mask_token.normal_()
         network.backbone.cls_token.normal_()
         network.regressor.bias.fill_(0.5)
@@ -78,7 +78,7 @@ def small_model(
 
 
 def with_rate_head(model: Model, seed: int = 0) -> Model:
-    """The same network with a rate head at random weights whose average rates are not the initial ones, as if it had been trained."""
+    """The same network with a rate head of random weights whose average rates differ from the initial ones, like a trained one."""
     torch.manual_seed(seed)
     made = Model(ScMamba(replace(model.config, rates=True)), model.genes)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Naming cell types three ways, and the data that make such tools stumble."""
+"""Annotation by reference, by markers and by a classifier, and data that are difficult for such tools."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def found(reference, query):
     return scmamba.annotate(query, reference=reference, label_key="cell_type", **QUIET)
 
 
-def test_a_donor_left_out_is_named_from_the_others(found, query):
+def test_held_out_donors_are_annotated_from_the_other_donors(found, query):
     truth = query.obs["cell_type"].astype(str).to_numpy()
     p = found.probabilities["type"]
     np.testing.assert_allclose(p.sum(axis=1), 1, rtol=1e-6)
@@ -53,7 +53,7 @@ def test_a_donor_left_out_is_named_from_the_others(found, query):
     assert np.mean(calls[kept] == truth[kept]) >= 0.95
 
 
-def test_results_go_beside_the_data_and_can_be_saved(found, query, tmp_path):
+def test_results_are_stored_in_the_object_and_can_be_saved(found, query, tmp_path):
     query = query.copy()
     before = query.X.copy()
     assert found.to_adata(query) is query
@@ -107,7 +107,7 @@ def test_levels_roll_up(reference, query):
         scmamba.annotate(query, reference=known, label_key=["class", "cell_type"], **QUIET)
 
 
-def test_a_type_the_reference_lacks_is_mostly_not_named(reference, query):
+def test_a_type_missing_from_the_reference_is_mostly_unassigned(reference, query):
     known = reference[reference.obs["cell_type"] != "Microglia"].copy()
     calls = (
         scmamba.annotate(query, reference=known, label_key="cell_type", **QUIET)
@@ -118,9 +118,7 @@ def test_a_type_the_reference_lacks_is_mostly_not_named(reference, query):
     assert np.mean(calls[new] == UNASSIGNED) > 0.5 > np.mean(calls[~new] == UNASSIGNED)
 
 
-def test_the_network_takes_part_the_same_way_every_time_and_is_kept(
-    reference, query, tmp_path, capsys
-):
+def test_the_network_is_reproducible_and_cached(reference, query, tmp_path, capsys):
     options = {
         "reference": reference,
         "label_key": "cell_type",
@@ -236,7 +234,7 @@ def test_one_class_one_cell_and_missing_labels(reference, query):
         scmamba.annotate(query, reference=known, label_key="none", **QUIET)
 
 
-def test_words_that_mean_no_label(reference, query, capsys):
+def test_labels_that_mean_missing(reference, query, capsys):
     """The calls of annotate, with its Unassigned cells, are a valid reference."""
     known = reference.copy()
     labels = known.obs["cell_type"].astype(object).copy()
@@ -245,14 +243,17 @@ def test_words_that_mean_no_label(reference, query, capsys):
     found = scmamba.annotate(query, reference=known, label_key="call", **{**QUIET, "verbose": True})
     assert found.provenance["reference_cells"] == known.n_obs - 8
     assert found.levels["type"] == sorted(set(reference.obs["cell_type"].astype(str)))
-    said = capsys.readouterr().err
-    assert "8 reference cells have no label and are not used" in said and "'Unassigned' 2" in said
+    warnings_text = capsys.readouterr().err
+    assert (
+        "8 reference cells have no label and are not used" in warnings_text
+        and "'Unassigned' 2" in warnings_text
+    )
 
 
-def test_a_reference_has_a_layer_of_its_own(reference, query):
+def test_the_reference_has_its_own_layer(reference, query):
     known, own = reference.copy(), query.copy()
     known.layers["counts"] = known.X.copy()
-    known.X = -known.X  # no values that anything could read
+    known.X = -known.X  # not a scale that can be read
     plain = scmamba.annotate(query, reference=reference, label_key="cell_type", **QUIET)
     found = scmamba.annotate(
         own, reference=known, label_key="cell_type", reference_layer="counts", **QUIET
@@ -264,14 +265,14 @@ def test_a_reference_has_a_layer_of_its_own(reference, query):
         )
 
 
-def test_the_object_is_returned_and_foreign_columns_stay(query):
+def test_the_object_is_returned_and_other_columns_stay(query):
     options = dict(markers="panel", verbose=False)
     given = query.copy()
     done = scmamba.annotate(given, **options)
     assert done is given and "scmamba_type" in given.obs
     record = given.uns["scmamba"]["annotate"]
     assert set(record) == {"version", "params", "summary"} and record["params"]["seed"] == 0
-    assert scmamba.annotate(given, **options) is given  # our own columns are replaced
+    assert scmamba.annotate(given, **options) is given  # scMamba's own columns are replaced
     other = scmamba.annotate(query, copy=True, **options)
     assert other is not query and "scmamba_type" not in query.obs
     foreign = query.copy()
@@ -283,7 +284,7 @@ def test_the_object_is_returned_and_foreign_columns_stay(query):
     assert foreign.obs["scmamba_probability"].dtype == float
 
 
-def test_old_names_warn_and_mean_the_same(reference, query):
+def test_old_names_warn_and_give_the_same_result(reference, query):
     new = scmamba.annotate(query, reference=reference, label_key="cell_type", **QUIET)
     with pytest.warns(DeprecationWarning) as caught:
         old = scmamba.annotate(
@@ -301,7 +302,7 @@ def test_old_names_warn_and_mean_the_same(reference, query):
         np.testing.assert_array_equal(old.strange, new.is_novel)
         np.testing.assert_array_equal(old.plane()[0], new.umap()[0])
     np.testing.assert_array_equal(old.probabilities["type"], new.probabilities["type"])
-    said = " ".join(str(w.message) for w in caught)
+    warnings_text = " ".join(str(w.message) for w in caught)
     for name in (
         "label_key",
         "donor_key",
@@ -311,10 +312,10 @@ def test_old_names_warn_and_mean_the_same(reference, query):
         "is_novel",
         "umap",
     ):
-        assert name in said
+        assert name in warnings_text
 
 
-def test_few_genes_in_common(reference, query):
+def test_too_few_shared_genes_are_refused(reference, query):
     with pytest.raises(DataError, match="share .* at least 300"):
         scmamba.annotate(query[:, :200].copy(), reference=reference, label_key="cell_type", **QUIET)
     enough = np.flatnonzero(np.asarray(query.X.sum(axis=0)).ravel() > 10)[:400]
@@ -334,7 +335,7 @@ def test_many_small_donors_a_donor_of_one_cell_and_a_single_query_cell(reference
     assert len(found.coverage_curve)
 
 
-def test_requests_that_cannot_be_met(reference, query):
+def test_invalid_requests_are_refused(reference, query):
     with pytest.raises(DataError, match="no column 'nothing'"):
         scmamba.annotate(query, reference=reference, label_key="nothing", **QUIET)
     with pytest.raises(ScMambaError, match="label_key="):
@@ -350,7 +351,7 @@ def test_temperature_folds_and_curve():
     codes = rng.integers(0, 4, 4000)
     logits = rng.normal(size=(4000, 4))
     logits[np.arange(4000), codes] += 1.0
-    # The right posterior of unit normals shifted by one is softmax of the values themselves: temperature one, three if they are tripled.
+    # For unit normals with means one apart, the exact posterior is the softmax of the values: temperature one, or three if they are tripled.
     assert fit_temperature(logits, codes) == pytest.approx(1.0, abs=0.08)
     assert fit_temperature(3 * logits, codes) == pytest.approx(3.0, abs=0.25)
     fold = donor_folds(np.repeat([f"d{i}" for i in range(6)], 10), np.zeros(60, dtype=int), 3, 0)
@@ -401,7 +402,7 @@ def test_command_line(reference, query, tmp_path):
     assert result.exit_code == 1 and "has no tab" in result.output
 
 
-def test_columns_the_network_knows_come_in_its_order():
+def test_genes_of_the_network_are_in_its_order():
     from scipy import sparse
 
     from scmamba.annotation._reference import readable
@@ -425,12 +426,12 @@ def test_profiles_give_the_cross_entropy_per_count():
     )
 
 
-def test_rare_classes_are_helped_only_where_it_helps():
+def test_the_prior_is_corrected_only_if_it_helps_rare_classes():
     from scmamba.annotation.ensemble import fit_prior_correction
 
     prior = np.log([0.9, 0.1])
     codes = np.array([0] * 9 + [1])
-    # The rare cell loses by less than half of the difference of the priors.
+    # The rare cell is misclassified by less than half of the difference of the log priors.
     logits = np.vstack([np.tile([3.0, 0.0], (9, 1)), [[0.5, 0.0]]])
     assert (logits - fit_prior_correction(logits, codes, prior)).argmax(axis=1)[-1] == 1
     assert not fit_prior_correction(
@@ -447,7 +448,7 @@ def test_a_hundred_samples_of_twenty_cells():
     assert np.mean(best == query.obs["cell_type"].astype(str).to_numpy()) > 0.9
 
 
-def test_a_query_that_shares_just_enough_genes(reference, query):
+def test_a_query_with_just_enough_shared_genes(reference, query):
     common = np.argsort(-np.asarray(query.X.sum(axis=0)).ravel())[:300]
     found = scmamba.annotate(
         query[:, common].copy(), reference=reference, label_key="cell_type", **QUIET
@@ -478,7 +479,7 @@ def test_a_classifier_keeps_its_calibration(query, tmp_path):
     found = scmamba.annotate(
         query, model=tmp_path / "m", force=True, error_rate=0.1, verbose=False, return_result=True
     )
-    # log odds are divided by the temperature, which undoes the factor of six (unit normals one apart).
+    # Dividing the log odds by the temperature reverses the factor of six (unit normals with means one apart).
     odds, plain = (np.diff(np.log(a.probabilities["type"]), axis=1) for a in (found, raw))
     np.testing.assert_allclose(odds, plain / model.calibration["temperature"], atol=1e-4)
     assert model.calibration["temperature"] == pytest.approx(6, rel=0.3)
@@ -486,7 +487,7 @@ def test_a_classifier_keeps_its_calibration(query, tmp_path):
     assert 1 - kept[2] <= 0.1 and "calibrated on 500" in found.provenance["note"]
 
 
-def test_few_measured_markers_are_completed(query):
+def test_panels_with_few_measured_markers_are_completed(query):
     from scmamba.datasets.marker_panels import brain_markers
 
     panel = {g for genes in brain_markers().values() for g in genes}
@@ -503,7 +504,7 @@ def test_few_measured_markers_are_completed(query):
     assert ("Microglia" in found.provenance["completed"]) == (more > 0)
 
 
-def test_a_marker_that_goes_with_another_type_counts_less():
+def test_a_marker_correlated_with_another_type_has_less_weight():
     from scmamba.annotation._markers import coherence, correlations
 
     rng = np.random.default_rng(0)
@@ -518,7 +519,7 @@ def test_a_marker_that_goes_with_another_type_counts_less():
     np.testing.assert_allclose(correlations(a, b), np.corrcoef(a.T, b.T)[:2, 2:])
 
 
-def test_views_that_harm_are_left_out():
+def test_base_classifiers_that_increase_the_loss_are_dropped():
     from scmamba.annotation.base_classifiers import BASE_CLASSIFIERS
     from scmamba.annotation.ensemble import OutOfFoldScores, fit_weights
 
@@ -539,7 +540,7 @@ def test_views_that_harm_are_left_out():
     assert (held[codes == 2].argmax(axis=1) == 2).all()
 
 
-def test_cells_of_an_unknown_kind_stand_out():
+def test_cells_of_an_unknown_type_are_novel():
     from scmamba.annotation.novelty import NoveltyDetector, novelty_scores, unit
 
     rng = np.random.default_rng(2)
@@ -557,7 +558,7 @@ def test_cells_of_an_unknown_kind_stand_out():
     shown = novelty_scores(here, space, np.zeros((190, 3)), detector.pool, 0)
     is_novel = detector.is_novel(shown, np.where(kinds == 3, 0, kinds))
     assert is_novel[kinds == 3].mean() > 0.9 and is_novel[kinds < 3].mean() < 0.12
-    # Another technology: all cells are far from the reference, and only outliers among those of one call are flagged.
+    # A shift of technology: all cells are far from the reference, and only outliers among cells with the same call are flagged.
     away = shown + [3.0, 0, 0, 0, 0]
     assert detector.is_domain_shifted(away) and not detector.is_domain_shifted(shown)
     assert detector.is_novel(away, np.where(kinds == 3, 0, kinds))[kinds < 3].mean() < 0.2
@@ -565,8 +566,8 @@ def test_cells_of_an_unknown_kind_stand_out():
     assert not few.is_novel(shown, kinds % 3).any()
 
 
-def counts_of_kinds(rng: np.random.Generator, kinds: np.ndarray) -> sparse.csr_matrix:
-    """log1p(CP10k) of 400 genes: kinds 0 and 1 differ in many, 2 is 1 with four genes more, 3 lacks a third of what marks 0."""
+def counts_of_types(rng: np.random.Generator, kinds: np.ndarray) -> sparse.csr_matrix:
+    """log1p(CP10k) of 400 genes. Types 0 and 1 differ in many genes, 2 is 1 plus four genes, 3 lacks a third of the markers of 0."""
     rates = np.full((4, 400), 2.0)
     rates[0, :60] = rates[3, :40] = 6.0
     rates[1:3, 60:120] = 6.0
@@ -577,20 +578,20 @@ def counts_of_kinds(rng: np.random.Generator, kinds: np.ndarray) -> sparse.csr_m
     return sparse.csr_matrix(counts.log1p())
 
 
-def test_a_rare_kind_that_few_genes_mark_is_seen_by_the_sums_of_markers():
+def test_marker_sums_find_a_rare_type_with_few_markers():
     from scmamba.annotation.base_classifiers import fit_base_classifier, marker_features
 
     rng = np.random.default_rng(3)
     codes, kinds = np.r_[np.repeat([0, 1], 300), np.full(8, 2)], np.repeat([0, 1, 2], 100)
-    x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
-    view = fit_base_classifier(x, codes, 4, "markers", 0)  # of a fourth class there is no cell
+    x, query = counts_of_types(rng, codes), counts_of_types(rng, kinds)
+    view = fit_base_classifier(x, codes, 4, "markers", 0)  # the fourth class has no cells
     assert np.mean(view.logits(query).argmax(axis=1) == kinds) > 0.95
     assert {396, 397, 398, 399} == set(
         np.argsort(-view.basis[:, 4 + 2])[:4]
-    )  # beside its nearest class
+    )  # relative to its nearest class
     shown = marker_features(view, query)
     assert shown.shape == (300, 4) and (shown[:, 3] == 0).all()
-    # Kind 2 shows what marks kind 1, of which it is one, and something more.
+    # Type 2 expresses the markers of type 1, of which it is a subtype, and four more.
     assert all(
         shown[kinds == c, c].mean() > shown[kinds == other, c].mean() + 1
         for c, other in ((0, 1), (0, 2), (1, 0), (2, 0), (2, 1))
@@ -600,28 +601,28 @@ def test_a_rare_kind_that_few_genes_mark_is_seen_by_the_sums_of_markers():
         assert np.mean(alone.logits(query[kinds < few]).argmax(axis=1) == kinds[kinds < few]) > 0.99
 
 
-def test_a_cell_that_lacks_what_marks_its_class_is_strange():
+def test_a_cell_without_the_markers_of_its_class_is_novel():
     from scmamba.annotation.ensemble import fit_ensemble
 
     rng = np.random.default_rng(4)
     codes, kinds = np.repeat([0, 1], 300), np.r_[np.repeat([0, 1], 80), np.full(40, 3)]
-    x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
+    x, query = counts_of_types(rng, codes), counts_of_types(rng, kinds)
     fitted = fit_ensemble(
         x, codes.astype(str), np.array([f"d{i % 6}" for i in range(600)]), verbose=False
     )
     p = fitted.probabilities(query)
-    assert (p[kinds == 3, 0] > 0.9).all()  # sure of it, and wrong
+    assert (p[kinds == 3, 0] > 0.9).all()  # a confident wrong call
     is_novel = fitted.is_novel(query, p, x, 0)
     assert is_novel[kinds == 3].mean() > 0.9 and is_novel[kinds < 3].mean() < 0.15
 
 
-def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_near():
+def test_a_few_cells_with_foreign_genes_are_novel_although_none_of_their_type_is_near():
     from scmamba.annotation.ensemble import fit_ensemble
 
     rng = np.random.default_rng(7)
     codes, kinds = np.repeat([0, 1], 300), np.repeat([0, 1, 2], [150, 150, 3])
-    x, query = counts_of_kinds(rng, codes), counts_of_kinds(rng, kinds)
-    # Three cells spend two fifths of their counts on one gene that the reference hardly shows, as erythrocytes on haemoglobin.
+    x, query = counts_of_types(rng, codes), counts_of_types(rng, kinds)
+    # In three cells two fifths of the counts are of one gene that the reference hardly expresses, like hemoglobin in erythrocytes.
     linear = np.expm1(query.toarray())
     linear[kinds == 2] *= 0.6
     linear[kinds == 2, 399] += 4000
@@ -631,5 +632,5 @@ def test_a_few_cells_of_foreign_genes_are_refused_though_none_of_their_kind_are_
     )
     is_novel = fitted.is_novel(query, fitted.probabilities(query), x, 0)
     assert is_novel[kinds == 2].all()
-    # They do not make their neighbors suspect.
+    # Their nearest neighbors are not flagged.
     assert is_novel[kinds < 2].mean() < 0.05

@@ -1,4 +1,4 @@
-"""Types from marker genes alone: scores, coherence and support worked out by hand."""
+"""Annotation from marker genes alone: scores, coherence and support computed by hand."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from scmamba.datasets.marker_panels import brain_markers, read_marker_panel
 from scmamba.utils.errors import DataError
 
 
-def test_the_panel_is_the_papers_eight_types():
-    panel, more = brain_markers(), brain_markers(more=True)
+def test_the_panel_has_the_eight_types_of_the_paper():
+    panel, additional = brain_markers(), brain_markers(more=True)
     assert (
         len(panel) == 8
-        and set(more) <= set(panel)
+        and set(additional) <= set(panel)
         and all(len(genes) >= 3 for genes in panel.values())
     )
     assert (
         "SLC17A7" in panel["Excitatory neuron"]
         and "GAD1" in panel["Inhibitory neuron"]
-        and panel != more
+        and panel != additional
     )
     assert (markers.FEW, markers.NEIGHBORS) == (4, 15)
 
 
-def test_scores_are_means_of_shares_of_the_strongest():
+def test_scores_are_mean_shares_of_the_strongest_cells():
     rng = np.random.default_rng(0)
     x = sparse.csr_matrix(rng.gamma(1.0, 2.0, (60, 7)) * (rng.random((60, 7)) < 0.5))
     x = x.tolil()
@@ -60,7 +60,7 @@ def test_scores_are_means_of_shares_of_the_strongest():
     assert weights[1].tolist() == [1.0]
 
 
-def test_genes_weigh_by_how_much_better_they_go_with_their_own_panel():
+def test_genes_are_weighted_by_correlation_with_their_own_panel():
     rng = np.random.default_rng(1)
     values = [rng.random((80, 3)), rng.random((80, 2)), rng.random((80, 4))]
     near = rng.integers(0, 80, (80, 5))
@@ -83,7 +83,7 @@ def test_cells_are_clear_by_level_and_by_margin():
         [[0.50, 0.30], [0.50, 0.36], [0.24, 0.01], [0.26, 0.01], [0.60, 0.20], [0.60, 0.10]]
     )
     around = np.array([[1, 0], [1, 0], [1, 0], [1, 0], [0, 1], [0, 1.0]])
-    # Margin above .15 among neighbors of one mind, above .45 against them; at least a quarter of what the strongest show.
+    # Margin above .15 if the neighbors agree, above .45 if they do not; and at least a quarter of the score of the strongest cells.
     assert confident_cells(score, around).tolist() == [0, -1, -1, 0, -1, 0]
     assert confident_cells(score[:, ::-1], around[:, ::-1]).tolist() == [1, -1, -1, 1, -1, 1]
 
@@ -93,7 +93,7 @@ def test_support_is_four_tenths_of_the_clear_cells():
         [[1.0, 0.1], [0.8, 0.2], [0.35, 0.1], [0.35, 0.24], [0.30, 0.24], [0.38, 0.30]]
     )
     seeds = np.array([0, 0, -1, -1, -1, -1])
-    # Median of the clear 0.9: below 0.36, and less than one and a half times the rival.
+    # The median of the clear cells is 0.9: a cell has no support below 0.36 and below one and a half times the rival's score.
     assert unsupported_cells(around, seeds, np.zeros(6, int)).tolist() == [
         False,
         False,
@@ -104,25 +104,25 @@ def test_support_is_four_tenths_of_the_clear_cells():
     ]
     assert not unsupported_cells(
         around, seeds, np.ones(6, int)
-    ).any()  # no clear cell of that type to compare with
+    ).any()  # no clear cell of that type for comparison
 
 
-def test_short_panels_are_completed_only_among_panels_that_are_not():
+def test_short_panels_are_completed_only_if_most_panels_are_long():
     four, two = np.arange(4), np.array([10, 11])
-    more = {"b": np.array([11, 12]), "c": np.array([], int)}
+    additional = {"b": np.array([11, 12]), "c": np.array([], int)}
     columns = {"a": four, "b": two, "c": two}
-    assert extend_short_panels(columns, more) == [] and columns["b"].tolist() == [
+    assert extend_short_panels(columns, additional) == [] and columns["b"].tolist() == [
         10,
         11,
     ]  # one of three is too few
     columns = {"a": four, "b": two}
     assert (
-        extend_short_panels(columns, more) == ["b"]
+        extend_short_panels(columns, additional) == ["b"]
         and columns["b"].tolist() == [10, 11, 12]
         and columns["a"].tolist() == [0, 1, 2, 3]
     )
     columns = {"a": four, "c": two}
-    assert extend_short_panels(columns, more) == []
+    assert extend_short_panels(columns, additional) == []
 
 
 def kinds(n: int) -> tuple[sparse.csr_matrix, np.ndarray]:
@@ -136,7 +136,7 @@ def kinds(n: int) -> tuple[sparse.csr_matrix, np.ndarray]:
     return sparse.csr_matrix(np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))), codes
 
 
-def test_few_cells_are_named_by_their_scores_alone():
+def test_few_cells_are_annotated_by_their_scores_alone():
     x, codes = kinds(59)
     columns = [np.arange(4 * k, 4 * k + 4) for k in range(3)]
     space = x.toarray()[:, :12]
@@ -152,7 +152,7 @@ def test_few_cells_are_named_by_their_scores_alone():
     )
 
 
-def test_clear_cells_teach_the_rest():
+def test_the_classifier_is_trained_on_clear_cells():
     from scmamba.annotation.ensemble import fit_ensemble
 
     x, codes = kinds(90)
@@ -179,7 +179,7 @@ def test_clear_cells_teach_the_rest():
     np.testing.assert_array_equal(curve, fitted.curve)
 
 
-def test_panels_of_the_user_and_of_the_default():
+def test_panels_of_the_user_and_default_panels():
     x, codes = kinds(45)
     counts = np.rint(np.expm1(x.toarray()) / 50).astype(np.float32)
     counts[3] = 0
@@ -209,7 +209,7 @@ def test_panels_of_the_user_and_of_the_default():
         and about["completed"] == []
     )
     assert found.is_novel[3] and found.labels()[3] == "Unassigned"
-    # Panels the user did not choose name nothing by one gene alone, unless further markers stand in.
+    # With the default panels one gene alone is not enough for a call unless additional markers are used.
     default = annotate_by_markers(data, panel, {}, AnnotateOptions(), False)
     assert default.levels == {"type": ["Exc", "Inh"]}
     helped = annotate_by_markers(data, panel, {"One": ["PLP1", "MOG"]}, AnnotateOptions(), False)
@@ -221,7 +221,7 @@ def test_panels_of_the_user_and_of_the_default():
         annotate_by_markers(data, {"a": ["MBP"], "b": ["NOGENE"]}, None, AnnotateOptions(), False)
 
 
-def test_panels_are_read_from_whatever_holds_them(tmp_path):
+def test_panels_are_read_from_every_container(tmp_path):
     import pandas as pd
 
     expected = {"Neuron": ["RBFOX3", "SNAP25"], "T cell, CD8": ["CD8A"]}
@@ -263,8 +263,8 @@ def test_panels_as_spreadsheets_save_them(tmp_path, text, encoding):
     assert read_marker_panel(tmp_path / "panel.txt") == expected
 
 
-def test_a_type_is_never_made_up(tmp_path):
-    """Merged cells of a spreadsheet leave types out; a workbook and another alphabet are no text."""
+def test_missing_types_are_not_guessed(tmp_path):
+    """Merged cells of a spreadsheet leave types empty; a workbook or text in another encoding is not a table of text."""
     import pandas as pd
 
     (tmp_path / "merged.tsv").write_text("Neuron\tRBFOX3\n\tSNAP25\n")
@@ -281,7 +281,7 @@ def test_a_type_is_never_made_up(tmp_path):
     assert read_marker_panel(tmp_path / "latin.tsv") == {"M\u00fcller glia": ["RLBP1"]}
 
 
-def test_a_panel_that_cannot_be_read_is_refused(tmp_path):
+def test_an_unreadable_panel_is_refused(tmp_path):
     import pandas as pd
 
     import scmamba

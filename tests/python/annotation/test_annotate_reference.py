@@ -1,4 +1,4 @@
-"""From a labeled reference: what is taken from it, what the network is shown of it, what is kept for the next query."""
+"""Annotation from a labeled reference: which of its data are read, which the network is trained on, and what is cached."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GENES = 400
 
 
 def cells(n: int, seed: int, kinds: int = 3) -> ad.AnnData:
-    """Cells of three kinds over four hundred human genes, of six donors; every fifth gene is hardly seen."""
+    """Cells of three types over four hundred human genes, of six donors; every fifth gene is hardly detected."""
     rates = np.random.default_rng(0).gamma(0.5, 2.0, (kinds, GENES))
     rates[:, ::5] *= 0.002
     rng = np.random.default_rng(seed)
@@ -63,7 +63,7 @@ def prepared(
 
 
 @pytest.mark.parametrize("donor", ["donor", None])
-def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, donor):
+def test_annotate_returns_the_ensemble_on_the_shared_genes(reference, query, donor):
     known = reference.copy()
     known.obs["kind"] = known.obs["kind"].astype(object)
     known.obs.iloc[[4, 5], known.obs.columns.get_loc("kind")] = None
@@ -108,7 +108,7 @@ def test_the_answer_is_what_the_typist_says_of_shared_genes(reference, query, do
     )
 
 
-def test_three_hundred_genes_in_common_or_fifty_by_force(reference, query):
+def test_at_least_300_shared_genes_or_50_with_force(reference, query):
     options = dict(
         reference=reference,
         label_key="kind",
@@ -128,8 +128,8 @@ def test_three_hundred_genes_in_common_or_fifty_by_force(reference, query):
     assert annotate(empty, **options).is_novel[1]
 
 
-def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
-    """It learns from these and is judged on the others, whom it has not seen."""
+def test_the_network_is_trained_on_two_thirds_of_the_donors(reference, monkeypatch):
+    """The network is trained on these donors and scored on the other ones."""
     seen: dict = {}
     probed = classes.linear_probe_init
 
@@ -171,7 +171,7 @@ def test_the_network_is_shown_two_thirds_of_the_donors(reference, monkeypatch):
     assert tuned.calibration == fit_calibration(shown, codes[rows])
 
 
-def test_a_network_that_knows_too_few_genes_is_left_out(reference, query, capsys):
+def test_a_network_with_too_few_shared_genes_is_omitted(reference, query, capsys):
     few = small_model("expressed", n_genes=40)
     found = annotate(
         query,
@@ -192,10 +192,10 @@ def test_a_network_that_knows_too_few_genes_is_left_out(reference, query, capsys
             query, reference=one, label_key="kind", cache=False, verbose=False, return_result=True
         ).provenance["classes"]
         == 1
-    )  # nothing to fine-tune for
+    )  # no class to fine-tune for
 
 
-def test_what_was_learnt_is_found_again_by_all_it_depends_on(reference):
+def test_the_cache_key_covers_all_inputs_of_the_fit(reference):
     x, shared, _ = prepared(reference, reference, np.arange(150))
     model = small_model("expressed", n_genes=60)
     genes = np.column_stack([shared, np.full(len(shared), -1)])
@@ -230,7 +230,7 @@ def test_what_was_learnt_is_found_again_by_all_it_depends_on(reference):
     assert len(keys) == 9
 
 
-def test_learnt_once_and_kept_whole(reference, tmp_path, monkeypatch):
+def test_the_fit_runs_once_and_is_cached_completely(reference, tmp_path, monkeypatch):
     x, shared, _ = prepared(reference, reference, np.arange(150))
     genes = np.column_stack([shared, np.full(len(shared), -1)])
     given = (

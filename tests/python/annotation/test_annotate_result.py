@@ -1,4 +1,4 @@
-"""What annotation answers, from tables small enough to work out by hand."""
+"""Results of annotation, from tables that are small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from scmamba.utils.memory import available_memory
 
 @pytest.fixture
 def answer() -> Annotation:
-    """Five cells; two kinds of neurons and glia, and the level above."""
+    """Five cells; two types of neurons and glia, and the coarser level."""
     fine = np.array(
         [[0.5, 0.3, 0.2], [0.25, 0.3, 0.45], [0.1, 0.1, 0.8], [0.9, 0.05, 0.05], [0.34, 0.33, 0.33]]
     )
@@ -49,17 +49,17 @@ def answer() -> Annotation:
     )
 
 
-def test_classes_by_threshold_and_by_the_class_above(answer):
+def test_classes_by_threshold_and_by_the_coarser_class(answer):
     assert answer.labels("class").tolist() == ["neuron", "neuron", "glia", UNASSIGNED, "neuron"]
-    # Of a neuron only kinds of neurons: the second cell is likeliest glia, and is a neuron; at 0.3 it is not sure enough.
+    # Subtypes are limited to those of the called class: the second cell is most likely glia but a neuron at the coarser level, and its probability of .3 for that is below the threshold.
     assert answer.labels().tolist() == ["exc", UNASSIGNED, "glia", UNASSIGNED, UNASSIGNED]
     answer.threshold = 0.3
     assert answer.labels("kind").tolist() == ["exc", "inh", "glia", UNASSIGNED, "exc"]
-    answer.threshold = 0.5  # at the threshold a cell is kept
+    answer.threshold = 0.5  # a cell at the threshold is kept
     assert answer.labels().tolist()[0] == "exc"
 
 
-def test_the_table_has_the_three_likeliest(answer):
+def test_the_table_has_the_three_most_likely_types(answer):
     table = answer.to_table()
     assert list(table.columns) == [
         f"scmamba_{n}_{level}"
@@ -104,7 +104,7 @@ def test_the_table_has_the_three_likeliest(answer):
     pd.testing.assert_frame_equal(data.obs[list(table)], table, check_dtype=False)
 
 
-def test_reports_count_unassigned_as_missed(answer):
+def test_unassigned_cells_count_as_missed(answer):
     truth = ["exc", "inh", "glia", "exc", "inh"]
     called = answer.labels().astype(str)
     expected = precision_recall_fscore_support(
@@ -121,7 +121,7 @@ def test_reports_count_unassigned_as_missed(answer):
     assert answer.confusion(["neuron"] * 5, "class").loc["neuron", "glia"] == 1
 
 
-def test_coverage_of_these_cells_or_of_the_references_donors(answer):
+def test_coverage_of_these_cells_or_of_the_reference_donors(answer):
     np.testing.assert_array_equal(answer.coverage().to_numpy(), answer.coverage_curve)
     curve = answer.coverage(["exc", "inh", "exc", "exc", "inh"])
     top, right = np.array([0.5, 0.3, 0.8, 0.9, 0.34]), np.array([1, 1, 0, 1, 0], bool)
@@ -131,7 +131,7 @@ def test_coverage_of_these_cells_or_of_the_references_donors(answer):
         assert share == kept.mean() and accuracy == pytest.approx(right[kept].mean())
 
 
-def test_pictures_show_what_was_called(answer):
+def test_figures_show_the_calls(answer):
     figures = answer.to_plots(["exc", "inh", "glia", "exc", "inh"])
     assert set(figures) == {"probability", "map", "coverage", "confusion"}
     axis = figures["probability"].axes[0]
@@ -160,12 +160,12 @@ def test_pictures_show_what_was_called(answer):
     assert answer.umap()[0].tolist() == [[1, 0]] * 5
 
 
-def test_a_line_says_how_many_of_which(answer, capsys):
+def test_the_summary_counts_calls_per_type(answer, capsys):
     report_counts(answer, True)
     assert f"{UNASSIGNED} 3, exc 1, glia 1" in capsys.readouterr().err
 
 
-def test_own_components_are_as_many_as_there_can_be():
+def test_number_of_components_is_limited_by_the_data():
     rng = np.random.default_rng(0)
     x = sparse.csr_matrix(rng.poisson(1.0, (50, 40)).astype(float))
     assert own_components(x, 0).shape == (50, 30) and own_components(x[:4], 0).shape == (4, 3)
@@ -230,7 +230,7 @@ def test_coarse_probabilities_are_sums():
 # ---------------------------------------------------------------- values
 
 
-def test_values_are_normalised_over_the_genes_that_both_have():
+def test_values_are_normalized_over_the_shared_genes():
     from scmamba.data import read_cells
 
     human = all_human_genes()
@@ -246,7 +246,7 @@ def test_values_are_normalised_over_the_genes_that_both_have():
 
 
 @pytest.mark.parametrize("reads", ["expressed", "all"])
-def test_the_network_is_given_its_genes_in_its_order(reads):
+def test_the_network_reads_its_genes_in_its_order(reads):
     model = small_model(reads, n_classes=3, n_genes=40)
     rng = np.random.default_rng(0)
     genes = np.array([7, -1, 30, 2])
@@ -288,7 +288,7 @@ def test_input_of_the_network_and_depths(cohort, capsys):
     )
 
 
-def test_what_is_the_users_stays(cohort):
+def test_other_columns_of_the_user_stay(cohort):
     data = ad.AnnData(np.ones((2, 1), np.float32), layers={"scmamba": np.ones((2, 1))})
     with pytest.raises(DataError, match="pass overwrite=True"):
         refuse_existing(data, "impute", layers=["scmamba"])
@@ -304,7 +304,7 @@ def test_what_is_the_users_stays(cohort):
     assert available_memory() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
 
 
-def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
+def test_classifier_probabilities_are_softmax_at_its_temperature(cohort):
     model = small_model("expressed", n_classes=3)
     found = annotate(cohort, model=model, verbose=False, return_result=True)
     from scmamba.data import read_cells
@@ -350,7 +350,7 @@ def test_a_classifiers_answer_is_softmax_at_its_temperature(cohort):
     ]
 
 
-def test_the_coverage_figure_has_the_curve_of_these_cells_where_the_truth_is_given(answer):
+def test_the_coverage_figure_has_the_curve_of_these_cells_if_the_truth_is_given(answer):
     truth = ["exc", "inh", "glia", "glia", "exc"]
     alone, both = (answer.to_plots(t)["coverage"].axes[0] for t in (None, truth))
     assert [t.get_text() for t in alone.get_legend().get_texts()] == [
@@ -387,7 +387,7 @@ def own_map(pcs: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     return result.umap(seed)
 
 
-def test_a_model_with_classes_and_without_their_names_cannot_annotate(cohort):
+def test_a_model_with_classes_but_no_class_names_cannot_annotate(cohort):
     named = small_model("expressed", n_classes=2)
     nameless = Model(named.network, named.genes, None)
     for model in (nameless, small_model("expressed")):

@@ -24,7 +24,7 @@ def draw(n: int, genes: int = 700, classes: int = 4, seed: int = 0):
 
 @pytest.mark.parametrize("settings", [{"C": 0.02, "class_weight": "balanced"}, {"C": 1.0}])
 @pytest.mark.parametrize("dense", [False, True])
-def test_the_optimum_is_that_of_all_genes(settings, dense):
+def test_the_optimum_equals_that_of_all_genes(settings, dense):
     x, codes = draw(120)
     x = x.toarray() if dense else x
     space = CellProducts.of(x)
@@ -41,7 +41,7 @@ def test_the_optimum_is_that_of_all_genes(settings, dense):
 
 
 @pytest.mark.parametrize("kind", ["genes", "plain", "scaled", "components"])
-def test_base_classifiers_say_the_same_either_way(monkeypatch, kind):
+def test_base_classifiers_agree_in_both_forms(monkeypatch, kind):
     x, codes = draw(150)
     other, _ = draw(40, seed=1)
     assert CellProducts.of(x) is not None
@@ -50,7 +50,7 @@ def test_base_classifiers_say_the_same_either_way(monkeypatch, kind):
     assert CellProducts.of(x) is None
     long = fit_base_classifier(x, codes, 4, kind, 0)
     np.testing.assert_allclose(
-        # The solver stops where the gradient is small in its own coordinates, a little earlier or later.
+        # The solver stops if the gradient is small in its own coordinates, so the two stop at slightly different points.
         softmax(short.logits(other), axis=1),
         softmax(long.logits(other), axis=1),
         atol=0.03,
@@ -67,7 +67,7 @@ def test_components_are_the_singular_vectors():
     np.testing.assert_allclose(x @ basis, scores, atol=0.05 * size[2])
 
 
-def test_products_of_a_part_are_a_part_of_the_products():
+def test_products_of_a_subset_are_a_subset_of_the_products():
     x, _ = draw(60)
     here = np.arange(60) % 3 == 0
     part, alone = CellProducts.of(x).within(here), CellProducts.of(x[here])
@@ -85,7 +85,7 @@ def test_identical_and_empty_cells_can_be_fitted():
     assert np.isfinite(view.weight).all()
 
 
-def test_the_sample_keeps_rare_classes_whole_and_shares_of_the_others(monkeypatch):
+def test_the_sample_keeps_all_cells_of_rare_classes_and_a_share_of_the_others(monkeypatch):
     monkeypatch.setattr(ensemble, "VALIDATION_CELLS", 500)
     monkeypatch.setattr(ensemble, "KEPT_PER_CLASS", 20)
     codes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [2000, 1000, 21, 9]))
@@ -99,7 +99,7 @@ def test_the_sample_keeps_rare_classes_whole_and_shares_of_the_others(monkeypatc
     np.testing.assert_array_equal(validation_sample(codes[:500], 3), np.arange(500))
 
 
-def test_many_cells_are_fitted_whole_from_where_the_sample_ends(monkeypatch):
+def test_the_fit_to_all_cells_starts_from_the_fit_to_the_sample(monkeypatch):
     x, codes = draw(600)
     names = np.array(list("abcd"))[codes]
     donors = np.array([f"d{i}" for i in np.arange(600) // 100])
@@ -114,10 +114,10 @@ def test_many_cells_are_fitted_whole_from_where_the_sample_ends(monkeypatch):
     assert len(sampled.novelty.called) <= 200 < len(whole.novelty.called)
 
 
-def test_the_networks_cells_are_those_of_the_sample(monkeypatch):
+def test_the_network_is_trained_on_the_cells_of_the_sample(monkeypatch):
     monkeypatch.setattr(ensemble, "VALIDATION_CELLS", 120)
     x, codes = draw(300)
-    codes = np.random.default_rng(0).permutation(codes)  # nothing to learn from the values
+    codes = np.random.default_rng(0).permutation(codes)  # the values are not informative
     rows = np.arange(0, 300, 2)
     truth = np.log(np.full((150, 4), 0.01))
     truth[np.arange(150), codes[rows]] = np.log(0.97)

@@ -1,4 +1,4 @@
-"""Cell types without labels: counts drawn from known rates, real blood, and the parts by hand."""
+"""Annotation without labels: counts drawn from known rates, real blood, and single steps by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DRAWN = {
 
 
 def draw(n: int, seed: int, spread: float = 0.4, depth: float = 1500.0) -> ad.AnnData:
-    """Cells of six types by turns, with a log-normal factor for each gene and a tenth of ambient RNA."""
+    """Cells of six types in turn, with a log-normal factor for each gene and a tenth of ambient RNA."""
     reference, rng = load_reference(), np.random.default_rng(seed)
     factor = np.exp(rng.normal(0, spread, len(reference.genes)))
     columns = []
@@ -59,7 +59,7 @@ def cells() -> ad.AnnData:
     return draw(240, 0)
 
 
-def test_the_shipped_reference_holds_what_is_known_of_the_types():
+def test_the_shipped_reference_has_the_known_properties_of_the_types():
     reference = load_reference()
     np.testing.assert_allclose(reference.rates.sum(axis=0), 1)
     assert reference.rates.shape == (len(reference.genes), len(reference.table))
@@ -95,7 +95,7 @@ def test_every_column_names_its_studies_and_terms():
         load_reference("mouse")
 
 
-def test_types_and_subtypes_of_cells_drawn_with_laboratory_factors_and_ambient_rna(cells):
+def test_types_and_subtypes_of_cells_with_batch_factors_and_ambient_rna(cells):
     found = scmamba.annotate(cells, reference="human-brain", return_result=True, verbose=False)
     calls = found.labels().astype(str)
     truth = cells.obs["true"].to_numpy()
@@ -110,7 +110,7 @@ def test_types_and_subtypes_of_cells_drawn_with_laboratory_factors_and_ambient_r
         np.testing.assert_allclose(p.sum(axis=1), 1, err_msg=level)
 
 
-def test_the_factors_of_the_genes_are_learned(cells):
+def test_factors_of_the_genes_are_estimated(cells):
     reference = load_reference()
     model = LabelFreeModel(reference.rates, reference.table["type"].to_numpy(str))
     nearest = np.array(
@@ -141,7 +141,7 @@ def test_results_go_to_three_levels_of_columns(cells):
         scmamba.annotate(foreign, reference="human-brain", verbose=False)
 
 
-def test_a_region_leaves_the_types_of_others_out(cells):
+def test_types_of_other_regions_are_excluded(cells):
     found = scmamba.annotate(
         cells, reference="human-brain", region="cortex", return_result=True, verbose=False
     )
@@ -201,7 +201,7 @@ def test_a_cell_without_counts_and_a_single_cell(cells):
 # ---------------------------------------------------------------- by hand
 
 
-def test_small_differences_between_types_are_not_used():
+def test_small_differences_between_types_are_ignored():
     rates = np.array([[0.5, 0.1], [0.2, 0.25], [0.3, 0.65]])
     logs = np.log(rates)
     middle = logs.mean(axis=1)
@@ -210,7 +210,7 @@ def test_small_differences_between_types_are_not_used():
         for c in range(2):
             gap = logs[g, c] - middle[g]
             expected[g, c] = np.exp(middle[g] + np.sign(gap) * max(abs(gap) - 0.3, 0))
-    assert expected[1, 0] == pytest.approx(expected[1, 1])  # a ratio of 1.25 is nothing
+    assert expected[1, 0] == pytest.approx(expected[1, 1])  # a ratio of 1.25 is below the limit
     expected /= expected.sum(axis=0)
     np.testing.assert_allclose(shrink_differences(rates, 0.3), expected)
     np.testing.assert_allclose(shrink_differences(rates, 0.0), rates / rates.sum(axis=0))
@@ -274,8 +274,8 @@ def test_constants():
     assert (free.ROUNDS, free.THRESHOLD, free.MAX_DEPTH, free.LOG_DEPTH) == (3, 0.5, 1e4, 2e3)
 
 
-def test_factors_are_learned_from_the_cells_of_each_type():
-    """A round by hand: observed against expected counts of the cells of one type, weighted by what is expected."""
+def test_factors_are_estimated_from_the_cells_of_each_type():
+    """One iteration by hand: observed against expected counts of the cells of one type, weighted by the expected counts."""
     rates = np.array([[0.7, 0.1, 0.3], [0.2, 0.3, 0.3], [0.1, 0.6, 0.4]])
     model = LabelFreeModel(rates, np.array(["a", "b", "c"]))
     counts = 100 * np.array([[900.0, 500, 100], [40, 700, 800], [60, 1600, 100]])
@@ -294,8 +294,8 @@ def test_factors_are_learned_from_the_cells_of_each_type():
     np.testing.assert_allclose(model.log_factor, total / (weights + 1), rtol=1e-10)
 
 
-def test_what_both_types_explain_goes_to_the_commoner_type():
-    """Nine cells in ten are of one type; cells whose genes do not tell the types apart are named after it."""
+def test_cells_that_fit_two_types_are_assigned_to_the_more_common_one():
+    """Nine cells in ten are of one type; cells whose genes do not distinguish the types are assigned to it."""
     rates = np.array([[8.0, 1, 5, 5, 5], [1.0, 8, 5, 5, 5]]).T
     rates = rates / rates.sum(axis=0)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Novelty detection: each score by brute force, thresholds by quantiles, and which cells are flagged."""
+"""Novelty detection: each score by brute force, thresholds as quantiles, and the flagged cells."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_directions_by_hand():
     assert common_space(x[:1], 0).tolist() == [[1.0]]
 
 
-def test_what_is_told_of_a_cell():
+def test_call_evidence_by_hand():
     p = np.array([[0.7, 0.3], [0.2, 0.8]])
     found = call_evidence(p, np.array([[-10.0, -20], [-30, -40]]), np.array([[1.0, 2], [3, 4]]))
     np.testing.assert_allclose(found, [[0.3, 10, -1], [0.2, 40, -4]])
 
 
 def brute(here, there, evidence, own):
-    """The five signs, one cell at a time."""
+    """The five novelty scores, one cell at a time."""
     n, rows = len(here), []
     calm = np.minimum(evidence, np.quantile(evidence, 0.98, axis=0))
     k = int(np.clip(n // 20, 1, 15))
@@ -73,7 +73,7 @@ def brute(here, there, evidence, own):
 
 
 @pytest.mark.parametrize(("n", "pool"), [(100, 100), (320, 320), (120, 40)])
-def test_the_signs_by_brute_force(n, pool):
+def test_novelty_scores_by_brute_force(n, pool):
     rng = np.random.default_rng(n)
     here, there, evidence = (
         rng.normal(size=(n, 4)),
@@ -120,7 +120,7 @@ def test_scores_are_scaled_by_deciles_of_the_called_class(detector):
     assert found[0] == 6
 
 
-def test_cells_of_another_technology_are_compared_with_each_other(detector):
+def test_cells_of_a_shifted_domain_are_compared_with_each_other(detector):
     rng = np.random.default_rng(3)
     shown, called = rng.gamma(2.0, size=(80, 5)) * 3 + 4, np.arange(80) % 2
     found = detector.standardized_score(shown, called, foreign=True)
@@ -159,7 +159,7 @@ def test_novel_cells_have_a_score_above_the_threshold(detector):
     )
 
 
-def test_each_fold_is_scored_beside_the_others():
+def test_each_fold_is_scored_against_the_others():
     rng = np.random.default_rng(5)
     space, evidence = rng.normal(size=(150, 4)), rng.normal(size=(150, 3))
     fold, called = np.repeat([0, 1, 2], [60, 50, 40]), np.arange(150) % 2
@@ -182,4 +182,4 @@ def test_each_fold_is_scored_beside_the_others():
     )
     assert (
         len(NoveltyDetector.of(space, called, evidence, np.zeros(150, int), 3).called) == 0
-    )  # one fold has no others beside it
+    )  # with one fold there are no others

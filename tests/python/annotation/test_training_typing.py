@@ -1,4 +1,4 @@
-"""Learning types: folds by donor, temperature, curve and shares against closed forms; nothing is judged by what it was fitted to."""
+"""Fitting the ensemble: folds by donor, temperature, curve and weights against closed forms; scores are always out of fold."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from scmamba.utils.errors import DataError
 
 
 def draw(codes: np.ndarray, seed: int, rates_seed: int = 0) -> sparse.csr_matrix:
-    """log1p(CP10k) of cells of these kinds, 70 genes."""
+    """log1p(CP10k) of cells of the given types, 70 genes."""
     rng = np.random.default_rng(rates_seed)
     rates = rng.gamma(0.8, 2.0, 70) * np.exp(0.4 * rng.normal(size=(4, 70)))
     counts = sparse.csr_matrix(np.random.default_rng(seed).poisson(rates[codes]).astype(float))
@@ -61,7 +61,7 @@ def reference() -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
     return draw(codes, 2), codes, np.array([f"d{i % 6}" for i in range(240)])
 
 
-def test_folds_are_whole_donors_or_spread_classes_evenly():
+def test_folds_are_whole_donors_or_stratified_by_class():
     donors = np.repeat([f"d{i}" for i in range(7)], [3, 50, 9, 20, 1, 30, 5])
     codes = np.arange(118) % 4
     fold = donor_folds(donors, codes, 3, 0)
@@ -80,7 +80,7 @@ def test_folds_are_whole_donors_or_spread_classes_evenly():
     assert cells[:6].tolist() != [0, 1, 2, 0, 1, 2]
 
 
-def test_the_temperature_is_that_of_the_smallest_log_loss():
+def test_the_temperature_minimizes_the_log_loss():
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, 500)
     logits = 2.0 * (np.eye(3)[codes] + 0.8 * rng.normal(size=(500, 3)))
@@ -119,7 +119,7 @@ def test_the_curve_by_hand():
         18 / 25,
     ]
     assert curve[curve[:, 0] == 0.71][0].tolist() == pytest.approx([0.71, 15 / 25, 13 / 15])
-    assert curve[-1, 0] == 0.9  # above, three cells are left: too few
+    assert curve[-1, 0] == 0.9  # above this threshold only three cells remain: too few
     np.testing.assert_allclose(np.diff(curve[:, 0]), 0.01)
     assert len(coverage_curve(p[:3], codes[:3])) == 1
     assert (
@@ -130,7 +130,7 @@ def test_the_curve_by_hand():
     assert threshold_for(np.array([[0.0, 1.0, 0.9]]), 0.1 + 1e-12) == 0.0
 
 
-def test_shares_and_rare_classes_by_hand():
+def test_weights_and_rare_classes_by_hand():
     linear, network = np.log([[0.7, 0.3]]), np.log([[0.1, 0.9]])
     np.testing.assert_allclose(
         mix_network(linear, network, 0.25), 0.75 * linear + 0.25 * np.log(np.exp(network) + 1e-4)
@@ -157,7 +157,7 @@ def test_shares_and_rare_classes_by_hand():
     )
 
 
-def test_evening_takes_off_the_share_of_the_prior_that_serves_macro_f1_and_accuracy():
+def test_the_prior_correction_maximizes_macro_f1_and_accuracy():
     rng = np.random.default_rng(0)
     prior = np.array([0.8, 0.15, 0.05])
     codes = rng.choice(3, 600, p=prior)
@@ -172,13 +172,13 @@ def test_evening_takes_off_the_share_of_the_prior_that_serves_macro_f1_and_accur
     best = max(worth, key=lambda s: worth[s])
     assert 0 < best < 0.5 or len(set(worth.values())) > 3
     np.testing.assert_allclose(found, best * np.log(prior))
-    calls = rng.integers(0, 4, 600)  # one that is called and not there does not count
+    calls = rng.integers(0, 4, 600)  # a class that is called but absent does not count
     assert typing_module._macro_f1(codes, calls) == pytest.approx(
         f1_score(codes, calls, average="macro", labels=[0, 1, 2])
     )
 
 
-def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
+def test_scores_of_a_donor_come_from_a_fit_without_it(reference):
     x, codes, donors = reference
     fold = donor_folds(donors, codes, 3, 0)
     seen = cross_validate(x, codes, 4, fold, 5, False)
@@ -186,7 +186,7 @@ def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
         here = fold == f
         for kind in BASE_CLASSIFIERS:
             alone = fit_base_classifier(x[~here], codes[~here], 4, kind, 5)
-            # Inner products of a part of the cells, or worked out for it alone: the last digits differ.
+            # Inner products are taken from the full matrix or computed for a subset: the last digits differ.
             np.testing.assert_allclose(seen.logits[kind][here], alone.logits(x[here]), atol=1e-4)
             if kind == "markers":
                 np.testing.assert_array_equal(seen.marks[here], marker_features(alone, x[here]))
@@ -202,10 +202,10 @@ def test_cells_are_judged_by_what_was_fitted_without_their_donors(reference):
         assert not np.array_equal(again.logits[kind][fold == 0], seen.logits[kind][fold == 0])
     assert not cross_validate(
         x[:9], codes[:9], 4, np.zeros(9, int), 0, False
-    ).marks.any()  # one fold: no cells to score with
+    ).marks.any()  # with one fold no cells can be scored
 
 
-def test_views_are_joined_at_their_temperatures():
+def test_base_classifiers_are_combined_at_their_temperatures():
     rng = np.random.default_rng(1)
     codes = np.r_[rng.integers(0, 2, 300), np.full(19, 2), [3]]
     n = len(codes)
@@ -215,7 +215,7 @@ def test_views_are_joined_at_their_temperatures():
     }
     profile = 3.0 * np.eye(4)[codes] + rng.normal(size=(n, 4))
     for kind in BASE_CLASSIFIERS:
-        logits[kind][codes == 2, 2] -= 9  # the rare class is known to the profiles alone
+        logits[kind][codes == 2, 2] -= 9  # only the profiles find the rare class
     held, weights, temperatures, rare = fit_weights(
         OutOfFoldScores(logits | {"profile": profile}, np.zeros((n, 4))), codes, 4
     )
@@ -224,7 +224,7 @@ def test_views_are_joined_at_their_temperatures():
         False,
         True,
         False,
-    ]  # 19 cells are rare, one cell has no others to be scored with
+    ]  # 19 cells are rare; one cell has no other cells to be scored with
     assert set(temperatures) == {*weights, "profile"}
     for kind in weights:
         assert temperatures[kind] == pytest.approx(fit_temperature(logits[kind], codes))
@@ -234,10 +234,10 @@ def test_views_are_joined_at_their_temperatures():
         with_rare_class_profiles(plain, tempered_log_probs(profile, temperatures["profile"]), rare),
     )
     twenty = np.r_[codes, 2]
-    more = {
+    extra = {
         k: np.vstack([v, v[codes == 2][:1]]) for k, v in (logits | {"profile": profile}).items()
     }
-    _, _, temperatures, rare = fit_weights(OutOfFoldScores(more, np.zeros((n + 1, 4))), twenty, 4)
+    _, _, temperatures, rare = fit_weights(OutOfFoldScores(extra, np.zeros((n + 1, 4))), twenty, 4)
     assert not rare.any() and "profile" not in temperatures
     useless = fit_weights(
         OutOfFoldScores(logits | {"profile": -profile}, np.zeros((n, 4))), codes, 4
@@ -257,7 +257,7 @@ def fitted(reference) -> CellTypeEnsemble:
     return fit_ensemble(x, np.array(list("bac"))[codes], donors, seed=3, verbose=False)
 
 
-def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, fitted):
+def test_fitted_parameters_are_chosen_on_held_out_donors(reference, fitted):
     x, letters, donors = reference
     codes = np.array([1, 0, 2])[letters]  # names are sorted
     fold = donor_folds(donors, codes, 3, 3)
@@ -290,7 +290,7 @@ def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, fitted
         fitted.novelty.shown[:, -1], call_evidence(shown, seen.logits["profile"], seen.marks)[:, 1]
     )
     np.testing.assert_array_equal(fitted.profiles, class_log_profiles(x, codes, 3))
-    # Views for use are fitted to all cells.
+    # The base classifiers that are kept are fitted to all cells.
     assert set(fitted.views) == {*weights, "markers"}
     for kind, view in fitted.views.items():
         np.testing.assert_array_equal(
@@ -299,7 +299,9 @@ def test_what_is_learnt_is_chosen_on_donors_that_were_held_out(reference, fitted
         )
 
 
-def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, fitted):
+def test_probabilities_are_the_weighted_base_classifiers_with_prior_and_temperature(
+    reference, fitted
+):
     x = draw(np.arange(40) % 3, 9)
     parts = sum(
         w * tempered_log_probs(fitted.views[k].logits(x), fitted.temperatures[k])
@@ -335,7 +337,7 @@ def test_probabilities_are_the_weighted_views_evened_and_cooled(reference, fitte
     np.testing.assert_allclose(with_network.probabilities(x, network), expected)
 
 
-def test_the_networks_share_is_chosen_on_the_cells_it_did_not_see(reference):
+def test_the_weight_of_the_network_is_chosen_on_held_out_cells(reference):
     x, codes, donors = reference
     rows = np.flatnonzero(donor_folds(donors, codes, 3, 3) == 0)
     truth = np.log(special.softmax(6 * np.eye(3)[codes[rows]], axis=1))
@@ -356,7 +358,7 @@ def test_the_networks_share_is_chosen_on_the_cells_it_did_not_see(reference):
     )
 
 
-def test_a_typist_is_read_as_it_was_written(fitted, tmp_path):
+def test_an_ensemble_is_unchanged_by_saving_and_loading(fitted, tmp_path):
     fitted.write(tmp_path / "t.npz")
     again = CellTypeEnsemble.read(tmp_path / "t.npz")
     x = draw(np.arange(30) % 4, 8)
@@ -375,7 +377,7 @@ def test_a_typist_is_read_as_it_was_written(fitted, tmp_path):
         np.testing.assert_array_equal(getattr(again, name), getattr(fitted, name))
 
 
-def test_edges():
+def test_edge_cases():
     x = draw(np.zeros(30, int), 1)
     one = fit_ensemble(x, np.full(30, "only"), np.full(30, ""), verbose=False)
     assert (

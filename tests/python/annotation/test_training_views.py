@@ -1,4 +1,4 @@
-"""The views of a cell against scikit-learn on plainly computed features, profiles and weights against sums and optimisers."""
+"""Base classifiers against scikit-learn on explicit features; profiles and weights against sums and optimizers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scmamba.data.values import log1p_cp10k
 
 @pytest.fixture(scope="module")
 def cells() -> tuple[sparse.csr_matrix, np.ndarray]:
-    """log1p(CP10k) of 150 cells of three kinds, 90 genes."""
+    """log1p(CP10k) of 150 cells of three types, 90 genes."""
     rng = np.random.default_rng(0)
     codes = rng.choice(3, 150, p=[0.6, 0.3, 0.1])
     rates = rng.gamma(0.6, 2, (3, 90))
@@ -81,18 +81,20 @@ def test_probabilities_by_hand():
         ("plain", dict(C=1.0, max_iter=300)),
     ],
 )
-def test_views_of_all_genes_are_scikit_learns(cells, kind, settings):
+def test_the_classifiers_on_all_genes_are_those_of_scikit_learn(cells, kind, settings):
     x, codes = cells
     view = fit_base_classifier(x, codes, 3, kind, 0)
     same(view.logits(x), LogisticRegression(**settings).fit(x, codes), x)
 
 
-def test_the_scaled_view_sees_variable_genes_divided_by_their_spread(cells, monkeypatch):
+def test_the_scaled_classifier_reads_variable_genes_divided_by_their_standard_deviation(
+    cells, monkeypatch
+):
     monkeypatch.setattr(views, "VARIABLE", 40)
     monkeypatch.setattr(views, "_BLOCK", 64)
     x, codes = cells
     x = x.copy()
-    x.data[::500] += 30  # a few values beyond five spreads
+    x.data[::500] += 30  # a few values beyond five standard deviations
     dense = x.toarray()
     variance = dense.var(axis=0)
     chosen = np.argsort(
@@ -114,7 +116,7 @@ def test_the_scaled_view_sees_variable_genes_divided_by_their_spread(cells, monk
     )
 
 
-def test_the_view_of_components_sees_standardised_scores(cells, monkeypatch):
+def test_the_component_classifier_reads_standardized_scores(cells, monkeypatch):
     monkeypatch.setattr(views, "COMPONENTS", 5)
     x, codes = cells
     capped = x.copy()
@@ -130,10 +132,10 @@ def test_the_view_of_components_sees_standardised_scores(cells, monkeypatch):
     same(view.logits(capped), LogisticRegression(C=1.0, max_iter=500).fit(z, codes), z)
 
 
-def test_sums_of_markers_by_hand(cells, monkeypatch):
+def test_marker_sums_by_hand(cells, monkeypatch):
     monkeypatch.setattr(views, "MARKERS", 4)
     x, codes = cells
-    dense, classes = x.toarray(), 4  # of the last there is no cell
+    dense, classes = x.toarray(), 4  # the last class has no cells
     spread = np.sqrt(np.maximum(dense.var(axis=0), 1e-3))
     means = np.stack([dense[codes == c].mean(axis=0) / spread for c in range(3)])
     basis = np.zeros((90, 8))
@@ -156,7 +158,7 @@ def test_sums_of_markers_by_hand(cells, monkeypatch):
     np.testing.assert_allclose(marker_features(view, x), z[:, :4], atol=1e-6)
 
 
-def test_classes_without_a_cell_are_never_called_and_two_are_as_good_as_three(cells):
+def test_classes_without_cells_are_never_called_and_two_classes_work(cells):
     x, codes = cells
     two = codes < 2
     view = fit_base_classifier(x[two], np.where(codes[two] == 1, 3, 1), 5, "plain", 0)
@@ -186,8 +188,8 @@ def test_the_knn_classifier_by_hand(cells, monkeypatch):
     place = PCA(2, svd_solver="full").fit_transform(z)
     place /= np.linalg.norm(place, axis=1, keepdims=True)
     np.testing.assert_allclose(view.pool @ view.pool.T, place @ place.T, atol=0.03)
-    asked = np.argsort(-(view.pool.astype(float) @ view.pool.T), axis=1, kind="stable")[:, :7]
-    share = np.stack([(codes[asked] == c).mean(axis=1) for c in range(3)], axis=1)
+    nearest = np.argsort(-(view.pool.astype(float) @ view.pool.T), axis=1, kind="stable")[:, :7]
+    share = np.stack([(codes[nearest] == c).mean(axis=1) for c in range(3)], axis=1)
     expected = np.array([(codes == c).mean() for c in range(3)]) + 0.02
     even = share / expected
     expected = np.log(even / even.sum(axis=1, keepdims=True) + 0.02)
@@ -202,7 +204,7 @@ def test_the_knn_classifier_by_hand(cells, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", views.BASE_CLASSIFIERS)
-def test_what_is_kept_answers_as_before(cells, kind):
+def test_saved_classifiers_return_the_same_values(cells, kind):
     x, codes = cells
     view = fit_base_classifier(x, codes, 3, kind, 0)
     again = load_base_classifier(kind, view.arrays(f"{kind}_"))
@@ -227,8 +229,8 @@ def test_profiles_by_hand(cells):
     assert (profile_logits(sparse.csr_matrix((2, 90)), found) == 0).all()
 
 
-def test_weights_are_those_of_the_smallest_loss():
-    """Against a search over the simplex that scipy does on its own, without gradients."""
+def test_weights_minimize_the_loss():
+    """Against scipy's search over the simplex, which uses no gradients."""
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, 400)
     good = {

@@ -1,4 +1,4 @@
-"""The reproduction script on small files of GEO's layouts, served by a real web server on this machine: what comes out is what went in."""
+"""The reproduction script on small files in GEO's layouts, served by a real web server on this machine: the result equals the input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GENOME = "GRCh38-1.2.0_premrna"  # the group of Leng's files
 
 
 class Geo:
-    """A folder that a web server serves; it counts requests, and breaks off at given bytes."""
+    """A folder behind a web server that counts requests and breaks off at given bytes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked, self.cut = folder, [], []  # type: Path, list[str], list[str]
@@ -166,7 +166,7 @@ def series_matrix(stages: dict[str, tuple[str, str]]) -> bytes:
 
 
 def midbrain(cells: ad.AnnData, rng: np.random.Generator, by_r: bool = False) -> dict[str, bytes]:
-    """Smajic's three archives: genes and cells are described in another order than the table's. ``by_r``: with R's row and column names."""
+    """Smajic's three archives; genes and cells are described in another order than in the table. ``by_r``: with R's row and column names."""
     dense, barcodes = np.asarray(cells.X.T.todense()), cells.obs["barcode"]
     starts = [f'"{gene}"\t' if by_r else "" for gene in cells.var["ensembl_id"]]
     text = "\t".join(f'"{b.replace("-", ".")}"' if by_r else b for b in barcodes) + "\n"
@@ -192,7 +192,7 @@ def midbrain(cells: ad.AnnData, rng: np.random.Generator, by_r: bool = False) ->
 
 
 def named(cohort: ad.AnnData, samples: dict[str, str]) -> ad.AnnData:
-    """The cohort's donors under a study's sample names, with barcodes."""
+    """The cohort's donors under the sample names of a study, with barcodes."""
     cells = cohort[cohort.obs["donor"].isin(list(samples))].copy()
     cells.obs["sample"] = cells.obs["donor"].astype(str).map(samples)
     letters = np.array(list("ACGT"))
@@ -219,7 +219,7 @@ NAMES = {
     "Smajic": {"D01": "C4", "D02": "PD3", "D03": "IPD5"},
     "Zhu": {"D01": "HSDG10HC", "D02": "HSDG199PD", "D03": "hsDG101HC_HHT"},
 }
-#: Sample -> donor, diagnosis: what must come out.
+#: Sample -> donor, diagnosis: the expected result.
 TRUTH = {
     "Lau": {"AD1": ("AD1", "AD"), "NC3": ("NC3", "Control")},
     "Leng": {"EC1": ("1", "Braak 0"), "SFG1": ("1", "Braak 0"), "EC10": ("10", "Braak 6")},
@@ -250,7 +250,7 @@ def publish(geo: Geo, study: str, cells: ad.AnnData) -> None:
     elif study == "Smajic":
         for name, content in midbrain(cells, np.random.default_rng(5)).items():
             geo.put(study, name, content)
-    else:  # one sample of each kind of file that may be there
+    else:  # one sample with each type of file that may be present
         first, second, *others = of.items()
         files = [
             {f"GSM6106342_{first[0]}_filtered_feature_bc_matrix.h5": hdf5(first[1], 3)},
@@ -295,7 +295,7 @@ def found(cells: ad.AnnData) -> dict[str, dict[str, int]]:
 
 
 @pytest.mark.parametrize("study", list(NAMES))
-def test_what_is_read_is_what_was_put_on_the_server(geo, tmp_path, small, study):
+def test_cells_read_equal_the_cells_on_the_server(geo, tmp_path, small, study):
     put = named(small, NAMES[study])
     publish(geo, study, put)
     work = tmp_path / "work"
@@ -306,7 +306,7 @@ def test_what_is_read_is_what_was_put_on_the_server(geo, tmp_path, small, study)
     assert found(cells) == expected(study, put)
     assert set(cells.var["ensembl_id"]) == set(put.var["ensembl_id"])
     symbols = dict(zip(put.var["ensembl_id"], put.var_names))
-    if study != "Smajic":  # whose files name no symbols: they come from the package's table
+    if study != "Smajic":  # these files have no symbols: they come from the package's table
         assert dict(zip(cells.var["ensembl_id"], cells.var["symbol"])) == symbols
     else:
         same = [symbols[i] == s for i, s in zip(cells.var["ensembl_id"], cells.var["symbol"])]
@@ -322,7 +322,7 @@ def test_what_is_read_is_what_was_put_on_the_server(geo, tmp_path, small, study)
     assert geo.asked == asked and (work / study / "cells.h5ad").stat().st_mtime_ns == before
 
 
-def test_a_download_that_breaks_off_is_fetched_again(geo, tmp_path, small, capsys):
+def test_an_interrupted_download_is_fetched_again(geo, tmp_path, small, capsys):
     put = named(small, NAMES["Lau"])
     publish(geo, "Lau", put)
     work, name = tmp_path / "work", "GSE157827_RAW.tar"
@@ -334,9 +334,9 @@ def test_a_download_that_breaks_off_is_fetched_again(geo, tmp_path, small, capsy
     mine.write_bytes(whole[:5000])  # as after a full disk
     assert run(geo, work, "download", "Lau") == 0 and len(geo.asked) == 3
     assert mine.read_bytes() == whole
-    # A file put there by hand is used if it is whole, and fetched if not; what pooch leaves does not count.
+    # A file that was put there by hand is used if it is complete, else fetched; partial files of pooch are ignored.
     with tarfile.open(mine) as archive:
-        between = archive.getmembers()[3].offset  # where one file ends and the next one begins
+        between = archive.getmembers()[3].offset  # the boundary between two files
     for content, number in (
         (whole, 3),
         (whole[: len(whole) // 2], 4),
@@ -353,7 +353,7 @@ def test_a_download_that_breaks_off_is_fetched_again(geo, tmp_path, small, capsy
     assert "put by hand" in capsys.readouterr().err and not mine.exists()
 
 
-def test_another_file_than_the_one_fetched_is_refused(geo, tmp_path, small, capsys):
+def test_a_file_that_changed_since_it_was_fetched_is_refused(geo, tmp_path, small, capsys):
     publish(geo, "Lau", named(small, NAMES["Lau"]))
     work = tmp_path / "work"
     assert run(geo, work, "download", "Lau") == 0
@@ -375,7 +375,7 @@ def test_another_file_than_the_one_fetched_is_refused(geo, tmp_path, small, caps
     )
 
 
-def test_no_such_file_and_no_network_say_what_to_do(geo, tmp_path, capsys, monkeypatch):
+def test_errors_without_file_or_network_give_the_next_step(geo, tmp_path, capsys, monkeypatch):
     assert run(geo, tmp_path / "work", "download", "Zhu") == 1
     text = capsys.readouterr().err
     assert (
@@ -431,7 +431,7 @@ def test_no_such_file_and_no_network_say_what_to_do(geo, tmp_path, capsys, monke
         ),
     ],
 )
-def test_archives_of_another_kind_say_what_is_in_them(
+def test_unknown_archives_are_refused_with_their_content(
     geo, tmp_path, capsys, study, file, content, sentence
 ):
     geo.put(study, file, tar(content))
@@ -442,7 +442,7 @@ def test_archives_of_another_kind_say_what_is_in_them(
     assert not (work / study / "cells.h5ad").exists()
 
 
-def test_other_forms_of_the_dense_table(small):
+def test_other_variants_of_the_dense_table(small):
     cells = named(small, {"D01": "C4"})[:4]
     dense = np.asarray(cells.X.T.todense())[:6]
     barcodes, genes = list(cells.obs["barcode"]), [f"G{i}" for i in range(6)]
@@ -480,7 +480,7 @@ def test_other_forms_of_the_dense_table(small):
             )
 
 
-def test_the_midbrain_as_r_would_write_it(geo, tmp_path, small):
+def test_the_midbrain_table_as_r_writes_it(geo, tmp_path, small):
     put = named(small, NAMES["Smajic"])
     for name, content in midbrain(put, np.random.default_rng(5), by_r=True).items():
         geo.put("Smajic", name, content)
@@ -493,7 +493,7 @@ def test_the_midbrain_as_r_would_write_it(geo, tmp_path, small):
     assert [TRUTH["Smajic"][truth[name]][0] for name in cells.obs_names] == list(cells.obs["donor"])
 
 
-def test_tables_of_the_midbrain_that_do_not_fit(geo, tmp_path, small, capsys):
+def test_inconsistent_midbrain_tables_are_refused(geo, tmp_path, small, capsys):
     put = named(small, {"D01": "C4"})
     files = midbrain(put, np.random.default_rng(0))
     stem = "GSE157783_IPDCO_hg_midbrain"
@@ -531,7 +531,7 @@ def test_tables_of_the_midbrain_that_do_not_fit(geo, tmp_path, small, capsys):
             assert re.search(sentence, capsys.readouterr().err)
 
 
-def test_droplets_are_called_by_cell_rangers_rule():
+def test_droplets_are_called_by_the_rule_of_cell_ranger():
     totals = np.r_[np.full(30, 5000), np.full(70, 600), np.full(5, 499), np.full(900, 20)].astype(
         float
     )
@@ -551,7 +551,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize(("text", "stage"), STAGES)
-def test_braak_stages_in_several_words(tmp_path, text, stage):
+def test_braak_stages_in_several_notations(tmp_path, text, stage):
     lines = [
         '!Sample_title\t"EC1"',
         '!Sample_geo_accession\t"GSM1"',
@@ -569,7 +569,7 @@ def test_braak_stages_in_several_words(tmp_path, text, stage):
 
 @pytest.fixture
 def leng(geo, tmp_path, small):
-    """Leng, read, with a table of labels in the authors' form; the work folder, the table and the cells."""
+    """Leng's cells as read, with a table of labels in the authors' format; the work folder, the table and the cells."""
     put = named(small, NAMES["Leng"])
     publish(geo, "Leng", put)
     work = tmp_path / "work"
@@ -592,7 +592,7 @@ def labelled(geo, work, table, *more):
     return run(geo, work, "prepare", "Leng", "--labels", str(file), *more)
 
 
-def test_labels_of_the_authors_are_put_on_their_cells(geo, leng):
+def test_labels_of_the_authors_are_assigned_to_their_cells(geo, leng):
     work, table, put = leng
     table = table.set_index(put.obs["sample"] + "_" + put.obs["barcode"])
     table.loc[table.index[0], "celltype"] = "Doublet"
@@ -619,7 +619,7 @@ def test_labels_of_the_authors_are_put_on_their_cells(geo, leng):
                 "OPC",
                 "Pericyte",
                 "Endothelial",
-            )  # not divided in Leng (published code)
+            )  # Leng's code does not divide this type
             fine = "" if row["subtype"] == "Unidentified" else f"{row['celltype']}_{row['subtype']}"
             assert mine["label_celltype"] == row["celltype"]
             assert mine["label_subtype"] == (row["celltype"] if whole else fine)
@@ -629,7 +629,7 @@ def test_labels_of_the_authors_are_put_on_their_cells(geo, leng):
             assert mine["label_subcluster"] == (row["celltype"] if whole else expected)
 
 
-def test_labels_that_do_not_fit_are_refused(geo, leng, capsys):
+def test_inconsistent_labels_are_refused(geo, leng, capsys):
     work, table, _ = leng
     for change, sentence in (
         (
@@ -648,7 +648,7 @@ def test_labels_that_do_not_fit_are_refused(geo, leng, capsys):
     assert "Run 'prepare' with these first" in capsys.readouterr().err
 
 
-def test_every_name_of_prepare_is_one_of_the_published_code(small, tmp_path, monkeypatch):
+def test_every_name_in_prepare_is_in_the_published_code(small, tmp_path, monkeypatch):
     import scmamba
     from scmamba.preprocessing import cluster_labels
 
@@ -663,7 +663,7 @@ def test_every_name_of_prepare_is_one_of_the_published_code(small, tmp_path, mon
     assert list(labels[:8]) == list(called[:8]) and (labels[8:] == "").all()
 
 
-def test_splits_are_checked_and_kept(geo, leng, capsys):
+def test_splits_are_checked_and_stored(geo, leng, capsys):
     work, table, _ = leng
     assert labelled(geo, work, table) == 0
     study = STUDIES["Leng"]
@@ -698,7 +698,7 @@ def test_splits_are_checked_and_kept(geo, leng, capsys):
         splits(study, paper_tables.parse(["train", "--work", str(work)]))
 
 
-def test_donors_are_kept_whole_when_drawn_by_seed(geo, tmp_path, small):
+def test_donors_stay_whole_in_random_splits(geo, tmp_path, small):
     cells = named(small, {f"D0{i}": f"EC{i}" for i in range(1, 6)})
     labels = cells.obs["cell_type"].astype(str).to_numpy()
     donors = np.array([name[2:] for name in cells.obs["sample"]])
@@ -737,8 +737,8 @@ def test_donors_are_kept_whole_when_drawn_by_seed(geo, tmp_path, small):
 
 
 @pytest.mark.slow
-def test_everything_on_one_small_study(geo, tmp_path):
-    """Zhu from download to report, labels by markers; the scores in the report are those of the checkpoint it leaves."""
+def test_all_steps_on_one_small_study(geo, tmp_path):
+    """Zhu from download to report, labels by markers; the scores in the report are those of the saved checkpoint."""
     from sklearn.metrics import f1_score
 
     from scmamba.model import load_model
@@ -785,11 +785,13 @@ def test_everything_on_one_small_study(geo, tmp_path):
         and len(parts["validation"]) == 1
     )
 
-    # Classes of the test cells from the checkpoint by the other road: dense, all at once, from what was put on the server.
+    # The classes of the test cells from the checkpoint by another path: dense, in one batch, from the counts on the server.
     model = load_model(work / "Zhu" / "celltype" / "model", device="cpu")
     test = known[known["sample"].isin(parts["test"])]
     mine = put[pd.Index(put.obs["sample"] + "_" + put.obs["barcode"]).get_indexer(test.index)]
-    kept = mine.var["ensembl_id"].isin(cells.var_names).to_numpy()  # genes the preparation kept
+    kept = (
+        mine.var["ensembl_id"].isin(cells.var_names).to_numpy()
+    )  # genes that the preparation kept
     place = {gene: i for i, gene in enumerate(model.genes)}
     dense = np.zeros((len(test), len(model.genes)))
     for j, gene in zip(np.flatnonzero(kept), mine.var["ensembl_id"][kept]):
@@ -833,14 +835,14 @@ def test_everything_on_one_small_study(geo, tmp_path):
     doublets = table["here"].loc[("Zhu", "doublets")].droplevel(0)
     assert doublets["prevalence"] == pytest.approx(
         1 / 3, abs=0.02
-    )  # the small recipe's: half as many as cells
+    )  # the small recipe's value: half the number of cells
     assert 0 <= doublets["AUROC"] <= 1
     imputed = table["here"].loc[("Zhu", "imputation")]
     assert {"gene_rate", "neighbor_rate"} < set(imputed.index.get_level_values(0)) and (
         imputed.loc[:, "mse"] > 0
     ).all()
 
-    # Nothing is done again; other settings are refused.
+    # Completed steps are not repeated; other settings are refused.
     products = ("result.json", "model.safetensors", "labelled.h5ad", "cells.h5ad")
     stamps = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.name in products}
     asked = len(geo.asked)
@@ -849,7 +851,7 @@ def test_everything_on_one_small_study(geo, tmp_path):
     assert run(geo, work, "train", "Zhu", *small, "--steps", "5") == 1
     (
         work / "Zhu" / "celltype" / "result.json"
-    ).unlink()  # judged again from the checkpoint, with the same answer
+    ).unlink()  # scored again from the checkpoint, with the same result
     assert run(geo, work, "train", "Zhu", *small) == 0
     again = json.loads((work / "Zhu" / "celltype" / "result.json").read_text())
     assert again["scores"]["macro"] == pytest.approx(f1["macro"], abs=1e-6)
@@ -859,7 +861,7 @@ def test_everything_on_one_small_study(geo, tmp_path):
 
 
 @pytest.mark.slow
-def test_subtypes_of_the_authors_are_learnt_and_shared_donors_are_said(geo, leng, capsys):
+def test_subtypes_of_the_authors_are_learned_and_shared_donors_are_reported(geo, leng, capsys):
     work, table, put = leng
     splits = work / "given.json"
     splits.write_text(json.dumps({"Leng": {"train": ["EC1", "EC10"], "test": ["SFG1"]}}))
@@ -900,6 +902,6 @@ def test_subtypes_of_the_authors_are_learnt_and_shared_donors_are_said(geo, leng
     assert "subtype: done already" in capsys.readouterr().err
 
 
-def test_a_report_of_nothing_is_refused(tmp_path, capsys):
+def test_an_empty_report_is_refused(tmp_path, capsys):
     assert paper_tables.main(["report", "--work", str(tmp_path)]) == 1
     assert "Run the step 'train' first" in capsys.readouterr().err

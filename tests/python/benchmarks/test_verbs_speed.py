@@ -1,4 +1,4 @@
-"""The table of times: which row is divided by which, and rows that were not run."""
+"""The table of times: which row is divided by which, and rows without a measurement."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def row(who: str, cpu: float, runs: int = 3, verb: str = "find_doublets") -> dic
     }
 
 
-def test_ratios_say_how_much_longer_the_other_takes():
+def test_ratios_to_the_times_of_others_by_hand():
     rows = [row("here", 2.0), row("3916bff", 9.0), row("peer", 1.0)]
     head, _, line = verbs_speed.summarize(pd.DataFrame(rows)).splitlines()
     found = dict(zip([c.strip() for c in head.split("|")], [c.strip() for c in line.split("|")]))
@@ -30,7 +30,7 @@ def test_ratios_say_how_much_longer_the_other_takes():
     assert found["peer"] == "Scrublet" and found["3916bff: s"] == "18.00"
 
 
-def test_what_was_not_run_or_stopped_says_so():
+def test_rows_without_a_measurement_give_the_reason():
     rows = [row("here", 2.0, verb="impute"), row("3916bff", 300.0, runs=0, verb="impute")]
     rows[1] |= {"seconds": 300.0, "cpu_seconds": None, "peak_mib": None}
     line = verbs_speed.summarize(pd.DataFrame(rows)).splitlines()[-1]

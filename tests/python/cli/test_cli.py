@@ -1,4 +1,4 @@
-"""The command line, run as a command."""
+"""The command line, run as commands."""
 
 from __future__ import annotations
 
@@ -123,11 +123,11 @@ def test_info_and_version_run_as_a_program():
     program = [sys.executable, "-m", "scmamba"]
     text = subprocess.run([*program, "info"], capture_output=True, text=True, check=True).stdout
     assert f"scmamba: {__version__}" in text and "reference: available" in text
-    said = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
-    assert said.stdout == f"scmamba {__version__}\n"
+    result = subprocess.run([*program, "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"scmamba {__version__}\n"
 
 
-def test_help_lists_every_command_and_loads_no_network():
+def test_help_lists_every_command_and_does_not_import_torch():
     program = "import sys; from typer.testing import CliRunner; from scmamba.cli.main import app; "
     program += "print(CliRunner().invoke(app, ['--help']).output, 'torch' in sys.modules)"
     helped = subprocess.run(
@@ -152,7 +152,7 @@ def test_former_names_of_commands_warn_and_work(old, new, tmp_path):
     assert "renamed" not in today.output
 
 
-def test_the_server_starts_by_its_command(tmp_path):
+def test_the_server_starts_from_the_command_line(tmp_path):
     helped = subprocess.run(
         [sys.executable, "-m", "scmamba", "serve", "--help"], capture_output=True, text=True
     )

@@ -1,4 +1,4 @@
-"""Every option of the command line reaches its verb under the right name, and what is not given is the stated default."""
+"""Every option of the command line reaches its verb under the right name; options that are not given have the documented default."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IN, OUT = Path("in.h5ad"), Path("out.h5ad")
 
 
 class Verb:
-    """Stands where a verb is and keeps what it was given."""
+    """Replaces a verb and records its arguments."""
 
     def __init__(self, answer: object = None) -> None:
         self.answer, self.calls = answer, []
@@ -31,7 +31,7 @@ class Verb:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Run a command in an empty folder; its exit status must be ``code``."""
+    """Run a command in an empty folder and check its exit status."""
     monkeypatch.chdir(tmp_path)
 
     def call(line: str, code: int = 0) -> str:
@@ -44,7 +44,7 @@ def run(tmp_path, monkeypatch):
 
 @pytest.fixture
 def verb(monkeypatch):
-    """Replace a verb by its address."""
+    """Replace the verb at an import path."""
 
     def replace(address: str, answer: object = None) -> Verb:
         made = Verb(answer)
@@ -131,8 +131,8 @@ def test_impute(run, verb):
     )
     assert made.calls == [((IN, OUT), COMMON | plain), ((IN, OUT), SAID | other)]
     old = "--method published --batch d --no-adapt --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts"
-    said = run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")  # the options before 0.2.0
-    assert "--method published was renamed to --method masked" in said and "--adapt was" in said
+    result = run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")  # the options before 0.2.0
+    assert "--method published was renamed to --method masked" in result and "--adapt was" in result
     assert made.calls[2] == made.calls[1]
     for bad in ("--passes 0", "--min-value -1", "--batch-size 0", "--method other"):
         run(f"impute in.h5ad -o out.h5ad {bad}", 2)
@@ -279,8 +279,8 @@ def test_deg(run, verb, cells, tmp_path):
     table = pd.DataFrame({"p_val_adj": [0.04, 0.05, 0.5]}, index=["x", "y", "z"])
     table.attrs["values"] = "X holds raw counts"
     markers, bulk = verb("scmamba.deg.find_markers", table), verb("scmamba.deg.pseudobulk", table)
-    said = run("find-markers in.h5ad --groupby g --group1 A -o t.csv")
-    assert "X holds raw counts" in said and "3 genes tested, 1 with" in said
+    result = run("find-markers in.h5ad --groupby g --group1 A -o t.csv")
+    assert "X holds raw counts" in result and "3 genes tested, 1 with" in result
     assert "exists already" in run("find-markers in.h5ad --groupby g --group1 A -o t.csv", 1)
     assert (tmp_path / "t.csv").read_text().splitlines()[:2] == [",p_val_adj", "x,0.04"]
     run(
@@ -441,7 +441,7 @@ def test_evaluate_annotation(run, verb, cells):
     cells.obs["scmamba_type"], cells.obs["scmamba_probability"] = ["B", "B", "A"], [0.7, 0.6, 0.5]
     cells.write_h5ad("more.h5ad")
     run("evaluate annotation more.h5ad --truth known --called call")
-    assert made.calls[2][0][2] is None  # the probabilities are those of other calls
+    assert made.calls[2][0][2] is None  # the probabilities belong to other calls
     run("evaluate annotation more.h5ad --truth known")
     truth, calls, sure = made.calls[3][0]
     assert calls["scmamba_type"].tolist() == ["B", "B"] and sure.tolist() == [0.7, 0.6]
@@ -513,11 +513,11 @@ def test_models_and_packing(run, verb, tmp_path, monkeypatch):
     run("fetch-model m")
     assert fetched.calls[1] == (("m",), {"verbose": True})
     packed = verb("scmamba.model.pack_model", {"sha256": "abc"})
-    told = run("pack-model folder -o m.zip")
+    result = run("pack-model folder -o m.zip")
     assert (
         packed.calls == [((Path("folder"), Path("m.zip")), {})]
-        and '"sha256": "abc"' in told
-        and '"m": {' in told
+        and '"sha256": "abc"' in result
+        and '"m": {' in result
     )
     (tmp_path / "m.zip").write_text("x")
     assert "exists already" in run("pack-model folder -o m.zip", 1)

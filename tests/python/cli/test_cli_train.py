@@ -1,4 +1,4 @@
-"""The commands that make models: which cells, settings and words reach the training, and what is written beside the weights."""
+"""The commands that train models: which cells, settings and labels reach the training, and what is written with the weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scmamba.training.trainer import TrainerConfig
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, cohort):
-    """Run a command in a folder with two files of twenty cells each; its exit status must be ``code``."""
+    """Run a command in a folder with two files of twenty cells each and check its exit status."""
     monkeypatch.chdir(tmp_path)
     cells = cohort.copy()
     cells.obs["kind"], cells.obs["who"], cells.obs["sick"] = (
@@ -40,7 +40,7 @@ def run(tmp_path, monkeypatch, cohort):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Training that keeps what it was given and answers with a small model."""
+    """Training that records its arguments and returns a small model."""
     calls: list[tuple[str, tuple, dict]] = []
 
     def stand_in(name: str):
@@ -58,8 +58,8 @@ def trained(monkeypatch):
     return calls
 
 
-def test_pre_training_by_the_paper_unless_told(run, trained, tmp_path):
-    told = run("pretrain a.h5ad -o model --force -q --min-donor-cells 0 --cache cache")
+def test_pre_training_follows_the_paper_by_default(run, trained, tmp_path):
+    result = run("pretrain a.h5ad -o model --force -q --min-donor-cells 0 --cache cache")
     (_, (cells,), named) = trained[0]
     assert len(cells) == 20 and named["config"] == ModelConfig(
         n_genes=19_306, d_model=256, n_layer=6, reads="all"
@@ -76,7 +76,7 @@ def test_pre_training_by_the_paper_unless_told(run, trained, tmp_path):
         named["force"],
         named["verbose"],
     ) == ([], None, "model", 0, True, False)
-    assert "parameters" in told and (tmp_path / "cache").is_dir()
+    assert "parameters" in result and (tmp_path / "cache").is_dir()
     card = load_model(tmp_path / "model", device="cpu").card
     assert card.startswith("# model\n\nPre-trained") and "a.h5ad: 20 cells, 4 donors" in card
     assert "lr: 0.001" in card and "recipe paper" in card
@@ -84,18 +84,18 @@ def test_pre_training_by_the_paper_unless_told(run, trained, tmp_path):
 
 def test_the_rate_head_is_an_option_and_in_the_recipe(run, trained):
     line = "pretrain a.h5ad --force -q --min-donor-cells 0 --cache cache"
-    told = [
+    result = [
         run(f"{line} -o m{i} {more}") for i, more in enumerate(("", "--rates", "--recipe small"))
     ]
     assert [call[2]["config"].rates for call in trained] == [False, True, True]
-    assert "no rate head" in told[0] and "published rule" in told[0]
-    assert "rate head is trained by: scmamba finetune" in told[1] and "--model m2" in told[2]
+    assert "no rate head" in result[0] and "published rule" in result[0]
+    assert "rate head is trained by: scmamba finetune" in result[1] and "--model m2" in result[2]
     run(f"{line} -o m3 --recipe small --no-rates")
     assert trained[3][2]["config"].rates is False
 
 
 @pytest.mark.parametrize("column", ["call", "kind"])
-def test_in_vivo_doublets_are_not_filtered_away(run, trained, tmp_path, column):
+def test_in_vivo_doublets_are_not_filtered_out(run, trained, tmp_path, column):
     save_checkpoint(small_model("expressed"), tmp_path / "start")
     for name in ("a.h5ad", "b.h5ad"):
         cells = ad.read_h5ad(name)
@@ -116,7 +116,7 @@ def test_every_setting_of_pre_training(run, trained):
     )
     (_, (cells,), named) = trained[0]
     assert named["config"] == ModelConfig(n_genes=19_306, d_model=8, n_layer=1, reads="all")
-    # 3 epochs of 20 cells, 8 a step.
+    # 3 epochs of 20 cells, 8 per step
     assert named["loop"] == TrainerConfig(
         steps=8,
         batch_size=4,
@@ -135,7 +135,7 @@ def test_every_setting_of_pre_training(run, trained):
     assert all(key.split("/")[0] in ("batch1", "batch2") for key in keys) and len(keys) == 4
 
 
-def test_a_file_of_settings_gives_way_to_the_command_line(run, trained, tmp_path):
+def test_command_line_options_override_the_file_of_settings(run, trained, tmp_path):
     (tmp_path / "s.yaml").write_text("lr: 1e-2\nsteps: 5\nmin-donor-cells: 0\nd_model: 8\n")
     run("pretrain a.h5ad -o model --config s.yaml --steps 4 --force -q --cache cache")
     loop = trained[0][2]["loop"]
@@ -146,7 +146,7 @@ def test_a_file_of_settings_gives_way_to_the_command_line(run, trained, tmp_path
     assert "exists already" in run("pretrain a.h5ad -o model", 1) and len(trained) == 1
 
 
-def test_a_table_of_donors_is_made_once_and_used_again(run, trained, tmp_path):
+def test_a_table_of_donors_is_written_once_and_reused(run, trained, tmp_path):
     line = "pretrain a.h5ad b.h5ad -o model --overwrite --splits s.tsv --min-donor-cells 0 --force --seed 3 --cache cache --study batch"
     run(line)
     table = pd.read_csv(tmp_path / "s.tsv", sep="\t")
@@ -169,10 +169,10 @@ def test_a_table_of_donors_is_made_once_and_used_again(run, trained, tmp_path):
     assert "no validation loss" in run(line) and trained[2][2]["held_out"] == []
 
 
-def test_filters_of_the_recipe_are_dropped_where_they_would_remove_every_cell(run, trained):
-    told = run("pretrain a.h5ad -o model --force --cache cache")
+def test_filters_of_the_recipe_are_dropped_if_they_would_remove_every_cell(run, trained):
+    result = run("pretrain a.h5ad -o model --force --cache cache")
     assert (
-        "min_donor_cells of 200 is not applied" in " ".join(told.split())
+        "min_donor_cells of 200 is not applied" in " ".join(result.split())
         and len(trained[0][1][0]) == 20
     )
     run("pretrain a.h5ad -o other --force --cache cache --min-donor-cells 200", 1)
@@ -180,10 +180,10 @@ def test_filters_of_the_recipe_are_dropped_where_they_would_remove_every_cell(ru
 
 
 @pytest.mark.parametrize("task", ["impute", "annotate", "doublets"])
-def test_fine_tuning_hands_on_what_was_asked(run, trained, tmp_path, task):
+def test_options_of_fine_tuning_reach_the_training(run, trained, tmp_path, task):
     save_checkpoint(small_model("expressed"), tmp_path / "start")
     line = f"finetune a.h5ad -o tuned --model start --task {task} --force -q --cache cache --held-out b.h5ad --work w --label kind"
-    told = run(
+    result = run(
         line + " --steps 3 --balance 0.25 --freeze --probe --min-donor-cells 0 --above 1 --seed 4"
     )
     name, (first, *rest), named = trained[0]
@@ -212,12 +212,12 @@ def test_fine_tuning_hands_on_what_was_asked(run, trained, tmp_path, task):
         assert named["sequence"] == SequenceConfig(
             mask_nonzero=0.4, mask_zero=0.04, genes_per_step=0
         )
-        assert "scmamba impute --model tuned" in told
+        assert "scmamba impute --model tuned" in result
     else:
         assert (
             first == task
             and (named["balance"], named["freeze"], named["probe"]) == (0.25, True, True)
-            and "classify" in told
+            and "classify" in result
         )
         assert (named["recipe"], named["fraction"], named["loop"].batch_size) == ("mean", 0.1, 16)
     assert f"Fine-tuned from start for {task}" in load_model(tmp_path / "tuned", device="cpu").card

@@ -1,4 +1,4 @@
-"""The client, against a real server on this machine whose worker the test plays, and against one with scripted answers."""
+"""The client, against a real server on this machine whose worker is simulated by the test, and against a server with scripted answers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TOKEN = "a token"
 
 
 class Script:
-    """A server that gives the answers it was told, one after the other, and keeps what it was asked."""
+    """A server that returns scripted answers in turn and records the requests."""
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, dict[str, str], bytes] | None] = []
@@ -47,7 +47,7 @@ class Script:
                 )
                 told = script.answers.pop(0)
                 self.close_connection = True
-                if told is None:  # the line breaks
+                if told is None:  # the connection breaks
                     return
                 status, headers, body = told
                 self.send_response(status)
@@ -82,7 +82,7 @@ def script():
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The client's pauses, in seconds, without waiting for them."""
+    """Records the client's pauses, in seconds, without waiting for them."""
     taken: list[float] = []
     monkeypatch.setattr("scmamba.client.client.time.sleep", taken.append)
     return taken
@@ -102,8 +102,8 @@ def ann(app) -> Client:
     return Client(app.url + "/", app.ann)
 
 
-def played(app: App, act) -> threading.Thread:
-    """A worker of the test's own: takes the next job and acts on it."""
+def simulated_worker(app: App, act) -> threading.Thread:
+    """A simulated worker: claims the next job and handles it."""
 
     def run() -> None:
         for _ in range(3000):
@@ -120,7 +120,7 @@ def played(app: App, act) -> threading.Thread:
 # -- requests ------------------------------------------------------------------------------------------
 
 
-def test_what_a_request_carries(script, tmp_path):
+def test_headers_and_body_of_a_request(script, tmp_path):
     (tmp_path / "cells").write_bytes(b"abc")
     script.told({"id": "j1"}, {"id": "j2"}, {"models": ["a", "b"]}, {"state": "cancelled"})
     far = Client(script.url + "/", TOKEN)
@@ -159,7 +159,7 @@ def test_a_request_is_sent_again_under_the_same_key(script, pauses, tmp_path):
     assert {body for *_, body in script.asked} == {b"abc"} and pauses == [0.5, 1.0, 2.0, 4.0]
 
 
-def test_how_often_a_request_is_sent_again(script, pauses):
+def test_how_many_times_a_request_is_repeated(script, pauses):
     script.told(*[(503, {}, b'{"detail": "busy"}')] * 5)
     with pytest.raises(ScMambaError, match="answered 503: busy"):
         Client(script.url).models()
@@ -171,7 +171,7 @@ def test_how_often_a_request_is_sent_again(script, pauses):
     far.models()
     pauses.clear()
     with pytest.raises(ScMambaError, match="cannot be reached"):
-        far.models()  # it has answered before: a minute and a half
+        far.models()  # the server has answered before: a minute and a half
     assert pauses == [0.5, 1, 2, 4, *[8] * 10] and script.answers == []
 
 
@@ -185,14 +185,14 @@ def test_how_often_a_request_is_sent_again(script, pauses):
         (429, b'["x"]', "429: Too Many Requests"),
     ],
 )
-def test_a_refusal_is_final_and_says_why(script, pauses, status, body, words):
+def test_a_refusal_is_final_and_gives_the_reason(script, pauses, status, body, words):
     script.told((status, {}, body))
     with pytest.raises(ScMambaError, match=words):
         Client(script.url).models()
     assert pauses == []
 
 
-def test_a_result_that_came_in_half_is_fetched_again(script, pauses, tmp_path):
+def test_an_incomplete_result_is_fetched_again(script, pauses, tmp_path):
     target = tmp_path / "out"
     target.write_bytes(b"what was there before")
     script.told((200, {"Content-Length": "6"}, b"abc"), (200, {}, b"abcdef"))
@@ -239,7 +239,7 @@ def test_waiting_shows_progress_and_ends_with_the_job(script, pauses):
             Client(script.url).wait("j", verbose=False)
 
 
-def test_addresses_and_files_that_cannot_be(tmp_path):
+def test_invalid_addresses_and_files(tmp_path):
     for url in ("ftp://x", "gpu-box:8642", "file:///etc/passwd"):
         with pytest.raises(ScMambaError, match="http"):
             Client(url)
@@ -254,7 +254,7 @@ def test_addresses_and_files_that_cannot_be(tmp_path):
 # -- large files ---------------------------------------------------------------------------------------
 
 
-def test_files_from_16_mib_on_go_in_parts(ann, app, tmp_path, monkeypatch):
+def test_files_from_16_mib_are_sent_in_parts(ann, app, tmp_path, monkeypatch):
     assert client.WHOLE == 16 * 2**20 and _resume._PART == 64 * 2**20
     real = _resume._ask
     file = tmp_path / "cells"
@@ -273,7 +273,7 @@ def test_files_from_16_mib_on_go_in_parts(ann, app, tmp_path, monkeypatch):
         ann.cancel(job)
 
 
-def test_parts_are_continued_where_the_server_is(script, tmp_path, monkeypatch):
+def test_parts_continue_at_the_offset_of_the_server(script, tmp_path, monkeypatch):
     monkeypatch.setattr(_resume, "_PART", 4)
     taken: list[float] = []
     monkeypatch.setattr("scmamba.client.upload.time.sleep", taken.append)
@@ -318,7 +318,7 @@ def test_parts_are_continued_where_the_server_is(script, tmp_path, monkeypatch):
     assert taken == [0.5, 0.5, 1.0, 2.0]
 
 
-def test_parts_are_given_up_at_last(script, tmp_path, monkeypatch):
+def test_an_upload_in_parts_fails_after_the_last_attempt(script, tmp_path, monkeypatch):
     taken: list[float] = []
     monkeypatch.setattr("scmamba.client.upload.time.sleep", taken.append)
     (tmp_path / "f").write_bytes(b"0123456789")
@@ -347,7 +347,7 @@ def cells(n: int = 3) -> ad.AnnData:
 
 
 def answered(app: App, monkeypatch, tmp_path, result) -> list[dict]:
-    """Play a worker that gives ``result``; the jobs it was given."""
+    """Simulate a worker that returns ``result``; returns the jobs it received."""
     got: list[dict] = []
 
     def act(job) -> None:
@@ -359,7 +359,7 @@ def answered(app: App, monkeypatch, tmp_path, result) -> list[dict]:
         result(folder)
         assert app.queue.finish(job["id"], "w", "done", "done")
 
-    played(app, act)
+    simulated_worker(app, act)
     return got
 
 
@@ -380,7 +380,7 @@ def test_a_verb_sends_waits_fetches_and_deletes(app, ann, monkeypatch, tmp_path,
     assert app.queue.get(got[0]["id"]) is None and not Path(got[0]["upload"]).exists()
 
 
-def test_tables_come_back(app, ann, monkeypatch, tmp_path):
+def test_tables_are_returned(app, ann, monkeypatch, tmp_path):
     frame = pd.DataFrame({"p_val": [0.5, 1e-9]}, index=["G1", "G2"])
     got = answered(
         app,
@@ -477,7 +477,7 @@ def test_an_interrupt_cancels_the_job(app, ann, monkeypatch):
     assert app.queue.get(jobs[0])["state"] == "cancelled"
 
 
-def test_what_is_sent_of_a_reference():
+def test_which_parts_of_a_reference_are_sent():
     known = cells(4)
     known.layers["raw"] = known.X + 1
     sent = _only(known, ["type"], "raw")
@@ -497,7 +497,7 @@ def test_what_is_sent_of_a_reference():
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_is_an_error_and_the_token_goes_nowhere(script, status):
+def test_a_redirect_is_an_error_and_the_token_is_not_sent_on(script, status):
     other = Script()
     try:
         script.told((status, {"Location": f"{other.url}/v2/models"}, b""))
@@ -508,7 +508,7 @@ def test_a_redirect_is_an_error_and_the_token_goes_nowhere(script, status):
         other.http.shutdown()
 
 
-def test_a_token_goes_to_another_machine_by_tls_alone():
+def test_a_token_is_sent_to_another_machine_only_by_tls():
     for url in ("http://gpu-box:8642", "http://10.0.0.1", "http://127.0.0.1.example.org"):
         with pytest.raises(ScMambaError, match="insecure=True"):
             Client(url, TOKEN)

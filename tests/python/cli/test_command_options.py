@@ -34,7 +34,7 @@ class SomeOptions(Options):
 
 @pytest.fixture
 def run():
-    """Run a command made of these options; what it was given, and what was printed."""
+    """Run a command with these options; its arguments, and the printed text."""
     app = typer.Typer(cls=CommandGroup)
     given: list[dict[str, Any]] = []
 
@@ -83,11 +83,11 @@ def test_every_type_is_read(run):
 @pytest.mark.parametrize(
     "bad", ["--method c", "--steps -1", "--steps 1001", "--steps 1.5", "--verbose"]
 )
-def test_what_is_out_of_range_is_a_wrong_use(run, bad):
+def test_values_out_of_range_are_a_usage_error(run, bad):
     run(f"some x {bad}", 2)
 
 
-def test_open_bounds_and_lists_end_with_one_sentence(run):
+def test_errors_of_open_bounds_and_lists_are_one_sentence(run):
     assert "Error: rate is 1.0; expected" in run("some x --rate 1", 1)[1]
     assert "Error: --ratios is 'a'; expected numbers" in run("some x --ratios a", 1)[1]
 
