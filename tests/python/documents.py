@@ -1,4 +1,4 @@
-"""The pages for readers, and the code in them: what the tests of documents share."""
+"""Pages for readers and the code in them: helpers of the tests of documents."""
 
 from __future__ import annotations
 

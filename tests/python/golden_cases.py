@@ -1,4 +1,4 @@
-"""What the shipped models and the statistics answer on small fixed cells; recorded by ``scripts/record_golden.py``.
+"""Results of the shipped models and of the statistics on small fixed cells; recorded by ``scripts/record_golden.py``.
 
 Answers are named ``case/model/column`` (``case/column`` where no model takes part): by what they mean, not by where they are
 computed. Where a verb or one of its columns gets another name, change ``NAMES`` or the call below, and nothing in the recorded file.
@@ -22,7 +22,7 @@ from scmamba import deg
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "golden"
 MODELS = ("brain-mini", "brain-base")
-#: Meaning -> where today's verbs put it.
+#: Meaning -> its current place in the result of the verb.
 NAMES = {
     "imputed": "scmamba",  # layers
     "embedding": "X_scmamba",  # obsm
@@ -50,7 +50,7 @@ MARKERS = (
     "false-discovery rate",
 )
 DONORS = ("p", "log2 fold change of donors", "mean log2", "t", "degrees of freedom", "adjusted p")
-#: What Triton's interpreter, thousands of times slower than anything else, can do in a few seconds.
+#: The size that Triton's interpreter, thousands of times slower than the other backends, computes in a few seconds.
 SMALL = {"rows": 1, "width": 40}
 QUIET = {"verbose": False}
 Answers = dict[str, np.ndarray]
@@ -75,12 +75,12 @@ def cells() -> ad.AnnData:
 
 
 def few() -> ad.AnnData:
-    """Twenty of them: what the networks read."""
+    """Twenty of the cells: the input of the networks."""
     return cells()[::8].copy()
 
 
 def known() -> ad.AnnData:
-    """The others: the reference for annotation."""
+    """The other cells: the reference for annotation."""
     whole = cells()
     return whole[np.arange(whole.n_obs) % 8 != 0].copy()
 
@@ -93,7 +93,7 @@ def model(name: str) -> scmamba.Model:
 def forward(
     name: str, backend: str | None = None, exact: bool = False, rows: int = 4, width: int = 800
 ) -> Answers:
-    """The bare network on four cells, a quarter of their counts and some zeros hidden; ``exact``: in float64, step by step."""
+    """The bare network on four cells with a quarter of their counts and some zeros masked; ``exact``: in float64, step by step."""
     opened = scmamba.load_model(name)
     opened.network.backend = backend
     if exact:
@@ -141,7 +141,7 @@ def annotate(query: ad.AnnData, **options) -> Answers:
 
 
 def from_reference() -> Answers:
-    """On a sixth of the genes, so that not every cell is certain."""
+    """On a sixth of the genes, so that not every cell has a certain type."""
     return annotate(
         few()[:, ::6].copy(),
         reference=known()[:, ::6].copy(),
@@ -156,7 +156,7 @@ def from_markers() -> Answers:
 
 
 def doublets() -> Answers:
-    """The nuclei, and twelve droplets that hold two of them."""
+    """The nuclei, and twelve simulated heterotypic doublets."""
     data = cells()
     pairs = data.X[:24:2] + data.X[1:24:2]
     droplets = ad.AnnData(sp.vstack([data.X, pairs], format="csr"), var=data.var)
@@ -172,7 +172,7 @@ def doublets() -> Answers:
 
 
 def _table(table: pd.DataFrame, columns: tuple[str, ...]) -> Answers:
-    """By gene, so that ties in p do not matter."""
+    """Sorted by gene, so that ties in p do not matter."""
     table = table.sort_index()
     return {"genes": table.index.to_numpy().astype("U")} | {
         name: table[NAMES[name]].to_numpy() for name in columns
@@ -226,7 +226,7 @@ def robustness() -> Answers:
 
 
 def _smoothed(data: ad.AnnData) -> sp.csr_matrix:
-    """Log values in which every cell is the mean with its neighbor in the table."""
+    """Log values in which every cell is averaged with the next cell of the table."""
     x = data.X.toarray()
     logs = np.log1p(1e4 * x / x.sum(axis=1, keepdims=True))
     return sp.csr_matrix((logs + np.roll(logs, 1, axis=0)) / 2)

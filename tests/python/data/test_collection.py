@@ -1,4 +1,4 @@
-"""Collections: every kind of file gives the cells it holds, reading is shuffled, complete, shared out and small."""
+"""Collections: every file type gives the same cells; reading is shuffled, complete, divided among readers and needs little memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scmamba.utils.errors import DataError, GeneError
 
 @pytest.fixture(scope="module")
 def cells() -> ad.AnnData:
-    """Real genes, simulated counts, out of the vocabulary's order, some genes in two rows, some unknown."""
+    """Real genes in another order than the vocabulary's, simulated counts; some genes have two rows, some are unknown."""
     data = brain_cohort(150, n_donors=3, n_genes=900, seed=4)
     data = data[:, np.random.default_rng(0).permutation(data.n_vars)].copy()
     names = data.var_names.to_numpy().astype(object)
@@ -43,7 +43,7 @@ def cells() -> ad.AnnData:
 
 
 def truth(data: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
-    """What `read_cells`, tested on its own, makes of the same object: values over the vocabulary, totals."""
+    """What `read_cells`, which has its own tests, returns for the same object: values over the vocabulary, and totals."""
     vocabulary = Vocabulary.published()
     read = read_cells(data, vocabulary, force=True)
     values, totals = read.to_model(read.linear(slice(0, data.n_obs)))
@@ -53,7 +53,7 @@ def truth(data: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_10x(data: ad.AnnData, path: Path) -> None:
-    """CellRanger 3's layout, with an antibody that is no gene."""
+    """CellRanger 3's layout, with an antibody, which is not a gene."""
     antibody = sparse.csr_matrix(np.full((data.n_obs, 1), 7))
     matrix = sparse.hstack([data.X[:, :400], antibody, data.X[:, 400:]]).tocsr()
     ids = [*data.var_names[:400], "CD3", *data.var_names[400:]]
@@ -114,7 +114,7 @@ def write(data: ad.AnnData, kind: str, folder: Path) -> Path | ad.AnnData:
         ]
         done = subprocess.run(
             command, capture_output=True, text=True
-        )  # R in this process would stay for all other tests
+        )  # in this process R would stay loaded for all other tests
         if done.returncode:
             pytest.skip(done.stderr)
     else:
@@ -125,10 +125,12 @@ def write(data: ad.AnnData, kind: str, folder: Path) -> Path | ad.AnnData:
 @pytest.mark.parametrize(
     "kind", ["h5ad", "csc.h5ad", "dense.h5ad", "zarr", "h5", "mtx", "rds", "memory"]
 )
-def test_every_kind_of_file_gives_its_cells(kind, cells, tmp_path):
+def test_every_file_type_gives_the_same_cells(kind, cells, tmp_path):
     source = write(cells, kind, tmp_path)
     expected = cells
-    if kind == "rds":  # R's row names are unique: the second row of a gene is another, unknown one
+    if (
+        kind == "rds"
+    ):  # R's row names are unique: the second row of a gene gets another name, which is unknown
         expected = cells.copy()
         expected.var_names_make_unique()
     values, totals = truth(expected)
@@ -140,12 +142,12 @@ def test_every_kind_of_file_gives_its_cells(kind, cells, tmp_path):
     np.testing.assert_array_equal(found.totals, totals)
     np.testing.assert_array_equal(found.lengths, (values != 0).sum(axis=1))
     np.testing.assert_array_equal(found.detected(), (values != 0).sum(axis=0))
-    if kind not in ("h5", "mtx"):  # these have no columns of cells
+    if kind not in ("h5", "mtx"):  # these formats have no cell metadata
         assert (found.column("donor") == cells.obs["donor"].astype(str).to_numpy()).all()
         assert (found.column("label") == cells.obs["cell_type"].astype(str).to_numpy()).all()
 
 
-def test_converted_files_and_what_was_learnt_are_kept_until_the_file_changes(cells, tmp_path):
+def test_converted_files_and_summaries_are_cached_until_the_file_changes(cells, tmp_path):
     path = write(cells, "csc.h5ad", tmp_path)
     first = Collection([path], cache=tmp_path / "cache", force=True, verbose=False)
     assert first.totals.sum() > 0
@@ -222,7 +224,7 @@ def test_layers_logarithms_and_refusals(cells, tmp_path):
 
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory) -> Collection:
-    """Two studies whose columns and genes differ; the second has a donor of few cells, doublets and empty droplets."""
+    """Two studies with different columns and genes; the second has a donor with few cells, doublets and empty droplets."""
     folder = tmp_path_factory.mktemp("studies")
     first = brain_cohort(400, n_donors=2, n_genes=3000, seed=1)
     second = brain_cohort(300, n_donors=2, n_genes=2500, seed=2)
@@ -244,7 +246,7 @@ def studies(tmp_path_factory) -> Collection:
     )
 
 
-def test_columns_are_named_once_and_filters_are_the_papers(studies):
+def test_columns_have_one_name_and_filters_are_those_of_the_paper(studies):
     obs = studies.obs
     assert list(obs.groupby("study", observed=True).size()) == [400, 300]
     kept = studies.filter(min_donor_cells=50)
@@ -263,7 +265,7 @@ def test_columns_are_named_once_and_filters_are_the_papers(studies):
         studies.filter(min_total=1e6)
 
 
-def test_splits_divide_donors_and_can_be_used_again(studies, tmp_path):
+def test_splits_divide_donors_and_can_be_reused(studies, tmp_path):
     usable = studies.filter(min_donor_cells=50)
     table = usable.split(validation=0.25, test=0.25, seed=3)
     assert sorted(table["split"]) == ["test", "train", "train", "validation"]
@@ -284,7 +286,7 @@ def test_splits_divide_donors_and_can_be_used_again(studies, tmp_path):
         usable.take(usable.file_of(usable.cells) == 0).split()
 
 
-def test_an_epoch_holds_every_cell_once_in_another_order_each_time(studies):
+def test_an_epoch_has_every_cell_once_and_a_new_order(studies):
     usable = studies.filter(min_donor_cells=0, exclude=())
     epochs = [
         np.concatenate([b.cells for b in usable.batches(16, seed=1, epoch=e, span=256)])
@@ -302,7 +304,7 @@ def test_an_epoch_holds_every_cell_once_in_another_order_each_time(studies):
 
 
 @pytest.mark.parametrize("readers", [2, 3])
-def test_processes_and_workers_share_the_order_among_them(studies, readers):
+def test_processes_and_workers_divide_the_order(studies, readers):
     def cells_of(**share):
         return np.concatenate(
             [b.cells for b in studies.batches(8, seed=2, epoch=1, span=256, **share)]
@@ -312,7 +314,7 @@ def test_processes_and_workers_share_the_order_among_them(studies, readers):
     for kind in ({"world": readers}, {"workers": readers}):
         name = "rank" if "world" in kind else "worker"
         parts = [cells_of(**kind, **{name: r}) for r in range(readers)]
-        start = (-len(whole)) % readers  # positions are counted from the first epoch on
+        start = (-len(whole)) % readers  # positions are counted from the first epoch
         for r, part in enumerate(parts):
             np.testing.assert_array_equal(part, whole[(r + start) % readers :: readers])
 
@@ -326,7 +328,7 @@ def test_order_mixes_lanes_of_whole_blocks():
     assert runs.mean() > 32, (
         "every eighth position comes from blocks, a few cut at the ends of lanes"
     )
-    # Neighbors in the order are far apart in the files, as in a full shuffle (a third of the length on average).
+    # Cells next to each other in the order are far apart in the files, as in a full shuffle (a third of the length on average).
     assert abs(np.abs(np.diff(epoch[: order.span])).mean() / 100_000 - 1 / 3) < 0.03
     alike = EpochSampler(
         n=10_000, span=4096, group=16, lengths=np.random.default_rng(0).integers(100, 5000, 10_000)
@@ -342,7 +344,7 @@ def test_memory_does_not_grow_with_the_collection():
     assert shuffle_window(500, 1000) <= 500
 
 
-def test_vocabulary_follows_the_papers_rule(tmp_path):
+def test_the_vocabulary_follows_the_rule_of_the_paper(tmp_path):
     known = annotation()
     y = known[known.chromosome == "Y"].ensembl_id.iloc[0]
     genes = list(
@@ -353,7 +355,7 @@ def test_vocabulary_follows_the_papers_rule(tmp_path):
     counts[:4, 1], counts[:5, 2] = (
         1,
         1,
-    )  # 4 and 5 of the 2,000 cells in all: 0.2%, and with the other study's 5, 0.5%
+    )  # 4 and 5 of all 2,000 cells are 0.2%; with the other study's 5 it is 0.5%
     counts[:, 3] = 1
     one = ad.AnnData(
         sparse.csr_matrix(counts),
@@ -367,7 +369,7 @@ def test_vocabulary_follows_the_papers_rule(tmp_path):
     assert list(built) == sorted([genes[0], genes[2]])
     row = table.set_index("ensembl_id").loc[genes[2]]
     assert row["cells"] == 10 and row["fraction"] == 0.005 and row["kept"]
-    # With the other study excluded from the rule: 5 of 1,000 cells; its own cells are in the table.
+    # If the other study is excluded from the rule: 5 of 1,000 cells; its cells are still in the table.
     alone, table = build_vocabulary([one], not_counted=[other], cache=tmp_path, verbose=False)
     assert list(alone) == sorted([genes[0], genes[2]])
     assert table.set_index("ensembl_id").loc[genes[2], ["cells", "fraction"]].tolist() == [5, 0.005]
@@ -412,7 +414,7 @@ def test_vocab_build_runs_as_a_command(studies, tmp_path):
     assert (seen >= 0.005).all() and list(built) == sorted(built)
 
 
-def test_real_files_agree_with_reading_them_whole(pbmc, tmp_path):
+def test_real_files_agree_with_reading_them_into_memory(pbmc, tmp_path):
     values, totals = truth(ad.read_h5ad(pbmc))
     found = Collection([pbmc], cache=tmp_path, verbose=False)
     np.testing.assert_array_equal(found.totals, totals)

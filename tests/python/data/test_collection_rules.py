@@ -44,8 +44,8 @@ def gather(*parts, **options) -> Collection:
 @pytest.mark.parametrize(
     "order", [[0, 1, 3, 6, 7], [6, 0, 7, 3, 1]], ids=["in the vocabulary's order", "in another"]
 )
-def test_counts_find_their_genes(order):
-    """Unknown genes are dropped, rows of one gene summed, zeros gone, columns sorted."""
+def test_counts_are_assigned_to_their_genes(order):
+    """Unknown genes are dropped, rows of one gene are summed, zeros are removed, columns are sorted."""
     rng = np.random.default_rng(0)
     counts = rng.integers(0, 4, (90, 7))
     names = [GENES[order[0]], "unknown", *[GENES[i] for i in order[1:]], GENES[order[2]]]
@@ -93,7 +93,7 @@ def test_counts_find_their_genes(order):
     assert found.file_of(np.array([0, 39, 40, 89])).tolist() == [0, 0, 1, 1]
 
 
-def test_of_equal_names_of_genes_the_first_are_read():
+def test_of_equally_good_name_columns_the_first_is_read():
     """As for objects: the index before all columns, then the columns in their fixed order."""
     ids = list(GENES)
     part = cells_of(np.ones((2, 4)), names=[f"7x{i}" for i in range(4)])
@@ -107,7 +107,7 @@ def test_of_equal_names_of_genes_the_first_are_read():
     assert gather(part).members[0].match.source == "var['gene_ids']"
 
 
-def test_logs_are_read_like_the_counts_they_came_from():
+def test_logs_give_the_same_values_as_their_counts():
     relative = np.array([[1, 3, 7, 0], [1, 4, 24, 20]]) / np.array([[11], [49]])
     logs = gather(cells_of(np.log1p(1e4 * relative)))
     np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_logs_are_read_like_the_counts_they_came_from():
     np.testing.assert_allclose(logs.totals, [1e4, 1e4])
 
 
-def test_bad_values_far_into_a_file_are_found(tmp_path):
+def test_bad_values_deep_in_a_file_are_found(tmp_path):
     counts = np.ones((700, 3))
     counts[70] = [5, 0, -2]
     bad = gather(cells_of(counts, name="minus"))
@@ -166,7 +166,7 @@ def test_columns_are_found_by_their_usual_names(what, names):
         gather(cells_of(np.ones((2, 3))), **{what: ("zero", "none")})
 
 
-def test_files_without_a_column_have_their_own_name_for_a_study():
+def test_files_without_a_study_column_use_their_name():
     found = gather(
         cells_of(np.ones((2, 3)), name="one", donor=["d1", None], condition=["AD", "AD"]),
         cells_of(
@@ -214,13 +214,13 @@ def test_files_without_a_column_have_their_own_name_for_a_study():
 # ------------------------------------------------------------------------------------------------
 
 
-def test_limits_are_the_papers():
+def test_limits_are_those_of_the_paper():
     assert (module.MIN_TOTAL, module.MIN_DONOR_CELLS, module.IMPUTE_TOTAL) == (200, 200, 4000)
     unknown = ["doublet", "doublets", "unidentified", "unknown", "unassigned", "ambiguous", "mixed"]
     assert (*unknown, "low quality") == module.NOT_CELLS
     donors = np.repeat(["a", "b", "c"], [200, 199, 201])
     counts = np.full((600, 1), 200)
-    counts[-1] = 199  # of c's 201 cells one is too shallow: 200 are left
+    counts[-1] = 199  # one of c's 201 cells is too shallow: 200 remain
     found = gather(cells_of(counts, donor=donors), min_coverage=0)
     assert found.filter().cells.tolist() == [*range(200), *range(399, 599)]
 
@@ -278,7 +278,7 @@ def donors(sizes: dict[tuple[str, str, str], int]) -> Collection:
     )
 
 
-def test_donors_of_every_study_and_disease_are_divided_alike():
+def test_donors_are_divided_within_every_study_and_disease():
     sizes = {(s, f"{s}{d}{i}", d): 1 + i % 3 for s in "PQ" for d in ("AD", "no") for i in range(10)}
     found = donors(sizes)
     table = found.split(validation=0.2, test=0.3, seed=1)
@@ -307,7 +307,7 @@ def test_donors_of_every_study_and_disease_are_divided_alike():
     assert drawn.min() > 4 and drawn.max() < 28, "every donor may be held out"
 
 
-def test_every_part_gets_a_donor_and_unknown_ones_train():
+def test_every_split_has_a_donor_and_unknown_donors_are_training():
     found = donors({("P", "a", ""): 1, ("P", "b", ""): 2, ("P", "c", ""): 3, ("P", "", ""): 4})
     table = found.split(validation=0.01, test=0.01).set_index("donor")
     assert table.loc["", "split"] == "train" and sorted(table["split"]) == [

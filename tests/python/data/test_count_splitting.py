@@ -1,4 +1,4 @@
-"""Count splitting against the distributions it should give, and the deviance against scikit-learn."""
+"""Count splitting against the expected distributions, and the deviance against scikit-learn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scmamba.data.count_splitting import poisson_deviance, split_counts
 from scmamba.utils.errors import DataError, OptionError
 
 
-def test_parts_add_up_and_repeat():
+def test_parts_sum_to_the_counts_and_are_reproducible():
     counts = sparse.csr_matrix(np.random.default_rng(0).poisson(2.0, (50, 30)))
     train, test = split_counts(counts, 0.7, seed=3)
     np.testing.assert_array_equal((train + test).toarray(), counts.toarray())
@@ -51,7 +51,7 @@ def test_the_deviance_is_that_of_scikit_learn():
     np.testing.assert_allclose(found, exact, rtol=1e-10)
 
 
-def test_what_cannot_be_split_is_refused():
+def test_invalid_values_are_refused():
     counts = sparse.csr_matrix([[1.0, 2.0]])
     for share in (0.0, 1.0):
         with pytest.raises(OptionError, match="between 0 and 1"):
@@ -61,11 +61,11 @@ def test_what_cannot_be_split_is_refused():
             split_counts(sparse.csr_matrix([[bad, 2.0]]))
 
 
-def test_entries_stored_twice_are_one_count_and_empty_last_cells_are_kept():
+def test_duplicate_entries_are_one_count_and_empty_last_cells_are_kept():
     twice = sparse.csr_matrix(([3.0, 4.0], [0, 0], [0, 2]), shape=(1, 2))
     train, test = split_counts(twice, 0.5, seed=1)
     assert (train + test).toarray().tolist() == [[7.0, 0.0]]
-    # One draw of seven counts, not one of three and one of four.
+    # One draw from seven counts, not one from three and one from four.
     alone = split_counts(sparse.csr_matrix([[7.0, 0.0]]), 0.5, seed=1)[0]
     assert train.toarray().tolist() == alone.toarray().tolist()
     found = poisson_deviance(sparse.csr_matrix([[1.0], [0.0]]), np.array([[1.0], [0.5]]))

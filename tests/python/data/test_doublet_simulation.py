@@ -1,4 +1,4 @@
-"""Simulated doublets: who meets whom, how often, and what is left of their molecules."""
+"""Simulated doublets: which cells are combined, how often, and how many of their molecules remain."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def test_samples_get_doublets_in_proportion_to_their_cells():
     assert (sample[first] == made.sample).all() and (sample[second] == made.sample).all()
     assert (first != second).all() and len(made) == 500 == made.counts.shape[0]
     assert len(np.unique(np.diff(np.flatnonzero(made.sample == 9)))) > 5, "samples come mixed"
-    # Every cell is drawn about as often: a chi-squared test over the sample of sixty.
+    # Every cell is drawn about equally often: a chi-squared test over the sample of sixty.
     drawn = np.bincount(made.parents[made.sample == 4].ravel(), minlength=60)[:60]
     assert stats.chisquare(drawn).pvalue > 1e-3
 
 
-def test_parts_of_a_doublet_are_drawn_by_chance():
-    """Four samples of a quarter: 2.25 doublets each, two and now and then three."""
+def test_doublets_per_sample_are_rounded_at_random():
+    """Four samples of a quarter each: 2.25 doublets on average, two or sometimes three."""
     sample = np.repeat([0, 1, 2, 3], 5)
     sizes = [
         np.bincount(simulate_doublets(counts_of(20), sample, 9, seed=s).sample, minlength=4)
@@ -38,10 +38,10 @@ def test_parts_of_a_doublet_are_drawn_by_chance():
     assert set(np.unique(sizes)) == {2, 3} and abs(sizes.mean() - 2.25) < 0.06
 
 
-def test_weights_say_how_often_a_cell_is_drawn():
+def test_weights_are_the_frequencies_of_the_cells():
     weight = np.array([1.0, 2, 3, 4, 0])
     made = simulate_doublets(counts_of(5), np.zeros(5, int), 4000, weight=weight, recipe="sum")
-    # Two draws that must differ: P(i, j) goes as w_i w_j off the diagonal.
+    # Two different cells: P(i, j) is proportional to w_i w_j off the diagonal.
     pair = np.outer(weight, weight) * (1 - np.eye(5))
     expected = pair.sum(axis=0) / pair.sum()
     share = np.bincount(made.parents.ravel(), minlength=5) / 8000
@@ -49,7 +49,7 @@ def test_weights_say_how_often_a_cell_is_drawn():
     assert share[4] == 0
 
 
-def test_only_cells_of_different_clusters_meet_where_there_are_two():
+def test_only_cells_of_different_clusters_are_combined_if_there_are_two():
     sample = np.repeat([0, 1], [40, 20])
     cluster = np.r_[np.zeros(39, int), 1, np.full(20, 2)]
     made = simulate_doublets(counts_of(60), sample, 90, cluster=cluster, recipe="sum")
@@ -62,7 +62,7 @@ def test_only_cells_of_different_clusters_meet_where_there_are_two():
 
 
 @pytest.mark.parametrize(("recipe", "factor"), [("sum", 1.0), ("mean", 0.5)])
-def test_counts_of_both_parents(recipe, factor):
+def test_counts_are_the_sum_of_both_parents(recipe, factor):
     counts = counts_of(10)
     made = simulate_doublets(counts, np.zeros(10, int), 30, recipe=recipe, seed=3)
     expected = factor * (counts[made.parents[:, 0]] + counts[made.parents[:, 1]]).toarray()
@@ -74,12 +74,12 @@ def test_counts_of_both_parents(recipe, factor):
     )
 
 
-def test_mixed_droplets_lose_molecules_one_by_one():
-    """Shares are even between half and all; given its share, each molecule is kept on its own."""
+def test_molecules_of_mixed_droplets_are_lost_independently():
+    """Shares are uniform between a half and one; given its share, each molecule is kept independently."""
     assert LEAST_SHARE == 0.5
     counts = sparse.csr_matrix(
         np.full((6, 4), 2500.4)
-    )  # corrected counts: two make 5000.8, rounded to 5001
+    )  # corrected counts: the sum 5000.8 is rounded to 5001
     made = simulate_doublets(counts, np.zeros(6, int), 1500, recipe="mixed", seed=1)
     kept = made.counts.toarray() / 5001
     share = kept.mean(axis=1)
@@ -93,7 +93,7 @@ def test_mixed_droplets_lose_molecules_one_by_one():
     ones = sparse.csr_matrix(np.eye(40)[:, :20])
     few = simulate_doublets(ones, np.zeros(40, int), 300, seed=2)
     assert (few.counts.data == 1).all() or few.counts.data.min() >= 1, "what is lost is not stored"
-    # Two fractions are added up before they are rounded: 0.8 is a molecule, 0.4 is none.
+    # Fractions are summed before they are rounded: 0.8 is one molecule, 0.4 is none.
     for fraction, molecules in ((0.4, {1.0}), (0.2, set())):
         parts = sparse.csr_matrix(np.full((6, 4), fraction))
         assert set(simulate_doublets(parts, np.zeros(6, int), 20).counts.data) == molecules
@@ -102,7 +102,7 @@ def test_mixed_droplets_lose_molecules_one_by_one():
     assert (default.counts != again.counts).nnz == 0, "this is the default"
 
 
-def test_a_seed_or_a_generator_decides():
+def test_the_result_depends_only_on_the_seed_or_generator():
     counts, sample = counts_of(30), np.repeat([0, 1], 15)
     one, two, other = (
         simulate_doublets(counts, sample, 40, seed=s) for s in (7, np.random.default_rng(7), 8)
@@ -113,7 +113,7 @@ def test_a_seed_or_a_generator_decides():
     assert np.array_equal(zero.parents, simulate_doublets(counts, sample, 40, seed=0).parents)
 
 
-def test_nothing_is_made_of_single_cells_and_wrong_lengths_are_refused():
+def test_single_cells_give_no_doublet_and_wrong_lengths_are_refused():
     assert len(simulate_doublets(counts_of(4), np.arange(4), 40)) == 0
     assert simulate_doublets(counts_of(4), np.arange(4), 40).counts.shape == (0, 12)
     assert len(simulate_doublets(counts_of(2), np.zeros(2, int), 3)) == 3

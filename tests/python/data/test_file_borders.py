@@ -1,4 +1,4 @@
-"""Old, odd and misnamed files: labels are right, two files never become one, and what was read can be read again when written."""
+"""Old, unusual and misnamed files: labels are right, two files stay two, and everything that was read can be written and read again."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from scmamba.utils.errors import DataError
 
 PACKED = Path(__file__).parents[2] / "data" / "old_h5ad"
 VERSIONS = sorted(p.stem for p in PACKED.glob("*.h5ad.xz") if "other" not in p.name)
-#: The first versions that mark each column; before, categories were stored apart.
+#: The first versions with each encoding of columns; earlier ones stored categories elsewhere.
 OTHERS = ["anndata-0.5.10", "anndata-0.7.8"]
 GENES = [
     "ENSG00000095970",
@@ -42,7 +42,7 @@ VOCABULARY = Vocabulary.from_ids(GENES)
 
 @pytest.fixture(scope="module")
 def old(tmp_path_factory) -> Path:
-    """The files of old versions, unpacked."""
+    """The files of old versions, extracted."""
     folder = tmp_path_factory.mktemp("old_h5ad")
     for packed in PACKED.glob("*.xz"):
         (folder / packed.stem).write_bytes(lzma.decompress(packed.read_bytes()))
@@ -67,7 +67,7 @@ def cells(**obs) -> ad.AnnData:
 
 # --- old files
 @pytest.mark.parametrize("name", VERSIONS)
-def test_labels_of_old_files_are_words(old, name):
+def test_labels_of_old_files_are_strings(old, name):
     found = collect(old / name, label_key="cell_type")
     assert list(found.column("label")) == ["Microglia", "Astrocyte", "Oligodendrocyte"] * 4
     stem = name.removesuffix(".h5ad")
@@ -88,7 +88,7 @@ def test_the_versions_are_those_from_half_to_twelve():
 
 
 @pytest.mark.parametrize("version", OTHERS)
-def test_codes_of_two_old_files_are_not_one_label(old, version):
+def test_equal_codes_of_two_old_files_are_different_labels(old, version):
     found = collect(old / f"{version}.h5ad", old / f"{version}-other.h5ad", label_key="cell_type")
     assert list(found.column("label")[12:]) == ["Neuron", "Astrocyte", "OPC"] * 4
     assert len(found.donors()) == 4
@@ -107,7 +107,7 @@ def impute_old(source: Path, target: Path) -> None:
 
 
 def annotate_old(source: Path, target: Path) -> None:
-    """As the command does: read, name, write."""
+    """As the command does: read, annotate, write."""
     adata = open_backed(source).to_memory()
     check_writable(adata)
     panel = {"Microglia": ["TREM2", "APOE"], "Glia": ["AQP4", "GFAP"], "Neuron": ["SNAP25", "DRD2"]}
@@ -116,13 +116,13 @@ def annotate_old(source: Path, target: Path) -> None:
 
 
 def convert_old(source: Path, target: Path) -> None:
-    """What convert and find-doublets do with a file: into memory, and out again."""
+    """What convert and find-doublets do with a file: read it into memory and write it."""
     write_h5ad(open_backed(source).to_memory(), target, verbose=False)
 
 
 @pytest.mark.parametrize("make", [embed_old, impute_old, annotate_old, convert_old])
 @pytest.mark.parametrize("name", VERSIONS)
-def test_what_is_made_of_an_old_file_can_be_read(old, name, make, tmp_path):
+def test_results_from_an_old_file_can_be_read(old, name, make, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         make(old / name, tmp_path / "e.h5ad")
@@ -131,7 +131,7 @@ def test_what_is_made_of_an_old_file_can_be_read(old, name, make, tmp_path):
     assert list(after.obs["cell_type"]) == list(before.obs["cell_type"]) == TYPES
     assert list(after.obs["donor"]) == ["d0"] * 6 + ["d1"] * 6
     assert list(after.var["kind"]) == list(before.var["kind"]) == ["a", "b"] * 4
-    # 0.5 kept no categories of raw.var: what its own reader gives is kept.
+    # 0.5 stored no categories of raw.var: the values of its own reader are kept
     assert list(after.raw.var["kind"]) == list(before.raw.var["kind"])
     assert after.obsm["X_pca"].shape == (12, 2) and list(after.uns["note"]["k"]) == [0, 1, 2]
     np.testing.assert_array_equal(after.X.toarray(), before.X.toarray())
@@ -151,7 +151,7 @@ def test_what_is_made_of_an_old_file_can_be_read(old, name, make, tmp_path):
         assert after.obs["scmamba_probability"].between(0, 1).all()
 
 
-# --- frames that no file holds
+# --- data frames that h5ad cannot store
 def test_frames_are_made_writable():
     notes: list[str] = []
     frame = pd.DataFrame(
@@ -189,7 +189,7 @@ def test_frames_are_made_writable():
     ],
     ids=["slash", "mixed column", "nullable cell names", "nullable gene names", "_index in raw"],
 )
-def test_what_was_read_is_written_readable(spoil, tmp_path):
+def test_whatever_was_read_can_be_written_and_read_again(spoil, tmp_path):
     data = cells()
     spoil(data)
     check_writable(data)
@@ -219,7 +219,7 @@ def test_a_column_index_in_raw_of_a_file_is_streamed(tmp_path):
     assert list(ad.read_h5ad(tmp_path / "o.h5ad").raw.var_names) == GENES
 
 
-def test_an_entry_that_cannot_be_written_is_named_before_the_work():
+def test_an_entry_that_cannot_be_written_is_refused_before_the_work():
     data = cells()
     data.uns["fit"] = {"model": object()}
     with pytest.raises(DataError, match="uns cannot be written"):
@@ -227,7 +227,7 @@ def test_an_entry_that_cannot_be_written_is_named_before_the_work():
 
 
 # --- names of sources
-def test_two_files_of_one_name_are_two_studies(tmp_path):
+def test_two_files_of_the_same_name_are_two_studies(tmp_path):
     for folder in ("lab1", "lab2"):
         (tmp_path / folder / "outs").mkdir(parents=True)
         cells().write_h5ad(tmp_path / folder / "outs" / "filtered.h5ad")
@@ -249,10 +249,10 @@ def test_two_files_of_one_name_are_two_studies(tmp_path):
     assert len({store.name for store in stores}) == 3
 
 
-def test_a_zarr_store_edited_in_place_is_read_anew(tmp_path):
+def test_a_zarr_store_edited_in_place_is_read_again(tmp_path):
     zarr = pytest.importorskip("zarr")
     data = cells()
-    data.X = sparse.csc_matrix(data.X)  # converted once, and kept in the cache
+    data.X = sparse.csc_matrix(data.X)  # converted once and cached
     data.write_zarr(tmp_path / "x.zarr")
     before = collect(tmp_path / "x.zarr", cache=tmp_path / "cache").totals
     zarr.open_group(str(tmp_path / "x.zarr"))["X/data"][:] = 2 * data.X.data
@@ -260,7 +260,7 @@ def test_a_zarr_store_edited_in_place_is_read_anew(tmp_path):
     np.testing.assert_array_equal(after, 2 * before)
 
 
-# --- what a file is
+# --- types of files
 def tenx(path: Path, version: int = 3, genomes: tuple[str, ...] = ("GRCh38",)) -> np.ndarray:
     """A small 10x HDF5 file of two genes and an antibody (version 3)."""
     counts = np.array([[1, 0, 50], [2, 3, 60]])
@@ -315,7 +315,7 @@ def test_mtx_folders_and_zarr_stores_are_opened(tmp_path):
     assert open_backed(tmp_path / "x.zarr").X.toarray().tolist() == data.X.toarray().tolist()
 
 
-def test_kinds_that_are_not_read_are_named(tmp_path, monkeypatch):
+def test_unsupported_file_types_are_named_in_the_error(tmp_path, monkeypatch):
     data = cells()
     data.write_h5ad(tmp_path / "x.h5ad")
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -349,9 +349,9 @@ def test_kinds_that_are_not_read_are_named(tmp_path, monkeypatch):
         collect("s3://bucket/x.h5ad")
 
 
-# --- every command, every kind
+# --- every command, every type of file
 def cellbender(path: Path, version: int) -> np.ndarray:
-    """CellBender's output: posterior arrays in groups beside the matrix (0.3), or in the group of the matrix (0.2 and before)."""
+    """CellBender's output: posterior arrays in groups next to the matrix (0.3), or in the group of the matrix (0.2 and earlier)."""
     if version == 3:
         counts = tenx(path, 3)
         with h5py.File(path, "r+") as file:
@@ -369,7 +369,7 @@ def cellbender(path: Path, version: int) -> np.ndarray:
 
 
 def every_kind(folder: Path) -> dict[str, str]:
-    """A file of every kind, and what a refusal says; those that are read have an empty text."""
+    """A file of every type, and the words of the error; empty for types that are read."""
     from scipy.io import mmwrite
 
     kinds: dict[str, str] = {}
@@ -393,7 +393,7 @@ def every_kind(folder: Path) -> dict[str, str]:
             file.create_group(name)
     with h5py.File(folder / "x.h5mu", "w") as file:
         file.create_group("mod/rna"), file.create_group("mod/prot")
-    with h5py.File(folder / "half.h5", "w") as file:  # a matrix whose genes have no names
+    with h5py.File(folder / "half.h5", "w") as file:  # a matrix without gene names
         for name in ("data", "indices", "indptr", "shape", "barcodes"):
             file[f"matrix/{name}"] = np.array([0])
     (folder / "x.csv").write_text("a,b")
@@ -409,7 +409,7 @@ def every_kind(folder: Path) -> dict[str, str]:
     }
 
 
-#: Command lines, and what they say of a file that they could read: the next thing that is missing.
+#: Commands, and the words of the error once they could read the file: the next missing thing.
 COMMANDS = {
     "impute {} -o o.h5ad --layer no --model small": "no layer 'no'",
     "embed {} -o o.h5ad --layer no --model small": "no layer 'no'",
@@ -444,8 +444,8 @@ def kinds(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_reads_every_kind_or_names_it(kinds, command, monkeypatch):
-    """Exit status 1 and one sentence, never a traceback; what can be read is read, and the next mistake is found."""
+def test_every_command_reads_every_file_type_or_names_it(kinds, command, monkeypatch):
+    """Exit status 1 and one sentence, never a traceback. If the file can be read, the error is about the next mistake."""
     from typer.testing import CliRunner
 
     from scmamba.cli.main import app
@@ -464,12 +464,12 @@ def test_every_command_reads_every_kind_or_names_it(kinds, command, monkeypatch)
             name,
             repr(done.exception),
         )
-        said = " ".join(done.output.split())
+        output = " ".join(done.output.split())
         if words:
-            assert words in said and done.exit_code == 1, (name, said)
+            assert words in output and done.exit_code == 1, (name, output)
         elif COMMANDS[command] is not None:
-            assert COMMANDS[command] in said, (name, said)
-            assert done.exit_code == bool(COMMANDS[command]), (name, said)
+            assert COMMANDS[command] in output, (name, output)
+            assert done.exit_code == bool(COMMANDS[command]), (name, output)
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -480,7 +480,7 @@ def test_cellbenders_counts_are_read(version, tmp_path):
     np.testing.assert_array_equal(collect(tmp_path / "c.h5", force=True).totals, counts.sum(axis=1))
 
 
-def test_the_notes_about_a_file_are_silent_on_request(tmp_path, capsys):
+def test_messages_about_a_file_are_silent_on_request(tmp_path, capsys):
     cells().write_h5ad(tmp_path / "x.h5ad")
     with h5py.File(tmp_path / "x.h5ad", "r+") as file:
         file.move("obs/donor", "obs/seen/by")
@@ -493,7 +493,7 @@ def test_the_notes_about_a_file_are_silent_on_request(tmp_path, capsys):
             force=True,
             verbose=verbose,
         )
-        said = "".join(capsys.readouterr())
-        assert ("'seen/by' is called 'seen_by'" in said) is verbose
-        assert said == "" or verbose
+        output = "".join(capsys.readouterr())
+        assert ("'seen/by' is called 'seen_by'" in output) is verbose
+        assert output == "" or verbose
         assert list(ad.read_h5ad(tmp_path / f"{verbose}.h5ad").obs["seen_by"]) == ["1", "2"] * 3

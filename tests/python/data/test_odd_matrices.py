@@ -1,4 +1,4 @@
-"""One table of counts in every form numpy, SciPy and dask have for it: whoever reads it reads the same numbers, or refuses it."""
+"""One table of counts in every form that numpy, SciPy and dask have: every reader gets the same numbers or refuses it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GENES = ["ENSG00000095970", "ENSG00000171885", "ENSG00000131095", "ENSG000001326
 GENES += ["ENSG00000130203", "ENSG00000197971", "ENSG00000149295", "ENSG00000170558"]
 VOCABULARY = Vocabulary.from_ids(GENES)
 RNG = np.random.default_rng(0)
-#: Some values above 100, so that sums leave eight bits; a cell and a gene of nothing.
+#: Some values above 100, so that sums exceed eight bits; an empty cell and an empty gene.
 COUNTS = RNG.poisson(2, (40, 8)) + 100 * (RNG.random((40, 8)) < 0.1)
 COUNTS[3], COUNTS[:, 5] = 0, 0
 
@@ -42,7 +42,7 @@ def unsorted() -> sparse.csr_matrix:
 
 
 def halves() -> sparse.csr_matrix:
-    """Every value stored twice, half each."""
+    """Every value stored twice, as two halves."""
     whole = sparse.csr_matrix(COUNTS.astype(np.float32))
     made = sparse.csr_matrix(
         (np.repeat(whole.data / 2, 2), np.repeat(whole.indices, 2), whole.indptr * 2), shape=(40, 8)
@@ -129,15 +129,15 @@ TESTS = {
     "form", ["int8", "half precision", "big endian", "values stored twice", "unsorted"]
 )
 @pytest.mark.filterwarnings("ignore")
-def test_tables_of_genes_are_those_of_the_counts(form):
+def test_gene_statistics_are_those_of_the_counts(form):
     for name, test in TESTS.items():
         expected = test(cells(sparse.csr_matrix(COUNTS.astype(np.float64))))
         pd.testing.assert_frame_equal(test(cells(FORMS[form]())), expected, obj=name)
 
 
 @pytest.mark.parametrize("kind", ["f2", "f4", ">f4", "i1", "u8"])
-def test_files_of_every_type_of_number(tmp_path, kind):
-    """Dense and by rows, as h5py stores them; h5ad files of half precision come from other languages."""
+def test_files_with_every_number_type(tmp_path, kind):
+    """Dense and by rows, as h5py stores them; h5ad files with half precision come from other languages."""
     data = cells(COUNTS.astype(np.float32))
     data.write_h5ad(tmp_path / "dense.h5ad")
     data.X = sparse.csr_matrix(data.X)
@@ -168,7 +168,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("form", REFUSED)
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_no_number_is_refused_with_a_sentence(form):
+def test_values_that_are_not_numbers_are_refused_with_a_sentence(form):
     make, words = REFUSED[form]
     data = cells(COUNTS.astype(np.float32))
     try:
@@ -188,7 +188,7 @@ def test_what_is_no_number_is_refused_with_a_sentence(form):
 
 
 class Lazy:
-    """What ``anndata.experimental.read_lazy`` gives, which needs xarray: obs is no DataFrame."""
+    """Like the result of ``anndata.experimental.read_lazy``, which needs xarray: obs is not a DataFrame."""
 
     obs, var, layers = object(), object(), {}
     n_obs, n_vars = 5, 5
@@ -203,7 +203,7 @@ class Lazy:
         lambda x: Collection([x], vocabulary=VOCABULARY, verbose=False),
     ],
 )
-def test_lazily_read_objects_are_named(verb):
+def test_lazy_objects_are_named_in_the_error(verb):
     made = Lazy()
     made.uns = {}
     with pytest.raises(ScMambaError, match="read lazily .*read_lazy.*to_memory"):

@@ -1,4 +1,4 @@
-"""What a cell looks like to the model, against scanpy and closed forms."""
+"""The model's input for a cell, against scanpy and closed forms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def model_input(data, **options):
     return cells, x.toarray(), totals
 
 
-def test_input_is_the_published_one(reference):
+def test_the_input_is_the_published_one(reference):
     expected = np.load(reference.official / "expected.npz")
     data = ad.AnnData(sparse.csr_matrix(expected["counts"]))
     data.var_names = list(PUBLISHED)
@@ -50,7 +50,7 @@ def test_log_values_give_the_same_input_as_their_counts(cohort):
     np.testing.assert_allclose(x, model_input(cohort)[1], atol=2e-5)
 
 
-def test_log1p_of_counts_is_taken_back(cohort):
+def test_log1p_of_counts_is_inverted(cohort):
     logged = cohort.copy()
     logged.X = logged.X.astype(np.float64).log1p()
     cells, x, _ = model_input(logged)
@@ -101,12 +101,12 @@ def _set(value):
         ),
     ],
 )
-def test_bad_values_are_answered(cohort, change, sentence):
+def test_bad_values_are_refused(cohort, change, sentence):
     with pytest.raises(DataError, match=sentence):
         read_cells(_changed(cohort, change), PUBLISHED)
 
 
-def test_empty_objects_and_missing_layers_are_answered(cohort):
+def test_empty_objects_and_missing_layers_are_refused(cohort):
     for empty in (cohort[:0].copy(), cohort[:, :0].copy()):
         with pytest.raises(DataError, match="The object is empty"):
             read_cells(empty, PUBLISHED)
@@ -114,7 +114,7 @@ def test_empty_objects_and_missing_layers_are_answered(cohort):
         read_cells(cohort, PUBLISHED, layer="counts")
 
 
-def test_log_values_of_repeated_genes_are_summed_without_the_logarithm(cohort):
+def test_log_values_of_repeated_genes_are_summed_on_the_natural_scale(cohort):
     twice = ad.concat([cohort, cohort], axis="var", merge="first")
     twice.var_names = twice.var["ensembl_id"].astype(str)
     twice.X = twice.X.astype(np.float32)
@@ -123,17 +123,17 @@ def test_log_values_of_repeated_genes_are_summed_without_the_logarithm(cohort):
     np.testing.assert_allclose(model_input(twice)[1], model_input(cohort)[1], rtol=1e-5)
 
 
-def test_corrected_counts_pass_as_counts():
+def test_corrected_counts_are_accepted_as_counts():
     values = detect_value_scale(np.array([[0.5, 30.2], [1.5, 0.0]]))
     assert values.kind == "counts" and "corrected" in values.sentence
 
 
-def test_interleaved_groups_number_hidden_positions_in_turn():
+def test_interleaved_groups_number_masked_positions_in_turn():
     hidden = np.array([[True, False, True, True, True], [False, False, False, True, False]])
     assert interleaved_groups(hidden, 3).tolist() == [[0, -1, 1, 2, 0], [-1, -1, -1, 0, -1]]
 
 
-def test_hidden_values_are_one_in_so_many_and_nothing_is_lost():
+def test_one_value_in_k_is_masked_and_no_count_is_lost():
     counts = sparse.random(40, 300, density=0.2, format="csr", random_state=0)
     visible, hidden = interleaved_values(counts, 5, seed=3)
     assert abs(visible + hidden - counts).max() == 0

@@ -1,6 +1,4 @@
-"""What values are, and what becomes of them, at the limits of every rule: small matrices, closed
-forms.
-"""
+"""Value scales and preprocessing at the limits of every rule: small matrices, closed forms."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ def cells_of(matrix, names=GENES, **options):
     return read_cells(data, VOCABULARY, **options)
 
 
-# --- what values are
+# --- scale of the values
 # -------------------------------------------------------------------------------
 
 
@@ -73,7 +71,7 @@ def test_logs_of_counts_give_integers_back():
     for dtype in (np.float32, np.float64):
         values = detect_value_scale(np.log1p(counts).astype(dtype))
         assert values.kind == "log1p_counts" and values.scale == 1e4
-    # A hundredth beside an integer is no integer, in any cell.
+    # 0.01 next to an integer is not an integer, in any cell.
     almost = counts.copy()
     almost[1, 0] = 5.01
     assert detect_value_scale(np.log1p(almost), force=True).kind == "log1p"
@@ -81,7 +79,7 @@ def test_logs_of_counts_give_integers_back():
 
 @pytest.mark.parametrize("scale", [100.0, 1e4, 1e6])
 def test_logs_of_one_total_per_cell(scale):
-    """Up to a gene that takes nearly all of a million: 13.8."""
+    """Up to a gene with nearly all of a million counts: 13.8."""
     share = np.array([[0.999123457, 0.000876543, 0.0], [0.2003171, 0.3, 0.4996829]])
     values = detect_value_scale(np.log1p(scale * share))
     assert values.kind == "log1p" and values.scale == pytest.approx(scale)
@@ -91,7 +89,7 @@ def test_logs_of_one_total_per_cell(scale):
     )
 
 
-def test_how_far_totals_may_lie_apart():
+def test_how_much_totals_may_differ():
     near, apart = logs_with_totals(totals_of(1.49)), logs_with_totals(totals_of(1.51))
     q = np.quantile(totals_of(1.51), [0.05, 0.95])
     assert q[1] / q[0] == pytest.approx(1.51)
@@ -108,7 +106,7 @@ def test_how_far_totals_may_lie_apart():
     assert detect_value_scale(silent).scale == pytest.approx(np.median(totals_of(1.49)))
 
 
-def test_every_block_of_cells_is_looked_at():
+def test_every_block_of_cells_is_checked():
     matrix = np.array([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
     assert detect_value_scale(matrix, block=2).kind == "counts"
     for row, value, words in (
@@ -129,7 +127,7 @@ def test_every_block_of_cells_is_looked_at():
         detect_value_scale(np.array([[np.nan, 1], [np.inf, 2]]))
 
 
-def test_what_is_no_matrix_of_numbers():
+def test_other_objects_are_refused():
     with pytest.raises(DataError, match="holds zeros only"):
         detect_value_scale(sparse.csr_matrix((np.zeros(2), ([0, 1], [0, 1])), shape=(2, 2)))
     with pytest.raises(DataError, match="object values; numbers are expected"):
@@ -140,14 +138,14 @@ def test_what_is_no_matrix_of_numbers():
     assert detect_value_scale(twice).kind == "counts", "entries of one place are one value"
 
 
-# --- what becomes of them
+# --- preprocessing
 # ---------------------------------------------------------------------------------
 
 
-def test_values_are_scaled_to_ten_thousand_and_logged():
+def test_values_are_normalized_to_ten_thousand_and_logged():
     counts = sparse.csr_matrix(np.array([[1, 0, 3], [0, 0, 0], [7, 2, 0]]))
-    counts.data[1] = 0  # stored, but no count
-    totals = np.array([8.0, 0, 9])  # more was counted than is shown here
+    counts.data[1] = 0  # a stored zero is not a count
+    totals = np.array([8.0, 0, 9])  # the total includes counts that are not in this matrix
     found = log1p_cp10k(counts, totals)
     expected = np.log1p(np.array([[1e4 / 8, 0, 0], [0, 0, 0], [7e4 / 9, 2e4 / 9, 0]])).astype(
         np.float32
@@ -162,7 +160,7 @@ def test_values_are_scaled_to_ten_thousand_and_logged():
     assert SCALE == 1e4 and preprocess.MIN_TOTAL == 200
 
 
-def test_rows_of_the_data_become_genes_of_the_model():
+def test_rows_of_the_data_are_assigned_to_genes_of_the_model():
     names = [GENES[2], "unknown", GENES[0], GENES[2], "ENSG00000000003.9"]
     cells = cells_of([[1, 50, 2, 4, 8], [0, 9, 0, 0, 3], [0, 5, 0, 0, 0]], names)
     assert cells.genes.tolist() == [0, 2] and cells.columns.tolist() == [2, 0] and len(cells) == 3
@@ -184,7 +182,7 @@ def test_rows_of_the_data_become_genes_of_the_model():
     ]
 
 
-def test_logs_are_taken_back_and_the_smallest_is_one_count():
+def test_logs_are_inverted_with_the_smallest_value_as_one_count():
     relative = np.array([[1, 3, 7, 0], [1, 4, 24, 20], [0, 0, 0, 0]]) / np.array([[11], [49], [1]])
     cells = cells_of(np.log1p(1e4 * relative))
     assert cells.values.kind == "log1p"
@@ -196,7 +194,7 @@ def test_logs_are_taken_back_and_the_smallest_is_one_count():
     np.testing.assert_allclose(depths, [11, 49, 0], rtol=1e-12)
 
 
-def test_logs_of_counts_are_those_counts_also_where_none_is_one():
+def test_logs_of_counts_give_those_counts_even_if_none_is_one():
     cells = cells_of(np.log1p([[2, 4, 0, 6], [1, 0, 0, 3]]))
     assert cells.values.kind == "log1p_counts"
     counts, depths = cells.counts(slice(0, 2))
@@ -211,7 +209,7 @@ def test_logs_of_counts_of_one_gene_can_be_summed():
     assert scaled.to_model(scaled.linear(slice(0, 1)))[1].tolist() == pytest.approx([1e4])
 
 
-def test_the_matrix_that_is_named_is_read():
+def test_the_named_matrix_is_read():
     data = ad.AnnData(
         np.array([[1.0, 2, 3, 4]]),
         var=pd.DataFrame({"other": list(GENES[::-1])}, index=list(GENES)),
@@ -240,7 +238,7 @@ def test_force_and_coverage_reach_the_genes():
     assert cells_of([[1.0]], GENES[:1], min_coverage=0.25).genes.tolist() == [0]
 
 
-# --- what is hidden
+# --- masked values
 # --------------------------------------------------------------------------------------------
 
 
@@ -254,7 +252,7 @@ def test_groups_are_numbered_along_each_row():
     assert interleaved_groups(hidden, 4)[0].tolist() == [0, 1, -1, 2, 3, 0]
 
 
-def test_hidden_values_lie_every_so_many_from_a_start_of_each_rows_own():
+def test_masked_values_are_every_kth_from_a_random_start_in_each_row():
     rng = np.random.default_rng(3)
     dense = rng.integers(1, 90, (600, 40)) * (rng.random((600, 40)) < 0.7)
     counts = sparse.csr_matrix(dense)
@@ -270,7 +268,7 @@ def test_hidden_values_lie_every_so_many_from_a_start_of_each_rows_own():
     assert (np.abs(share - 0.2) < 0.07).all(), "every start is as likely"
     drawn = np.random.default_rng(11).integers(0, 5, 600)
     np.testing.assert_array_equal(starts, -drawn % 5)
-    # What is hidden of a cell does not depend on what other cells hold.
+    # The masked values of a cell do not depend on the other cells.
     dense[0, :] = 1
     rest = interleaved_values(sparse.csr_matrix(dense), 5, seed=11)[1][1:]
     assert (rest != hidden[1:]).nnz == 0
@@ -284,7 +282,7 @@ def test_hidden_values_lie_every_so_many_from_a_start_of_each_rows_own():
     assert (interleaved_values(counts, 5)[1] != interleaved_values(counts, 5, seed=0)[1]).nnz == 0
 
 
-def test_stored_zeros_and_order_do_not_change_what_is_hidden():
+def test_stored_zeros_and_order_do_not_change_the_masked_values():
     plain = sparse.csr_matrix(np.array([[4, 0, 5, 6], [0, 7, 0, 0]]))
     messy = sparse.csr_matrix(
         (np.array([6, 0, 5, 4, 7]), np.array([3, 1, 2, 0, 1]), np.array([0, 4, 5])), shape=(2, 4)

@@ -1,4 +1,4 @@
-"""What every verb writes into an object, and what it must not replace."""
+"""The record that every verb writes into an object, and the results it must not overwrite."""
 
 import anndata as ad
 import numpy as np
@@ -39,7 +39,7 @@ def test_record_can_be_written_to_h5ad(adata, tmp_path):
 
 
 @pytest.mark.parametrize("slot", ["layers", "obsm", "obs"])
-def test_foreign_results_are_refused_and_own_ones_replaced(adata, slot):
+def test_results_of_others_are_refused_and_own_ones_replaced(adata, slot):
     getattr(adata, slot)["scmamba"] = np.ones(3) if slot == "obs" else np.ones((3, 2))
     with pytest.raises(DataError, match=rf"{slot}\['scmamba'\] exists already"):
         refuse_existing(adata, "impute", **{slot: ["scmamba"]})
@@ -51,7 +51,7 @@ def test_foreign_results_are_refused_and_own_ones_replaced(adata, slot):
     refuse_existing(adata, "impute", **{slot: ["scmamba"]})
 
 
-def test_a_foreign_uns_entry_is_refused(adata):
+def test_an_uns_entry_of_another_program_is_refused(adata):
     adata.uns["scmamba"] = "my notes"
     with pytest.raises(DataError, match=r"uns\['scmamba'\]"):
         refuse_existing(adata, "impute", layers=["scmamba"])

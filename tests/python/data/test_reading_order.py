@@ -1,4 +1,4 @@
-"""Which cell comes when: the order of epochs written out in loops, and readers that share it."""
+"""The order of cells in an epoch, written out in loops, and readers that divide it."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def test_sizes_of_an_order():
     assert (EpochSampler(64).n_stripes, EpochSampler(64).block, EpochSampler(3).block) == (64, 1, 1)
 
 
-def test_cells_of_one_shelf_load():
-    # 96 MB of 8 bytes a value, whole lanes, 16,384 at most
+def test_number_of_cells_per_load():
+    # 96 MB at 8 bytes per value, whole lanes, at most 16,384 cells
     assert shuffle_window(10**6, 1000) == 12_000 // 64 * 64 == 11_968
     assert shuffle_window(10**6, 8000) == 1500 // 64 * 64 == 1472
     assert shuffle_window(10**6, 10) == shuffle_window(10**6, 0.0) == 16_384
@@ -93,7 +93,7 @@ def test_cells_of_one_shelf_load():
     )
 
 
-def test_epochs_asked_for_last_are_remembered():
+def test_recent_epochs_are_cached():
     order = EpochSampler(300)
     first = order.epoch(0)
     second = order.epoch(1)
@@ -119,8 +119,7 @@ def test_batches_of_similar_length():
         size = part.stop - start
         groups = [sorted_[part][i : i + 24] for i in range(0, size, 24)]
         assert [len(g) for g in groups] == [24] * (size // 24) + [size % 24] * (size % 24 > 0)
-        # Lengths are blurred by a tenth: within a group they lie close, and the longest group stays
-        # last.
+        # Lengths are blurred by a tenth: within a group they are similar, and the group of the longest cells stays last.
         low, high = (np.array([f(lengths[g]) for g in groups]) for f in (np.min, np.max))
         if size == 256:
             assert np.median(high - low) < 1500 < np.ptp(lengths)
@@ -141,7 +140,7 @@ def test_batches_of_similar_length():
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory) -> Collection:
-    """Three objects, 300 cells; every cell's counts name it."""
+    """Three objects, 300 cells; the counts of a cell identify it."""
     rng = np.random.default_rng(1)
     parts = []
     for i, n in enumerate((130, 70, 100)):
@@ -156,13 +155,13 @@ def collection(tmp_path_factory) -> Collection:
     )
 
 
-def test_the_shelf_hands_out_the_order(collection):
+def test_the_loader_returns_cells_in_the_order(collection):
     some = collection.take(np.arange(300) % 3 != 1)  # 200 cells: 192 positions
     order = EpochSampler(len(some), span=64, seed=2)
     shelf = PrefetchLoader(some, order)
     assert len(shelf) == 192 and order.chunks == 3
     expected = np.concatenate([some.cells[order.epoch(e)] for e in range(3)])
-    # Straddling loads and epochs, and loads in any order within.
+    # Positions across loads and epochs, and unordered ones within a load.
     for positions in (
         np.arange(50, 80),
         np.arange(180, 205),
@@ -181,10 +180,10 @@ def test_the_shelf_hands_out_the_order(collection):
 
 
 @pytest.mark.parametrize("shards", [2, 3, 5])
-def test_readers_take_every_so_many_positions_of_all_epochs(collection, shards):
+def test_readers_take_every_kth_position_of_all_epochs(collection, shards):
     order = EpochSampler(
         300, span=128, seed=1
-    )  # 256 positions an epoch, so positions of odd readers shift from epoch to epoch
+    )  # 256 positions per epoch, so the positions of an odd number of readers shift between epochs
     everything = np.concatenate([order.epoch(e) for e in range(3)])
     for shard in range(shards):
         shelf = PrefetchLoader(collection, order, shard=shard, shards=shards)
@@ -195,7 +194,7 @@ def test_readers_take_every_so_many_positions_of_all_epochs(collection, shards):
         assert walked.tolist() == everything[mine].tolist()
 
 
-def test_the_next_load_is_read_ahead_and_old_ones_are_let_go(collection, monkeypatch):
+def test_the_next_load_is_prefetched_and_old_loads_are_released(collection, monkeypatch):
     order = EpochSampler(300, span=64, seed=0)
     shelf, reads, done = PrefetchLoader(collection, order), [], threading.Event()
     original = PrefetchLoader._read
@@ -217,7 +216,7 @@ def test_the_next_load_is_read_ahead_and_old_ones_are_let_go(collection, monkeyp
     assert len(reads) == len(set(reads)) == 2 * order.chunks + 1, "nothing is read twice"
 
 
-def test_epochs_of_a_collection_are_batches_of_its_order(collection):
+def test_batches_of_a_collection_follow_its_sampler(collection):
     order = collection.order(seed=4, block=8, span=128)
     assert (order.n, order.block, order.span, order.seed, order.group) == (300, 1, 128, 4, 0)
     assert collection.order().span == shuffle_window(300, float(collection.lengths.mean())) == 256

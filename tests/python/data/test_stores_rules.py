@@ -1,6 +1,4 @@
-"""Files of cells at their odd corners: every layout by hand, what is kept in the cache, and
-vocabularies built from them.
-"""
+"""Unusual files of cells: every layout by hand, the contents of the cache, and vocabularies built from files."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ def whole(store) -> list[list[float]]:
 
 
 def write_10x(path: Path, kinds: list[str] | None, group: str = "matrix") -> Path:
-    """Version 3 with its kinds of features, without them, or version 2 (``genes`` in a group of the
-    genome's name).
-    """
+    """Version 3 with feature types, without them, or version 2 (``genes`` in a group named after the genome)."""
     rows = sparse.csr_matrix(COUNTS)
     names = np.array(["A", "B", "C", "D"], dtype="S")
     with h5py.File(path, "w") as file:
@@ -69,7 +65,7 @@ def write_10x(path: Path, kinds: list[str] | None, group: str = "matrix") -> Pat
         (None, "GRCh38", [0, 1, 2, 3]),
     ],
 )
-def test_cellrangers_files_of_every_version(tmp_path, kinds, group, kept):
+def test_cellranger_files_of_every_version(tmp_path, kinds, group, kept):
     store = open_store(write_10x(tmp_path / "s1.raw.h5", kinds, group))
     assert store.shape == (3, len(kept)) and whole(store) == COUNTS[:, kept].tolist()
     assert store.var.index.tolist() == [IDS[i] for i in kept]
@@ -113,7 +109,7 @@ def test_market_matrices_with_their_tables(tmp_path, zipped):
         "D",
     ]
     assert store.var.index.tolist() == [IDS[0], IDS[1], IDS[3]]
-    # Beside other samples in one folder, with the older name of the table and without kinds.
+    # In a folder with other samples, with the older name of the table and without feature types.
     write_mtx(
         tmp_path / "all",
         "p1_",
@@ -157,7 +153,7 @@ def object_of(matrix=None) -> ad.AnnData:
     return made
 
 
-def test_columns_are_strings_and_what_is_missing_is_empty(tmp_path):
+def test_columns_are_strings_and_missing_values_are_empty(tmp_path):
     object_of().write_h5ad(tmp_path / "a.h5ad")
     for source in (tmp_path / "a.h5ad", object_of()):
         store = open_store(source)
@@ -188,7 +184,7 @@ def test_columns_are_strings_and_what_is_missing_is_empty(tmp_path):
     assert whole(memory) == COUNTS.tolist(), "what is read is one's own"
 
 
-def test_files_of_old_versions_and_matrices_by_columns(tmp_path):
+def test_files_of_old_versions_and_column_major_matrices(tmp_path):
     with h5py.File(tmp_path / "old.h5ad", "w") as file:
         file["X"] = COUNTS.astype(np.float32)
         obs = np.array(
@@ -214,7 +210,7 @@ def test_files_of_old_versions_and_matrices_by_columns(tmp_path):
     )
 
 
-def test_what_is_no_file_of_cells(tmp_path):
+def test_other_files_are_refused(tmp_path):
     with pytest.raises(DataError, match="There is no file"):
         open_store(tmp_path / "absent.h5ad")
     (tmp_path / "folder").mkdir()
@@ -250,7 +246,7 @@ def test_what_is_no_file_of_cells(tmp_path):
 # --------------------------------------------------------------------------------------
 
 
-def test_blocks_hold_about_as_many_values(tmp_path, monkeypatch):
+def test_blocks_have_about_the_same_number_of_values(tmp_path, monkeypatch):
     filled = np.array([3, 1, 0, 0, 4, 4, 1, 1, 1])
     rows = sparse.csr_matrix(
         (np.ones(15), np.concatenate([np.arange(n) for n in filled]), np.r_[0, np.cumsum(filled)]),
@@ -285,7 +281,7 @@ def test_blocks_hold_about_as_many_values(tmp_path, monkeypatch):
     assert list(wide.blocks()) == [(0, 4096), (4096, 8192), (8192, 9000)]
 
 
-def test_a_fingerprint_changes_with_place_size_time_and_more(tmp_path):
+def test_a_fingerprint_depends_on_path_size_time_and_parameters(tmp_path):
     path = tmp_path / "a.h5ad"
     path.write_text("one")
     os.utime(path, ns=(10**18, 10**18))
@@ -308,7 +304,7 @@ def test_a_fingerprint_changes_with_place_size_time_and_more(tmp_path):
     assert fingerprint(tmp_path / "b") != folder
 
 
-def test_where_converted_files_are_kept(monkeypatch, tmp_path):
+def test_folder_of_converted_files(monkeypatch, tmp_path):
     monkeypatch.setenv("SCMAMBA_CACHE", "/a/b")
     assert cache_folder() == Path("/a/b")
     monkeypatch.setenv("SCMAMBA_CACHE", "")
@@ -318,7 +314,7 @@ def test_where_converted_files_are_kept(monkeypatch, tmp_path):
     assert cache_folder() == Path.home() / ".cache" / "scmamba"
 
 
-def test_what_was_learnt_of_a_file_is_kept_and_a_damaged_note_made_anew(tmp_path):
+def test_the_summary_of_a_file_is_cached_and_a_damaged_one_recomputed(tmp_path):
     object_of().write_h5ad(tmp_path / "a.h5ad")
 
     def totals():
@@ -341,11 +337,11 @@ def test_what_was_learnt_of_a_file_is_kept_and_a_damaged_note_made_anew(tmp_path
 # --------------------------------------------------------------------------------------------
 
 
-def test_a_vocabulary_keeps_genes_seen_in_enough_cells(tmp_path):
+def test_a_vocabulary_keeps_genes_detected_in_enough_cells(tmp_path):
     known = annotation().set_index("ensembl_id")
     y = known.index[known.chromosome == "Y"][0]
     genes = [IDS[2], IDS[0], y, IDS[1], "unknown", IDS[3]]
-    seen = [5, 4, 200, 200, 200, 0]  # of 1,000 cells
+    seen = [5, 4, 200, 200, 200, 0]  # in 1,000 cells
     counts = np.column_stack([(np.arange(500) < n) * 2 for n in seen])
     one = ad.AnnData(sparse.csr_matrix(counts), var=pd.DataFrame(index=genes))
     other = ad.AnnData(sparse.csr_matrix(np.ones((500, 1)) * 3), var=pd.DataFrame(index=[IDS[1]]))
@@ -418,8 +414,8 @@ def test_h5seurat_files_are_recognized_by_two_of_their_groups(groups, told, tmp_
         open_store(tmp_path / "x.h5")
 
 
-def test_antibodies_of_a_file_are_no_genes_of_a_collection(tmp_path):
-    """A row of var that is no gene counts nowhere, though its name is a gene's."""
+def test_antibodies_in_a_file_are_not_genes_of_a_collection(tmp_path):
+    """A row of var that is not a gene is not counted, even if it has the name of a gene."""
     genes = list(Vocabulary.published().subset(range(60)).ensembl_ids)
     counts = np.random.default_rng(0).poisson(3.0, (6, 60)).astype(np.float32)
     cells = ad.AnnData(sparse.csr_matrix(counts))

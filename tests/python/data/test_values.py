@@ -1,4 +1,4 @@
-"""The judge of values: totals of all cells, what is known of a logarithm, and cells without counts."""
+"""Detection of the scale of values: totals of all cells, a recorded logarithm, and cells without counts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scmamba.utils.errors import DataError
 
 
 def logs(n: int, seed: int = 0) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """log1p of ``n`` cells whose totals lie within half a percent of 10,000, and those totals."""
+    """log1p of ``n`` cells whose totals differ by at most half a percent from 10,000, and those totals."""
     rng = np.random.default_rng(seed)
     counts = rng.poisson(2.0, (n, 40)).astype(float) + 1
     totals = rng.uniform(9_950, 10_050, n)
@@ -22,7 +22,7 @@ def logs(n: int, seed: int = 0) -> tuple[sparse.csr_matrix, np.ndarray]:
 
 
 @pytest.mark.parametrize("judge", [classify_values, detect_value_scale])
-def test_the_totals_are_quantiles_over_all_cells_and_not_over_a_sample(judge):
+def test_quantiles_of_the_totals_are_over_all_cells_and_not_a_sample(judge):
     values, totals = logs(3000)
     found = judge(values)
     assert found.kind == "log1p"
@@ -30,14 +30,14 @@ def test_the_totals_are_quantiles_over_all_cells_and_not_over_a_sample(judge):
 
 
 @pytest.mark.parametrize("judge", [classify_values, detect_value_scale])
-def test_the_totals_of_logged_counts_are_those_of_the_counts(judge):
+def test_totals_of_logged_counts_are_those_of_the_counts(judge):
     counts = np.random.default_rng(2).poisson(np.linspace(0.5, 3, 200)[:, None], (200, 60))
     found = judge(sparse.csr_matrix(np.log1p(counts.astype(float))))
     assert found.kind == "log1p_counts"
     np.testing.assert_allclose(found.totals, np.quantile(counts.sum(axis=1), [0.05, 0.95]))
 
 
-def test_small_values_are_logarithms_where_log1p_is_on_record():
+def test_small_values_are_logarithms_if_log1p_is_recorded():
     rng = np.random.default_rng(1)
     values = rng.gamma(1.0, 0.1, (30, 50)) * (rng.random((30, 50)) < 0.5)
     cells = ad.AnnData(sparse.csr_matrix(np.minimum(values, 0.9)))
@@ -48,7 +48,7 @@ def test_small_values_are_logarithms_where_log1p_is_on_record():
         select_matrix(cells).detect()
 
 
-def test_cells_without_counts_stay_without():
+def test_cells_without_counts_stay_empty():
     counts = sparse.csr_matrix(np.array([[1.0, 3.0], [2.0, 5.0]]))
     found = log1p_cp10k(counts, totals=np.array([0.0, 7.0]), dtype=np.float64).toarray()
     np.testing.assert_array_equal(found[0], [0.0, 0.0])

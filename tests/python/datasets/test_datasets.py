@@ -1,4 +1,4 @@
-"""The simulated cohort keeps the marginals it was fitted to, and its truth can be found again."""
+"""The simulated cohort keeps the marginals of its fit, and its ground truth can be recovered."""
 
 import hashlib
 import subprocess
@@ -30,7 +30,7 @@ def cohort():
 
 @pytest.fixture(scope="module")
 def plain():
-    """No donors' effects, no disease: what is left is profile, library and dispersion."""
+    """No donor effects and no disease: only profile, library size and dispersion remain."""
     return brain_cohort(
         4000, donor_effect=0, effect=0, cell_types=["Oligodendrocyte"], n_genes=2000, seed=1
     )
@@ -77,15 +77,15 @@ def test_same_seed_same_cohort(cohort):
     assert digest(brain_cohort(300, seed=3)) != digest(brain_cohort(300, seed=4))
 
 
-def test_mean_profile_is_the_tables(plain):
-    """Each gene's total lies within 5 standard errors of the negative binomial's; few beyond 3."""
+def test_mean_profile_is_that_of_the_table(plain):
+    """Each gene's total is within 5 standard errors of the negative binomial's; few are beyond 3."""
     library = plain.X.sum() / (plain.varm["profile"].to_numpy().sum() / 1e4)
     expected = plain.varm["profile"]["Oligodendrocyte"].to_numpy() / 1e4 * library
     found = np.asarray(plain.X.sum(axis=0)).ravel()
     # Var = m + a m^2 E[L^2] / (n E[L]^2); E[L^2]/E[L]^2 = exp(sdlog^2), about 1.11 for this type.
     error = np.sqrt(expected + plain.var["dispersion"] * expected**2 * 1.12 / plain.n_obs)
     z = ((found - expected) / np.maximum(error, 1)).to_numpy()
-    z = z[plain.var_names != "XIST"]  # bound to the donor's sex
+    z = z[plain.var_names != "XIST"]  # depends on the donor's sex
     assert np.abs(z).max() < 5.5 and np.mean(np.abs(z) > 3) < 0.01
 
 
@@ -119,8 +119,8 @@ def test_profiles_are_near_the_real_nuclei(cohort, reference):
         assert r > 0.97
 
 
-def test_types_separate(cohort):
-    """Donors 1-4 teach a nearest-profile rule that names the types of donors 5-8."""
+def test_types_are_separable(cohort):
+    """A nearest-profile classifier fitted to donors 1-4 annotates donors 5-8."""
     logs = log_cp10k(cohort)
     train = cohort.obs["donor"].isin(["D01", "D02", "D05", "D06"]).to_numpy()
     types = cohort.obs["cell_type"].to_numpy()
@@ -143,7 +143,7 @@ def pseudobulk_t(adata, cell_type):
     return st.ttest_ind(logs[sick], logs[~sick]), logs[sick].mean(axis=0) - logs[~sick].mean(axis=0)
 
 
-def test_true_genes_are_found_by_donors():
+def test_true_genes_are_found_by_donor_tests():
     adata = brain_cohort(6000, n_donors=16, cell_types=["Excitatory"], seed=2)
     test, estimate = pseudobulk_t(adata, "Excitatory")
     truth = adata.varm["true_log2fc"]["Excitatory"].to_numpy()
@@ -157,7 +157,7 @@ def test_true_genes_are_found_by_donors():
 
 
 def test_cells_of_a_donor_are_not_independent():
-    """With no disease effect a test over cells finds too much, a test over donors does not."""
+    """Without a disease effect a test over cells has too many false positives, a test over donors does not."""
     adata = brain_cohort(3000, effect=0, cell_types=["Excitatory"], n_genes=2000, seed=5)
     assert not adata.varm["true_log2fc"].to_numpy().any()
     high = adata.varm["profile"]["Excitatory"].to_numpy() > 2
@@ -168,7 +168,7 @@ def test_cells_of_a_donor_are_not_independent():
     assert np.mean(by_cell < 0.05) > 0.12 > 0.09 > np.mean(by_donor < 0.05)
 
 
-def test_rates_are_the_truth():
+def test_rates_are_the_ground_truth():
     adata = brain_cohort(3000, n_genes=500, keep_rates=True, dropout=0.3, seed=1)
     rate = adata.layers["rate"]
     assert rate.shape == adata.shape and rate.dtype == np.float32
@@ -195,7 +195,7 @@ def test_impossible_sizes_are_refused(arguments, said):
         brain_cohort(**arguments)
 
 
-def test_command_line_writes_a_whole_file(tmp_path):
+def test_command_line_writes_a_complete_file(tmp_path):
     import anndata as ad
 
     command = [sys.executable, "-m", "scmamba", "cohort"]

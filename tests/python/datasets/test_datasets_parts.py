@@ -17,7 +17,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-def test_the_table_is_of_the_published_genes():
+def test_the_table_has_the_published_genes():
     table, header = _cohort._parameters()
     assert (
         len(table) == 10_000
@@ -65,7 +65,7 @@ def test_sizes_at_their_limits(changes, words):
         _cohort._validated(**good | changes)
 
 
-def test_types_come_in_their_own_order():
+def test_types_are_in_their_fixed_order():
     good = dict(
         n_cells=8, n_donors=2, n_genes=None, disease_fraction=0, de_fraction=0, available=10_000
     )
@@ -86,7 +86,7 @@ def test_types_come_in_their_own_order():
         {"dropout": -0.1},
     ],
 )
-def test_factors_out_of_bounds(arguments):
+def test_factors_out_of_range_are_refused(arguments):
     with pytest.raises(DataError, match="must lie between"):
         brain_cohort(10, n_genes=200, **arguments)
 
@@ -102,7 +102,7 @@ def test_the_most_expressed_genes_are_kept_in_order():
     assert _cohort._subset(table, None) is table
 
 
-def test_who_is_who(rng):
+def test_donors_have_sex_batch_and_disease(rng):
     design = _cohort._design(rng, 20_000, 10, 0.4, ["a", "b"], {"a": 3.0, "b": 1.0, "c": 9.0})
     assert design.donors["disease"].tolist() == ["Control"] * 6 + ["AD"] * 4
     assert design.donors["sex"].tolist() == list("FMFMFM") + list("FMFM")
@@ -136,7 +136,7 @@ def test_every_donor_has_a_cell(rng):
         assert np.bincount(design.donor, minlength=5).min() == 1 and len(design.cell_type) == n
 
 
-def test_true_changes(rng):
+def test_true_effects(rng):
     profile = np.full((3, 40_000), 1.0)
     profile[:, :10_000] = 0.5e-4 - 1e-9  # just below half a count per 10,000
     profile[:, 10_000:20_000] = 0.5e-4  # from half a count on, genes may change
@@ -161,7 +161,7 @@ def test_true_changes(rng):
     assert not _cohort._fold_changes(rng, profile, 0.0, quantiles).any()
 
 
-def test_donor_effects_have_mean_one_and_are_shared_as_told(rng):
+def test_donor_effects_have_mean_one_and_the_stated_correlation(rng):
     donors = pd.DataFrame({"batch": ["batch1", "batch1", "batch2", "batch2"]})
     table = pd.DataFrame({"donor_sd": np.full(60_000, 0.4)})
     header = {"donor_shared_by_types": 0.6, "donor_shared_by_batch": 0.25}
@@ -179,7 +179,7 @@ def test_donor_effects_have_mean_one_and_are_shared_as_told(rng):
     assert (none == 1).all()
 
 
-def test_expected_shares_of_a_cell():
+def test_expected_expression_of_a_cell():
     donors = pd.DataFrame({"disease": ["Control", "AD", "AD"], "sex": ["F", "F", "M"]})
     table = pd.DataFrame({"symbol": ["A", "XIST"]})
     multiplier = np.arange(1.0, 13).reshape(3, 2, 2)
@@ -188,7 +188,7 @@ def test_expected_shares_of_a_cell():
     for d in range(3):
         for t in range(2):
             sick = 2 ** change[t] if d else np.ones(2)
-            sex = np.array([1.0, 2.0 if d < 2 else 0.0])  # the table holds the mean of both sexes
+            sex = np.array([1.0, 2.0 if d < 2 else 0.0])  # the table has the mean of both sexes
             np.testing.assert_allclose(rate[d, t], profile[t] * multiplier[d, t] * sick * sex)
 
 
@@ -227,7 +227,7 @@ def test_counts_are_negative_binomial(rng, lost):
             np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(0.25 / (n / 2)))
 
 
-def test_what_is_said_of_cells_and_genes():
+def test_metadata_of_cells_and_genes():
     adata = brain_cohort(
         120,
         n_donors=4,
@@ -275,7 +275,7 @@ def test_what_is_said_of_cells_and_genes():
     )
     assert (
         abs(dense.sum() / adata.layers["rate"].sum() - 1) < 0.1
-    )  # expected counts, the lost ones taken off
+    )  # expected counts minus those lost to zero inflation
     same = brain_cohort(
         120,
         n_donors=4,
@@ -286,4 +286,4 @@ def test_what_is_said_of_cells_and_genes():
     )
     assert same.obs[["cell_type", "donor", "age"]].equals(
         obs[["cell_type", "donor", "age"]]
-    )  # the donors do not hang on the genes
+    )  # the donors do not depend on the genes

@@ -35,7 +35,7 @@ def test_tables_are_those_of_single_comparisons(adata, options):
     with pytest.warns(UserWarning, match="No markers for few"):
         table = find_all_markers(adata, "group", **options)
     sizes = adata.obs["group"].value_counts()
-    groups = sorted(sizes.index[sizes >= 3], key=str.casefold)  # as R does
+    groups = sorted(sizes.index[sizes >= 3], key=str.casefold)  # as in R
     assert list(table["cluster"].cat.categories) == groups and set(table["cluster"]) == set(groups)
     for group in groups:
         alone = find_markers(adata, "group", group, **options)
@@ -44,13 +44,13 @@ def test_tables_are_those_of_single_comparisons(adata, options):
         assert (np.diff(part["p_val"]) >= 0).all()
 
 
-def test_one_pass_is_taken(adata, monkeypatch):
+def test_the_matrix_is_read_once(adata, monkeypatch):
     monkeypatch.setattr(all_markers, "markers_of", None)
     with pytest.warns(UserWarning, match="No markers for few"):
         assert len(find_all_markers(adata, "group")) > 20
 
 
-def test_what_cannot_be_compared_is_refused(adata):
+def test_impossible_comparisons_are_refused(adata):
     with pytest.raises(DataError, match="no column"):
         find_all_markers(adata, "nothing")
     one = adata[adata.obs["group"] == "Microglia"].copy()

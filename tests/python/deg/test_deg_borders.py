@@ -1,4 +1,4 @@
-"""What must not pass in silence: odd covariates, donors without counts, fold changes that cannot be computed."""
+"""Faults that must not go unreported: odd covariates, donors without counts, undefined fold changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def cohort() -> ad.AnnData:
 
 
 @pytest.mark.parametrize("name", ["group", "donor", "cells", "total"])
-def test_covariates_named_as_our_own_columns(cohort, name):
+def test_covariates_with_the_names_of_internal_columns(cohort, name):
     found = pseudobulk(cohort, "state", "patient", "case", covariates=name)
     other = cohort.copy()
     other.obs = other.obs.rename(columns={name: "plain"})
@@ -72,7 +72,7 @@ def test_covariates_that_are_not_finite(cohort, bad):
         zlm(cohort, "~ state + age")
 
 
-def test_a_gene_whose_fold_change_cannot_be_computed_is_named(cohort):
+def test_a_gene_with_an_undefined_fold_change_is_named(cohort):
     logs = np.log1p(cohort.X.toarray())
     logs[7, 0] = np.nan
     cohort.layers["logs"] = sp.csr_matrix(logs)

@@ -1,4 +1,4 @@
-"""``compare``: what differs is found and said, what cannot be said is refused, one donor is named."""
+"""``compare``: true differences are found and described, impossible comparisons are refused, single influential donors are named."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def result(cohort):
     return compare(cohort, "diagnosis", "patient", "type", verbose=False)
 
 
-def test_what_differs_is_found_in_its_type(result):
+def test_a_difference_is_found_in_its_type(result):
     assert set(result.genes("MG")["gene"]) >= {f"g{i}" for i in range(10)}
     assert len(result.genes("MG")) <= 12 and len(result.genes("AC")) <= 1
     table = result.table[result.table["cell_type"] == "MG"].set_index("gene")
@@ -83,7 +83,7 @@ def test_every_test_on_one_type(cohort, test):
 
 
 def test_moderated_t_agrees_with_pseudobulk(cohort):
-    """The same test, with TMM instead of totals: nearly the same t."""
+    """The same test with TMM instead of totals: nearly the same t."""
     microglia = cohort[cohort.obs["type"] == "MG"].copy()
     mine = compare(microglia, "diagnosis", "patient", test="moderated_t", verbose=False)
     other = pseudobulk(microglia, "diagnosis", "patient", "AD", "Control")
@@ -110,11 +110,11 @@ def test_sentences_and_donors(result, cohort):
         result.genes("EX")
     assert "with 6 and 6 donors" in result.power_statement("AC")
     power = result.summary.set_index("cell_type")["log2fc_80_power"]
-    assert power["AC"] > power["MG"] > 0.3  # fewer cells find less
+    assert power["AC"] > power["MG"] > 0.3  # fewer DEGs with fewer cells
 
 
-def test_one_donor_is_named(cohort):
-    """A gene that is 30 times as high in one patient; called or not, it may not pass for a difference of groups."""
+def test_an_influential_donor_is_named(cohort):
+    """A gene with 30-fold expression in one patient must not count as a difference between groups, whether it is called or not."""
     cells = cohort[cohort.obs["type"] == "MG"].copy()
     counts = cells.X.toarray()
     rng = np.random.default_rng(3)
@@ -154,7 +154,7 @@ def test_covariates(cohort):
 
 
 def test_paired_design(cohort):
-    """Two states of each donor: donor effects leave the comparison."""
+    """Two states of each donor: donor effects cancel."""
     cells = cohort[(cohort.obs["type"] == "MG") & (cohort.obs["diagnosis"] == "AD")].copy()
     state = np.arange(cells.n_obs) % 2
     cells.obs["state"] = np.where(state, "stim", "ctrl")
@@ -192,7 +192,7 @@ def test_too_few_donors_and_empty_ones(cohort):
         compare(cohort, "diagnosis", "patient", "type", min_cells=500, verbose=False)
 
 
-def test_what_is_refused(cohort):
+def test_invalid_comparisons_are_refused(cohort):
     logs = cohort.copy()
     logs.X = sp.csr_matrix(np.log1p(cohort.X.toarray() / 3))
     with pytest.raises(DataError, match=r"compare\(\) needs raw counts"):
@@ -229,7 +229,7 @@ def test_folder_and_command(cohort, result, tmp_path):
     assert CliRunner().invoke(app, [*words.split(), "--overwrite"]).exit_code == 0
 
 
-def test_sums_of_logs_are_of_what_was_logged():
+def test_sums_of_logs_are_on_the_scale_of_the_input():
     counts = sp.csr_matrix(np.array([[1.0, 0], [3, 0], [0, 5], [2, 2]]))
     logs = counts.copy()
     logs.data = np.log1p(logs.data)
@@ -237,8 +237,8 @@ def test_sums_of_logs_are_of_what_was_logged():
     np.testing.assert_allclose(sum_cells(logs, code, 2, logs=True), [[4, 0], [0, 5]])
 
 
-def test_cells_that_differ_within_donors_make_a_gene_less_certain(cohort):
-    """The same sums, once spread over a donor's cells and once in a single one: only the cells differ."""
+def test_variation_of_cells_within_donors_reduces_the_certainty(cohort):
+    """The same sums, once spread over a donor's cells and once in a single cell: only the cells differ."""
     microglia = cohort[cohort.obs["type"] == "MG"].copy()
     gathered = microglia.copy()
     dense = gathered.X.toarray()
@@ -256,7 +256,7 @@ def test_cells_that_differ_within_donors_make_a_gene_less_certain(cohort):
     assert (p["gathered"] > 10 * p["spread"]).all()
 
 
-def test_results_of_several_types_are_combined_by_the_name_of_one(result):
+def test_results_of_several_types_are_combined_under_one_type_name(result):
     from scmamba.deg import meta_analysis
 
     found = meta_analysis({"A": result, "B": result}, "MG")
@@ -277,7 +277,7 @@ def test_the_volcano_shows_minus_the_logarithm_of_p(cohort):
     np.testing.assert_allclose(np.sort(drawn, axis=0), np.sort(points[keep], axis=0))
 
 
-def test_numbers_of_donors_by_hand():
+def test_counts_of_donors_by_hand():
     """Medians of group 2: 2, 7, 0, 1.5; a donor at the median is neither above nor below."""
     levels = np.array(
         [
@@ -296,7 +296,7 @@ def test_numbers_of_donors_by_hand():
     assert (higher.tolist(), lower.tolist(), of) == ([1, 0, 0, 1], [1, 2, 0, 1], 2)
 
 
-def test_sentences_word_for_word():
+def test_sentences_verbatim():
     row = pd.Series(
         {
             "gene": "APOE",

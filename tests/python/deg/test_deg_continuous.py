@@ -83,13 +83,13 @@ def test_few_expressing_cells():
     np.testing.assert_allclose(fit.cov[1], [[2.25, np.nan], [np.nan, np.nan]])
     np.testing.assert_allclose(fit.cov[2], [[2.25, -2.25], [-2.25, 6.75]])
     assert fit.log_lik[0] == 0 and np.isnan(fit.s2_ml[[0, 3]]).all()
-    # A prior lends its df to the variance, not to the decision whether there is a fit
+    # A prior adds degrees of freedom to the variance but does not affect whether a fit is possible.
     assert _fit(x, values, Prior(1.0, 4.0)).fitted.tolist() == [False, True, True, False]
     np.testing.assert_allclose(_fit(x, values, Prior(1.0, 4.0)).cov[1, 0, 0], (4.5 + 4) / 5 / 2)
 
 
 def test_aliased_among_expressing_cells():
-    """Of two columns that agree there, the later is dropped, as in R; nearly collinear ones stay."""
+    """Of two columns that are equal in these cells the later one is dropped, as in R; nearly collinear ones stay."""
     rng = np.random.default_rng(2)
     a = rng.normal(size=20)
     x = np.column_stack([np.ones(20), a, 2 * a - 3, rng.normal(size=20)])
@@ -109,12 +109,12 @@ def test_aliased_among_expressing_cells():
     )
     for noise, rank in ((1e-9, 4), (1e-13, 3)):  # R's tolerance here is 1e-11
         near = np.column_stack([x[:, :2], x[:, 1] + noise * x[:, 3], x[:, 3]])
-        for unit in (1e-5, 1.0, 1e5):  # of the column's own length, whatever its unit
+        for unit in (1e-5, 1.0, 1e5):  # relative to the length of the column, whatever its unit
             assert _fit(near * [1, 1, unit, 1], values[:, 1:], NO_PRIOR).rank[0] == rank
 
 
 def test_prior_from_many_genes():
-    """The marginal likelihood's maximum, found by another optimizer, up to MAST's own stop (1e-3)."""
+    """The maximum of the marginal likelihood, found by another optimizer, within MAST's own tolerance (1e-3)."""
     rng = np.random.default_rng(4)
     values = rng.normal(5, np.sqrt(0.6 / rng.gamma(2.5, 1 / 2.5, 300)), (30, 300))
     values[rng.random(values.shape) < 0.5] = 0
@@ -161,15 +161,15 @@ def test_prior_stops_where_mast_stops(monkeypatch):
     assert np.abs(approx_fprime([a, b], by_hand, 1e-7)).max() < 0.05
 
 
-def test_genes_that_say_nothing_about_variance():
+def test_genes_without_information_about_the_variance():
     n, squares = np.array([5, 5, 8, 12, 9]), np.array([2.0, 5.0, 3.0, 30.0, 4.0])
     truth = estimate_prior(n, squares, squares)
     more_n = np.r_[n, 1, 0, 7, 6, 7, 6, 2]
-    more = np.r_[squares, 0.0, 0.0, 0.0, np.nan, 0.0, np.inf, 1.0]
+    squares_with_uninformative = np.r_[squares, 0.0, 0.0, 0.0, np.nan, 0.0, np.inf, 1.0]
     scale = np.r_[squares, 1.0, 0.0, 9.0, 1.0, 0.0, 1.0, 1.0]
-    with_pair = estimate_prior(more_n, more, scale)
-    assert with_pair.n_genes == 6  # two values are enough, one value or equal values are not
-    without = estimate_prior(more_n[:-1], more[:-1], scale[:-1])
+    with_pair = estimate_prior(more_n, squares_with_uninformative, scale)
+    assert with_pair.n_genes == 6  # two values are enough; one value or equal values are not
+    without = estimate_prior(more_n[:-1], squares_with_uninformative[:-1], scale[:-1])
     assert without == truth and truth.n_genes == 5
     # rounding of equal values: 1e-26 of the sum of squares
     noise = estimate_prior(np.r_[n, 4], np.r_[squares, 0.9e-26], np.r_[squares, 1.0])

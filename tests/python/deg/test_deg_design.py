@@ -104,14 +104,14 @@ def test_what_r_refuses(data):
         build_design("~ age +* group", data)
 
 
-def test_the_later_of_two_collinear_columns_goes(data):
+def test_the_later_of_two_collinear_columns_is_dropped(data):
     twin = data.assign(twin=(data["group"] == "B").astype(float) - 2)
     late = build_design("~ group + twin", twin)
     assert late.names == ("(Intercept)", "groupb", "groupB") and late.aliased == ("twin",)
     early = build_design("~ twin + group", twin)
     # formulaic, like R, keeps the order of the formula
     assert early.names == ("(Intercept)", "twin", "groupb") and early.aliased == ("groupB",)
-    assert early.columns("group") == [2]  # what is left of the term
+    assert early.columns("group") == [2]  # the remaining columns of the term
     with pytest.raises(DataError, match="groupB cannot be tested: it is a linear combination"):
         early.columns("groupB")
     with pytest.raises(DataError, match="intercept cannot be tested"):
@@ -123,8 +123,8 @@ def test_the_later_of_two_collinear_columns_goes(data):
     assert np.linalg.matrix_rank(early.matrix) == 3 == early.matrix.shape[1]
 
 
-def test_tolerance_is_r_s():
-    """1e-7 of the column's own length, as lm and model fits in R."""
+def test_the_tolerance_is_that_of_r():
+    """1e-7 of the length of the column, like lm and the model fits in R."""
     a = np.array([1.0, -1.0, 2.0, -2.0])
     b = np.array([1.0, 1.0, -1.0, -1.0])
     for noise, gone in ((3e-7, ()), (3e-8, ("c",))):

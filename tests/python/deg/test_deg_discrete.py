@@ -56,7 +56,7 @@ def test_few_cells_and_factors(bayes):
     rng = np.random.default_rng(0)
     x = _factors(40, rng)
     on = rng.random((40, 6)) < np.linspace(0.2, 0.8, 6)
-    if bayes:  # without a prior, one cell separates
+    if bayes:  # without a prior a single cell would separate the groups
         on[:, 0] = np.arange(40) == 7
     _check(x, on, bayes)
     _check(x[:, :1], on, bayes)
@@ -75,13 +75,13 @@ def test_cell_by_cell(n, bayes):
     _check(x, on, bayes)
 
 
-def test_the_two_ways_agree():
-    """A design of 64 rows or more per cell, and the same design with its rows counted."""
+def test_both_methods_agree():
+    """Eight distinct rows are counted; 64 distinct rows are fitted cell by cell. The results agree."""
     rng = np.random.default_rng(3)
     x = np.repeat(_covariates(8, rng), 8, axis=0)
     on = rng.random((64, 4)) < 0.4
     grouped = _fit(x, on)
-    x[:, 2] += np.arange(64) * 1e-13  # no two rows equal any more
+    x[:, 2] += np.arange(64) * 1e-13  # now no two rows are equal
     single = _fit(x, on)
     np.testing.assert_allclose(grouped.coef, single.coef, rtol=1e-7)
     np.testing.assert_allclose(grouped.deviance, single.deviance, rtol=1e-9)
@@ -90,7 +90,7 @@ def test_the_two_ways_agree():
 @pytest.mark.parametrize("bayes", [True, False])
 @pytest.mark.parametrize("rounded", [True, False])
 def test_far_outliers_are_limited_as_in_r(bayes, rounded):
-    """Beyond 30 on the log-odds scale R takes eps and 1/eps for the odds."""
+    """Beyond 30 on the log-odds scale R uses eps and 1/eps as the odds."""
     rng = np.random.default_rng(1)
     depth = rng.normal(size=900)
     if rounded:  # few distinct rows: counted, not cell by cell
@@ -133,7 +133,7 @@ def test_separated_groups_as_mast():
         161.4, abs=0.05
     )
     assert lam[2] == pytest.approx(0, abs=1e-6) and fit.iterations[2] == 11
-    # never expressed: nothing fitted
+    # never expressed: no fit
     assert not fit.converged[3] and fit.iterations[3] == -1 and fit.log_lik[3] == 0
     assert np.isnan(fit.coef[3]).all() and np.isnan(fit.cov[3]).all()
     statistic, ok = table_tests(
@@ -181,13 +181,13 @@ def test_tables_of_unequal_groups(bayes):
 
 
 def test_tables_beyond_the_limit():
-    """So many cells that the log odds of an empty group reach the limits."""
+    """With this many cells the log odds of an empty group reach the limits."""
     statistic, ok = table_tests([0.0], [5e5], [5e5], [5e5])
     assert ok[0] and statistic[0] == pytest.approx(2 * 1e6 * np.log(2), rel=1e-4)
 
 
 def test_separated_tables_converge_where_the_regression_does():
-    """Without a prior it depends on the start and on the number of cells whether 25 steps suffice."""
+    """Without a prior the start and the number of cells determine whether 25 steps suffice."""
     sizes = np.array([4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 60, 100, 200])
     done = []
     for n in sizes:
@@ -197,7 +197,7 @@ def test_separated_tables_converge_where_the_regression_does():
     assert ok.tolist() == done and 0 < sum(done) < len(done)
 
 
-def test_stopping_rule_and_limits_are_r_s():
+def test_stopping_rule_and_limits_are_those_of_r():
     assert discrete.MAX_ITERATIONS == 25 and discrete.TOLERANCE == 1e-8
     assert discrete.EPS == 2.0**-52
     # |dev - old| / (0.1 + |dev|) < 1e-8, never in the first step of the Bayesian fit

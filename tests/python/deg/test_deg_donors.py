@@ -1,4 +1,4 @@
-"""Tests between donors: edgeR's and limma's numbers, statsmodels, exact sums, and calibration where nothing differs."""
+"""Tests between donors: recorded values of edgeR and limma, statsmodels, exact sums, and calibration under the null."""
 
 from __future__ import annotations
 
@@ -40,28 +40,28 @@ def recorded():
     return counts.to_numpy(dtype=float), genes, samples, design
 
 
-def test_tmm_is_edger_s(recorded):
+def test_tmm_is_that_of_edger(recorded):
     counts, _, samples, _ = recorded
     np.testing.assert_allclose(tmm_factors(counts.T), samples["tmm"], rtol=1e-10)
     same = np.tile(counts[:, :1], 3).T * [[1], [2], [5]]
     np.testing.assert_allclose(tmm_factors(same), 1)
 
 
-def test_fits_are_edger_s(recorded):
+def test_fits_are_those_of_edger(recorded):
     counts, genes, samples, design = recorded
     offset = np.log(counts.sum(axis=0) * samples["tmm"].to_numpy())
     fit = fit_nb(counts, design, offset, 0.15)
     np.testing.assert_allclose(fit.deviance, genes["deviance"], rtol=1e-5, atol=1e-6)
     null = fit_nb(counts, design[:, [0, 2]], offset, 0.15)
     np.testing.assert_allclose(null.deviance, genes["null_deviance"], rtol=1e-5, atol=1e-6)
-    # A gene without counts in one group has no finite estimate; theirs is missing where y is zero throughout.
+    # A gene without counts in one group has no finite estimate; edgeR's is missing if y is zero in all samples.
     finite = (genes["coef"].abs() < 10).to_numpy()
     assert finite.sum() > 190
     np.testing.assert_allclose(fit.coef[finite, 1], genes["coef"][finite], atol=1e-3)
     grid = np.array([0.02, 0.1, 0.5])
     mine = profile_likelihoods(counts, design, offset, 0.0, grid)
     theirs = genes[["apl1", "apl2", "apl3"]].to_numpy()
-    # Constants that the dispersion does not change may differ.
+    # Constants that do not depend on the dispersion may differ.
     np.testing.assert_allclose(
         np.diff(mine, axis=1)[finite], np.diff(theirs, axis=1)[finite], atol=2e-3
     )
@@ -83,7 +83,7 @@ def test_fits_are_those_of_statsmodels():
         root = np.sqrt(weight)[:, None] * x
         hat = root @ np.linalg.pinv(root)
         np.testing.assert_allclose(fit.leverage[g], np.diag(hat), rtol=1e-6)
-    # A dispersion for every sample: the weighted normal equations hold
+    # With a dispersion for every sample the weighted normal equations hold.
     phi = rng.uniform(0.01, 0.6, 15)
     own = fit_nb(y, x, offset, phi[None])
     score = ((y - own.mu) / (1 + phi * own.mu)) @ x
@@ -93,7 +93,7 @@ def test_fits_are_those_of_statsmodels():
     np.testing.assert_allclose(poisson.coef[0], truth.params, atol=1e-6)
 
 
-def test_voom_is_limma_s(recorded):
+def test_voom_is_that_of_limma(recorded):
     counts, genes, samples, design = recorded
     library = counts.sum(axis=0) * samples["tmm"].to_numpy()
     levels, weights = voom_weights(counts, design, library)
@@ -135,7 +135,7 @@ def test_moments_of_the_unit_deviance(mu, phi):
 
 
 def test_prior_by_likelihood():
-    """Known prior degrees of freedom and a known trend come back, with unequal degrees of freedom."""
+    """Known prior degrees of freedom and a known trend are recovered from genes with unequal degrees of freedom."""
     rng = np.random.default_rng(2)
     level = rng.uniform(0, 10, 4000)
     df = rng.uniform(0.5, 8, 4000)
@@ -179,7 +179,7 @@ def _null(n: int, genes: int, low: float, seed: int, effect: float = 0.0):
 
 
 @pytest.mark.parametrize(("n", "low"), [(8, 3.0), (12, 0.0), (20, 3.0)])
-def test_calibrated_where_nothing_differs(n, low):
+def test_calibrated_under_the_null(n, low):
     rates = []
     for seed in range(3):
         y, design, offset, _ = _null(n, 3000, low, seed)
@@ -190,7 +190,7 @@ def test_calibrated_where_nothing_differs(n, low):
     assert 0.042 < five < 0.058 and 0.006 < one < 0.014
 
 
-def test_finds_what_differs():
+def test_true_differences_are_found():
     y, design, offset, change = _null(16, 3000, 3.0, 7, effect=1.0)
     fit = fit_quasi_likelihood(y, design, offset)
     found = test_coefficient(fit, 1)
@@ -207,7 +207,7 @@ def test_finds_what_differs():
     assert stats.spearmanr(none[strong], found.p[strong]).statistic > 0.97
 
 
-def test_power_as_stated():
+def test_power_is_as_stated():
     """Simulated t-tests: the stated change is found in 80%."""
     rng = np.random.default_rng(1)
     least = minimal_change(np.array([0.4]), np.array([9.0]), 0.001)[0]
@@ -215,7 +215,7 @@ def test_power_as_stated():
     assert (np.abs(t) > stats.t.isf(0.0005, 9)).mean() == pytest.approx(0.8, abs=0.005)
 
 
-def test_shrunken_changes_have_honest_intervals():
+def test_intervals_of_shrunken_changes_have_their_coverage():
     rng = np.random.default_rng(0)
     truth = np.r_[np.zeros(1800), rng.normal(0, 1.5, 200)]
     se = rng.uniform(0.1, 0.8, 2000)
@@ -236,7 +236,7 @@ def test_one_normal_prior_gives_its_conjugate_posterior():
     assert np.sqrt(np.mean((found.mean - b / 1.25) ** 2)) < 0.08
 
 
-def test_the_reference_of_tmm_is_the_sample_of_the_usual_quartile():
+def test_the_reference_of_tmm_is_the_sample_with_the_typical_quartile():
     """calcNormFactors of edgeR 3.40; the deepest sample, the second, is not the reference."""
     counts = """138 7 15 31 14 2 72 66 0 23 4 2 9 8 10 40 2 9 2 23 1 2 3 24
     92 103 69 189 78 14 110 83 4 52 52 98 18 28 16 196 1 12 15 24 6 8 18 160
@@ -248,7 +248,7 @@ def test_the_reference_of_tmm_is_the_sample_of_the_usual_quartile():
 
 
 def test_no_gene_varies_less_than_poisson_sampling():
-    """Counts that hardly vary: their p is at least that of the F test with Poisson variance."""
+    """Counts that hardly vary: p is at least that of the F test with Poisson variance."""
     rng = np.random.default_rng(5)
     design = np.column_stack([np.ones(12), np.repeat([0, 1], 6)])
     even = np.round(np.exp(rng.normal(4, 1, (400, 1))) * np.repeat([1, 1.12], 6)) + rng.integers(
@@ -263,8 +263,8 @@ def test_no_gene_varies_less_than_poisson_sampling():
     assert (found.p >= 0.9 * poisson).all()
 
 
-def test_the_trend_of_dispersion_is_the_same_from_both_ends_of_expression():
-    """Averaged over neighbors in expression: turned around, expression gives the trend turned around."""
+def test_the_dispersion_trend_is_symmetric_in_expression():
+    """Dispersions are averaged over genes of similar expression: reversed expression gives the reversed trend."""
     rng = np.random.default_rng(3)
     level = np.sort(rng.normal(5, 2, 900))
     peak = np.linspace(np.log(GRID[2]), np.log(GRID[-3]), 900)  # each gene's most likely dispersion
@@ -274,5 +274,5 @@ def test_the_trend_of_dispersion_is_the_same_from_both_ends_of_expression():
         trend, dispersion_trend(profiles[::-1], -level[::-1])[::-1], rtol=0.05
     )
     assert (np.diff(trend) >= -1e-12).all()
-    # The last window holds the last 200 genes: its average is theirs, weighted towards the last.
+    # The last window has the last 200 genes: its average is theirs, with more weight on the last.
     assert np.exp(peak[-200:].mean()) < trend[-1] < np.exp(peak[-1])

@@ -22,7 +22,7 @@ from scmamba.utils.errors import DataError
 
 @pytest.fixture()
 def toy() -> ad.AnnData:
-    """120 cells x 60 genes of counts; 12 unsorted donors, two batches; g0-g4 differ, g5 is never seen."""
+    """120 cells x 60 genes of counts; 12 unsorted donors, two batches; g0-g4 differ, g5 is never expressed."""
     rng = np.random.default_rng(1)
     obs = pd.DataFrame(
         {"group": np.tile(["case", "control"], 60)}, index=[f"c{i}" for i in range(120)]
@@ -72,7 +72,7 @@ def test_groups_that_cannot_be_compared(toy):
         find_markers(toy, "group", "case", ["case", "control"])
 
 
-def test_values_on_no_scale(toy):
+def test_values_without_a_known_scale(toy):
     toy.layers["tpm"] = toy.X * 1234.5
     pd.testing.assert_frame_equal(
         find_markers(toy, "group", "case", layer="tpm"), find_markers(toy, "group", "case")
@@ -132,7 +132,7 @@ def test_gene_never_and_always_expressed_and_missing_value(toy):
             and np.isnan(row["coefC"])
             and np.isnan(row["coefD"])
         )
-    # Always expressed: nothing to explain, yet the degree of freedom stays (conservative, as in MAST).
+    # Expressed in all cells: nothing to explain, but the degree of freedom stays (conservative, as in MAST).
     assert (
         always["lambda_D"] == pytest.approx(0, abs=1e-12)
         and always["df_D"] == 1
@@ -193,8 +193,8 @@ def test_design_follows_r(toy):
     assert build_design("flag * c", data).names == ("(Intercept)", "flagTRUE", "cy", "flagTRUE:cy")
 
 
-def test_rounding_is_r_s():
-    # What R 4.2.2 prints for round(x, 3); numpy's round gives the neighbor for the last five.
+def test_rounding_is_that_of_r():
+    # The output of round(x, 3) in R 4.2.2; numpy's round gives the adjacent number for the last five.
     ties = np.array([0.0005, 0.0015, 0.0025, 0.1235, 2 / 3, 0.0045, 0.2345, 0.5675])
     assert round3(ties).tolist() == [0.0, 0.002, 0.002, 0.124, 0.667, 0.004, 0.234, 0.568]
     rates = np.array([1 / 80, 147 / 240, 289 / 400, 399 / 560, 616 / 640])
@@ -261,14 +261,14 @@ def test_pseudobulk_pairs_donors_with_both_groups(toy):
     assert table.loc["g3", "p_val"] == pytest.approx(truth.pvalue, rel=1e-9)
 
 
-def test_variance_shrinkage_finds_the_prior_it_was_given():
+def test_variance_shrinkage_recovers_the_simulated_prior():
     rng = np.random.default_rng(0)
     d0, s0, df = 8.0, 0.5, 6
     true = s0 * d0 / rng.chisquare(d0, 20_000)
     observed = true * rng.chisquare(df, true.size) / df
     found_df, found_s = squeeze(observed, df)
     assert found_df == pytest.approx(d0, rel=0.1) and found_s == pytest.approx(s0, rel=0.03)
-    # and along a trend: the variance falls with the level
+    # and with a trend: the variance decreases with the level
     level = rng.uniform(2, 12, true.size)
     fall = np.exp(-0.4 * level)
     trend_df, trend_s = squeeze(observed * fall, df, level)

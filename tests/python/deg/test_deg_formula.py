@@ -1,4 +1,4 @@
-"""R's formulas: recorded matrices of R's ``model.matrix``, names of columns, and what is refused."""
+"""R's formulas: recorded matrices of R's ``model.matrix``, names of columns, and refused formulas."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def table() -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("formula", RECORDED)
-def test_r_builds_the_same_matrix(formula, table, monkeypatch):
+def test_the_matrix_is_that_of_r(formula, table, monkeypatch):
     monkeypatch.setattr(  # R's model.matrix keeps aliased columns
         design_module,
         "drop_aliased",
@@ -58,8 +58,8 @@ def test_any_column_name(name, table):
     assert found.columns(name) == [2] == found.columns(f"`{name}`")
 
 
-def test_an_expression_comes_before_an_odd_name(table):
-    """``a-b`` is a column without its terms only where a and b are no columns themselves."""
+def test_an_expression_has_priority_over_a_column_name(table):
+    """``a-b`` is a column only if a and b are not columns themselves."""
     table = table.assign(**{"Q-age": 1.0 + np.arange(12)})
     assert build_design("~ Q-age", table).names == ("(Intercept)", "Q")
     alone = build_design("~ Q-age", table.drop(columns=["Q", "age"]))
@@ -98,7 +98,7 @@ def test_an_expression_comes_before_an_odd_name(table):
         ("~ sex + (1 + age | orig.ident)", "only intercepts"),
     ],
 )
-def test_what_is_refused(formula, message, table):
+def test_invalid_formulas_are_refused(formula, message, table):
     with pytest.raises(DataError, match=message) as caught:
         build_design(formula, table)
     assert "\x1b" not in str(caught.value)

@@ -110,7 +110,7 @@ def test_filters_by_hand():
     assert down.passed.tolist() == [0] and down.change.tolist() == [-1.0]
 
 
-def test_threshold_sees_the_rounded_rate():
+def test_the_threshold_applies_to_the_rounded_rate():
     """0.95% is 0.01 after R's rounding: 19 of 2,000 pass a min.pct of 1%."""
     screen = screen_genes(
         _sums(2000, [19, 18], [900.0, 900.0]), _sums(2000, [0, 0], [0, 0]), rules_for("5")
@@ -119,7 +119,7 @@ def test_threshold_sees_the_rounded_rate():
     assert screen.passed.tolist() == ([0] if screen.pct1[0] >= 0.01 else [])
 
 
-def test_table_against_the_model_on_the_cells(adata, logs):
+def test_the_table_agrees_with_the_model_on_the_cells(adata, logs):
     case = np.arange(60) % 2 == 0
     x = np.column_stack([np.ones(60), ~case]).astype(float)
     for seurat in ("5", "4"):
@@ -220,7 +220,7 @@ def test_covariates(adata, logs, latent):
     assert len(table) == 10
 
 
-def test_cells_of_neither_group_are_left_out(adata):
+def test_cells_of_neither_group_are_excluded(adata):
     adata.obs["third"] = np.array(["a", "b", "c"])[np.arange(60) % 3]
     some = adata[adata.obs["third"] != "c"].copy()
     for options in ({}, {"covariates": "depth"}, {"covariates": ["batch"]}, {"test": "wilcox"}):
@@ -238,7 +238,7 @@ def test_negative_values_are_refused(adata, logs, scale):
         find_markers(adata, "group", "case", scale=scale, **EVERYTHING)
 
 
-def test_who_is_in_which_group():
+def test_groups_of_the_cells():
     obs = pd.DataFrame(
         {"g": ["a", "b", None, "c", "a", "b", "c", "a", "b"], "n": [1, 1, 1, 2, 2, 2, 3, 3, 3]}
     )
@@ -254,8 +254,8 @@ def test_who_is_in_which_group():
         two_groups(obs.iloc[[0, 1, 5, 8]], "g", "a", None)
 
 
-def test_pairs_are_single_tests(adata):
-    """Many pairs in one sweep, each with the prior of its own tested genes."""
+def test_pairs_equal_single_tests(adata):
+    """Many pairs in one pass, each with the prior of its own tested genes."""
     group = np.arange(60) % 3
     sums, centre = group_sums(adata.X, group, 3)
     flat = Sums(10, np.zeros(10), np.zeros(10), np.zeros(10), np.zeros(10))
@@ -295,7 +295,7 @@ def test_wilcoxon(logs, adata):
         ).pvalue
         assert p[g] == pytest.approx(truth, rel=1e-10)
     even = rank_sum_p(sp.csr_matrix([[1.0], [4.0]]), sp.csr_matrix([[2.0], [3.0]]))
-    assert even[0] == 1  # no difference of ranks: no continuity correction past it
+    assert even[0] == 1  # equal rank sums: the continuity correction must not exceed the difference
     table = find_markers(adata, "group", "ctrl", "case", test="wilcox", **EVERYTHING)
     truth = stats.mannwhitneyu(logs[1::2, 4], logs[::2, 4], method="asymptotic").pvalue
     assert table.loc["g4", "p_val"] == pytest.approx(truth, rel=1e-10)

@@ -16,7 +16,7 @@ from scmamba.deg.twogroup import group_sums, hurdle_test
 from scmamba.deg.values import Source
 
 TERMS = {"group": "groupB", "interaction": "groupB:age"}
-# Zero residual variance without a prior: MAST's own values are rounding there (README of the reference).
+# Zero residual variance without a prior: MAST's own values are rounding errors (README of the reference).
 NOISE = ["e025", "e026", "e027", "e040"]
 
 
@@ -115,7 +115,7 @@ def test_every_fit_table(reference):
                 )
 
 
-def test_own_prior(reference):
+def test_own_prior_is_close_to_masts(reference):
     for row, data in _runs(reference):
         if not row["ebayes"]:
             continue

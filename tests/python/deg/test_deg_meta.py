@@ -42,19 +42,19 @@ def test_the_numbers_of_statsmodels(studies):
         assert row["tau2"] == pytest.approx(max(truth.tau2, 0), abs=1e-10)
         assert row["Q"] == pytest.approx(truth.q, rel=1e-10)
         assert row["I2"] == pytest.approx(max(truth.i2, 0), abs=1e-10)
-        if truth.tau2 <= 0:  # statsmodels goes on with a negative variance; here it is zero
+        if truth.tau2 <= 0:  # statsmodels continues with a negative variance; here it is zero
             assert row["log2FC_random"] == pytest.approx(row["log2FC_fixed"], rel=1e-10)
             assert row["se_random"] == pytest.approx(row["se_fixed"], rel=1e-10)
             continue
         assert row["log2FC_random"] == pytest.approx(truth.mean_effect_re, rel=1e-10)
-        # Hartung-Knapp, but never narrower than the variance without the correction
+        # Hartung-Knapp, but never narrower than the interval without the correction
         expected = max(truth.sd_eff_w_re_hksj, truth.sd_eff_w_re)
         assert row["se_random"] == pytest.approx(expected, rel=1e-10)
         low, high = row["log2FC_random"] - row["ci_low"], row["ci_high"] - row["log2FC_random"]
         assert low == pytest.approx(high) and low > 2 * row["se_random"]
 
 
-def test_what_is_found(studies):
+def test_replicated_genes_are_found(studies):
     found = meta_analysis(studies)
     assert (found.loc[[f"g{i}" for i in range(5, 10)], "p_fixed_adj"] < 0.05).all()
     odd = found.loc[[f"g{i}" for i in range(10, 15)]]
@@ -117,7 +117,7 @@ def test_camera(correlation, tmp_path):
     )
 
 
-def test_tables_of_genes_and_what_is_refused(tmp_path):
+def test_formats_of_gene_tables_and_invalid_ones(tmp_path):
     rng = np.random.default_rng(1)
     z = rng.normal(size=300)
     z[:30] -= 1.5

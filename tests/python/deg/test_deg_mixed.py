@@ -15,7 +15,7 @@ from scmamba.utils.errors import DataError
 
 
 def _cells(seed: int, n_donors: int, each: int, genes: int, level: float, sd: float, change=0.0):
-    """Counts of ``each`` cells of every donor with depths, donor effects and a dispersion of 0.5."""
+    """Counts of ``each`` cells per donor with depths, donor effects and a dispersion of 0.5."""
     rng = np.random.default_rng(seed)
     donor = np.repeat(np.arange(n_donors), each)
     group = (donor % 2).astype(float)
@@ -27,7 +27,7 @@ def _cells(seed: int, n_donors: int, each: int, genes: int, level: float, sd: fl
 
 
 def _dense(theta, y, depth, donor, x):
-    """Restricted Laplace likelihood of one gene from its definition: joint mode and joint Hessian of every cell."""
+    """Restricted Laplace likelihood of one gene from its definition: joint mode and joint Hessian over all cells."""
     phi, sigma2 = np.exp(theta)
     z = np.column_stack([x, np.eye(donor.max() + 1)[donor]])
     penalty = np.r_[np.zeros(x.shape[1]), np.full(donor.max() + 1, 1 / sigma2)]
@@ -112,7 +112,7 @@ def test_with_many_counts_it_is_the_t_test_between_donors():
     np.testing.assert_allclose(fit.lr, wald**2, rtol=0.02)
 
 
-def test_calibrated_where_nothing_differs_and_finds_what_does():
+def test_calibrated_under_the_null_and_finds_true_differences():
     counts, depth, donor, group = _cells(7, 12, 60, 1500, -0.5, 0.3)
     x = np.column_stack([np.ones(donor.size), group])
     strata = make_strata(x, donor)
@@ -185,7 +185,7 @@ def test_markers_with_a_random_intercept(cells):
     )
     assert list(donor_p.columns) == list(cells_p.columns) and donor_p.index[0] == "g0"
     rest = cells_p.index.difference(["g0"])
-    # Donors differ, so a test of cells calls what the mixed model does not.
+    # Donors differ, so the test of cells calls genes that the mixed model does not.
     many, few = ((p.loc[rest, "p_val"] < 0.05).mean() for p in (cells_p, donor_p))
     assert many > 0.15 and many > 2 * few and few < 0.1
     table = zlm(cells, "~ group + (1 | `donor id`)").lrt("group")

@@ -1,4 +1,4 @@
-"""The test beside one factor from sums of its levels, against the same model fitted cell by cell with its dense design."""
+"""The test with one factor from sums per level, against the same model fitted cell by cell with its dense design."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scmamba.deg.variables import factor
 
 
 def cells(levels: int, n: int = 400, nested: bool = False, seed: int = 0):
-    """Counts of 60 genes from very rare to everywhere, a group with an effect, and donors of unequal size with their own."""
+    """Counts of 60 genes from very rare to ubiquitous, a group effect, and donor effects of donors of unequal size."""
     rng = np.random.default_rng(seed)
     donor = np.minimum(rng.geometric(1.5 / levels, n) - 1, levels - 1)
     donor[: 2 * levels] = np.repeat(np.arange(levels), 2)
@@ -78,7 +78,7 @@ def test_least_squares_are_those_of_statsmodels():
         )
 
 
-def test_discrete_fits_are_those_by_hand():
+def test_discrete_fits_are_those_computed_by_hand():
     adata = cells(4)
     on = (adata.X.toarray() > 0).astype(float)
     group = (adata.obs["group"] == "b").to_numpy().astype(int)
@@ -95,7 +95,7 @@ def test_discrete_fits_are_those_by_hand():
 
 
 @pytest.mark.parametrize("kind", ["text", "category with its own order", "bool"])
-def test_markers_take_the_short_way_and_agree_with_the_long_one(monkeypatch, kind):
+def test_markers_by_sums_agree_with_the_full_model(monkeypatch, kind):
     adata = cells(6)
     adata.obs.loc[adata.obs_names[::7], "group"] = "c"  # cells of neither group
     if kind == "bool":

@@ -101,7 +101,7 @@ def test_defaults_of_the_tests():
     }
 
 
-def test_what_is_refused():
+def test_invalid_plans_are_refused():
     def check(**options):
         _check(RobustnessOptions(**options))
 
@@ -117,7 +117,7 @@ def test_what_is_refused():
         check(donors="3")
 
 
-def test_which_is_the_control():
+def test_the_control_is_recognized():
     def pair(*values, **asked):
         return condition_pair(pd.DataFrame({"d": values}), "d", asked.get("a"), asked.get("b"))
 
@@ -234,7 +234,7 @@ def test_tasks():
     )
 
 
-def test_donor_runs_there_can_be():
+def test_possible_donor_runs():
     def kinds(first, second, **changes):
         return {
             k: w.shape
@@ -245,7 +245,9 @@ def test_donor_runs_there_can_be():
 
     assert kinds(5, 4) == {"donors": (60, 9), "null_donors": (3, 4)}
     assert kinds(5, 4, max_combinations=17)["donors"] == (17, 9)
-    assert kinds(5, 3) == {"donors": (30, 8)}  # two of one condition against one are not compared
+    assert kinds(5, 3) == {
+        "donors": (30, 8)
+    }  # two donors of one condition against one are not compared
     assert kinds(5, 4, donors=None) == {"null_donors": (3, 4)}
     assert kinds(5, 4, null_permutations=0) == {"donors": (60, 9)}
     assert kinds(5, 4, null_permutations=2)["null_donors"] == (2, 4)
@@ -289,7 +291,7 @@ def test_rows_of_the_full_data():
     assert down == shared | {"direction": "down", "n_degs": 2, "pseudobulk_degs": 1}
 
 
-def test_layers_are_recognised_and_cut():
+def test_layers_are_recognized_and_subset():
     counts = np.array([[1, 3, 0], [2, 2, 4], [0, 5, 5]])
     adata = ad.AnnData(sp.csr_matrix(counts))
     adata.layers["scmamba"] = np.array([[0.5, 0, 1], [0, 2, 0.1], [1, 1, 1.5]])
@@ -339,7 +341,7 @@ def test_store_keeps_tables_exactly(tmp_path):
     assert nowhere.load(task) is None
 
 
-def test_fingerprint_sees_every_change():
+def test_the_fingerprint_depends_on_every_input():
     obs = pd.DataFrame({"d": ["a", "b", "b"], "t": ["x", "x", "y"]})
     dense = np.array([[1.0, 0, 2], [0, 6, 0], [4, 0, 0]])
     base = fingerprint(obs, {"x": sp.csr_matrix(dense)})
@@ -375,8 +377,8 @@ def small() -> ad.AnnData:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_whole_analysis(small):
-    """Settings, matched numbers and the reference of the first layer reach the runs."""
+def test_complete_analysis(small):
+    """Settings, matched numbers and the reference of the first layer are used in the runs."""
     result = robustness(
         small,
         "disease",
@@ -404,7 +406,7 @@ def test_whole_analysis(small):
     }
     assert runs["seed"].tolist()[0] == run_seed(4, "cells", "all cells", 0.5, 0)
     half = runs.query("layer == 'half' and direction == 'up'")
-    called = half["n_called"] > 0  # what the half layer finds, the counts confirm
+    called = half["n_called"] > 0  # DEGs of the halved layer are also DEGs of the counts
     assert (half.loc[called, "precision_reference"] == 1).all() and called.any()
     first = runs.query(
         "layer == 'counts' and direction == 'up'"

@@ -41,7 +41,7 @@ def test_prior_of_the_variances():
         d, s = _smyth(variance, df)
         assert found == pytest.approx(d, rel=1e-6)
         np.testing.assert_allclose(s2, np.full(40, s), rtol=1e-8)
-    # less spread than chance alone gives: one variance for all
+    # less spread than expected by chance: one variance for all
     equal = 0.5 + 0.01 * rng.random(40)
     found, s2 = squeeze(equal, 6)
     expected = np.exp(np.log(equal).mean() - digamma(3) + np.log(3))
@@ -54,7 +54,7 @@ def test_variances_of_zero():
     d, s = _smyth(np.array([0.5, 1.0, 2.0, 4.0, 1e-5]), 3)
     found, s2 = squeeze(variance, 3)
     assert found == pytest.approx(d, rel=1e-6) and s2 == pytest.approx(np.full(6, s))
-    few = squeeze(np.array([0.0, 1.0, 2.0]), 3)  # two variances are too few for their spread
+    few = squeeze(np.array([0.0, 1.0, 2.0]), 3)  # two variances are too few to estimate the spread
     assert few[0] == 0 and few[1].tolist() == [0, 0, 0]
     assert squeeze(np.array([1.0, 2.0, 90.0]), 30)[0] > 0
 
@@ -67,7 +67,7 @@ def testinverse_trigamma():
 
 
 def test_trend_is_a_naturalspline_basis():
-    """With 50 genes or more the prior follows the level; below that it does not."""
+    """With 50 genes or more the prior depends on the level; with fewer it does not."""
     rng = np.random.default_rng(1)
     level = rng.uniform(2, 12, 80)
     variance = np.exp(1 - 0.5 * level) * 6 / rng.chisquare(6, 80) * rng.chisquare(5, 80) / 5
@@ -97,7 +97,7 @@ def test_trend_is_a_naturalspline_basis():
     bent = spline_basis(outside, level)
     np.testing.assert_allclose(
         np.diff(bent[:3], 2, axis=0), 0, atol=1e-9
-    )  # straight beyond the ends
+    )  # linear beyond the boundary knots
     np.testing.assert_allclose(np.diff(bent[3:], 2, axis=0), 0, atol=1e-9)
     assert spline_basis(level, np.array([1.0, 1.0, 1.0])).shape == (80, 2)  # one level: a line
 
@@ -272,7 +272,7 @@ def test_log_values_are_averaged_as_numbers(adata):
 
 
 def test_pairs(adata):
-    """Within donors where all have both groups; on request where some have."""
+    """Within donors if all have both groups; on request if only some do."""
     with pytest.raises(DataError, match="nothing can be paired"):
         pseudobulk(adata, "group", "donor", "case", paired=True)
     number = adata.obs["donor"].str[1:].astype(int)
@@ -285,7 +285,7 @@ def test_pairs(adata):
     ).all()
     adata.obs["donor"] = np.where(number == 8, "p9", adata.obs["donor"])
     some = pseudobulk(adata, "group", "donor", "case", moderate=False, min_cells=5)
-    assert (some["df"] == 7).all()  # p9 has controls only: not paired by itself
+    assert (some["df"] == 7).all()  # p9 has controls only: not paired by default
     assert (
         pseudobulk(adata, "group", "donor", "case", moderate=False, min_cells=5, paired=True)["df"]
         == 3

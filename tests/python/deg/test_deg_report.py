@@ -95,7 +95,7 @@ def result() -> RobustnessResult:
     return RobustnessResult.build(rows, full, SETTINGS, ["a note"])
 
 
-def test_runs_and_nulls_are_parted(result):
+def test_runs_and_nulls_are_separated(result):
     assert len(result.runs) == 48 and len(result.nulls) == 4
     assert "rate_nominal" not in result.runs and "overlap" not in result.nulls
     assert result.runs.index.tolist() == list(range(48)) and result.nulls.index.tolist() == [
@@ -134,7 +134,7 @@ def test_paired_tests(result):
         and (table["layer"] == "scmamba").all()
         and (table["reference"] == "counts").all()
     )
-    truth = stats.ttest_rel([0.7, 0.6, 0.8], [0.5, 0.6, 0.4])  # the run without a pair is omitted
+    truth = stats.ttest_rel([0.7, 0.6, 0.8], [0.5, 0.6, 0.4])  # the run without its pair is omitted
     for row in table.itertuples():
         assert row.n == 3 and row.difference == pytest.approx(0.2)
         assert row.t == pytest.approx(truth.statistic) and row.p_val == pytest.approx(truth.pvalue)
@@ -189,7 +189,7 @@ def test_false_positive_table(result):
     assert table.loc["counts", "runs_with_calls"] == 0
 
 
-def test_everything_tidy(result):
+def test_tidy_tables_have_every_run(result):
     tidy = result.to_table()
     assert len(tidy) == 48 * 5 + 4 * 4
     assert set(tidy["measure"]) == {
@@ -213,7 +213,7 @@ def test_everything_tidy(result):
     )
 
 
-def test_what_counts_as_inflated():
+def test_definition_of_inflation():
     """Half as many false positives again as the raw counts have, and as the nominal 5% (and one call)."""
     assert INFLATION == 1.5
     layers = ["counts", "scmamba"]
@@ -230,12 +230,14 @@ def test_what_counts_as_inflated():
     assert found(0.05, 0.075) == [] and len(found(0.05, 0.0751)) == 1
     assert (
         found(0.01, 0.075) == [] and len(found(0.01, 0.0751)) == 1
-    )  # 5% is right, whatever raw counts do
-    assert found(0.25, 0.375) == []  # just that is not more
+    )  # 5% is nominal, whatever the rate of the raw counts
+    assert found(0.25, 0.375) == []  # exactly that is not above the limit
     assert found(0.10, 0.149) == [] and len(found(0.10, 0.151)) == 1
     assert found(0.05, 0.05, (0, 1)) == [] and len(found(0.05, 0.05, (0, 2))) == 1
     assert found(0.05, 0.05, (4, 6)) == [] and len(found(0.05, 0.05, (4, 7))) == 1
-    mean = _nulls({"counts": [0.04, 0.06], "scmamba": [0.02, 0.2]})  # means, not single runs
+    mean = _nulls(
+        {"counts": [0.04, 0.06], "scmamba": [0.02, 0.2]}
+    )  # means are compared, not single runs
     assert len(inflation(mean, layers)) == 1
     assert inflation(mean, ["counts"]) == [] and inflation(mean, ["other", "scmamba"]) == []
     assert (
@@ -263,7 +265,7 @@ def test_the_warning_is_given_with_the_result():
     assert "note: few cells" in text and text.count("WARNING:") == 1 == len(built.warnings)
 
 
-def test_saved_and_read_back(result, tmp_path):
+def test_a_saved_report_is_unchanged_after_reading(result, tmp_path):
     folder = result.save(tmp_path / "out")
     again = RobustnessResult.load(folder)
     for name in ("runs", "nulls", "full"):
@@ -310,10 +312,10 @@ def _heights(axis):
     )
 
 
-def test_figures_draw_the_tables(result):
+def test_figures_show_the_tables(result):
     pictures = result.figures()
     assert set(pictures) == {"overlap_heatmap", "ratios_MG", "donor_boxes", "false_positives"}
-    up, down = pictures["overlap_heatmap"].axes[:2]  # of the ratio next to one half
+    up, down = pictures["overlap_heatmap"].axes[:2]  # the ratio closest to one half
     np.testing.assert_allclose(up.images[0].get_array(), [[0.55, 0.75]])
     np.testing.assert_allclose(down.images[0].get_array(), [[0.65, 0.85]])
     assert up.images[0].get_clim() == (0, 1) and up.get_title() == "up-regulated"
@@ -343,7 +345,7 @@ def test_figures_draw_the_tables(result):
     assert false.get_title() == "donors of one condition split"
 
 
-def test_figures_of_what_there_is(result):
+def test_figures_of_incomplete_results(result):
     cells = result.runs.query("kind == 'cells' and ratio == 0.2")
     alone = RobustnessResult(cells, pd.DataFrame(), result.full, SETTINGS)
     assert set(alone.figures()) == {"overlap_heatmap"}

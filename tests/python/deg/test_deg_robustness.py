@@ -1,4 +1,4 @@
-"""The robustness analysis: against a direct computation, and what it promises (resume, cluster, nulls)."""
+"""The robustness analysis: against a direct computation, and its guarantees (resume, cluster, nulls)."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _called(table: pd.DataFrame, way: int) -> set[str]:
 
 
 def test_a_run_is_find_markers_on_its_cells(cohort, result):
-    """Redo subsamples and donor runs from their seeds with find_markers, one by one."""
+    """Repeat subsamples and donor runs from their seeds with find_markers, one by one."""
     cells = cohort[cohort.obs["type"] == "MG"]
     group = (cells.obs["disease"] == "Control").to_numpy().astype(int)
     picked = result.runs.query("kind == 'cells' and cell_type == 'MG' and run == 1")
@@ -104,7 +104,7 @@ def test_tables(result):
     assert (
         runs.query("kind == 'donors'").groupby(["cell_type", "layer", "direction"]).size() == 36
     ).all()
-    # the layers see the same cells
+    # all layers use the same cells
     seeds = runs.pivot_table("seed", ["kind", "cell_type", "ratio", "run", "direction"], "layer")
     assert (seeds["counts"] == seeds["scmamba"]).all()
     for measure in ("overlap", "overlap_matched", "precision"):
@@ -133,7 +133,7 @@ def test_tables(result):
 
 def test_nulls_and_the_warning(cohort, result):
     table = result.false_positives().set_index(["kind", "cell_type", "layer"])
-    # Shuffled labels on raw counts are calibrated; smoothing towards donors makes split donors differ.
+    # Shuffled labels on raw counts are calibrated; smoothing within donors makes split donors differ.
     assert table.loc[("null_cells", "MG", "counts"), "rate_nominal"] < 0.1
     assert table.loc[("null_donors", "MG", "scmamba"), "rate_nominal"] > 0.15
     assert table.loc[("null_donors", "MG", "counts"), "pseudobulk_rate"] < 0.12
@@ -214,7 +214,7 @@ def test_on_a_dask_cluster(cohort, result):
     _same(parallel, result)
 
 
-# No extra of this package, and too large for every test machine: only where ray is installed.
+# Not an optional dependency of this package, and too large for every test machine: only if ray is installed.
 if importlib.util.find_spec("ray"):
 
     @pytest.mark.filterwarnings("ignore")
@@ -232,7 +232,7 @@ if importlib.util.find_spec("ray"):
         _same(parallel, result)
 
 
-def test_too_little_is_missing_not_invented(cohort):
+def test_too_few_degs_give_missing_values(cohort):
     few = [np.flatnonzero(cohort.obs["disease"] == g)[:8] for g in ("AD", "Control")]
     options = {
         "ratios": (0.1, 0.5),
@@ -279,7 +279,7 @@ def test_messages(cohort):
 
 
 def test_order_of_cells_does_not_matter(cohort):
-    """Unsorted donors, and donors with cells in several types, are distinguished by name."""
+    """Unsorted donors, and donors with cells of several types, are distinguished by name."""
     options = {"layers": ("counts",), "donors": "2v2", "permutations": 0, "verbose": False}
     shuffled = cohort[np.random.default_rng(3).permutation(cohort.n_obs)]
     a = robustness(cohort, "disease", "donor", "type", **options)

@@ -1,4 +1,4 @@
-"""One run of the robustness analysis: who is compared, what is called, what it shares; all by hand."""
+"""One run of the robustness analysis: which cells are compared, which genes are called, which are shared; all by hand."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_shares_by_hand():
     assert down["overlap"] == 0.5 and np.isnan(down["precision_reference"])
 
 
-def test_shares_are_missing_where_there_is_too_little():
+def test_shares_are_missing_if_there_are_too_few_genes():
     many = _result("1234", 4)
     for few, column in (
         ("full", "overlap"),
@@ -96,7 +96,7 @@ def test_shares_are_missing_where_there_is_too_little():
             assert got["overlap"] == 0
         assert all(not np.isnan(got[c]) for c in others), few
         assert got["overlap_matched"] == 1.0
-    two = _result("12", 2)  # min_degs itself is enough
+    two = _result("12", 2)  # exactly min_degs is enough
     got = _overlap_columns("up", two, two, two, 2, CRITERIA)
     assert got["overlap"] == got["precision_reference"] == got["overlap_matched"] == 1
     assert np.isnan(_overlap_columns("up", many, many, many, 1, CRITERIA)["overlap_matched"])
@@ -105,7 +105,7 @@ def test_shares_are_missing_where_there_is_too_little():
         assert np.isnan(broken[column])
 
 
-def test_what_is_called_and_in_which_order():
+def test_calls_and_their_order():
     """Bonferroni over all genes or BH over the tested ones; strict limits; by p, then by fold change."""
     passed = np.array([4, 6, 7, 9, 11, 12, 13])
     change = np.zeros(20)
@@ -314,7 +314,7 @@ def _parts(levels: np.ndarray, expressed: float = 30.0) -> list[Sums]:
     return [Sums(10, zero + expressed, zero, zero, column) for column in linear.T]
 
 
-def test_donors_within_and_between():
+def test_donor_tests_within_and_between():
     rng = np.random.default_rng(4)
     levels = 8 + rng.normal(size=(12, 6)) * 0.3 + 2 * np.arange(6) % 3
     levels[:4, :3] += 2
@@ -346,14 +346,14 @@ def test_donors_within_and_between():
         plain["p_val"], stats.ttest_rel(levels[:, :3], levels[:, 3:], axis=1).pvalue
     )
     assert plain["log2FC"].iloc[0] == pytest.approx(sm.OLS(levels[0], fixed).fit().params[1])
-    # one donor on a side: no test; fewer than ten expressing cells in all: not tested
+    # one donor on a side: no test; fewer than ten expressing cells in total: not tested
     assert _with_bulk(none, _parts(levels[:, :4]), label[[0, 1, 2, 3]], list("uvwx"), FEW) is none
     assert BULK_CELLS == 10
     rare = _parts(levels, 10 / 6)
     rare = [p._replace(expressed=np.where(np.arange(12) < 5, 9.9 / 6, 10 / 6 + 1e-9)) for p in rare]
     assert _with_bulk(none, rare, label, list("uvwxyz"), FEW).bulk_tested == 7
     single = levels.copy()
-    single[0, 1:] = 1.0  # log2(2): not expressed there
+    single[0, 1:] = 1.0  # log2(2): no expression there
     assert _with_bulk(none, _parts(single), label, list("uvwxyz"), FEW).bulk_tested == 11
     pair = _with_bulk(
         none, _parts(levels[:, [0, 1, 3, 4]]), np.array([0, 0, 1, 1]), list("xyxy"), FEW

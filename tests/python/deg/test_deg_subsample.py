@@ -1,4 +1,4 @@
-"""Cells and donors of a run: all different, without replacement, the number of the ratio."""
+"""Cells and donors of a run: distinct, drawn without replacement, as many as the ratio gives."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def test_odd_sizes_are_rounded():
     ]  # 3.5, 4.5
 
 
-def test_hundred_permutations_are_a_hundred():
+def test_hundred_permutations_are_distinct():
     seeds = [run_seed(0, "cells", "MG", 0.5, i) for i in range(100)]
     assert len(set(seeds)) == 100
     members = {cell_subsample(GROUP, 0.5, s).tobytes() for s in seeds}
     assert len(members) == 100
-    # Every cell is drawn about half of the time: binomial, 5 sd
+    # Every cell is in about half of the draws: binomial, 5 sd
     drawn = sum(cell_subsample(GROUP, 0.5, s).any(axis=1).astype(int) for s in seeds)
     assert abs(drawn - 50).max() <= 25 and drawn.std() > 2
 
 
-def test_a_seed_depends_on_all_that_names_the_run():
+def test_a_seed_depends_on_the_whole_name_of_the_run():
     base = (0, "cells", "MG", 0.5, 3)
     other = [
         (1, *base[1:]),
@@ -76,16 +76,16 @@ def test_null_halves_within_every_donor():
         seven = member[strata == 1, 0].sum()
         assert seven in (3, 4)
         sides.append((seven, member[strata == 2, 0].sum()))
-    # the odd cell goes to either side, stratum by stratum
+    # the odd cell is on either side, stratum by stratum
     assert len(set(sides)) == 4
     first = null_cells(strata, 0)
     assert not np.array_equal(first, null_cells(strata, 1))
     np.testing.assert_array_equal(first, null_cells(strata, 0))
     drawn = sum(null_cells(strata, s)[:10, 0].astype(int) for s in range(100))
-    assert abs(drawn - 50).max() <= 25  # no cell has a side of its own
+    assert abs(drawn - 50).max() <= 25  # every cell is on either side about equally often
 
 
-def test_words_for_donors():
+def test_notations_of_donors_per_group():
     for text in ("3v3", " 3 v 3", "3vs3", "3x3 "):
         assert parse_design(text) == (3, 3)
     assert parse_design("2v12") == (2, 12)
@@ -94,11 +94,11 @@ def test_words_for_donors():
             parse_design(text)
 
 
-def test_all_combinations_once():
+def test_all_combinations_are_distinct():
     got = {tuple(np.flatnonzero(row)) for row in donor_combinations(4, 3, (2, 1), 18, 0)}
     truth = {(*a, 4 + b) for a in itertools.combinations(range(4), 2) for b in range(3)}
     assert got == truth and len(donor_combinations(4, 3, (2, 1), 18, 0)) == 18
-    # one fewer than there are: a random choice
+    # one fewer than possible: a random choice
     some = donor_combinations(4, 3, (2, 1), 17, 0)
     assert len(some) == 17 and len(np.unique(some, axis=0)) == 17
     assert (
@@ -114,12 +114,12 @@ def test_random_combinations():
     assert (a[:, :12].sum(axis=1) == 3).all() and (a[:, 12:].sum(axis=1) == 2).all()
     np.testing.assert_array_equal(a, donor_combinations(12, 10, (3, 2), 40, 1))
     assert not np.array_equal(a, donor_combinations(12, 10, (3, 2), 40, 2))
-    assert (a.sum(axis=0) > 0).all()  # every donor is drawn at some time
+    assert (a.sum(axis=0) > 0).all()  # every donor is drawn at least once
     assert donor_combinations(2, 5, (3, 3), 10, 0).shape == (0, 7)
 
 
 @pytest.mark.parametrize("n", [4, 5, 6, 7])
-def test_all_splits_once(n):
+def test_all_splits_are_distinct(n):
     every = donor_splits(n, 1000, 0)
     assert len(every) == math.comb(n, n // 2) // (1 if n % 2 else 2)
     assert (every.sum(axis=1) == n // 2).all() and every.shape[1] == n
@@ -139,7 +139,7 @@ def test_random_splits(n):
     assert len(donor_splits(4, 3, 0)) == 3 and len(donor_splits(4, 2, 0)) == 2
 
 
-def test_tasks_are_told_apart_without_their_weights():
+def test_tasks_are_compared_without_their_weights():
     a = Task("donors", "MG", "counts", 1.0, 0, (1, 2), np.eye(2))
     assert a == a._replace(weights=None) and hash(a) == hash(a._replace(weights=None))
     changes = {

@@ -1,4 +1,4 @@
-"""Compiled loops and torch share one OpenMP, and must not set each other's threads."""
+"""Compiled loops and torch share one OpenMP runtime and must not change each other's thread counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.mark.parametrize("first", ["torch", "deg"])
-def test_a_test_leaves_torch_its_threads(first):
+def test_a_test_does_not_change_torchs_threads(first):
     code = """
 import sys
 import numpy as np, anndata as ad
@@ -24,17 +24,17 @@ import torch
 print(torch.get_num_threads())
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, first],
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stdout.split()[-1] == "1"
+    assert result.stdout.split()[-1] == "1"
 
 
-def test_small_work_gets_one_thread_and_all_are_given_back():
+def test_small_work_uses_one_thread_and_the_setting_is_restored():
     code = """
 from numba import get_num_threads
 from scmamba.utils.threads import threads_for
@@ -49,7 +49,7 @@ except ValueError:
     print(get_num_threads())
 """
     environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
-    said = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert said.stdout.split() == ["1", "1", "3", "3", "3", "3", "3"]
+    assert result.stdout.split() == ["1", "1", "3", "3", "3", "3", "3"]

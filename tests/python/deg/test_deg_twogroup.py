@@ -58,7 +58,7 @@ def test_sums_of_groups(values):
 
 def test_sums_of_counts_are_those_of_their_logs(values):
     counts = np.round(values * 4)
-    totals = counts.sum(axis=1) + 5.0  # genes were taken out
+    totals = counts.sum(axis=1) + 5.0  # some genes were removed
     logs = np.log1p(counts / totals[:, None] * 1e4)
     (a, b), centre = group_sums(sp.csr_matrix(counts), LABEL, 2, totals=totals)
     np.testing.assert_allclose(centre, logs.sum(axis=0) / (logs > 0).sum(axis=0))
@@ -143,7 +143,7 @@ def _sums(*columns: list[float]) -> Sums:
     )
 
 
-def test_what_can_be_tested():
+def test_which_parts_can_be_tested():
     """Continuous: cells of both groups and more than three; discrete: any cell (MAST's rules)."""
     first = _sums([], [1, 2, 4, 3], [1], [1, 2], [1, 2], [3], [1, 1])
     second = _sums([], [], [2], [3], [3, 5], [1, 2, 4], [1, 1])
@@ -153,13 +153,13 @@ def test_what_can_be_tested():
     # 1, 2 against 3, 5: rss 8.75 in all, 2.5 within; n log of the shrunken ratio
     assert test.continuous[4] == pytest.approx(4 * np.log((8.75 + 1) / (2.5 + 1)))
     assert test.p[0] == 1 and test.log_p[0] == 0 and test.statistic[0] == 0
-    assert test.continuous[6] == 0  # no variance at all: the prior's alone, in both models
+    assert test.continuous[6] == 0  # zero variance: only that of the prior, in both models
     none = hurdle_test(first, second, Prior(1.0, 0.0), np.zeros(7))
     assert none.continuous[6] == 0 and np.isfinite(none.statistic).all()
 
 
 def test_equal_values_have_no_variance():
-    """Rounding of the sums is not variance: 1e-26 of the raw squares, or eps of the summed ones."""
+    """Rounding errors of the sums are not variance: 1e-26 of the raw squares, or eps of the summed ones."""
     pooled = Sums(
         10,
         np.array([4.0, 4.0, 9.0]),
@@ -181,7 +181,7 @@ def test_equal_values_have_no_variance():
     assert shared_prior(a.plus(b), centre).n_genes == 1
 
 
-def test_log_of_the_tail():
+def test_logarithm_of_the_tail_probability():
     x = np.array([0.0, 0.5, 3.0, 50.0, 900.0, -1.0])
     for df in (1, 2):
         np.testing.assert_allclose(

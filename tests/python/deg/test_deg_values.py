@@ -1,4 +1,4 @@
-"""What the tests see: which matrix, counts or logarithms, and log1p of 10,000 per cell."""
+"""The input of the tests: which matrix, counts or logarithms, and log1p of 10,000 per cell."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_log1p_of_ten_thousand_per_cell():
     np.testing.assert_array_equal(odd, np.log1p(np.array([1, 6, 3, 39]) / 49.0 * 1e4))
 
 
-def test_a_part_of_a_source_keeps_the_totals_of_all_genes():
+def test_a_subset_keeps_the_totals_over_all_genes():
     source = as_source(sp.csr_matrix(COUNTS), "X")
     np.testing.assert_array_equal(source.totals, [8, 0, 4])
     np.testing.assert_array_equal(source.logs().toarray(), LOGS)
@@ -55,7 +55,7 @@ def test_a_part_of_a_source_keeps_the_totals_of_all_genes():
     np.testing.assert_allclose(logs.logs([0], [2]).toarray(), LOGS[:1, 2:], rtol=1e-6)
 
 
-def test_which_matrix(adata):
+def test_which_matrix_is_read(adata):
     for name in (None, "X"):
         assert layer_source(adata, name).totals.tolist() == [8, 0, 4]
     logs = layer_source(adata, "scmamba")
@@ -80,7 +80,7 @@ def test_logarithms_of_any_base_are_tested_as_natural_ones(adata):
         assert source.totals is None and f"base {base}" in source.values
 
 
-def test_antibodies_do_not_count(adata):
+def test_antibodies_are_excluded(adata):
     adata.var["feature_types"] = ["Gene Expression", "Gene Expression", "Antibody Capture"]
     adata.var_names = list("abc")
     source = layer_source(adata)
@@ -88,25 +88,25 @@ def test_antibodies_do_not_count(adata):
     assert source.logs().shape == (3, 2)
 
 
-def test_the_callers_matrix_is_left_alone():
+def test_the_matrix_of_the_caller_is_unchanged():
     zeros = sp.csr_matrix((np.array([1.0, 0.0, 2.0]), [0, 1, 2], [0, 2, 3]), shape=(2, 3))
     out = as_csr(zeros)
     assert out.nnz == 2 and zeros.nnz == 3 and zeros.data.tolist() == [1, 0, 2]
     full = sp.csr_matrix(COUNTS)
     assert as_csr(full) is full or np.shares_memory(
         as_csr(full).data, full.data
-    )  # no needless copy
+    )  # no unnecessary copy
     np.testing.assert_array_equal(as_csr(COUNTS).toarray(), COUNTS)
     before = full.copy()
     normalise(full)
     assert (full != before).nnz == 0
 
 
-def test_what_the_caller_says_goes():
+def test_a_stated_scale_is_used():
     with pytest.raises(DataError, match=r"X holds negative values \(-2\)"):
         as_source(np.array([[1.0, -2.0]]), "X", "counts")
-    said = as_source(np.array([[1.0, 3.0]]), "X", "log")
-    assert said.totals is None
+    source = as_source(np.array([[1.0, 3.0]]), "X", "log")
+    assert source.totals is None
     forced = as_source(np.array([[0.5, 1.5]]), "X", "counts")
     np.testing.assert_allclose(forced.logs().toarray(), np.log1p([[2500, 7500]]))
     assert as_source(np.array([[1.0, 3.0]]), "X").totals.tolist() == [4.0]

@@ -1,4 +1,4 @@
-"""The prior of gene variances: closed forms, a known mixture, and the genes that one common prior calls wrongly."""
+"""The prior of gene variances: closed forms, a known mixture, and genes that a single common prior calls wrongly."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ def test_without_a_prior_p_is_that_of_the_f_test():
     variance, total = found.summary()
     np.testing.assert_allclose(variance, s2, rtol=1e-6)
     np.testing.assert_allclose(total, df, rtol=1e-5)
-    # A minimal effect of nothing is the same test, of t
+    # A minimal effect of zero gives the same test, of t
     change = np.sqrt(deviance * 0.3)
     p = p_of_change(change, np.full(9, 0.3), 0.0, found)
     np.testing.assert_allclose(p, stats.f.sf(deviance / s2, 1, df), rtol=1e-6)
-    more = p_of_change(change, np.full(9, 0.3), 0.4, found)
+    other = p_of_change(change, np.full(9, 0.3), 0.4, found)
     t = [stats.t.sf((change + side * 0.4) / np.sqrt(0.3 * s2), df) for side in (-1, 1)]
-    np.testing.assert_allclose(more, np.minimum(sum(t), 1), rtol=1e-6)
+    np.testing.assert_allclose(other, np.minimum(sum(t), 1), rtol=1e-6)
 
 
-def test_an_inverse_gamma_prior_comes_back():
+def test_an_inverse_gamma_prior_is_recovered():
     """All variances from one scaled inverse chi-squared distribution: Smyth's moderated test, up to the tail."""
     rng = np.random.default_rng(2)
     sigma2 = 12 / rng.chisquare(12, 8000)
@@ -56,8 +56,8 @@ def test_an_inverse_gamma_prior_comes_back():
     assert (p < 0.001).mean() < 0.002
 
 
-def test_genes_that_vary_more_are_known_by_the_others_like_them():
-    """5% of genes vary 40-fold: their p stays uniform, where one common prior calls them."""
+def test_highly_variable_genes_keep_a_uniform_p():
+    """5% of genes vary 40-fold: their p stays uniform, while one common prior calls them."""
     rng = np.random.default_rng(3)
     n = 40_000
     wild = np.arange(n) < n // 20
@@ -77,8 +77,8 @@ def test_genes_that_vary_more_are_known_by_the_others_like_them():
     assert np.abs(mine - truth[:, 1]).mean() < 0.02
 
 
-def test_donors_with_a_response_of_their_own_are_not_called():
-    """30 genes that two of eight donors express 50-fold; the groups split them one and one, or two and none."""
+def test_responses_of_single_donors_are_not_called():
+    """Two of eight donors express 30 genes 50-fold; the groups have one of them each, or two and none."""
     rng = np.random.default_rng(4)
     base = np.exp(rng.normal(4, 1, 2000))
     rate = base[:, None] * np.exp(rng.normal(0, 0.15, (2000, 8)))
@@ -92,7 +92,7 @@ def test_donors_with_a_response_of_their_own_are_not_called():
     assert 0.03 < (p < 0.05).mean() < 0.065
 
 
-def test_the_variance_never_lies_below_its_floor():
+def test_the_variance_is_never_below_its_floor():
     mixture = VarianceMixture(
         np.array([0.1, 2.0]), np.array([1.0, 4.0]), np.array([[0.5, 0.5]] * 2)
     )
@@ -117,7 +117,7 @@ def test_power_by_the_normal_distribution_and_by_simulation():
     assert (p_of_deviance(found**2, many) < 0.02).mean() == pytest.approx(0.8, abs=0.005)
 
 
-def test_the_change_that_80_percent_find():
+def test_the_change_found_with_80_percent_power():
     """Cohorts simulated with the stated change: four of five genes pass the p."""
     rng = np.random.default_rng(6)
     design = np.column_stack([np.ones(12), np.repeat([0.0, 1.0], 6)])

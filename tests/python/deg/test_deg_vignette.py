@@ -1,4 +1,4 @@
-"""The vignette's blocks run as written, with the real imputation; its numbers against other ways to them."""
+"""The vignette's blocks run as written, with the real imputation; its numbers are computed in another way."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_vignette(tmp_path, monkeypatch, capsys):
     if not PAGES.is_dir():
         pytest.skip("the vignettes are not in an installed package")
     monkeypatch.chdir(tmp_path)
-    # Fewer cells, genes and runs than the page, so that the imputation takes seconds.
+    # Fewer cells, genes and runs than on the page, so that the imputation takes seconds.
     text = (PAGES / "deg_robustness.md").read_text()
     changes = {
         "brain_cohort(900, n_donors=8, n_genes=3000": "brain_cohort(260, n_donors=8, n_genes=2000",
@@ -40,20 +40,20 @@ def test_vignette(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
     page.write_text(text)
     space = _runner().run(page, tmp_path)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     adata, markers, bulk, result = (space[n] for n in ("adata", "markers", "bulk", "result"))
 
-    # Measured on split counts, the rates beat the average of each gene.
+    # Measured on split counts, the rates are better than the average of each gene.
     card = adata.uns["scmamba"]["impute"]
     summary = card["summary"]
     assert card["model"] == "brain-mini"
     assert summary["deviance_neighbors"] < summary["deviance_average"]
-    # Values are logarithms near the measured ones, zeros are filled in.
+    # Values are close to the observed logarithms, and zeros are imputed.
     counts, filled = adata.X.toarray(), adata.layers["scmamba"].toarray()
     logs = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
     assert filled.min() >= 0 and np.corrcoef(logs[counts > 0], filled[counts > 0])[0, 1] > 0.5
     before, after = (counts > 0).mean(), (filled > 0).mean()
-    assert f"non-zero before {before:.1%}, after {after:.1%}" in said and after > before + 0.02
+    assert f"non-zero before {before:.1%}, after {after:.1%}" in output and after > before + 0.02
 
     # The table of FindMarkers: rates, Seurat 5's fold change, Bonferroni over 2,000 genes.
     cell_type, disease = (adata.obs[c].to_numpy() for c in ("cell_type", "disease"))
@@ -91,7 +91,7 @@ def test_vignette(tmp_path, monkeypatch, capsys):
     changed = set(adata.var_names[truth != 0])
     for name, genes in space["tests"].items():
         right = len(set(genes) & changed)
-        assert f"{name}" in said
+        assert f"{name}" in output
         assert space["score"](genes) == {
             "called": len(genes),
             "right": right,
@@ -115,7 +115,7 @@ def test_vignette(tmp_path, monkeypatch, capsys):
         (r, round(len(ill) * r), round(len(well) * r)) for r in (0.2, 0.5, 0.9)
     }
     false = result.false_positives().set_index(["kind", "cell_type", "layer"])["rate_nominal"]
-    assert false["null_cells", "Excitatory", "counts"] < 0.08  # 5% is right
+    assert false["null_cells", "Excitatory", "counts"] < 0.08  # nominal: 5%
     again = deg.RobustnessResult.load(tmp_path / "deg_robustness_report")
     pd.testing.assert_frame_equal(again.false_positives(), result.false_positives())
     assert (tmp_path / "deg_robustness_report" / "overlap_heatmap.png").exists()

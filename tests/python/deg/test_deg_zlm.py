@@ -100,7 +100,7 @@ def test_methods(cells):
 
 
 def test_estimates_limits_and_log_fold_change(cells, fitted):
-    """Wald limits, and the variance of u1 p1 - u0 p0 of independent parts, by its definition."""
+    """Wald limits, and the variance of u1 p1 - u0 p0 of independent parts, from its definition."""
     values, _, x = cells
     table = fitted.lrt("depth")
     v, d = fitted.prior[:2]
@@ -187,7 +187,7 @@ def test_fit_table(cells, fitted):
 
 
 def _two_groups(*pairs: tuple[int, int]) -> tuple[np.ndarray, pd.DataFrame]:
-    """30 + 30 cells; per gene so many expressing cells in either group, of varied values."""
+    """30 + 30 cells; for each gene the given numbers of expressing cells in the two groups, with varying values."""
     values = np.zeros((60, len(pairs)))
     for g, (a, b) in enumerate(pairs):
         values[:a, g] = 1 + np.arange(a) % 5
@@ -196,7 +196,7 @@ def _two_groups(*pairs: tuple[int, int]) -> tuple[np.ndarray, pd.DataFrame]:
 
 
 def test_which_parts_can_be_tested():
-    """Edge cases as MAST 1.32.0 answers them (df of the continuous and of the discrete part)."""
+    """Edge cases with the results of MAST 1.32.0 (df of the continuous and of the discrete part)."""
     values, table = _two_groups((0, 0), (20, 0), (1, 1), (2, 1), (2, 2), (3, 1), (30, 30), (1, 0))
     fit = zlm(values, "~ group", table, prior=(1.0, 3.0))
     got = fit.lrt("group")
@@ -240,7 +240,7 @@ def test_residual_df_counts_in_both_models():
     assert got["df_C"] == 1 and got["lambda_C"] > 0
 
 
-def test_missing_values_lose_a_gene_whole(cells):
+def test_a_gene_with_missing_values_is_not_tested(cells):
     values, table, _ = cells
     holed = values.copy()
     holed[3, 2] = np.nan
@@ -268,7 +268,7 @@ def test_inputs(cells):
         zlm(sp.csc_matrix(counts), "~ group", table, scale="counts"),
     ):
         pd.testing.assert_frame_equal(fit.lrt("group"), truth, rtol=1e-9)
-    raw = zlm(counts, "~ group", table)  # a matrix is taken for logarithms, as it is
+    raw = zlm(counts, "~ group", table)  # a matrix is read as logarithms, unchanged
     np.testing.assert_allclose(raw.continuous.coef[0, 0], counts[::2, 0][counts[::2, 0] > 0].mean())
     other = table.assign(group=table["group"].to_numpy()[::-1])
     swapped = zlm(adata, "~ group", other, layer="l").lrt("group")
@@ -284,7 +284,7 @@ def test_inputs(cells):
     assert "12 genes, 80 cells, bayesglm; (Intercept) + groupb" in text and "0.5, df 3.25" in text
 
 
-def test_chi_squared_tail():
+def test_chi_squared_tail_probabilities():
     statistic, df = np.array([3.84, 0.0, -2.0, 5.0, 9.0]), np.array([1, 1, 2, 0, 3])
     expected = [stats.chi2.sf(3.84, 1), 1, 1, 1, stats.chi2.sf(9, 3)]
     np.testing.assert_allclose(chi2_p(statistic, df), expected, rtol=1e-12)

@@ -22,7 +22,7 @@ def is_possible() -> bool:
 
 
 class Cluster:
-    """A real Slurm of two nodes on this machine, each with what it takes for one GPU; the second has only a name of its own."""
+    """A real Slurm of two nodes on this machine, each with a file that stands for a GPU; the second node has only its own name."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, here = folder, socket.gethostname()

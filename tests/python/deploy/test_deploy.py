@@ -1,4 +1,4 @@
-"""The files of ``deploy/``: parsed, and their commands really run (host, port and folder replaced by this machine's)."""
+"""The files of ``deploy/``: parsed, and their commands run, with host, port and folder replaced by this machine's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 
 
 class Running:
-    """A command of a container on a free port of this machine, and whatever it starts."""
+    """A container's command on a free port of this machine, and the processes that it starts."""
 
     def __init__(self, command: list[str], data: Path) -> None:
         with socket.socket() as free:
@@ -92,7 +92,7 @@ def kubernetes() -> dict[str, dict[str, Any]]:
     }
 
 
-def test_the_compose_file_holds_together():
+def test_the_compose_file_is_consistent():
     file = compose()
     for service in file["services"].values():
         assert {v.split(":")[0] for v in service["volumes"]} <= set(file["volumes"]) and set(
@@ -104,7 +104,7 @@ def test_the_compose_file_holds_together():
     )
     build = file["services"]["first"]["build"]
     assert (DEPLOY / build["context"] / build["dockerfile"]).is_file()
-    for name in servers:  # only the proxy is seen from outside, and the folder is shared
+    for name in servers:  # only the proxy can be reached from outside, and the folder is shared
         assert "ports" not in file["services"][name] and file["services"][name]["volumes"] == [
             "jobs:/data"
         ]
@@ -133,7 +133,7 @@ def test_the_image_installs_pinned_packages_with_hashes():
 
 
 @pytest.mark.slow
-def test_what_one_server_leaves_behind_the_other_takes_up(tmp_path):
+def test_a_second_server_continues_the_jobs_of_the_first(tmp_path):
     services, token = compose()["services"], Tokens(tmp_path).add("ann", 1)
     cells = brain_cohort(20, n_donors=2, seed=3)[:, ::15].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -156,13 +156,13 @@ def test_what_one_server_leaves_behind_the_other_takes_up(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_pod_makes_a_token_once_answers_its_probes_and_lets_its_owner_in(tmp_path):
+def test_the_pod_creates_a_token_once_answers_probes_and_accepts_its_owner(tmp_path):
     pod = kubernetes()["Deployment"]["spec"]["template"]["spec"]
     make = [
         word.replace("/data", str(tmp_path)).replace("python", sys.executable)
         for word in pod["initContainers"][0]["command"]
     ]
-    for _ in range(2):  # the second time there is one
+    for _ in range(2):  # on the second start a token exists
         subprocess.run(make, check=True, timeout=120)
     data = tmp_path / "scmamba"
     token = (data / "first-token").read_text().strip()
@@ -181,7 +181,7 @@ def test_the_pod_makes_a_token_once_answers_its_probes_and_lets_its_owner_in(tmp
         server.kill()
 
 
-def test_the_manifest_is_what_kubernetes_knows():
+def test_the_manifest_is_valid_for_kubernetes():
     items = kubernetes()
     assert set(items) == {
         "Namespace",
@@ -208,7 +208,7 @@ def test_the_manifest_is_what_kubernetes_knows():
 
 
 def slurm(script: str, tmp_path: Path, *arguments: str, **variables: str) -> list[str]:
-    """What a script lets ``srun`` start, on a machine that only looks like a cluster."""
+    """The commands that a script passes to ``srun``, on a machine that imitates a cluster."""
     bin = tmp_path / "bin"
     bin.mkdir()
     for name, text in {
@@ -230,7 +230,7 @@ def slurm(script: str, tmp_path: Path, *arguments: str, **variables: str) -> lis
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
-def test_the_slurm_job_of_many_nodes_starts_what_torchrun_understands(tmp_path):
+def test_the_slurm_job_of_many_nodes_passes_valid_options_to_torchrun(tmp_path):
     from torch.distributed.run import parse_args
 
     words = slurm(
@@ -276,7 +276,7 @@ def cluster():
         pytest.skip("a Slurm cluster takes root and the packages munge and slurm-wlm")
     with tempfile.TemporaryDirectory(
         prefix="slurm-", dir="/tmp"
-    ) as folder:  # munge refuses folders others may write to
+    ) as folder:  # munge refuses folders that others can write to
         made = Cluster(Path(folder))
         try:
             if not made.is_up():
@@ -289,7 +289,7 @@ def cluster():
 
 
 @pytest.mark.slow
-def test_a_real_slurm_spreads_one_file_over_two_nodes(cluster, tmp_path):
+def test_a_real_slurm_job_imputes_one_file_on_two_nodes(cluster, tmp_path):
     cells = brain_cohort(60, n_donors=2, seed=3)[:, ::4].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     # Less memory and fewer cores than in the script; everything else is as in the script.
@@ -314,9 +314,7 @@ def test_a_real_slurm_spreads_one_file_over_two_nodes(cluster, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_left(
-    cluster, tmp_path
-):
+def test_the_next_slurm_job_of_the_server_continues_its_jobs(cluster, tmp_path):
     token = Tokens(tmp_path / "jobs").add("ann", 1)
     brain_cohort(20, n_donors=2, seed=3)[:, ::15].write_h5ad(tmp_path / "cells.h5ad")
     names = []
@@ -335,7 +333,7 @@ def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_lef
             SCMAMBA_PORT=str(port),
         ).strip()
         client = Client(f"http://127.0.0.1:{port}", token)
-        until = time.monotonic() + 180  # the client repeats a request for a while by itself
+        until = time.monotonic() + 180  # the client itself repeats a request for a while
         while True:
             with contextlib.suppress(ScMambaError, OSError):
                 assert "brain-mini" in client.models()
@@ -345,7 +343,7 @@ def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_lef
         names.append(client.submit("embed", tmp_path / "cells.h5ad", force=True))
         if turn == 1:
             assert all(client.wait(name, verbose=False)["state"] == "done" for name in names)
-        cluster.run("scancel", "--signal=TERM", "--batch", job)  # as at the end of its time
+        cluster.run("scancel", "--signal=TERM", "--batch", job)  # as at the end of its time limit
         for _ in range(150):
             if not cluster.run("squeue", "--noheader", "--jobs", job):
                 break
@@ -354,7 +352,7 @@ def test_a_real_slurm_runs_the_server_and_the_next_job_goes_on_with_what_was_lef
             socket.create_connection(("127.0.0.1", port), timeout=5).close()
 
 
-def test_each_worker_has_a_gpu_of_its_own_and_its_part_of_the_cores(monkeypatch, tmp_path):
+def test_each_worker_has_its_own_gpu_and_its_share_of_the_cores(monkeypatch, tmp_path):
     monkeypatch.setattr(supervisor, "available_cores", lambda: 16)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")

@@ -1,4 +1,4 @@
-"""Doublets: the simulation against sums by hand, the statistics against other people's, and data at the edge of what can be asked."""
+"""Doublets: the simulation against sums by hand, the statistics against other implementations, and data at the limits of the method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUIET = dict(verbose=False)
 
 @pytest.fixture(scope="module")
 def droplets() -> ad.AnnData:
-    """Four hundred simulated nuclei of two donors, 40 more droplets that hold two of different kinds."""
+    """Four hundred simulated nuclei of two donors, and 40 heterotypic doublets."""
     cells = brain_cohort(480, n_donors=2, n_genes=3000, donor_effect=0.2, seed=3)
     rng = np.random.default_rng(0)
     donor = cells.obs["donor"].to_numpy()
@@ -82,7 +82,7 @@ def test_simulated_doublets_are_sums_of_their_parents():
     ).all()
 
 
-def test_lone_cells_and_left_out_cells_have_no_doublets():
+def test_single_and_excluded_cells_give_no_doublets():
     counts = sparse.csr_matrix(np.ones((5, 4)))
     assert len(simulate_doublets(counts, np.arange(5), 20)) == 0
     made = simulate_doublets(counts, np.zeros(5, int), 50, weight=np.array([1, 1, 1, 0, 0.0]))
@@ -104,7 +104,7 @@ def test_logistic_and_silhouette_agree_with_scikit_learn():
     )
 
 
-def test_doublets_are_found_named_and_repeatable(droplets):
+def test_doublets_are_called_reproducibly_with_their_types(droplets):
     before = droplets.copy()
     result = scmamba.find_doublets(
         droplets, sample_key="donor", label_key="kind", expected_rate=0.09, copy=True, **QUIET
@@ -120,7 +120,7 @@ def test_doublets_are_found_named_and_repeatable(droplets):
         kind in names
         for kind, names in zip(droplets.obs["kind"][called & truth], parents[called & truth])
     ]
-    assert np.mean(own) > 0.7  # one of the named parents is the true first one
+    assert np.mean(own) > 0.7  # one of the reported parent types is the true first one
     again = scmamba.find_doublets(
         droplets, sample_key="donor", label_key="kind", expected_rate=0.09, copy=True, **QUIET
     )
@@ -135,7 +135,7 @@ def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
     from scmamba.doublets import network as _doublet_network
 
     monkeypatch.setattr(_doublet_network, "STEPS", (40, 40))
-    few = droplets[np.r_[:120, 400:440], :1500].copy()  # all the true doublets, fewer cells
+    few = droplets[np.r_[:120, 400:440], :1500].copy()  # all the true doublets, but fewer cells
     options = dict(sample_key="donor", method="network", rounds=2, copy=True, **QUIET)
     result = scmamba.find_doublets(few, model="brain-mini", **options)
     assert (
@@ -144,7 +144,7 @@ def test_the_pre_trained_network_finds_doublets(droplets, monkeypatch):
     )
 
 
-def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypatch):
+def test_the_network_is_reproducible_and_is_combined_with_the_fast_method(droplets, monkeypatch):
     from scmamba.doublets import network as _doublet_network
 
     monkeypatch.setattr(_doublet_network, "STEPS", (3, 3))
@@ -155,7 +155,7 @@ def test_the_network_is_repeatable_and_joins_the_fast_method(droplets, monkeypat
         for m in ("fast", "network", "network", "both")
     )
     np.testing.assert_allclose(alone, again, atol=1e-6)
-    # Log odds, but for the one rate that each method assumes for the whole sample: the mean of both.
+    # Combined log odds, except for the rate that each method assumes for the whole sample: the mean of both.
     gaps = np.log(both / (1 - both)) - (np.log(fast / (1 - fast)) + np.log(alone / (1 - alone))) / 2
     np.testing.assert_allclose(gaps, np.median(gaps), atol=0.02)
     assert np.abs(np.log(fast / (1 - fast)) - np.log(alone / (1 - alone))).std() > 0.1
@@ -180,7 +180,7 @@ def test_rates_are_kept_per_sample(droplets):
         scmamba.find_doublets(droplets, expected_rate=8, **QUIET)
 
 
-def test_old_names_warn_and_mean_the_same(droplets):
+def test_old_option_names_warn_and_give_the_same_result(droplets):
     few = droplets[:120].copy()
     options = dict(rounds=2, expected_rate=0.1, copy=True, **QUIET)
     new = scmamba.find_doublets(
@@ -189,25 +189,25 @@ def test_old_names_warn_and_mean_the_same(droplets):
     with pytest.warns(DeprecationWarning) as caught:
         old = scmamba.detect_doublets(few, sample="donor", labels="kind", recipe="sum", **options)
     pd.testing.assert_frame_equal(old.obs, new.obs)
-    said = " ".join(str(w.message) for w in caught)
+    warnings_text = " ".join(str(w.message) for w in caught)
     for name in ("find_doublets()", "sample_key", "label_key", "doublet_simulation"):
-        assert name in said
+        assert name in warnings_text
     record = new.uns["scmamba"]["doublets"]
     assert set(record) == {"version", "params", "summary"}
     assert record["params"]["doublet_simulation"] == "sum"
 
 
-def test_foreign_columns_stay(droplets):
+def test_other_columns_of_the_object_stay(droplets):
     few = droplets[:60].copy()
     few.obs["scmamba_doublet"] = "mine"
     with pytest.raises(DataError, match=r"obs\['scmamba_doublet'\] exists already"):
         scmamba.find_doublets(few, rounds=1, **QUIET)
     scmamba.find_doublets(few, rounds=1, overwrite=True, **QUIET)
     assert few.obs["scmamba_doublet"].dtype == bool
-    scmamba.find_doublets(few, rounds=1, **QUIET)  # our own columns are replaced
+    scmamba.find_doublets(few, rounds=1, **QUIET)  # scMamba's own columns are replaced
 
 
-def test_the_result_is_written_and_read(droplets, tmp_path):
+def test_the_result_can_be_written_and_read(droplets, tmp_path):
     result = scmamba.find_doublets(droplets[:150].copy(), sample_key="donor", **QUIET)
     result.write_h5ad(tmp_path / "a.h5ad")
     back = ad.read_h5ad(tmp_path / "a.h5ad")
@@ -215,11 +215,11 @@ def test_the_result_is_written_and_read(droplets, tmp_path):
     assert back.uns["scmamba"]["doublets"]["summary"]["samples"]["cells"].sum() == 150
 
 
-def test_edges_work_or_say_why(droplets):
+def test_edge_cases_work_or_give_the_reason(droplets):
     small = droplets[:80].copy()
     small.obs["donor"] = pd.Categorical(
         ["one"] * 78 + [None, "alone"]
-    )  # NA, and a donor of one cell
+    )  # NA, and a donor with one cell
     small.X = sparse.diags((np.arange(80) != 3).astype(float)) @ small.X
     result = scmamba.find_doublets(small, sample_key="donor", **QUIET)
     assert (
@@ -241,7 +241,7 @@ def test_edges_work_or_say_why(droplets):
         scmamba.find_doublets(alone, sample_key="own", **QUIET)
 
 
-def test_a_hundred_samples_of_twenty_cells_one_kind_three_hundred_genes():
+def test_a_hundred_samples_of_twenty_cells_of_one_type_and_three_hundred_genes():
     cells = brain_cohort(2000, n_donors=4, n_genes=300, cell_types=["Microglia"], seed=2)
     cells.obs["library"] = np.repeat([f"s{i}" for i in range(100)], 20)
     result = scmamba.find_doublets(
@@ -303,12 +303,12 @@ def test_metrics_agree_with_scikit_learn():
         doublet_scores(truth, score[:10])
 
 
-def test_without_doublets_hardly_any_are_called():
+def test_hardly_any_calls_without_doublets():
     cells = brain_cohort(300, n_donors=2, n_genes=1000, seed=4)
     found = scmamba.find_doublets(cells, rounds=1, copy=True, **QUIET)
     assert (
         found.obs["scmamba_doublet"].mean() < 0.05
-    )  # nothing above what 300 droplets are expected to hold but chance
+    )  # not more than expected by chance among 300 droplets
     none = scmamba.find_doublets(cells, rounds=1, expected_rate=0.0, copy=True, **QUIET)
     assert (
         not none.obs["scmamba_doublet"].any() and (none.obs["scmamba_doublet_parents"] == "").all()
@@ -316,7 +316,7 @@ def test_without_doublets_hardly_any_are_called():
     assert none.obs["scmamba_doublet_score"].max() < 0.5
 
 
-def test_a_donor_of_one_cell_beside_others_is_scored_and_called_by_its_own_rate(droplets):
+def test_a_donor_with_one_cell_is_scored_and_called_by_its_own_rate(droplets):
     cells = droplets[:120].copy()
     cells.obs["donor"] = pd.Categorical(["many"] * 119 + ["alone"])
     found = scmamba.find_doublets(
@@ -331,7 +331,7 @@ def test_a_donor_of_one_cell_beside_others_is_scored_and_called_by_its_own_rate(
     assert table["called"].to_dict() == {"many": 12, "alone": 0} and np.isfinite(
         found.obs["scmamba_doublet_score"].iloc[-1]
     )
-    assert table.loc["alone", "detectable"] == 0  # nothing it could have met
+    assert table.loc["alone", "detectable"] == 0  # no other cell to form a doublet with
 
 
 def test_identical_cells_work():

@@ -1,4 +1,4 @@
-"""From evidence to calls: the regression that leaves suspects out, rates, thresholds and names, worked out by hand."""
+"""From features to calls: the regression that excludes suspected doublets, rates, thresholds and type names, by hand."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_options_are_checked():
             DoubletOptions(**options)
 
 
-def test_counts_are_read_whatever_holds_them():
+def test_counts_are_read_from_every_container():
     x = np.array([[1.0, 0, 2], [0, 3, 0]])
     data = ad.AnnData(np.zeros((2, 3)), layers={"counts": sparse.csc_matrix(x)})
     np.testing.assert_array_equal(module._counts(data, "counts")[0].toarray(), x)
@@ -68,7 +68,7 @@ def test_counts_are_read_whatever_holds_them():
             module._counts(wrong, "x" if wrong is data else None)
 
 
-def test_samples_are_coded_and_cells_without_one_are_one_more(capsys):
+def test_samples_are_coded_and_cells_without_one_form_another_sample(capsys):
     data = ad.AnnData(
         np.zeros((5, 1)),
         obs=pd.DataFrame({"lib": ["b", "a", None, "b", None]}, index=list("vwxyz")),
@@ -87,17 +87,17 @@ def test_samples_are_coded_and_cells_without_one_are_one_more(capsys):
     assert module._samples(data, None, True)[1].tolist() == [0] * 5
 
 
-def test_whole_samples_are_looked_at_together(monkeypatch):
+def test_whole_samples_are_processed_together(monkeypatch):
     monkeypatch.setattr(module, "_BATCH_CELLS", 100)
     codes = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3, 4], [40, 60, 1, 150, 29]))
     groups = [np.unique(codes[rows]).tolist() for rows in module._sample_batches(codes)]
-    assert groups == [[0, 1], [2], [3, 4]]  # 29 left-over cells join the group before
+    assert groups == [[0, 1], [2], [3, 4]]  # the 29 remaining cells are added to the group before
     assert sorted(np.concatenate(list(module._sample_batches(codes)))) == list(range(280))
     enough = np.repeat([0, 1, 2], [90, 30, 1])
     assert [len(rows) for rows in module._sample_batches(enough)] == [90, 31]
 
 
-def test_the_regression_is_scikit_learns_without_suspects():
+def test_the_regression_is_scikit_learns_without_suspected_doublets():
     rng = np.random.default_rng(0)
     x, simulated = rng.normal(size=(120, 4)), np.arange(120) >= 70
     x[simulated, 0] += 1.5
@@ -130,7 +130,7 @@ def test_the_regression_is_scikit_learns_without_suspects():
     np.testing.assert_allclose(separable, np.r_[peer.intercept_, peer.coef_[0]], atol=1e-4)
 
 
-def test_depth_is_no_evidence_where_doublets_are_sums():
+def test_depth_is_not_a_feature_if_doublets_are_sums():
     evidence = SimpleNamespace()
     rng = np.random.default_rng(1)
     simulated = np.arange(60) >= 30
@@ -146,7 +146,7 @@ def test_depth_is_no_evidence_where_doublets_are_sums():
         np.testing.assert_allclose(module._combined_log_odds(evidence, recipe, 4), expected)
 
 
-def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
+def test_rounds_with_new_doublets_are_averaged(monkeypatch):
     rng = np.random.default_rng(0)
     rates = rng.gamma(0.4, 3.0, (3, 80))
     counts = sparse.csr_matrix(rng.poisson(rates[np.arange(90) % 3]).astype(float))
@@ -179,7 +179,7 @@ def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
             [(clusters.coarse[codes == code] == c).mean() for c in np.unique(clusters.coarse)]
         )
         np.testing.assert_allclose(found.detectable[codes == code], 1 - (share**2).sum())
-    # Both methods: the means of their log odds, and of the quantiles of the simulated ones; suspects are not taught as single cells.
+    # Both methods: the means of their log odds, and of the quantiles of the simulated ones; suspected doublets are not training examples of single cells.
     seen: dict = {}
 
     def odds_of(adata, counts, made, doubtful, *, model, seed, verbose):
@@ -206,7 +206,7 @@ def test_rounds_are_averaged_with_fresh_doublets(monkeypatch):
     ).nnz == 0
 
 
-def test_the_apparent_rate_is_the_smallest_bound():
+def test_the_apparent_rate_is_the_smallest_upper_bound():
     rng = np.random.default_rng(0)
     simulated = rng.normal(3, 1, 500)
     real = np.r_[rng.normal(-1, 1, 900), rng.normal(3, 1, 100)]
@@ -222,7 +222,7 @@ def test_the_apparent_rate_is_the_smallest_bound():
     assert module._apparent_rate(real[:0], simulated) == (0.0, 0)
 
 
-def test_rates_are_blended_by_how_sure_each_is():
+def test_rates_are_weighted_by_their_certainty():
     sure, seen = 1 / 0.7**2, 1 / (0.5**2 + 1 / 40)
     expected = np.exp((sure * np.log(0.05) + seen * np.log(0.12)) / (sure + seen))
     assert (
@@ -292,7 +292,7 @@ def test_rates_per_sample_and_calls_by_rank():
     assert big["prior"][0] == 0.4
 
 
-def test_parents_are_named_by_label_or_by_cluster():
+def test_parents_have_the_label_or_cluster_name():
     counts = sparse.csr_matrix(np.array([[9.0, 0, 1], [8, 0, 1], [0, 9, 1], [0, 7, 1], [0, 8, 1]]))
     result = module._Result.empty(5)
     result.cluster, result.pair = (
@@ -308,7 +308,7 @@ def test_parents_are_named_by_label_or_by_cluster():
     assert result.parents.tolist()[0] == "glia + neuron"
 
 
-def test_parts_are_put_in_their_rows():
+def test_parts_are_written_to_their_rows():
     whole = module._Result.empty(6)
     part = result_of(np.array([1.0, 2.0]))
     part.clusters, part.pair = {"c1": "x"}, np.array([[1, 2], [3, 4]])
@@ -325,7 +325,7 @@ def test_parts_are_put_in_their_rows():
     assert len(whole.simulated) == 100
 
 
-def test_the_network_is_taught_single_cells_that_are_not_suspect(monkeypatch):
+def test_the_network_is_trained_on_cells_that_are_not_suspected_doublets(monkeypatch):
     from scmamba.training import finetune_classifier as classes
     from scmamba.training import trainer as loop
 
@@ -375,8 +375,8 @@ def test_the_network_is_taught_single_cells_that_are_not_suspect(monkeypatch):
     assert seen["config"].steps == int(2 * (45 + len(made)) / 16)
 
 
-def test_doublets_of_two_clusters_are_the_share_of_each_sample_that_can_be_detected():
-    """A sample of one kind has none; of two kinds, half of all pairs."""
+def test_the_detectable_share_is_that_of_doublets_of_two_clusters():
+    """A sample of one type has none; of two types, half of all pairs."""
     rng = np.random.default_rng(0)
     rates = rng.gamma(0.4, 3.0, (3, 80))
     kind = np.r_[np.repeat(0, 60), np.tile([1, 2], 30), np.repeat(1, 60)]
@@ -395,7 +395,7 @@ def test_a_column_of_labels_that_does_not_exist_is_refused_before_the_work(monke
         module.find_doublets(cells, label_key="kind", verbose=False)
 
 
-def test_columns_of_a_backed_object_are_written_into_it(tmp_path):
+def test_columns_are_written_into_a_backed_object(tmp_path):
     rng = np.random.default_rng(0)
     rates = rng.gamma(0.4, 3.0, (3, 80))
     cells = ad.AnnData(sparse.csr_matrix(rng.poisson(rates[np.arange(90) % 3]).astype(float)))

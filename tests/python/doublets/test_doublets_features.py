@@ -1,4 +1,4 @@
-"""The evidence for doublets, each kind by brute force on a few dozen droplets."""
+"""The features for doublet detection, each by brute force on a few dozen droplets."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_values_and_genes_by_hand():
     )
 
 
-def test_clusters_that_stand_apart_come_back():
+def test_separated_clusters_are_recovered():
     rng = np.random.default_rng(0)
     truth = np.repeat([0, 1, 2, 3], [40, 30, 20, 10])
     points = 9 * np.eye(5)[truth] + rng.normal(size=(100, 5))
     for seed in range(5):
         code = kmeans(points, 4, seed=seed)
         assert adjusted_rand_score(truth, code) == 1
-    # A run ends where every point is with its nearest mean.
+    # k-means has converged if every point is with its nearest mean
     code = kmeans(rng.normal(size=(80, 3)), 5, seed=1)
     assert set(code) == set(range(5))
     points3 = np.random.default_rng(2).normal(size=(80, 3))
@@ -106,7 +106,7 @@ def test_silhouettes_are_scikit_learns():
     for code in (
         rng.integers(0, 4, 50),
         np.r_[[7], rng.integers(0, 2, 49)],
-    ):  # with a cluster of one
+    ):  # one cluster has a single cell
         distance = np.linalg.norm(x[:, None] - x[None], axis=2)
         assert silhouette(distance, code) == pytest.approx(silhouette_score(x, code))
     assert silhouette(distance, np.zeros(50, int)) == -1
@@ -129,7 +129,7 @@ def test_the_best_mixtures_by_search():
 
 
 def mixed_clusters(share: float, deeper: float, small: int) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Three kinds of a hundred cells, and ``small`` cells of two kinds each, ``deeper`` times as deep."""
+    """Three types of a hundred cells, and ``small`` doublets of two types each, ``deeper`` times as deep."""
     rng = np.random.default_rng(3)
     rates = rng.gamma(0.4, 4.0, (3, 80))
     own = rng.poisson(rates[np.repeat([0, 1, 2], 100)])
@@ -139,23 +139,25 @@ def mixed_clusters(share: float, deeper: float, small: int) -> tuple[sparse.csr_
     ]
 
 
-def test_clusters_of_doublets_are_given_up():
+def test_clusters_of_doublets_are_excluded():
     counts, code = mixed_clusters(0.5, 2.0, 25)
     found = without_mixtures(counts, code)
     assert (
         set(found) == {0, 1, 2} and (found[:300] == code[:300]).all() and set(found[300:]) <= {0, 1}
     )
     many, codes = mixed_clusters(0.5, 2.0, 40)
-    np.testing.assert_array_equal(without_mixtures(many, codes), codes)  # 40 of 340 are not few
+    np.testing.assert_array_equal(
+        without_mixtures(many, codes), codes
+    )  # 40 of 340 are too many to be excluded
     shallow, code = mixed_clusters(0.5, 1.0, 25)
     np.testing.assert_array_equal(
         without_mixtures(shallow, code), code
-    )  # no deeper than what it would be made of
+    )  # not deeper than its parents
     three = code < 3
     np.testing.assert_array_equal(without_mixtures(shallow[three], code[three]), code[three])
 
 
-def test_two_views_of_the_cells():
+def test_two_representations_of_the_cells():
     counts, code = kinds(240, 4)
     found = Clusters.find(counts, seed=0)
     assert adjusted_rand_score(found.coarse, code) > 0.9
@@ -198,7 +200,7 @@ def test_ratios_by_search():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_ratios_in_blocks_are_those_of_float64_column_by_column(threads):
-    """Deep cells, whose sums in float32 alone would be off by more than the differences between mixtures."""
+    """Deep cells: the rounding error of float32 sums alone would exceed the differences between mixtures."""
     rng = np.random.default_rng(7)
     base = rng.dirichlet(np.full(900, 0.3))
     profiles = np.stack([0.9 * base + 0.1 * rng.dirichlet(np.full(900, 0.3)) for _ in range(11)])
@@ -223,12 +225,12 @@ def test_ratios_in_blocks_are_those_of_float64_column_by_column(threads):
     for j in range(3):
         plain = values[[k[0] == j for k in keys]].max(axis=0) - alone.max(axis=1)
         np.testing.assert_allclose(ratio[:, j], plain, atol=5e-5, rtol=1e-6)
-    # The pair is the best one, or one as good.
-    said = [by_pair[(ratio[i].argmax(), *pair[i, ::-1])][i] for i in range(300)]
-    np.testing.assert_allclose(said, values.max(axis=0), rtol=0, atol=1e-4)
+    # The pair is the best one, or an equally good one.
+    reported = [by_pair[(ratio[i].argmax(), *pair[i, ::-1])][i] for i in range(300)]
+    np.testing.assert_allclose(reported, values.max(axis=0), rtol=0, atol=1e-4)
 
 
-def test_profiles_are_without_the_fold_and_without_suspects():
+def test_profiles_exclude_the_fold_and_suspected_doublets():
     counts, code = kinds(100)
     found = Mixtures(counts, code, suspected=0.1, rounds=2, seed=5)
     average = np.asarray(counts.sum(axis=0)).ravel() + 0.5
@@ -263,7 +265,7 @@ def test_profiles_are_without_the_fold_and_without_suspects():
 
 
 def test_coexpression_is_the_score_of_cxds():
-    """Bais and Kostka: minus the log of the chance of so many cells with exactly one of two genes, summed over pairs a cell has both of."""
+    """Bais and Kostka: minus the log probability of that many cells with exactly one of two genes, summed over the pairs in a cell."""
     rng = np.random.default_rng(6)
     counts = rng.poisson(rng.uniform(0.05, 2, 14), (80, 14)).astype(float)
     counts[:40, 0], counts[40:, 0], counts[:40, 1], counts[40:, 1] = 2, 0, 0, 3
@@ -283,7 +285,7 @@ def test_coexpression_is_the_score_of_cxds():
     assert found.score(sparse.csr_matrix(counts)).argmax() == 5
 
 
-def test_others_are_the_nearest_without_oneself():
+def test_neighbors_exclude_the_cell_itself():
     points = np.random.default_rng(7).normal(size=(25, 3))
     distance = ((points[:, None] - points[None]) ** 2).sum(-1)
     np.fill_diagonal(distance, np.inf)
@@ -292,7 +294,7 @@ def test_others_are_the_nearest_without_oneself():
     assert same.shape == (9, 4)
 
 
-def test_the_evidence_by_brute_force(monkeypatch):
+def test_all_features_by_brute_force(monkeypatch):
     monkeypatch.setattr(features, "REACHES", (3, 6))
     counts, code = kinds(60)
     made = sparse.csr_matrix(counts[:20] + counts[20:40])
@@ -330,7 +332,7 @@ def test_the_evidence_by_brute_force(monkeypatch):
     assert len(table.columns) == 2 + 2 + 2 + 1 + 3 + 10
 
 
-def test_the_curved_view_holds_squares_and_products():
+def test_the_quadratic_features_are_squares_and_products():
     scores = np.random.default_rng(0).normal(size=(40, 20)) * 3 + 1
     found = Evidence(None, np.zeros(40, bool), scores).curved()
     z = (scores[:, :15] - scores[:, :15].mean(axis=0)) / scores[:, :15].std(axis=0)
@@ -339,7 +341,7 @@ def test_the_curved_view_holds_squares_and_products():
 
 
 @pytest.mark.parametrize("share", [0.2, 0.35, 0.5, 0.65, 0.8])
-def test_a_mixture_is_explained_by_its_own_share(share):
+def test_a_mixture_is_fitted_with_its_own_share(share):
     profile = np.array([[0.7, 0.1, 0.1, 0.1], [0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.4, 0.4]])
     mixed = share * profile[0] + (1 - share) * profile[1]
     best, pair = _best_mixtures(np.vstack([profile[:2], 1000 * mixed]), np.vstack([profile]))

@@ -16,7 +16,7 @@ from scmamba.utils.errors import GeneError, ScMambaError
 
 @pytest.fixture(scope="module")
 def model():
-    """Untrained, but for three genes with equal embeddings."""
+    """Untrained, except for three genes with equal embeddings."""
     small = small_model("expressed")
     places = [small.genes.symbols.index(s) for s in ("GAD1", "GAD2", "SST")]
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_nearest_genes_are_those_of_scikit_learn(model):
     assert found["neighbor"].iloc[0] == "GAD2" and set(found["gene"]) == {"GAD1"}
 
 
-def test_markers_on_a_plane(model):
+def test_markers_in_the_plane(model):
     panel = {"inhibitory": ["GAD1", "GAD2", "SST"], "other": ["MBP", "AQP4", "nothing"]}
     table = marker_map(panel, model=model)
     assert table["gene"].tolist() == ["GAD1", "GAD2", "SST", "MBP", "AQP4"]
@@ -59,7 +59,7 @@ def test_markers_on_a_plane(model):
     assert len(plot_marker_map(table).axes[0].texts) == 5
 
 
-def test_refusals(model):
+def test_invalid_calls_are_refused(model):
     with pytest.raises(GeneError, match="has none"):
         scmamba.gene_neighbors("nothing", model=model)
     with pytest.raises(GeneError, match="has 1 of the 2 markers"):

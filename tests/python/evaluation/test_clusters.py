@@ -1,4 +1,4 @@
-"""Cluster scores against counts by hand, and on data with known types and donors."""
+"""Cluster scores against hand counts, and on data with known types and donors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytest.importorskip("igraph")
 def test_scores_are_those_counted_by_hand():
     # The second labeling determines the first: mutual information ln 2, entropies ln 2 and 1.5 ln 2.
     assert nmi([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx(2 / (1 + 1.5))
-    # One pair of cells together in both, two and one in each, of six: expected 2 x 1 / 6, at most 1.5.
+    # One pair of cells is together in both labelings, two in one and one in the other, of six: expected 2 x 1 / 6, at most 1.5.
     assert ari([0, 0, 1, 1], [0, 0, 1, 2]) == pytest.approx((1 - 1 / 3) / (1.5 - 1 / 3))
     assert nmi(["x"] * 5, [1] * 5) == 1 and ari(np.zeros(5), np.zeros(5)) == 1
     points = np.array([[0.0], [1], [10], [11]])
@@ -38,7 +38,7 @@ def test_components_are_those_of_scikit_learn():
     from sklearn.decomposition import PCA
 
     rng = np.random.default_rng(1)
-    # Five directions that stand apart: among equal ones a randomized decomposition may pick others.
+    # Five well-separated directions: among equal ones a randomized decomposition may return others.
     signal = (
         rng.standard_normal((120, 5))
         * [16, 12, 9, 6, 4]
@@ -52,7 +52,7 @@ def test_components_are_those_of_scikit_learn():
     np.testing.assert_allclose(np.abs(ours), np.abs(theirs), atol=1e-3)
 
 
-def test_types_and_donors_are_told_apart():
+def test_types_and_donors_are_distinguished():
     rng = np.random.default_rng(2)
     types, donors = np.repeat(["a", "b", "c"], 80), np.tile(["x", "y"], 120)
     place = rng.standard_normal((240, 6)) + 8 * (
@@ -72,7 +72,7 @@ def test_types_and_donors_are_told_apart():
     assert apart["mixing_donor"] < 0.1 and apart["ASW_donor"] > 0.4
     assert mixing(place, np.zeros(240), types) != mixing(
         place, np.zeros(240), types
-    )  # one donor: no answer
+    )  # with one donor there is no score
 
 
 def test_scores_of_a_clustering_are_those_of_the_best_resolution():

@@ -22,14 +22,14 @@ def cohort():
     return brain_cohort(500, n_genes=1500, seed=7)
 
 
-def test_truncated_mean_is_the_poissons():
+def test_the_truncated_mean_is_that_of_the_poisson():
     counts = np.arange(1, 200)
     for mu in (1e-6, 0.1, 1.0, 7.0, 40.0):
         p = st.poisson.pmf(counts, mu)
         assert truncated_mean(mu) == pytest.approx((counts * p).sum() / p.sum(), rel=1e-6)
 
 
-def test_deviance_is_twice_the_likelihood_left():
+def test_deviance_is_twice_the_missing_log_likelihood():
     def loss(mu, y):
         return -(y * np.log(mu) - mu - np.log(-np.expm1(-mu)))
 
@@ -53,7 +53,7 @@ def test_components_are_those_of_the_exact_decomposition(cohort):
     assert np.linalg.norm(x @ basis - scores) / np.linalg.norm(scores) < 0.05
 
 
-def test_nearest_cells_are_the_nearest():
+def test_nearest_neighbors_are_the_nearest_cells():
     rng = np.random.default_rng(0)
     query, pool = rng.standard_normal((70, 5)), rng.standard_normal((120, 5))
     brute = np.argsort(((query[:, None] - pool[None]) ** 2).sum(-1), axis=1)[:, :7]
@@ -83,7 +83,7 @@ def test_rates_follow_the_formula(cohort):
     )
 
 
-def test_reference_cells_are_the_only_source(cohort):
+def test_only_reference_cells_are_neighbors(cohort):
     counts = sparse.csr_matrix(cohort.X, dtype=float)
     totals = np.asarray(counts.sum(axis=1)).ravel()
     rates = knn_rates(counts[:50], totals[:50], k=5, reference=counts[50:])
@@ -95,7 +95,7 @@ def test_reference_cells_are_the_only_source(cohort):
         knn_rates(counts[:50], totals[:50], reference=counts[50:, :10])
 
 
-def test_scores_are_what_their_names_say():
+def test_scores_follow_their_definitions():
     rng = np.random.default_rng(1)
     totals, counts = rng.integers(1000, 5000, 600).astype(float), rng.integers(1, 9, 600)
     gene = np.repeat(np.arange(6), 100)
@@ -119,7 +119,7 @@ def test_scores_are_what_their_names_say():
     assert score(truth, counts, totals, gene, depth)["deviance"] < 0.01 < found["deviance"]
 
 
-def test_table_of_the_page(shared):
+def test_the_table_has_the_published_values(shared):
     """evaluation.md, kang2018_ifnb, cells with 2,000 UMIs: MSE / pooled r / within-gene r to 0.003."""
     import anndata as ad
 
@@ -142,7 +142,7 @@ def test_table_of_the_page(shared):
     )
 
 
-def test_hidden_values_are_hidden(cohort):
+def test_masked_counts_do_not_reach_the_predictor(cohort):
     """A predictor gets no masked count, and every count is predicted once."""
     seen = np.zeros(cohort.shape, dtype=int)
 
@@ -168,10 +168,8 @@ def test_same_seed_same_table(cohort):
     assert tables[0].equals(tables[1])
 
 
-def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
-    """A model that returns its input scores 0 on the genes of its list, whatever their order and their
-    totals.
-    """
+def test_a_model_reads_its_own_gene_order_and_scale(cohort, monkeypatch):
+    """A model that returns its input scores 0 on the genes of its list, whatever their order and totals."""
     from scmamba.genes import Vocabulary
     from scmamba.model import Model
     from scmamba.nn import ModelConfig
@@ -186,7 +184,7 @@ def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
         import torch
 
         masks.append(int(mask.sum()))
-        assert (torch.as_tensor(x)[mask] > 0).all()  # only expressed values are hidden
+        assert (torch.as_tensor(x)[mask] > 0).all()  # only expressed values are masked
         return torch.as_tensor(x)
 
     monkeypatch.setattr(model, "reconstruct", same)
@@ -196,7 +194,7 @@ def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
     row = table.loc["same"]
     assert 0 < row["covered"] < 1
     assert sum(masks) == round(row["covered"] * table.attrs["values"])
-    # The rest is gene_rate's error on the genes outside the model's list.
+    # The remaining error is that of gene_rate on the genes outside the model's list.
     assert row["mse"] < (1 - row["covered"]) * 0.5
     known = cohort[:, cohort.var["ensembl_id"].isin(ids)].copy()
     exact = nonzero_imputation(
@@ -218,7 +216,7 @@ def test_a_model_is_asked_in_its_own_order_and_scale(cohort, monkeypatch):
         ({"groups": 1}, "groups"),
     ],
 )
-def test_what_cannot_be_scored_is_refused(cohort, change, said):
+def test_invalid_data_are_refused(cohort, change, said):
     with pytest.raises(DataError, match=said):
         nonzero_imputation(cohort, verbose=False, **change)
 

@@ -1,4 +1,4 @@
-"""The metrics of annotation against scikit-learn's and against counting by hand."""
+"""Metrics of annotation against scikit-learn's and against counts by hand."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def test_unassigned_cells_are_missed_and_cost_coverage():
     assert np.isnan(annotation_scores(["a"], ["Unassigned"])["accuracy"])
 
 
-def test_classes_that_are_only_called_do_not_enter_the_mean():
+def test_classes_that_are_called_but_absent_are_not_in_the_mean():
     assert annotation_scores(["a", "a"], ["a", "z"])["macro"] == pytest.approx(2 / 3)
 
 
@@ -57,7 +57,7 @@ def test_confusion_counts_every_cell(calls):
     assert table.loc["a", "a"] == np.sum((calls[0] == "a") & (calls[1] == "a"))
 
 
-def test_the_surest_cells_come_first():
+def test_the_most_certain_cells_come_first():
     curve = coverage_accuracy(
         ["a"] * 4, ["a", "a", "b", "b"], np.array([0.9, 0.8, 0.7, 0.6]), coverages=(0.5, 1.0)
     )
@@ -65,13 +65,13 @@ def test_the_surest_cells_come_first():
     assert curve["threshold"].tolist() == [0.8, 0.6]
 
 
-def test_calibration_error_of_probabilities_that_are_right_and_wrong():
+def test_calibration_error_of_correct_and_wrong_probabilities():
     truth, called = ["a"] * 10, ["a"] * 8 + ["b"] * 2
     assert calibration_error(truth, called, np.full(10, 0.8)) == pytest.approx(0)
     assert calibration_error(truth, called, np.full(10, 0.95)) == pytest.approx(0.15)
 
 
-def test_lengths_must_fit():
+def test_lengths_must_agree():
     with pytest.raises(DataError, match="1 calls came with 2 cells"):
         per_class(["a", "b"], ["a"])
     with pytest.raises(DataError, match="no cell"):

@@ -35,7 +35,7 @@ from scmamba.neighbors.hierarchical import HierarchicalRates
 from scmamba.utils.errors import DataError
 
 
-def test_the_papers_settings():
+def test_settings_are_those_of_the_paper():
     assert np.round(np.arange(1, 21) / 10, 1).tolist() == list(RESOLUTIONS) and RATES == (
         0.1,
         0.2,
@@ -67,7 +67,7 @@ def test_coverage_and_calibration_by_hand():
         8: [7],
         1: [8],
         7: [9],
-    }  # tenths; a probability of one is in the last
+    }  # bins of a tenth; a probability of one is in the last bin
     gap = sum(
         len(own) / 10 * abs(right[own].mean() - confidence[own].mean()) for own in bins.values()
     )
@@ -82,7 +82,7 @@ def test_coverage_and_calibration_by_hand():
     ]
 
 
-def test_reports_hold_each_set_of_calls(tmp_path):
+def test_reports_have_each_set_of_calls(tmp_path):
     truth = np.array(list("aaabbc"))
     called = {
         "one": np.array(list("aabbbc")),
@@ -127,7 +127,7 @@ def test_doublet_metrics_are_scikit_learns():
     rng = np.random.default_rng(0)
     truth, value = rng.random(200) < 0.2, np.round(rng.normal(size=200), 1)
     value[:5] = np.nan
-    found = doublet_scores(truth, value)  # as many as there are
+    found = doublet_scores(truth, value)  # as many calls as there are doublets
     filled = np.where(np.isnan(value), -99, value)
     calls = np.zeros(200, bool)
     calls[np.argsort(-filled, kind="stable")[: truth.sum()]] = True
@@ -199,14 +199,14 @@ def test_silhouettes_components_and_mixing(monkeypatch):
             got += np.mean(donors[rows[near[i]]] != donors[row])
             want += (donors[rows] != donors[row]).sum() / (len(rows) - 1)
     assert mixing(points, donors, types, k=9) == pytest.approx(got / want)
-    lone = np.where(types == "b", "x", donors)  # a type of one donor gives no score
+    lone = np.where(types == "b", "x", donors)  # a type with one donor has no score
     assert mixing(points, lone, types, k=9) == pytest.approx(
         mixing(points[:50], lone[:50], types[:50], k=9)
     )
     assert np.isnan(mixing(points[:2], donors[:2], types[:2]))
 
 
-# ---------------------------------------------------------------- hidden values
+# ---------------------------------------------------------------- masked counts
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def counts() -> ad.AnnData:
     return data
 
 
-def test_cells_and_genes_that_are_scored(counts):
+def test_scored_cells_and_genes(counts):
     data = counts.copy()
     total = np.asarray(data.X.sum(axis=1)).ravel()
     least = np.sort(total)[20]
@@ -235,9 +235,9 @@ def test_cells_and_genes_that_are_scored(counts):
         np.testing.assert_array_equal(own, (np.arange(len(own)) + start[i]) % 5)
     fifty = max(t for t in np.unique(total) if (total >= t).sum() >= 50)
     assert _counts(data, None, fifty, 10)[0].n_obs >= 50
-    more = min(t for t in np.unique(total) if t > fifty)
-    with pytest.raises(DataError, match=f"{(total >= more).sum()} of 80 cells"):
-        _counts(data, None, more, 10)
+    larger = min(t for t in np.unique(total) if t > fifty)
+    with pytest.raises(DataError, match=f"{(total >= larger).sum()} of 80 cells"):
+        _counts(data, None, larger, 10)
     other = data[:, ::-1][:, :60].copy()
     known, depth = _reference_counts(other, None, data.var_names)
     expected = data.X.toarray().copy()
@@ -251,7 +251,7 @@ def test_cells_and_genes_that_are_scored(counts):
 
 @pytest.mark.parametrize("referenced", [False, True])
 def test_simple_predictors_by_brute_force(counts, referenced):
-    """One group of hidden values at a time, from what is visible or from the reference alone."""
+    """One group of masked counts at a time, from the visible counts or from the reference alone."""
     seen: dict[str, np.ndarray] = {}
     hidden_ones: list = []
 
@@ -365,7 +365,7 @@ def test_the_table_is_the_score_of_every_group(counts):
         nonzero_imputation(counts, groups=1)
 
 
-def test_small_means_are_not_infinitely_surprised():
+def test_the_deviance_of_small_means_is_finite():
     least = 0.01 / -np.expm1(-0.01)
     mu = np.array([0.01, 2.0])
     logs = np.array([np.log(m) * y - m - np.log(-np.expm1(-m)) for m, y in zip(mu, (2, 2))])
@@ -391,7 +391,7 @@ def test_small_means_are_not_infinitely_surprised():
     )
 
 
-def test_a_models_rows(counts):
+def test_rows_of_a_model(counts):
     model = small_model("expressed", n_genes=70)
     data = counts.copy()
     data.var_names = list(model.genes.ensembl_ids)
@@ -403,8 +403,8 @@ def test_a_models_rows(counts):
     assert list(rows) == ["a"] and rows["a"].batch_size == 7
 
 
-def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts, monkeypatch):
-    """For a model with a rate head: the combination fitted on visible counts, and its network alone."""
+def test_the_prediction_of_impute_is_scored_next_to_the_network_alone(counts, monkeypatch):
+    """For a model with a rate head: the combination fitted to visible counts, and its network alone."""
     monkeypatch.setattr(combine, "MIN_CELLS", 50)
     monkeypatch.setattr(sys.modules["scmamba.imputation.adaptation"], "MIN_CELLS", 50)
     monkeypatch.setattr(sys.modules["scmamba.evaluation.imputation.model_rows"], "ADAPT_STEPS", 2)
@@ -452,10 +452,10 @@ def test_what_imputation_would_answer_is_scored_beside_the_network_alone(counts,
     known = hidden.columns < 60
     np.testing.assert_allclose(found[known], alone[hidden.rows, hidden.columns][known], rtol=1e-5)
     np.testing.assert_array_equal(found[~known], fallback[~known])
-    # With a reference its cells are used for fitting, too, but not scored.
+    # Cells of a reference are used for fitting too, but they are not scored.
     both = replace(hidden, reference=visible[:30], reference_totals=totals[:30])
     assert rows["m"].fit(both).sources.pool.counts.shape[0] == len(totals) + 30
-    # The masked network: hidden values out of sight, the others in it.
+    # The masked network: masked values are hidden, the others are input.
     masked = rows["m (masked, not adapted)"].predict(hidden, matrix, here, fallback)
     values, own = rows["m"].cells.to_model(matrix)
     flags = np.zeros(matrix.shape, bool)

@@ -1,4 +1,4 @@
-"""The reports of doublets, hidden values and clusters: their numbers against scikit-learn's or a count by hand, by command line."""
+"""The reports of doublets, masked counts and clusters from the command line: numbers against scikit-learn's or a hand count."""
 
 import anndata as ad
 import numpy as np
@@ -35,9 +35,9 @@ def cells() -> ad.AnnData:
     return adata
 
 
-def test_doublets_are_scored_as_scikit_learn_does(cells, tmp_path):
+def test_doublets_are_scored_as_by_scikit_learn(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    told = run(
+    result = run(
         "doublets",
         tmp_path / "cells.h5ad",
         "--truth",
@@ -51,7 +51,7 @@ def test_doublets_are_scored_as_scikit_learn_does(cells, tmp_path):
         "-o",
         tmp_path / "out",
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
     truth = (cells.obs["kind"] == "doublet").to_numpy()
     for name in ("good", "bad"):
@@ -83,17 +83,17 @@ def test_bad_tables_are_refused_before_anything_is_written(cells, tmp_path):
         (("doublets", "--truth", "kind"), "no column 'scmamba_doublet_score'"),
         (("clusters", "--truth", "cell_type"), "no layer 'scmamba'"),
     ):
-        told = run(arguments[0], tmp_path / "cells.h5ad", *arguments[1:], "-o", tmp_path / "out")
-        assert told.exit_code != 0 and isinstance(told.exception, (ScMambaError, SystemExit))
-        assert said in str(told.exception) + told.output and not (tmp_path / "out").exists()
+        result = run(arguments[0], tmp_path / "cells.h5ad", *arguments[1:], "-o", tmp_path / "out")
+        assert result.exit_code != 0 and isinstance(result.exception, (ScMambaError, SystemExit))
+        assert said in str(result.exception) + result.output and not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="All 3 droplets are doublets"):
         doublet_report(np.ones(3, bool), {"a": np.arange(3.0)})
 
 
 @pytest.mark.slow
-def test_hidden_values_are_scored_beside_simple_predictors(cells, tmp_path):
+def test_masked_counts_are_scored_next_to_simple_predictors(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    told = run(
+    result = run(
         "imputation",
         tmp_path / "cells.h5ad",
         "--predictor",
@@ -108,7 +108,7 @@ def test_hidden_values_are_scored_beside_simple_predictors(cells, tmp_path):
         tmp_path / "out",
         "--quiet",
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
     assert {"one", "gene_rate"} <= set(table.index) and any(
         "brain-mini" in name for name in table.index
@@ -132,13 +132,13 @@ def test_clusters_are_compared_with_types_and_donors(tmp_path):
     adata = brain_cohort(300, n_donors=4, seed=4)[:, ::10].copy()
     adata = adata[
         adata.obs["cell_type"].map(adata.obs["cell_type"].value_counts()).astype(int) > 30
-    ].copy()  # more than neighbors
+    ].copy()  # more than the number of neighbors
     code = adata.obs["cell_type"].astype("category").cat.codes.to_numpy()
     adata.layers["told"] = np.eye(code.max() + 1)[code][
         :, np.arange(adata.n_vars) % (code.max() + 1)
     ]  # the types themselves
     adata.write_h5ad(tmp_path / "cells.h5ad")
-    told = run(
+    result = run(
         "clusters",
         tmp_path / "cells.h5ad",
         "--truth",
@@ -150,7 +150,7 @@ def test_clusters_are_compared_with_types_and_donors(tmp_path):
         "-o",
         tmp_path / "out",
     )
-    assert told.exit_code == 0, told.output
+    assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
     assert (
         table.loc["told", "NMI"] == pytest.approx(1)

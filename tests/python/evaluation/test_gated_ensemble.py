@@ -38,7 +38,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def genes() -> GeneMap:
-    """Column 2 holds the network's gene 9, column 3 again gene 9, and so on; columns 0 and 1 are no genes of its list."""
+    """Column 2 has the network's gene 9, column 3 again gene 9, and so on; columns 0 and 1 are not in its gene list."""
     rows = np.r_[2, 3, np.arange(4, 43)]
     slots = np.r_[0, 0, np.arange(1, 40)]
     gather = sparse.csr_matrix((np.ones(41), (rows, slots)), shape=(WIDTH, KNOWN))
@@ -99,7 +99,7 @@ def test_the_network_reads_its_own_genes_at_their_share_of_the_depth(genes, coun
     assert none.tolist() == [0] and empty.nnz == 0
 
 
-def test_averages_mix_in_the_models_for_genes_hardly_seen(model, genes, counts):
+def test_averages_of_rare_genes_are_shrunk_to_those_of_the_model(model, genes, counts):
     seen = np.asarray(counts.sum(axis=0)).ravel()
     prior = np.full(WIDTH, 1e-7)
     prior[genes.columns] = np.exp(np.linspace(-6, -2, 60)[9:49])
@@ -109,7 +109,9 @@ def test_averages_mix_in_the_models_for_genes_hardly_seen(model, genes, counts):
     )
 
 
-def test_the_networks_opinion_keeps_its_genes_joint_share(model, genes, counts, totals, sources):
+def test_predictions_of_the_network_keep_the_total_of_its_genes(
+    model, genes, counts, totals, sources
+):
     found = sources.network(counts[:5], totals[:5])
     assert found.dtype == np.float32 and not found[:, [0, 1, 3, 43]].any()
     values, _ = genes.model_input(counts[:5], totals[:5])
@@ -122,7 +124,7 @@ def test_the_networks_opinion_keeps_its_genes_joint_share(model, genes, counts, 
 
 
 @pytest.mark.parametrize("batches", [False, True])
-def test_each_opinion_by_brute_force(model, genes, counts, totals, sources, batches):
+def test_each_feature_by_brute_force(model, genes, counts, totals, sources, batches):
     batch = np.arange(130) % 2 if batches else None
     pool = BatchBalancedKNN(counts, totals, components=50, seed=1, batch=batch)
     sources = replace(sources, pool=pool)
@@ -158,7 +160,7 @@ def test_each_opinion_by_brute_force(model, genes, counts, totals, sources, batc
         np.testing.assert_allclose(found[8, i], np.log(max(totals[row], 1)) - 8, rtol=1e-5)
 
 
-def test_a_mixer_that_has_seen_nothing_answers_the_average(counts, totals, sources):
+def test_an_untrained_gating_network_predicts_the_average(counts, totals, sources):
     torch.manual_seed(0)
     mixer = GatingNetwork(9)
     assert not mixer(torch.randn(50, 9)).any() and mixer(torch.randn(50, 9)).shape == (50, 2)
@@ -196,14 +198,14 @@ def test_a_mixer_that_has_seen_nothing_answers_the_average(counts, totals, sourc
     assert np.isfinite(deep.value).all()
 
 
-def test_a_count_is_at_most_the_whole_cell():
+def test_a_predicted_count_is_at_most_the_depth():
     np.testing.assert_allclose(
         value_if_counted(np.array([[3.0]]), np.array([[50.0]])), np.log1p(1e4), rtol=1e-5
-    )  # no more than all
+    )  # at most all counts of the cell
 
 
-def test_the_mixers_loss_is_that_of_scipy():
-    """Negative binomial of every count with variance mu + 0.2 mu^2, squared error of log values where something was counted."""
+def test_the_loss_of_the_gating_network_is_that_of_scipy():
+    """Negative binomial of every count with variance mu + 0.2 mu^2, and squared error of the log values of non-zero counts."""
     rng = np.random.default_rng(0)
     log_rate, depth = rng.normal(-6, 2, (40, 2)), rng.uniform(500, 4000, 40)
     y, weight = (
@@ -240,7 +242,7 @@ def test_the_mixers_loss_is_that_of_scipy():
     assert nothing == pytest.approx((weight * 5 * np.log1p(0.2 * mu)).sum())
 
 
-def test_entries_are_the_hidden_counts_and_as_many_zeros(counts, totals, sources):
+def test_entries_are_the_masked_counts_and_as_many_zeros(counts, totals, sources):
     visible, hidden = interleaved_values(counts, 5, 0)
     cells = np.array([2, 50, 51, 110])
     own = replace(sources, pool=BatchBalancedKNN(visible, totals, components=50, seed=1))
@@ -303,19 +305,19 @@ def test_the_report_is_the_squared_error_of_each_source():
         value = np.log1p(1e4 / depth * mu / -np.expm1(-mu))
         return ((value - np.log1p(1e4 / depth * count)) ** 2)[on].mean()
 
-    said = table.features.astype(float)
+    features = table.features.astype(float)
     expected = {
         "gene_average": error(0.0),
-        "network": error(said[:, 0]),
-        "neighbors": error(said[:, 2]),
-        "combined": error(said @ np.linspace(-1, 1, 9)),
+        "network": error(features[:, 0]),
+        "neighbors": error(features[:, 2]),
+        "combined": error(features @ np.linspace(-1, 1, 9)),
     }
     assert {k: found[k] for k in expected} == pytest.approx(expected, rel=1e-4)
     assert found["judged_values"] == on.sum() and found["judged_cells"] == len(set(table.cell[on]))
 
 
-def test_the_mixer_finds_the_source_that_is_right():
-    """One source holds the true log factors of hidden counts and zeros, the others noise."""
+def test_the_gating_network_finds_the_right_source():
+    """One source has the true log factors of masked counts and zeros, the others are noise."""
     rng = np.random.default_rng(1)
     n = 1500
     base, depth, factor = rng.normal(-6, 0.5, n), rng.uniform(1000, 3000, n), rng.normal(0, 1, n)
@@ -337,7 +339,7 @@ def test_the_mixer_finds_the_source_that_is_right():
     )
 
 
-def test_few_cells_are_left_to_the_network(model, genes, counts, totals):
+def test_few_cells_are_imputed_by_the_network_alone(model, genes, counts, totals):
     few = fit_gated_ensemble(model, counts[:99], totals[:99], genes, verbose=False)
     assert few.gating is None and few.sources.pool is None and few.sources.model is model
     assert few.report == {"adapt": {"used": False, "reason": "fewer than 100 cells"}}
@@ -353,4 +355,4 @@ def test_few_cells_are_left_to_the_network(model, genes, counts, totals):
     np.testing.assert_array_equal(enough.sources.base, base_rate(counts[:100], model, genes))
     np.testing.assert_array_equal(
         enough.sources.pool.counts.toarray(), counts[:100].toarray()
-    )  # nothing is hidden in use
+    )  # no count is masked when the fitted ensemble is used

@@ -30,7 +30,7 @@ def rated_model() -> Model:
 
 
 def marked(low: float, high: float, seed: int) -> tuple[sparse.csr_matrix, np.ndarray, GeneMap]:
-    """Counts whose hidden entries are ``low`` or ``high`` by the toss of a coin each; depths, which do not follow; genes."""
+    """Counts whose masked entries are ``low`` or ``high`` at random with equal probability; depths, which do not depend on them; genes."""
     rng = np.random.default_rng(0)
     kinds = rng.gamma(0.7, 2.0, (2, WIDTH))
     counts = sparse.csr_matrix(
@@ -76,7 +76,7 @@ def learn(
 
 
 @pytest.mark.parametrize("batches", [False, True])
-def test_changing_hidden_counts_alone_changes_nothing_that_is_believed(monkeypatch, batches):
+def test_masked_counts_do_not_affect_the_fit(monkeypatch, batches):
     """Adapted weights, averages, neighbors and every feature are bit for bit those with other masked counts."""
     batch = np.arange(CELLS) % 2 if batches else None
     (a, one), (b, other) = (
@@ -99,19 +99,19 @@ def test_changing_hidden_counts_alone_changes_nothing_that_is_believed(monkeypat
         "the counts themselves differ"
     )
     assert a.report["gene_average"] != b.report["gene_average"]
-    # In use nothing is hidden: then they do count.
+    # In use no count is masked: then they affect the result.
     assert not np.array_equal(a.sources.base, b.sources.base)
     assert (a.sources.pool.counts != b.sources.pool.counts).nnz > 0
 
 
-def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
+def test_the_gating_network_is_not_fitted_to_the_cells_it_is_scored_on(monkeypatch):
     found, seen = learn(monkeypatch, marked(1, 9, 1), adapt_steps=0)
     judged, fitted = set(seen["judged"].cell), set(seen["fitted"].cell)
     assert len(judged) == 16 == found.report["judged_cells"] and not judged & fitted
     assert judged | fitted == set(range(CELLS)) and judged != set(range(16))
     assert len(seen["judged"].count) + len(seen["fitted"].count) == len(seen["table"].count)
     np.testing.assert_array_equal(np.unique(seen["judged"].count), [0, 1, 9])
-    # No cell is its own neighbor in a source: its feature is that of the pool without it.
+    # No cell is its own neighbor: the feature is that of the pool without the cell.
     table, sources = seen["table"], seen["sources"]
     visible, _ = interleaved_values(marked(1, 9, 1)[0], 5, SEED)
     near = sources.pool.query(sources.pool.scores[:4], 8, np.arange(4))
@@ -125,7 +125,7 @@ def test_the_mixer_never_sees_the_cells_it_is_judged_on(monkeypatch):
 
 
 @pytest.mark.parametrize("steps", [0, 40])
-def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypatch, steps):
+def test_the_reported_error_is_close_to_the_smallest_possible(monkeypatch, steps):
     """For two equally likely values the smallest mean squared error is a quarter of their squared distance."""
     found, seen = learn(monkeypatch, marked(1, 30, 1), mix=True, adapt_steps=steps)
     table = seen["judged"].take(seen["judged"].count > 0)
@@ -135,7 +135,7 @@ def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypa
     assert 0.9 * least < found.report["combined"] < 1.25 * least
     for name in ("gene_average", "network", "neighbors"):
         assert found.report[name] > 0.9 * least, name
-    # The number is that of the cells it names: again, from the mixer and the table.
+    # The reported number belongs to the named cells: recomputed from the gating network and the table.
     with torch.no_grad():
         factor = found.gating(torch.from_numpy(np.ascontiguousarray(table.features))).numpy()[:, 1]
     mu = np.minimum(np.exp(table.base + factor), 1) * table.depth
@@ -145,7 +145,7 @@ def test_the_report_is_no_better_than_a_coins_toss_allows_and_not_worse(monkeypa
     assert found.report["combined"] == pytest.approx(np.mean(error**2), rel=1e-4)
 
 
-def test_the_table_holds_what_was_hidden_of_at_most_so_many_cells(monkeypatch):
+def test_the_table_has_the_masked_counts_of_a_limited_number_of_cells(monkeypatch):
     monkeypatch.setattr(combine, "FIT_CELLS", 90)
     counts, totals, genes = marked(1, 9, 1)
     found, seen = learn(monkeypatch, (counts, totals, genes), adapt_steps=0)
@@ -155,4 +155,4 @@ def test_the_table_holds_what_was_hidden_of_at_most_so_many_cells(monkeypatch):
     np.testing.assert_array_equal(
         np.sort(table.count[table.count > 0]), np.sort(hidden[cells].data)
     )
-    assert found.sources.pool.counts.shape[0] == CELLS  # neighbors are looked for among all
+    assert found.sources.pool.counts.shape[0] == CELLS  # all cells are candidates for neighbors

@@ -1,4 +1,4 @@
-"""Scores of what goes into zeros, against the same numbers written out."""
+"""Scores of imputed zeros, against the same numbers written out."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_gains_are_those_of_the_deviance(cells):
     assert row["gain: small"] == pytest.approx(1 - found[small].sum() / null[small].sum())
 
 
-def test_the_truth_gains_most_and_the_average_nothing(cells):
+def test_the_truth_has_the_largest_gain_and_the_average_none(cells):
     def truth(part: ad.AnnData) -> np.ndarray:
         rate = np.full((2, 60), 2.0)
         rate[0, 10:20], rate[1, :10], rate[0, :10], rate[1, 10:20] = 0.1, 0.1, 8, 8
@@ -87,7 +87,7 @@ def test_foreign_genes_and_markers_by_hand(cells):
     assert np.flatnonzero(markers).tolist() == list(range(10, 20))
     foreign, markers = found["big"]
     assert np.flatnonzero(foreign).tolist() == list(range(10, 20))
-    # Of a type with few counts a gene that was not seen is foreign only if the others have a lot of it.
+    # In a type with few counts an unobserved gene is foreign only if it is frequent in the other types.
     few = sparse.csr_matrix(np.r_[np.full((50, 2), [1000, 5]), [[60, 0]]])
     assert not foreign_genes(few, np.r_[["a"] * 50, ["b"]])["b"][0].any()
     assert foreign_genes(few * 40, np.r_[["a"] * 50, ["b"]])["b"][0].tolist() == [False, True]
@@ -137,7 +137,7 @@ def test_diffusion_is_the_power_of_a_markov_matrix(cells):
     kernel = np.zeros((92, 92))
     for cell in range(92):
         apart = np.linalg.norm(scores - scores[cell], axis=1)
-        near = np.argsort(apart)[:13]  # itself, and three times four neighbors
+        near = np.argsort(apart)[:13]  # the cell itself, and three times four neighbors
         kernel[cell, near] = np.exp(-apart[near] / apart[near][4])
     kernel = (kernel + kernel.T) / 2
     markov = kernel / kernel.sum(axis=1, keepdims=True)
@@ -146,7 +146,7 @@ def test_diffusion_is_the_power_of_a_markov_matrix(cells):
 
 
 def test_a_low_rank_keeps_counts_and_zeros(cells):
-    """Gene by gene: zero below the size of the most negative rebuilt value, the others scaled to the counts."""
+    """Gene by gene: zero below the magnitude of the most negative reconstructed value, the others scaled to the counts."""
     total = cells.X.sum(axis=1).A1[:, None]
     logs = np.log1p(1e4 * cells.X.toarray() / total)
     left, size, right = np.linalg.svd(logs, full_matrices=False)
@@ -165,7 +165,7 @@ def test_a_low_rank_keeps_counts_and_zeros(cells):
     assert ((found == 0) & (logs == 0)).any() and ((found > 0) & (logs == 0)).any()
 
 
-def test_what_cannot_be_scored_is_refused(cells):
+def test_invalid_data_are_refused(cells):
     with pytest.raises(DataError, match="no column 'nothing'"):
         count_splitting(cells, {}, label_key="nothing", verbose=False)
     with pytest.raises(DataError, match="shape"):
@@ -186,7 +186,7 @@ def test_simple_rates_by_hand():
     np.testing.assert_allclose(average_rates(cells), np.tile(average, (2, 1)))
     expected = (counts + 10 * average) / (counts.sum(axis=1, keepdims=True) + 10)
     np.testing.assert_allclose(raw_rates(cells, 10), expected)
-    # Both cells are neighbors of each other, so their pools are the same.
+    # The two cells are neighbors of each other, so their pools are the same.
     pooled = neighbor_rates(cells, 2, 10)
     np.testing.assert_allclose(pooled[0], pooled[1])
     np.testing.assert_allclose(pooled.sum(axis=1), 1, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Names of genes: what matches, what is refused, and with which words."""
+"""Names of genes: which match, which are refused, and with which message."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scmamba.utils.errors import GeneError
 PUBLISHED = Vocabulary.published()
 
 
-def test_published_vocabulary_is_the_published_list(reference):
+def test_the_published_vocabulary_is_the_published_list(reference):
     lines = (reference.official / "vocab.txt").read_text().split()
     assert list(PUBLISHED) == [line.upper() for line in lines if not line.startswith("[")]
     assert len(PUBLISHED) == 19306
 
 
-def test_every_way_to_write_a_gene_finds_it():
+def test_every_notation_of_a_gene_is_found():
     gfap, hla = PUBLISHED.symbols.index("GFAP"), PUBLISHED.symbols.index("HLA-DRA")
     orf = next(i for i, s in enumerate(PUBLISHED.symbols) if s.startswith("C1orf"))
     names = [
@@ -36,14 +36,14 @@ def test_every_way_to_write_a_gene_finds_it():
     assert match.duplicates == 4
 
 
-def test_human_genes_outside_the_model_are_told_from_nonsense():
+def test_human_genes_outside_the_model_differ_from_unknown_names():
     outside = annotation()[(annotation().vocabulary < 0) & (annotation().symbol != "")].iloc[0]
     match = match_genes([outside.symbol, outside.ensembl_id, "not-a-gene", "GFAP"])
     assert match.how.tolist() == ["known", "known", "unknown", "symbol"]
     assert match.recognised == 0.75
 
 
-def test_a_shared_symbol_goes_to_the_older_gene():
+def test_a_shared_symbol_means_the_older_gene():
     assert PUBLISHED[match_genes(["ATXN7"]).positions[0]] == "ENSG00000163635"
 
 
@@ -56,17 +56,17 @@ def test_a_shared_symbol_goes_to_the_older_gene():
         (["ENSDARG00000000001"], "zebrafish"),
     ],
 )
-def test_another_species_is_refused_even_when_forced(names, word):
+def test_another_species_is_refused_even_with_force(names, word):
     with pytest.raises(GeneError, match=word):
         match_genes(names).check(force=True)
 
 
-def test_nonsense_names_are_refused():
+def test_unknown_names_are_refused():
     with pytest.raises(GeneError, match="0% of the 3 gene names"):
         match_genes(["a1x", "b2y", "c3z"]).check()
 
 
-def test_five_percent_coverage_is_refused_unless_forced():
+def test_five_percent_coverage_is_refused_without_force():
     match = match_genes(list(PUBLISHED)[:965])
     with pytest.raises(GeneError, match=r"only 5\.0% of the 19,306 genes"):
         match.check()
@@ -87,6 +87,6 @@ def test_mouse_orthologs_agree_with_the_annotation_of_real_mouse_data(reference)
     genes = reference.genes["orthologs"].set_index("mouse")
     data = ad.AnnData(np.ones((2, len(genes))), var=genes)
     human = mouse_to_human(data)
-    # Real data may list a mouse gene under an ortholog of another release: nearly all agree, none is invented.
+    # Real data may list a mouse gene under an ortholog of another release: nearly all agree, and none is new.
     assert (human.var["human_ensembl_id"].astype(str) == human.var_names).mean() > 0.99
     match_adata(human, gene_column=None).check()

@@ -1,4 +1,4 @@
-"""Which names of an object are read, and mouse genes under the names of their human orthologs."""
+"""Which names of an object are read, and mouse genes as their human orthologs."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def table(index: list[str], **columns: list[str]) -> ad.AnnData:
         "feature_name",
     ],
 )
-def test_the_usual_columns_are_looked_into(column):
+def test_the_common_columns_are_searched(column):
     match = match_adata(table(nonsense(3), other=human(3), **{column: human(3)}))
     assert match.source == f"var['{column}']" and match.positions.tolist() == [0, 1, 2]
 
 
-def test_of_equal_columns_the_first_wins_and_the_index_before_all():
+def test_of_equal_columns_the_first_is_used_and_the_index_before_all():
     ids, symbols = human(6), list(Vocabulary.published().symbols[6:12])
     assert match_adata(table(ids, symbol=symbols, gene_ids=symbols)).source == "var_names"
     assert match_adata(table(nonsense(6), symbol=symbols, gene_ids=ids)).source == "var['gene_ids']"
@@ -69,7 +69,7 @@ def test_of_equal_columns_the_first_wins_and_the_index_before_all():
     )
 
 
-def test_a_named_column_is_the_one_that_is_read():
+def test_the_named_column_is_read():
     data = table(human(4), mine=["GFAP", "AQP4", "7x", "SNAP25"])
     match = match_adata(data, gene_column="mine")
     assert match.source == "var['mine']" and match.how.tolist() == [
@@ -101,9 +101,9 @@ def test_mouse_genes_get_the_names_of_their_orthologs():
         var=pd.DataFrame({"chr": list("abcdef")}, index=names),
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a view that is written to would warn
+        warnings.simplefilter("error")  # writing to a view would warn
         human_data = mouse_to_human(data)
-    # Of two rows of one gene the first stays; the others keep their order and their counts.
+    # Of two rows of one gene the first stays; the others keep their order and counts.
     assert human_data.var_names.tolist() == [SNAP25, GFAP, AQP4]
     assert human_data.var["mouse_gene"].tolist() == ["Snap25", "ENSMUSG00000020932.5", "Aqp4"]
     assert human_data.var["chr"].tolist() == ["b", "c", "e"]
@@ -113,7 +113,7 @@ def test_mouse_genes_get_the_names_of_their_orthologs():
     )
 
 
-def test_one_mouse_gene_in_twenty_will_do():
+def test_one_mouse_gene_in_twenty_is_enough():
     ones = np.ones((1, 20), np.float32)
     assert (
         mouse_to_human(ad.AnnData(ones, var=pd.DataFrame(index=["Snap25", *nonsense(19)]))).n_vars

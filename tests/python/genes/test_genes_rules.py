@@ -1,4 +1,4 @@
-"""Every rule by which a name becomes a gene, at its limits: small tables written by hand."""
+"""Every rule for matching names to genes, at its limits: small tables written by hand."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from scmamba.genes import Vocabulary, annotation, match_genes, orthologs
 from scmamba.utils.errors import GeneError
 
 GFAP, SNAP25, AQP4 = "ENSG00000131095", "ENSG00000132639", "ENSG00000171885"
-TNMD = "ENSG00000000005"  # human, not of the published list
-#: Not in the order of Ensembl IDs; two genes share a symbol, two differ in case only, one has none.
+TNMD = "ENSG00000000005"  # human, not in the published list
+#: Not in the order of Ensembl IDs; two genes share a symbol, two differ only in case, one has none.
 SMALL = Vocabulary(
     (
         "ENSG00000000009",
@@ -35,7 +35,7 @@ def nonsense(count: int) -> list[str]:
 # --- tables of the package ------------------------------------------------------------------------
 
 
-def test_the_annotation_is_ensembls():
+def test_the_annotation_is_that_of_ensembl():
     table = annotation().set_index("ensembl_id")
     assert table.loc[[GFAP, SNAP25, AQP4, TNMD], "symbol"].tolist() == [
         "GFAP",
@@ -52,7 +52,7 @@ def test_the_annotation_is_ensembls():
     assert mouse.loc["Snap25"].tolist() == ["ENSMUSG00000027273", SNAP25]
 
 
-def test_the_published_list_has_its_length_order_and_ends():
+def test_length_order_and_ends_of_the_published_list():
     published = Vocabulary.published()
     assert len(published) == len(set(published)) == 19306
     assert (
@@ -89,7 +89,7 @@ def test_a_vocabulary_of_ids_is_cleaned_and_named():
     )
 
 
-def test_a_vocabulary_is_written_and_read_as_it_is(tmp_path):
+def test_a_vocabulary_is_unchanged_after_writing_and_reading(tmp_path):
     made = Vocabulary((GFAP, TNMD, SNAP25), ("NA", "", "null"))
     made.write(tmp_path / "genes.tsv")
     assert (
@@ -114,7 +114,7 @@ def test_a_vocabulary_is_written_and_read_as_it_is(tmp_path):
         (" ensg00000000007.33 ", 2, "ensembl"),
         ("ENSG00000000007.", -1, "unknown"),
         ("ENSG00000000007.a", -1, "unknown"),
-        ("ENSG00000000007_PAR_Y", -1, "unknown"),  # the copy on Y is another gene
+        ("ENSG00000000007_PAR_Y", -1, "unknown"),  # the copy on Y is a different gene
         ("ENSG00000000007.3_PAR_Y", -1, "unknown"),
         ("ENSG0000000007", -1, "unknown"),  # ten digits
         ("ENSG000000000070", -1, "unknown"),  # twelve
@@ -122,7 +122,7 @@ def test_a_vocabulary_is_written_and_read_as_it_is(tmp_path):
         ("ENSG00000000007x", -1, "unknown"),
         ("AbC", 2, "symbol"),
         ("ABC", 3, "symbol"),
-        ("abc", 3, "case"),  # of two that match without case the lower Ensembl ID
+        ("abc", 3, "case"),  # of two matches without case the lower Ensembl ID
         ("TWIN", 1, "symbol"),
         ("twin", 1, "case"),
         ("X-Y", 4, "symbol"),
@@ -154,7 +154,7 @@ def test_the_default_vocabulary_is_the_published_one():
 # --------------------------------------------------------------------------------------
 
 
-def test_what_is_counted_and_written_of_a_match():
+def test_counts_and_report_of_a_match():
     names = ["ENSG00000000009", "TWIN", "twin", "x_y", "GFAP", "7x", "ENSG00000000002"]
     match = match_genes(names, SMALL, source="var['gene_ids']")
     assert match.positions.tolist() == [0, 1, 1, 4, -1, -1, 1]
@@ -203,7 +203,7 @@ def test_half_of_the_names_must_be_human():
         few.check(min_coverage=0)
     few.check(force=True)
     with pytest.raises(GeneError, match="Only 0% of the 3 gene names"):
-        match_genes(nonsense(3)).check(force=True)  # nothing to read at all
+        match_genes(nonsense(3)).check(force=True)  # no names at all
     with pytest.raises(
         GeneError, match="100% of the 1 gene names .* are human genes, but none of them"
     ):
@@ -249,9 +249,9 @@ def test_the_species_of_ids(prefix, word):
         match.check(force=True)
     assert ("mouse_to_human" in str(caught.value)) == (word == "mouse")
     assert match_genes([f"{prefix.lower()}{i:011d}.2" for i in range(6)]).looks_like == word
-    # More than half of the names: half is not enough.
+    # More than half of the names are needed: exactly half is not enough.
     assert match_genes([f"{prefix}{i:011d}" for i in range(5)] + human(5)).looks_like is None
-    # The commonest of several.
+    # The most common of several.
     assert (
         match_genes(
             [f"{prefix}{i:011d}" for i in range(4)] + [f"ENSOARG{i:011d}" for i in range(3)]
@@ -261,7 +261,7 @@ def test_the_species_of_ids(prefix, word):
 
 
 @pytest.mark.parametrize("name", ["Snap25", "mt-Nd1", "Gm123", "Rps-ps1.2", "Xy"])
-def test_a_symbol_in_the_mouses_style(name):
+def test_a_symbol_in_mouse_style(name):
     assert match_genes([name] * 3).looks_like == "mouse"
 
 
@@ -286,20 +286,20 @@ def test_a_symbol_in_another_style(name):
     assert match_genes([name] * 3).looks_like is None
 
 
-def test_how_many_symbols_must_be_in_the_mouses_style():
+def test_how_many_symbols_must_be_in_mouse_style():
     titled = ["Snap25", "Gfap", "Aqp4", "Olig2", "Mbp", "Plp1", "Slc1a2", "Gad1"]
     assert match_genes(titled[:6] + nonsense(5)).looks_like == "mouse"
     assert match_genes(titled[:5] + nonsense(5)).looks_like is None, "more than half"
     assert match_genes([*titled[:6], "GFAP", *nonsense(3)]).looks_like == "mouse"
-    # A fifth of exact human symbols: people write them as they like, but they are human.
+    # A fifth are exact human symbols: the case of the others is unusual, but the data are human.
     assert match_genes([*titled, "GFAP", "AQP4"]).looks_like is None
     assert match_genes([*titled, "GFAP"]).looks_like == "mouse"
-    # IDs are no symbols: neither for nor against.
+    # IDs are not symbols and are not counted.
     assert match_genes(human(20) + titled).looks_like == "mouse"
 
 
-def test_columns_are_matched_once_and_only_while_they_can_win(monkeypatch):
-    """As many calls as there are different names that could still match more than the best so far."""
+def test_columns_are_matched_once_and_only_if_they_can_be_best(monkeypatch):
+    """One call for each distinct column that could still match more names than the best so far."""
     import anndata as ad
 
     from scmamba import genes

@@ -1,4 +1,4 @@
-"""Which zeros are imputed, with what, and when the network takes part."""
+"""Which zeros are imputed, with which values, and when the network is used."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def layer(cells: ad.AnnData, model: Model, **options) -> np.ndarray:
     return result.layers["scmamba"].toarray().astype(float)
 
 
-def test_a_zero_is_imputed_where_its_gamma_posterior_says_so(cells, model, fitted):
+def test_a_zero_is_imputed_if_its_gamma_posterior_exceeds_the_limit(cells, model, fitted):
     rates, rows, total = fitted
     some = rows[::7]
     posterior = rates.posterior(cells.X[some].astype(float), total[some], np.arange(209)[::7])
@@ -87,7 +87,7 @@ def test_observed_values_and_cells_without_counts_stay(cells, model):
     assert not layer(cells, model, values="posterior")[209].any()
 
 
-def test_a_rare_type_receives_few_genes_of_others(cells, model):
+def test_a_rare_type_has_few_foreign_genes(cells, model):
     data = cells[:209].copy()
     values = {
         "default": layer(data, model),
@@ -131,7 +131,7 @@ def test_the_network_is_used_only_if_it_lowers_the_deviance_by_the_margin(
     expected = first.sum(axis=1, keepdims=True) * rate * (second.sum() / first.sum())
     by_hand = 2 * (special.xlogy(second, second / expected) - second + expected).sum(axis=1)
     assert untrained.report["deviance_average"] == pytest.approx(by_hand.mean(), rel=1e-9)
-    # A network that knows the types: rates of the type that the cell's markers show.
+    # A network that separates the types: the rates of the type whose markers the cell expresses.
     label = cells.obs["type"][:209].astype(int).to_numpy()
     truth = np.stack([counts[label == t].sum(axis=0).A1 + 0.1 for t in range(3)])
     truth /= truth.sum(axis=1, keepdims=True)
@@ -158,23 +158,23 @@ def test_the_network_is_used_only_if_it_lowers_the_deviance_by_the_margin(
         np.testing.assert_array_equal(posterior.mean, expected.mean)
 
 
-def test_adapting_waits_until_the_network_comes_near(cells, model, monkeypatch):
-    asked = []
-    monkeypatch.setattr(rate_fit, "adapt_rates", lambda *a, **k: asked.append(k["steps"]))
+def test_adaptation_requires_a_network_close_to_the_margin(cells, model, monkeypatch):
+    calls = []
+    monkeypatch.setattr(rate_fit, "adapt_rates", lambda *a, **k: calls.append(k["steps"]))
     counts, total = cells.X[:209].astype(float), cells.X[:209].sum(axis=1).A1.astype(float)
     genes = GeneMap(sparse.identity(GENES, format="csr"), np.arange(GENES), np.arange(GENES))
     rate_fit.fit_rates(model, counts, total, genes, adapt_steps=30, verbose=False)
-    assert asked == []
+    assert calls == []
 
 
-def test_deep_cells_are_explained_before_any_work(cells, model, capsys):
+def test_a_message_for_deep_cells_precedes_the_work(cells, model, capsys):
     deep = cells[:209].copy()
     deep.X = deep.X * 3000
     scmamba.impute(deep, model=model, **(QUIET | {"verbose": True}))
     assert "full-length protocols" in capsys.readouterr().err
 
 
-def test_options_that_contradict_each_other(cells, model):
+def test_contradictory_options(cells, model):
     with pytest.raises(OptionError, match="needs method='ensemble'"):
         scmamba.impute(cells.copy(), model=model, method="masked", values="posterior", **QUIET)
     for probability in (-0.1, 1.1):

@@ -1,4 +1,4 @@
-"""Imputation and embedding: the published rule, what is kept, what is refused, and that nothing is left half-written."""
+"""Imputation and embedding: the published rule, unchanged values, refused input, and no partial output."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUIET = dict(verbose=False, adapt_steps=0)
 
 
 def published_rule(model, x, passes):
-    """The ten passes written out cell by cell: every k-th zero hidden, its prediction kept, negatives to 0."""
+    """The ten passes written out cell by cell: every k-th zero is masked, its prediction kept, negative values set to 0."""
     result = x.copy()
     for row in range(len(x)):
         zeros = np.flatnonzero(x[row] == 0)
@@ -52,7 +52,7 @@ def test_the_published_rule_on_published_weights(reference):
 
 
 @pytest.mark.parametrize("reads", ["all", "expressed"])
-def test_observed_values_stay_and_everything_else_comes_back(cohort, reads):
+def test_observed_values_and_all_other_parts_of_the_object_stay(cohort, reads):
     data = cohort[:4].copy()
     data.obs["note"] = pd.Categorical(
         ["a", None, "b", "a"], categories=["b", "a", "unused"], ordered=True
@@ -77,8 +77,8 @@ def test_observed_values_stay_and_everything_else_comes_back(cohort, reads):
     assert data.uns["scmamba"]["impute"]["params"]["passes"] == 2
 
 
-def test_predictions_are_moved_onto_the_scale_of_the_data(cohort):
-    """A gene outside the model's list takes half of every cell: CP10k over all genes is half of CP10k over the model's."""
+def test_predictions_are_rescaled_to_the_data(cohort):
+    """A gene outside the model's list has half of every cell's counts: CP10k over all genes is half of CP10k over the model's genes."""
     known = cohort[:3].copy()
     known = known[:, scmamba.genes.match_adata(known).matched].copy()
     total = np.asarray(known.X.sum(axis=1)).ravel()
@@ -92,7 +92,7 @@ def test_predictions_are_moved_onto_the_scale_of_the_data(cohort):
     np.testing.assert_allclose(np.expm1(halved[:, -1]), 5000, rtol=1e-5)
 
 
-def test_counts_come_back_as_the_paper_says(cohort):
+def test_expected_counts_follow_the_paper(cohort):
     data = cohort[:4, scmamba.genes.match_adata(cohort).matched].copy()
     model = small_model()
     logs = scmamba.impute(data.copy(), model=model, passes=1, **QUIET).layers["scmamba"].toarray()
@@ -149,7 +149,7 @@ def test_one_cell_and_a_cell_without_counts(cohort):
     assert result.layers["scmamba"][1].nnz == 0 and result.obs["scmamba_low_depth"].tolist()[1]
 
 
-def test_what_is_refused_leaves_the_object_as_it_was(cohort):
+def test_refused_input_leaves_the_object_unchanged(cohort):
     data = cohort[:4].copy()
     data.layers["scmamba"] = data.X.copy()
     with pytest.raises(DataError, match="pass overwrite=True"):
@@ -169,7 +169,7 @@ def test_what_is_refused_leaves_the_object_as_it_was(cohort):
         scmamba.impute(cohort[:2].copy(), model="no-such-model", **QUIET)
 
 
-def test_adaptation_is_judged_on_held_out_cells_and_repeats(cohort):
+def test_adaptation_is_scored_on_held_out_cells_and_reproducible(cohort):
     data = ad.concat([cohort] * 3, index_unique="-")
     results = [
         scmamba.impute(
@@ -199,7 +199,7 @@ def test_embedding_is_that_of_the_network(cohort, reads):
     np.testing.assert_allclose(data.obsm["X_scmamba"], model.cell_embedding(x), atol=1e-5)
 
 
-def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
+def test_a_file_gives_the_same_result_as_the_object(cohort, tmp_path):
     cohort.write_h5ad(tmp_path / "in.h5ad")
     model = small_model("expressed")
     scmamba.impute_file(
@@ -210,7 +210,7 @@ def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
     assert abs(from_file.layers["scmamba"] - direct.layers["scmamba"]).max() < 1e-5
     assert (from_file.X != cohort.X).nnz == 0
     pd.testing.assert_frame_equal(from_file.obs, direct.obs, check_dtype=False)
-    # anndata turns repeated strings into categories when it writes.
+    # anndata converts repeated strings to categories when it writes
     pd.testing.assert_frame_equal(from_file.var, ad.read_h5ad(tmp_path / "in.h5ad").var)
     assert from_file.uns["scmamba"]["impute"]["params"]["passes"] == 2
     scmamba.embed_file(tmp_path / "out.h5ad", tmp_path / "both.h5ad", model=model, verbose=False)
@@ -223,7 +223,7 @@ def test_a_file_gives_what_the_object_gives(cohort, tmp_path):
         scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", model=model, **QUIET)
 
 
-def test_files_that_are_none_are_answered(tmp_path):
+def test_invalid_files_are_refused(tmp_path):
     (tmp_path / "a.h5ad").write_text("text")
     (tmp_path / "a.rds").write_bytes(b"\x1f\x8b\x08rds")
     for name, sentence in (
@@ -236,7 +236,7 @@ def test_files_that_are_none_are_answered(tmp_path):
     assert not (tmp_path / "out.h5ad").exists()
 
 
-def test_a_truncated_file_is_answered(cohort, tmp_path):
+def test_a_truncated_file_is_refused(cohort, tmp_path):
     cohort.write_h5ad(tmp_path / "whole.h5ad")
     whole = (tmp_path / "whole.h5ad").read_bytes()
     (tmp_path / "cut.h5ad").write_bytes(whole[: len(whole) // 2])
@@ -244,8 +244,8 @@ def test_a_truncated_file_is_answered(cohort, tmp_path):
         scmamba.impute_file(tmp_path / "cut.h5ad", tmp_path / "out.h5ad", **QUIET)
 
 
-def test_a_full_disk_leaves_nothing(cohort, tmp_path):
-    """/dev/full answers every write as a full disk does."""
+def test_a_full_disk_leaves_no_file(cohort, tmp_path):
+    """Every write to /dev/full fails as on a full disk."""
     cohort[:4].write_h5ad(tmp_path / "in.h5ad")
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full here")
@@ -263,7 +263,7 @@ def test_a_full_disk_leaves_nothing(cohort, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad"]
 
 
-def test_an_interrupt_leaves_nothing(tmp_path):
+def test_an_interrupt_leaves_no_file(tmp_path):
     """A real Ctrl-C to the real command while it imputes."""
     scmamba.datasets.brain_cohort(1500, seed=0).write_h5ad(tmp_path / "in.h5ad")
     scmamba.save_checkpoint(small_model(), tmp_path / "model")
@@ -281,7 +281,7 @@ def test_an_interrupt_leaves_nothing(tmp_path):
         "0",
     ]
 
-    def hear() -> None:  # what a shell starts in the background is deaf to Ctrl-C
+    def hear() -> None:  # a shell's background processes ignore Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Imputation's arithmetic: what is hidden when, on which scale answers come back, what stays as it was counted."""
+"""The arithmetic of imputation: which values are masked in which pass, on which scale predictions are returned, which values stay as observed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def cells(model) -> ad.AnnData:
-    """120 cells of forty genes of the model, one of them in two rows, and a gene outside its list; a cell without counts."""
+    """120 cells with forty genes of the model, one of them in two rows, and a gene outside its list; one cell has no counts."""
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.5, 3.0, 42), (120, 42)).astype(np.float32)
     counts[:, 41] += 3
@@ -57,8 +57,8 @@ def test_constants():
     assert imputer_module.MAX_BATCHES == 500 and ensemble_imputer.MAX_POOL == 10_000
 
 
-class Told:
-    """A model whose predictions are known: it records what was hidden, and answers by position."""
+class KnownModel:
+    """A model with known predictions: it records the masks and returns values by position."""
 
     def __init__(self, answer: np.ndarray) -> None:
         self.answer, self.masks, self.values = answer, [], []
@@ -69,23 +69,23 @@ class Told:
         return torch.from_numpy(self.answer + len(self.masks))
 
 
-def test_every_zero_is_hidden_once_in_interleaved_groups():
+def test_every_zero_is_masked_once_in_interleaved_groups():
     rng = np.random.default_rng(0)
     x = (rng.random((4, 23)) * (rng.random((4, 23)) < 0.4)).astype(np.float32)
     x[2] = 0
-    told = Told(np.zeros((4, 23), np.float32) - 2)
-    found = masked.predict_zeros(told, x, None, 3)
-    np.testing.assert_array_equal(np.sum(told.masks, axis=0), x == 0)
+    known_model = KnownModel(np.zeros((4, 23), np.float32) - 2)
+    found = masked.predict_zeros(known_model, x, None, 3)
+    np.testing.assert_array_equal(np.sum(known_model.masks, axis=0), x == 0)
     for row in range(4):
         zeros = np.flatnonzero(x[row] == 0)
         for k in range(3):
-            assert np.flatnonzero(told.masks[k][row]).tolist() == zeros[k::3].tolist()
-    assert all(np.array_equal(v, x) for v in told.values)
-    # Pass 1 answers -1, pass 2 answers 0, pass 3 answers 1: kept where that group was hidden, never below nothing.
-    expected = np.where(told.masks[2], 1.0, 0.0)
-    expected[2] = 0  # a cell without counts has nothing to go by
+            assert np.flatnonzero(known_model.masks[k][row]).tolist() == zeros[k::3].tolist()
+    assert all(np.array_equal(v, x) for v in known_model.values)
+    # Pass 1 predicts -1, pass 2 predicts 0, pass 3 predicts 1: kept where that group was masked, never below zero.
+    expected = np.where(known_model.masks[2], 1.0, 0.0)
+    expected[2] = 0  # a cell without counts gives the model no input
     np.testing.assert_array_equal(found, expected)
-    few = Told(np.ones((1, 3), np.float32))
+    few = KnownModel(np.ones((1, 3), np.float32))
     masked.predict_zeros(few, np.array([[1.0, 0, 2.0]], np.float32), None, 10)
     assert len(few.masks) == 1, "empty groups are not read"
 
@@ -97,8 +97,8 @@ def imputer_of(data: ad.AnnData, model: Model, **options):
 
 
 @pytest.mark.parametrize("batch", [None, "lib"])
-def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
-    """Rate given a zero, times the cell's depth, on log1p(CP10k) of all genes; counted values as NormalizeData gives them."""
+def test_expected_frequencies_are_converted_to_the_logs_of_the_data(model, cells, batch):
+    """Rate given a zero, times the cell's depth, on log1p(CP10k) of all genes; observed values as NormalizeData gives them."""
     data = cells.copy()
     scmamba.impute(
         data,
@@ -145,7 +145,7 @@ def test_expected_frequencies_become_the_datas_logs(model, cells, batch):
     assert summary["deviance_neighbors"] == learnt.report["deviance_neighbors"]
 
 
-def test_small_values_stay_zero_unless_counts_are_asked_for(model, cells):
+def test_small_values_stay_zero_unless_expected_counts_are_returned(model, cells):
     least, full, counts = (
         scmamba.impute(
             cells.copy(), model=model, adapt_steps=0, min_probability=0, **options, **QUIET
@@ -182,7 +182,7 @@ def test_small_values_stay_zero_unless_counts_are_asked_for(model, cells):
     )
 
 
-def test_masked_predictions_come_from_the_models_scale_to_the_datas(model, cells):
+def test_masked_predictions_are_rescaled_from_the_model_to_the_data(model, cells):
     found = (
         scmamba.impute(cells.copy(), model=model, method="masked", passes=3, adapt_steps=0, **QUIET)
         .layers["scmamba"]
@@ -214,21 +214,21 @@ def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
         and not np.array_equal(members, ensemble_imputer.pool_members(len(read), 4))
     )
     assert imputer_of(cells, model).fitted.rates.pool.counts.shape[0] <= 105
-    # Cells outside the pool are no one's neighbor, those inside are excluded from their own.
-    asked = []
+    # Cells outside the pool are not neighbors; those inside are not their own neighbors.
+    queries = []
 
     class Flat:
         network, rates, report = SimpleNamespace(model=model), None, {}
 
         def posterior(self, counts, totals, own, batch):
-            asked.append(own)
+            queries.append(own)
             return RatePosterior(np.ones(counts.shape), np.ones(counts.shape))
 
     imputer = RateEnsembleImputer(model, ImputeOptions()).restore(read, (Flat(), members))
     imputer.expected(slice(0, 120), read.linear(slice(0, 120)))
     expected = np.full(120, -1)
     expected[members] = np.arange(105)
-    np.testing.assert_array_equal(asked[0], expected)
+    np.testing.assert_array_equal(queries[0], expected)
 
 
 def test_methods_follow_the_heads(model):
@@ -237,7 +237,7 @@ def test_methods_follow_the_heads(model):
         and imputer_module.choose_method(None, small_model(n_genes=20)) == "masked"
     )
     assert imputer_module.choose_method("masked", model) == "masked"
-    # The head that pre-training alone leaves behind is not used.
+    # The rate head of pre-training alone is not used.
     fresh = small_model("expressed", n_genes=20)
     fresh = Model(ScMamba(replace(fresh.config, rates=True)), fresh.genes)
     assert imputer_module.choose_method(None, fresh) == "masked"
@@ -270,7 +270,7 @@ def test_a_result_too_large_for_memory_is_refused_after_a_block(model, cells, mo
     assert imputer.block == 64
 
 
-def test_blocks_of_rows_and_shares_are_the_whole(model, cells, tmp_path):
+def test_blocks_of_rows_and_shares_cover_all_cells(model, cells, tmp_path):
     whole = sparse.vstack([b for b, _ in imputer_of(cells, model, batch_size=17).predict_blocks()])
     blocks = list(imputer_of(cells, model, batch_size=17).cells.blocks(17))
     assert len(blocks) == 8
@@ -298,7 +298,7 @@ def test_a_layer_is_streamed_as_anndata_writes_it(cells, tmp_path):
         annotations.obsm["X_new"] = np.ones((120, 2))
 
     blocks = [layer[i : i + 50] for i in range(0, 120, 50)]
-    for _ in range(2):  # an earlier layer of the name is replaced
+    for _ in range(2):  # an earlier layer of the same name is replaced
         _stream.write_with_layer(
             tmp_path / "a.h5ad", tmp_path / "b.h5ad", backed, "mine", iter(blocks), finish
         )
@@ -338,7 +338,7 @@ def test_an_embedding_is_the_mean_of_the_networks_output(cells):
     assert "X_scmamba" not in cells.obsm and "X_scmamba" in copied.obsm
 
 
-def test_impute_looks_at_the_memory_after_its_first_block(model, cells, monkeypatch):
+def test_memory_is_checked_after_the_first_block(model, cells, monkeypatch):
     monkeypatch.setattr(base, "available_memory", lambda: 10)
     given = cells[:40].copy()  # one block
     with pytest.raises(DataError, match="Impute file to file"):

@@ -1,4 +1,4 @@
-"""One file imputed by two real processes under torchrun: the same file as by one."""
+"""One file imputed by two real processes under torchrun: the same output as by one process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def contents(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_two_processes_write_the_file_of_one(file, tmp_path):
+def test_two_processes_write_the_same_file_as_one(file, tmp_path):
     outputs = []
     for processes in (1, 2):
         outputs.append(tmp_path / f"{processes}.h5ad")
@@ -70,18 +70,18 @@ def test_two_processes_write_the_file_of_one(file, tmp_path):
             processes, "impute", str(file), "-o", str(outputs[-1]), *OPTIONS, "--batch-size", "16"
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        assert done.stdout.count("layers['scmamba']") == 1  # printed by one of them
+        assert done.stdout.count("layers['scmamba']") == 1  # printed by one of the two
     one, two = map(contents, outputs)
     assert one.keys() == two.keys() and "layers/scmamba/data" in one
     assert [name for name in one if one[name] != two[name]] == []
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "1.h5ad",
         "2.h5ad",
-    ]  # no share is left behind
+    ]  # no partial file remains
 
 
 @pytest.mark.slow
-def test_what_one_process_refuses_ends_all_of_them(file, tmp_path):
+def test_an_error_in_one_process_ends_all_of_them(file, tmp_path):
     done = scmamba(2, "impute", str(file), "-o", str(tmp_path / "nowhere" / "out.h5ad"), *OPTIONS)
     assert done.returncode != 0
     assert "does not exist. Create it" in done.stderr

@@ -42,7 +42,7 @@ def rates_model(seed: int = 0) -> Model:
         name="rates",
     )
     model = Model(ScMamba(config), vocabulary)
-    with torch.no_grad():  # as if the head had been trained
+    with torch.no_grad():  # like a trained head
         model.network.gene_log_rate[0] -= 1e-4
     return model
 
@@ -56,7 +56,7 @@ def test_the_loss_is_the_negative_binomial_likelihood(nuclei):
     model = rates_model()
     source = read_sources([nuclei], model.genes, min_total=1)[0]
     with torch.no_grad():
-        model.network.rate_head.weight.zero_()  # the network then predicts the average
+        model.network.rate_head.weight.zero_()  # then the network predicts the average
     base = torch.from_numpy(source_log_rate(source))
     config = RateConfig(hidden=(1.0, 1.0), spread=0.3)
     rows = np.arange(4)
@@ -75,7 +75,7 @@ def test_the_loss_is_the_negative_binomial_likelihood(nuclei):
     assert loss == pytest.approx((exact - constant).sum() / counts.sum(), rel=1e-4)
 
 
-def test_a_hidden_gene_does_not_reach_the_network(nuclei):
+def test_a_masked_gene_does_not_reach_the_network(nuclei):
     model = rates_model()
     source = read_sources([nuclei], model.genes, min_total=1)[0]
     base = torch.from_numpy(source_log_rate(source)).float()
@@ -100,7 +100,7 @@ def test_a_hidden_gene_does_not_reach_the_network(nuclei):
     ).all()
 
 
-def test_gene_averages_are_shares_and_a_prior_fills_what_was_never_seen():
+def test_gene_averages_are_shares_and_a_prior_covers_unobserved_genes():
     counts = np.array([90.0, 10.0, 0.0])
     plain = np.exp(gene_log_rate(counts))
     assert (
@@ -125,7 +125,7 @@ def test_a_zero_is_evidence_by_bayes_rule(mu):
     assert found.mean[0, 0] == pytest.approx(mu / 5000 * mean, rel=1e-6)
 
 
-def test_a_value_known_to_be_counted_is_the_truncated_poisson_mean():
+def test_an_observed_value_is_the_truncated_poisson_mean():
     mu = 1.7
     k = np.arange(1, 200)
     mean = (k * stats.poisson.pmf(k, mu)).sum() / (1 - np.exp(-mu))
@@ -156,7 +156,7 @@ def test_pooled_rates_of_neighbours_by_hand():
 
 
 def two_batches(only_in_first: int = 40) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Counts of three kinds in two batches whose genes are captured differently; the third kind is in the first batch only."""
+    """Counts of three types in two batches with gene-specific capture rates; the third type is in the first batch only."""
     rng = np.random.default_rng(5)
     kind = np.r_[np.repeat([0, 1], 80), np.full(only_in_first, 2), np.repeat([0, 1], 80)]
     batch = np.r_[np.zeros(160 + only_in_first, int), np.ones(160, int)]
@@ -167,29 +167,31 @@ def two_batches(only_in_first: int = 40) -> tuple[sparse.csr_matrix, np.ndarray,
     return sparse.csr_matrix(rng.poisson(rates[batch, kind]).astype(float)), kind, batch
 
 
-def test_neighbours_in_turn_come_from_every_batch_that_knows_the_kind():
+def test_neighbors_are_balanced_over_the_batches_with_the_cell_type():
     counts, kind, batch = two_batches()
     totals = np.asarray(counts.sum(axis=1)).ravel()
     everyone = np.arange(len(kind))
     plain = BatchBalancedKNN(counts, totals, components=10)
     near = plain.query(plain.scores, 30, own=everyone)
-    assert (batch[near] == batch[:, None]).mean() > 0.95  # without batches a cell keeps to its own
+    assert (
+        batch[near] == batch[:, None]
+    ).mean() > 0.95  # without batches the neighbors of a cell are in its own batch
     pool = BatchBalancedKNN(counts, totals, components=10, batch=batch)
     turns = pool.query(pool.scores, 30, everyone, batch)
     shared = kind < 2
     assert (turns != everyone[:, None]).all() and all(len(set(row)) == 30 for row in turns)
     assert 0.4 < (batch[turns[shared]] == batch[shared, None]).mean() < 0.6
     assert (kind[turns[shared]] == kind[shared, None]).mean() > 0.99
-    # The kind that the other batch lacks: nothing is taken from there.
+    # The type that is missing in the other batch has no neighbors there.
     assert (kind[turns[~shared]] == 2).mean() > 0.99
-    # Cells of no batch, and of one that the pool does not hold, have the nearest of all.
+    # Cells without a batch, or with one that is not in the pool, have the nearest neighbors of all batches.
     for unknown in (-1, 7):
         nobody = pool.query(pool.scores[:5], 30, everyone[:5], np.full(5, unknown))
         assert (np.sort(nobody, axis=1) == np.sort(near[:5], axis=1)).all()
     assert pool.query(pool.scores[:3], 10_000, everyone[:3], batch[:3]).shape == (3, len(kind) - 1)
 
 
-def test_imputation_evens_out_donors_only_if_asked(nuclei):
+def test_donor_effects_are_corrected_only_with_batch_key(nuclei):
     one = nuclei.copy()
     one.obs["library"] = "a"
     options = dict(model=rates_model(), adapt_steps=0, verbose=False)
@@ -209,18 +211,18 @@ def test_imputation_evens_out_donors_only_if_asked(nuclei):
     )
 
     def between_donors(imputed: ad.AnnData) -> float:
-        """Variance of the donors' means beside that of all cells, within the commonest type."""
+        """Variance of the donors' means relative to that of all cells, within the most common type."""
         own = imputed.obs["cell_type"] == imputed.obs["cell_type"].value_counts().index[0]
         filled = imputed.layers["scmamba"][own.to_numpy()].toarray()
         donors = imputed.obs["donor"][own].astype(str).to_numpy()
         means = np.stack([filled[donors == d].mean(axis=0) for d in np.unique(donors)])
         return float(means.var(axis=0).sum() / filled.var(axis=0).sum())
 
-    # Three donors of fifty cells each, and a network that was never trained reads each cell alone: not all of it goes.
+    # Three donors of fifty cells each, and an untrained network that reads each cell alone: a part of the effect remains.
     assert between_donors(evened) < 0.9 * between_donors(plain)
 
 
-def test_a_file_is_evened_out_like_the_object(nuclei, tmp_path):
+def test_a_file_is_batch_corrected_like_the_object(nuclei, tmp_path):
     nuclei.write_h5ad(tmp_path / "in.h5ad")
     options = dict(model=rates_model(), batch_key="donor", adapt_steps=0, verbose=False)
     scmamba.impute_file(tmp_path / "in.h5ad", tmp_path / "out.h5ad", **options)
@@ -230,7 +232,7 @@ def test_a_file_is_evened_out_like_the_object(nuclei, tmp_path):
     )
 
 
-def test_batches_that_cannot_be_evened_out_are_answered(nuclei, monkeypatch):
+def test_invalid_batches_are_refused(nuclei, monkeypatch):
     data = nuclei.copy()
     data.obs["gaps"] = [None, *data.obs["donor"].astype(str)[1:]]
     data.obs["barcode"] = [f"c{i}" for i in range(data.n_obs)]
@@ -245,7 +247,7 @@ def test_batches_that_cannot_be_evened_out_are_answered(nuclei, monkeypatch):
     assert "scmamba" not in data.layers
 
 
-def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
+def test_the_combination_is_better_than_the_gene_average_and_reproducible(nuclei):
     model = rates_model()
     cells = read_cells(nuclei, model.genes)
     counts, totals = cells.counts(np.arange(len(cells)))
@@ -262,7 +264,7 @@ def test_the_combination_beats_the_gene_average_and_repeats(nuclei):
     assert np.isfinite(a.rate).all() and (a.rate > 0).all() and (a.rate <= 1).all()
 
 
-def test_imputation_keeps_what_was_counted_and_fills_all_genes(nuclei):
+def test_observed_values_stay_and_all_genes_are_imputed(nuclei):
     data = nuclei.copy()
     before = data.X.copy()
     scmamba.impute(
@@ -281,8 +283,8 @@ def test_imputation_keeps_what_was_counted_and_fills_all_genes(nuclei):
     assert layer.nnz > 0.99 * np.prod(layer.shape)
 
 
-def test_logs_give_what_their_counts_gave(nuclei):
-    """The smallest value of a cell is a count of one, so nothing is lost by having normalized before."""
+def test_logs_give_the_same_result_as_their_counts(nuclei):
+    """The smallest value of a cell is a count of one, so normalization before loses no information."""
     counts = nuclei.copy()
     logs = nuclei.copy()
     sc.pp.normalize_total(logs, target_sum=1e4)
@@ -300,7 +302,7 @@ def test_logs_give_what_their_counts_gave(nuclei):
     np.testing.assert_allclose(a, b, atol=2e-3)
 
 
-def test_few_cells_are_answered_by_the_network_alone(nuclei, capsys):
+def test_few_cells_are_imputed_by_the_network_alone(nuclei, capsys):
     few = nuclei[:5].copy()
     scmamba.impute(few, model=rates_model(), verbose=True)
     assert "30 needed" in "".join(capsys.readouterr())

@@ -77,7 +77,7 @@ LOST = {"commands": "the log of 10 commands", "jackstraw": "JackStraw results of
 @pytest.mark.parametrize("way", ["live", "file"])
 def test_seurat_slot_by_slot(seurat, tmp_path, capfd, way):
     adata = bridge.from_seurat(seurat)
-    said = capfd.readouterr().err
+    messages = capfd.readouterr().err
     back = bridge.to_seurat(through_file(adata, tmp_path) if way == "file" else adata)
     different = [
         slot
@@ -85,8 +85,8 @@ def test_seurat_slot_by_slot(seurat, tmp_path, capfd, way):
         if not truth(f"f <- function(o) {code}; identical(f(x), f(y))", x=seurat, y=back)
     ]
     assert not different
-    assert all(sentence in said for sentence in LOST.values())
-    assert capfd.readouterr().err == ""  # and nothing more is lost on the way back
+    assert all(sentence in messages for sentence in LOST.values())
+    assert capfd.readouterr().err == ""  # and nothing else is lost on the way back
 
 
 def test_anndata_side_of_a_seurat_object(seurat):
@@ -159,8 +159,10 @@ def test_columns_without_a_type_are_named(capfd):
     adata.obs["objects"] = [{}] * adata.n_obs
     adata.uns["odd"] = {1, 2}
     bridge.to_seurat(adata)
-    said = capfd.readouterr().err
-    assert "cell metadata column 'objects' (dict" in said and "uns 'odd' (holds a set)" in said
+    messages = capfd.readouterr().err
+    assert (
+        "cell metadata column 'objects' (dict" in messages and "uns 'odd' (holds a set)" in messages
+    )
 
 
 def test_level_na_of_a_factor():
@@ -231,7 +233,7 @@ def fresh():
     return adata
 
 
-def test_an_anndata_that_never_was_seurat(capfd):
+def test_an_anndata_that_was_not_made_from_seurat(capfd):
     adata = fresh()
     made = bridge.to_seurat(adata)
     assert "'_' in 40 gene names" in capfd.readouterr().err
@@ -251,7 +253,7 @@ def test_an_anndata_that_never_was_seurat(capfd):
     )
     assert in_r("SeuratObject::Misc(y, 'scmamba')$impute$passes")[0] == 10
     assert truth("length(SeuratObject::VariableFeatures(y)) == 20")
-    # Seurat's own functions take it
+    # Seurat's own functions accept it
     assert truth(
         "library(Seurat); z <- NormalizeData(y, verbose = FALSE); inherits(subset(z, cells = colnames(z)[1:5]), 'Seurat')"
     )
@@ -287,7 +289,7 @@ def test_repeated_names(capfd):
         bridge.to_seurat(adata)
 
 
-def test_a_part_of_what_came(seurat):
+def test_a_subset_of_the_converted_object(seurat):
     adata = bridge.from_seurat(seurat, verbose=False)
     part = adata[10:40, 5:60].copy()
     made = bridge.to_seurat(part, verbose=False)
@@ -362,7 +364,7 @@ def test_single_cell_experiment(tmp_path, capfd):
     ] == []
 
 
-def test_second_opinion_of_anndata2ri():
+def test_comparison_with_anndata2ri():
     anndata2ri = pytest.importorskip("anndata2ri")
     made = bridge.to_sce(fresh(), verbose=False)
     in_r("", y=made)
@@ -378,13 +380,13 @@ def test_second_opinion_of_anndata2ri():
     )
 
 
-def test_files_that_are_not_what_they_say(tmp_path, seurat):
+def test_misnamed_files(tmp_path, seurat):
     good, bad = tmp_path / "good.rds", tmp_path / "bad.rds"
     bridge.write_seurat(bridge.from_seurat(seurat, verbose=False), good, verbose=False)
     assert bridge.read_seurat(good, verbose=False).shape == (80, 230)
     bad.write_bytes(good.read_bytes()[:2000])
-    for path, said in ((bad, "not an .rds file"), (tmp_path / "none.rds", "no file")):
-        with pytest.raises(DataError, match=said):
+    for path, messages in ((bad, "not an .rds file"), (tmp_path / "none.rds", "no file")):
+        with pytest.raises(DataError, match=messages):
             bridge.read_seurat(path)
     bad.write_text("hello")
     with pytest.raises(DataError, match="not an .rds file"):
@@ -408,12 +410,12 @@ def test_convert_files(tmp_path, seurat):
     assert convert_file(tmp_path / "d.rds", tmp_path / "e.h5ad", verbose=False)
     assert anndata.read_h5ad(tmp_path / "e.h5ad").shape == (80, 230)
     before = back.read_bytes()
-    for arguments, said in (
+    for arguments, messages in (
         ((first, there), "exists already"),
         ((first, tmp_path / "x.loom"), "must end in"),
         ((tmp_path / "none.h5ad", tmp_path / "x.rds"), "no file"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=messages):
             convert_file(*arguments)
     with pytest.raises(DataError, match="is .h5ad already"):
         convert_file(there, tmp_path / "x.h5ad")
@@ -469,7 +471,7 @@ def test_the_page_of_round_trips():
         )
 
 
-# --- values go where they belong, and nothing ends the conversion
+# --- values are put into the right slot, and no entry stops the conversion
 def layers_of(made, assay="RNA"):
     """Seurat's layers of an assay as arrays, cells x genes; empty ones omitted."""
     in_r("y <- o", o=made)
@@ -497,12 +499,12 @@ def test_logs_of_counts_that_came_from_seurat_become_data(seurat, capfd):
     made = bridge.to_seurat(adata)
     found = layers_of(made)
     np.testing.assert_array_equal(found["data"], logs)
-    # Seurat 4 fills an empty slot of counts with nothing; no logarithm stands in it.
+    # An empty slot of counts stays empty in Seurat 4; logarithms are not put there.
     assert "counts" not in found
     assert "written as data (it was read from counts)" in capfd.readouterr().err
 
 
-def test_scanpys_tutorial_state():
+def test_the_final_state_of_scanpys_tutorial():
     """Counts in a layer, logarithms of more genes in raw, scaled values in X."""
     adata = fresh()
     counts, logs = adata.X.toarray(), normalized(adata)
@@ -537,8 +539,8 @@ def test_logs_in_a_single_cell_experiment_are_logcounts(capfd):
     assert "written as the assay logcounts" in capfd.readouterr().err
 
 
-def test_names_that_meet_get_free_ones(capfd):
-    """impute and embed of the product itself: an assay and a reduction called scmamba."""
+def test_names_in_use_are_replaced_by_free_ones(capfd):
+    """impute and embed themselves: an assay and a reduction called scmamba."""
     adata = fresh()
     adata.layers["scmamba"] = sparse.csr_matrix(normalized(adata))
     adata.obsm["X_scmamba"] = np.arange(60.0).reshape(30, 2)
@@ -557,7 +559,7 @@ def test_names_that_meet_get_free_ones(capfd):
     assert "reduction 'scmamba_embedding' ('scmamba' is taken)" in capfd.readouterr().err
 
 
-def test_odd_entries_of_uns(capfd):
+def test_unusual_entries_of_uns(capfd):
     adata = fresh()
     adata.uns = {
         "rank_genes_groups": {
@@ -573,7 +575,7 @@ def test_odd_entries_of_uns(capfd):
         "big": np.array([2**60], dtype=np.uint64),
     }
     made = bridge.to_seurat(adata)
-    said = capfd.readouterr().err
+    messages = capfd.readouterr().err
     misc = "SeuratObject::Misc(y)"
     assert truth(f"identical({misc}$rank_genes_groups$names[['0']], c('A', 'B'))", y=made)
     assert truth(f"identical({misc}$rank_genes_groups$scores[['1']], c(3.5, 4.5))")
@@ -582,10 +584,10 @@ def test_odd_entries_of_uns(capfd):
     assert truth(f"identical(lengths({misc}$ragged, use.names = FALSE), c(2L, 1L))")
     assert truth(f"is.na({misc}$factor[2]) && {misc}$mixed$good == 1")
     for name in ("uns 'mixed'/bad", "uns 'mixed'/set", "uns 'complex'", "uns 'big'"):
-        assert name in said
+        assert name in messages
 
 
-def test_odd_entries_of_misc_and_metadata(capfd):
+def test_unusual_entries_of_misc_and_metadata(capfd):
     made = in_r("""x <- SeuratObject::pbmc_small
       x@misc <- list(text = c("a", NA), factor = factor(c("b", NA)), fun = list(good = 1, bad = sum))
       x@meta.data$complex <- complex(real = seq_len(80), imaginary = 1)
@@ -593,12 +595,16 @@ def test_odd_entries_of_misc_and_metadata(capfd):
       x@meta.data$big <- structure(rep(5e-324 * 7, 80), class = "integer64")
       x""")
     adata = bridge.from_seurat(made)
-    said = capfd.readouterr().err
+    messages = capfd.readouterr().err
     assert list(adata.uns["text"]) == ["a", np.nan] or pd.isna(adata.uns["text"][1])
     assert adata.uns["factor"][0] == "b" and pd.isna(adata.uns["factor"][1])
-    assert adata.uns["fun"] == {"good": 1.0} and "misc 'fun'$bad" in said
+    assert adata.uns["fun"] == {"good": 1.0} and "misc 'fun'$bad" in messages
     assert adata.obs["big"].tolist() == [7] * 80
-    assert "complex" not in adata.obs and "column 'complex'" in said and "column 'wait'" in said
+    assert (
+        "complex" not in adata.obs
+        and "column 'complex'" in messages
+        and "column 'wait'" in messages
+    )
 
 
 def test_metadata_with_a_slash_is_written_readable(tmp_path):
@@ -610,7 +616,7 @@ def test_metadata_with_a_slash_is_written_readable(tmp_path):
     assert (found.obs["index"] == 3).all()
 
 
-def test_columns_of_one_name(capfd):
+def test_columns_with_the_same_name(capfd):
     adata = fresh()
     names = [f"d{i % 3}" for i in range(30)]
     adata.obs = pd.DataFrame(
@@ -638,13 +644,13 @@ def test_programs_started_after_r_load_their_own_libraries():
 
 # --- Seurat, scanpy's tutorial, Seurat
 def tutorial(adata):
-    """The steps of scanpy's tutorial, on what came from Seurat."""
+    """The steps of scanpy's tutorial, on an object converted from Seurat."""
     import scanpy as sc
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adata.layers["counts"] = adata.X.copy()
-        sc.pp.normalize_total(adata, target_sum=2e3)  # not Seurat's 10,000: the data differ
+        sc.pp.normalize_total(adata, target_sum=2e3)  # not Seurat's 10,000, so that the data differ
         sc.pp.log1p(adata)
         sc.pp.highly_variable_genes(adata, n_top_genes=60)
         adata.raw = adata
@@ -671,7 +677,7 @@ def test_scanpys_tutorial_between_two_seurat_objects(seurat, tmp_path, capfd, ki
     given = through_file(adata, tmp_path) if way == "file" else adata
     capfd.readouterr()
     made = bridge.to_seurat(given, assay_class=kind)
-    said = capfd.readouterr().err
+    messages = capfd.readouterr().err
     assert truth(f"methods::validObject(y) && inherits(y[['RNA']], '{kind}')", y=made)
     found = layers_of(made)
     genes, scaled = list(adata.var_names), list(in_r("rownames(layer(y[['RNA']], 'scale.data'))"))
@@ -683,7 +689,7 @@ def test_scanpys_tutorial_between_two_seurat_objects(seurat, tmp_path, capfd, ki
     assert set(variable) == set(adata.var_names[flags]) and len(variable) == flags.sum() == 60
     strength = adata.var["dispersions_norm"].loc[variable].to_numpy()
     assert (np.diff(strength) <= 0).all()
-    # Reductions with what their plots and ElbowPlot read.
+    # Reductions with the entries that their plots and ElbowPlot read.
     np.testing.assert_array_equal(
         np.array(in_r("SeuratObject::Embeddings(y, 'pca')")), adata.obsm["X_pca"]
     )
@@ -723,15 +729,15 @@ def test_scanpys_tutorial_between_two_seurat_objects(seurat, tmp_path, capfd, ki
     assert in_r("SeuratObject::Misc(y, 'neighbors')$params$n_neighbors")[0] == 10
     assert truth("'means' %in% names(y[['RNA']][[]])")
     if origin == "Seurat":
-        assert "the former one (layers/data) is dropped" in said
-    # Seurat goes on from here.
+        assert "the former one (layers/data) is dropped" in messages
+    # The analysis continues in Seurat.
     assert truth(
         "library(Seurat); z <- FindNeighbors(y, dims = 1:5, verbose = FALSE); inherits(z, 'Seurat')"
     )
 
 
 @pytest.mark.parametrize("form", ["stored twice", "unsorted", "array", "half precision", "dask"])
-def test_odd_matrices_are_written_as_their_numbers(form):
+def test_unusual_matrices_are_written_with_their_values(form):
     adata = fresh()
     counts = adata.X.toarray()
     plain = sparse.csr_matrix(counts.astype(np.float32))

@@ -1,4 +1,4 @@
-"""What a round trip through h5ad keeps, slot by slot; R's own ``identical`` is the judge.
+"""Which slots a round trip through h5ad keeps; R's own ``identical`` compares them.
 
     RPY2_CFFI_MODE=ABI PYTHONPATH=python python tests/python/interop/round_trip_table.py --write                        # Seurat 4 and SCE
     RPY2_CFFI_MODE=ABI PYTHONPATH=python scripts/in_seurat5.sh .venv/bin/python tests/python/interop/round_trip_table.py --write   # Seurat 5
@@ -86,7 +86,7 @@ ODD = [
     "row_names",
 ]
 
-# slot, R expression of the object `o`; where it cannot come back as it was: words the message must hold; where it comes back changed: what
+# slot, R expression of the object `o`; if it is not restored: words of the required message; if it is changed: what
 # the expression then gives.
 Line = tuple[str, str, str, str]
 
@@ -281,7 +281,7 @@ def _verdict(line: Line, said: list[str]) -> tuple[str, str, str]:
 
 
 def travel(make: str, lines: list[Line], there: Any, back: Any) -> list[tuple[str, str, str]]:
-    """Make the object in R, take it through a file and back, and judge every slot: rows of (slot, verdict, message)."""
+    """Make the object in R, convert it to a file and back, and compare every slot: rows of (slot, verdict, message)."""
     _r.bridge()
     ro.r(SETUP)
     ro.r(make)
@@ -305,7 +305,7 @@ def version(package: str) -> str:
 
 
 def tables() -> dict[str, list[tuple[str, str, str]]]:
-    """Heading -> rows, for what this R can do."""
+    """Heading -> rows, for the packages of this R."""
     _r.bridge()
     _r.need("SeuratObject")
     found = {}
@@ -355,7 +355,7 @@ slot is stored in the AnnData: [interop.md](interop.md).
 
 
 def main() -> None:
-    """Print this R's tables, or put them on the page."""
+    """Print this R's tables, or write them to the page."""
     found = {heading: as_text(heading, rows) for heading, rows in tables().items()}
     if "--write" not in sys.argv:
         print("\n".join(found.values()))

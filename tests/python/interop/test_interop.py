@@ -1,4 +1,4 @@
-"""Runs ``interop_cases.py`` in a separate process (R inside this one would stay for all other tests)."""
+"""Runs ``interop_cases.py`` in a separate process (in this one R would stay loaded for all other tests)."""
 
 import importlib.util
 import os

@@ -44,11 +44,11 @@ def test_a_genes_by_cells_matrix_becomes_cells_by_genes():
     assert (back["x"].dtype, back["i"].dtype, back["p"].dtype) == (np.float64, np.int32, np.int32)
     one = slots.adata_from_slots(
         x[:1], i[:1], p[:2], (3, 1), ["a", "b", "c"], "alone"
-    )  # R sends one name as a string
+    )  # R passes a single name as a string
     assert one.obs_names.tolist() == ["alone"]
 
 
-def test_layers_of_any_make_become_slots():
+def test_layers_of_every_type_become_slots():
     unsorted = sparse.csr_matrix(
         (np.array([2.0, 1.0]), np.array([2, 0]), np.array([0, 2, 2])), shape=(2, 3)
     )
@@ -120,7 +120,7 @@ def test_days_and_seconds_since_1970():
 
 
 @pytest.mark.parametrize("made", [np.asarray, sparse.csr_matrix])
-def test_layers_of_some_cells_are_spread_over_all(made):
+def test_layers_of_some_cells_are_expanded_to_all(made):
     found = seurat._all_cells(made(MATRIX), ["c", "a"], pd.Index(["a", "b", "c"]))
     dense = found.toarray() if sparse.issparse(found) else found
     assert dense[0].tolist() == MATRIX[1].tolist() and dense[2].tolist() == MATRIX[0].tolist()
@@ -142,7 +142,7 @@ def test_names_of_keys():
     )
 
 
-def test_gene_names_come_back_as_they_were():
+def test_gene_names_are_restored():
     adata = ad.AnnData(
         np.zeros((1, 2)),
         var=pd.DataFrame({seurat._ORIGINAL: ["A_1", "B"], "x": [1, 2]}, index=["A-1", "B"]),
@@ -151,7 +151,7 @@ def test_gene_names_come_back_as_they_were():
     assert adata.var_names.tolist() == ["A_1", "B"] and list(adata.var) == ["x"]
 
 
-def test_what_was_lost_is_said_once(capsys):
+def test_lost_slots_are_reported_once(capsys):
     seurat.report_lost(["tool 'a'", "image 'b'"], "the Seurat object", True)
     seurat.report_lost(["x"], "y", False)
     seurat.report_lost([], "z", True)
@@ -174,7 +174,7 @@ def test_what_was_lost_is_said_once(capsys):
         ("A.H5AD", "there.RDS", {"overwrite": True}, "is not an h5ad"),
     ],
 )
-def test_conversions_that_cannot_be(tmp_path, source, target, more, words):
+def test_invalid_conversions(tmp_path, source, target, more, words):
     for name in ("a.h5ad", "a.rds", "a.csv", "A.H5AD", "there.rds", "there.RDS"):
         (tmp_path / name).write_text("nothing")
     with pytest.raises(DataError, match=words):
@@ -198,8 +198,8 @@ def test_which_writer_an_rds_file_gets(tmp_path, monkeypatch, to, assay, expecte
             lambda adata, path, n=name, **o: got.append((n, adata.shape, path.name, o)),
         )
     ad.AnnData(MATRIX).write_h5ad(tmp_path / "a.h5ad")
-    told = _convert.convert_file(tmp_path / "a.h5ad", tmp_path / "b.rds", to=to, assay=assay)
-    assert got == [(expected[0], (2, 3), "b.rds", expected[1])] and told.endswith(
+    note = _convert.convert_file(tmp_path / "a.h5ad", tmp_path / "b.rds", to=to, assay=assay)
+    assert got == [(expected[0], (2, 3), "b.rds", expected[1])] and note.endswith(
         "b.rds: 2 cells x 3 genes"
     )
 
@@ -235,16 +235,14 @@ def test_which_reader_an_rds_file_gets(tmp_path, monkeypatch, kinds, words):
 
 
 def test_inside_r_no_second_r_is_started(monkeypatch):
-    monkeypatch.setitem(
-        sys.modules, "rpytools", types.ModuleType("rpytools")
-    )  # what reticulate brings along
+    monkeypatch.setitem(sys.modules, "rpytools", types.ModuleType("rpytools"))  # set by reticulate
     monkeypatch.setattr(_r, "_bridge", None)
     with pytest.raises(ScMambaError, match="runs inside R"):
         _r.bridge()
 
 
-def test_a_missing_bridge_is_said(monkeypatch):
-    monkeypatch.setitem(sys.modules, "rpy2", None)  # as where it is not installed
+def test_a_missing_rpy2_gives_an_error(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rpy2", None)  # as if it were not installed
     monkeypatch.setattr(_r, "_bridge", None)
     with pytest.raises(ScMambaError, match=r"pip install 'scmamba\[r\]'"):
         _r.bridge()
