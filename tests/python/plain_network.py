@@ -24,7 +24,7 @@ def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
 
 
 def causal_convolution(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    """(L, E): position t depends on t-W+1 .. t; the last tap is t's own."""
+    """(L, E): position t depends on t-W+1 .. t; the last tap is that of t."""
     length, width = len(x), weight.shape[-1]
     out = np.tile(bias, (length, 1))
     for t in range(length):
@@ -59,9 +59,7 @@ def one_direction(u: np.ndarray, z: np.ndarray, w: Weights, mixer: str, suffix: 
 
 
 def mixer(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
-    """(L, D) -> (L, D): the backward direction reads the reversed sequence, its answer is reversed
-    back; both are added.
-    """
+    """(L, D) -> (L, D): the backward direction reads the reversed sequence and its output is reversed; both are added."""
     both = x @ w[name + "in_proj.weight"].T
     u, z = both[:, : both.shape[1] // 2], both[:, both.shape[1] // 2 :]
     out = one_direction(u, z, w, name, "")
@@ -71,9 +69,7 @@ def mixer(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
 
 
 def layers(embedded: np.ndarray, w: Weights, eps: float) -> np.ndarray:
-    """(L, D) -> (L, D): residual += previous output, normalize, mix; at the end the last output
-    joins the residual, too.
-    """
+    """(L, D) -> (L, D): residual += previous output, normalize, mix; at the end the last output is added to the residual."""
     residual = embedded
     count = 1 + max(int(key.split(".")[2]) for key in w if key.startswith("backbone.layers."))
     for i in range(count):
@@ -85,9 +81,7 @@ def layers(embedded: np.ndarray, w: Weights, eps: float) -> np.ndarray:
 
 
 def embed(x: np.ndarray, mask: np.ndarray | None, genes: np.ndarray, w: Weights) -> np.ndarray:
-    """(L,) values -> (L, D): a hidden value's expression embedding is the mask token; its gene
-    embedding stays.
-    """
+    """(L,) values -> (L, D): the expression embedding of a masked value is the mask token; its gene embedding stays."""
     expression = (
         x[:, None] * w["backbone.expression_embedding.weight"][:, 0]
         + w["backbone.expression_embedding.bias"]
@@ -110,9 +104,7 @@ def cell_embedding(x, genes, w: Weights, eps: float) -> np.ndarray:
 
 
 def classify(x, genes, w: Weights, eps: float) -> np.ndarray:
-    """[CLS] before the first gene, after half of them (rounded down) and behind the last; three
-    outputs side by side.
-    """
+    """[CLS] before the first gene, after half of them (rounded down) and after the last; the three outputs are concatenated."""
     embedded, token, half = (
         embed(x, None, genes, w),
         w["backbone.cls_token"].reshape(1, -1),

@@ -1,4 +1,4 @@
-"""Calls in R code, read as text: which functions with which arguments. No R is needed."""
+"""Calls in R code, parsed as text: function names and arguments. R is not needed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def calls(code: str) -> list[tuple[str, set[str]]]:
     found: list[tuple[str, set[str]]] = []
     stack: list[tuple[str, str | None, set[str]]] = []
     word: str | None = None
-    first = False  # the word is the first of an argument
+    first = False  # the word is the first one of an argument
     at_start = False
     for token in _TOKEN.finditer(code):
         kind, text = token.lastgroup, token.group()
@@ -60,7 +60,7 @@ def calls(code: str) -> list[tuple[str, set[str]]]:
 
 @lru_cache
 def formals() -> dict[str, set[str]]:
-    """Arguments of every exported function, those of its methods together, from the usage of its help page."""
+    """Arguments of every exported function, with those of all its methods, from the usage of its help page."""
     exported = set(re.findall(r"^export\((\w+)\)", (ROOT / "NAMESPACE").read_text(), re.M))
     out: dict[str, set[str]] = {name: set() for name in exported}
     for page in (ROOT / "man").glob("*.Rd"):
@@ -72,12 +72,12 @@ def formals() -> dict[str, set[str]]:
             if name in exported:
                 every = re.sub(r"(^|,)(\s*[\w.]+)(?=\s*(,|$))", r"\1\2 = 0", f"{inside.strip()}")
                 out[name] |= calls(f"f({every})")[-1][1] - {"..."}
-    out["ScMambaFindAllMarkers"] |= out["ScMambaFindMarkers"]  # handed on by its `...`
+    out["ScMambaFindAllMarkers"] |= out["ScMambaFindMarkers"]  # passed on by its `...`
     return out
 
 
 def unknown_arguments(code: str) -> list[str]:
-    """Functions of scMamba that it does not export, and arguments that no method takes."""
+    """Functions of scMamba that are not exported, and arguments that no method has."""
     known, problems = formals(), []
     for name, arguments in calls(code):
         if name in known:

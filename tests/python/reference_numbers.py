@@ -1,4 +1,4 @@
-"""Reads and writes the reference numbers of ``tests/data/reference`` (its README names their sources).
+"""Reads and writes the reference numbers of ``tests/data/reference`` (sources in the README there).
 
 A pack is an ``.npz`` archive inside xz. Floating-point columns are stored as planes of bytes (all first bytes, then all
 second bytes, ...): exponents and signs then lie together and compress; every number comes back bit for bit.
@@ -54,7 +54,7 @@ def read_pack(path: Path) -> dict[str, np.ndarray]:
 
 
 def frame(columns: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Text as Python strings and whole numbers as int64, as reading a csv file gives them."""
+    """Text as Python strings and integers as int64, as if read from a csv file."""
     kinds = {"U": object, "u": np.int64}
     return pd.DataFrame(
         {
@@ -82,7 +82,7 @@ def drawn_table(first: int, shape: tuple[int, int]) -> np.ndarray:
 
 
 class MastSet:
-    """One data set given to MAST and Seurat: the input, and every table they returned."""
+    """One data set given to MAST and Seurat: the input, and every table that they returned."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -97,7 +97,7 @@ class MastSet:
 
     @cached_property
     def values(self) -> sp.csr_matrix:
-        """Cells x genes, the values MAST saw: those stored, or log1p(1e4 x count / total of the cell)."""
+        """Cells x genes, the input of MAST: stored values, or log1p(1e4 x count / total of the cell)."""
         matrix = self.table("matrix")
         shape = len(self.table("cells")), len(self.table("genes"))
         stored = sp.csr_matrix(
@@ -110,7 +110,7 @@ class MastSet:
 
 
 class Reference:
-    """All reference numbers; files are rebuilt in ``scratch``, tables and matrices are read once."""
+    """All reference numbers; files are restored in ``scratch``, tables and matrices are read once."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch

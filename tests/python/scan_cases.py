@@ -1,4 +1,4 @@
-"""What the tests of the scan share: random inputs, outputs with all gradients, and how near they must be."""
+"""Shared by the tests of the scan: random inputs, outputs with all gradients, and tolerances."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the server share: a server of its own process, the application within this one, and a PostgreSQL."""
+"""Shared by the tests of the server: a server in a separate process, the application within this one, and a PostgreSQL."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Server:
             str(self.port),
         ]
         self.process = subprocess.Popen([*command, *options], start_new_session=True, stderr=stderr)
-        for _ in range(1800):  # a busy machine takes long
+        for _ in range(1800):  # slow on a busy machine
             try:
                 urllib.request.urlopen(self.url + "/v2/health/live", timeout=1)
                 return
@@ -78,7 +78,7 @@ class Server:
 
 
 class Answer:
-    """A status, headers and a body."""
+    """Status, headers and body of a response."""
 
     def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.status, self.headers, self.body = status, headers, body
@@ -93,7 +93,7 @@ class Answer:
 
 
 class App:
-    """The application on a real port in a thread of this process, without workers: a test moves the jobs."""
+    """The application on a real port in a thread of this process, without workers: a test changes the state of jobs."""
 
     def __init__(self, data: Path, **settings: Any) -> None:
         import uvicorn
@@ -126,7 +126,7 @@ class App:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def stop(self) -> None:
-        # Not force_exit: it would leave out the end of the application, and its supervisor would go on.
+        # Not force_exit, which would skip the shutdown of the application and leave its supervisor running.
         self.uvicorn.should_exit = True
         self.thread.join(60)
         assert not self.thread.is_alive()
@@ -154,7 +154,7 @@ class App:
         return self.ask("POST", f"/v2/models/brain-mini/{task}", body, token, **more)
 
     def end(self, job: str, state: str = "done", message: str = "", **files: bytes) -> None:
-        """What a worker does: take the oldest job of whose turn it is until it is this one, write, finish."""
+        """Simulate a worker: claim jobs in turn until it is this one, write the result, finish."""
         folder = self.data / "jobs" / job / "result"
         if state == "done":
             folder.mkdir(parents=True, exist_ok=True)
@@ -165,12 +165,12 @@ class App:
         assert self.queue.finish(job, "w", state, message)
 
     def uploads(self) -> list[bytes]:
-        """What lies in the folder of whole uploads."""
+        """Files in the folder of whole uploads."""
         return sorted(f.read_bytes() for f in (self.data / "uploads").glob("*"))
 
 
 def plain_bytes(cells: int = 2, genes: int = 3) -> bytes:
-    """A file of the plain form with one value a cell, made by hand."""
+    """A file in the plain form with one value per cell, made by hand."""
     names = {
         "genes": [f"GENE{g}" for g in range(genes)],
         "cells": [f"cell{c}" for c in range(cells)],
@@ -204,7 +204,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def postgres_tools() -> Path | None:
-    """Where PostgreSQL's programs are, if it can be run here."""
+    """Folder of PostgreSQL's programs, if they can be run here."""
     try:
         import psycopg  # noqa: F401
     except ImportError:
@@ -212,13 +212,13 @@ def postgres_tools() -> Path | None:
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     found = found or [Path(p) for p in [shutil.which("initdb")] if p]
     if os.geteuid() == 0 and "postgres" not in {entry.pw_name for entry in pwd.getpwall()}:
-        return None  # it refuses to run as root
+        return None  # it does not run as root
     return found[-1].parent if found else None
 
 
 @pytest.fixture(scope="session")
 def database() -> Iterator[str]:
-    """A PostgreSQL of its own, on a socket in a folder of its own; skip where none is installed."""
+    """A separate PostgreSQL, on a socket in its own folder; skip if none is installed."""
     tools, folder = postgres_tools(), Path(tempfile.mkdtemp(prefix="pg"))
     if tools is None:
         pytest.skip("PostgreSQL or psycopg is not installed (apt install postgresql)")
@@ -246,7 +246,7 @@ def database() -> Iterator[str]:
 
 @pytest.fixture
 def queue_url(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The database, empty, named as a server finds it."""
+    """The database, empty, in the notation of the server's setting."""
     import psycopg
 
     with psycopg.connect(database, autocommit=True) as db:
@@ -257,7 +257,7 @@ def queue_url(database: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(params=["sqlite", "postgres"] if postgres_tools() else ["sqlite"])
 def queue(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty queue in ``tmp_path``: SQLite's, and PostgreSQL's if there is one."""
+    """An empty queue in ``tmp_path``: SQLite's, and PostgreSQL's if it is installed."""
     from scmamba.serve.postgres import open_queue
 
     if request.param == "postgres":

@@ -1,4 +1,4 @@
-"""Numbers of README, pages, cards and vignettes are those of the result files, to the digits shown."""
+"""Numbers in README, pages, cards and vignettes equal those in the result files, to the digits shown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def values_in(text: str) -> list[float]:
 
 
 def agrees(shown: str, values: list[float]) -> bool:
-    """A number is one of ``values``, rounded to its digits; a percentage may be a share there."""
+    """A number is one of ``values``, rounded to its digits; a percentage may be stored as a share."""
     plain = shown.rstrip("%").replace(",", "")
     number, digits = float(plain), len(plain.partition(".")[2].partition("e")[0])
     scales = (1, 100) if shown.endswith("%") else (1,)
@@ -33,7 +33,7 @@ def agrees(shown: str, values: list[float]) -> bool:
 
 
 def lines_of(file: str, *words: str) -> str:
-    """The lines of a result file that hold all words."""
+    """The lines of a result file with all of the words."""
     text = (RESULTS / file).read_text(encoding="utf-8")
     found = [line for line in text.splitlines(True) if all(word in line for word in words)]
     assert found, f"{file} has no line with {words}"
@@ -41,13 +41,13 @@ def lines_of(file: str, *words: str) -> str:
 
 
 def row_of(page: str, start: str) -> list[str]:
-    """Cells of the one row of a page's tables that begins so, without the first."""
+    """Cells of the one table row of a page that begins like this, without the first."""
     rows = [row for row in text_of(page).splitlines() if row.startswith(f"| {start}")]
     assert len(rows) == 1, f"{page}: {len(rows)} rows begin with {start!r}"
     return [cell.strip() for cell in rows[0].strip("| \n").split("|")][1:]
 
 
-#: Page, beginning of a row, file, words of the lines that it repeats.
+#: Page, beginning of a row, file, words of the lines with the same numbers.
 ROWS = [
     ("annotation", "Velmeshev 2019, 4", "brain_types.md", ("velmeshev2019",)),
     ("annotation", "Agarwal 2020, held-out donor 1", "brain_types.md", ("donor1",)),
@@ -87,20 +87,20 @@ ROWS = [
     ("training", "kept", "training_mask_token.tsv", ("kept",)),
     ("training", "fresh", "training_mask_token.tsv", ("fresh",)),
 ]
-#: Files with ranges beside their means -> column of the mean.
+#: Files with ranges next to their means -> column of the mean.
 MEANS = {"training_frozen.tsv": 3, "training_mask_token.tsv": 2}
-#: Words and numbers of these rows that name the row instead of measuring it.
+#: Words and numbers of these rows that are part of the name and not measurements.
 NAMES = r"brain-base|over \d+|\d+ types?|\(\d+\)|2,0\d\d genes|2,000 genes|0 of 1"
 
 
 @pytest.mark.parametrize(("page", "start", "file", "words"), ROWS, ids=lambda v: str(v)[:24])
-def test_rows_are_those_of_the_result_files(page, start, file, words):
+def test_rows_equal_the_result_files(page, start, file, words):
     cells = row_of(f"docs/{page}.md", start)
     lines = lines_of(file, *words).splitlines()
     if file in MEANS:
         lines = [line.split("\t")[MEANS[file]] for line in lines]
     elif file == "donor_tests.md":
-        lines = lines[:1]  # the table of true genes called is the first
+        lines = lines[:1]  # the first table counts the true genes that were called
     values = values_in("\n".join(lines))
     shown = shown_numbers(re.sub(NAMES, "", " | ".join(cells)))
     assert shown
@@ -114,7 +114,7 @@ def test_rows_are_those_of_the_result_files(page, start, file, words):
         ("What a smoothing imputation does to DEGs", "smooth"),
     ],
 )
-def test_degs_of_imputed_values_are_those_measured(title, layer):
+def test_degs_of_imputed_values_equal_the_result_files(title, layer):
     section = text_of("docs/deg.md").split(f"## {title}")[1].split("\n## ")[0]
     rows = [row for row in section.splitlines() if re.match(r"\| [^|*]*[a-zA-Z]", row)]
     kang, velmeshev = f"deg_real_kang_{layer}.md", f"deg_real_velmeshev_{layer}.md"
@@ -132,7 +132,7 @@ def test_degs_of_imputed_values_are_those_measured(title, layer):
     assert compared == 32
 
 
-def test_imputed_zeros_are_those_measured():
+def test_imputed_zeros_equal_the_result_files():
     table = text_of("docs/evaluation.md").split("<!-- foreign genes -->")[1].split("<!-- -->")[0]
     sets = {"Velm": "velmeshev", "PBMC": "pbmc3k", "Agar": "agarwal", "Kang": "kang"}
     name = compared = 0
@@ -152,7 +152,7 @@ def test_imputed_zeros_are_those_measured():
     assert compared == 14 * 7
 
 
-def test_clusters_are_those_measured():
+def test_clusters_equal_the_result_files():
     section = text_of("docs/evaluation.md").split("# What imputation does to types")[1]
     bullets = re.findall(r"^\* (.*?)(?=^\* |\Z)", section, re.S | re.M)
     values = values_in((RESULTS / "clusters.md").read_text(encoding="utf-8"))
@@ -165,7 +165,7 @@ def test_clusters_are_those_measured():
     assert [number for number, found in compared if not found] == []
 
 
-def test_the_curves_of_training_end_as_the_page_says():
+def test_the_final_losses_of_training_equal_the_page():
     for start, file in (
         ("brain-mini | 3,600", "brain_mini_impute.csv"),
         ("brain-base, first round", "brain_base_impute.csv"),
@@ -179,7 +179,7 @@ def test_the_curves_of_training_end_as_the_page_says():
 # --- README and cards
 
 VELMESHEV, KANG = "nonzero_imputation_velmeshev.tsv", "nonzero_imputation_kang.tsv"
-#: Beginning of a row of the README -> for each column of numbers, the file and the words of each line it repeats, in order.
+#: Beginning of a row of the README -> for each column of numbers, the file and the words of each line with the same numbers, in order.
 README = {
     "masked counts of brain": ([(VELMESHEV, "brain-mini\t")], [(VELMESHEV, "neighbor_rate")]),
     "the same, blood": (
@@ -221,7 +221,7 @@ README = {
 
 
 @pytest.mark.parametrize("start", README)
-def test_the_readme_repeats_the_result_files(start):
+def test_the_readme_equals_the_result_files(start):
     ours, theirs, _ = row_of("README.md", start)
     for text, lines in zip((ours, theirs), README[start], strict=True):
         shown = shown_numbers(re.sub(r"\b100 nearest|DESeq2", "", text))
@@ -232,7 +232,7 @@ def test_the_readme_repeats_the_result_files(start):
             assert agrees(number, values), f"{start}: {number}"
 
 
-def test_the_readme_repeats_the_pages_where_no_file_holds_a_number():
+def test_the_readme_equals_the_pages_for_numbers_without_a_file():
     ours, theirs, _ = row_of("README.md", "clusters and types")
     page = text_of("docs/evaluation.md").split("# What imputation does to types")[1]
     for number in shown_numbers(f"{ours} {theirs}"):
@@ -256,7 +256,7 @@ CARD_ROWS = [
 
 
 @pytest.mark.parametrize(("model", "start", "nuclei", "blood"), CARD_ROWS)
-def test_cards_repeat_the_result_files(model, start, nuclei, blood):
+def test_cards_equal_the_result_files(model, start, nuclei, blood):
     end = "_base.tsv" if model == "brain-base" else ".tsv"
     cells = row_of(f"python/scmamba/model/pretrained/{model}/model_card.md", start)
     for text, name, line in zip(cells, ("velmeshev", "kang"), (nuclei, blood), strict=True):
@@ -266,7 +266,7 @@ def test_cards_repeat_the_result_files(model, start, nuclei, blood):
         assert [n for n, v in zip(shown, values[-6:]) if not agrees(n, [v])] == []
 
 
-def test_the_vignettes_repeat_the_numbers_of_the_pages():
+def test_the_vignettes_equal_the_pages():
     summary = text_of("vignettes/deg-study.Rmd").split("# Summary")[1]
     counts = values_in(lines_of("deg_real_velmeshev_scmamba.md", "| microglia | counts |"))
     imputed = values_in(lines_of("deg_real_velmeshev_scmamba.md", "| microglia | scmamba |"))
@@ -274,7 +274,7 @@ def test_the_vignettes_repeat_the_numbers_of_the_pages():
     assert agrees(after, imputed[-3:-2]) and agrees(before, counts[-3:-2])
 
 
-def test_the_server_page_repeats_the_chaos_benchmark():
+def test_the_server_page_equals_the_chaos_benchmark():
     jobs = json.loads((RESULTS / "serve_chaos.json").read_text())
     shown = re.search(r"all of\s+([\d,]+) accepted jobs", text_of("docs/server.md"))[1]
     assert (
@@ -284,7 +284,7 @@ def test_the_server_page_repeats_the_chaos_benchmark():
     assert jobs
 
 
-def test_cards_beside_the_weights_are_those_of_the_training_script():
+def test_cards_of_the_weights_are_those_of_the_training_script():
     for name in ("brain-mini", "brain-base"):
         beside = ROOT / "python/scmamba/model/pretrained" / name / "model_card.md"
         card = ROOT / "scripts" / f"{name.replace('-', '_')}_card.md"
@@ -295,12 +295,12 @@ def test_cards_beside_the_weights_are_those_of_the_training_script():
 
 
 def part(page: str, begin: str, end: str | None) -> str:
-    """What a page has between two markers."""
+    """The part of a page between two markers."""
     rest = (ROOT / page).read_text(encoding="utf-8").split(begin)[1]
     return (rest if end is None else rest.split(end)[0]).strip()
 
 
-def test_the_tables_of_the_pages_are_those_of_the_result_files():
+def test_tables_of_the_pages_are_those_of_the_result_files():
     from benchmarks import deg, model, scan
 
     results = ROOT / "benchmarks" / "results"

@@ -27,7 +27,7 @@ ALL = [*PAGES, *CARDS, *VIGNETTES]
 
 
 def shell_lines(page: str) -> Iterator[tuple[str, bool]]:
-    """Calls of ``scmamba``, and whether they are whole; those in running text may lack arguments."""
+    """Calls of ``scmamba``, and whether they are complete; those in running text may lack arguments."""
     for language, code in blocks(page):
         if language in ("", "sh", "bash"):
             for line in code.splitlines():
@@ -41,7 +41,7 @@ def shell_lines(page: str) -> Iterator[tuple[str, bool]]:
 
 
 def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
-    """As printed; only the adaptation of ``impute`` is skipped, which takes minutes."""
+    """As printed, except that the adaptation of ``impute``, which takes minutes, is skipped."""
     cohort = brain_cohort(320, n_donors=4, n_genes=3000, seed=2)
     cohort.write_h5ad(tmp_path / "cells.h5ad")
     monkeypatch.chdir(tmp_path)
@@ -56,7 +56,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
     assert "p_val_adj" in names["result"].table
 
 
-#: Where a name that stands without its module is looked for.
+#: Modules in which a name without its module is looked up.
 HOMES = (
     "scmamba",
     *(f"scmamba.{room}" for room in ("deg", "evaluation", "interop", "datasets", "ops", "data")),
@@ -65,7 +65,7 @@ HOMES = (
 
 
 def public(name: str) -> object:
-    """What a name without its module means, if it is public somewhere."""
+    """The object of a name without its module, if it is public."""
     for home in HOMES:
         module = importlib.import_module(home)
         if name in module.__all__:
@@ -74,7 +74,7 @@ def public(name: str) -> object:
 
 
 def called(node: ast.expr, names: dict[str, object]) -> object:
-    """The function that an expression such as ``scmamba.deg.zlm`` names; ``None`` for others."""
+    """The function of an expression such as ``scmamba.deg.zlm``; ``None`` for others."""
     if isinstance(node, ast.Name):
         return names[node.id] if node.id in names else public(node.id)
     if isinstance(node, ast.Attribute):
@@ -99,7 +99,7 @@ def made_by(function: object) -> object:
 
 
 def unknown_names(code: str, names: dict[str, object]) -> list[str]:
-    """Functions and keywords in code that scmamba does not have, former ones among them."""
+    """Functions and keywords in code that scmamba does not have; former names are included."""
     problems = []
     nodes = sorted(ast.walk(ast.parse(code)), key=lambda n: getattr(n, "lineno", 0))
     for node in nodes:
@@ -133,7 +133,7 @@ def unknown_names(code: str, names: dict[str, object]) -> list[str]:
 
 
 def start_names() -> dict[str, object]:
-    """Variables that blocks use without making them."""
+    """Variables that blocks use but do not define."""
     from scmamba.data import Collection
 
     names: dict[str, object] = {"scmamba": scmamba, "server": scmamba.Client}
@@ -167,7 +167,7 @@ def test_functions_and_keywords_within_sentences_exist():
     assert problems == []
 
 
-def test_keywords_named_alone_exist():
+def test_single_keywords_exist():
     """A keyword such as ``label_key=`` within a sentence belongs to a function or to R."""
     known = {
         name
@@ -207,11 +207,11 @@ def parameters_of(value: object) -> set[str]:
 
 
 @pytest.mark.parametrize("page", [p for p in ALL if documents.r_blocks(p)])
-def test_r_blocks_parse_and_name_what_exists(page):
+def test_r_blocks_parse_and_use_existing_names(page):
     assert [p for code in documents.r_blocks(page) for p in r_calls.unknown_arguments(code)] == []
 
 
-def test_r_within_sentences_names_what_exists():
+def test_r_within_sentences_uses_existing_names():
     problems, compared = [], 0
     for page in ALL:
         for span in spans(page):
@@ -290,7 +290,7 @@ AVOIDED = (
 )
 
 
-def test_readers_pages_keep_to_the_words_of_the_style_page():
+def test_pages_follow_the_words_of_the_style_page():
     helps = documents.listed("man/*.Rd")
     found = []
     for page in [*ALL, *helps]:

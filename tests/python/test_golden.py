@@ -1,4 +1,4 @@
-"""What ships today answers what it answered when ``tests/data/golden`` was recorded (``scripts/record_golden.py``).
+"""The results of the shipped models and statistics equal those recorded in ``tests/data/golden`` (``scripts/record_golden.py``).
 
 How near, and why:
 
@@ -28,7 +28,7 @@ import pytest
 from golden_cases import CASES, FOLDER, MODELS, forward
 from reference_numbers import read_pack
 
-MIN_IMPUTED = 0.2  # smallest value of the default imputation that is kept
+MIN_IMPUTED = 0.2  # smallest value that the default imputation keeps
 MATRIX_UNIT = Path("/proc/cpuinfo").exists() and "amx_bf16" in Path("/proc/cpuinfo").read_text()
 NETWORK = 1e-4 if MATRIX_UNIT else 1e-5
 #: First word of the case -> absolute and relative tolerance.
@@ -79,7 +79,7 @@ def test_the_network_on_every_backend(model, backend):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 def test_the_network_in_tritons_interpreter():
-    """A process of its own: Triton decides at import whether it interprets."""
+    """A separate process, because Triton reads at import whether to interpret."""
     here = Path(__file__).parent
     code = (
         "import sys, numpy; from golden_cases import MODELS, SMALL, forward;"
@@ -104,7 +104,7 @@ def test_verbs(case):
     compare(CASES[case](), case, *TOLERANCE[kind.replace(",", "").split()[0]])
 
 
-def test_nothing_recorded_is_left_uncompared():
+def test_every_recorded_result_is_compared():
     named = {name.rsplit("/", 1)[0] for name in golden()}
     assert named == {
         *CASES,
@@ -113,8 +113,8 @@ def test_nothing_recorded_is_left_uncompared():
     }
 
 
-def test_the_recorded_answers_say_something():
-    """Answers of nothing but zeros, ones and missing values would agree with anything."""
+def test_the_recorded_results_are_informative():
+    """Results of only zeros, ones and missing values would agree with anything."""
     markers, runs = recorded("markers"), recorded("robustness")
     assert (
         100 < (markers["adjusted p"] < 0.05).sum() < 1500

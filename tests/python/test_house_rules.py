@@ -1,4 +1,4 @@
-"""Rules of the code that no linter of ours checks: private names, long functions, modules at the root, documented parameters, examples."""
+"""Rules of the code that no linter here checks: private names, long functions, modules at the root, documented parameters, examples."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def foreign_private_names(path: str, tree: ast.Module) -> Iterator[str]:
         for alias in node.names:
             name = alias.name
             if name.startswith("_") and not name.startswith("__"):
-                # `from . import _module` of the same package is no private name of another one.
+                # `from . import _module` of the same package is not a private name of another one.
                 if not (beside and node.module is None):
                     yield f"{path}: {'.' * node.level}{node.module or ''}.{name}"
             elif name.islower():
@@ -93,16 +93,16 @@ def test_at_most_six_modules_at_the_root():
     assert len(list(ROOT.glob("*.py"))) <= 6
 
 
-#: What a reader looks for -> the folder where it is computed.
+#: Search term of a reader -> the folder with the computation.
 HOMES = {
     "doublet": "doublets",
     "neighbo": "neighbors",
     "novel": "annotation",
     "calibrat": "training",
 }
-#: Folders that only show, serve or score what others compute.
+#: Folders that only show, serve or score the results of others.
 SURFACES = ("cli", "client", "evaluation", "pl", "serve")
-#: Names elsewhere, and why.
+#: Names in other folders, and the reason.
 ELSEWHERE = {
     "data/doublet_simulation.py": "training reads it as well; scmamba.doublets has its names",
     "data/doublet_simulation.py: simulate_doublets": "as above",
@@ -138,7 +138,7 @@ def test_tests_and_benchmarks_import_by_package():
     assert importlib.util.find_spec("benchmarks.report") is not None
 
 
-def test_rules_see_what_they_should():
+def test_the_checks_detect_violations():
     code = "from ..ops.cpu import pool\nfrom .jit import _run\nfrom . import _own\npool._size\n"
     tree = ast.parse(code + "def f():\n    '''Doc.'''\n" + "    x = 1\n" * 61)
     assert list(foreign_private_names("a.py", tree)) == ["a.py: .jit._run", "a.py: pool._size"]
@@ -173,7 +173,7 @@ def undocumented(thing: object) -> list[str]:
     from numpydoc.docscrape import NumpyDocString
 
     documents = [inspect.getdoc(thing) or ""]
-    if inspect.isclass(thing):  # a subclass documents what it adds
+    if inspect.isclass(thing):  # a subclass documents its additions
         documents = [
             inspect.getdoc(c) or "" for c in thing.__mro__ if c.__module__.startswith("scmamba")
         ]

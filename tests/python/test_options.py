@@ -42,7 +42,7 @@ def verbs() -> dict[str, type[Options]]:
 
 
 VERBS = verbs()
-#: Parameters that are data or objects of Python, not options.
+#: Parameters that are data or objects of Python and not options.
 DATA = {
     *("adata", "data", "reference", "model", "markers", "verbose", "copy", "return_result"),
     *("config", "folder", "overwrite", "key_added", "genes", "source", "target"),
@@ -58,7 +58,7 @@ def function(verb: str) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A default as it is written elsewhere: sequences are lists, paths and numbers of one value are equal."""
+    """A default in comparable form: sequences are lists, paths are strings, numbers of equal value are equal."""
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value
@@ -109,14 +109,14 @@ def test_the_command_line_has_the_options_their_help_and_defaults(verb):
         for bound, end in (("minimum", "min"), ("maximum", "max")):
             limit = field.metadata[bound]
             if limit is not None and not field.metadata["exclusive"]:
-                # Typer keeps a range on the parameter; before 0.27 on its type.
+                # Typer stores a range in the parameter; before 0.27 in its type.
                 there = parameter if hasattr(parameter, end) else parameter.type
                 assert getattr(there, end) == limit, (verb, field.name, bound)
     shared = set(by_name) & set(options.defaults())
     assert len(shared) >= 0.5 * len(options.defaults()) or verb == "find_markers", shared
 
 
-#: Verb -> task of the server, and the options without which it refuses everything.
+#: Verb -> task of the server, and the options that it requires.
 SERVED = {
     "impute": ("impute", {}),
     "embed": ("embed", {}),
@@ -145,7 +145,7 @@ def test_the_server_takes_the_same_options_in_the_same_ranges(verb):
                 assert check_options(task, {**needed, name: beyond}) is not None, (verb, name)
 
 
-#: Names of R's arguments where they are not Python's with points.
+#: Names of R's arguments if they are not Python's with dots.
 IN_R = {
     "ScMambaImpute": ("impute", {"batch": "batch_key"}),
     "ScMambaEmbed": ("embed", {}),
@@ -157,7 +157,7 @@ IN_R = {
         {"group.by": "condition_key", "donor": "donor_key", "cell.type": "label_key"},
     ),
 }
-#: Arguments of R that hold what R users write for the same thing.
+#: Arguments of R with the values that R users write for the same option.
 R_HAS_ITS_OWN = {"layer", "layers", "reference_layer", "overwrite", "n_jobs", "seurat"}
 
 

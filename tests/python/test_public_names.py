@@ -1,4 +1,4 @@
-"""The names of the package: all are there, documented, and former ones still work and warn."""
+"""The names of the package: all exist and are documented, and former ones still work and warn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import scmamba
 from scmamba.data import Collection
 from scmamba.datasets import brain_cohort
 
-#: Everything that takes former names: new name of each parameter by the old one, then of each value.
+#: All functions with former names: new name of each parameter by the old one, then of each value.
 FORMER: dict[str, tuple[object, dict[str, str], dict[str, dict[str, str]]]] = {
     "impute": (
         scmamba.impute,
@@ -90,17 +90,17 @@ def test_every_former_name_is_taken_and_names_the_new_one(verb):
     assert not set(names) & set(parameters)
     for old, value in given:
         new = f"{names[old]}=" if old in names else f"{old}={values[old][value]!r}"
-        said = f"{verb}({old}=)" if old in names else f"{verb}({old}={value!r})"
+        call = f"{verb}({old}=)" if old in names else f"{verb}({old}={value!r})"
         with (
             pytest.warns(DeprecationWarning) as caught,
             contextlib.suppress(Exception) as _,
         ):
             function(None, None, **{old: value})
         (message,) = [str(w.message) for w in caught if "renamed" in str(w.message)]
-        assert message.startswith(f"{said} was renamed to {verb}({new}"), message
+        assert message.startswith(f"{call} was renamed to {verb}({new}"), message
 
 
-def test_former_names_mean_the_same():
+def test_former_names_give_the_same_result():
     cells = brain_cohort(60, n_donors=4, n_genes=500, seed=0)
     with pytest.warns(
         DeprecationWarning, match=r"^Collection\(label=\) was renamed to Collection\(label_key=\)"
@@ -145,8 +145,8 @@ def test_every_public_name_exists_and_help_shows_it():
     assert not missing and "list_models" in page
 
 
-def test_rooms_and_verbs_do_not_hide_each_other():
-    # A package and a function of one name would answer differently by the order of imports.
+def test_packages_and_verbs_do_not_hide_each_other():
+    # With a package and a function of one name the order of imports would determine the result.
     program = (
         "import scmamba.models, scmamba.model, inspect, scmamba; inspect.getmembers(scmamba); "
     )
@@ -170,7 +170,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error():
         scmamba.imputee  # noqa: B018
 
 
-def test_importing_the_package_loads_no_science():
+def test_importing_the_package_loads_no_heavy_dependency():
     program = "import sys, scmamba; print([m for m in ('torch', 'anndata', 'pandas', 'numba') if m in sys.modules])"
     found = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""Fifteen kinds of values, given to every public verb: one judgement, whoever is called."""
+"""Fifteen scales of values, given to every public verb: the same detected scale in each."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TOTALS = np.asarray(COUNTS.sum(axis=1)).ravel()
 
 
 def of(change: Callable[[sparse.csr_matrix], np.ndarray]) -> Callable[[], sparse.csr_matrix]:
-    """Counts with changed values."""
+    """Counts after a change of the values."""
 
     def make() -> sparse.csr_matrix:
         out = COUNTS.copy()
@@ -86,7 +86,7 @@ def with_nan() -> sparse.csr_matrix:
     return out
 
 
-#: Kind of values -> the matrix; the judgement, its base and words of its sentence.
+#: Scale of values -> the matrix; the detected scale, its base and words of its sentence.
 KINDS: dict[str, tuple[Callable[[], object], str, float, str]] = {
     "raw counts": (COUNTS.copy, "counts", np.e, "raw counts (integers"),
     "raw counts, integer type": (
@@ -124,7 +124,7 @@ KINDS: dict[str, tuple[Callable[[], object], str, float, str]] = {
     ),
     "zeros": (lambda: COUNTS * 0, "empty", np.e, "zeros only"),
 }
-#: What the verbs cannot use.
+#: Scales that the verbs cannot use.
 REFUSED = ("scaled", "negative", "not_finite", "neither", "empty")
 
 
@@ -144,12 +144,12 @@ def cells_of(kind: str) -> ad.AnnData:
 
 
 def expected(kind: str) -> str:
-    """The sentence of the judge."""
+    """The sentence of the detected scale."""
     return select_matrix(cells_of(kind)).classify().sentence
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_judge(kind):
+def test_detection_of_the_scale(kind):
     make, judgement, base, words = KINDS[kind]
     found = classify_values(make())
     assert (found.kind, found.base) == (judgement, base) and words in found.sentence
@@ -158,8 +158,8 @@ def test_the_judge(kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if KINDS[k][1] not in REFUSED])
-def test_counts_come_back(kind):
-    """Relative counts from every kind that can be used are those of the counts it was made of."""
+def test_counts_are_recovered(kind):
+    """Relative counts from every usable scale equal those of the original counts."""
     make, _, _, _ = KINDS[kind]
     matrix = sparse.csr_matrix(make())
     linear = matrix.copy()
@@ -172,14 +172,14 @@ def test_counts_come_back(kind):
 
 
 class Reached(Exception):
-    """Raised after the values were judged and accepted, in place of the work that follows."""
+    """Raised after the values were accepted, in place of the following work."""
 
 
 def stop(*_: object, **__: object) -> None:
     raise Reached
 
 
-# Each verb returns the sentence about the values that it keeps.
+# Each verb returns the sentence about the values that it stores.
 
 
 def markers(adata: ad.AnnData, **_: object) -> str:
@@ -252,7 +252,7 @@ def annotate_classifier(adata: ad.AnnData, **options: object) -> str:
 
 
 def annotate_reference(adata: ad.AnnData, **options: object) -> str:
-    """The query's values; what is fitted to the reference is tested elsewhere."""
+    """The query's values; the fit to the reference is tested elsewhere."""
     read: list[str] = []
 
     def fitted(annotator: ReferenceAnnotator, query: CellReader) -> None:
@@ -337,7 +337,7 @@ def reads(kinds: tuple[str, ...], kind: str) -> bool:
 
 
 ALL = ("counts", "log1p", "log1p_counts")
-#: Verb -> kinds of values that it reads; every other one is refused by the judge's own words.
+#: Verb -> scales of values that it reads; every other one is refused with the sentence of the detection.
 VERBS: dict[Callable[..., str], tuple[str, ...]] = {
     markers: ALL,
     pseudobulk: ALL,
@@ -358,7 +358,7 @@ VERBS: dict[Callable[..., str], tuple[str, ...]] = {
     masked_counts: ("counts",),
     split_counts: ("integers",),
 }
-#: Verbs with ``force=``, which takes fractions below one as corrected counts and no other kind.
+#: Verbs with ``force=``, which accepts fractions below one as corrected counts and no other scale.
 FORCED = (
     impute,
     embed,
@@ -375,7 +375,7 @@ FORCED = (
     ("verb", "kind"),
     [pytest.param(verb, kind, id=f"{verb.__name__}-{kind}") for verb in VERBS for kind in KINDS],
 )
-def test_every_verb_judges_alike(verb, kind):
+def test_every_verb_detects_the_same_scale(verb, kind):
     adata, sentence = cells_of(kind), expected(kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -387,7 +387,7 @@ def test_every_verb_judges_alike(verb, kind):
 
 
 @pytest.mark.parametrize("verb", FORCED, ids=lambda verb: verb.__name__)
-def test_force_takes_fractions_and_nothing_else(verb):
+def test_force_accepts_fractions_only(verb):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         read = verb(cells_of("fractions below one"), force=True)
@@ -399,7 +399,7 @@ def test_force_takes_fractions_and_nothing_else(verb):
 
 # --- the command line
 
-#: Command -> its arguments, for a file, a folder of the test's own and a model.
+#: Command -> its arguments, for a file, a temporary folder and a model.
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "impute": ("{cells} -o {out}.h5ad -m {model} --method masked --passes 1 --quiet", ALL),
     "embed": ("{cells} -o {out}.h5ad -m {model} --quiet", ALL),
@@ -419,13 +419,13 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "pretrain": ("{cells} -o {out} --quiet", ALL),
     "finetune": ("{cells} -o {out} -m {model} --quiet", ALL),
 }
-#: Commands that are run to their end; what the others do with values they read is tested in Python.
+#: Commands that run to the end; the results of the others are tested in Python.
 FAST = ("embed", "annotate", "find-doublets", "find-markers")
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> dict[str, Path]:
-    """One file for each kind of values, and a model."""
+    """One file for each scale of values, and a model."""
     folder = tmp_path_factory.mktemp("kinds")
     out = {kind: folder / f"{i}.h5ad" for i, kind in enumerate(KINDS)}
     for kind, path in out.items():
@@ -452,7 +452,7 @@ def run(command: str, kind: str, files: dict[str, Path], out: Path) -> Result:
         if command in FAST or not reads(kinds, kind)
     ],
 )
-def test_the_command_line_judges_alike(command, kind, files, tmp_path):
+def test_the_command_line_detects_the_same_scale(command, kind, files, tmp_path):
     done = run(command, kind, files, tmp_path / "out")
     if not reads(COMMANDS[command][1], kind):
         assert done.exit_code == 1 and f"{expected(kind)}" in done.output
@@ -467,7 +467,7 @@ def test_the_command_line_judges_alike(command, kind, files, tmp_path):
 
 # --- R
 
-#: Reads every file, calls every verb and prints verb, kind and what was kept or refused, one line each.
+#: Reads every file, calls every verb and prints verb, scale and the stored or refused text, one line each.
 IN_R = """
 suppressPackageStartupMessages({library(scMamba); library(Matrix)})
 given <- jsonlite::fromJSON(commandArgs(TRUE)[[1]])
@@ -502,7 +502,7 @@ for (kind in setdiff(names(given), c("model", "usable"))) {
     imputed.assay = NULL, ratios = 0.5, permutations = 1, null.permutations = 0, verbose = FALSE)$full)))
 }
 """
-#: Verb of R -> kinds of values that it reads.
+#: Verb of R -> scales of values that it reads.
 R_VERBS = {
     "ScMambaImpute": ALL,
     "ScMambaEmbed": ALL,
@@ -517,8 +517,8 @@ R_VERBS = {
 
 
 @pytest.fixture(scope="module")
-def said_in_r(files, tmp_path_factory) -> dict[tuple[str, str], tuple[str, str]]:
-    """What each verb of R keeps or refuses, of each kind of values; R is started once."""
+def texts_of_r(files, tmp_path_factory) -> dict[tuple[str, str], tuple[str, str]]:
+    """The stored or refused text of each verb of R for each scale of values; R is started once."""
     if shutil.which("Rscript") is None:
         pytest.skip("R is not installed")
     root = Path(scmamba.__file__).parents[2]
@@ -550,10 +550,10 @@ def said_in_r(files, tmp_path_factory) -> dict[tuple[str, str], tuple[str, str]]
 
 
 @pytest.mark.parametrize("verb", R_VERBS)
-def test_r_judges_alike(verb, said_in_r):
+def test_r_detects_the_same_scale(verb, texts_of_r):
     keeps = verb in ("ScMambaImpute", "ScMambaEmbed", "ScMambaAnnotate", "ScMambaDoublets")
     for kind in KINDS:
-        what, text = said_in_r[verb, kind]
+        what, text = texts_of_r[verb, kind]
         says = expected(kind) in re.sub("[Tt]he matrix", "X", text)  # R's word for X
         if not reads(R_VERBS[verb], kind):
             assert what == "refused" and says, (kind, what, text)
@@ -561,20 +561,20 @@ def test_r_judges_alike(verb, said_in_r):
             assert what == "kept" and (says or not keeps), (kind, text)
 
 
-def test_the_recorded_base_decides_where_the_values_do_not():
-    """Two genes of log2 values whose totals differ: only the record gives the base."""
+def test_the_recorded_base_is_used_if_the_values_do_not_determine_it():
+    """Two genes of log2 values with different totals: only the record gives the base."""
     rng = np.random.default_rng(0)
     values = rng.gamma(3, 0.4, (60, 10)) * (rng.random((60, 10)) < 0.5)
     adata = ad.AnnData(sparse.csr_matrix(values), uns={"log1p": {"base": 2}})
     found = select_matrix(adata).classify()
     assert (found.kind, found.base) == ("log1p", 2.0)
     np.testing.assert_allclose(found.natural_logs(np.array([1.0])), np.log(2))
-    # The record is of X: a layer of corrected counts beside it is judged by its values.
+    # The record is about X: the scale of a layer of corrected counts is detected from its values.
     adata.layers["corrected"] = of(small_corrected)()[:60, :10]
     assert select_matrix(adata, "corrected").classify().kind == "counts"
 
 
-def test_a_matrix_that_is_named_is_read_or_refused():
+def test_a_named_matrix_is_read_or_refused():
     adata = cells_of("scaled")
     adata.raw = ad.AnnData(COUNTS, obs=adata.obs, var=adata.var)
     assert select_matrix(adata, "raw").classify().integer
@@ -590,7 +590,7 @@ def test_a_matrix_that_is_named_is_read_or_refused():
         deg.find_markers(adata, "disease", "AD")
 
 
-def test_objects_that_hold_several_matrices_or_lazy_ones():
+def test_objects_with_several_matrices_or_lazy_ones():
     class MuData:  # the class of mudata, which is not installed here, has the modalities in `mod`
         mod = {"rna": COHORT, "prot": COHORT}
 

@@ -245,14 +245,14 @@ def test_the_slurm_job_of_many_nodes_passes_valid_options_to_torchrun(tmp_path):
         SLURM_GPUS_ON_NODE="4",
         SLURM_JOB_ID="77",
     )
-    told = parse_args(words[words.index("torchrun") + 1 :])
-    assert (told.nnodes, told.nproc_per_node, told.rdzv_endpoint, told.module) == (
+    options = parse_args(words[words.index("torchrun") + 1 :])
+    assert (options.nnodes, options.nproc_per_node, options.rdzv_endpoint, options.module) == (
         "2",
         "4",
         "node1:29500",
         True,
     )
-    assert [told.training_script, *told.training_script_args] == [
+    assert [options.training_script, *options.training_script_args] == [
         "scmamba",
         "impute",
         "in.h5ad",
@@ -266,8 +266,8 @@ def test_the_slurm_job_of_many_nodes_passes_valid_options_to_torchrun(tmp_path):
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash here")
 def test_the_slurm_job_of_the_server_has_a_worker_for_each_gpu(tmp_path):
     words = slurm("serve.slurm", tmp_path, SCMAMBA_DATA="/jobs", SLURM_GPUS_ON_NODE="4")
-    said = " ".join(words)
-    assert "-m scmamba.serve --host 0.0.0.0 --port 8642 --data /jobs --workers 4" in said
+    command = " ".join(words)
+    assert "-m scmamba.serve --host 0.0.0.0 --port 8642 --data /jobs --workers 4" in command
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,8 @@ def test_options_are_checked():
         ({"identification_rate": 10}, "identification_rate is 10"),
         ({"rounds": 0}, "rounds is 0"),
     )
-    for options, said in wrong:
-        with pytest.raises(OptionError, match=said):
+    for options, expected in wrong:
+        with pytest.raises(OptionError, match=expected):
             DoubletOptions(**options)
 
 
@@ -63,8 +63,11 @@ def test_counts_are_read_from_every_container():
     np.testing.assert_array_equal(
         module._counts(logs, None)[0].toarray(), np.rint(np.expm1(logs.X))
     )
-    for wrong, said in ((ad.AnnData(np.zeros((0, 3))), "empty: 0 cells"), (data, "no layer 'x'")):
-        with pytest.raises(DataError, match=said):
+    for wrong, expected in (
+        (ad.AnnData(np.zeros((0, 3))), "empty: 0 cells"),
+        (data, "no layer 'x'"),
+    ):
+        with pytest.raises(DataError, match=expected):
             module._counts(wrong, "x" if wrong is data else None)
 
 

@@ -438,15 +438,15 @@ def test_the_prediction_of_impute_is_scored_next_to_the_network_alone(counts, mo
         5,
         3,
     )
-    learnt = combine.fit_gated_ensemble(
+    fitted = combine.fit_gated_ensemble(
         model, visible, totals, rows["m"].map, adapt_steps=2, seed=3, verbose=False
     )
     fallback = np.arange(here.sum(), dtype=float)
-    whole = learnt.expect(visible, totals, np.arange(len(totals))).value
+    whole = fitted.expect(visible, totals, np.arange(len(totals))).value
     found = rows["m"].predict(hidden, matrix, here, fallback)
     np.testing.assert_allclose(found, whole[hidden.rows, hidden.columns], rtol=1e-5)
     alone = combine.value_if_counted(
-        learnt.sources.network(visible, totals) + learnt.sources.base, totals[:, None]
+        fitted.sources.network(visible, totals) + fitted.sources.base, totals[:, None]
     )
     found = rows["m (network alone)"].predict(hidden, matrix, here, fallback)
     known = hidden.columns < 60

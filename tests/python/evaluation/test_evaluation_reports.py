@@ -76,7 +76,7 @@ def test_bad_tables_are_refused_before_anything_is_written(cells, tmp_path):
     cells.obs["same"] = "singlet"
     cells.obs["words"] = "perhaps"
     cells.write_h5ad(tmp_path / "cells.h5ad")
-    for arguments, said in (
+    for arguments, expected in (
         (("doublets", "--truth", "same", "--score", "good"), "both kinds are needed"),
         (("doublets", "--truth", "words", "--score", "good"), "'perhaps'"),
         (("doublets", "--truth", "kind", "--score", "words"), "no numbers"),
@@ -85,7 +85,7 @@ def test_bad_tables_are_refused_before_anything_is_written(cells, tmp_path):
     ):
         result = run(arguments[0], tmp_path / "cells.h5ad", *arguments[1:], "-o", tmp_path / "out")
         assert result.exit_code != 0 and isinstance(result.exception, (ScMambaError, SystemExit))
-        assert said in str(result.exception) + result.output and not (tmp_path / "out").exists()
+        assert expected in str(result.exception) + result.output and not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="All 3 droplets are doublets"):
         doublet_report(np.ones(3, bool), {"a": np.arange(3.0)})
 

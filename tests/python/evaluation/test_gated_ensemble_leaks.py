@@ -1,7 +1,7 @@
 """Masked counts stay masked: no weights, averages or adapted networks are fitted to the counts that score them.
 
-Hidden counts are drawn here entry by entry, so that nothing visible foretells them: whoever predicts them better than their spread
-allows has seen them, and whoever changes when they alone change has read them.
+Masked counts are drawn here entry by entry, independently of the visible ones. A prediction with a smaller error than their spread
+allows, or one that changes when only they change, must have used them.
 """
 
 from __future__ import annotations

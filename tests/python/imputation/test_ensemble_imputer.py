@@ -167,7 +167,7 @@ def test_adaptation_requires_a_network_close_to_the_margin(cells, model, monkeyp
     assert calls == []
 
 
-def test_a_message_for_deep_cells_precedes_the_work(cells, model, capsys):
+def test_deep_cells_give_a_message(cells, model, capsys):
     deep = cells[:209].copy()
     deep.X = deep.X * 3000
     scmamba.impute(deep, model=model, **(QUIET | {"verbose": True}))

@@ -267,12 +267,12 @@ def _same(code: str, first: str = "x", second: str = "y") -> bool:
     )
 
 
-def _verdict(line: Line, said: list[str]) -> tuple[str, str, str]:
+def _verdict(line: Line, messages: list[str]) -> tuple[str, str, str]:
     slot, code, words, other = line
     if _same(code):
         return slot, "kept", ""
     message = (
-        words if words.startswith("(") else next((s for s in said if words and words in s), "")
+        words if words.startswith("(") else next((s for s in messages if words and words in s), "")
     )
     if not message:
         return slot, "LOST WITHOUT A WORD", ""
@@ -291,8 +291,8 @@ def travel(make: str, lines: list[Line], there: Any, back: Any) -> list[tuple[st
         there(ro.globalenv["x"]).write_h5ad(path)
         ro.globalenv["y"] = back(anndata.read_h5ad(path))
     plain = re.sub(r"scMamba: Not carried over from [^:]*: ", "", heard.getvalue())
-    said = [re.sub(r"\s+", " ", s).strip(" ;.") for s in re.split(r"[\n;]", plain)]
-    return [_verdict(line, said) for line in lines]
+    messages = [re.sub(r"\s+", " ", s).strip(" ;.") for s in re.split(r"[\n;]", plain)]
+    return [_verdict(line, messages) for line in lines]
 
 
 def version(package: str) -> str:

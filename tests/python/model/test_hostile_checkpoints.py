@@ -1,4 +1,4 @@
-"""Checkpoint folders that strangers made: each is refused with one sentence, at once and without memory."""
+"""Checkpoint folders from untrusted sources: each is refused with one sentence, at once and without using much memory."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def weights(change):
 
 
 def header(folder):
-    """A header that claims more than the file holds."""
+    """A header that claims more data than the file has."""
     raw = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes((1 << 60).to_bytes(8, "little") + raw[8:])
 
@@ -101,11 +101,11 @@ def test_a_hostile_folder_is_refused_with_one_sentence(good, tmp_path, kind):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
 
 
-def test_the_good_one_is_opened(good):
+def test_a_valid_folder_is_opened(good):
     assert load_model(good).config.n_genes == 40 and len(load_model(good).labels) == 3
 
 
-def test_a_header_longer_than_any_model_needs_is_not_read(good, monkeypatch):
+def test_a_header_that_is_too_long_is_not_read(good, monkeypatch):
     load_model(good, device="cpu")
     monkeypatch.setattr(checkpoint_checks, "_HEADER", 10)
     with pytest.raises(CheckpointError, match="damaged or truncated"):

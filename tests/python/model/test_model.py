@@ -1,4 +1,4 @@
-"""The network against the published code's outputs, and checkpoints whole, damaged and foreign."""
+"""The network against the outputs of the published code, and complete, damaged and foreign checkpoints."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def expected(official):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_outputs_are_those_of_the_published_code(official, expected, backend):
-    # The chunked scan is slow on whole cells: one will do.
+    # The chunked scan is slow on whole cells, so only one is used.
     rows = slice(1 if backend == "chunked" else 2)
     expected = {name: expected[name][rows] for name in expected}
     x = expected["log1p_cp10k"]
@@ -80,7 +80,7 @@ def test_gradients_agree_with_float64(backend):
     assert (ours - truth).norm() / truth.norm() < 1e-4
 
 
-def test_padding_is_invisible():
+def test_padding_has_no_effect():
     network = small_model(n_classes=3, n_genes=90).network.double()
     network.backend = "reference"
     x = torch.rand(4, 90).double() * (
@@ -123,14 +123,14 @@ def test_a_model_that_reads_expressed_genes_ignores_visible_zeros():
     )
 
 
-def test_batches_do_not_change_the_answer():
+def test_batches_do_not_change_the_output():
     model = small_model(n_classes=2, n_genes=60)
     x = torch.rand(7, 60) * (torch.rand(7, 60) < 0.4)
     torch.testing.assert_close(model.classify(x, batch_size=2), model.classify(x, batch_size=7))
     assert model.classify(x[:0]).shape == (0, 2)
 
 
-def test_wrong_shapes_are_answered():
+def test_wrong_shapes_are_refused():
     model = small_model(n_genes=60)
     with pytest.raises(DataError, match=r"shape \(2, 59\)"):
         model.reconstruct(torch.zeros(2, 59))
@@ -159,7 +159,7 @@ def test_published_size_has_the_published_number_of_parameters():
     assert abs(sum(p.numel() for p in network.parameters()) - 8e6) < 0.5e6
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+def test_a_checkpoint_is_unchanged_after_loading(tmp_path):
     model = small_model(n_classes=3, n_genes=40)
     save_checkpoint(model, tmp_path / "m", card="# what it saw\n")
     again = load_model(tmp_path / "m")
@@ -220,7 +220,7 @@ def test_one_directional_checkpoints_are_read(tmp_path):
     assert not model.config.bidirectional
 
 
-def test_damaged_and_foreign_checkpoints_are_answered(tmp_path, official):
+def test_damaged_and_foreign_checkpoints_are_refused(tmp_path, official):
     whole = (official / "pretrain.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="may be truncated"):
@@ -253,7 +253,7 @@ def test_code_in_a_checkpoint_never_runs(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-def test_incomplete_folders_are_answered(tmp_path):
+def test_incomplete_folders_are_refused(tmp_path):
     save_checkpoint(small_model(n_genes=40), tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
     whole = weights.read_bytes()
@@ -276,7 +276,7 @@ def test_incomplete_folders_are_answered(tmp_path):
         load_model(tmp_path / "m")
 
 
-def test_a_model_shows_what_it_is():
+def test_the_repr_of_a_model():
     model = small_model("expressed", n_classes=2, n_genes=40)
     model.card = "Accuracy < 1"
     shown = repr(model)
@@ -299,7 +299,7 @@ def test_on_a_gpu_the_batch_fits_into_three_fifths_of_its_free_memory(monkeypatc
     assert model.batch_size(1000) == 30
 
 
-def test_the_convolution_is_computed_by_the_backend_that_was_named(monkeypatch):
+def test_the_convolution_uses_the_named_backend(monkeypatch):
     model, calls = small_model(n_genes=40), []
     fused = convolution._fused
     monkeypatch.setattr(convolution, "_fused", lambda *a: calls.append(a) or fused(*a))

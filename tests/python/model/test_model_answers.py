@@ -1,6 +1,4 @@
-"""A model as users hold it: batches within the memory budget, checkpoints that come back, and what
-is refused.
-"""
+"""Models as users call them: batches within the memory budget, checkpoints that are restored, and refused input."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from scmamba.utils.errors import CheckpointError, DataError
 
 
 def shapes_seen(model: Model, verb: str, call) -> list[tuple[int, ...]]:
-    """The shapes that go through the network during ``call``."""
+    """The shapes that pass through the network during ``call``."""
     seen, run = [], getattr(model.network, verb)
 
     def noted(x, *args, **options):
@@ -46,7 +44,7 @@ def test_the_budget_is_twelve_activations_a_position():
     wide = Model(
         ScMamba(ModelConfig(n_genes=40, n_layer=1)), Vocabulary.published().subset(range(40))
     )
-    # 12 tensors of (L, 512) float32 a cell, 1.5 GB in all
+    # 12 tensors of (L, 512) float32 per cell, 1.5 GB in total
     assert wide.batch_size(19306) == math.floor(1.5e9 / (12 * 4 * 19306 * 512)) == 3
     assert wide.batch_size(1000) == math.floor(1.5e9 / (12 * 4 * 1000 * 512)) == 61
     assert wide.batch_size(100) == 256 and wide.batch_size(10**8) == 1
@@ -72,12 +70,12 @@ def test_batches_are_as_large_as_the_budget_allows(monkeypatch):
     assert sizes == [(9, 25), (2, 25)]
 
 
-def test_batches_of_expressed_genes_fit_by_their_own_lengths(monkeypatch):
+def test_batches_of_expressed_genes_depend_on_their_lengths(monkeypatch):
     model = small_model(n_genes=50, reads="expressed")
     x, mask = torch.zeros(130, 50), torch.zeros(130, 50, dtype=torch.bool)
     x[:, :5] = 1
     x[0, :20] = 1
-    mask[100, 10:40] = True  # hidden zeros are read, too
+    mask[100, 10:40] = True  # masked zeros are read too
     monkeypatch.setattr(checkpoint, "_CPU_BUDGET", 12 * 4 * 16 * 200.5)  # 200 positions at once
     # Longest cells first: 5 + 30 positions, 20, then those of 5.
     expected = [(5, 35)] + [(32, 5)] * 3 + [(29, 5)]
@@ -91,7 +89,7 @@ def test_batches_of_expressed_genes_fit_by_their_own_lengths(monkeypatch):
     assert (model.cell_embedding(silent) == 0).all()
 
 
-def test_no_cells_have_the_right_number_of_columns():
+def test_empty_input_gives_the_right_number_of_columns():
     model = small_model(n_genes=50, n_classes=3)
     x = np.zeros((0, 50), np.float32)
     assert model.reconstruct(x, x > 0).shape == (0, 50)
@@ -100,7 +98,7 @@ def test_no_cells_have_the_right_number_of_columns():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_question_leaves_the_network_as_it_was(training):
+def test_inference_leaves_the_mode_of_the_network_unchanged(training):
     model = small_model(n_genes=50)
     model.network.train(training)
     model.reconstruct(np.zeros((1, 50)))
@@ -110,7 +108,7 @@ def test_a_question_leaves_the_network_as_it_was(training):
     assert model.network.training is training
 
 
-def test_what_does_not_fit_is_refused():
+def test_wrong_shapes_and_missing_heads_are_refused():
     model = small_model(n_genes=50)
     for x in (np.zeros(50), np.zeros((2, 51)), np.zeros((1, 2, 50))):
         with pytest.raises(DataError, match=r"\(cells, 50 genes\) is expected"):
@@ -139,7 +137,7 @@ def test_what_does_not_fit_is_refused():
 # ---------------------------------------------------------------------------------------------
 
 
-def test_everything_of_a_model_comes_back(tmp_path):
+def test_everything_in_a_model_is_restored(tmp_path):
     model = small_model(n_genes=40, n_classes=2)
     model.calibration, model.card = {"temperature": 1.5, "cells": 7}, "its card\n"
     torch.manual_seed(1)
@@ -183,7 +181,7 @@ def test_everything_of_a_model_comes_back(tmp_path):
     }
 
 
-def test_what_a_checkpoint_may_lack(tmp_path):
+def test_optional_parts_of_a_checkpoint(tmp_path):
     save_checkpoint(small_model(n_genes=40), tmp_path / "m", card="")
     assert not (tmp_path / "m" / "labels.json").exists()
     (tmp_path / "m" / "model_card.md").unlink()
@@ -204,7 +202,7 @@ def test_what_a_checkpoint_may_lack(tmp_path):
             load_model(tmp_path / "m")
 
 
-def test_the_model_every_verb_uses_is_brain_mini():
+def test_the_default_model_of_every_verb_is_brain_mini():
     assert checkpoint.DEFAULT_MODEL == "brain-mini"
     assert (
         load_model(device="cpu").config
@@ -223,7 +221,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path / "models"
 
 
-def test_models_put_into_the_folder_are_found_by_name(folder):
+def test_models_in_the_folder_are_found_by_name(folder):
     shipped = list_models()
     assert "brain-mini" in shipped and list(shipped) == sorted(shipped)
     save_checkpoint(small_model(n_genes=40), folder / "a-own")
@@ -237,7 +235,7 @@ def test_models_put_into_the_folder_are_found_by_name(folder):
     assert fetch_model("a-own") == folder / "a-own", "nothing to fetch"
 
 
-def test_a_registry_of_ones_own_is_added(folder, tmp_path, monkeypatch):
+def test_a_registry_of_the_user_is_added(folder, tmp_path, monkeypatch):
     entry = {"url": "http://127.0.0.1:9/x.zip", "sha256": "00"}
     (tmp_path / "own.json").write_text(
         json.dumps({"lab": entry, "other": {**entry, "about": "of the lab"}})
@@ -279,7 +277,7 @@ def test_fetching_can_be_forbidden(folder, tmp_path, monkeypatch, offline, sente
         fetch_model("absent", verbose=False)
 
 
-def test_a_packed_model_is_itself_again(folder, tmp_path):
+def test_a_packed_model_is_unchanged_after_unpacking(folder, tmp_path):
     save_checkpoint(small_model(n_genes=40, n_classes=2), tmp_path / "m", card="card\n")
     (tmp_path / "m" / "notes.txt").write_text("stays at home")
     assert len(pack_model(tmp_path / "m", tmp_path / "m.zip")["sha256"]) == 64
@@ -298,7 +296,7 @@ def test_a_packed_model_is_itself_again(folder, tmp_path):
         unpack_model(tmp_path / "text.zip", tmp_path / "poor")
 
 
-def test_cells_are_answered_in_the_order_they_came():
+def test_results_are_in_the_order_of_the_cells():
     model = small_model(n_genes=50, reads="expressed")
     x = torch.zeros(40, 50)
     for i in range(40):

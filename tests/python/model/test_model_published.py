@@ -1,6 +1,4 @@
-"""Checkpoints in the published layout: which rows of the table are genes, which is [CLS], and what
-is refused.
-"""
+"""Checkpoints in the published layout: which rows of the table are genes, which is [CLS], and refused files."""
 
 from __future__ import annotations
 
@@ -53,7 +51,7 @@ def classifier(tmp_path_factory):
 
 
 def test_a_classifier_without_its_vocabulary_file(classifier):
-    """1,005 special tokens come first, [CLS] is row 101, the genes are in the published order."""
+    """1,005 special tokens are first, [CLS] is row 101, the genes are in the published order."""
     path, state = classifier
     model = load_model(path, labels=path.with_name("labels.json"), device="cpu")
     assert model.genes == PUBLISHED and model.labels == ["Astrocyte", "Microglia", "OPC"]
@@ -63,7 +61,7 @@ def test_a_classifier_without_its_vocabulary_file(classifier):
     torch.testing.assert_close(
         model.network.backbone.cls_token.data, state[TOKEN] + state[TABLE][101], rtol=0, atol=0
     )
-    # The answer: every tenth gene expressed, in the plain forward pass with the published code's
+    # The expected output: every tenth gene is expressed, in the plain forward pass with the published code's
     # own tokens.
     w = {name.removeprefix("model."): value.double().numpy() for name, value in state.items()}
     w["backbone.cls_token"] = w["backbone.cls_token"] + w["backbone.gene_id_embedding.weight"][101]
@@ -74,7 +72,7 @@ def test_a_classifier_without_its_vocabulary_file(classifier):
     np.testing.assert_allclose(found, truth, rtol=0, atol=1e-5 * np.abs(truth).max())
 
 
-def test_with_its_vocabulary_file_it_is_the_same(classifier, tmp_path):
+def test_the_vocabulary_file_gives_the_same_result(classifier, tmp_path):
     path, _ = classifier
     special = [f"[unused{i}]" for i in range(1005)]
     special[101] = "[CLS]"
@@ -88,20 +86,20 @@ def test_with_its_vocabulary_file_it_is_the_same(classifier, tmp_path):
     )
 
 
-def test_a_table_of_just_the_genes_has_no_special_row(tmp_path):
+def test_a_table_with_only_genes_has_no_special_row(tmp_path):
     state, genes = stored(30, n_classes=2), PUBLISHED.subset(range(30))
     _, weights, found, _ = read_published(save(tmp_path / "x.ckpt", state), genes)
     assert found == genes
     assert torch.equal(weights["backbone.gene_id_embedding.weight"], state[TABLE])
     assert torch.equal(weights["backbone.cls_token"], state[TOKEN])
-    # One more row, and the special tokens must be there.
+    # With one more row the special tokens are required.
     with pytest.raises(CheckpointError, match="table has 31 rows, and the vocabulary needs 1035"):
         read_published(save(tmp_path / "y.ckpt", stored(31)), genes)
     _, weights, _, _ = read_published(save(tmp_path / "z.ckpt", stored(1035)), genes)
     assert len(weights["backbone.gene_id_embedding.weight"]) == 30
 
 
-def test_a_vocabulary_file_says_which_row_is_which(tmp_path):
+def test_a_vocabulary_file_names_the_rows(tmp_path):
     genes = list(PUBLISHED)[:4]
     lines = ["[PAD]", genes[2], "", "  [MASK] ", genes[0].lower() + ".4", "[CLS]", genes[3], "[x"]
     lines[-1] = genes[1]
@@ -133,7 +131,7 @@ def test_a_vocabulary_file_says_which_row_is_which(tmp_path):
         dict(bidirectional=False, reconstructs=False),
     ],
 )
-def test_every_size_is_read_off_the_tensors(tmp_path, sizes):
+def test_every_size_is_derived_from_the_tensors(tmp_path, sizes):
     expected = ModelConfig(n_genes=20, n_classes=5, name="run1", **{**SIZES, **sizes})
     config, weights, _, _ = read_published(
         save(tmp_path / "run1.ckpt", stored(20, 5, **sizes)), PUBLISHED.subset(range(20))
@@ -152,7 +150,7 @@ def test_every_size_is_read_off_the_tensors(tmp_path, sizes):
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "module.network."])
-def test_any_wrappers_prefix_is_taken_off(tmp_path, prefix):
+def test_prefixes_of_wrappers_are_removed(tmp_path, prefix):
     state = {
         prefix + name.removeprefix("model."): value.half() for name, value in stored(6).items()
     }
@@ -166,14 +164,16 @@ def test_any_wrappers_prefix_is_taken_off(tmp_path, prefix):
         )
     assert sorted(weights) == sorted(name.removeprefix("model.") for name in stored(6))
     assert {value.dtype for value in weights.values()} == {torch.float32}
-    torch.save(state, tmp_path / "bare.ckpt")  # weights without the rest of a training
+    torch.save(
+        state, tmp_path / "bare.ckpt"
+    )  # weights without the optimizer state of a training run
     with pytest.warns(UserWarning):
         again = read_published(tmp_path / "bare.ckpt", PUBLISHED.subset(range(6)))[1]
     assert all(torch.equal(again[name], weights[name]) for name in weights)
 
 
 @pytest.mark.parametrize("names", [{"b": 1, "a": 2, "c": 0}, ["c", "b", "a"]])
-def test_labels_stand_in_the_order_of_their_index(tmp_path, names):
+def test_labels_are_in_the_order_of_their_index(tmp_path, names):
     path = save(tmp_path / "x.ckpt", stored(6, n_classes=3))
     (tmp_path / "labels.json").write_text(json.dumps(names))
     assert read_published(path, PUBLISHED.subset(range(6)), tmp_path / "labels.json")[3] == [
@@ -186,7 +186,7 @@ def test_labels_stand_in_the_order_of_their_index(tmp_path, names):
         read_published(path, PUBLISHED.subset(range(6)), tmp_path / "few.json")
 
 
-# --- what is refused
+# --- refused files
 # ------------------------------------------------------------------------------------
 
 

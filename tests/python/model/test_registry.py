@@ -1,4 +1,4 @@
-"""Models fetched by name from a real web server on this machine, checked, and refused when they are not what was promised."""
+"""Models fetched by name from a real web server on this machine, verified, and refused if they differ from the registry entry."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def publish(web, name="lab-model", sha256=None):
     return f"{address}/registry.json"
 
 
-def test_a_name_of_the_registry_is_fetched_once_and_then_works_without_network(web, monkeypatch):
+def test_a_name_in_the_registry_is_fetched_once_and_then_works_offline(web, monkeypatch):
     monkeypatch.setenv("SCMAMBA_REGISTRY", publish(web))
     model = load_model("lab-model", device="cpu")
     mini = load_model("brain-mini", device="cpu")
@@ -64,7 +64,7 @@ def test_a_name_of_the_registry_is_fetched_once_and_then_works_without_network(w
     ]
 
 
-def test_another_file_than_promised_is_refused_and_nothing_is_kept(web, monkeypatch):
+def test_a_file_that_differs_from_the_registry_is_refused_and_removed(web, monkeypatch):
     monkeypatch.setenv("SCMAMBA_REGISTRY", publish(web, sha256="0" * 64))
     with pytest.raises(CheckpointError, match="not the model the registry describes"):
         fetch_model("lab-model", verbose=False)
@@ -72,7 +72,7 @@ def test_another_file_than_promised_is_refused_and_nothing_is_kept(web, monkeypa
     assert not list((model_folder() / ".downloads").glob("*"))
 
 
-def test_without_network_the_way_by_hand_is_told(web, monkeypatch):
+def test_errors_without_network_describe_the_manual_download(web, monkeypatch):
     monkeypatch.setenv("SCMAMBA_REGISTRY", publish(web))
     (web[0] / "lab-model.zip").unlink()
     with pytest.raises(CheckpointError, match="unpack it to"):
@@ -90,7 +90,7 @@ def test_without_network_the_way_by_hand_is_told(web, monkeypatch):
 @pytest.mark.parametrize(
     "text", ["not json", "[1]", '{"a": {"url": "x"}}', '{"../up": {"url": "x", "sha256": "0"}}']
 )
-def test_a_broken_registry_is_named(tmp_path, monkeypatch, text):
+def test_an_invalid_registry_is_named(tmp_path, monkeypatch, text):
     (tmp_path / "r.json").write_text(text)
     monkeypatch.setenv("SCMAMBA_REGISTRY", str(tmp_path / "r.json"))
     with pytest.raises(CheckpointError, match="r.json cannot be read"):
@@ -113,7 +113,7 @@ def test_an_archive_cannot_write_elsewhere(tmp_path):
     assert kept == ["config.json", "genes.tsv", "model.safetensors", "model_card.md"]
 
 
-def test_packing_twice_gives_the_same_bytes_and_commands_say_what_they_did(web, monkeypatch):
+def test_packing_is_reproducible_and_commands_print_their_result(web, monkeypatch):
     served, _ = web
     first = pack_model(list_models()["brain-mini"], served / "a.zip")
     assert first == pack_model(list_models()["brain-mini"], served / "b.zip")

@@ -31,7 +31,7 @@ def test_constants():
     assert hierarchical.LEVELS == (30, 100, 300) and hierarchical.MUTUAL_SHARE == 0.35
 
 
-def test_the_dispersion_is_that_of_the_moments_and_shrunk_where_counts_are_few():
+def test_the_dispersion_is_estimated_by_moments_and_shrunk_if_counts_are_few():
     rng = np.random.default_rng(0)
     size = np.array([0.5, 2.0, 10.0])
     mean = np.array([4.0, 4.0, 4.0])
@@ -96,7 +96,7 @@ def test_mutual_neighbors_by_brute_force():
             assert mask[cell].tolist() == [rank[m, cell] < level for m in near[cell]]
 
 
-def test_rates_shrink_level_by_level_as_written_out(monkeypatch):
+def test_rates_are_shrunk_level_by_level(monkeypatch):
     monkeypatch.setattr(hierarchical, "LEVELS", (4, 10, 25))
     counts, _ = types((40, 12))
     totals = sums(counts)
@@ -129,7 +129,7 @@ def test_rates_shrink_level_by_level_as_written_out(monkeypatch):
     )
 
 
-def test_a_prior_takes_the_place_of_the_average():
+def test_a_prior_replaces_the_average():
     counts, _ = types((60, 60))
     totals = sums(counts)
     fitted = HierarchicalRates.fit(counts, totals)
@@ -144,8 +144,8 @@ def test_a_prior_takes_the_place_of_the_average():
     assert (fitted.refit(rows, prior=prior).dispersions != fitted.dispersions).any()
 
 
-def test_cells_of_a_rare_type_keep_to_themselves():
-    """Seven cells among four hundred: no widest neighborhood reaches the other types."""
+def test_neighbors_of_a_rare_type_are_of_that_type():
+    """Seven cells among four hundred: even the widest neighborhood does not reach the other types."""
     counts, label = types((200, 200, 7), seed=3)
     fitted = HierarchicalRates.fit(counts, sums(counts))
     rare = np.flatnonzero(label == 2)
@@ -160,7 +160,7 @@ def test_cells_of_a_rare_type_keep_to_themselves():
     assert rate[:, own].mean() > 0.9 * truth[own].mean()
 
 
-def test_neighborhoods_come_from_all_batches_that_hold_the_type():
+def test_neighborhoods_include_all_batches_with_the_type():
     counts, label = types((80, 80, 30), seed=4)
     rng = np.random.default_rng(0)
     batch = np.where(label == 2, 0, rng.integers(0, 2, len(label)))
@@ -179,7 +179,7 @@ def test_neighborhoods_come_from_all_batches_that_hold_the_type():
     assert np.isfinite(found).all() and (found > 0).all()
 
 
-def test_what_has_no_neighbors_is_refused():
+def test_cells_without_neighbors_are_refused():
     counts, _ = types((10,))
     with pytest.raises(DataError, match="1 cells"):
         HierarchicalRates.fit(counts[:1], sums(counts)[:1])

@@ -1,4 +1,4 @@
-"""Neighbours and the rates they show, against the same sums written out cell by cell."""
+"""Neighbors and their pooled rates, against the same sums written out cell by cell."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 # --- single pieces ------------------------------------------------------------------------------
 
 
-def test_the_mean_of_a_count_that_is_not_zero():
+def test_the_mean_of_a_nonzero_count():
     mu = np.array([0.5, 3.0, 1e-12, 0.0, -1.0, 800.0])
     expected = [0.5 / (1 - np.exp(-0.5)), 3 / (1 - np.exp(-3.0)), 1, 1, 1, 800]
     np.testing.assert_allclose(truncated_mean(mu), expected, rtol=1e-8)
 
 
 def test_components_of_a_small_matrix_are_exact():
-    """As many random directions as there are dimensions: the projections lose nothing."""
+    """As many random directions as there are dimensions: the projections lose no information."""
     x = counts_of(30, 12)
     left, size, right = np.linalg.svd(x.toarray(), full_matrices=False)
     scores, basis = principal_components(x, 5)
@@ -57,7 +57,7 @@ def test_components_of_a_small_matrix_are_exact():
         principal_components(x[:1], 3)
 
 
-def test_components_depend_on_the_seed_alone():
+def test_components_depend_only_on_the_seed():
     x = counts_of(60, 200)
     first, again, other = (principal_components(x, 4, seed=s, passes=1)[0] for s in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
@@ -66,8 +66,8 @@ def test_components_depend_on_the_seed_alone():
     )
 
 
-def test_more_passes_come_nearer():
-    """Of a flat spectrum four passes find what one does not."""
+def test_more_passes_are_more_accurate():
+    """For a flat spectrum four passes find a component that one pass misses."""
     x = sparse.csr_matrix(np.random.default_rng(0).standard_normal((150, 400)))
     exact = np.linalg.svd(x.toarray(), compute_uv=False)[:3].sum()
     found = [
@@ -77,7 +77,7 @@ def test_more_passes_come_nearer():
     assert found[0] < 0.95 * found[1] < found[1] <= 1, found
 
 
-def test_neighbours_come_nearest_first():
+def test_neighbors_are_sorted_by_distance():
     pool = np.array([[0.0], [4.0], [1.0], [1.2], [9.5]])
     assert nearest_neighbors(np.array([[0.9], [8.0]]), pool, 3).tolist() == [[2, 3, 0], [4, 1, 3]]
     assert nearest_neighbors(np.array([[5.0]]), pool, 99).tolist() == [[1, 3, 2, 4, 0]]
@@ -91,7 +91,7 @@ def test_neighbours_come_nearest_first():
 # --- rates ---------------------------------------------------------------------------------------
 
 
-def test_rates_of_neighbours_with_what_was_hidden_in_the_totals():
+def test_rates_of_neighbors_with_masked_counts_in_the_totals():
     counts = counts_of(300, 40)
     totals = sums(counts) * np.random.default_rng(2).uniform(1, 1.5, 300)
     found = knn_rates(counts, totals, 7, shrink=90.0, components=3, seed=4)
@@ -116,7 +116,7 @@ def test_rates_of_neighbours_with_what_was_hidden_in_the_totals():
     np.testing.assert_allclose(found.rate_at(rows, columns), expected[rows, columns], rtol=1e-10)
 
 
-def test_thirty_neighbours_five_thousand_counts_and_fifty_components_are_the_default():
+def test_default_numbers_of_neighbors_counts_and_components():
     counts = counts_of(80, 70)
     totals = sums(counts)
     found = knn_rates(counts, totals)
@@ -129,7 +129,7 @@ def test_thirty_neighbours_five_thousand_counts_and_fifty_components_are_the_def
 
 
 @pytest.mark.parametrize("given", [True, False])
-def test_a_reference_is_the_only_source(given):
+def test_only_reference_cells_are_neighbors(given):
     counts, reference = counts_of(20, 30), counts_of(60, 30, seed=5)
     totals = sums(counts) * 1.3
     depths = sums(reference) * (1.2 if given else 1.0)
@@ -187,7 +187,7 @@ def test_a_pool_keeps_means_components_and_counts():
     assert default.scores.shape == (80, 50)
 
 
-def test_nearest_members_without_oneself():
+def test_nearest_members_exclude_the_cell_itself():
     counts = counts_of(50, 25)
     pool = BatchBalancedKNN(counts, sums(counts), components=6)
     apart = distances(pool.scores, pool.scores)
@@ -231,13 +231,13 @@ def in_turn(scores, batches, member_of, k, own, batch) -> list[int]:
     return answer[:k]
 
 
-def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
+def test_balanced_neighbors_follow_the_rule_cell_by_cell():
     rng = np.random.default_rng(6)
     batches = np.repeat(
         [0, 1, 2, 3, 4], [40, 30, 18, 6, 1]
     )  # two smaller than the number of neighbors
     kind = rng.integers(0, 3, 95)
-    kind[(batches == 2) & (kind == 2)] = 0  # the third batch lacks a kind
+    kind[(batches == 2) & (kind == 2)] = 0  # the third batch lacks a cell type
     rates = np.ones((3, 60))
     for j in range(3):
         rates[j, 20 * j : 20 * j + 20] = 5
@@ -260,7 +260,7 @@ def test_neighbours_in_turn_follow_the_rule_cell_by_cell():
     assert strangers.tolist() == np.argsort(apart, axis=1)[:3, :5].tolist()
 
 
-def test_pooled_rates_grow_with_the_neighbours():
+def test_pooled_rates_are_shrunk_less_with_more_neighbors():
     counts = counts_of(30, 20)
     pool = BatchBalancedKNN(counts, sums(counts), components=4)
     nearest = pool.query(pool.scores, 6, np.arange(30))

@@ -1,4 +1,4 @@
-"""The first layer's projection from a table: the same numbers as the product, made anew when a weight changes, never in training."""
+"""The first layer's projection from a table: equal to the product, recomputed when a weight changes, never used in training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def network(width: int = 32, **settings) -> ScMamba:
     made = ScMamba(
         ModelConfig(n_genes=GENES, d_model=width, n_layer=2, d_state=4, n_classes=3, **settings)
     ).eval()
-    with torch.no_grad():  # what starts at zero or one must show
+    with torch.no_grad():  # parameters that are initialized to zero or one must have an effect
         for p in (
             made.backbone.mask_token,
             made.backbone.cls_token,
@@ -86,7 +86,7 @@ def test_the_projection_is_the_product(which, width, backend):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("verb", ["reconstruct", "cell_embedding", "classify"])
 @pytest.mark.parametrize("which", INPUTS)
-def test_every_answer_is_the_same(which, verb, width):
+def test_every_output_is_the_same(which, verb, width):
     net = network(width)
     x, mask, genes, keep = inputs(which)
     call = {"mask": mask} if verb == "reconstruct" else {}
@@ -101,7 +101,7 @@ def test_every_answer_is_the_same(which, verb, width):
     assert off(found, truth) < 1e-5 and off(ordinary, truth) < 1e-5
 
 
-def test_hidden_values_may_be_anything():
+def test_masked_values_may_be_anything():
     x, mask = cells()
     for width in (32, 20):
         net = network(width)
@@ -126,7 +126,7 @@ def test_a_cell_does_not_depend_on_its_batch(width):
 
 
 def changes():
-    """(name, how it changes the weights): in place, as an optimiser does, as a checkpoint does, another tensor."""
+    """(name, function that changes the weights): in place, as an optimizer does, as a checkpoint does, by another tensor."""
 
     def step(net):
         net.reconstruct(cells()[0]).square().sum().backward()
@@ -163,7 +163,7 @@ def changes():
 
 
 @pytest.mark.parametrize("change", changes(), ids=lambda f: f.__name__)
-def test_changed_weights_make_a_new_table(change):
+def test_changed_weights_give_a_new_table(change):
     net, (x, mask) = network(), cells()
     with torch.no_grad():
         before = net.reconstruct(x, mask)
@@ -186,19 +186,19 @@ def test_changed_weights_make_a_new_table(change):
         "layers.0.mixer.in_proj.weight",
     ],
 )
-def test_every_weight_it_comes_from_is_watched(name):
+def test_a_change_of_any_weight_is_detected(name):
     net, (x, mask) = network(), cells()
     with torch.no_grad():
         net.reconstruct(x, mask)
         table = net.first._made[2][0]
         net.reconstruct(x, mask)
-        assert net.first._made[2][0] is table  # made once
+        assert net.first._made[2][0] is table  # computed once
         net.backbone.get_parameter(name).add_(1)
         net.reconstruct(x, mask)
         assert net.first._made[2][0] is not table
 
 
-def test_training_and_gradients_know_nothing_of_it():
+def test_training_and_gradients_do_not_use_the_table():
     x, mask = cells()
     found = []
     for lookup in (True, False):
@@ -212,7 +212,7 @@ def test_training_and_gradients_know_nothing_of_it():
     assert all(torch.equal(a, b) for a, b in zip(*found))
 
 
-def test_training_and_moving_give_the_memory_back():
+def test_training_and_conversion_release_the_memory():
     net, (x, _) = network(), cells()
     for change in (ScMamba.train, ScMamba.double):
         with torch.no_grad():
@@ -225,9 +225,9 @@ def test_training_and_moving_give_the_memory_back():
     assert net.first._made is None
 
 
-def test_no_table_beyond_the_limit(monkeypatch):
+def test_no_table_beyond_the_memory_limit(monkeypatch):
     net, (x, mask) = network(), cells()
-    assert first.LARGEST > 4 * (19306 + 1) * 1024  # the published network has one
+    assert first.LARGEST > 4 * (19306 + 1) * 1024  # the published network is below it
     monkeypatch.setattr(first, "LARGEST", 4 * (GENES + 1) * 128 - 1)
     with torch.no_grad():
         limited = net.reconstruct(x, mask)
@@ -236,7 +236,7 @@ def test_no_table_beyond_the_limit(monkeypatch):
         assert torch.equal(limited, net.reconstruct(x, mask))
 
 
-def test_weights_nobody_counts_have_no_table():
+def test_weights_without_version_counter_have_no_table():
     with torch.inference_mode():
         net, (x, _) = network(), cells()
         net.reconstruct(x)
@@ -250,7 +250,7 @@ def test_half_precision_has_no_table():
     assert net.first._made is None
 
 
-def test_threads_get_the_same_answer():
+def test_threads_get_the_same_output():
     net, (x, mask) = network(), cells()
     with torch.no_grad():
         expected = net.reconstruct(x, mask)
@@ -268,7 +268,7 @@ def test_threads_get_the_same_answer():
         thread.start()
     for thread in threads:
         thread.join()
-    # Threads of one's own may have another number of OpenMP threads than the first one, hence other last digits of a product.
+    # New threads may use another number of OpenMP threads than the first one, so the last digits of a product may differ.
     assert (
         len(answers) == 40
         and all(torch.equal(a, answers[0]) for a in answers)
@@ -286,7 +286,7 @@ def test_copies_start_without_a_table():
         assert torch.equal(again.reconstruct(x), expected)
 
 
-def test_who_has_it_by_default(monkeypatch):
+def test_when_the_table_is_used_by_default(monkeypatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(first, "matrix_unit", lambda: False)
     assert (

@@ -16,8 +16,8 @@ from scmamba.nn.scmamba import pack
 from scmamba.ops.backends import available_backends
 
 GENES = 41  # odd: after half of them means after 20
-# : Widths of whole vectors and others, several layers, one direction, another epsilon: each takes
-# paths of its own.
+# : Widths that are multiples of the vector length and others, several layers, one direction, another epsilon: each takes
+# another path through the code.
 NETWORKS = {
     "published shape": dict(d_model=16, n_layer=3, d_state=4, norm_eps=1e-5),
     "odd widths": dict(
@@ -34,9 +34,7 @@ BACKENDS = [
 
 
 def network(name: str, **settings) -> ScMamba:
-    """Weights drawn anew where they start at zero, at one or in a pattern, so that every one of
-    them acts.
-    """
+    """Weights drawn again where they are initialized to zero, one or a pattern, so that every one of them has an effect."""
     made = ScMamba(ModelConfig(n_genes=GENES, n_classes=3, **{**NETWORKS[name], **settings}))
     g = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -71,7 +69,7 @@ def far(found: torch.Tensor, truth: np.ndarray) -> float:
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
 def case(request):
-    """A network, its cells, and the answers of the plain forward pass."""
+    """A network, its cells, and the outputs of the plain forward pass."""
     net = network(request.param)
     w, eps, (x, mask), genes = weights(net), net.config.norm_eps, cells(), np.arange(GENES)
     truth = {
@@ -86,8 +84,8 @@ def case(request):
 
 
 @pytest.mark.parametrize("verb", ["reconstruct", "hidden", "cell_embedding", "classify"])
-def test_every_answer_is_the_published_forward_pass(case, verb):
-    """In float64: nothing but rounding may differ."""
+def test_every_output_is_the_published_forward_pass(case, verb):
+    """In float64 only rounding may differ."""
     net, x, mask, truth = case
     net = net.double()
     hides = {"mask": torch.from_numpy(mask)} if verb == "reconstruct" else {}
@@ -103,7 +101,7 @@ def test_every_answer_is_the_published_forward_pass(case, verb):
 @pytest.mark.parametrize("lookup", [True, False], ids=["table", "product"])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("verb", ["reconstruct", "cell_embedding", "classify"])
-def test_every_backend_gives_it_in_float32(case, verb, backend, lookup):
+def test_every_backend_agrees_in_float32(case, verb, backend, lookup):
     net, x, mask, truth = case
     net.backend, net.lookup = backend, lookup
     hides = {"mask": torch.from_numpy(mask)} if verb == "reconstruct" else {}
@@ -135,14 +133,12 @@ def test_a_subset_of_genes_keeps_their_own_embeddings():
 
 @pytest.mark.parametrize("pools", [False, True])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_padded_rows_are_cells_of_their_own_genes(backend, pools):
-    """Cells of different, odd and even, numbers of genes in one batch; each alone in the plain
-    forward pass.
-    """
+def test_padded_rows_are_cells_with_their_own_genes(backend, pools):
+    """Cells with different, odd and even, numbers of genes in one batch; each alone in the plain forward pass."""
     net, (x, mask) = network("published shape", pools=pools), cells(4)
     x[1, 5:], mask[1] = 0, False  # few
     x[2, ::2] = 1.5  # many
-    x[:, 0] = 2  # what a careless gather would leave in the padding
+    x[:, 0] = 2  # values that a faulty gather would leave in the padding
     net.backend = backend
     w, eps = weights(net), net.config.norm_eps
     values, hides, genes, keep, columns = pack(
@@ -190,7 +186,7 @@ def test_padded_rows_are_cells_of_their_own_genes(backend, pools):
     )
 
 
-def test_the_pooling_head_reads_the_mean_over_the_genes_only():
+def test_the_pooling_head_averages_over_the_genes_only():
     net, (x, _) = network("odd widths", pools=True).double(), cells()
     w, genes = weights(net), np.arange(GENES)
     assert "mean_head.weight" in w and "mean_head.bias" in w
@@ -225,10 +221,8 @@ def vocabulary() -> Vocabulary:
 
 
 @pytest.mark.parametrize("reads", ["all", "expressed"])
-def test_a_model_answers_with_the_forward_pass_of_its_kind(reads):
-    """What users call: batches of any size, missing genes, and for "expressed" only what is not
-    zero or is hidden.
-    """
+def test_a_model_returns_the_forward_pass_of_its_type(reads):
+    """The public functions: batches of any size, missing genes, and for "expressed" only genes that are non-zero or masked."""
     net, (x, mask) = network("published shape", reads=reads, rates=True), cells(5)
     model, w, eps = Model(net, vocabulary()), weights(net), net.config.norm_eps
     every, some = np.arange(GENES), np.array([1, 2, 5, 11, 23, 24, 30, 39])
@@ -256,7 +250,7 @@ def test_a_model_answers_with_the_forward_pass_of_its_kind(reads):
 
 
 def test_the_rates_of_a_model_read_expressed_genes_in_every_block():
-    """Seventy cells: three blocks of 32; a cell without any gene has rates, too."""
+    """Seventy cells: three blocks of 32; a cell without any gene has rates too."""
     from scipy import sparse
 
     net, (x, _) = network("published shape", rates=True), cells(70)
@@ -283,8 +277,8 @@ def test_the_rates_of_a_model_read_expressed_genes_in_every_block():
 
 
 @pytest.mark.parametrize("verb", ["cell_embedding", "classify"])
-def test_training_and_answers_are_one_forward_pass(verb):
-    """With gradients, with layers computed again, and in training mode: the same numbers."""
+def test_training_and_inference_are_the_same_forward_pass(verb):
+    """With gradients, with recomputed layers, and in training mode: the same numbers."""
     from scmamba.nn.bimamba import use_checkpointing
 
     net, (x, _) = network("published shape"), cells()
@@ -307,7 +301,7 @@ def test_the_residual_stays_in_single_precision():
     torch.testing.assert_close(later, residual + out.bfloat16().float(), rtol=0, atol=0)
 
 
-def test_layers_are_computed_again_only_where_it_was_asked_for_and_gradients_are_taken(monkeypatch):
+def test_layers_are_recomputed_only_on_request_and_with_gradients(monkeypatch):
     block, calls = (
         bimamba.BiMambaBlock(ModelConfig(n_genes=10, d_model=8, n_layer=1, d_state=4)),
         [],

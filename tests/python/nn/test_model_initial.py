@@ -1,6 +1,4 @@
-"""What a new network is: its parameters, their initial values, what decays, and the settings that
-describe it (paper's code).
-"""
+"""A new network: its parameters, their initial values, weight decay, and its settings (paper's code)."""
 
 from __future__ import annotations
 
@@ -93,7 +91,7 @@ def test_parameters_have_the_published_names_and_shapes():
 
 @pytest.fixture(scope="module")
 def wide() -> ScMamba:
-    """Wide enough that extremes and standard deviations are sharp."""
+    """Wide enough for precise extremes and standard deviations."""
     torch.manual_seed(0)
     return ScMamba(
         ModelConfig(
@@ -110,7 +108,7 @@ def wide() -> ScMamba:
 
 
 def uniform(values: torch.Tensor, bound: float) -> bool:
-    """Whether the values fill (-bound, bound) evenly."""
+    """Whether the values are uniform in (-bound, bound)."""
     flat = values.detach().double().flatten().numpy()
     return (
         0.99 * bound < np.abs(flat).max() <= bound * (1 + 1e-6)
@@ -127,11 +125,11 @@ def normal(values: torch.Tensor, deviation: float) -> bool:
     )
 
 
-def test_projections_start_as_published(wide):
+def test_projections_are_initialized_as_published(wide):
     for layer in wide.backbone.layers:
         m = layer.mixer
-        # Kaiming-uniform of slope sqrt(5) is 1 / sqrt(inputs); the residual stream takes a part of
-        # each of three layers.
+        # Kaiming-uniform with slope sqrt(5) is 1 / sqrt(inputs); the residual stream is divided
+        # among three layers.
         assert uniform(m.out_proj.weight, 1 / math.sqrt(512) / math.sqrt(3))
         assert uniform(m.dt_proj.weight, 9**-0.5) and uniform(m.dt_proj_b.weight, 9**-0.5)
         assert uniform(m.in_proj.weight, 128**-0.5) and uniform(m.x_proj_b.weight, 512**-0.5)
@@ -149,7 +147,7 @@ def test_steps_are_log_uniform_from_a_thousandth_to_a_tenth(wide):
     assert -3 - 1e-5 < np.min(steps) < -2.995 and -1.005 < np.max(steps) < -1 + 1e-5
 
 
-def test_states_skips_norms_and_tokens_start_at_fixed_values(wide):
+def test_states_skips_norms_and_tokens_have_fixed_initial_values(wide):
     for layer in wide.backbone.layers:
         for a in (layer.mixer.A_log, layer.mixer.A_b_log):
             torch.testing.assert_close(
@@ -170,8 +168,8 @@ def test_states_skips_norms_and_tokens_start_at_fixed_values(wide):
     assert all(p.requires_grad for p in wide.parameters())
 
 
-def test_what_does_not_decay():
-    """A_log, D, the norms' weights, biases and tokens; nothing else."""
+def test_parameters_without_weight_decay():
+    """A_log, D, the norms' weights, biases and tokens, and no others."""
     free = {
         "backbone.mask_token",
         "backbone.cls_token",
@@ -202,7 +200,7 @@ def test_what_does_not_decay():
 # -----------------------------------------------------------------------------------------
 
 
-def test_settings_default_to_the_published_model():
+def test_default_settings_are_those_of_the_published_model():
     config = ModelConfig(n_genes=19306)
     assert asdict(config) == dict(
         n_genes=19306,
@@ -234,7 +232,7 @@ def test_settings_default_to_the_published_model():
     assert ModelConfig(n_genes=1, d_model=10, expand=1.55).d_inner == 15
 
 
-def test_settings_come_back_from_their_file(tmp_path):
+def test_settings_are_restored_from_their_file(tmp_path):
     config = ModelConfig(
         n_genes=3,
         d_model=5,
@@ -274,7 +272,7 @@ def test_settings_come_back_from_their_file(tmp_path):
         ('{"format": 1, "n_genes": 0}', "n_genes is 0; it must be at least 1"),
     ],
 )
-def test_settings_that_cannot_be_read(tmp_path, text, sentence):
+def test_unreadable_settings_are_refused(tmp_path, text, sentence):
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(CheckpointError, match=sentence):
@@ -282,7 +280,7 @@ def test_settings_that_cannot_be_read(tmp_path, text, sentence):
 
 
 @pytest.mark.parametrize("name", ["n_genes", "d_model", "n_layer", "d_state", "d_conv", "dt_rank"])
-def test_no_size_is_below_one(name):
+def test_every_size_is_at_least_one(name):
     with pytest.raises(CheckpointError, match=f"{name} is -1; it must be at least 1"):
         ModelConfig(**{"n_genes": 5, name: -1})
     with pytest.raises(CheckpointError, match="d_inner is 0"):

@@ -78,7 +78,7 @@ def test_nan(name):
 
 
 def test_half_precision_gradients():
-    """Every gradient comes back in the type of its tensor, as near to the reference as that type allows."""
+    """Every gradient has the type of its tensor, and is as close to the reference as that type allows."""
     directions, z = make(1, 18, 20, 8)
     found = []
     for backend in ("triton", "reference"):

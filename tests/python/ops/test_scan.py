@@ -52,8 +52,8 @@ def test_one_direction_without_gate(backend, reverse, shift):
 
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-def test_long_memory_does_not_drift(backend):
-    """Decays next to 1 over thousands of steps: an exponential that is not exact at 0 would show here."""
+def test_long_memory_is_accurate(backend):
+    """Decays close to 1 over thousands of steps reveal an exponential that is not exact at 0."""
     (direction,), _ = make(1, 4000, 16, 4, reverse=(False,), shift=0.0)
     slow = direction._replace(A=direction.A * 1e-3)
     double = Direction(*(t.double() for t in slow.tensors), False)
@@ -68,11 +68,11 @@ def test_long_memory_does_not_drift(backend):
         ]
     assert errors[0] <= max(
         1e-6, 1.5 * errors[1]
-    )  # adding 4000 numbers in float32 costs digits by itself
+    )  # adding 4000 numbers in float32 loses digits by itself
 
 
-def test_reference_is_a_linear_filter_when_nothing_selects():
-    """With dt, B and C constant in time every state is a first-order filter: scipy's, not ours."""
+def test_reference_is_a_linear_filter_with_constant_parameters():
+    """With dt, B and C constant in time every state is a first-order filter, computed by scipy."""
     (d,), _ = make(1, 200, 3, 2, reverse=(False,), shift=0.0)
     d = Direction(*(t.double() for t in d.tensors), False)
     constant = d._replace(
@@ -90,7 +90,7 @@ def test_reference_is_a_linear_filter_when_nothing_selects():
         np.testing.assert_allclose(found[:, e], expected, rtol=1e-10, atol=1e-12)
 
 
-def test_reference_gradients_are_torchs():
+def test_reference_gradients_are_those_of_torch():
     directions, z = make(1, 5, 2, 2)
     leaves = [t.double().requires_grad_() for d in directions for t in d.tensors]
 
@@ -118,7 +118,7 @@ def test_reverse_is_flip_scan_flip(backend):
 
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 @pytest.mark.parametrize("name", ["u", "delta", "B", "C", "z", "A", "D"])
-def test_nan_reaches_what_depends_on_it_and_nothing_else(backend, name):
+def test_nan_affects_only_what_depends_on_it(backend, name):
     directions, z = make(2, 40, 37, 4)
     if name == "z":
         z[1, 20, 5] = torch.nan
@@ -228,7 +228,7 @@ def test_threads_do_not_change_the_numbers(shape):
     assert all(torch.equal(results[1][name], x) for name, x in results[0].items())
     compare(
         results[2], results[0]
-    )  # more threads take narrower blocks: other sums, the same numbers
+    )  # more threads use narrower blocks: the order of summation differs
 
 
 def _in_child(connection):
@@ -258,7 +258,7 @@ def test_use_before_and_after_fork():
         torch.set_num_threads(before)
 
 
-def test_inference_keeps_nothing_for_gradients():
+def test_inference_stores_nothing_for_gradients():
     directions, z = make(1, 64, 32, 4)
     with torch.no_grad():
         assert selective_scan(directions, z, backend="cpu").grad_fn is None
@@ -287,7 +287,7 @@ def test_choice(monkeypatch, caplog):
     ]
 
 
-def test_refusals_say_what_would_do(monkeypatch):
+def test_refusals_name_the_alternatives(monkeypatch):
     monkeypatch.delenv("SCMAMBA_SCAN", raising=False)
     with pytest.raises(BackendError, match="no scan backend 'fastest'.*cpu.*reference"):
         choose_backend(torch.zeros(1), "fastest")
@@ -307,7 +307,7 @@ def test_wrong_shapes_are_named():
         selective_scan([])
 
 
-def test_kernels_are_cached_where_one_may_write(monkeypatch, tmp_path):
+def test_kernels_are_cached_in_a_writable_folder(monkeypatch, tmp_path):
     from scmamba.ops.cpu.jit import cache_folder
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -320,19 +320,19 @@ def test_kernels_are_cached_where_one_may_write(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("shift", [-7.0, -4.5, -3.5, -2.5, -1.5, 0.0, 3.0])
 @pytest.mark.parametrize("states", [7, 16])
-def test_decays_of_every_reach(shift, states):
-    """From exponents that stay near 0 to those that leave the normal range: each has a path of its own, and tiles mix them."""
+def test_decays_of_every_range(shift, states):
+    """From exponents close to 0 to those beyond the normal range: each has its own code path, and tiles mix them."""
     (d,), _ = make(2, 75, 64, states, (False,), shift)
     rates = -torch.arange(1.0, states + 1).repeat(64, 1)
-    rates[3, 2] = 0.25  # growing: a state that is no decay has no short path
+    rates[3, 2] = 0.25  # growing: a state that does not decay has no fast path
     rates[5] = 0.0
-    step = torch.linspace(-1, 1, 75)[:, None].expand(75, 64)  # from tile to tile another reach
+    step = torch.linspace(-1, 1, 75)[:, None].expand(75, 64)  # the range differs between tiles
     d = Direction(d.u, d.delta * 0.1 + shift + step, rates, *d.tensors[3:])
     exact, found = (
         run([d], None, name, dtype)
         for name, dtype in (("reference", torch.float64), ("cpu", torch.float32))
     )
-    # The channel that grows must not set the scale of the others; dB and dC are sums over all of them.
+    # The growing channel must not set the scale of the others; dB and dC are sums over all of them.
     others = [c for c in range(64) if c not in (3, 5)]
     for name, x in exact.items():
         assert torch.isfinite(found[name]).all()

@@ -1,4 +1,4 @@
-"""The fast block gives the numbers of the plain one, trains through checkpoints and under autocast."""
+"""The fast block returns the numbers of the plain one; it is trained through checkpoints and under autocast."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_autocast_keeps_the_residual_and_the_state_in_float32(network, values):
 
 
 def test_checkpointing_keeps_less(network, values):
-    """What the graph keeps alive, counted by autograd itself."""
+    """The memory that the graph keeps, counted by autograd itself."""
 
     def kept() -> int:
         seen: dict[int, int] = {}

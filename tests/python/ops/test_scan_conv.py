@@ -50,7 +50,7 @@ def test_like_torch(backend, reverse, silu, shape):
 
 
 def test_half_of_a_wider_tensor():
-    """The model convolves one half of the input projection: rows are not next to one another."""
+    """The model convolves one half of the input projection: rows are not contiguous."""
     both = torch.randn(2, 80, 64, requires_grad=True)
     _, weight, bias = leaves(1, 1, 32, 4, torch.float32)
     out = causal_conv1d(both[..., :32], weight, bias)
@@ -61,7 +61,7 @@ def test_half_of_a_wider_tensor():
     assert both.grad[..., 32:].abs().max() == 0 and both.grad[..., :32].abs().min() > 0
 
 
-def test_other_types_and_nothing():
+def test_other_types_and_empty_input():
     x, weight, bias = leaves(1, 9, 16, 4, torch.float64)
     torch.testing.assert_close(
         causal_conv1d(x, weight, bias), expected(x, weight, bias, False, True)

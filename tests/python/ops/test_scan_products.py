@@ -1,4 +1,4 @@
-"""Products against float64: the matrix unit's if there is one, else torch's under the same promises."""
+"""Products against float64: the matrix unit's if there is one, else torch's with the same error bounds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scmamba.ops.cpu import matmul as products
 from scmamba.ops.cpu.matmul import linear
 
 needs_unit = pytest.mark.skipif(not products.matrix_unit(), reason="no AMX unit for bfloat16 here")
-# (rows, terms, columns): tails of rows, sixteen terms or columns left over, more rows than one share
+# (rows, terms, columns): partial row tiles, remainders of sixteen terms or columns, more rows than one share
 SHAPES = [(1, 16, 16), (77, 48, 48), (600, 64, 96), (999, 512, 48), (130, 16, 512), (8300, 32, 544)]
 
 
 @pytest.fixture
 def always(monkeypatch):
-    """Even for small products."""
+    """Also for small products."""
     monkeypatch.setattr(products, "LEAST", 0)
 
 
@@ -88,7 +88,7 @@ def test_awkward_memory(always):
     assert far(linear(x, weight), x.double() @ weight.double().T) <= 1e-5
     columns = torch.randn(32, 100).t()
     assert far(linear(columns, weight), columns.double() @ weight.double().T) <= 1e-5
-    # The same row forty times: its errors all have one sign, so the bound is that of a single product of two parts each.
+    # The same row forty times: all errors have one sign, so the bound is that of a single product of two parts each.
     one = torch.randn(1, 32).expand(40, 32)
     assert (
         far(products.weight_gradient(one, one.contiguous()), one.double().T @ one.double())
@@ -117,14 +117,14 @@ def test_threads_do_not_change_the_numbers(always):
 
 
 @pytest.mark.parametrize("shape", [(40, 24, 32), (40, 32, 20), (8, 16, 16)])
-def test_what_does_not_fit_is_torchs(shape):
+def test_unsupported_shapes_use_torch(shape):
     x, weight, dy = problem(*shape)
     assert torch.equal(linear(x, weight), F.linear(x, weight))
     assert torch.equal(products.times(dy, weight), dy @ weight)
     assert torch.equal(products.weight_gradient(dy, x), dy.T @ x)
 
 
-def test_other_types_and_nothing(always):
+def test_other_types_and_empty_input(always):
     x, weight, _ = problem(40, 32, 32)
     assert torch.equal(linear(x.double(), weight.double()), F.linear(x.double(), weight.double()))
     assert linear(x[:0], weight).shape == (0, 32)

@@ -1,4 +1,4 @@
-"""The scan's plain parts against loops in numpy, what is refused, and how work is shared out."""
+"""The scan's plain parts against loops in numpy, refused input, and the distribution of work."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_the_recurrence_is_the_loop_in_numpy(backend):
 
 
 @pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 50])
-def test_chunks_of_every_length_join(length):
+def test_chunks_of_every_length_are_joined(length):
     d = direction(1, length, 2, 2, reverse=length % 2 == 0)
     np.testing.assert_allclose(
         selective_scan([d], backend="chunked").numpy(), looped(d), rtol=1e-11, atol=1e-12
@@ -126,7 +126,7 @@ def test_the_norm_is_the_formula(width):
 
 
 @pytest.mark.parametrize("width", [(16, 32), (12, 10)], ids=["whole vectors", "others"])
-def test_a_looked_up_projection_is_the_formula(width):
+def test_a_projection_from_the_table_is_the_formula(width):
     inside, outside = width
     g = torch.Generator().manual_seed(4)
     hidden, table = torch.randn(2, 5, inside, generator=g), torch.randn(9, outside, generator=g)
@@ -144,7 +144,7 @@ def test_a_looked_up_projection_is_the_formula(width):
             np.testing.assert_allclose(found.numpy(), expected * scale, rtol=2e-5, atol=2e-6)
 
 
-# --- what is refused
+# --- refused input
 # --------------------------------------------------------------------------------------------
 
 
@@ -179,7 +179,7 @@ def test_every_shape_is_checked(name, shape):
         selective_scan([first._replace(D=first.D.to("meta"))])
 
 
-def test_backends_and_what_they_take(monkeypatch):
+def test_backends_and_their_supported_input(monkeypatch):
     monkeypatch.delenv("SCMAMBA_SCAN", raising=False)
     found = available_backends()
     assert list(found) == ["cpu", "triton", "mamba_ssm", "chunked", "reference"]
@@ -247,7 +247,7 @@ def test_every_unit_of_work_is_done_once(monkeypatch, team, threads):
         torch.set_num_threads(before)
 
 
-def test_the_allocator_is_left_alone_if_asked(monkeypatch):
+def test_the_allocator_is_unchanged_on_request(monkeypatch):
     monkeypatch.setenv("SCMAMBA_MALLOC", "0")
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     assert _memory.keep.__wrapped__() is False
@@ -261,7 +261,7 @@ def test_the_allocator_is_left_alone_if_asked(monkeypatch):
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0", "what the user chose stays"
 
 
-def test_products_are_torchs_where_the_unit_does_not_serve(monkeypatch):
+def test_products_use_torch_if_the_matrix_unit_does_not_support_them(monkeypatch):
     calls = []
     monkeypatch.setattr(products, "matrix_unit", lambda: True)
     monkeypatch.setattr(products, "_onednn_is_faster", lambda: False)

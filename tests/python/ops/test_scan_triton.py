@@ -1,4 +1,4 @@
-"""Triton without a GPU: right numbers in the interpreter, machine code for three generations of chips."""
+"""Triton without a GPU: numbers from the interpreter, machine code for three GPU generations."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-def test_numbers_in_the_interpreter():
-    """A process of its own: Triton decides at import whether it interprets."""
+def test_numbers_of_the_interpreter():
+    """A separate process, because Triton reads at import whether to interpret."""
     environment = {
         **os.environ,
         "TRITON_INTERPRET": "1",
@@ -111,7 +111,7 @@ def compiled(name: str, capability: int):
 
 
 def resources(cubin: bytes, folder: Path) -> dict[str, int]:
-    """Registers per thread, bytes of stack (what did not fit into them) and of shared memory."""
+    """Registers per thread, bytes of stack (spilled registers) and of shared memory."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -138,7 +138,7 @@ def resources(cubin: bytes, folder: Path) -> dict[str, int]:
 def test_machine_code(name, capability, tmp_path):
     code = compiled(name, capability)
     assert len(code["cubin"]) > 1000
-    # Sums over the states, and over the channels, must stay inside a thread: no word from another lane, none through shared memory.
+    # Sums over the states, and over the channels, must stay inside a thread: no shuffle between lanes, no shared memory.
     assert "shfl" not in code["ptx"]
     assert "ld.shared" not in code["ptx"] and "atom" not in code["ptx"]
     # One barrier between the two directions or passes, none inside the loops.
@@ -150,8 +150,8 @@ def test_machine_code(name, capability, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_the_gpu_benchmark_is_ready():
-    """Every line of it, once, tiny: who has a GPU must not find a misspelt name after the long part."""
+def test_the_gpu_benchmark_runs():
+    """Every line of it, once, with tiny input: a misspelled name must not appear on a GPU after hours."""
     repository = HERE.parents[2]
     environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     results = repository / "benchmarks" / "results"
@@ -175,7 +175,7 @@ def test_self_check_reports_a_failure_instead_of_raising():
     assert "self-check failed" in self_check()
 
 
-def test_without_a_gpu_the_reasons_are_given():
+def test_without_a_gpu_the_reasons_are_listed():
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     states = available_backends()
@@ -183,8 +183,8 @@ def test_without_a_gpu_the_reasons_are_given():
     assert "GPU" in states["triton"] or "not installed" in states["triton"]
 
 
-def test_mamba_ssm_gets_what_its_kernel_wants(monkeypatch):
-    """A stand-in with the kernel's documented interface and its demands on strides and types."""
+def test_mamba_ssm_receives_the_layout_of_its_kernel(monkeypatch):
+    """A replacement with the kernel's documented interface and its requirements for strides and types."""
 
     def kernel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False):
         assert delta_softplus and z is None

@@ -1,4 +1,4 @@
-"""Plots show the values of the object, and the report holds them in one file."""
+"""Plots show the values of the object, and the report is one file with all of them."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_markers_and_volcano(cells):
     assert np.isfinite(volcano.collections[1].get_offsets()).all(), "p of 0 has a place"
 
 
-def test_what_is_missing_is_named(cells):
+def test_missing_results_are_named(cells):
     with pytest.raises(DataError, match="no gene G9"):
         scmamba.pl.markers(cells, ["G1", "G9"])
     with pytest.raises(DataError, match="X_umap"):
@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(cells):
         scmamba.pl.imputation(cells, "G1", axes=[None])
 
 
-def test_the_report_is_one_file_about_these_results(cells, tmp_path):
+def test_the_report_is_one_self_contained_file(cells, tmp_path):
     cells.write_h5ad(tmp_path / "cells.h5ad")
     command = ["report", str(tmp_path / "cells.h5ad"), "-o", str(tmp_path / "r.html")]
     result = CliRunner().invoke(app, command)

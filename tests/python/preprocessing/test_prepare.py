@@ -31,7 +31,7 @@ PANEL = {
 
 @pytest.fixture(scope="module")
 def studies() -> list[ad.AnnData]:
-    """Two studies of the cohort with other genes, one of them with a donor of twenty cells, and a cell without a donor."""
+    """Two studies of the cohort with different genes; one has a donor with twenty cells and a cell without a donor."""
     cells = brain_cohort(620, n_donors=3, n_genes=4000, seed=4)
     first, second = cells[cells.obs["donor"] != "D03"], cells[cells.obs["donor"] == "D03"]
     first, second = first[:, :3900].copy(), second[:, 100:].copy()
@@ -56,7 +56,7 @@ def _quiet():
     return context
 
 
-def test_types_of_the_cohort_come_back(prepared, studies):
+def test_types_of_the_cohort_are_recovered(prepared, studies):
     result, folder = prepared
     truth = result.obs["cell_type"].astype(str).replace(PANEL)
     assert (result.obs["scmamba_label"].astype(str) == truth).mean() > 0.9
@@ -77,7 +77,7 @@ def test_types_of_the_cohort_come_back(prepared, studies):
     )
 
 
-def test_a_stopped_run_goes_on_and_another_is_refused(prepared, studies, monkeypatch):
+def test_a_stopped_run_continues_and_a_different_one_is_refused(prepared, studies, monkeypatch):
     result, folder = prepared
     (folder / "5_graph.npz").unlink()
     before = (folder / "4_harmony.npz").stat().st_mtime_ns
@@ -94,7 +94,7 @@ def test_a_stopped_run_goes_on_and_another_is_refused(prepared, studies, monkeyp
         scmamba.prepare(studies[:1], folder=folder, config=SMALL, verbose=False)
 
 
-def test_left_over_clusters_have_names_of_their_own():
+def test_unassigned_clusters_have_descriptive_names():
     scores = pd.DataFrame(
         [
             [1.0, 0.1, 0.0, 0.9, 0.0],  # excitatory
@@ -102,7 +102,7 @@ def test_left_over_clusters_have_names_of_their_own():
             [0.1, 0.1, 0.0, 0.8, 0.0],  # neither
             [0.0, 0.0, 0.9, 0.0, 0.3],  # microglia
             [0.0, 0.0, 0.3, 0.0, 1.2],  # another myeloid cell
-            [0.0, 0.1, 0.1, 0.0, 0.0],  # nothing
+            [0.0, 0.1, 0.1, 0.0, 0.0],  # no markers
             [1.0, 0.1, 0.0, 0.9, 0.0],  # doublets
         ],
         columns=["Excitatory neuron", "Inhibitory neuron", "Microglia", "_neuron", "_myeloid"],
@@ -120,7 +120,7 @@ def test_left_over_clusters_have_names_of_their_own():
     ]
 
 
-def test_what_cannot_be_prepared_says_why(studies, tmp_path):
+def test_invalid_input_gives_the_reason(studies, tmp_path):
     with pytest.raises(DataError, match="no column 'patient'"):
         scmamba.prepare(studies, folder=tmp_path, donor_key="patient", verbose=False)
     with pytest.raises(DataError, match="Lower min_total"):
@@ -133,8 +133,8 @@ def test_what_cannot_be_prepared_says_why(studies, tmp_path):
         scmamba.prepare([], folder=tmp_path / "c", verbose=False)
 
 
-def test_samples_so_large_that_neighbours_are_approximate():
-    # From 8,192 points on scanpy leaves the search to pynndescent, whose versions it does not all bear.
+def test_samples_with_approximate_neighbors():
+    # From 8,192 points scanpy uses pynndescent, and not every version of it works with scanpy.
     cells = brain_cohort(2900, n_donors=2, n_genes=300, seed=4)
     cells.obs["donor"] = "one"
     score = analysis.scrublet_scores(cells, PrepareOptions(), verbose=False)

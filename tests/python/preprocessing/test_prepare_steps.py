@@ -1,4 +1,4 @@
-"""The steps of the preparation on hand-made cells and clusters: filters at their limits, panel scores, names."""
+"""The steps of the preparation on small hand-made cells and clusters: filters at their limits, panel scores, names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scmamba.preprocessing.steps import StepFolder, run_identity
 from scmamba.utils.errors import DataError, ScMambaError
 
 
-def test_the_papers_settings():
+def test_settings_are_those_of_the_paper():
     assert asdict(PrepareOptions()) == dict(
         donor_key="donor",
         min_total=200,
@@ -54,7 +54,7 @@ def test_the_papers_settings():
 def study(
     totals: list[int], donors: list[str | None], names: list[str], seed: int = 0
 ) -> ad.AnnData:
-    """Cells of these totals over genes of these names."""
+    """Cells with these totals over genes with these names."""
     counts = (
         np.random.default_rng(seed).integers(0, 2, (len(totals), len(names))).astype(np.float32)
     )
@@ -87,7 +87,7 @@ def test_studies_are_read_by_ensembl_id_without_the_y_chromosome():
         1
     ].obs_names.tolist() == ["study2:c0", "study2:c1"]
     twice = study([300] * 3, list("abc"), genes(n=6))
-    twice.var_names = [*genes(n=5), genes(n=1)[0] + ".2"]  # a version of the first gene
+    twice.var_names = [*genes(n=5), genes(n=1)[0] + ".2"]  # a version of the first gene's ID
     (joined,) = studies_module.read_studies(twice, "donor")
     first_gene = list(joined.var_names).index(genes(n=1)[0])
     np.testing.assert_array_equal(
@@ -103,9 +103,9 @@ def test_filters_at_their_limits():
     dense = cells.X.toarray()
     dense[:, 20:] = 0
     kept = np.r_[1:31, 61:92]
-    for column, number in ((20, 3), (21, 4), (22, 61)):  # of 61 cells a twentieth is 3.05
+    for column, number in ((20, 3), (21, 4), (22, 61)):  # a twentieth of 61 cells is 3.05
         dense[kept[:number], column] = 1
-    dense[0, 23] = 1  # seen in a cell that goes
+    dense[0, 23] = 1  # detected in a cell that is removed
     dense[:, 0] += np.array(totals) - dense.sum(axis=1)
     cells.X = sparse.csr_matrix(dense)
     found = analysis.filter_cells([cells], config, False)
@@ -135,7 +135,7 @@ def test_filters_at_their_limits():
 
 
 def clusters() -> tuple[ad.AnnData, np.ndarray]:
-    """Sixty cells of three clusters; each shows genes of its own."""
+    """Sixty cells in three clusters; each expresses its own genes."""
     rng = np.random.default_rng(0)
     cluster = np.repeat([2, 5, 7], [10, 20, 30])
     counts = rng.poisson(
@@ -172,17 +172,17 @@ def names_of(
     )
 
 
-def test_clusters_are_named_at_their_limits():
+def test_names_of_clusters_at_the_limits():
     exc, inh, mic = "Excitatory neuron", "Inhibitory neuron", "Microglia"
     assert names_of([[0.2, 0, 0, 0, 0], [0.199, 0, 0, 0, 0]]) == [exc, UNIDENTIFIED]
     assert names_of([[1, 0, 0, 0, 0]] * 2, [0.1, 0.101]) == [exc, DOUBLET]
-    # Both kinds of neurons: each at least .2 and less than .1 apart.
+    # Both types of neurons: each at least .2 and less than .1 apart.
     assert names_of([[0.5, 0.401, 0, 0, 0], [0.5, 0.399, 0, 0, 0], [0.25, 0.199, 0, 0, 0]]) == [
         NEURON_BOTH,
         exc,
         exc,
     ]
-    assert names_of([[0.4, 0.45, 0.9, 0, 0]]) == [mic]  # the best panel is none of the two
+    assert names_of([[0.4, 0.45, 0.9, 0, 0]]) == [mic]  # the best panel is neither of the two
     assert names_of([[0.1, 0.1, 0, 0.2, 0], [0.1, 0.1, 0, 0.19, 0]]) == [
         NEURON_NEITHER,
         UNIDENTIFIED,
@@ -204,7 +204,7 @@ def test_clusters_are_named_at_their_limits():
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_the_answer_puts_every_step_on_the_cells(own):
+def test_the_result_has_the_columns_of_every_step(own):
     cells, cluster = clusters()
     panels = {
         "Excitatory neuron": ("S0", "S1"),
@@ -265,7 +265,7 @@ def test_components_are_those_of_scaled_log2_values():
     np.testing.assert_array_equal(some, np.sort(np.argsort(-residual.var(axis=0))[:5]))
 
 
-def test_donors_of_one_are_left_as_they_are():
+def test_single_cell_donors_are_not_changed():
     scores = np.random.default_rng(0).normal(size=(30, 3))
     assert analysis.harmony(scores, pd.Series(["a"] * 30), PrepareOptions()) is scores
     pytest.importorskip("harmonypy")
@@ -274,7 +274,7 @@ def test_donors_of_one_are_left_as_they_are():
     corrected = analysis.harmony(both, donors, PrepareOptions())
     assert corrected.shape == (60, 3)
     gap = np.abs(corrected[:30].mean(axis=0) - corrected[30:].mean(axis=0))
-    assert gap[0] < 3  # it was four
+    assert gap[0] < 3  # previously four
 
 
 def test_small_donors_have_no_doublet_score(monkeypatch):
@@ -294,7 +294,7 @@ def test_small_donors_have_no_doublet_score(monkeypatch):
     assert len(seen) == 1 and seen[0][1]["n_prin_comps"] == 30 and seen[0][1]["random_state"] == 4
 
 
-def test_steps_are_kept_for_the_same_cells_and_settings(tmp_path):
+def test_steps_are_cached_for_the_same_cells_and_settings(tmp_path):
     panels = {"a": ["S1"]}
     cells = study([300] * 5, list("aabbb"), ["g1", "g2"])
     first = run_identity([cells], PrepareOptions(), panels)
@@ -326,14 +326,14 @@ def test_steps_are_kept_for_the_same_cells_and_settings(tmp_path):
     assert made == [1] and not (tmp_path / "1_filtered.h5ad").exists()
 
 
-def test_the_graph_is_built_as_the_paper_says(monkeypatch):
+def test_the_graph_is_built_as_in_the_paper(monkeypatch):
     """Forty neighbors in twenty components, Leiden at 1.8; the settings passed to scanpy."""
     sc = pytest.importorskip("scanpy")
-    asked: dict = {}
+    calls: dict = {}
 
     def remember(name, **answers):
         def call(work, **options):
-            asked[name] = options | {"seen": work.obsm["X"]}
+            calls[name] = options | {"seen": work.obsm["X"]}
             work.obsm.update({k: v for k, v in answers.items() if k.startswith("X_")})
             if "leiden" in answers:
                 work.obs["leiden"] = answers["leiden"]
@@ -345,14 +345,14 @@ def test_the_graph_is_built_as_the_paper_says(monkeypatch):
     monkeypatch.setattr(sc.tl, "leiden", remember("leiden", leiden=[str(i % 3) for i in range(60)]))
     scores = np.random.default_rng(0).normal(size=(60, 30))
     found = analysis.neighbor_graph(scores, PrepareOptions(seed=6))
-    np.testing.assert_array_equal(asked["neighbors"]["seen"], scores[:, :20])
+    np.testing.assert_array_equal(calls["neighbors"]["seen"], scores[:, :20])
     assert (
-        asked["neighbors"]["n_neighbors"],
-        asked["neighbors"]["use_rep"],
-        asked["neighbors"]["random_state"],
+        calls["neighbors"]["n_neighbors"],
+        calls["neighbors"]["use_rep"],
+        calls["neighbors"]["random_state"],
     ) == (40, "X", 6)
-    assert asked["umap"]["random_state"] == 6
-    assert (asked["leiden"]["resolution"], asked["leiden"]["random_state"]) == (1.8, 6) and asked[
+    assert calls["umap"]["random_state"] == 6
+    assert (calls["leiden"]["resolution"], calls["leiden"]["random_state"]) == (1.8, 6) and calls[
         "leiden"
     ]["directed"] is False
     assert (
@@ -362,4 +362,4 @@ def test_the_graph_is_built_as_the_paper_says(monkeypatch):
     monkeypatch.setattr(sc.tl, "umap", remember("umap", X_umap=np.ones((9, 2))))
     monkeypatch.setattr(sc.tl, "leiden", remember("leiden", leiden=["0"] * 9))
     analysis.neighbor_graph(scores[:9], PrepareOptions())
-    assert asked["neighbors"]["n_neighbors"] == 8
+    assert calls["neighbors"]["n_neighbors"] == 8

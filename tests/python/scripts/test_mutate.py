@@ -1,4 +1,4 @@
-"""scripts/mutate.py on a package of a few lines whose tests see some changes and miss others."""
+"""scripts/mutate.py on a package of a few lines whose tests detect some changes and miss others."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def outcomes(tiny, options) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("old, new, outcome", CHANGES)
-def test_every_change_comes_out_as_it_should(outcomes, old, new, outcome):
+def test_every_change_has_the_expected_outcome(outcomes, old, new, outcome):
     assert outcomes[old]["outcome"] == outcome
     assert outcomes[old]["new"].strip().endswith(new) or new in outcomes[old]["new"]
 
@@ -184,11 +184,11 @@ def test_every_change_comes_out_as_it_should(outcomes, old, new, outcome):
 def test_only_tests_that_reach_a_change_are_run(outcomes):
     counts = {old: int(row["tests"]) for old, row in outcomes.items()}
     expected = {
-        "return a + b": 2,  # a fixture counts for all its users
+        "return a + b": 2,  # a fixture counts for all tests that use it
         "FACTOR = 3": 1,
         "if n > 10:": 2,
         "wait(timeout=0.01)": 1,
-        '"two": 22': 2,  # so does a kept result
+        '"two": 22': 2,  # a cached result does too
         "print(n + 100)": 1,
     }
     assert {old: counts[old] for old in expected} == expected
@@ -196,7 +196,7 @@ def test_only_tests_that_reach_a_change_are_run(outcomes):
     assert outcomes["print(n + 100)"]["test"] == "tests/test_sums.py::test_printed"
 
 
-def test_the_tree_is_as_it_was(tiny, outcomes):
+def test_the_tree_is_unchanged(tiny, outcomes):
     files = {
         p.relative_to(tiny).as_posix()
         for p in tiny.rglob("*")
@@ -211,7 +211,7 @@ def test_the_tree_is_as_it_was(tiny, outcomes):
     assert (tiny / "python" / "tiny" / "sums.py").read_text() == SOURCE
 
 
-def test_results_are_used_again_until_the_tests_change(tiny, options, outcomes, capsys):
+def test_results_are_reused_until_the_tests_change(tiny, options, outcomes, capsys):
     state = tiny / ".cache" / "mutate" / "state.jsonl"
     before = state.read_text()
     table = write_table(tiny.parent / "one.tsv", [CHANGES[2][:2]])
@@ -229,7 +229,7 @@ def test_results_are_used_again_until_the_tests_change(tiny, options, outcomes, 
     )
 
 
-def test_what_was_recorded_moves_with_the_lines(tiny, options, outcomes):
+def test_recorded_results_follow_moved_lines(tiny, options, outcomes):
     moved = SOURCE.replace("FACTOR = 3\n", "FACTOR = 3\n\n\ndef new():\n    return 7\n")
     sources = {"python/tiny/sums.py": moved}
     reach = mutate_reach.Reach(
@@ -250,23 +250,24 @@ def test_what_was_recorded_moves_with_the_lines(tiny, options, outcomes):
     assert tests("return 7") == []
 
 
-def test_a_table_that_does_not_fit_is_refused(tiny, options):
+def test_an_inconsistent_table_is_refused(tiny, options):
     rows = [("return", "yield"), ("nowhere", "x"), ("FACTOR = 3", "FACTOR = 3")]
     table = write_table(tiny.parent / "bad.tsv", rows)
     with pytest.raises(SystemExit) as refused:
         mutate.main([*options, "--changes", str(table)])
-    said = str(refused.value)
+    message = str(refused.value)
     assert (
-        "line 2: this text occurs 8 times" in said and "line 3: this text occurs no times" in said
+        "line 2: this text occurs 8 times" in message
+        and "line 3: this text occurs no times" in message
     )
-    assert "line 4: old and new are the same" in said
+    assert "line 4: old and new are the same" in message
     with pytest.raises(SystemExit, match="columns old and new"):
         mutate.main(
             [*options, "--changes", str(write_table(tiny.parent / "bad.tsv", rows, ("was", "is")))]
         )
 
 
-def test_a_table_may_name_the_file_and_holds_line_breaks(tiny):
+def test_a_table_may_name_the_file_and_have_line_breaks(tiny):
     sources = {"python/tiny/a.py": "x = 1\n\ty = '\\n'\n", "python/tiny/b.py": "x = 1\n"}
     rows = [("x = 1\n\ty = '\\n'", "x = 2\n\ty = '\\t'", ""), ("x = 1", "x = 3", "tiny/b.py")]
     table = write_table(tiny.parent / "good.tsv", rows, ("old", "new", "file"))
@@ -293,7 +294,7 @@ def f(x: "list[int]", size: int = 1, *, strict: bool = True, dtype="float32") ->
 '''
 
 
-def test_changes_leave_words_and_types_alone():
+def test_changes_do_not_affect_texts_and_types():
     changes = mutate_changes.all_changes("python/tiny/made.py", GENERATED)
     made = {(change.kind, GENERATED[change.start : change.end], change.new) for change in changes}
     assert {
@@ -332,7 +333,7 @@ def test_changes_leave_words_and_types_alone():
         assert ast.dump(ast.parse(change.apply(GENERATED))) != ast.dump(ast.parse(GENERATED))
 
 
-def test_a_sample_is_spread_over_the_kinds_and_goes_into_a_table(tiny):
+def test_a_sample_covers_all_types_of_changes_and_is_written_as_a_table(tiny):
     sources = {"python/tiny/made.py": GENERATED}
     chosen = list(mutate_changes.sample(sources, 5, seed=3))
     assert (
@@ -352,7 +353,7 @@ def test_a_sample_is_spread_over_the_kinds_and_goes_into_a_table(tiny):
     ]
 
 
-def test_the_list_of_known_changes_fits_the_code():
+def test_the_list_of_known_changes_matches_the_code():
     root = Path(__file__).resolve().parents[3]
     sources = {
         p.relative_to(root).as_posix(): p.read_text() for p in (root / "python").rglob("*.py")

@@ -1,4 +1,4 @@
-"""The server as people meet it: a real process, real HTTP, real files."""
+"""The server as users run it: a real process, real HTTP, real files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def upload(nuclei, tmp_path_factory) -> Path:
     return path
 
 
-def test_the_server_gives_what_the_direct_call_gives(server, nuclei):
+def test_the_server_returns_the_result_of_the_direct_call(server, nuclei):
     far = Client(server.url).impute(nuclei, adapt_steps=0, force=True, verbose=False)
     near = scmamba.impute(nuclei.copy(), adapt_steps=0, force=True, verbose=False)
     assert (far.layers["scmamba"] != near.layers["scmamba"]).nnz == 0
@@ -52,7 +52,7 @@ def test_the_server_gives_what_the_direct_call_gives(server, nuclei):
     np.testing.assert_array_equal(embedded.obsm["X_scmamba"], again.obsm["X_scmamba"])
 
 
-def test_the_plain_form_goes_in_and_comes_out(server, nuclei, tmp_path):
+def test_upload_and_result_in_the_plain_form(server, nuclei, tmp_path):
     matrix = sparse.csc_matrix(nuclei.X.T)
     header = {"genes": list(nuclei.var_names), "cells": list(nuclei.obs_names)}
     wire.write(
@@ -81,14 +81,14 @@ def test_the_plain_form_goes_in_and_comes_out(server, nuclei, tmp_path):
 @pytest.mark.parametrize(
     "job", ["nothing-like-it", "..%2f..%2fqueue.sqlite", "a", "%00", "x" * 300]
 )
-def test_jobs_that_are_not_there(server, job):
+def test_missing_jobs(server, job):
     for end in ("", "/result", "/events"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(f"{server.url}/v2/jobs/{job}{end}", timeout=5)
         assert refused.value.code == 404
 
 
-def test_tokens_keep_people_apart(tmp_path, upload):
+def test_tokens_separate_users(tmp_path, upload):
     tokens = Tokens(tmp_path)
     ann, bob = tokens.add("ann", 1), tokens.add("bob", 1)
     old = tokens.add("old", -1)
@@ -109,13 +109,13 @@ def test_tokens_keep_people_apart(tmp_path, upload):
         server.kill()
 
 
-def test_others_need_a_token_before_the_server_starts(tmp_path):
+def test_the_server_does_not_start_for_other_machines_without_tokens(tmp_path):
     command = [sys.executable, "-m", "scmamba.serve", "--data", str(tmp_path), "--host", "0.0.0.0"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert told.returncode == 2 and "tokens" in told.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "tokens" in result.stderr
 
 
-def test_everything_killed_and_started_again_ends_every_job_once(tmp_path, upload):
+def test_every_job_ends_once_after_server_and_workers_are_killed(tmp_path, upload):
     server = Server(tmp_path)
     client = Client(server.url)
     jobs = [client.submit("embed", upload, force=True) for _ in range(4)]
@@ -130,7 +130,7 @@ def test_everything_killed_and_started_again_ends_every_job_once(tmp_path, uploa
         for entry in Path("/proc").glob("[0-9]*/stat"):
             fields = entry.read_text().rsplit(")", 1)[1].split()
             if int(fields[2]) == again.process.pid and int(entry.parent.name) != again.process.pid:
-                os.kill(int(entry.parent.name), signal.SIGKILL)  # and once more, the worker alone
+                os.kill(int(entry.parent.name), signal.SIGKILL)  # and again, the worker alone
         client = Client(again.url)
         for job in jobs:
             assert client.wait(job, verbose=False)["state"] == "done"
@@ -158,12 +158,12 @@ def test_the_page_and_the_headers(server):
             "frame-ancestors 'none'" in page.headers["content-security-policy"]
             and page.headers["x-frame-options"] == "DENY"
         )
-    assert "http://" not in text and "https://" not in text  # nothing from elsewhere
+    assert "http://" not in text and "https://" not in text  # no external resources
     with urllib.request.urlopen(server.url + "/metrics", timeout=5) as metrics:
         assert b'scmamba_jobs{state="done"}' in metrics.read()
 
 
-def test_no_server_there_is_said(monkeypatch):
+def test_error_when_no_server_answers(monkeypatch):
     monkeypatch.setattr("scmamba.client.client._RETRIES", 1)
     with pytest.raises(ScMambaError, match="cannot be reached"):
         Client("http://127.0.0.1:9").models()

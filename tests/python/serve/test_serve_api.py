@@ -1,4 +1,4 @@
-"""The HTTP face, one request at a time: who may, how much, which status, which words; a test plays the worker."""
+"""The HTTP interface, one request at a time: permissions, limits, status and message; the test simulates the worker."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "a-key-drawn-at-random"
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory):
-    """A server others can reach, of few places, and the tokens of those who use it."""
+    """A server for other machines, with low limits, and the tokens of its users."""
     data = tmp_path_factory.mktemp("api")
     kept = Tokens(data)
     app = App(
@@ -39,7 +39,7 @@ def people(tmp_path_factory):
 
 @pytest.fixture
 def app(people):
-    """The same with nothing in it."""
+    """The same server with empty storage."""
     yield people
     with people.queue._open() as db:
         db.execute("DELETE FROM jobs")
@@ -47,7 +47,7 @@ def app(people):
         shutil.rmtree(people.data / folder, ignore_errors=True)
 
 
-# -- who may -------------------------------------------------------------------------------------------
+# -- permissions ---------------------------------------------------------------------------------------
 
 CLOSED = [
     ("GET", "/v2/models"),
@@ -69,7 +69,7 @@ CLOSED = [
 
 
 @pytest.mark.parametrize(("method", "path"), CLOSED)
-def test_nobody_enters_without_a_token(app, method, path):
+def test_requests_without_a_token_are_refused(app, method, path):
     for header in (
         "",
         "Bearer",
@@ -85,7 +85,7 @@ def test_nobody_enters_without_a_token(app, method, path):
         )
 
 
-def test_every_path_of_users_is_among_the_closed_ones(app):
+def test_every_user_path_is_in_the_list_of_protected_paths(app):
     known = {
         ("GET", "/v2"),
         ("GET", "/v2/health"),
@@ -107,7 +107,7 @@ def test_every_path_of_users_is_among_the_closed_ones(app):
             )
 
 
-def test_what_is_open_to_all(app):
+def test_paths_open_to_everyone(app):
     assert app.ask("GET", "/v2/health/live").json == {"live": True}
     ready = app.ask("GET", "/v2/health/ready")
     assert ready.status == 503 and ready.json == {"ready": False, "workers": 0}
@@ -118,13 +118,13 @@ def test_what_is_open_to_all(app):
     }
     assert (
         app.ask("GET", "/docs").status == app.ask("GET", "/redoc").status == 404
-    )  # they load scripts from elsewhere
+    )  # they load scripts from other sites
     assert (
         app.ask("GET", "/v2/models", token=app.ann, authorization=f"bearer {app.ann}").status == 200
     )
 
 
-def test_a_token_of_this_machines_server_is_still_looked_at(tmp_path):
+def test_a_wrong_token_is_refused_even_by_a_local_server(tmp_path):
     app = App(tmp_path)
     try:
         assert app.ask("GET", "/v2/jobs").json == {"jobs": []}  # --tokens none
@@ -137,7 +137,7 @@ def test_a_token_of_this_machines_server_is_still_looked_at(tmp_path):
         app.stop()
 
 
-def test_headers_that_browsers_obey(app):
+def test_security_headers_for_browsers(app):
     for path in ("/", "/v2", "/v2/jobs", "/page.js", "/page.css"):
         headers = app.ask("GET", path).headers
         assert (
@@ -166,7 +166,7 @@ def test_headers_that_browsers_obey(app):
     assert kinds == {"/": "text/html", "/page.js": "text/javascript", "/page.css": "text/css"}
 
 
-def test_numbers_for_the_operator(app):
+def test_metrics_for_the_operator(app):
     app.submit(CELLS, app.ann)
     job = app.submit(CELLS, app.bob).json["id"]
     app.end(job, "failed")
@@ -204,10 +204,10 @@ def test_models_and_tasks(app):
     assert app.ask("GET", "/v2/models/none", token=app.ann).status == 404
 
 
-# -- a job is sent -------------------------------------------------------------------------------------
+# -- sending a job -------------------------------------------------------------------------------------
 
 
-def test_a_job_is_accepted_as_it_was_sent(app):
+def test_a_job_is_stored_as_it_was_sent(app):
     answer = app.submit(
         CELLS,
         app.ann,
@@ -248,11 +248,11 @@ def test_a_file_sent_again_under_its_key_is_the_same_job(app):
     ("key", "status"),
     [("k" * 15, 422), ("k" * 16, 202), ("k" * 64, 202), ("k" * 65, 422), ("k" * 16 + "/", 422)],
 )
-def test_keys_that_cannot_be_guessed(app, key, status):
+def test_invalid_keys(app, key, status):
     assert app.submit(CELLS, app.ann, idempotency_key=key).status == status
 
 
-def test_so_many_unfinished_jobs_and_no_more(app):
+def test_the_number_of_unfinished_jobs_is_limited(app):
     jobs = [app.submit(CELLS, app.ann, idempotency_key=KEY + str(k)).json["id"] for k in range(3)]
     refused = app.submit(CELLS, app.ann)
     assert refused.status == 429 and "3 unfinished" in refused.detail
@@ -266,7 +266,7 @@ def test_so_many_unfinished_jobs_and_no_more(app):
     assert len(app.uploads()) == 5
 
 
-def test_refused_files_leave_nothing(app):
+def test_refused_files_are_removed(app):
     bad = [
         (b"", 400, "Nothing was sent"),
         (b"gene,cell\n", 422, "neither"),
@@ -303,7 +303,7 @@ def test_the_body_is_the_file_itself(app, headers, status):
 @pytest.mark.parametrize(
     ("place", "words"), [("none/impute", "brain-mini"), ("brain-mini/destroy", "finetune")]
 )
-def test_what_is_there_is_named_when_something_is_not(app, place, words):
+def test_errors_list_the_available_names(app, place, words):
     answer = app.ask("POST", f"/v2/models/{place}", CELLS, app.ann)
     assert answer.status == 404 and words in answer.detail
 
@@ -353,10 +353,10 @@ def test_references_are_counted_and_deleted(app):
     )
 
 
-# -- what becomes of it --------------------------------------------------------------------------------
+# -- state and result ----------------------------------------------------------------------------------
 
 
-def test_ones_jobs_are_listed_without_what_is_the_servers(app):
+def test_the_list_of_jobs_omits_internal_fields(app):
     first, second = (app.submit(CELLS, app.ann).json["id"] for _ in range(2))
     app.submit(CELLS, app.bob)
     listed = app.ask("GET", "/v2/jobs", token=app.ann).json["jobs"]
@@ -377,7 +377,7 @@ def test_ones_jobs_are_listed_without_what_is_the_servers(app):
     assert app.ask("GET", f"/v2/jobs/{first}", token=app.ann).json == listed[1]
 
 
-def test_anothers_job_is_not_there(app):
+def test_jobs_of_other_users_are_not_found(app):
     job = app.submit(CELLS, app.ann).json["id"]
     app.end(job, h5ad=b"her result")
     for method, end in (
@@ -392,7 +392,7 @@ def test_anothers_job_is_not_there(app):
     assert app.ask("GET", f"/v2/jobs/{job}/result", token=app.ann).body == b"her result"
 
 
-def test_a_result_is_fetched_when_it_is_there(app):
+def test_a_result_is_fetched_once_it_exists(app):
     job = app.submit(CELLS, app.ann).json["id"]
     place = f"/v2/jobs/{job}/result"
     assert app.ask("GET", place, token=app.ann).status == 409
@@ -421,7 +421,7 @@ def test_a_result_is_fetched_when_it_is_there(app):
     assert answer.status == 409 and answer.detail == "The job is failed: too few genes."
 
 
-def test_a_model_comes_as_a_zip(app):
+def test_a_model_is_returned_as_a_zip(app):
     job = app.submit(CELLS, app.ann, "finetune").json["id"]
     app.end(job, zip=b"a model")
     assert app.ask("GET", f"/v2/jobs/{job}/result", token=app.ann).status == 422
@@ -432,7 +432,7 @@ def test_a_model_comes_as_a_zip(app):
     )
 
 
-def test_a_picture_is_made_of_cells_only(app):
+def test_a_picture_requires_a_result_with_cells(app):
     job = app.submit(CELLS, app.ann).json["id"]
     place = f"/v2/jobs/{job}/picture"
     assert app.ask("GET", place, token=app.ann).status == 409
@@ -452,7 +452,7 @@ def test_a_picture_is_made_of_cells_only(app):
         assert refused.status == 409 and "not about single cells" in refused.detail
 
 
-def test_a_picture_that_takes_too_long_is_given_up(app, monkeypatch):
+def test_a_picture_that_takes_too_long_is_an_error(app, monkeypatch):
     monkeypatch.setattr("scmamba.serve.routes.jobs._DRAWING", 0.001)
     job = app.submit(CELLS, app.ann).json["id"]
     app.end(job, h5ad=b"damaged")
@@ -460,7 +460,7 @@ def test_a_picture_that_takes_too_long_is_given_up(app, monkeypatch):
     assert answer.status == 503 and "could not be made" in answer.detail
 
 
-def test_a_job_is_cancelled_first_and_deleted_then(app):
+def test_a_job_is_first_cancelled_and_then_deleted(app):
     job = app.submit(CELLS, app.ann).json["id"]
     upload = app.queue.get(job)["upload"]
     assert app.ask("DELETE", f"/v2/jobs/{job}", token=app.ann).json == {
@@ -480,7 +480,7 @@ def test_a_job_is_cancelled_first_and_deleted_then(app):
     assert app.ask("DELETE", f"/v2/jobs/{job}", token=app.ann).status == 404
 
 
-def test_progress_comes_as_events_until_the_end(app):
+def test_progress_events_end_with_the_job(app):
     import http.client
 
     job = app.submit(CELLS, app.ann).json["id"]
@@ -517,14 +517,14 @@ def test_progress_comes_as_events_until_the_end(app):
 
 
 @pytest.mark.parametrize("state", ["cancelled", "failed"])
-def test_events_of_a_job_that_ended_end(app, state):
+def test_events_of_an_ended_job_stop(app, state):
     job = app.submit(CELLS, app.ann).json["id"]
     app.queue.cancel(job)
     with app.queue._open() as db:
         db.execute("UPDATE jobs SET state=? WHERE id=?", (state, job))
     events = app.ask(
         "GET", f"/v2/jobs/{job}/events", token=app.ann
-    ).body  # returns, hence the stream has ended
+    ).body  # read() returned, so the stream has ended
     assert events.count(b"data: ") == 1 and json.loads(events[6:])["state"] == state
 
 

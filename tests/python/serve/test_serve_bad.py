@@ -1,4 +1,4 @@
-"""What people, accidents and attackers send: each kind is refused with a sentence, and the server lives on.
+"""Accidental and malicious requests: each is refused with a sentence, and the server continues.
 
 ``UPLOADS`` are refused with a 4xx before they become jobs, ``JOBS`` are accepted and fail with their sentence because only reading the
 whole file reveals what is wrong, ``REQUESTS`` and ``LINES`` are refused as requests.
@@ -79,7 +79,7 @@ def server(tokens):
 
 
 def hdf5(make: Callable[[h5py.File], object]) -> Callable[[bytes, Path], bytes]:
-    """A maker of a file from a function that fills one."""
+    """A function that writes an HDF5 file, from one that fills it."""
 
     def body(good: bytes, folder: Path) -> bytes:
         path = folder / "bad.h5"
@@ -103,14 +103,14 @@ def frame(f: h5py.File, n: int = 3, m: int = 4) -> None:
 
 
 def framed(more: Callable[[h5py.File], object]) -> Callable[[bytes, Path], bytes]:
-    """A good small file with something added."""
+    """A valid small file with additional content."""
     return hdf5(lambda f: (frame(f), more(f)))
 
 
 def compressed(
     shape=(3, 4), indptr=4, indices=5, data=5, kind="csr_matrix", index_type="i4"
 ) -> Callable[[bytes, Path], bytes]:
-    """A file whose X is a sparse matrix of these claims."""
+    """A file whose X is a sparse matrix with these declared properties."""
 
     def make(f: h5py.File) -> None:
         x = f.create_group("X")
@@ -127,7 +127,7 @@ def cut(share: float) -> Callable[[bytes, Path], bytes]:
 
 
 def plain(body: bytes | None = None, **changes: object) -> Callable[[bytes, Path], bytes]:
-    """A file of the plain form, two genes x one cell, with parts of its header replaced."""
+    """A file in the plain form, two genes x one cell, with parts of its header replaced."""
     arrays = [
         {"name": "p", "kind": "int32", "shape": [2]},
         {"name": "i", "kind": "int32", "shape": [1]},
@@ -153,7 +153,7 @@ def one_string_a_million_times(f: h5py.File) -> None:
 
 
 def shared_strings(good: bytes, folder: Path) -> bytes:
-    """Every entry of an array of strings points to the same long one."""
+    """Every entry of an array of strings refers to the same long one."""
     path = folder / "shared.h5"
     with h5py.File(path, "w") as file:
         frame(file)
@@ -335,7 +335,7 @@ UPLOADS: dict[str, Callable[[bytes, Path], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", UPLOADS)
-def test_bad_uploads_are_refused_and_leave_nothing(server, good, tmp_path, kind):
+def test_bad_uploads_are_refused_and_removed(server, good, tmp_path, kind):
     before = sorted((server.data / "uploads").glob("*"))
     status, text = server.post("/v2/models/brain-mini/impute", UPLOADS[kind](good, tmp_path))
     assert status in (400, 413, 422), text
@@ -348,7 +348,7 @@ def lives(server: Server) -> bool:
     return urllib.request.urlopen(server.url + "/v2/health/ready", timeout=30).status == 200
 
 
-# -- files whose jobs fail with their sentence -------------------------------------------------------------------------------------------
+# -- files whose jobs fail with a message ------------------------------------------------------------------------------------------------
 
 
 def with_values(change: Callable[[ad.AnnData], object]) -> Callable[[ad.AnnData, Path], Path]:
@@ -378,11 +378,11 @@ def strangers(adata: ad.AnnData) -> None:
 
 
 def damaged_within(nuclei: ad.AnnData, folder: Path) -> Path:
-    """One packed block of the values is overwritten: every claim of the file still holds."""
+    """One compressed block of the values is overwritten: the declared properties of the file still hold."""
     path = folder / "cells.h5ad"
     x = np.tile(sparse.csr_matrix(nuclei.X).toarray(), (6, 1)).astype(
         "f4"
-    )  # more than is read before it becomes a job
+    )  # more than is read before the upload becomes a job
     ad.AnnData(x, var=nuclei.var[[]]).write_h5ad(path, compression="gzip")
     with h5py.File(path, "r") as file:
         block = file["X"].id.get_chunk_info(0)
@@ -404,7 +404,7 @@ def plain_file(**arrays: list[float]) -> Callable[[ad.AnnData, Path], Path]:
     return write
 
 
-#: Kind -> its file and words of the message.
+#: Fault -> the file and words of the message.
 JOBS: dict[str, tuple[Callable[[ad.AnnData, Path], Path], str]] = {
     "no genes in common": (with_values(strangers), "gene"),
     "negative values": (with_values(lambda a: a.X.data.__imul__(-1)), "negative|centered"),
@@ -438,7 +438,7 @@ JOBS: dict[str, tuple[Callable[[ad.AnnData, Path], Path], str]] = {
 
 
 @pytest.mark.parametrize("kind", JOBS)
-def test_what_only_reading_reveals_fails_alone_with_its_sentence(server, nuclei, tmp_path, kind):
+def test_faults_found_only_while_reading_fail_with_a_message(server, nuclei, tmp_path, kind):
     make, sentence = JOBS[kind]
     client = Client(server.url)
     job = client.submit("impute", make(nuclei, tmp_path), **FREE)
@@ -460,7 +460,7 @@ def options(value: object, task: str = "impute") -> str:
     return f"/v2/models/brain-mini/{task}?" + urllib.parse.urlencode({"options": text})
 
 
-#: Kind -> method, path, headers, status.
+#: Fault -> method, path, headers, status.
 REQUESTS: dict[str, tuple[str, str, dict[str, str], int]] = {
     "unknown model": ("POST", "/v2/models/none/impute", {}, 404),
     "a path for a model": ("POST", "/v2/models/..%2f..%2fetc/impute", {}, 404),
@@ -592,7 +592,7 @@ REQUESTS: dict[str, tuple[str, str, dict[str, str], int]] = {
 
 @pytest.fixture(scope="module")
 def names(server, tokens, nuclei, tmp_path_factory) -> dict[str, str]:
-    """What requests name: tokens, a job and an upload that has not come, both ann's."""
+    """Names in requests: tokens, and a job and an unfinished upload of ann."""
     path = tmp_path_factory.mktemp("names") / "cells.h5ad"
     nuclei.write_h5ad(path)
     status, headers = ask(
@@ -636,11 +636,11 @@ def test_bad_requests_are_refused(server, good, names, kind):
     assert lives(server)
 
 
-# -- lines -------------------------------------------------------------------------------------------------------------------------------
+# -- raw connections ---------------------------------------------------------------------------------------------------------------------
 
 
 def line(server: Server, *parts: bytes, pause: float = 0.0, close: bool = False) -> bytes:
-    """Send bytes as they are, with pauses; what comes back."""
+    """Send bytes unchanged, with pauses; returns the response."""
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as out,
         contextlib.suppress(ConnectionError),
@@ -653,7 +653,7 @@ def line(server: Server, *parts: bytes, pause: float = 0.0, close: bool = False)
 
 
 HEAD = f"POST {IMPUTE} HTTP/1.1\r\nHost: localhost\r\n".encode()
-#: Kind -> what is sent and the status that comes back.
+#: Fault -> bytes that are sent and the status of the response.
 LINES: dict[str, tuple[bytes, int]] = {
     "larger than the server takes": (HEAD + b"Content-Length: 1000000000000\r\n\r\n", 413),
     "larger than the server takes, in pieces": (
@@ -687,22 +687,24 @@ LINES: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("kind", LINES)
-def test_bad_lines_are_refused(server, kind):
+def test_malformed_requests_are_refused(server, kind):
     body, expected = LINES[kind]
     answer = line(server, body)
-    if answer:  # where it refuses while much is still coming, the line may break first
+    if (
+        answer
+    ):  # if the server refuses while much is still being sent, the connection may break first
         assert int(answer.split()[1]) == expected, answer
     else:
         assert len(body) > 65536
     assert lives(server)
 
 
-def test_an_upload_that_trickles_is_refused(server):
+def test_an_upload_that_is_too_slow_is_refused(server):
     answer = line(server, HEAD + b"Content-Length: 1000\r\n\r\n", *[b"a"] * 12, pause=0.3)
     assert answer.split()[1] == b"408"
 
 
-def test_a_cancelled_upload_leaves_nothing(server):
+def test_a_cancelled_upload_is_removed(server):
     before = sorted((server.data / "uploads").glob("*"))
     line(server, HEAD + b"Content-Length: 100000\r\n\r\n" + bytes(5000), close=True)
     for _ in range(50):
@@ -722,7 +724,7 @@ def test_a_broken_upload_is_continued(server, nuclei, good, tokens, tmp_path):
     head = f"PATCH {where} HTTP/1.1\r\nHost: localhost\r\nAuthorization: {mine['Authorization']}\r\nUpload-Offset: 0\r\n"
     head += f"Content-Type: application/offset+octet-stream\r\nContent-Length: {len(good)}\r\n\r\n"
     line(server, head.encode() + good[:half], close=True)
-    # Asking ends what still comes by the old line, so wait until some of it is there.
+    # A new request stops the old connection, so wait until some bytes have arrived.
     for _ in range(100):
         if any(
             f.stat().st_size for f in (server.data / "parts").glob(f"*/{where.rsplit('/', 1)[1]}")
@@ -741,8 +743,8 @@ def test_a_broken_upload_is_continued(server, nuclei, good, tokens, tmp_path):
     assert any(f.read_bytes() == good for f in folder.iterdir())
 
 
-def test_the_client_goes_on_where_the_line_broke(server, good, tmp_path, monkeypatch):
-    """A real line, cut three times after two thirds of a part."""
+def test_the_client_continues_after_a_broken_connection(server, good, tmp_path, monkeypatch):
+    """A real connection, cut three times after two thirds of a part."""
     from scmamba.client import upload as _resume
 
     path = tmp_path / "cells.h5ad"
@@ -770,7 +772,7 @@ def test_the_client_goes_on_where_the_line_broke(server, good, tmp_path, monkeyp
             line.kill()
 
 
-def test_its_own_description_of_itself_leads_to_no_5xx(server):
+def test_the_openapi_schema_leads_to_no_5xx(server):
     """A short run of schemathesis; benchmarks/serve_fuzz.py has the long one."""
     import shutil
 
@@ -793,6 +795,6 @@ def test_its_own_description_of_itself_leads_to_no_5xx(server):
         "--request-timeout",
         "100",
     ]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert told.returncode == 0, told.stdout[-3000:]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert result.returncode == 0, result.stdout[-3000:]
     assert lives(server)

@@ -1,4 +1,4 @@
-"""The benchmark of many users and a killed server, small: the same promises for a few users and two kills."""
+"""The benchmark with many users and a killed server, in small: the same guarantees with a few users and two kills."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def chaos():
 
 
 @pytest.mark.slow
-def test_every_accepted_job_ends_once_and_is_its_owners_alone(chaos, tmp_path):
+def test_every_accepted_job_ends_once_and_is_visible_to_its_owner_only(chaos, tmp_path):
     answer = chaos.run(clients=4, seconds=8, kills=2, workers=2, source=None, folder=tmp_path)
     assert [k["what"] for k in answer["kills"]] == ["worker", "server"]
     assert answer["accepted"] >= 4 and answer["failures"] == []
@@ -25,7 +25,7 @@ def test_every_accepted_job_ends_once_and_is_its_owners_alone(chaos, tmp_path):
     assert "not kept: nothing" in chaos.report(answer)
 
 
-def test_the_benchmark_notices_what_went_wrong(chaos):
+def test_the_benchmark_detects_faults(chaos):
     fine = dict(
         accepted=3,
         lost=0,

@@ -1,4 +1,4 @@
-"""What an upload is found to be before it becomes a job, and the limits of that look; zipped 10x folders; names for people."""
+"""The inspection of an upload before it becomes a job, and its limits; zipped 10x folders; names in messages."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_genes_come_first_in_10x_files(tmp_path):
     assert check.look(tmp_path / "a.h5", 3, 4) == {"kind": "10x", "cells": 3, "genes": 4}
 
 
-def test_the_plain_form_and_files_that_are_none(tmp_path):
+def test_the_plain_form_and_invalid_files(tmp_path):
     (tmp_path / "a").write_bytes(plain_bytes(2, 3))
     assert check.look(tmp_path / "a", 2, 3) == {"kind": "scmb", "cells": 2, "genes": 3}
     (tmp_path / "a").write_bytes(plain_bytes(0, 3))
@@ -61,7 +61,7 @@ def test_the_plain_form_and_files_that_are_none(tmp_path):
         check.look(tmp_path / "a", 9, 9)
 
 
-def test_memory_is_half_of_the_machines_and_a_limit_to_the_byte(tmp_path):
+def test_memory_is_limited_to_half_of_the_machines_to_the_byte(tmp_path):
     with open("/proc/meminfo") as file:
         total = int(file.readline().split()[1]) * 1024
     assert check.memory_limit() == total // 2
@@ -69,7 +69,7 @@ def test_memory_is_half_of_the_machines_and_a_limit_to_the_byte(tmp_path):
         file["X"] = np.ones((100, 10), "f4")
         file.create_dataset(
             "n", (7,), "f8", chunks=(50,), maxshape=(None,)
-        )  # one chunk is read whole
+        )  # a whole chunk is read
     claims = 4000 + 400
     for most, fine in ((claims, True), (claims - 1, False)):
         with h5py.File(tmp_path / "a.h5") as file:
@@ -82,13 +82,13 @@ def test_memory_is_half_of_the_machines_and_a_limit_to_the_byte(tmp_path):
                     walk.over(file)
 
 
-def test_arrays_claim_at_most_a_thousand_times_the_file(tmp_path):
+def test_arrays_declare_at_most_a_thousand_times_the_file(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("X", (1 << 20, 1001), "u1", chunks=(1 << 10, 11), compression="gzip")
     with h5py.File(tmp_path / "a.h5") as file, pytest.raises(DataError, match="claim"):
         check._Walk(1 << 20, 1 << 40).over(file)
     with h5py.File(tmp_path / "a.h5") as file:
-        check._Walk(1_049_625, 1 << 40).over(file)  # a thousandth of what it claims, rounded up
+        check._Walk(1_049_625, 1 << 40).over(file)  # a thousandth of the declared size, rounded up
 
 
 @pytest.mark.parametrize(("depth", "fine"), [(51, True), (52, False)])
@@ -104,7 +104,7 @@ def test_groups_of_groups(tmp_path, depth, fine):
                 walk.over(file)
 
 
-def test_only_so_many_objects(tmp_path, monkeypatch):
+def test_the_number_of_objects_is_limited(tmp_path, monkeypatch):
     assert check._OBJECTS == 10_000
     monkeypatch.setattr(check, "_OBJECTS", 5)
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -117,7 +117,7 @@ def test_only_so_many_objects(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["a\0b", b"\xff\xfe"])
-def test_strings_a_file_cannot_hold(tmp_path, text):
+def test_strings_that_hdf5_cannot_store(tmp_path, text):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["s"] = np.array([b"fine", text if isinstance(text, bytes) else text.encode()])
         with pytest.raises(DataError, match="UTF-8"):
@@ -125,7 +125,7 @@ def test_strings_a_file_cannot_hold(tmp_path, text):
     assert check._readable([b"a", "é"]) and not check._readable(["a", "b\0"])
 
 
-def test_text_and_strings_claim_at_most_the_file(tmp_path):
+def test_text_and_strings_declare_at_most_the_file(tmp_path):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("s", data=["abcde"] * 10, dtype=h5py.string_dtype())
         check._Walk(50, 1 << 30).over(file)
@@ -139,7 +139,7 @@ def test_text_and_strings_claim_at_most_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["obs", "var", "indices", "indptr"])
-def test_parts_that_do_not_fit_each_other(tmp_path, change):
+def test_inconsistent_parts(tmp_path, change):
     path = h5ad(tmp_path)
     with h5py.File(path, "r+") as file:
         name = {
@@ -156,7 +156,7 @@ def test_parts_that_do_not_fit_each_other(tmp_path, change):
 
 
 @pytest.mark.parametrize("place", ["X", "raw", "layers", "obsm", "varm", "obsp", "varp"])
-def test_sparse_matrices_that_point_outside_are_named(place):
+def test_sparse_matrices_with_invalid_indices_are_named(place):
     adata = ad.AnnData(sparse.csr_matrix(np.eye(4)))
     check.check_content(adata)
     bad = sparse.csr_matrix(np.eye(4))
@@ -174,7 +174,7 @@ def test_sparse_matrices_that_point_outside_are_named(place):
         check.check_content(adata)
 
 
-def test_names_fit_for_a_sentence():
+def test_names_are_shortened_for_messages():
     assert (
         check.plain("a\tb\x07c\nd") == "a?b?c\nd"
         and check.plain("x" * 99) == "x" * 60
@@ -182,13 +182,13 @@ def test_names_fit_for_a_sentence():
     )
 
 
-def test_the_look_runs_confined(tmp_path):
+def test_the_inspection_runs_confined(tmp_path):
     code = "from scmamba.serve import validation as check; check.limit_resources(); import resource as r\n"
     code += "print(*[r.getrlimit(k) for k in (r.RLIMIT_AS, r.RLIMIT_CPU, r.RLIMIT_FSIZE, r.RLIMIT_CORE)])"
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    assert told.strip() == f"({2 << 30}, {2 << 30}) (20, 20) (0, 0) (0, 0)"
+    assert result.strip() == f"({2 << 30}, {2 << 30}) (20, 20) (0, 0) (0, 0)"
     command = [sys.executable, "-m", "scmamba.serve.validation", str(h5ad(tmp_path))]
     for limits, answer in (
         (["3", "4", "0"], {"kind": "h5ad", "cells": 3, "genes": 4}),
@@ -250,7 +250,7 @@ def test_a_folder_made_by_hand(tmp_path):
         ("E1\tA\tPeaks\nE2\tB\tCustom\nE3\tC\tPeaks", ["A", "B", "C"], [[5, 0, 2], [0, 7, 0]]),
     ],
 )
-def test_features_of_one_two_or_three_columns(tmp_path, features, names, cells):
+def test_features_with_one_two_or_three_columns(tmp_path, features, names, cells):
     adata = tenx.to_adata(
         zipped(tmp_path, features=features, barcodes="c1\tx\nc2\ty", name="features.tsv"), 1 << 30
     )
@@ -268,7 +268,7 @@ def test_features_of_one_two_or_three_columns(tmp_path, features, names, cells):
         (
             {"matrix": HEAD + "3 2 7\n" + "1 1 5\n" * 6},
             "promises 7",
-        ),  # a line has six bytes at least
+        ),  # a line has at least six bytes
         ({"features": "E1\nE2\n"}, "features has 2"),
         ({"barcodes": "c1\nc2\nc3\n"}, "barcodes has 3"),
         ({"d/features.tsv": "x"}, "holds 2"),
@@ -279,7 +279,7 @@ def test_features_of_one_two_or_three_columns(tmp_path, features, names, cells):
         ({"barcodes": ""}, "barcodes has 0"),
     ],
 )
-def test_folders_whose_parts_do_not_fit(tmp_path, change, words):
+def test_folders_with_inconsistent_parts(tmp_path, change, words):
     with pytest.raises(DataError, match=words):
         tenx.look(zipped(tmp_path, **change), 1 << 30)
 
@@ -292,7 +292,7 @@ def test_matrices_with_comments_and_real_numbers(tmp_path):
     assert tenx.peek(zipped(tmp_path, matrix=matrix), 1 << 30) == (3, 2)
 
 
-def test_a_part_unpacks_to_a_thousand_times_the_file_and_no_more(tmp_path):
+def test_a_part_unpacks_to_at_most_a_thousand_times_the_file(tmp_path):
     (tmp_path / "small").write_bytes(b"x")
     (tmp_path / "large").write_bytes(bytes(100_000))
     assert (
@@ -307,7 +307,7 @@ def test_a_part_unpacks_to_a_thousand_times_the_file_and_no_more(tmp_path):
         tenx.peek(path, longest - 1)
 
 
-def test_a_hundred_files_at_most(tmp_path):
+def test_at_most_a_hundred_files(tmp_path):
     extra = {f"{k}.txt": "" for k in range(97)}
     assert tenx.peek(zipped(tmp_path, **extra), 1 << 30) == (3, 2)
     with pytest.raises(DataError, match="101 files"):
@@ -333,7 +333,7 @@ def test_a_map_of_few_cells_is_their_first_components(tmp_path):
     ] == list(range(15))
     values, vectors = np.linalg.eigh(
         np.cov(basis.T)
-    )  # by the covariance, not by the code's own decomposition
+    )  # by the covariance, independently of the code's decomposition
     for axis, vector in (
         ("x", vectors[:, values.argmax()]),
         ("y", vectors[:, values.argsort()[-2]]),
@@ -362,7 +362,7 @@ def test_a_map_of_counts_and_of_many_cells(monkeypatch):
     assert picture.cell_map(adata, seed=1)["cells"] != found["cells"]
 
 
-def test_a_map_is_written_beside_its_result(tmp_path, monkeypatch):
+def test_a_map_is_written_next_to_its_result(tmp_path, monkeypatch):
     from scmamba.serve import cell_map as picture
 
     h5ad(tmp_path, obsm={"X_scmamba": np.array([[0.0, 1], [2, 0], [5, 5]])}).rename(

@@ -1,4 +1,4 @@
-"""The page, in a real headless Chromium, against a real server: what a person does with it, and what a screen reader finds."""
+"""The page, in a real headless Chromium, against a real server: typical use, keyboard, and screen reader."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def nuclei() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def files(nuclei, tmp_path_factory) -> tuple[Path, Path]:
-    """Cells to be named, and labeled ones."""
+    """Cells to be annotated, and labeled ones."""
     folder = tmp_path_factory.mktemp("files")
     nuclei[:100].copy().write_h5ad(folder / "cells.h5ad")
     nuclei[100:].copy().write_h5ad(folder / "known.h5ad")
@@ -74,7 +74,7 @@ def files(nuclei, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def wait_for_end(page) -> None:
-    # The page forbids evaluated code, a test's polling in the page included.
+    # The page forbids evaluated code, including the polling of a test.
     until = time.monotonic() + 240
     while (
         page.text_content("#status") not in ("Done", "Failed", "Refused", "Cancelled")
@@ -84,11 +84,11 @@ def wait_for_end(page) -> None:
 
 
 def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
-    # Dropped, as with a mouse: the browser itself makes the event's file list.
+    # Dropped, as with a mouse: the browser itself creates the event's file list.
     data = page.evaluate_handle("() => new DataTransfer()")
     page.set_input_files(
         "#reference", str(files[0])
-    )  # only to get a File object of real content into the page
+    )  # only to get a File object with real content into the page
     page.evaluate("(data) => data.items.add(document.getElementById('reference').files[0])", data)
     page.set_input_files("#reference", [])
     page.dispatch_event(".drop", "drop", {"dataTransfer": data})
@@ -161,12 +161,14 @@ def test_with_the_keyboard_alone(page, files):
     wait_for_end(page)
     assert page.text_content("#status") == "Done"
     assert "genes matched" in page.text_content("#coverage")
-    assert page.evaluate("document.activeElement.id") == "answer"  # where the reader goes on
+    assert (
+        page.evaluate("document.activeElement.id") == "answer"
+    )  # the next element in the reading order
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "download"
 
 
-def test_what_a_screen_reader_finds(page):
+def test_the_page_is_accessible_to_screen_readers(page):
     problems = page.evaluate("""() => {
         const named = (e) => e.labels?.length || e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.textContent.trim();
         const all = [...document.querySelectorAll('input, select, button, progress, canvas, section')];
@@ -184,9 +186,9 @@ def test_what_a_screen_reader_finds(page):
     assert page.locator("table caption").count() == page.locator("table").count()
 
 
-def test_a_bad_file_and_nothing_from_elsewhere(page, tmp_path, server):
-    asked = []
-    page.on("request", lambda request: asked.append(request.url))
+def test_a_bad_file_is_refused_and_no_external_resource_is_loaded(page, tmp_path, server):
+    requests = []
+    page.on("request", lambda request: requests.append(request.url))
     (tmp_path / "cells.h5ad").write_bytes(b"not a file of cells")
     page.set_input_files("#file", str(tmp_path / "cells.h5ad"))
     page.click("#send")
@@ -196,4 +198,4 @@ def test_a_bad_file_and_nothing_from_elsewhere(page, tmp_path, server):
     )
     assert page.get_attribute("#message", "class") == "error"
     page.reload()
-    assert asked and all(url.startswith((server.url, "data:")) for url in asked)
+    assert requests and all(url.startswith((server.url, "data:")) for url in requests)

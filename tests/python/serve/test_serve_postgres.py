@@ -1,4 +1,4 @@
-"""The queue in a real PostgreSQL: its dialect, and two servers behind one of it (test_serve_queue.py has the promises of all queues)."""
+"""The queue in a real PostgreSQL: its dialect, and two servers with one queue (test_serve_queue.py tests what all queues share)."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def test_the_dialect(sqlite, postgres):
     assert translate(sqlite) == postgres
 
 
-def test_the_variable_names_the_queue(queue_url, tmp_path):
+def test_the_environment_variable_selects_the_queue(queue_url, tmp_path):
     assert isinstance(open_queue(tmp_path), PostgresQueue)
     assert not (tmp_path / "queue.sqlite").exists()
 
 
-def test_two_servers_behind_one_queue(queue_url, tmp_path):
+def test_two_servers_with_one_queue(queue_url, tmp_path):
     cells = brain_cohort(20, n_donors=2, seed=5)[:, :3000].copy()
     cells.write_h5ad(tmp_path / "cells.h5ad")
     first = Server(tmp_path / "data")
@@ -42,7 +42,7 @@ def test_two_servers_behind_one_queue(queue_url, tmp_path):
     try:
         job = Client(first.url).submit("embed", tmp_path / "cells.h5ad", force=True)
         second = Server(tmp_path / "data")
-        first.kill()  # its sender uses the other one
+        first.kill()  # its owner uses the other one
         assert Client(second.url).wait(job, verbose=False)["state"] == "done"
         assert Client(second.url).fetch(job, tmp_path / "out.h5ad").stat().st_size > 0
     finally:
@@ -51,7 +51,7 @@ def test_two_servers_behind_one_queue(queue_url, tmp_path):
             second.kill()
 
 
-def test_a_database_that_is_none_is_said(tmp_path, monkeypatch):
+def test_error_for_an_unusable_database(tmp_path, monkeypatch):
     monkeypatch.setenv("SCMAMBA_QUEUE", "mysql://box/scmamba")
     with pytest.raises(ScMambaError, match="postgresql://"):
         open_queue(tmp_path)

@@ -1,4 +1,4 @@
-"""The queue alone, in SQLite and in PostgreSQL: whose turn it is, whose job it is, and how it ends."""
+"""The queue alone, in SQLite and in PostgreSQL: order, ownership and end of jobs."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def send(queue: Queue, user: str, n: int) -> list[str]:
 
 
 def put(queue: Queue, job: str, **columns: object) -> None:
-    """Change a row as time would: there is no other way to make a worker silent for a minute."""
+    """Change a row directly: the only way to make a worker appear silent for a minute."""
     with queue._open() as db:
         for name, value in columns.items():
             db.execute(f"UPDATE jobs SET {name}=? WHERE id=?", (value, job))
 
 
 def work(queue: Queue) -> str | None:
-    """One job from start to end; whose it was."""
+    """One job from start to end; its owner."""
     job = queue.claim("w")
     if job is None:
         return None
@@ -35,10 +35,10 @@ def work(queue: Queue) -> str | None:
     return str(job["user"])
 
 
-# -- whose turn ----------------------------------------------------------------------------------------
+# -- order ---------------------------------------------------------------------------------------------
 
 
-def test_users_take_turns_whatever_they_sent_before(queue):
+def test_users_take_turns_whatever_their_number_of_jobs(queue):
     send(queue, "ann", 6)
     send(queue, "bob", 2)
     send(queue, "cem", 2)
@@ -47,12 +47,12 @@ def test_users_take_turns_whatever_they_sent_before(queue):
     assert work(queue) is None
 
 
-def test_one_users_jobs_keep_their_order(queue):
+def test_jobs_of_one_user_keep_their_order(queue):
     sent = send(queue, "ann", 5)
     assert [queue.claim(f"w{i}")["id"] for i in range(5)] == sent
 
 
-def test_deleting_ones_jobs_brings_nobody_to_the_front(queue):
+def test_deleting_jobs_does_not_change_the_turn(queue):
     send(queue, "ann", 4)
     order = []
     for _ in range(4):
@@ -65,18 +65,18 @@ def test_deleting_ones_jobs_brings_nobody_to_the_front(queue):
     assert all(set(order[i : i + 2]) == {"ann", "bob"} for i in range(0, 8, 2))
 
 
-def test_who_holds_a_worker_waits_for_who_holds_none(queue):
+def test_users_without_a_running_job_are_served_first(queue):
     send(queue, "ann", 3)
-    assert queue.claim("w1")["user"] == "ann"  # long, goes on running
+    assert queue.claim("w1")["user"] == "ann"  # a long job, still running
     send(queue, "bob", 2)
     assert queue.claim("w2")["user"] == "bob"
     assert {queue.claim("w3")["user"], queue.claim("w4")["user"]} == {"ann", "bob"}
 
 
-def test_who_holds_no_worker_comes_first_even_after_a_later_turn(queue):
+def test_users_without_a_running_job_are_served_first_even_after_a_later_turn(queue):
     send(queue, "ann", 2)
     send(queue, "bob", 2)
-    assert queue.claim("w1")["user"] == "ann"  # goes on running; her turn is the older one
+    assert queue.claim("w1")["user"] == "ann"  # still running; her turn is the older one
     assert work(queue) == "bob"
     assert queue.claim("w2")["user"] == "bob"
 
@@ -105,7 +105,7 @@ def test_many_processes_claim_every_job_once(queue, tmp_path):
 # -- the description of a job ---------------------------------------------------------------------------
 
 
-def test_a_job_is_kept_as_it_was_sent(queue):
+def test_a_job_is_stored_as_it_was_sent(queue):
     before = time.time()
     job = queue.add(
         "ann", "impute", "brain-base", {"seed": 3, "batch": "é"}, Path("/data/uploads/x")
@@ -134,7 +134,7 @@ def test_a_job_is_kept_as_it_was_sent(queue):
     )
 
 
-def test_a_job_is_its_owners_alone(queue):
+def test_a_job_is_visible_to_its_owner_only(queue):
     (job,) = send(queue, "ann", 1)
     assert queue.get(job, "ann")["id"] == job and queue.get(job)["id"] == job
     assert (
@@ -153,14 +153,14 @@ def test_a_file_sent_twice_is_one_job(queue):
     assert queue.counts() == {"queued": 1} and queue.get(name)["upload"] == "first"
 
 
-def test_ones_jobs_come_newest_first(queue):
+def test_jobs_of_a_user_are_listed_newest_first(queue):
     sent = send(queue, "ann", 3)
     send(queue, "bob", 1)
     assert [j["id"] for j in queue.of_user("ann")] == sent[::-1]
     assert queue.of_user("nobody") == []
 
 
-def test_no_more_than_two_hundred_jobs_are_listed(queue):
+def test_at_most_two_hundred_jobs_are_listed(queue):
     with queue._open() as db:
         db.execute("BEGIN")
         for k in range(203):
@@ -203,7 +203,7 @@ def test_a_claimed_job_belongs_to_its_worker(queue):
     assert taken["finished"] is None and queue.get(job) == taken and queue.claim("w2") is None
 
 
-def test_progress_is_said_by_the_worker_that_holds_the_job(queue):
+def test_only_the_worker_of_a_job_reports_progress(queue):
     (job,) = send(queue, "ann", 1)
     assert not queue.beat(job, "w1", 0.5, "too early")
     queue.claim("w1")
@@ -220,9 +220,9 @@ def test_progress_is_said_by_the_worker_that_holds_the_job(queue):
 
 
 @pytest.mark.parametrize("state", ["done", "failed"])
-def test_a_job_ends_once_by_its_own_worker(queue, state):
+def test_a_job_is_ended_once_by_its_worker(queue, state):
     job, other = send(queue, "ann", 2)
-    assert not queue.finish(job, "w1", state)  # it waits
+    assert not queue.finish(job, "w1", state)  # it is queued
     queue.claim("w1")
     queue.claim("w1")
     assert not queue.finish(job, "w2", state)
@@ -235,7 +235,7 @@ def test_a_job_ends_once_by_its_own_worker(queue, state):
     assert queue.get(other)["state"] == "running" and queue.get(other)["finished"] is None
 
 
-def test_waiting_and_running_jobs_can_be_cancelled_and_no_others(queue):
+def test_only_queued_and_running_jobs_can_be_cancelled(queue):
     running, waiting, other = send(queue, "ann", 3)
     queue.claim("w1")
     for job in (waiting, running):
@@ -262,7 +262,7 @@ def test_waiting_and_running_jobs_can_be_cancelled_and_no_others(queue):
 # -- dead workers --------------------------------------------------------------------------------------
 
 
-def test_a_job_given_back_goes_on_in_its_place_and_counts_no_death(queue):
+def test_a_returned_job_keeps_its_place_and_counts_no_death(queue):
     first, second, third = send(queue, "ann", 3)
     assert queue.claim("gone")["id"] == first and queue.claim("alive")["id"] == second
     put(queue, first, done=0.8)
@@ -279,11 +279,11 @@ def test_a_job_given_back_goes_on_in_its_place_and_counts_no_death(queue):
     again = queue.claim("alive")
     assert again["id"] == first and again["attempts"] == 2
     assert not queue.finish(first, "gone", "done") and queue.finish(first, "alive", "done")
-    assert queue.give_back("alive") == 1  # the second; what has ended stays
+    assert queue.give_back("alive") == 1  # the second job; ended ones stay
     assert queue.get(first)["state"] == "done" and queue.get(third)["state"] == "queued"
 
 
-def test_a_worker_that_beats_again_keeps_its_job(queue):
+def test_a_worker_with_a_new_beat_keeps_its_job(queue):
     (job,) = send(queue, "ann", 1)
     queue.claim("w")
     (seen,) = queue.running()
@@ -298,7 +298,7 @@ def test_a_job_fails_after_three_deaths_of_its_worker(queue):
     for attempt in range(1, 7):
         assert queue.claim("w")["attempts"] == attempt
         before = time.time()
-        # Every other time its server is stopped: that is not an attempt.
+        # Every other time its server is stopped, which is not an attempt.
         assert (queue.give_back if attempt % 2 else queue.bury)("w") == 1
         assert queue.get(job)["state"] == ("queued" if attempt < 6 else "failed")
     ended = queue.get(job)
@@ -307,7 +307,7 @@ def test_a_job_fails_after_three_deaths_of_its_worker(queue):
     assert jobs.FINAL == ("done", "failed", "cancelled")
 
 
-def test_a_job_is_not_started_for_ever(queue, monkeypatch):
+def test_the_number_of_starts_of_a_job_is_limited(queue, monkeypatch):
     monkeypatch.setattr(jobs, "STARTS", 4)
     (job,) = send(queue, "ann", 1)
     for _ in range(4):
@@ -324,7 +324,7 @@ def test_several_jobs_are_read_at_once(queue):
     assert queue.uploads() == {"upload"}
 
 
-def test_an_old_queue_gets_the_columns_of_today(tmp_path, monkeypatch):
+def test_an_old_queue_gets_the_current_columns(tmp_path, monkeypatch):
     monkeypatch.delenv("SCMAMBA_QUEUE", raising=False)
     with sqlite3.connect(tmp_path / "queue.sqlite") as db:
         db.executescript(jobs._TABLE)
@@ -338,7 +338,7 @@ def test_an_old_queue_gets_the_columns_of_today(tmp_path, monkeypatch):
         assert found["deaths"] == 0 and jobs.public_view(found)["warnings"] == []
 
 
-def test_a_damaged_queue_is_set_aside_and_its_backup_used(tmp_path, monkeypatch):
+def test_a_damaged_queue_is_set_aside_and_its_backup_restored(tmp_path, monkeypatch):
     monkeypatch.delenv("SCMAMBA_QUEUE", raising=False)
     queue = open_queue(tmp_path)
     kept = send(queue, "ann", 2)
@@ -348,16 +348,16 @@ def test_a_damaged_queue_is_set_aside_and_its_backup_used(tmp_path, monkeypatch)
     assert not queue.check()
     with pytest.raises(jobs.Damaged, match="set aside"):
         queue.counts()
-    queue.backup()  # what is damaged is no backup
+    queue.backup()  # a damaged file is not a backup
     queue.recover()
     assert queue.check() and {j["id"] for j in queue.of_user("ann")} == set(kept)
     assert next(tmp_path.glob("queue.damaged-*.sqlite")).read_bytes().startswith(b"not a database")
 
 
-# -- what is deleted -----------------------------------------------------------------------------------
+# -- deletion ------------------------------------------------------------------------------------------
 
 
-def test_jobs_are_forgotten_by_when_they_ended(queue):
+def test_jobs_are_deleted_by_the_time_they_ended(queue):
     old, new, long, waiting = send(queue, "ann", 4)
     put(queue, old, state="done", created=100.0, finished=200.0)
     put(queue, new, state="failed", created=400.0, finished=500.0)
@@ -374,7 +374,7 @@ def test_jobs_are_forgotten_by_when_they_ended(queue):
     assert queue.counts() == {"queued": 1}
 
 
-def test_one_job_is_removed_alone(queue):
+def test_a_single_job_is_removed(queue):
     first, second = send(queue, "ann", 2)
     queue.remove(first)
     assert [j["id"] for j in queue.of_user("ann")] == [second]

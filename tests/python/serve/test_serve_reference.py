@@ -1,4 +1,4 @@
-"""Types by labeled cells, there: what the direct call gives, and only what is needed leaves the machine."""
+"""Annotation by labeled cells on the server: the result of the direct call, and only the needed data are sent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def cells() -> tuple[ad.AnnData, ad.AnnData]:
     return brain_cohort(40, n_donors=2, seed=9)[:, ::5].copy(), known
 
 
-def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_path):
+def test_an_uploaded_reference_gives_the_result_of_the_direct_call(server, cells, tmp_path):
     query, known = cells
     options = dict(label_key="cell_type", finetune_steps=0, seed=1, force=True, verbose=False)
     near = scmamba.annotate(query.copy(), reference=known, **options)
@@ -36,8 +36,8 @@ def test_a_reference_sent_gives_what_the_direct_call_gives(server, cells, tmp_pa
     )
     np.testing.assert_array_equal(far.obs["scmamba_probability"], near.obs["scmamba_probability"])
     assert far.uns["scmamba"]["annotate"]["summary"]["mode"] == "reference"
-    assert References(server.data).number("local") == kept  # nothing of it stays there
-    # One sent once, as a file, for several calls.
+    assert References(server.data).number("local") == kept  # the server keeps nothing of it
+    # A file that is uploaded once, for several calls.
     known.write_h5ad(tmp_path / "known.h5ad")
     kept = client.keep_reference(tmp_path / "known.h5ad")
     for _ in range(2):
@@ -70,6 +70,6 @@ def test_only_counts_genes_and_the_named_columns_are_sent(cells):
         _only(known, ["kind"], None)
 
 
-def test_labels_are_asked_for_before_anything_is_sent(cells):
+def test_missing_labels_are_an_error_before_the_upload(cells):
     with pytest.raises(ScMambaError, match="label_key="):
         Client("http://127.0.0.1:9").annotate(cells[0], reference=cells[1])

@@ -1,4 +1,4 @@
-"""Rules on paper: which options a task takes, which address needs tokens, who a token is, and what the command line makes of it."""
+"""Rules of the server: options of each task, addresses that need tokens, the owners of tokens, and the command line."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ NUMBERS = [
 
 
 def today(task, **options):
-    """Options under the names that their verbs have now."""
+    """Options under the current names of their verbs."""
     return renamed_options(task, {**BASE.get(task, {}), **options})[0]
 
 
 @pytest.mark.parametrize(("task", "name"), NUMBERS)
-def test_numbers_lie_within_their_limits(task, name):
+def test_numbers_are_within_their_limits(task, name):
     option = TASKS[task].options[name]
     low, high, edge = option.minimum, option.maximum, int(option.exclusive)
     step = 1 if float not in option.kinds else 0.01
@@ -56,7 +56,7 @@ def test_numbers_lie_within_their_limits(task, name):
         assert f"option '{name}' is" in check_options(task, today(task, **{name: value}))
 
 
-def test_the_server_has_limits_of_its_own():
+def test_the_server_has_additional_limits():
     limits = {n: (o.minimum, o.maximum) for t in TASKS.values() for n, o in t.options.items()}
     assert limits["seed"] == (0, 2**32 - 1)
     assert limits["batch_size"][1] == 65_536 and limits["permutations"][1] == 10_000
@@ -82,7 +82,7 @@ def test_old_names_of_options_work_and_warn(monkeypatch):
     assert "both" in renamed_options("impute", {"batch": "a", "batch_key": "b"})[2]
 
 
-def test_options_come_from_the_dataclass_of_the_verb():
+def test_options_are_derived_from_the_dataclass_of_the_verb():
     from dataclasses import dataclass
 
     from scmamba.utils.options import Options, option
@@ -104,7 +104,7 @@ def test_options_come_from_the_dataclass_of_the_verb():
     assert found["rate"].kinds == (int, float) and found["rate"].maximum == 2
 
 
-def test_the_schema_says_what_is_checked():
+def test_the_schema_describes_the_checks():
     for task in TASKS:
         for about in schema(task):
             option = TASKS[task].options[about["name"]]
@@ -139,7 +139,7 @@ def test_the_schema_says_what_is_checked():
         ("robustness", {"groupby": "a", "n_jobs": 2}, "no option 'n_jobs'"),
     ],
 )
-def test_options_that_cannot_be(task, options, words):
+def test_invalid_options(task, options, words):
     if isinstance(options, dict):
         options = renamed_options(task, options)[0]
     assert words in check_options(task, options)
@@ -180,12 +180,12 @@ def test_options_that_cannot_be(task, options, words):
         ),
     ],
 )
-def test_options_that_can_be(task, options):
+def test_valid_options(task, options):
     found, _, problem = renamed_options(task, options)
     assert problem is None and check_options(task, found) is None
 
 
-def test_no_task_reaches_for_files_or_machines():
+def test_no_task_has_options_for_files_or_machines():
     reachable = {name for task in TASKS.values() for name in task.options}
     assert not reachable & {
         "model",
@@ -224,7 +224,7 @@ def test_a_task_is_its_verb(monkeypatch, task, verb):
     ]
 
 
-def test_markers_and_robustness_come_as_tables(monkeypatch):
+def test_markers_and_robustness_are_returned_as_tables(monkeypatch):
     class Found:
         settings, notes, warnings = {"seed": 3}, ("a note",), ("a warning",)
         runs, nulls, full = (
@@ -275,7 +275,7 @@ def test_markers_and_robustness_come_as_tables(monkeypatch):
     }
 
 
-def test_fine_tuning_gives_a_model_and_its_card(monkeypatch):
+def test_fine_tuning_returns_a_model_and_its_card(monkeypatch):
     monkeypatch.setattr("scmamba.training.finetune_on", lambda adata, **options: (adata, options))
     assert TASKS["finetune"].run("cells", {"steps": 2}) == ("cells", {"steps": 2, "verbose": True})
 
@@ -283,11 +283,13 @@ def test_fine_tuning_gives_a_model_and_its_card(monkeypatch):
 # -- settings ------------------------------------------------------------------------------------------
 
 
-def test_what_a_server_is_told_arrives_at_its_workers():
-    told = Settings(
+def test_settings_reach_the_workers():
+    given = Settings(
         Path("/data"), "0.0.0.0", 1, "m", 2, 3, 4, 5, 6, 7, 8, 9.5, 10, 11.5, "required", "::1"
     )
-    assert Settings.load(told.dump()) == told and isinstance(Settings.load(told.dump()).data, Path)
+    assert Settings.load(given.dump()) == given and isinstance(
+        Settings.load(given.dump()).data, Path
+    )
     plain = Settings(Path("x"))
     assert (
         plain.host,
@@ -321,7 +323,7 @@ def test_what_a_server_is_told_arrives_at_its_workers():
         ("gpu-box", True),
     ],
 )
-def test_whoever_listens_beyond_this_machine_needs_tokens(tmp_path, host, needed):
+def test_servers_for_other_machines_need_tokens(tmp_path, host, needed):
     assert Settings(tmp_path, host).needs_token is needed
     assert Settings(tmp_path, host, tokens="required").needs_token
     assert Settings(tmp_path, host, proxy="127.0.0.1").needs_token
@@ -359,7 +361,7 @@ def started(monkeypatch):
     return run
 
 
-def test_the_command_without_options_is_the_settings_without_any(started, tmp_path, capsys):
+def test_the_command_without_options_has_the_default_settings(started, tmp_path, capsys):
     port = free_port()
     settings, uvicorn = started("--data", str(tmp_path / "deep" / "data"), "--port", str(port))
     assert settings == Settings(tmp_path / "deep" / "data", port=port)
@@ -370,11 +372,11 @@ def test_the_command_without_options_is_the_settings_without_any(started, tmp_pa
         None,
     )
     assert uvicorn["server_header"] is False and uvicorn["proxy_headers"] is False
-    said = capsys.readouterr().err
+    output = capsys.readouterr().err
     token = (settings.data / "local-token").read_text().strip()
-    assert f"http://127.0.0.1:{port}/#token={token}" in said
+    assert f"http://127.0.0.1:{port}/#token={token}" in output
     for word in ("TLS", "tokens", "limits", "data folder", "confinement"):
-        assert word in said
+        assert word in output
 
 
 def test_every_option_of_the_command_reaches_its_setting(started, tmp_path):
@@ -406,8 +408,22 @@ def test_every_option_of_the_command_reaches_its_setting(started, tmp_path):
     }
     settings, uvicorn = started(*[w for pair in given.items() for w in pair], "--no-confinement")
     first = (tmp_path, "0.0.0.0", int(given["--port"]), "brain-mini", 2, 1 << 29, 4, 100_000, 6)
-    more = (3 << 29, 8, 9.5, 10, 11.5, "required", "10.0.0.0/8", 2 << 30, 100, 3.5, 5, 50, False)
-    assert settings == Settings(*first, *more)
+    expected = (
+        3 << 29,
+        8,
+        9.5,
+        10,
+        11.5,
+        "required",
+        "10.0.0.0/8",
+        2 << 30,
+        100,
+        3.5,
+        5,
+        50,
+        False,
+    )
+    assert settings == Settings(*first, *expected)
     assert uvicorn["ssl_certfile"] == tmp_path / "cert"
     assert uvicorn["ssl_keyfile"] == tmp_path / "key"
 
@@ -429,7 +445,7 @@ def test_every_option_of_the_command_reaches_its_setting(started, tmp_path):
         (["--host", "203.0.113.7", "--insecure"], "tokens are needed"),
     ],
 )
-def test_what_keeps_a_server_from_starting(started, tmp_path, capsys, arguments, words):
+def test_faults_that_prevent_the_start(started, tmp_path, capsys, arguments, words):
     with pytest.raises(SystemExit) as refused:
         started("--data", str(tmp_path), *arguments)
     assert refused.value.code == 2 and words in capsys.readouterr().err
@@ -447,7 +463,7 @@ def test_a_folder_that_others_can_read_is_refused(started, tmp_path, capsys):
 # -- tokens --------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_its_users_until_its_end(tmp_path, monkeypatch):
+def test_a_token_belongs_to_its_user_until_it_expires(tmp_path, monkeypatch):
     kept = Tokens(tmp_path / "data")
     assert kept.entries() == [] and kept.user_of("x") == (None, "this token is not known here")
     before = time.time()
@@ -476,7 +492,7 @@ def test_a_token_is_its_users_until_its_end(tmp_path, monkeypatch):
     )
 
 
-def test_tokens_are_withdrawn_while_the_server_runs(tmp_path):
+def test_tokens_are_revoked_while_the_server_runs(tmp_path):
     server, operator = Tokens(tmp_path), Tokens(tmp_path)
     ann, again, bob = operator.add("ann", 1), operator.add("ann", 1), operator.add("bob", 1)
     assert [server.user_of(t)[0] for t in (ann, again, bob)] == ["ann", "ann", "bob"]
@@ -543,7 +559,7 @@ def test_the_operators_command(tmp_path, monkeypatch, capsys):
     ]
 
 
-def test_tokens_made_at_once_are_all_kept(tmp_path):
+def test_tokens_created_concurrently_are_all_stored(tmp_path):
     command_line = [sys.executable, "-m", "scmamba.serve.tokens", "add"]
     started = [
         subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Strangers, neighbors and bad days: a real server behind a real TLS proxy, DNS rebinding, cross-site pages, held connections, quotas."""
+"""Unauthorized clients and failures: a real server behind a real TLS proxy, DNS rebinding, cross-site pages, held connections, quotas."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
 class Proxy:
-    """nginx with a certificate of its own, as an operator would write it, and a server behind it."""
+    """nginx with a self-signed certificate, configured as an operator would, and a server behind it."""
 
     def __init__(self, folder: Path) -> None:
         data = folder / "data"
@@ -75,7 +75,7 @@ class Proxy:
             time.sleep(0.05)
 
     def ask(self, method: str, path: str, token: str | None = None, **headers: str) -> Answer:
-        """One request by TLS, from an address that is not the proxy's."""
+        """One request by TLS, from an address other than the proxy's."""
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:
             sent["authorization"] = f"Bearer {token}"
@@ -106,7 +106,7 @@ def proxy(tmp_path_factory):
     running.stop()
 
 
-def test_behind_a_proxy_everybody_needs_a_token(proxy):
+def test_behind_a_proxy_every_request_needs_a_token(proxy):
     assert proxy.ask("GET", "/v2/jobs").status == 401
     assert proxy.ask("GET", "/v2/jobs", "wrong").status == 401
     assert proxy.ask("GET", "/v2/jobs", proxy.ann).json == {"jobs": []}
@@ -124,29 +124,29 @@ def test_pages_of_other_sites_are_refused_behind_a_proxy(proxy):
         assert proxy.ask("GET", "/v2/jobs", proxy.ann, **header).status == 403
 
 
-def test_only_the_proxy_is_believed(proxy):
+def test_only_requests_of_the_proxy_are_accepted(proxy):
     line = http.client.HTTPConnection(
         "127.0.0.1", proxy.server.port, timeout=60, source_address=("127.0.0.9", 0)
     )
     line.request("GET", "/v2/jobs", headers={"Authorization": f"Bearer {proxy.ann}"})
     answer = line.getresponse()
     assert answer.status == 403 and b"proxy only" in answer.read()
-    line.request("GET", "/v2/health/live")  # probes come from anywhere
+    line.request("GET", "/v2/health/live")  # health probes are accepted from every address
     assert line.getresponse().status == 200
     line.close()
-    # Guesses under many invented addresses count as those of one.
+    # Guesses under many forged addresses are counted together.
     guesses = [
         proxy.ask("GET", "/v2/jobs", "guess", x_forwarded_for=f"203.0.113.{k}").status
         for k in range(60)
     ]
     assert set(guesses) == {401, 429} and guesses.count(401) <= 40
-    assert proxy.ask("GET", "/v2/jobs").status == 429  # without any token, too
+    assert proxy.ask("GET", "/v2/jobs").status == 429  # without any token too
     assert (
         proxy.ask("GET", "/v2/jobs", proxy.ann).status == 200
-    )  # who has a token is not locked out
+    )  # a user with a valid token is not locked out
 
 
-def test_the_audit_log_has_what_happened_and_no_token(proxy):
+def test_the_audit_log_has_all_events_and_no_token(proxy):
     text = (proxy.server.data / "audit.log").read_text()
     events = [json.loads(line) for line in text.splitlines()]
     refused = [e for e in events if e["event"] == "refused"]
@@ -160,8 +160,8 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def test_held_connections_are_closed_and_others_are_answered(proxy):
-    """Twice as many connections as the server takes, each with half a head."""
+def test_held_connections_are_closed_and_others_are_served(proxy):
+    """Twice as many connections as the server accepts, each with half a request header."""
     pid, before = proxy.server.process.pid, open_files(proxy.server.process.pid)
     held = []
     try:
@@ -171,7 +171,7 @@ def test_held_connections_are_closed_and_others_are_answered(proxy):
             held.append(line)
         until = (
             time.monotonic() + 60
-        )  # those beyond the limit are closed when the server gets to them
+        )  # those beyond the limit are closed when the server reaches them
         while open_files(pid) >= before + 200 and time.monotonic() < until:
             time.sleep(0.05)
         assert open_files(pid) < before + 200
@@ -189,12 +189,12 @@ def test_held_connections_are_closed_and_others_are_answered(proxy):
     assert (proxy.server.data / "audit.log").stat().st_size < 1 << 20
 
 
-# -- on this machine alone --------------------------------------------------------------------------------
+# -- local servers ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A server of this machine's user: no tokens of users, one random token."""
+    """A server for the user of this machine: no tokens of users, one random token."""
     running = App(tmp_path_factory.mktemp("own"), tokens="auto", streams_per_user=400)
     running.token = (running.data / "local-token").read_text().strip()
     yield running
@@ -209,7 +209,7 @@ def unguarded(tmp_path_factory):
     running.stop()
 
 
-def test_a_local_server_wants_its_random_token(own):
+def test_a_local_server_requires_its_random_token(own):
     refused = own.ask("GET", "/v2/jobs")
     assert refused.status == 401 and "local-token" in refused.detail
     assert own.ask("GET", "/v2/jobs", token=own.token).json == {"jobs": []}
@@ -224,12 +224,12 @@ def test_a_local_server_wants_its_random_token(own):
         (own.data / "tokens.json").unlink()
 
 
-def test_each_start_has_its_own_token_and_servers_of_one_folder_share_it(tmp_path):
+def test_each_start_has_a_new_token_and_servers_of_one_folder_share_it(tmp_path):
     first = LocalToken(tmp_path)
     second = LocalToken(tmp_path)
     assert first.value == second.value and len(first.value) == 43
     first.close()
-    assert LocalToken(tmp_path).value == second.value  # one still runs
+    assert LocalToken(tmp_path).value == second.value  # one is still running
     second.close()
 
 
@@ -238,7 +238,7 @@ HOSTS = {"localhost:1": 200, "127.0.0.1": 200, "[::1]:8642": 200, "evil.example"
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_name_that_was_rebound_to_this_machine_is_refused(own, unguarded, host):
+def test_a_host_name_rebound_to_this_machine_is_refused(own, unguarded, host):
     assert own.ask("GET", "/v2/jobs", token=own.token, host=host).status == HOSTS[host]
     assert unguarded.ask("GET", "/v2/jobs", host=host).status == HOSTS[host]
     assert unguarded.ask("GET", "/", host=host).status == HOSTS[host]
@@ -267,7 +267,7 @@ def test_pages_of_other_sites_and_unknown_proxies_are_refused(unguarded, headers
     assert unguarded.uploads() == [] and unguarded.queue.counts() == {}
 
 
-def test_the_page_itself_may_send(unguarded):
+def test_the_page_itself_may_send_requests(unguarded):
     here = f"http://127.0.0.1:{unguarded.port}"
     answer = unguarded.submit(CELLS, origin=here, sec_fetch_site="same-origin")
     assert answer.status == 202
@@ -286,7 +286,7 @@ def test_head_is_get_without_a_body(unguarded, path):
 # -- users ----------------------------------------------------------------------------------------------
 
 
-def test_a_key_used_for_another_request_is_refused(unguarded):
+def test_a_key_reused_for_another_request_is_refused(unguarded):
     first = unguarded.submit(CELLS, idempotency_key=KEY)
     again = unguarded.submit(CELLS, idempotency_key=KEY)
     assert again.status == 202 and again.json["id"] == first.json["id"]
@@ -307,7 +307,7 @@ def test_old_names_of_options_warn_in_the_job(unguarded):
     assert json.loads(unguarded.queue.get(job["id"])["options"]) == {"batch_key": "donor"}
 
 
-def test_bytes_of_one_user_are_limited(tmp_path):
+def test_bytes_per_user_are_limited(tmp_path):
     size = len(CELLS)
     app = App(tmp_path, host="0.0.0.0", user_bytes=3 * size + 10)
     ann, bob = (Tokens(tmp_path).add(name, 1) for name in ("ann", "bob"))
@@ -326,20 +326,20 @@ def test_bytes_of_one_user_are_limited(tmp_path):
         assert app.submit(CELLS, bob).status == 202
         app.ask(
             "DELETE", f"/v2/jobs/{job}", token=ann
-        )  # what was cancelled counts until it is deleted
+        )  # a cancelled job counts until it is deleted
         done = app.submit(CELLS, ann).json["id"]
         app.end(done, h5ad=bytes(size))
         app.ask("DELETE", part.headers["location"], token=ann)
-        assert app.submit(CELLS, ann).status == 507  # a result counts, too
+        assert app.submit(CELLS, ann).status == 507  # a result counts too
         assert len(list((tmp_path / "uploads").iterdir())) == 2  # ann's and bob's
     finally:
         app.stop()
 
 
-# -- streams and bad days --------------------------------------------------------------------------------
+# -- streams and failures --------------------------------------------------------------------------------
 
 
-def test_event_streams_slow_nobody_and_are_limited(own):
+def test_event_streams_do_not_slow_others_and_are_limited(own):
     job = own.submit(CELLS, own.token).json["id"]
     request = (
         f"GET /v2/jobs/{job}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {own.token}\r\n\r\n"
@@ -372,7 +372,9 @@ def test_event_streams_slow_nobody_and_are_limited(own):
     times, heads, ends = asyncio.run(run())
     assert set(heads) == {b"HTTP/1.1 200 OK\r\n"}
     assert all(b'"state": "done"' in end for end in ends)
-    assert times[len(times) // 2] < 0.5, times  # 300 streams: 7 s before, when each read the queue
+    assert times[len(times) // 2] < 0.5, (
+        times
+    )  # 300 streams: 7 s in an earlier version, in which each read the queue
     shared = own.uvicorn.config.app.state.services.streams
     until = time.monotonic() + 20
     while shared._watched and time.monotonic() < until:
@@ -380,7 +382,7 @@ def test_event_streams_slow_nobody_and_are_limited(own):
     assert shared._watched == {} and shared._open.total() == 0
 
 
-def test_nobody_has_more_streams_than_allowed(tmp_path):
+def test_the_number_of_streams_per_user_is_limited(tmp_path):
     app = App(tmp_path, streams_per_user=2)
     try:
         job = app.submit(CELLS).json["id"]
@@ -418,7 +420,7 @@ def test_a_damaged_queue_is_restored_while_the_server_runs(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_server_that_is_stopped_gives_its_job_back_uncounted(tmp_path):
+def test_a_stopped_server_returns_its_job_uncounted(tmp_path):
     brain_cohort(20, n_donors=2, seed=5)[:, :3000].write_h5ad(tmp_path / "cells.h5ad")
     server = Server(tmp_path / "data")
     try:
@@ -435,7 +437,7 @@ def test_a_server_that_is_stopped_gives_its_job_back_uncounted(tmp_path):
         assert [(queue.get(j)["state"], queue.get(j)["deaths"]) for j in (job, waiting)] == [
             ("queued", 0)
         ] * 2
-        with pytest.raises(ProcessLookupError):  # workers and their jobs have gone, too
+        with pytest.raises(ProcessLookupError):  # workers and their jobs have ended too
             for _ in range(100):
                 os.killpg(group, 0)
                 time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Tasks with tables of results, and fine-tuning, through a real server: the same as here."""
+"""Tasks with tables of results, and fine-tuning, through a real server: equal to the direct calls."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nuclei() -> ad.AnnData:
     return adata
 
 
-def test_markers_are_the_same_there(server, nuclei):
+def test_markers_equal_the_direct_call(server, nuclei):
     for options in (
         {},
         {"covariates": ["sex", "n_umi"], "only_pos": True},
@@ -45,7 +45,7 @@ def test_markers_are_the_same_there(server, nuclei):
         pd.testing.assert_frame_equal(far, near, check_exact=True, check_names=False)
 
 
-def test_robustness_is_the_same_there(server, nuclei):
+def test_robustness_equals_the_direct_call(server, nuclei):
     options = {
         "ratios": [0.4],
         "permutations": 3,
@@ -68,7 +68,7 @@ def test_robustness_is_the_same_there(server, nuclei):
     )
 
 
-def test_a_tuned_model_comes_home(server, nuclei, tmp_path):
+def test_a_fine_tuned_model_is_returned(server, nuclei, tmp_path):
     folder = Client(server.url).finetune(
         nuclei, tmp_path / "tuned", steps=2, name="mine", force=True, verbose=False
     )
@@ -109,13 +109,13 @@ def test_forms_and_pictures_of_these_tasks(server, nuclei, tmp_path):
         ("finetune", {"steps": 0}, "steps"),
     ],
 )
-def test_options_that_cannot_be_are_refused(server, nuclei, task, options, said):
+def test_invalid_options_are_refused(server, nuclei, task, options, said):
     with pytest.raises(ScMambaError, match=f"422.*{said}"):
         Client(server.url).submit(task, nuclei[:5].copy(), **options)
 
 
 def plain_file(path, **changes):
-    """Three cells, two genes, a second matrix and a column of each kind."""
+    """Three cells, two genes, a second matrix and one column of each type."""
     matrix = sparse.csc_matrix(np.array([[1.0, 0, 2], [0, 3, 0]]))
     parts = {"p": matrix.indptr, "i": matrix.indices, "x": matrix.data}
     arrays = {
@@ -185,7 +185,7 @@ def test_damaged_values_are_refused_when_they_are_read(tmp_path, changes):
         wire.to_adata(plain_file(tmp_path / "a.scmb", **changes))
 
 
-def test_the_server_tells_its_tasks(server):
+def test_the_server_lists_its_tasks(server):
     tasks = json.loads(urllib.request.urlopen(server.url + "/v2/models").read())["tasks"]
     assert {"markers", "robustness", "finetune"} <= set(tasks) and "resume" not in tasks[
         "robustness"

@@ -1,4 +1,4 @@
-"""Zipped 10x folders: read as scanpy reads the folder, refused where they are damaged, and served."""
+"""Zipped 10x folders: read like the folder by scanpy, refused if damaged, and processed by the server."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def nuclei():
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_as_scanpy_reads_the_folder(nuclei, tmp_path, compressed):
+def test_the_result_equals_scanpys(nuclei, tmp_path, compressed):
     kinds = ["Gene Expression"] * 2990 + ["Antibody Capture"] * 10
     files = parts(nuclei, kinds)
     for name, value in files.items():
@@ -78,7 +78,7 @@ def test_as_scanpy_reads_the_folder(nuclei, tmp_path, compressed):
     assert (sparse.csr_matrix(found.X) != sparse.csr_matrix(expected.X)).nnz == 0
 
 
-def test_the_server_takes_it(server, nuclei, tmp_path):
+def test_the_server_accepts_it(server, nuclei, tmp_path):
     path = zipped(tmp_path / "a.zip", parts(nuclei), folder="")
     far = Client(server.url).embed(path, force=True, verbose=False)
     near = scmamba.embed(tenx.to_adata(path, ROOM), force=True, verbose=False)
@@ -171,7 +171,7 @@ def test_bombs_and_cut_archives_are_refused(nuclei, tmp_path):
             look(tmp_path / "cut.zip", 10**6, 10**6)
 
 
-def test_values_that_lie_are_refused_when_they_are_read(nuclei, tmp_path):
+def test_invalid_values_are_refused_when_they_are_read(nuclei, tmp_path):
     for body in (b"1 1 1\n2 2\n3 3 3\n", b"9999 1 1\n1 1 1\n1 2 1\n", b"a b c\n1 1 1\n1 2 1\n"):
         path = zipped(tmp_path / "a.zip", with_matrix(HEAD + b"3000 40 3\n" + body)(parts(nuclei)))
         with pytest.raises(DataError):

@@ -1,4 +1,4 @@
-"""Files on their way to the server: whole, in parts that are continued, too large, too slow, too many, and their limits to the byte."""
+"""Uploads: whole, in parts that are continued, too large, too slow, too many, and their limits to the byte."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def at(app: App, place: str) -> int:
 # -- in parts ------------------------------------------------------------------------------------------
 
 
-def test_what_the_server_says_of_parts(app):
+def test_the_server_reports_the_state_of_parts(app):
     answer = app.ask("OPTIONS", "/v2/uploads")
     assert answer.status == 204 and {
         k: v for k, v in answer.headers.items() if k.startswith("tus-")
@@ -73,7 +73,7 @@ def test_what_the_server_says_of_parts(app):
     }
 
 
-def test_parts_in_order_make_the_file(app):
+def test_parts_in_order_give_the_file(app):
     place = begin(app, len(CELLS))
     assert place.startswith("/v2/uploads/") and at(app, place) == 0
     for start, end in ((0, 7), (7, 8), (8, len(CELLS))):
@@ -96,7 +96,7 @@ def test_parts_in_order_make_the_file(app):
     )
 
 
-def test_a_part_from_the_wrong_place_changes_nothing(app):
+def test_a_part_with_a_wrong_offset_changes_nothing(app):
     place = begin(app, 10)
     assert app.ask("PATCH", place, b"abcd", app.ann, upload_offset="0", **TUS).status == 204
     for offset in ("0", "3", "5", "04", "-4", "x"):
@@ -111,7 +111,7 @@ def test_a_part_from_the_wrong_place_changes_nothing(app):
     )
 
 
-def test_no_more_comes_than_was_promised(app):
+def test_not_more_than_the_declared_length_is_accepted(app):
     place = begin(app, 5)
     assert (
         app.ask("PATCH", place, b"abcdef", app.ann, upload_offset="0", **TUS).status == 413
@@ -124,7 +124,7 @@ def test_no_more_comes_than_was_promised(app):
     )
 
 
-def test_an_upload_is_its_owners_and_whole_before_it_is_used(app):
+def test_an_upload_is_used_only_by_its_owner_and_when_complete(app):
     place = begin(app, 6)
     app.ask("PATCH", place, b"abc", app.ann, upload_offset="0", **TUS)
     name = place.rsplit("/", 1)[1]
@@ -158,12 +158,12 @@ def test_an_upload_is_its_owners_and_whole_before_it_is_used(app):
         ("1001", 413),
     ],
 )
-def test_lengths_that_may_come(app, length, status):
+def test_accepted_lengths(app, length, status):
     assert app.ask("POST", "/v2/uploads", b"", app.ann, upload_length=length).status == status
     assert app.ask("POST", "/v2/uploads", b"", app.ann).status == 400
 
 
-def test_so_many_uploads_and_no_more(tmp_path):
+def test_the_number_of_uploads_is_limited(tmp_path):
     kept = Uploads(Settings(tmp_path, jobs_per_user=2))
     first = kept.create("ann", "5")
     kept.create("ann", "5")
@@ -175,7 +175,7 @@ def test_so_many_uploads_and_no_more(tmp_path):
     assert len(kept.create("ann", "5")) == 16
 
 
-def test_uploads_nobody_goes_on_with_are_deleted(tmp_path):
+def test_abandoned_uploads_are_deleted(tmp_path):
     kept = Uploads(Settings(tmp_path))
     names = {
         what: kept.create("ann", "5") for what in ("old", "begun long ago, continued now", "new")
@@ -194,7 +194,7 @@ def test_uploads_nobody_goes_on_with_are_deleted(tmp_path):
     }
 
 
-def test_a_line_that_hangs_writes_no_more_once_somebody_has_looked(app):
+def test_a_stalled_connection_writes_nothing_after_the_offset_was_read(app):
     place = begin(app, 8)
     head = (
         f"PATCH {place} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\nUpload-Offset: 0\r\n"
@@ -215,12 +215,12 @@ def test_a_line_that_hangs_writes_no_more_once_somebody_has_looked(app):
 # -- whole ---------------------------------------------------------------------------------------------
 
 
-def test_the_limit_holds_to_the_byte(app):
+def test_the_limit_is_exact_to_the_byte(app):
     before = app.uploads()
     for size, status in (
         (1000, 422),
         (1001, 413),
-    ):  # 1,000 bytes of zeros are inspected and are no file of cells
+    ):  # 1,000 bytes of zeros are inspected and are not a file of cells
         assert app.submit(bytes(size), app.ann).status == status
         pieces = app.ask(
             "POST", "/v2/models/brain-mini/impute", iter([bytes(500), bytes(size - 500)]), app.ann
@@ -229,7 +229,7 @@ def test_the_limit_holds_to_the_byte(app):
     assert app.uploads() == before
 
 
-def test_a_body_that_stops_is_given_up(app):
+def test_a_body_that_stalls_is_an_error(app):
     before = app.uploads()
     with socket.create_connection(("127.0.0.1", app.port), timeout=30) as line:
         line.sendall(
@@ -241,7 +241,7 @@ def test_a_body_that_stops_is_given_up(app):
 
 
 class Sender:
-    """A request whose body comes in pieces, each so many seconds after the one before."""
+    """A request whose body arrives in pieces, each the given number of seconds after the one before."""
 
     def __init__(self, *pieces: bytes, clock: list[float] | None = None, each: float = 0.0) -> None:
         self.pieces, self.clock, self.each = pieces, clock if clock is not None else [0.0], each
@@ -252,7 +252,7 @@ class Sender:
             yield piece
 
 
-def test_slow_uploads_are_given_up_after_their_patience(monkeypatch, tmp_path):
+def test_slow_uploads_fail_after_the_time_limit(monkeypatch, tmp_path):
     clock = [0.0]
     monkeypatch.setattr(uploads, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     settings = Settings(tmp_path, patience=10.0)
@@ -266,10 +266,10 @@ def test_slow_uploads_are_given_up_after_their_patience(monkeypatch, tmp_path):
             ]
         )
 
-    assert asyncio.run(size(b"a")) == 1  # ten seconds: not late yet
+    assert asyncio.run(size(b"a")) == 1  # ten seconds: still within the limit
     assert (
         asyncio.run(size(bytes(20480), bytes(20480))) == 40960
-    )  # 4,096 bytes for each of the ten seconds it is late
+    )  # 4,096 bytes for each of the ten seconds beyond the limit
     with pytest.raises(HTTPException) as late:
         asyncio.run(size(bytes(20480), bytes(20479)))
     assert late.value.status_code == 408 and "4096 bytes" in late.value.detail
@@ -288,7 +288,7 @@ def test_slow_uploads_are_given_up_after_their_patience(monkeypatch, tmp_path):
         (1 << 40, "1" * 19, 413),
     ],
 )
-def test_what_a_disk_has_room_for(monkeypatch, tmp_path, free, length, status):
+def test_free_disk_space_is_required(monkeypatch, tmp_path, free, length, status):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(uploads.shutil, "disk_usage", lambda folder: usage(1 << 50, 0, free))
 
@@ -303,7 +303,7 @@ def test_what_a_disk_has_room_for(monkeypatch, tmp_path, free, length, status):
         assert refused.value.status_code == status
 
 
-def test_a_disk_that_fills_up_is_said():
+def test_error_when_the_disk_is_full():
     for number, status in ((errno.ENOSPC, 507), (errno.EDQUOT, 507)):
         with pytest.raises(HTTPException) as full, uploads._disk():
             raise OSError(number, "full")
@@ -312,7 +312,7 @@ def test_a_disk_that_fills_up_is_said():
         raise PermissionError(errno.EACCES, "no")
 
 
-def test_a_piece_is_written_whole_where_the_disk_takes_it_in_bits():
+def test_partial_writes_are_completed():
     class Bits:
         got = b""
 
@@ -324,7 +324,7 @@ def test_a_piece_is_written_whole_where_the_disk_takes_it_in_bits():
     assert file.got == b"abcdefgh"
 
 
-def test_places_count_what_is_on_its_way():
+def test_places_count_running_uploads():
     places = Places()
     with places.hold("ann", 0, 2), places.hold("ann", 0, 2):
         for others, limit in ((0, 2), (1, 3)):
@@ -341,22 +341,22 @@ def test_places_count_what_is_on_its_way():
         pass
 
 
-def test_what_is_refused_is_still_read_to_its_end(app):
+def test_a_refused_body_is_read_to_its_end(app):
     with socket.create_connection(("127.0.0.1", app.port), timeout=30) as line:
         line.sendall(
             f"POST /v2/models/none/impute HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {app.ann}\r\n"
             "Content-Length: 600000\r\n\r\n".encode()
         )
-        for _ in range(6):  # a connection that is closed too early breaks here
+        for _ in range(6):  # closing the connection too early would break it here
             line.sendall(bytes(100_000))
             time.sleep(0.02)
         assert line.recv(4096).split()[1] == b"404"
 
 
-# -- how often -----------------------------------------------------------------------------------------
+# -- rate limits ---------------------------------------------------------------------------------------
 
 
-def test_so_many_requests_a_minute(monkeypatch):
+def test_requests_per_minute(monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(face, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     limiter = face.Limiter(2)
@@ -377,7 +377,7 @@ def test_so_many_requests_a_minute(monkeypatch):
     }  # the others' last request is over a minute old
 
 
-def test_too_many_requests_are_refused_for_each_user_alone(tmp_path):
+def test_too_many_requests_are_refused_for_that_user_only(tmp_path):
     app = App(tmp_path, host="0.0.0.0", requests_per_minute=3)
     ann, bob = (Tokens(tmp_path).add(name, 1) for name in ("ann", "bob"))
     try:
@@ -399,7 +399,7 @@ def test_too_many_requests_are_refused_for_each_user_alone(tmp_path):
         app.stop()
 
 
-def test_a_queue_that_is_away_is_said_so_that_one_comes_back(tmp_path):
+def test_error_503_with_retry_after_when_the_queue_is_unavailable(tmp_path):
     app = App(tmp_path)
     try:
         for file in tmp_path.glob("queue.sqlite*"):
@@ -418,7 +418,7 @@ def test_a_queue_that_is_away_is_said_so_that_one_comes_back(tmp_path):
 # -- references on disk --------------------------------------------------------------------------------
 
 
-def test_references_lie_in_their_owners_folders(tmp_path):
+def test_references_are_stored_in_folders_of_their_owners(tmp_path):
     kept, names = References(tmp_path), []
     for user in ("ann", "ann", "bob"):
         (tmp_path / "upload").write_bytes(user.encode())

@@ -1,4 +1,4 @@
-"""The plain form byte by byte: what is written, what is read, and each claim that is refused."""
+"""The plain form byte by byte: writing, reading, and every declared property that is refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def file(
     return path
 
 
-def test_what_is_read_of_a_file_made_by_hand(tmp_path):
+def test_reading_a_file_made_by_hand(tmp_path):
     path = file(tmp_path, GOOD)
     assert wire.read_shape(path) == (2, 3)
     adata = wire.to_adata(path)
@@ -62,7 +62,7 @@ def test_what_is_read_of_a_file_made_by_hand(tmp_path):
     }
 
 
-def test_what_is_written_byte_by_byte(tmp_path):
+def test_writing_byte_by_byte(tmp_path):
     arrays = {
         "m": np.array([[1, 2, 3], [4, 5, 6]], np.int64),
         "f": np.array([0.5, np.nan], np.float32),
@@ -81,7 +81,7 @@ def test_what_is_written_byte_by_byte(tmp_path):
             array("u", "int32", 1),
         ],
     }
-    # R is column-major: the matrix goes out 1, 4, 2, 5, 3, 6.
+    # R is column-major: the matrix is sent as 1, 4, 2, 5, 3, 6.
     assert raw[14 + length :] == struct.pack(
         "<6i2d2ii", 1, 4, 2, 5, 3, 6, 0.5, float("nan"), 1, 0, 200
     )
@@ -244,13 +244,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_claims_that_are_refused_before_they_are_read(tmp_path, kind):
+def test_invalid_properties_are_refused_before_the_data_are_read(tmp_path, kind):
     header, body, more, words = REFUSED[kind]
     with pytest.raises(DataError, match=words):
         wire.read_shape(file(tmp_path, header, body, **more))
 
 
-def test_claims_at_their_limit_are_taken(tmp_path):
+def test_properties_at_their_limit_are_accepted(tmp_path):
     header = GOOD | {
         "obs": {"d": [(1 << 53) - 1, -3, None]},
         "arrays": [*X1, array("y", "int32", 0, (1 << 48) - 1, 1, 1)],
@@ -270,7 +270,7 @@ def test_claims_at_their_limit_are_taken(tmp_path):
         ((0, 1, 1, 3), (-1, 0, 1), "outside"),
     ],
 )
-def test_indices_that_point_elsewhere_are_refused(tmp_path, p, i, words):
+def test_indices_out_of_range_are_refused(tmp_path, p, i, words):
     with pytest.raises(DataError, match=words):
         wire.to_adata(file(tmp_path, GOOD, struct.pack("<4i3i", *p, *i) + ONES[28:]))
 
@@ -278,7 +278,7 @@ def test_indices_that_point_elsewhere_are_refused(tmp_path, p, i, words):
 @pytest.mark.parametrize(
     ("codes", "fine"), [((-1, 0, 1), True), ((-2, 0, 1), False), ((0, 0, 2), False)]
 )
-def test_codes_point_to_levels(tmp_path, codes, fine):
+def test_codes_refer_to_levels(tmp_path, codes, fine):
     header = GOOD | {"levels": {"d": ["a", "b"]}, "arrays": [*X1, array("obs/d", "int32", 3)]}
     path = file(tmp_path, header, ONES + struct.pack("<3i", *codes))
     if fine:
@@ -291,7 +291,7 @@ def test_codes_point_to_levels(tmp_path, codes, fine):
 # -- results -------------------------------------------------------------------------------------------
 
 
-def test_tables_arrive_as_they_were(tmp_path):
+def test_tables_are_unchanged_after_the_transfer(tmp_path):
     import anndata
 
     names = pd.Categorical(["x", None, "z"])
@@ -335,7 +335,7 @@ def test_tables_arrive_as_they_were(tmp_path):
     assert kept["markers"]["p"].tolist()[0] == 1 / 3 and json.loads(kept["settings"]) == {"seed": 3}
 
 
-def test_rows_without_names_get_none(tmp_path):
+def test_rows_without_names_have_none_afterwards(tmp_path):
     frame = pd.DataFrame({"p": [0.5, 0.25]})
     results.write_result(tables.Tables({"t": frame}), "markers", tmp_path)
     got = tables.read_tables(tmp_path / "result.scmb").frames["t"]
@@ -343,7 +343,7 @@ def test_rows_without_names_get_none(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["impute", "embed", "doublets"])
-def test_what_a_task_added_stands_alone_in_the_plain_form(tmp_path, task):
+def test_only_additions_of_a_task_are_in_the_plain_form(tmp_path, task):
     import anndata
     from scipy import sparse
 

@@ -1,4 +1,4 @@
-"""A worker's one job, and the supervisor that keeps workers: how each ends, and what is left on disk."""
+"""The job of a worker, and the supervisor of the workers: how each ends, and which files remain."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from scmamba.wire.tables import Tables, read_tables
 
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
-    """A queue with one job, and a function that runs it as a worker does with a task of the test's own."""
+    """A queue with one job, and a function that runs it as a worker does, with a task of the test."""
     queue, settings = Queue(tmp_path), Settings(tmp_path, max_seconds=1000)
     (tmp_path / "upload").write_bytes(plain_bytes())
 
@@ -44,9 +44,9 @@ def desk(tmp_path, monkeypatch):
         def run(self, task, name="markers", worker_name="w", **changes):
             monkeypatch.setitem(worker.TASKS, name, Task(task, {}))
             claimed = queue.claim(worker_name)
-            # Tasks of these tests reach for the queue, which a confined job cannot.
-            told = {"max_seconds": 1000, "confine": False, **changes}
-            worker.run_job(queue, Settings(tmp_path, **told), claimed, worker_name)
+            # Tasks of these tests use the queue, which a confined job cannot.
+            chosen = {"max_seconds": 1000, "confine": False, **changes}
+            worker.run_job(queue, Settings(tmp_path, **chosen), claimed, worker_name)
             return queue.get(self.job)
 
     desk = Desk()
@@ -66,7 +66,7 @@ def table(adata, options) -> Tables:
     )
 
 
-def test_a_job_gets_its_upload_and_its_options_and_leaves_its_result(desk):
+def test_a_job_reads_its_upload_and_options_and_writes_its_result(desk):
     ended = desk.run(table)
     assert (ended["state"], ended["message"], ended["done"]) == ("done", "done", 1)
     got = read_tables(desk.folder / "result" / "result.scmb")
@@ -84,7 +84,7 @@ def test_a_job_gets_its_upload_and_its_options_and_leaves_its_result(desk):
         (KeyError("k"), "failed inside the server: KeyError: 'k'"),
     ],
 )
-def test_a_job_that_fails_says_why(desk, error, words, capfd):
+def test_a_failed_job_has_the_reason(desk, error, words, capfd):
     def task(adata, options):
         raise error
 
@@ -96,7 +96,7 @@ def test_a_job_that_fails_says_why(desk, error, words, capfd):
     assert ("Traceback" in capfd.readouterr().err) == isinstance(error, KeyError)
 
 
-def test_a_file_that_cannot_be_read_fails_with_its_sentence(desk):
+def test_a_file_that_cannot_be_read_fails_with_its_message(desk):
     (desk.data / "upload").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     ended = desk.run(table)
     assert (
@@ -118,9 +118,9 @@ def test_a_cancelled_job_is_ended_whatever_it_is_doing(desk):
     assert time.monotonic() - began < 60
 
 
-def test_a_result_nobody_waits_for_any_more_is_removed(desk):
+def test_the_result_of_a_cancelled_job_is_removed(desk):
     def task(adata, options):
-        desk.queue.cancel(desk.job)  # too late for the next beat to see
+        desk.queue.cancel(desk.job)  # too late for the next beat
         return table(adata, {})
 
     assert desk.run(task)["state"] == "cancelled" and list(desk.folder.iterdir()) == []
@@ -144,7 +144,7 @@ def test_progress_reaches_the_queue(desk):
     assert got == {"done": 0.25, "message": "Reading cells"}
 
 
-def test_a_job_that_takes_too_long_is_ended_whatever_it_is_doing(desk):
+def test_a_job_over_the_time_limit_is_ended(desk):
     def task(adata, options):
         while True:
             pass
@@ -153,7 +153,7 @@ def test_a_job_that_takes_too_long_is_ended_whatever_it_is_doing(desk):
     assert ended["state"] == "failed" and "longer than this server's 1 seconds" in ended["message"]
 
 
-def test_a_job_that_needs_too_much_memory_fails_alone(desk):
+def test_a_job_over_the_memory_limit_fails_alone(desk):
     def task(adata, options):
         return [np.ones(1 << 26) for _ in range(100)]  # 50 GiB
 
@@ -161,7 +161,7 @@ def test_a_job_that_needs_too_much_memory_fails_alone(desk):
     assert ended["state"] == "failed" and "more memory than this server gives" in ended["message"]
 
 
-def test_a_job_whose_process_dies_goes_back_and_counts_a_death(desk):
+def test_a_job_whose_process_dies_is_queued_again_and_counts_a_death(desk):
     def task(adata, options):
         os.kill(os.getpid(), 9)
 
@@ -185,7 +185,7 @@ def test_a_job_ends_with_its_server_and_counts_no_death(desk, monkeypatch):
 
 
 @pytest.mark.skipif(not confinement.landlock_version(), reason="no Landlock in this kernel")
-def test_a_job_sees_its_own_folder_and_no_network(desk, tmp_path, monkeypatch):
+def test_a_job_can_access_its_own_folder_and_no_network(desk, tmp_path, monkeypatch):
     secret = tmp_path / "jobs" / "another" / "result"
     secret.mkdir(parents=True)
     (secret / "result.h5ad").write_text("another's")
@@ -223,7 +223,7 @@ def test_a_job_sees_its_own_folder_and_no_network(desk, tmp_path, monkeypatch):
             try:
                 act()
             except (OSError, subprocess.CalledProcessError) as error:
-                refused = isinstance(error, ConnectionRefusedError)  # it got as far as the port
+                refused = isinstance(error, ConnectionRefusedError)  # the task tried the port
                 through[name] = refused
             else:
                 through[name] = True
@@ -238,7 +238,7 @@ def test_a_job_sees_its_own_folder_and_no_network(desk, tmp_path, monkeypatch):
     assert len(through) == 16 and {name for name, got in through.items() if got} == set()
 
 
-def test_tasks_of_the_model_get_the_model_named_in_the_address(tmp_path, monkeypatch):
+def test_tasks_with_a_model_get_the_model_named_in_the_address(tmp_path, monkeypatch):
     got = []
     (tmp_path / "upload").write_bytes(plain_bytes())
     monkeypatch.setattr(worker, "kept_model", lambda name: f"model {name}")
@@ -263,12 +263,12 @@ def test_tasks_of_the_model_get_the_model_named_in_the_address(tmp_path, monkeyp
         ends.append(worker.compute(job, Settings(tmp_path), tmp_path / f"result{k}"))
     assert (
         got[:3] == [{"seed": 1, "model": "model m1"}, {}, {}] and len(got) == 4
-    )  # bob's never began
+    )  # bob's job never began
     assert got[3]["model"] == "model m1" and got[3]["reference"].shape == (4, 3)
     assert [state for state, _ in ends] == ["done"] * 4 + ["failed"] and "deleted" in ends[4][1]
 
 
-def test_every_kind_of_file_is_opened(tmp_path):
+def test_every_file_type_is_opened(tmp_path):
     pytest.importorskip("scanpy")
     matrix = sparse.csr_matrix(np.array([[1.0, 0, 2], [0, 3, 0]]))
     ad.AnnData(matrix, var=pd.DataFrame(index=["A", "B", "C"])).write_h5ad(tmp_path / "a")
@@ -350,7 +350,7 @@ def wait_for(condition) -> None:
     assert condition()
 
 
-def test_dead_workers_are_started_again_and_their_jobs_queued(staff):
+def test_dead_workers_are_restarted_and_their_jobs_queued(staff):
     job = staff.queue.add("ann", "embed", "m", {}, Path("x"))
     staff.start()
     names, first = list(staff._names), list(staff._workers)
@@ -369,20 +369,20 @@ def test_dead_workers_are_started_again_and_their_jobs_queued(staff):
     )
     staff.stop()
     assert staff.alive() == 0 and staff.restarts == 1
-    staff._look()  # after a stop it starts none
+    staff._look()  # after a stop it starts no worker
     assert staff.alive() == 0
 
 
-def test_what_an_earlier_servers_workers_held_is_queued_at_the_start(staff):
+def test_jobs_of_an_earlier_servers_workers_are_queued_at_the_start(staff):
     job = staff.queue.add("ann", "embed", "m", {}, Path("x"))
     staff.queue.claim("earlier")
-    staff.start()  # not of this machine: its beats are waited for
+    staff.start()  # on another machine: only a missing beat shows that it is dead
     assert staff.queue.get(job)["state"] == "running"
     own = staff._name()
     with staff.queue._open() as db:
         db.execute("UPDATE jobs SET worker=?", (own,))
     wait_for(lambda: staff.queue.get(job)["state"] == "queued")
-    # One that lives holds its lock.
+    # A living worker holds its lock.
     staff.queue.claim(own)
     lock = worker.hold_lock(staff.settings, own)
     staff._look()
@@ -393,7 +393,7 @@ def test_what_an_earlier_servers_workers_held_is_queued_at_the_start(staff):
 
 
 def awake(staff, seconds):
-    """Let the supervisor look at the workers as if so many seconds had passed, twice each second."""
+    """Run the supervisor's check as if the given number of seconds had passed, twice per second."""
     for _ in range(int(2 * seconds)):
         staff._looked -= 0.5
         staff._look()
@@ -419,7 +419,7 @@ def test_a_worker_without_a_beat_is_killed(staff):
     assert staff.queue.get(other)["state"] == "queued"
 
 
-def test_the_sleep_of_a_machine_makes_no_worker_silent(staff, monkeypatch):
+def test_a_suspended_machine_does_not_make_workers_silent(staff, monkeypatch):
     job = staff.queue.add("ann", "embed", "m", {}, Path("x"))
     staff._names, staff._workers = ["w0"], [staff._spawn(0)]
     staff._started, staff._failures = [0.0], [0]
@@ -433,7 +433,7 @@ def test_the_sleep_of_a_machine_makes_no_worker_silent(staff, monkeypatch):
     assert staff.queue.get(job)["worker"] == "w0" and staff.alive() == 1
 
 
-def test_what_the_workers_held_is_given_back_at_the_end(staff):
+def test_jobs_of_the_workers_are_queued_again_at_the_end(staff):
     job = staff.queue.add("ann", "embed", "m", {}, Path("x"))
     staff.start()
     for _ in range(5):
@@ -445,7 +445,7 @@ def test_what_the_workers_held_is_given_back_at_the_end(staff):
 
 
 @pytest.mark.parametrize("error", [IsADirectoryError("x"), ValueError("x"), Unavailable("away")])
-def test_the_supervisor_outlives_every_error(staff, monkeypatch, error):
+def test_the_supervisor_survives_every_error(staff, monkeypatch, error):
     looks = []
 
     def look():
@@ -456,12 +456,12 @@ def test_the_supervisor_outlives_every_error(staff, monkeypatch, error):
     staff.start()
     wait_for(lambda: looks)
     assert staff._thread.is_alive()
-    staff._thread, old = None, staff._thread  # and a thread that has gone is started again
+    staff._thread, old = None, staff._thread  # a thread that has ended is started again
     staff.ensure()
     assert staff._thread is not None and staff._thread is not old
 
 
-def test_a_folder_in_the_wrong_place_stays(staff, tmp_path):
+def test_a_misplaced_folder_is_not_removed(staff, tmp_path):
     odd = tmp_path / "references" / "x" / ".snapshot"
     odd.mkdir(parents=True)
     (tmp_path / "uploads" / "folder").mkdir(parents=True)
@@ -470,7 +470,7 @@ def test_a_folder_in_the_wrong_place_stays(staff, tmp_path):
     assert odd.is_dir() and (tmp_path / "uploads" / "folder").is_dir()
 
 
-def test_uploads_that_a_killed_server_left_behind_are_cleared(staff, tmp_path):
+def test_uploads_left_by_a_killed_server_are_removed(staff, tmp_path):
     (tmp_path / "uploads").mkdir()
     files = {name: tmp_path / "uploads" / name for name in ("stray", "of a job", "arriving")}
     for file in files.values():
@@ -482,7 +482,7 @@ def test_uploads_that_a_killed_server_left_behind_are_cleared(staff, tmp_path):
     assert {n for n, f in files.items() if f.exists()} == {"of a job", "arriving"}
 
 
-def test_what_is_old_is_cleared_away(staff, tmp_path):
+def test_old_files_are_removed(staff, tmp_path):
     now, day = time.time(), 86_400
     jobs = {
         name: staff.queue.add("ann", "embed", "m", {}, tmp_path / f"upload-{name}")

@@ -1,4 +1,4 @@
-"""A small training run as a program of its own, for tests that start several processes or kill one: prints the losses as JSON."""
+"""A small training run as a separate program, for tests that start several processes or kill one: prints the losses as JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scmamba.training.trainer import Validate
 def prepare(
     given: argparse.Namespace,
 ) -> tuple[torch.nn.Module, ShardedStep, TrainerConfig, Validate]:
-    """Network, step, settings and validation of the run the arguments describe."""
+    """Network, step, settings and validation of the run that the arguments describe."""
     torch.set_num_threads(1)
     config = TrainerConfig(
         steps=given.steps,
@@ -63,8 +63,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    asked = arguments()
-    network, step, config, judge = prepare(asked)
-    rows = fit(network, step, config, folder=asked.folder, verbose=False, validate=judge)
+    options = arguments()
+    network, step, config, judge = prepare(options)
+    rows = fit(network, step, config, folder=options.folder, verbose=False, validate=judge)
     if is_first_process():
         print(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""The engine of training: any sharing out of a batch is the same step, any interruption the same curve."""
+"""The training engine: every division of a batch gives the same step, and every interruption the same curve."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from scmamba.training.reconstruction import IMPUTE, PRETRAIN
 from scmamba.utils.errors import CheckpointError, DataError, ScMambaError
 
 HERE = Path(__file__).parent
-# engine_run uses the fixtures' helpers, as a program of its own.
+# engine_run uses the fixtures' helpers as a separate program
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -58,7 +58,7 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[str]:
-    """Two studies with different genes, the words that name them to ``engine_run``, their cache filled."""
+    """Two studies with different genes, the arguments with their paths for ``engine_run``, their cache filled."""
     folder = tmp_path_factory.mktemp("engine")
     for i, (cells, genes) in enumerate([(90, 2500), (60, 2000)]):
         brain_cohort(cells, n_donors=3, n_genes=genes, seed=i).write_h5ad(folder / f"study{i}.h5ad")
@@ -74,13 +74,13 @@ def files(tmp_path_factory) -> list[str]:
 
 def run(words: list[str], **options) -> list[dict]:
     """In this process, one after the other."""
-    asked = engine_run.arguments(words)
-    network, step, config, judge = engine_run.prepare(asked)
+    parsed = engine_run.arguments(words)
+    network, step, config, judge = engine_run.prepare(parsed)
     return fit(
         network,
         step,
         config,
-        folder=asked.folder,
+        folder=parsed.folder,
         validate=judge,
         verbose=options.get("verbose", False),
     )
@@ -92,7 +92,7 @@ def whole(files) -> list[dict]:
     return run([*files, "--steps", "12", "--batch", "8"])
 
 
-def test_two_processes_do_what_one_does_with_the_doubled_batch(files, whole):
+def test_two_processes_equal_one_with_the_double_batch(files, whole):
     torchrun = [
         sys.executable,
         "-m",
@@ -116,7 +116,7 @@ def test_accumulated_pieces_are_one_batch(files, whole):
     np.testing.assert_allclose([r["loss"] for r in found], [r["loss"] for r in whole], rtol=1e-5)
 
 
-def test_kill_9_and_a_damaged_state_leave_the_curve_as_it_was(files, whole, tmp_path, capfd):
+def test_kill_9_and_a_damaged_state_do_not_change_the_curve(files, whole, tmp_path, capfd):
     folder = tmp_path / "run"
     words = [*files, "--steps", "12", "--batch", "8"]
     command = [
@@ -153,10 +153,10 @@ def test_kill_9_and_a_damaged_state_leave_the_curve_as_it_was(files, whole, tmp_
     newest.write_bytes(content)
     (damaged / f".{states[-1]}.leftover").mkdir()
     assert run([*words, "--folder", str(damaged)], verbose=True) == whole
-    said = capfd.readouterr().err
+    messages = capfd.readouterr().err
     assert (
-        f"{states[-1]} cannot be used" in said
-        and f"continuing after step {int(states[-2][6:-3])}" in said
+        f"{states[-1]} cannot be used" in messages
+        and f"continuing after step {int(states[-2][6:-3])}" in messages
     )
     assert not list(damaged.glob(".*leftover")), "what the killed process left is cleared"
     log = (damaged / "log.csv").read_text().splitlines()
@@ -202,7 +202,7 @@ def test_fabric_and_the_direct_engine_agree_bit_for_bit(source, tmp_path):
         choose_strategy("64", torch.device("cpu"), quick=True)
 
 
-def test_half_precision_stays_near_single(source):
+def test_half_precision_is_close_to_single(source):
     pytest.importorskip("lightning_fabric")
     config = TrainerConfig(steps=3, lr=1e-3, batch_size=4)
     step = reconstruction(InMemorySource([source]), PRETRAIN, config)
@@ -214,7 +214,7 @@ def test_half_precision_stays_near_single(source):
     np.testing.assert_allclose([r["loss"] for r in half], [r["loss"] for r in single], rtol=0.02)
 
 
-def test_the_running_mean_of_the_weights_is_what_is_kept(source, tmp_path):
+def test_the_running_mean_of_the_weights_is_kept(source, tmp_path):
     config = TrainerConfig(steps=6, lr=1e-2, batch_size=4, ema=0.5, save_every=3)
     step = reconstruction(InMemorySource([source]), PRETRAIN, config)
     seen: list[torch.Tensor] = []
@@ -239,7 +239,7 @@ def test_the_running_mean_of_the_weights_is_what_is_kept(source, tmp_path):
     )
 
 
-def test_shares_cover_a_batch_once_and_more_shares_than_cells_do_no_harm(source):
+def test_shares_cover_a_batch_once_even_if_they_outnumber_the_cells(source):
     for world, parts, size in [(1, 1, 5), (2, 3, 12), (3, 2, 7), (8, 1, 4)]:
         shares = [
             BatchShard(r, world, p, parts).of(size) for r in range(world) for p in range(parts)
@@ -251,7 +251,7 @@ def test_shares_cover_a_batch_once_and_more_shares_than_cells_do_no_harm(source)
     assert np.isfinite([r["loss"] for r in rows]).all()
 
 
-def test_a_loss_that_is_no_number_stops_with_advice(source):
+def test_a_nan_loss_stops_with_advice(source):
     config = TrainerConfig(steps=3, batch_size=2)
     with pytest.raises(ScMambaError, match="The loss is nan at step 0. Lower the learning rate"):
         fit(
@@ -298,7 +298,7 @@ def test_whole_cells_of_several_files_are_read_as_published(files):
         )
 
 
-def test_a_collection_feeds_the_rate_objective_with_its_files_averages(files):
+def test_a_collection_gives_the_rate_objective_the_averages_of_its_files(files):
     cells = Collection(files[:2], cache=files[3], verbose=False)
     memory = read_sources(files[:2], Vocabulary.published(), min_total=0)
     for ours, theirs in zip(CollectionSource(cells, seed=0, similar=True).pseudobulk(), memory):
@@ -317,7 +317,7 @@ def test_a_collection_feeds_the_rate_objective_with_its_files_averages(files):
     assert not torch.equal(tuned.network.rate_head.weight, rates.network.rate_head.weight)
 
 
-def test_settings_are_recipe_then_file_then_hand(tmp_path):
+def test_settings_are_taken_from_recipe_then_file_then_arguments(tmp_path):
     paper, chosen = read_settings("pretrain")
     assert (paper.epochs, paper.batch_size, paper.lr, paper.mask_nonzero, paper.clip) == (
         2,
@@ -431,7 +431,7 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(
             alone.append(dict(heard))
         return {name: torch.cat([each[name] for each in alone]) for name in heard}
 
-    if reads == "all":  # the outputs at genes, not those at [CLS]: first, in the middle and last
+    if reads == "all":  # the outputs at genes, not those at [CLS]: first, middle and last
         outputs: list[torch.Tensor] = []
         hooks.append(
             started.network.backbone.norm_f.register_forward_hook(
@@ -444,7 +444,7 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(
         torch.testing.assert_close(
             heard["mean_head"], outputs[0][:, at].mean(dim=1), rtol=1e-4, atol=1e-5
         )
-    # All cells there are: the probe's own sample, so scikit-learn must find the same.
+    # All cells: the sample of the probe itself, so scikit-learn must give the same coefficients.
     (everyone,) = labelled.sample(10_000)
     whole = torch.zeros(len(everyone.rows), len(started.genes))
     whole[:, everyone.source.genes] = torch.from_numpy(
@@ -463,7 +463,7 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(
         inputs["cls_head"].shape == (len(truth), 3 * started.config.d_model)
         and not started.network.cls_head.weight.any()
     )
-    # The mean is over the cell's genes alone, whatever the cell was padded with.
+    # The mean is over the cell's genes only, whatever its padding.
     lone = started.classify(full[:1]).double()
     torch.testing.assert_close(lone, logits[:1], rtol=1e-4, atol=1e-4)
     save_checkpoint(started, tmp_path / "started")
@@ -471,7 +471,7 @@ def test_a_head_starts_as_logistic_regression_on_the_cell_embeddings(
     assert again.config.pools and torch.equal(again.classify(full[:2]), started.classify(full[:2]))
 
 
-def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(
+def test_classifiers_are_trained_on_a_collection_and_on_simulated_doublets(
     files, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("SCMAMBA_CACHE", files[3])
@@ -523,7 +523,7 @@ def test_classifiers_learn_from_a_collection_and_from_simulated_doublets(
         )
         made = pairs.codes(part) == 1
         assert abs(made.sum() - (9, 6)[number]) < 3
-        # The mean of two cells lies between them; no cell was taken for a doublet.
+        # The mean of two cells is between them; no cell was used as a doublet.
         assert (
             source.totals[~made].min() < source.totals[made].min()
             and source.totals[made].max() < source.totals[~made].max()

@@ -1,4 +1,4 @@
-"""Training: batches keep their promises, runs repeat and resume, learning happens."""
+"""Training: properties of the batches, reproducible and resumed runs, decreasing losses."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def source(cohort):
     return read_sources([cohort], Vocabulary.published())[0]
 
 
-def test_short_sequences_hold_expressed_genes_and_hidden_zeros(source):
+def test_short_sequences_have_expressed_genes_and_masked_zeros(source):
     config = replace(IMPUTE, zeros=(50, 80))
     rng = np.random.default_rng(0)
     batch = make_batch(source, np.arange(5), config, "expressed", rng)
@@ -46,14 +46,14 @@ def test_short_sequences_hold_expressed_genes_and_hidden_zeros(source):
         assert (weight[x != 0] == 1).all()
 
 
-def test_pretraining_hides_no_zero(source):
+def test_pretraining_masks_no_zero(source):
     batch = make_batch(source, np.arange(8), PRETRAIN, "expressed", np.random.default_rng(0))
     assert (batch.x[batch.mask] != 0).all() and 0.1 < batch.mask.sum() / batch.keep.sum() < 0.2
     whole = make_batch(source, np.arange(8), IMPUTE, "all", np.random.default_rng(0))
     assert abs(whole.mask[whole.x == 0].float().mean() - 0.04) < 0.005
 
 
-def test_batches_hold_cells_of_similar_length_and_all_are_drawn(source):
+def test_batches_have_cells_of_similar_length_and_all_are_drawn(source):
     lengths = np.diff(source.values.indptr)
     rng = np.random.default_rng(0)
     seen = np.concatenate([sample_rows(source, 4, rng) for _ in range(400)])
@@ -90,7 +90,7 @@ def test_optimizer_decays_matrices_only():
     assert any(p is network.backbone.layers[0].mixer.A_log for p in free["params"])
 
 
-def test_training_lowers_the_loss_on_fixed_hidden_values(source):
+def test_training_lowers_the_loss_on_fixed_masked_values(source):
     network, judge = small_model("expressed").network, validation([source], PRETRAIN)
     config = TrainerConfig(steps=40, lr=1e-2, batch_size=4)
     before = judge(network)["validation_loss"]
@@ -98,7 +98,7 @@ def test_training_lowers_the_loss_on_fixed_hidden_values(source):
     assert judge(network)["validation_loss"] < 0.9 * before
 
 
-def test_runs_repeat(cohort):
+def test_runs_are_reproducible(cohort):
     loop = TrainerConfig(steps=4, lr=1e-2, batch_size=8)
     models = [pretrain([cohort], config=CONFIG, loop=loop, seed=3, verbose=False) for _ in range(2)]
     for a, b in zip(models[0].network.parameters(), models[1].network.parameters()):
@@ -107,7 +107,7 @@ def test_runs_repeat(cohort):
     assert not torch.equal(other.gene_embedding(), models[0].gene_embedding())
 
 
-def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
+def test_a_stopped_run_continues_with_the_same_curve(source, tmp_path):
     config = TrainerConfig(steps=12, lr=1e-2, batch_size=4, save_every=4)
     step = reconstruction_step([source], PRETRAIN, config)
     whole = fit(small_model("expressed").network, step, config, verbose=False)
@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on_with_the_same_curve(source, tmp_path):
         )
 
 
-def test_finetuning_starts_from_the_model_and_leaves_it_alone(cohort):
+def test_finetuning_starts_from_the_model_and_does_not_change_it(cohort):
     model = small_model("expressed")
     before = {k: v.clone() for k, v in model.network.state_dict().items()}
     loop = TrainerConfig(steps=3, lr=1e-3, batch_size=4)
@@ -154,7 +154,7 @@ def test_finetuning_starts_from_the_model_and_leaves_it_alone(cohort):
         finetune([cohort], model=model, task="sorting")
 
 
-def test_whole_cells_train_too(cohort):
+def test_training_on_whole_cells(cohort):
     model = pretrain(
         [cohort[:4].copy()],
         config=replace(CONFIG, reads="all"),

@@ -1,4 +1,4 @@
-"""Classifiers: labels, doublets, the loss and its weights against scikit-learn; held-out donors stay out."""
+"""Classifiers: labels, doublets, the loss and its weights against scikit-learn; held-out donors are not used for fitting."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def collection(cohort_cells, tmp_path_factory) -> Collection:
 
 @pytest.fixture(scope="module")
 def labelled() -> LabelledCells:
-    """Fifty cells of three classes, unequal, over sixty genes."""
+    """Fifty cells of three classes of unequal size, over sixty genes."""
     rng = np.random.default_rng(0)
     codes = np.r_[np.zeros(35, int), np.ones(12, int), np.full(3, 2)]
     values = sparse.random(50, 60, 0.4, "csr", np.float32, rng, lambda k: rng.uniform(1, 4, k))
@@ -99,7 +99,7 @@ def test_cells_have_the_classes_of_their_column(collection):
     assert sizes == [10, 78] and [p.keys for p in found.sample(10)] == [
         p.keys for p in found.sample(10)
     ]
-    # The classes of a model that is there: other labels are no class, the order is the model's.
+    # The classes of an existing model: other labels have no class, and the order is the model's.
     some = labels_from_obs(collection, seed=0, similar=False, names=["c", "nobody", "a"])
     assert some.names == ["c", "nobody", "a"] and some.counts.tolist() == [
         found.counts[2],
@@ -112,7 +112,7 @@ def test_cells_have_the_classes_of_their_column(collection):
         labels_from_obs(collection.take(collection.cells >= 60), seed=0, similar=False)
 
 
-def test_doublets_are_the_papers_tenth_made_within_donors(collection, cohort_cells):
+def test_a_tenth_are_doublets_within_donors_as_in_the_paper(collection, cohort_cells):
     found = labels_from_simulated_doublets(collection, seed=3, verbose=False)
     sources = found.feed.sources
     assert found.names == ["singlet", "doublet"] and [s.name for s in sources] == [
@@ -154,7 +154,7 @@ def test_doublets_are_the_papers_tenth_made_within_donors(collection, cohort_cel
 
 
 def with_calls(cells: ad.AnnData, words: tuple[str, str, str]) -> tuple[ad.AnnData, np.ndarray]:
-    """Cells of which every third is replaced by the sum of two, and what a hashing experiment would say of them."""
+    """Cells of which every third is replaced by the sum of two, and the calls of a hashing experiment."""
     counts = sparse.csr_matrix(cells.X).astype(np.float64)
     truth = np.arange(cells.n_obs) % 3 == 0
     other = np.roll(np.arange(cells.n_obs), 7)
@@ -187,7 +187,7 @@ def test_in_vivo_doublets_are_those_of_the_column(cohort_cells, tmp_path, words)
 
 
 def test_in_vivo_doublets_train_and_score(cohort_cells, tmp_path, monkeypatch):
-    """The head starts as a probe that finds the doublets of donors it was not trained on."""
+    """The head starts as a probe that finds the doublets of held-out donors."""
     from sklearn.metrics import roc_auc_score
 
     cells, truth = with_calls(
@@ -217,7 +217,7 @@ def test_in_vivo_doublets_train_and_score(cohort_cells, tmp_path, monkeypatch):
     assert roc_auc_score(codes, (logits[:, 1] - logits[:, 0]).numpy()) > 0.85
 
 
-def test_counts_come_back_from_logs():
+def test_counts_are_recovered_from_logs():
     counts = np.array([[3.0, 0, 1], [0, 7, 2]])
     totals = np.array([10.0, 12.0])
     values = sparse.csr_matrix(np.log1p(1e4 * counts / totals[:, None]), dtype=np.float32)
@@ -226,7 +226,7 @@ def test_counts_come_back_from_logs():
     )
 
 
-def test_a_fresh_classifier_keeps_the_body_and_makes_the_head_anew():
+def test_a_new_classifier_keeps_the_backbone_and_replaces_the_head():
     model = small_model("expressed", n_classes=2, n_genes=40)
     model.network.backend = "reference"
     tuned = init_classifier(model, ["p", "q", "r"], name="new", seed=5, pools=True)
@@ -262,7 +262,7 @@ def test_a_fresh_classifier_keeps_the_body_and_makes_the_head_anew():
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-def test_the_probe_is_logistic_regression_weighed_by_class(balance):
+def test_the_probe_is_class_weighted_logistic_regression(balance):
     rng = np.random.default_rng(0)
     codes = np.r_[np.zeros(60, int), np.full(25, 1), np.full(9, 3)]
     x = rng.normal(3, 2, (94, 5)) + np.eye(5)[codes]
@@ -319,7 +319,7 @@ def _batch(model, part: SourceSlice):
     return batch.x, batch.genes, batch.keep
 
 
-def test_parts_in_order_of_length_sixteen_at_a_time(labelled):
+def test_parts_are_sorted_by_length_sixteen_at_a_time(labelled):
     (part,) = labelled.sample(1000)
     ordered = _by_length(part)
     lengths = np.diff(part.source.values.indptr)
@@ -344,7 +344,7 @@ class Head(nn.Module):
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-def test_cross_entropy_is_weighed_so_that_the_mean_cell_weighs_one(labelled, balance):
+def test_cross_entropy_weights_have_mean_one(labelled, balance):
     network, config = Head(), TrainerConfig(batch_size=20, seed=3)
     loss = classification(labelled, NO_MASKING, config, balance=balance).draw(
         network, 1, np.random.default_rng(0), BatchShard()
@@ -359,7 +359,7 @@ def test_cross_entropy_is_weighed_so_that_the_mean_cell_weighs_one(labelled, bal
     assert loss.total.item() == pytest.approx(
         (entropy * weight).sum(), rel=1e-5
     ) and loss.weight.item() == pytest.approx(weight.sum(), rel=1e-5)
-    if balance == 1.0:  # every class the same in all
+    if balance == 1.0:  # the same class for all
         assert [
             w * n
             for w, n in zip(
@@ -377,7 +377,7 @@ def test_cross_entropy_is_weighed_so_that_the_mean_cell_weighs_one(labelled, bal
     assert nobody.weight == 0
 
 
-def test_validation_is_on_the_same_cells_every_time(labelled):
+def test_validation_uses_the_same_cells_every_time(labelled):
     network = Head()
     found = class_validation(labelled, cells=30)(network)
     (part,) = labelled.sample(30)
@@ -396,7 +396,7 @@ def test_validation_is_on_the_same_cells_every_time(labelled):
     assert class_validation(labelled, cells=30)(network) == found
 
 
-def test_macro_f1_is_over_the_classes_that_are_there():
+def test_macro_f1_is_over_the_classes_that_occur():
     rng = np.random.default_rng(0)
     truth, found = rng.choice([0, 2, 3], 80), rng.choice(5, 80)
     assert macro_f1(truth, found) == pytest.approx(
@@ -406,7 +406,7 @@ def test_macro_f1_is_over_the_classes_that_are_there():
 
 
 @pytest.mark.parametrize("reads", ["expressed", "all"])
-def test_a_cell_is_read_as_the_network_reads(labelled, reads):
+def test_cells_are_read_like_by_the_network(labelled, reads):
     model = small_model(reads, n_classes=3, n_genes=60)
     (part,) = labelled.sample(12)
     with torch.no_grad():
@@ -415,7 +415,7 @@ def test_a_cell_is_read_as_the_network_reads(labelled, reads):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_calibration_is_that_of_the_others_cells(labelled):
+def test_calibration_uses_held_out_cells(labelled):
     model = small_model("expressed", n_classes=3, n_genes=60)
     model.network.train()
     calibrate(model, labelled, cells=40)
@@ -428,8 +428,8 @@ def test_calibration_is_that_of_the_others_cells(labelled):
 
 
 @pytest.mark.parametrize("task", ["annotate", "doublets"])
-def test_what_fine_tuning_asks_of_the_loop(collection, monkeypatch, task):
-    """Classes of the training cells, validation and fit_calibration on the donors that were held out alone."""
+def test_arguments_of_fine_tuning_for_the_loop(collection, monkeypatch, task):
+    """Classes of the training cells; validation and fit_calibration on held-out donors only."""
     seen: dict = {}
 
     def fit(network, step, config, *, folder=None, description="", verbose=True, validate=None):

@@ -1,4 +1,4 @@
-"""Where the cells of a step come from: every cell once an epoch, hidden values that follow the cell, one mean over all of them."""
+"""Batch sources: every cell once per epoch, masks that depend on the cell, one mean over all of them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Fixed(nn.Module):
         return self.level + 0 * x
 
 
-def test_sources_are_drawn_by_their_number_of_cells(sources):
+def test_sources_are_drawn_in_proportion_to_their_cells(sources):
     feed = InMemorySource(sources)
     assert len(feed) == 40 and feed.pseudobulk() is feed.sources
     rng, numbers = np.random.default_rng(0), []
@@ -107,7 +107,7 @@ def test_samples_for_validation_are_always_the_same(sources):
     assert not np.array_equal(InMemorySource(sources).sample(24, seed=1)[0].rows, first[0].rows)
 
 
-def test_what_is_hidden_follows_the_cell_wherever_it_is_read(sources):
+def test_the_masks_of_a_cell_do_not_depend_on_its_batch(sources):
     parts = [
         SourceSlice(sources[0], 0, np.array([4, 9]), [(0, 4), (0, 9)]),
         SourceSlice(sources[1], 1, np.array([2]), [(1, 2)]),
@@ -129,7 +129,7 @@ def test_what_is_hidden_follows_the_cell_wherever_it_is_read(sources):
     assert torch.equal(alone.mask[0, :n], batch.mask[2, :n])
 
 
-def test_whole_cells_are_read_at_the_vocabularys_positions(sources):
+def test_whole_cells_are_read_at_the_positions_of_the_vocabulary(sources):
     source = sources[1]
     parts = [SourceSlice(source, 1, np.arange(10), [(1, r) for r in range(10)])]
     batch = make_slices_batch(parts, SEQUENCE, "all", 70, [0, 1])
@@ -143,11 +143,11 @@ def test_whole_cells_are_read_at_the_vocabularys_positions(sources):
         chance = np.where(expected[row, source.genes] != 0, 0.4, 0.1)
         drawn = np.random.default_rng([0, 1, 1, row]).random(50, dtype=np.float32) < chance
         np.testing.assert_array_equal(batch.mask[row, source.genes], drawn)
-    assert not batch.mask[:, :20].any()  # not measured there
+    assert not batch.mask[:, :20].any()  # not measured in this source
 
 
 @pytest.mark.parametrize("reads", ["all", "expressed"])
-def test_the_loss_is_the_squared_error_of_what_is_hidden_alone(sources, reads):
+def test_the_loss_is_the_squared_error_of_masked_values_only(sources, reads):
     parts = [SourceSlice(sources[0], 0, np.arange(12), [(0, r) for r in range(12)])]
     batch = make_slices_batch(parts, SEQUENCE, reads, 70, [0])
     network = Fixed(70, reads)
@@ -161,7 +161,7 @@ def test_the_loss_is_the_squared_error_of_what_is_hidden_alone(sources, reads):
     )
 
 
-def test_the_loss_hands_the_network_values_hidden_positions_and_genes():
+def test_the_network_receives_values_masks_and_genes():
     """The published network reads whole cells in its own order; the other one also gets the positions of the genes."""
     seen = {}
 
@@ -187,7 +187,7 @@ def test_the_loss_hands_the_network_values_hidden_positions_and_genes():
     assert seen["genes"] is None and seen["keep"] is None
 
 
-def test_losses_are_added_and_none_is_nothing():
+def test_losses_are_added_and_none_is_zero():
     network = Fixed(5, "all")
     both = sum_losses(
         [Loss(torch.tensor(2.0), torch.tensor(3.0)), Loss(torch.tensor(5.0), torch.tensor(0.5))],
@@ -214,7 +214,7 @@ def test_the_step_reads_a_batch_for_every_share(sources):
 
 
 @pytest.mark.parametrize("similar", [False, True])
-def test_every_cell_of_a_collection_is_read_once_an_epoch(collection, similar):
+def test_every_cell_of_a_collection_is_read_once_per_epoch(collection, similar):
     feed = CollectionSource(collection, seed=2, similar=similar)
     assert len(feed) == 64
     epochs = []
@@ -260,7 +260,7 @@ def test_shares_of_a_collections_step_are_its_cells(collection):
     )
 
 
-def test_parts_of_a_collection_are_its_cells_values(collection):
+def test_slices_of_a_collection_have_the_values_of_its_cells(collection):
     feed = CollectionSource(collection, seed=0, similar=False)
     cells = np.array([3, 39, 40, 63])
     parts = list(feed.parts(collection.read(cells)))
@@ -277,7 +277,7 @@ def test_parts_of_a_collection_are_its_cells_values(collection):
         np.testing.assert_array_equal(part.source.genes, collection.members[part.number].genes)
 
 
-def test_averages_of_a_collection_are_its_files_sums(collection):
+def test_averages_of_a_collection_are_the_sums_of_its_files(collection):
     averages = CollectionSource(collection, seed=0, similar=False).pseudobulk()
     assert [a.name for a in averages] == [m.store.name for m in collection.members]
     for member, average in zip(collection.members, averages):
@@ -292,7 +292,7 @@ def test_averages_of_a_collection_are_its_files_sums(collection):
         )
 
 
-def test_samples_of_a_collection_are_so_many_of_each_file(collection):
+def test_samples_of_a_collection_have_the_same_number_per_file(collection):
     found = sample_sources(collection, cells=30)
     assert [len(s) for s in found] == [30, 24]
     again = sample_sources(collection, cells=30)
@@ -302,7 +302,7 @@ def test_samples_of_a_collection_are_so_many_of_each_file(collection):
     assert [len(s) for s in sample_sources(collection)] == [40, 24]
 
 
-def test_feeds_are_opened_for_the_models_genes(collection):
+def test_sources_are_opened_for_the_genes_of_the_model(collection):
     vocabulary = Vocabulary.published()
     assert open_batch_source(collection, vocabulary, seed=4, reads="expressed").similar
     feed = open_batch_source(collection, vocabulary, seed=4, reads="all")

@@ -1,4 +1,4 @@
-"""The training loop against AdamW written out in float64, its schedule in closed form, and what is kept on disk."""
+"""The training loop against AdamW written out in float64, its schedule in closed form, and its stored states."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Weights(nn.Module):
 
 
 def slopes(k: int) -> np.ndarray:
-    """Gradients whose norm lies now below, now far above one."""
+    """Gradients whose norm is sometimes far below and sometimes far above one."""
     return np.random.default_rng([7, k]).normal(size=3) * (8.0 if k % 3 == 0 else 0.2)
 
 
@@ -53,7 +53,7 @@ def adamw(
     betas=(0.9, 0.95),
     clip: float = 1.0,
 ) -> np.ndarray:
-    """Loshchilov and Hutter's update with the global norm cut, in float64; rows: the weights after every step."""
+    """Loshchilov and Hutter's update with the global norm clipped, in float64; rows: the weights after every step."""
     w, m, v, rows = np.array([1.0, -2.0, 0.5]), np.zeros(3), np.zeros(3), []
     for k in range(steps):
         g = gradient(k)
@@ -68,7 +68,7 @@ def adamw(
     return np.array(rows)
 
 
-def test_defaults_are_the_papers():
+def test_defaults_are_those_of_the_paper():
     assert asdict(TrainerConfig()) == {
         "steps": 1000,
         "batch_size": 16,
@@ -94,7 +94,7 @@ def test_the_schedule_in_closed_form():
     )
     assert learning_rate(0, replace(config, warmup=0.0)) == pytest.approx(
         2e-3
-    )  # one step of warm-up, which reaches the peak
+    )  # one warm-up step, which reaches the peak
     assert (
         learning_rate(19, config) == pytest.approx(2e-3) == pytest.approx(learning_rate(20, config))
     )
@@ -102,7 +102,7 @@ def test_the_schedule_in_closed_form():
     assert learning_rate(0, TrainerConfig()) == pytest.approx(1e-6 + (1e-3 - 1e-6) / 10)
 
 
-def test_weights_follow_adamw_with_the_norm_cut_at_one():
+def test_weights_follow_adamw_with_the_norm_clipped_at_one():
     network = Weights()
     rows = fit(network, plain_step, TrainerConfig(steps=200), verbose=False)
     expected = adamw(200, slopes, warm=2)
@@ -115,7 +115,7 @@ def test_weights_follow_adamw_with_the_norm_cut_at_one():
         [r["lr"] for r in rows], [schedule(k, 200, 1e-3, 2) for k in range(200)]
     )
     assert [r["step"] for r in rows] == list(range(200))
-    # What the test could not see if these did nothing.
+    # Without an effect of clipping and decay the test would prove nothing.
     for change in ({"clip": 1e9}, {"betas": (0.9, 0.999)}, {"betas": (0.5, 0.95)}, {"decay": 0.0}):
         assert np.abs(adamw(200, slopes, warm=2, **change)[-1] - expected[-1]).max() > 1e-4
 
@@ -132,7 +132,7 @@ def test_the_given_clip_and_decay_are_used():
     np.testing.assert_allclose(network.w.detach().numpy(), expected[-1], rtol=2e-5)
 
 
-def test_fabric_cuts_the_norm_as_well(tmp_path):
+def test_fabric_clips_the_norm_too(tmp_path):
     pytest.importorskip("lightning_fabric")
     network = Weights()
     config = TrainerConfig(steps=20, lr=0.1, clip=0.3)
@@ -142,8 +142,8 @@ def test_fabric_cuts_the_norm_as_well(tmp_path):
     assert np.abs(adamw(20, slopes, peak=0.1, clip=1e9)[-1] - expected[-1]).max() > 1e-3
 
 
-def test_decay_shrinks_matrices_and_nothing_else():
-    """Without a gradient a step of AdamW multiplies what decays by 1 - lr * decay and leaves the rest."""
+def test_weight_decay_affects_matrices_only():
+    """Without a gradient a step of AdamW multiplies decayed weights by 1 - lr * decay and does not change the rest."""
     network = small_model("expressed", n_classes=3, n_genes=20).network
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     config = TrainerConfig(steps=1, lr=0.5, weight_decay=0.2)
@@ -176,8 +176,8 @@ def test_decay_shrinks_matrices_and_nothing_else():
     assert sum(len(g["params"]) for g in make_optimizer(frozen, config).param_groups) == 2
 
 
-def test_pieces_of_a_step_form_one_mean_by_weight():
-    """Sums of errors over sums of weights, whatever pieces the cells came in."""
+def test_pieces_of_a_step_form_one_weighted_mean():
+    """Sums of errors over sums of weights, however the cells are divided."""
 
     def draw(network, k, rng, share):
         assert (share.rank, share.world, share.parts) == (0, 1, 3)
@@ -196,7 +196,7 @@ def test_pieces_of_a_step_form_one_mean_by_weight():
     assert Loss(torch.tensor(3.0), torch.tensor(0.0)).mean() == pytest.approx(3e6)
 
 
-def test_every_step_and_share_has_a_generator_of_its_own():
+def test_every_step_and_share_has_its_own_generator():
     drawn = {}
 
     def remember(network, k, rng):
@@ -239,7 +239,7 @@ def test_shares_are_every_nth_cell_in_consecutive_pieces():
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.75])
-def test_validation_comes_with_each_state_and_at_the_end_on_what_is_kept(ema):
+def test_validation_runs_with_each_state_and_at_the_end_on_the_kept_weights(ema):
     seen, modes = [], []
 
     def step(network, k, rng):
@@ -274,8 +274,8 @@ def test_validation_comes_with_each_state_and_at_the_end_on_what_is_kept(ema):
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])
-def test_a_run_taken_up_again_is_equal_bit_by_bit(tmp_path, ema):
-    """Weights, moments, running mean, torch's generator: all of them go on."""
+def test_a_resumed_run_is_bit_for_bit_equal(tmp_path, ema):
+    """Weights, moments, running mean and torch's generator all continue."""
     config = TrainerConfig(steps=8, save_every=2, keep=2, lr=0.05, ema=ema)
 
     def step(network, k, rng):
@@ -303,7 +303,7 @@ def test_a_run_taken_up_again_is_equal_bit_by_bit(tmp_path, ema):
     assert fit(again, step, config, folder=tmp_path / "run", verbose=False) == rows and torch.equal(
         again.w, whole.w
     )
-    # Done: nothing is left to do, the answer is the same.
+    # A finished run does nothing more and returns the same result.
     assert fit(Weights(), stops, config, folder=tmp_path / "run", verbose=False) == rows
     other = dict(
         steps=9,
@@ -358,7 +358,7 @@ def test_an_infinite_loss_stops_before_the_weights_change():
 
 
 def test_cells_per_step_count_every_process():
-    """What must be equal for a run to go on is the size of a step, not how it is shared out."""
+    """A run can be resumed if the size of a step is the same, however it is divided."""
     two = SingleProcess()
     two.world = 2
     network, config = Weights(), TrainerConfig(batch_size=3, accumulate=5)

@@ -1,4 +1,4 @@
-"""The depth-aware objective against sums in float64, and adaptation: what it may see, what it is judged by, when it is used."""
+"""The depth-aware objective against sums in float64; adaptation: its training data, its held-out score, and when it is used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ GENES = np.arange(2, 42)
 
 
 def counted(n: int, seed: int, depth: float = 1.3) -> tuple[CellSource, np.ndarray]:
-    """Cells of forty genes, deeper than what is counted here by ``depth``; and their counts."""
+    """Cells of forty genes whose depth is ``depth`` above the counts in the matrix; and their counts."""
     rng = np.random.default_rng(seed)
     counts = rng.poisson(rng.gamma(0.4, 2.0, 40), (n, 40))
     counts[:, 0] += 1
@@ -49,7 +49,7 @@ def counted(n: int, seed: int, depth: float = 1.3) -> tuple[CellSource, np.ndarr
 
 
 class Ratios(nn.Module):
-    """Answers fixed log ratios, and remembers which genes it was shown."""
+    """Returns fixed log ratios and records the input genes."""
 
     def __init__(self, ratio: np.ndarray) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Ratios(nn.Module):
 def deviance(
     counts: np.ndarray, shown: list[set[int]], log_share: np.ndarray, p: float, spread: float
 ) -> tuple[float, float]:
-    """Sum over hidden counts, and over zeros by the chance that one is hidden, of -log NB without its constants; hidden counts."""
+    """Sum of -log NB, without its constants, over masked counts, and over zeros by their probability of being masked; masked counts."""
     total, weight = 0.0, 0.0
     for y, seen in zip(counts.astype(float), shown):
         mu = y.sum() * np.exp(log_share)
@@ -89,12 +89,12 @@ def test_averages_by_hand():
     plain = np.array([60, 40, 0, 0]) + 1e-3 * 100 / 4
     np.testing.assert_allclose(np.exp(gene_log_rate(counts)), plain / plain.sum())
     np.testing.assert_allclose(np.exp(gene_log_rate(np.zeros(4))), 0.25)
-    prior = np.log([1.0, 2.0, 3.0, 4.0])  # shares are taken of whatever it sums to
+    prior = np.log([1.0, 2.0, 3.0, 4.0])  # shares are relative to the sum, whatever it is
     mixed = np.array([60, 40, 0, 0]) + 50_000 * np.array([1, 2, 3, 4]) / 10
     np.testing.assert_allclose(np.exp(gene_log_rate(counts, prior)), mixed / mixed.sum())
 
 
-def test_a_sources_counts_come_back_and_its_averages_are_kept():
+def test_counts_of_a_source_are_recovered_and_its_averages_cached():
     (first, a), (second, b) = counted(20, 0), counted(9, 1)
     np.testing.assert_allclose(source_counts(first), a.sum(axis=0), rtol=1e-5)
     np.testing.assert_allclose(source_log_rate(first), gene_log_rate(a.sum(axis=0)), rtol=1e-5)
@@ -106,7 +106,7 @@ def test_a_sources_counts_come_back_and_its_averages_are_kept():
     for genes, counts in (
         (GENES, a),
         (GENES + 5, b),
-    ):  # each has the same weight, whatever its cells
+    ):  # each has the same weight, however many cells it has
         share[genes] += np.exp(gene_log_rate(counts.sum(axis=0))) / 2
     np.testing.assert_allclose(
         network.gene_log_rate.numpy(), np.log(share / share.sum()), rtol=1e-4
@@ -114,7 +114,7 @@ def test_a_sources_counts_come_back_and_its_averages_are_kept():
 
 
 @pytest.mark.parametrize("spread", [0.2, 1.5])
-def test_the_deviance_of_hidden_counts_in_float64(spread):
+def test_the_deviance_of_masked_counts_in_float64(spread):
     source, counts = counted(12, 3)
     rng = np.random.default_rng(0)
     ratio, base = rng.normal(size=40), rng.normal(size=40) - 4
@@ -135,13 +135,13 @@ def test_the_deviance_of_hidden_counts_in_float64(spread):
     assert loss.total.item() == pytest.approx(
         total, rel=1e-4
     ) and loss.weight.item() == pytest.approx(weight, rel=1e-5)
-    # The network reads each cell's visible values, nothing else.
+    # The network reads each cell's visible values and nothing else.
     for i, row in enumerate(rows):
         seen = sorted(network.shown[0][i])
         np.testing.assert_array_equal(
             network.values[0][i][: len(seen)], source.values[row].toarray()[0][np.array(seen) - 2]
         )
-    # -log NB up to what no parameter changes: differences between two predictions are scipy's.
+    # -log NB up to a constant: differences between two predictions are scipy's.
     other = Ratios(np.roll(ratio, 3))
     again = rate_sums(
         other,
@@ -177,7 +177,7 @@ def test_the_deviance_of_hidden_counts_in_float64(spread):
     assert mean.item() == pytest.approx(sums.total.item() / sums.weight.item(), rel=1e-6)
 
 
-def test_a_tenth_to_a_half_is_hidden_and_long_cells_are_cut():
+def test_a_tenth_to_a_half_is_masked_and_long_cells_are_cut():
     rng = np.random.default_rng(0)
     counts = rng.integers(1, 5, (300, 40))
     source = CellSource(
@@ -197,7 +197,7 @@ def test_a_tenth_to_a_half_is_hidden_and_long_cells_are_cut():
         hidden.mean() == pytest.approx(np.mean(expected), abs=0.015)
         and np.corrcoef(hidden, expected)[0, 1] > 0.8
     )
-    # A surplus of visible genes is neither read nor judged.
+    # Visible genes beyond the limit are neither read nor scored.
     cut = RateConfig(hidden=(0.25, 0.25), genes_per_step=10)
     loss = rate_sums(network, source, base, np.arange(50), cut, generators[:50])
     assert {len(s) for s in network.shown[1]} == {10}
@@ -216,7 +216,7 @@ def test_a_tenth_to_a_half_is_hidden_and_long_cells_are_cut():
     )
 
 
-def test_steps_and_validation_use_each_sources_average():
+def test_steps_and_validation_use_the_average_of_each_source():
     pair = [counted(30, 0), counted(12, 1)]
     sources = [s for s, _ in pair]
     network, loop, config = (
@@ -276,8 +276,8 @@ def rated() -> Model:
     return Model(ScMamba(replace(model.config, rates=True)), model.genes)
 
 
-def test_adaptation_learns_from_four_fifths_alone(rated):
-    """The rest, whatever it holds, changes the score of the copy and not its parameters."""
+def test_adaptation_is_fitted_to_four_fifths_only(rated):
+    """The other cells, whatever their counts, change the score of the copy and not its parameters."""
     source, _ = counted(160, 5)
     source.totals[[3, 90]] = 0  # cells without counts are used neither for fitting nor for scores
     first = adapting.adapt_rates(rated, source, steps=12, seed=4, verbose=False)
@@ -309,7 +309,7 @@ def test_adaptation_learns_from_four_fifths_alone(rated):
     )
     seeded = adapting.adapt_rates(rated, source, steps=12, seed=5, verbose=False)
     assert not np.array_equal(seeded.held, first.held)
-    # The numbers are those of the held-out cells, about the averages of the others.
+    # The reported numbers are those of the held-out cells, relative to the averages of the others.
     base = torch.from_numpy(
         gene_log_rate(source_counts(source.take(rest)), rated.gene_log_rate(GENES))
     ).float()
@@ -322,7 +322,7 @@ def test_adaptation_learns_from_four_fifths_alone(rated):
     )
 
 
-def test_a_copy_that_predicts_worse_is_not_used(rated, monkeypatch, capsys):
+def test_a_copy_with_worse_predictions_is_not_used(rated, monkeypatch, capsys):
     source, _ = counted(120, 5)
     seen = []
 
@@ -355,7 +355,7 @@ def test_a_copy_that_predicts_worse_is_not_used(rated, monkeypatch, capsys):
     )
 
 
-def test_adapting_the_masked_predictions_holds_a_tenth_out(monkeypatch):
+def test_adaptation_of_masked_predictions_holds_out_a_tenth(monkeypatch):
     model = small_model("expressed")
     data = brain_cohort(230, n_donors=2, n_genes=1200, seed=6)
     cells = read_cells(data, model.genes, force=True)

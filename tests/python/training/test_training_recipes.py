@@ -50,10 +50,10 @@ class Level(nn.Module):
         super().__init__()
         self.level = nn.Parameter(torch.tensor(1.5))
         self.config = SimpleNamespace(reads=reads, n_genes=n_genes)
-        self.asked: list[tuple] = []
+        self.recorded: list[tuple] = []
 
     def reconstruct(self, x, mask, genes, keep):
-        self.asked.append((x, mask, genes, keep))
+        self.recorded.append((x, mask, genes, keep))
         return self.level + 0 * x
 
 
@@ -71,16 +71,16 @@ SEQUENCE = replace(IMPUTE, zeros=(4, 9))
 
 
 @pytest.mark.parametrize("reads", ["all", "expressed"])
-def test_reconstruction_is_the_weighted_squared_error_of_what_is_hidden(source, reads):
+def test_reconstruction_is_the_weighted_squared_error_of_masked_values(source, reads):
     network, rows = Level(reads), np.array([5, 80, 7])
     found = reconstruction_loss(network, source, rows, SEQUENCE, np.random.default_rng(3)).item()
     batch = make_batch(source, rows, SEQUENCE, reads, np.random.default_rng(3))
     x, w, m = batch.x.numpy().astype(float), batch.weight.numpy().astype(float), batch.mask.numpy()
     assert found == pytest.approx(np.average((1.5 - x[m]) ** 2, weights=w[m]), rel=1e-5)
-    given, mask, genes, keep = network.asked[0]
+    given, mask, genes, keep = network.recorded[0]
     if (
         reads == "all"
-    ):  # every gene of the vocabulary, unmeasured ones as zeros that are never masked
+    ):  # every gene of the vocabulary; unmeasured ones are zeros that are never masked
         assert genes is None and keep is None and given.shape == (3, 60)
         np.testing.assert_array_equal(given[:, 3:53], batch.x)
         np.testing.assert_array_equal(mask[:, 3:53], batch.mask)
@@ -89,7 +89,7 @@ def test_reconstruction_is_the_weighted_squared_error_of_what_is_hidden(source, 
         assert torch.equal(genes, batch.genes) and torch.equal(keep, batch.keep)
 
 
-def test_validation_is_the_mean_over_eights_of_the_same_cells(source):
+def test_validation_is_the_mean_over_batches_of_eight_of_the_same_cells(source):
     judge, network = validation([source, source.take(np.arange(9))], SEQUENCE), Level("expressed")
     first = judge(network)["validation_loss"]
     expected = []
@@ -111,20 +111,20 @@ def test_validation_is_the_mean_over_eights_of_the_same_cells(source):
     )
 
 
-def test_objectives_take_turns():
-    told = []
+def test_objectives_alternate():
+    calls = []
 
     def plain(name):
-        return lambda network, k, rng: told.append((name, k)) or torch.tensor(2.0)
+        return lambda network, k, rng: calls.append((name, k)) or torch.tensor(2.0)
 
     shared = ShardedStep(
         lambda network, k, rng, share: (
-            told.append(("shared", k, share)) or Loss(torch.tensor(3.0), torch.tensor(4.0))
+            calls.append(("shared", k, share)) or Loss(torch.tensor(3.0), torch.tensor(4.0))
         )
     )
     step = alternate(plain("a"), shared, plain("b"))
     answers = [step.draw(None, k, None, BatchShard(1, 2)) for k in range(4)]
-    assert told == [("a", 0), ("shared", 1, BatchShard(1, 2)), ("b", 2), ("a", 3)]
+    assert calls == [("a", 0), ("shared", 1, BatchShard(1, 2)), ("b", 2), ("a", 3)]
     assert answers[1] == (3.0, 4.0) and answers[0] == (2.0, 1.0)
     joint = combine_validations(
         lambda n: {"validation_loss": 1.0}, lambda n: {"validation_loss": 2.0}
@@ -132,7 +132,7 @@ def test_objectives_take_turns():
     assert joint(None) == {"validation_loss": 1.0, "validation_squared_error": 2.0}
 
 
-def test_a_clone_is_equal_and_apart():
+def test_a_clone_is_equal_and_independent():
     model = small_model("expressed", n_genes=30)
     model.network.backend, model.card = "reference", "about"
     twin = clone(model, "twin")
@@ -160,8 +160,8 @@ def cells() -> ad.AnnData:
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What a recipe hands to the loop; nothing is trained."""
+def recorded(monkeypatch):
+    """The arguments that a recipe passes to the loop; nothing is trained."""
     seen: dict = {}
 
     def fit(network, step, config, *, folder=None, description="", verbose=True, validate=None):
@@ -184,7 +184,7 @@ def same_loss(found, expected, network, k: int) -> None:
     ) and a.weight.item() == pytest.approx(b.weight.item(), rel=1e-6)
 
 
-def test_pre_training_hides_fifteen_percent_from_a_network_made_anew(cells, asked, tmp_path):
+def test_pre_training_masks_fifteen_percent_for_a_new_network(cells, recorded, tmp_path):
     config = ModelConfig(n_genes=5, d_model=4, n_layer=1, d_state=4, reads="expressed")
     model = pretrain(
         [cells],
@@ -196,50 +196,52 @@ def test_pre_training_hides_fifteen_percent_from_a_network_made_anew(cells, aske
         verbose=False,
     )
     assert (
-        asked["config"] == TrainerConfig(seed=7)
-        and asked["folder"] == tmp_path
-        and asked["network"] is model.network
+        recorded["config"] == TrainerConfig(seed=7)
+        and recorded["folder"] == tmp_path
+        and recorded["network"] is model.network
     )
     assert model.config.n_genes == 19306 and model.config.name == "mine" and model.genes is not None
     source = open_batch_source([cells], Vocabulary.published(), seed=7, reads="expressed").sources
     same_loss(
-        asked["step"],
+        recorded["step"],
         reconstruction(InMemorySource(source), PRETRAIN, TrainerConfig(seed=7)),
         model.network,
         3,
     )
-    assert asked["validate"](model.network) == validation(source, PRETRAIN)(model.network)
+    assert recorded["validate"](model.network) == validation(source, PRETRAIN)(model.network)
     torch.manual_seed(7)
     again = ScMamba(replace(config, n_genes=19306))
     assert torch.equal(again.regressor.weight, model.network.regressor.weight)
     pretrain([cells], config=config, loop=TrainerConfig(steps=3, seed=1), seed=2, verbose=False)
-    assert asked["config"] == TrainerConfig(steps=3, seed=2) and asked["validate"] is None
+    assert recorded["config"] == TrainerConfig(steps=3, seed=2) and recorded["validate"] is None
 
 
-def test_fine_tuning_for_imputation_masks_four_tenths_at_a_tenth_of_the_rate(cells, asked):
+def test_fine_tuning_for_imputation_masks_forty_percent_at_a_tenth_of_the_rate(cells, recorded):
     model = small_model("expressed")
     tuned = finetune([cells], model=model, held_out=[cells], seed=7, verbose=False)
     assert (
-        asked["config"] == TrainerConfig(lr=1e-4, seed=7)
+        recorded["config"] == TrainerConfig(lr=1e-4, seed=7)
         and tuned.config.name == "small"
         and tuned is not model
     )
     sources = open_batch_source([cells], model.genes, seed=7, reads="expressed").sources
     same_loss(
-        asked["step"],
+        recorded["step"],
         reconstruction(InMemorySource(sources), IMPUTE, TrainerConfig(lr=1e-4, seed=7)),
         tuned.network,
         0,
     )
-    assert asked["validate"](tuned.network) == validation(sources, IMPUTE)(tuned.network)
+    assert recorded["validate"](tuned.network) == validation(sources, IMPUTE)(tuned.network)
     deep = np.median(np.asarray(cells.X.sum(axis=1)))
     finetune([cells], model=model, min_total=deep, verbose=False)
     some = open_batch_source([cells], model.genes, seed=0, reads="expressed", min_total=deep)
     assert len(some) < 30
-    same_loss(asked["step"], reconstruction(some, IMPUTE, TrainerConfig(lr=1e-4)), tuned.network, 1)
+    same_loss(
+        recorded["step"], reconstruction(some, IMPUTE, TrainerConfig(lr=1e-4)), tuned.network, 1
+    )
 
 
-def test_a_model_with_a_rate_head_learns_rates_three_steps_of_four(cells, asked):
+def test_a_model_with_a_rate_head_trains_rates_three_steps_of_four(cells, recorded):
     torch.manual_seed(0)
     model = small_model("expressed")
     rated = Model(ScMamba(replace(model.config, rates=True)), model.genes)
@@ -257,16 +259,19 @@ def test_a_model_with_a_rate_head_learns_rates_three_steps_of_four(cells, asked)
         reconstruction(InMemorySource(sources), IMPUTE, loop),
     )
     for k, expected in enumerate((rates, rates, rates, masked, rates)):
-        same_loss(asked["step"], expected, tuned.network, k)
-    assert set(asked["validate"](tuned.network)) == {"validation_loss", "validation_squared_error"}
+        same_loss(recorded["step"], expected, tuned.network, k)
+    assert set(recorded["validate"](tuned.network)) == {
+        "validation_loss",
+        "validation_squared_error",
+    }
 
 
-def test_ones_own_cells_train_whatever_their_depth(cells, asked):
+def test_cells_of_the_user_are_used_whatever_their_depth(cells, recorded):
     tuned, card = finetune_on(
         cells, model=small_model("expressed"), steps=12, name="own", seed=3, verbose=False
     )
     assert (
-        asked["config"] == TrainerConfig(steps=12, lr=1e-3, warmup=0.05, seed=3)
+        recorded["config"] == TrainerConfig(steps=12, lr=1e-3, warmup=0.05, seed=3)
         and tuned.config.name == "own"
     )
     assert "30 cells" in card and "12 steps" in card and "from small" in card

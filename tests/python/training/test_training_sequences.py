@@ -1,4 +1,4 @@
-"""Training sequences against tables worked out by hand: which genes, which are hidden, what each weighs, which cells are read."""
+"""Training sequences against tables worked out by hand: genes, masks, weights, and batches of cells."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from scmamba.utils.errors import DataError
 
 
 def source_of(counts: np.ndarray, genes: np.ndarray | None = None) -> CellSource:
-    """Cells of these counts; a fifth more than what is counted is their depth."""
+    """Cells with these counts; their depth is a fifth more than the sum of the counts."""
     totals = 1.2 * counts.sum(axis=1)
     values = log1p_cp10k(sparse.csr_matrix(counts), totals)
     where = np.arange(counts.shape[1]) if genes is None else genes
@@ -84,7 +84,7 @@ def test_padding_by_hand():
     )
 
 
-def test_cells_are_ranked_and_taken():
+def test_cells_are_ranked_by_length():
     source = source_of(np.array([[1, 1, 1], [1, 0, 0], [0, 2, 2], [0, 0, 3]]))
     assert source.by_length.tolist() == [1, 3, 2, 0] and len(source) == 4
     some = source.take(np.array([2, 0]))
@@ -96,7 +96,7 @@ def test_cells_are_ranked_and_taken():
     )
 
 
-def test_zeros_are_the_columns_that_are_none_of_the_others():
+def test_zeros_are_the_columns_in_no_other_group():
     on = np.array([0, 3, 4, 9])
     rng = np.random.default_rng(1)
     assert sorted(_zero_columns(on, 11, 7, rng)) == [1, 2, 5, 6, 7, 8, 10]
@@ -108,7 +108,7 @@ def test_zeros_are_the_columns_that_are_none_of_the_others():
     assert _zero_columns(on, 11, 0, rng).tolist() == [] and len(_zero_columns(on, 11, 1, rng)) == 1
 
 
-def test_how_many_zeros_are_hidden():
+def test_how_many_zeros_are_masked():
     rng = np.random.default_rng(0)
     between = SequenceConfig(mask_zero=0.04, zeros=(3, 6))
     found = {_number_of_zeros(between, 100, rng) for _ in range(200)}
@@ -123,7 +123,7 @@ def test_how_many_zeros_are_hidden():
         and not is_zero_share(between)
         and not is_zero_share(replace(shares, mask_zero=0.0))
     )
-    # Evenly drawn on the scale of logarithms: half below the geometric mean of both ends.
+    # Uniform on the logarithmic scale: half below the geometric mean of both ends.
     drawn = np.array([_share(shares, rng) for _ in range(4000)])
     assert (
         0.01 <= drawn.min() < 0.0105
@@ -141,7 +141,7 @@ def test_how_many_zeros_are_hidden():
     } and _number_of_zeros(shares, 0, rng) == 0
 
 
-def test_one_cells_sequence_by_hand(many):
+def test_the_sequence_of_one_cell_by_hand(many):
     config = SequenceConfig(mask_nonzero=0.4, mask_zero=0.04, genes_per_step=40, zeros=(25, 25))
     row = 30
     truth = many.values[row].toarray()[0]
@@ -152,7 +152,7 @@ def test_one_cells_sequence_by_hand(many):
         np.testing.assert_array_equal(x, truth[columns])
         assert (np.diff(columns) > 0).all() and (x > 0).sum() == 40 and (x == 0).sum() == 25
         assert hidden[x == 0].all() and (weight[x > 0] == 1).all()
-        # 4% of all zeros, scaled as the non-zeros were cut, carried by 25 of them.
+        # 4% of all zeros, scaled like the subsampled non-zeros, represented by 25 of them
         np.testing.assert_allclose(weight[x == 0], 0.04 * len(zeros) * (40 / len(on)) / 25)
         hidden_share.append(hidden[x > 0].mean())
     assert np.mean(hidden_share) == pytest.approx(0.4, abs=0.03)
@@ -160,7 +160,9 @@ def test_one_cells_sequence_by_hand(many):
         many, row, replace(config, genes_per_step=len(on)), np.random.default_rng(0)
     )
     assert (x > 0).sum() == len(on) and np.allclose(weight[x == 0], 0.04 * len(zeros) / 25)
-    one = replace(config, zeros=(1e-9, 1e-9), genes_per_step=0)  # a share so small that it is one
+    one = replace(
+        config, zeros=(1e-9, 1e-9), genes_per_step=0
+    )  # a share that is rounded up to one zero
     columns, x, hidden, weight = expressed_genes(many, row, one, np.random.default_rng(0))
     assert weight[x == 0].tolist() == pytest.approx([0.04 * len(zeros)])
     columns, x, hidden, weight = expressed_genes(
@@ -169,7 +171,7 @@ def test_one_cells_sequence_by_hand(many):
     assert (x > 0).all() and len(x) == 40
 
 
-def test_a_batch_of_short_sequences_names_the_vocabularys_genes(many):
+def test_a_batch_of_short_sequences_has_positions_in_the_vocabulary(many):
     batch = make_batch(
         many,
         np.array([49, 3]),
@@ -185,7 +187,7 @@ def test_a_batch_of_short_sequences_names_the_vocabularys_genes(many):
     assert not batch.mask.any()
 
 
-def test_whole_cells_hide_by_their_chances(many):
+def test_whole_cells_are_masked_with_the_given_probabilities(many):
     rows, rng = np.tile(np.arange(50), 4), np.random.default_rng(0)
     batch = make_batch(many, rows, SequenceConfig(mask_nonzero=0.4, mask_zero=0.04), "all", rng)
     np.testing.assert_array_equal(batch.x, many.values[rows].toarray())
@@ -195,7 +197,7 @@ def test_whole_cells_hide_by_their_chances(many):
     assert mask[there].mean() == pytest.approx(0.4, abs=0.01) and mask[
         ~there
     ].mean() == pytest.approx(0.04, abs=0.006)
-    # Shares: each cell hides its own share of zeros, whose weights undo it.
+    # Shares: each cell masks its own share of zeros, and the weights compensate for it.
     batch = make_batch(
         many, rows, SequenceConfig(mask_nonzero=0.4, mask_zero=0.04, zeros=(0.02, 0.9)), "all", rng
     )
@@ -215,7 +217,7 @@ def test_whole_cells_hide_by_their_chances(many):
 
 
 def test_cells_are_drawn_from_a_window_of_the_ranking(many):
-    """Windows of four times the batch; one that would begin before the shortest cell begins at it, and so at the other end."""
+    """Windows of four times the batch; at either end of the ranking the window begins or ends with the last cell."""
     size, window, n = 3, 12, 50
     rank = np.argsort(many.by_length)
     rng, seen = np.random.default_rng(0), np.zeros(n)
@@ -232,7 +234,7 @@ def test_cells_are_drawn_from_a_window_of_the_ranking(many):
 
 
 def genes_and_cells() -> tuple[Vocabulary, ad.AnnData]:
-    """Six cells over forty genes of the vocabulary in reverse and one that is not in it."""
+    """Six cells over forty genes of the vocabulary in reverse order and one unknown gene."""
     vocabulary = Vocabulary.published().subset(range(40))
     counts = np.zeros((6, 41), dtype=np.float32)
     counts[:, :40] = np.random.default_rng(3).integers(0, 3, (6, 40))
@@ -248,10 +250,10 @@ def genes_and_cells() -> tuple[Vocabulary, ad.AnnData]:
     return vocabulary, data
 
 
-def test_files_are_read_with_the_papers_filters(tmp_path):
+def test_files_are_read_with_the_filters_of_the_paper(tmp_path):
     vocabulary, data = genes_and_cells()
     (source,) = read_sources([data], vocabulary)
-    # 200 counts of the model's genes, the smallest allowed; 199 are too few whatever else was counted.
+    # 200 counts of the model's genes, the smallest allowed; 199 are too few, whatever the other counts.
     assert source.totals.tolist() == [200, 201, 500, 600, 700] and source.groups.tolist() == [
         "a",
         "b",
@@ -263,7 +265,7 @@ def test_files_are_read_with_the_papers_filters(tmp_path):
     exact = np.log1p(1e4 * data.X.toarray()[1:, 39::-1] / source.totals[:, None])
     np.testing.assert_allclose(source.values.toarray(), exact, rtol=1e-6)
     assert len(read_sources([data], vocabulary, min_total=1)[0]) == 6
-    # Donors are counted after shallow cells are gone.
+    # Donors are counted after shallow cells are removed.
     assert read_sources([data], vocabulary, min_cells_per_donor=2)[0].groups.tolist() == [
         "b",
         "b",

@@ -1,4 +1,4 @@
-"""The settings of a run: the paper's recipes number by number, what a file and a hand may change."""
+"""The settings of a run: the paper's recipes number by number, and changes by a file and by arguments."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize("verb", PAPER)
-def test_recipes_hold_the_papers_numbers(verb):
+def test_recipes_have_the_numbers_of_the_paper(verb):
     found = asdict(read_settings(verb)[0])
     assert {name: found[name] for name in {**SAME, **PAPER[verb]}} == {**SAME, **PAPER[verb]}
     small = asdict(read_settings(verb, "small")[0])
@@ -84,7 +84,7 @@ def test_recipes_hold_the_papers_numbers(verb):
     assert {name: small[name] for name in expected} == expected
 
 
-def test_hidden_shares_of_the_two_objectives():
+def test_masked_shares_of_the_two_objectives():
     assert asdict(PRETRAIN) == dict(
         mask_nonzero=0.15, mask_zero=0.0, genes_per_step=0, zeros=(100, 2000)
     )
@@ -94,7 +94,7 @@ def test_hidden_shares_of_the_two_objectives():
     assert set(RECIPES) == set(PAPER)
 
 
-def test_settings_become_a_loop_and_a_sequence():
+def test_settings_are_converted_to_a_loop_and_a_sequence():
     given = Settings(
         epochs=3.0,
         batch_size=5,
@@ -113,7 +113,7 @@ def test_settings_become_a_loop_and_a_sequence():
         genes_per_step=13,
         precision="bf16",
     )
-    # Three times through 1,000 cells, ten at once in each of four processes.
+    # Three epochs of 1,000 cells, ten per step in each of four processes.
     assert given.loop(1000, 4, False) == TrainerConfig(
         steps=75,
         batch_size=5,
@@ -147,7 +147,7 @@ def test_settings_become_a_loop_and_a_sequence():
     )
 
 
-def test_a_value_of_the_wrong_kind_is_answered(tmp_path):
+def test_a_value_of_the_wrong_type_is_refused(tmp_path):
     pytest.importorskip("yaml")
     assert (
         read_settings("pretrain", given={"batch_size": "8", "lr": "1e-4", "precision": 16})[

@@ -1,4 +1,4 @@
-"""What is kept of a run, and what carries it out: states, the record and its plot_metrics, one process or several."""
+"""Stored states of a run, its record and plot_metrics, and its processes, one or several."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from scmamba.training.metrics_log import MetricsLog, pack_rows, plot_metrics, un
 from scmamba.utils.errors import CheckpointError, ScMambaError
 
 
-def test_states_are_kept_newest_first_and_damage_is_seen(tmp_path, capsys):
+def test_states_are_kept_newest_first_and_damage_is_detected(tmp_path, capsys):
     for done in (5, 40, 300):
         save_state(tmp_path, done, {"done": done}, keep=2)
     assert [p.name for p in state_files(tmp_path)] == ["state-000000300.pt", "state-000000040.pt"]
@@ -41,7 +41,7 @@ def test_states_are_kept_newest_first_and_damage_is_seen(tmp_path, capsys):
         )
         whole[position] ^= 1
         newest.write_bytes(whole)
-    (tmp_path / ".state-000000303.pt.x1").mkdir()  # what a killed process was writing
+    (tmp_path / ".state-000000303.pt.x1").mkdir()  # a file that a killed process was writing
     assert load_state(tmp_path) == {"done": 302} and not list(tmp_path.glob(".*"))
     assert load_state(tmp_path / "empty") is None
     for path in state_files(tmp_path):
@@ -50,7 +50,7 @@ def test_states_are_kept_newest_first_and_damage_is_seen(tmp_path, capsys):
         load_state(tmp_path, verbose=False)
 
 
-def test_rows_are_packed_exactly():
+def test_rows_are_packed_without_loss():
     rows = [
         {"step": 0, "loss": 0.1 + 0.2, "lr": 1e-6},
         {"step": 1, "loss": 2.0, "lr": 1e-3, "validation_loss": 1 / 3},
@@ -75,7 +75,7 @@ def test_a_long_run_writes_its_record_every_half_minute(tmp_path, monkeypatch):
     MetricsLog(None, []).add({"step": 0, "loss": 1.0})
 
 
-def test_the_picture_shows_losses_their_running_mean_and_the_validation(tmp_path, monkeypatch):
+def test_the_figure_has_losses_their_running_mean_and_the_validation(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     drawn = []
@@ -99,7 +99,7 @@ def test_the_picture_shows_losses_their_running_mean_and_the_validation(tmp_path
     assert bottom == 0 and top == pytest.approx(1.1 * np.quantile(losses, 0.995))
 
 
-def test_what_started_the_processes_is_read_from_the_environment(monkeypatch):
+def test_the_launcher_of_the_processes_is_read_from_the_environment(monkeypatch):
     for name in (
         "LOCAL_WORLD_SIZE",
         "WORLD_SIZE",
@@ -111,7 +111,7 @@ def test_what_started_the_processes_is_read_from_the_environment(monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     assert number_of_processes() == 1 and not is_distributed() and is_first_process()
-    monkeypatch.setenv("RANK", "3")  # left over: one process is the first
+    monkeypatch.setenv("RANK", "3")  # left over from another program: a single process is the first
     assert is_first_process()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
@@ -131,7 +131,9 @@ def test_what_started_the_processes_is_read_from_the_environment(monkeypatch):
     if not torch.cuda.is_available():
         assert training_device() == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setenv("SLURM_LOCALID", "3")  # left over where one process runs
+    monkeypatch.setenv(
+        "SLURM_LOCALID", "3"
+    )  # left over from another program: only one process runs
     assert training_device() == torch.device("cuda", 0)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "6")
     assert training_device() == torch.device("cuda", 3)
@@ -142,7 +144,7 @@ def test_what_started_the_processes_is_read_from_the_environment(monkeypatch):
     assert training_device() == torch.device("cuda", 0)
 
 
-def test_the_engine_is_the_simple_one_where_it_serves(monkeypatch):
+def test_the_simple_strategy_is_chosen_if_it_suffices(monkeypatch):
     for name in ("LOCAL_WORLD_SIZE", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     cpu = torch.device("cpu")
@@ -157,5 +159,5 @@ def test_the_engine_is_the_simple_one_where_it_serves(monkeypatch):
         choose_strategy("32", cpu, quick=True)
 
 
-def test_precisions_are_what_fabric_calls_them():
+def test_precisions_have_the_names_of_fabric():
     assert PRECISIONS == {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}

@@ -1,4 +1,4 @@
-"""UMAP is compiled once per machine and gives the same numbers; folders of machine code are this user's alone."""
+"""UMAP is compiled once per machine and gives the same numbers; folders of machine code are private to the user."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ def run(where: str | Path) -> tuple[int, list, bool]:
 
 
 @pytest.mark.slow
-def test_umap_is_compiled_by_the_first_process_alone(tmp_path):
+def test_umap_is_compiled_by_the_first_process_only(tmp_path):
     first, second = run(tmp_path), run(tmp_path)
     assert first[0] > 100 and second[0] < first[0] / 10
     assert first[1] == second[1]
-    assert first[2] and second[2]  # numba's decorators are as before
+    assert first[2] and second[2]  # numba's decorators are restored
     assert run("plain")[1] == first[1]
 
 
-def test_a_folder_that_others_can_change_is_not_used(tmp_path, monkeypatch):
+def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = private_folder("umap-1")
     assert folder == tmp_path / "scmamba" / "umap-1" and is_ours(folder)

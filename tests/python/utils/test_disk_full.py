@@ -1,4 +1,4 @@
-"""What a full disk and a killed run leave behind: a sentence, exit status 1, nothing half, and nothing at all after the next run."""
+"""A full disk and a killed run: one sentence, exit status 1, no partial output, and no temporary files after the next run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from scmamba.utils.result_folder import result_folder
 
 @contextmanager
 def limited(size: int):
-    """No file may grow beyond ``size`` bytes; writing more fails as on a full disk (EFBIG; Python ignores SIGXFSZ)."""
+    """Limit the size of files; writing more fails as on a full disk (EFBIG; Python ignores SIGXFSZ)."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
     return made
 
 
-#: Command, and the bytes a file may have: less than its result takes.
+#: Command, and the allowed size of a file in bytes: less than its result needs.
 COMMANDS = {
     "impute x.h5ad -o o.h5ad --model small --force --method masked --passes 1 --adapt-steps 0": 30_000,
     "embed x.h5ad -o o.h5ad --model small --force": 30_000,
@@ -66,7 +66,7 @@ COMMANDS = {
 def test_a_full_disk_ends_with_a_sentence(folder, command, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "cache").mkdir(exist_ok=True)
-    if "--cache" in command:  # what a run keeps in the cache is there from an earlier one
+    if "--cache" in command:  # the cache has the files of an earlier run
         from scmamba.data import Collection
 
         _ = Collection(
@@ -78,10 +78,10 @@ def test_a_full_disk_ends_with_a_sentence(folder, command, monkeypatch):
     before = sorted(path.name for path in folder.iterdir())
     with limited(COMMANDS[command]):
         done = CliRunner().invoke(app, command.split())
-    said = " ".join(done.output.split())
-    assert isinstance(done.exception, SystemExit), (repr(done.exception), said)
-    assert done.exit_code == 1 and "was not written" in said, said
-    assert "ulimit -f" in said or "disk holding . is full" in said, said
+    output = " ".join(done.output.split())
+    assert isinstance(done.exception, SystemExit), (repr(done.exception), output)
+    assert done.exit_code == 1 and "was not written" in output, output
+    assert "ulimit -f" in output or "disk holding . is full" in output, output
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
@@ -101,8 +101,8 @@ def test_a_process_on_a_full_disk_ends_with_status_1(folder, verb):
         capture_output=True,
         text=True,
     )
-    said = " ".join(done.stderr.split())
-    assert done.returncode == 1 and "Error: o.h5ad" in said and "Traceback" not in said, said
+    output = " ".join(done.stderr.split())
+    assert done.returncode == 1 and "Error: o.h5ad" in output and "Traceback" not in output, output
     assert not [path for path in folder.iterdir() if path.name.startswith((".o", "o."))]
 
 
@@ -143,7 +143,7 @@ def hidden(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_the_next_run_clears_what_a_killed_one_left(tmp_path, kind):
+def test_the_next_run_removes_files_of_a_killed_one(tmp_path, kind):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path / "out"), kind],
         stdout=subprocess.PIPE,
@@ -152,7 +152,7 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path, kind):
     try:
         assert process.stdout is not None and process.stdout.readline() == "writing\n"
         (left,) = hidden(tmp_path)
-        # While it lives, no other process removes its files.
+        # While the process lives, no other process removes its files.
         with atomic_path(tmp_path / "other.txt") as path:
             path.write_text("y")
         assert hidden(tmp_path) == [left] and (tmp_path / left / IN_USE).is_file()
@@ -173,8 +173,8 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path, kind):
     assert hidden(tmp_path) == [".mine"]
 
 
-def test_a_killed_imputation_is_cleared_by_the_next(folder, tmp_path):
-    """The command itself, killed while it writes."""
+def test_files_of_a_killed_imputation_are_removed_by_the_next(folder, tmp_path):
+    """The real command, killed while it writes."""
     (tmp_path / "x.h5ad").write_bytes((folder / "x.h5ad").read_bytes())
     command = [sys.executable, "-B", "-m", "scmamba", "impute", "x.h5ad", "-o", "o.h5ad", "--force"]
     command += ["--model", str(folder / "small"), "--method", "masked", "-q", "--adapt-steps", "0"]
@@ -189,7 +189,7 @@ def test_a_killed_imputation_is_cleared_by_the_next(folder, tmp_path):
 
 
 def test_folders_without_locks_are_never_removed(tmp_path, monkeypatch):
-    """Windows and some network disks cannot lock: there, nothing is marked and nothing removed."""
+    """Windows and some network disks cannot lock: there nothing is marked and nothing removed."""
     import fcntl
 
     def refuse(*_):
@@ -211,7 +211,7 @@ def test_folders_without_locks_are_never_removed(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_behind_the_output_of_a_command():
+def test_a_full_disk_for_the_output_of_a_command():
     """``scmamba ... > file`` on a full disk: status 1, no traceback."""
     with open("/dev/full", "w") as full:
         done = subprocess.run(

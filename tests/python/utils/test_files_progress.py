@@ -1,4 +1,4 @@
-"""Whole files or none, and progress messages."""
+"""Files are written completely or not at all, and progress messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scmamba.utils.errors import ScMambaError
 from scmamba.utils.progress import progress, say, track
 
 
-def test_a_file_appears_whole(tmp_path):
+def test_a_file_appears_when_it_is_complete(tmp_path):
     target = tmp_path / "out.txt"
     target.write_text("old")
     with atomic_path(str(target)) as temporary:
@@ -27,7 +27,7 @@ def test_a_file_appears_whole(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path, error):
+def test_an_unfinished_file_does_not_replace_the_old_one(tmp_path, error):
     target = tmp_path / "out.txt"
     target.write_text("old")
     with pytest.raises(error), atomic_path(target) as temporary:
@@ -36,7 +36,7 @@ def test_a_file_that_was_not_finished_leaves_the_old_one(tmp_path, error):
     assert target.read_text() == "old" and list(tmp_path.iterdir()) == [target]
 
 
-def test_a_folder_replaces_a_full_one(tmp_path):
+def test_a_folder_replaces_a_non_empty_one(tmp_path):
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("x")
@@ -46,7 +46,7 @@ def test_a_folder_replaces_a_full_one(tmp_path):
     assert [f.name for f in target.iterdir()] == ["new"] and list(tmp_path.iterdir()) == [target]
 
 
-def test_what_keeps_a_file_from_being_written(tmp_path):
+def test_errors_of_writing_a_file(tmp_path):
     with (
         pytest.raises(ScMambaError, match="does not exist"),
         atomic_path(tmp_path / "none" / "out"),
@@ -65,7 +65,7 @@ def test_what_keeps_a_file_from_being_written(tmp_path):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Seconds under the test's control, without a terminal."""
+    """A simulated clock, in seconds, without a terminal."""
     now = [1000.0]
     monkeypatch.setattr(_progress, "listener", None)
     monkeypatch.setattr(_progress, "speaker", None)
@@ -93,7 +93,7 @@ def test_log_files_get_a_line_every_ten_seconds_and_one_at_the_end(clock, capsys
     assert capsys.readouterr().err == "Reading: 2/3 in 5 s\n"
 
 
-def test_ten_seconds_are_not_over_ten(clock, capsys):
+def test_a_line_is_due_after_ten_seconds_and_not_before(clock, capsys):
     with progress("Reading", 3) as advance:
         clock[0] += 10
         advance(1)
@@ -103,7 +103,7 @@ def test_ten_seconds_are_not_over_ten(clock, capsys):
         assert capsys.readouterr().err == "Reading: 2/3, about 6 s left\n"
 
 
-def test_silence(clock, capsys):
+def test_silent_mode(clock, capsys):
     for total, verbose in ((5, False), (0, True)):
         with progress("Reading", total, verbose) as advance:
             advance(3)
@@ -111,7 +111,7 @@ def test_silence(clock, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_host_hears_instead(monkeypatch, capsys):
+def test_a_host_receives_the_progress(monkeypatch, capsys):
     heard, said = [], []
     monkeypatch.setattr(_progress, "listener", lambda *step: heard.append(step))
     monkeypatch.setattr(_progress, "speaker", said.append)

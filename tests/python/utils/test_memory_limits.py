@@ -11,7 +11,7 @@ from scmamba.utils import control_groups, memory
 
 @pytest.fixture()
 def system(tmp_path, monkeypatch) -> Path:
-    """Files of a machine with 64 GB free."""
+    """The files of a machine with 64 GB free."""
     (tmp_path / "meminfo").write_text("MemTotal: 128000000 kB\nMemAvailable:   64000000 kB\n")
     (tmp_path / "cgroup").write_text("0::/slurm/job7\n")
     monkeypatch.setattr(memory, "_MEMINFO", tmp_path / "meminfo")
@@ -33,7 +33,7 @@ def test_without_a_limit_the_machine_decides(system):
     assert memory.available_memory() == 64e9 * 1.024
 
 
-def test_the_nearest_limit_counts_whichever_group_sets_it(system):
+def test_the_smallest_limit_of_all_parent_groups_counts(system):
     limit(system / "fs/slurm/job7", "8000000000", 3 * 10**9, cache=10**9)
     assert memory.available_memory() == 6e9
     limit(system / "fs/slurm", "5000000000", 4 * 10**9)
@@ -43,7 +43,7 @@ def test_the_nearest_limit_counts_whichever_group_sets_it(system):
 
 
 def test_a_container_sees_its_own_group_as_the_root(system):
-    (system / "cgroup").write_text("0::/kubepods/pod1\n")  # a path of the host
+    (system / "cgroup").write_text("0::/kubepods/pod1\n")  # a path on the host
     limit(system / "fs", "2000000000", 10**9)
     assert memory.available_memory() == 1e9
 
@@ -55,5 +55,5 @@ def test_version_1_of_control_groups(system):
     (folder / "memory.limit_in_bytes").write_text("4000000000")
     (folder / "memory.usage_in_bytes").write_text("1000000000")
     assert memory.available_memory() == 3e9
-    (folder / "memory.limit_in_bytes").write_text(str(2**63 - 4096))  # none
+    (folder / "memory.limit_in_bytes").write_text(str(2**63 - 4096))  # no limit
     assert memory.available_memory() == 64e9 * 1.024

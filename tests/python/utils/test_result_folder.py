@@ -1,4 +1,4 @@
-"""Folders of results: other people's files stay, earlier results are replaced on request."""
+"""Folders of results: files of other programs stay, earlier results are replaced on request."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_new_folder_and_an_empty_one(tmp_path):
         }
 
 
-def test_nothing_is_overwritten_unasked(tmp_path):
+def test_nothing_is_overwritten_by_default(tmp_path):
     (tmp_path / "thesis.docx").write_text("three years")
     with pytest.raises(DataError, match="not empty.*--overwrite"):
         _write(tmp_path, ["x.csv"])
@@ -72,7 +72,7 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
     assert _found(target) == ["y.csv", "z.csv"]
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_a_failure_keeps_the_earlier_results(tmp_path):
     target = tmp_path / "out"
     _write(target, ["x.csv"])
     (target / "x.csv").write_text("before")
@@ -82,7 +82,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert (target / "x.csv").read_text() == "before"
 
 
-def test_overwriting_has_to_be_stated(tmp_path):
+def test_overwriting_is_named_in_the_error(tmp_path):
     _write(tmp_path / "a", ["one.csv"])
     with pytest.raises(DataError, match="overwrite"), result_folder(tmp_path / "a"):
         pass

@@ -18,7 +18,7 @@ def restored():
 
 
 def shown(capsys) -> str:
-    """What a message, a progress bar and a detail of the operators print."""
+    """The output of a message, a progress bar and a detail for operators."""
     say("a message", True)
     say("a silenced message", False)
     with progress("Working", 2, True) as advance:

@@ -1,4 +1,4 @@
-"""What is imported before it is needed: help and verbs start without the packages they do not use."""
+"""Lazy imports: help and verbs start without the packages that they do not use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
         ("import scmamba; scmamba.find_markers, scmamba.deg.find_all_markers", {"torch"}),
     ],
 )
-def test_heavy_packages_are_imported_when_they_are_used(code, absent):
+def test_heavy_packages_are_imported_on_first_use(code, absent):
     done = subprocess.run(
         [sys.executable, "-c", f"{code}; import sys; print(*sys.modules)"],
         capture_output=True,

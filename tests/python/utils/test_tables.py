@@ -1,4 +1,4 @@
-"""Tables that a spreadsheet opens: text that begins like a formula is text."""
+"""Tables for spreadsheets: text that begins like a formula stays text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cores and thread pools: what the system allows, small fits on one BLAS thread, pools left as they were found."""
+"""Cores and thread pools: limits of the system, one BLAS thread for small fits, pools restored afterwards."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def pool_sizes(kind: str) -> set[int]:
 
 
 class Recorder(dict):
-    """A mapping that notes how many BLAS threads there are whenever a verb reads it."""
+    """A mapping that records the number of BLAS threads whenever a verb reads it."""
 
     def items(self):
         self.seen = pool_sizes("blas")
@@ -30,7 +30,7 @@ class Recorder(dict):
 
 @pytest.fixture()
 def system(tmp_path, monkeypatch) -> Path:
-    """Control groups of a job on a machine with 64 cores, all of which it may be scheduled on."""
+    """Control groups of a job on a machine with 64 cores, which it may all use."""
     (tmp_path / "cgroup").write_text("0::/slurm/job7\n")
     monkeypatch.setattr(control_groups, "_OWN_GROUPS", tmp_path / "cgroup")
     monkeypatch.setattr(control_groups, "_GROUPS", tmp_path / "fs")
@@ -40,7 +40,7 @@ def system(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_block_has_one_thread_and_the_number_comes_back():
+def test_the_block_has_one_thread_and_the_number_is_restored():
     with threadpool_limits(2, user_api="blas"):
         assert pool_sizes("blas") == {2}
         with single_blas_thread():
@@ -65,7 +65,7 @@ def test_annotation_and_doublets_run_with_one_blas_thread(cohort):
     assert panel.seen == rates.seen == {1}
 
 
-def test_cores_are_those_the_process_is_bound_to(system, monkeypatch):
+def test_cores_are_those_of_the_cpu_affinity(system, monkeypatch):
     assert available_cores() == 64
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5})
     assert available_cores() == 2
@@ -75,7 +75,7 @@ def test_cores_are_those_the_process_is_bound_to(system, monkeypatch):
     ("text", "cores"),
     [("max 100000", 64), ("400000 100000", 4), ("150000 100000", 2), ("20000 100000", 1)],
 )
-def test_cores_within_the_quota_of_the_group_or_one_above(system, text, cores):
+def test_cores_within_the_quota_of_the_group_and_at_least_one(system, text, cores):
     (system / "fs/slurm/job7/cpu.max").write_text(text)
     assert available_cores() == cores
     (system / "fs/slurm/cpu.max").write_text("300000 100000")
@@ -87,13 +87,13 @@ def test_cores_of_version_1_of_control_groups(system):
     folder = system / "fs" / "cpu" / "docker" / "abc"
     folder.mkdir(parents=True)
     (folder / "cpu.cfs_period_us").write_text("50000")
-    (folder / "cpu.cfs_quota_us").write_text("-1")  # none
+    (folder / "cpu.cfs_quota_us").write_text("-1")  # no quota
     assert available_cores() == 64
     (folder / "cpu.cfs_quota_us").write_text("100000")
     assert available_cores() == 2
 
 
-def test_pools_stay_within_the_quota_and_come_back(system):
+def test_pools_stay_within_the_quota_and_are_restored(system):
     (system / "fs/slurm/job7/cpu.max").write_text("200000 100000")
     before = torch.get_num_threads()
     try:
@@ -107,13 +107,13 @@ def test_pools_stay_within_the_quota_and_come_back(system):
                     assert pool_sizes("blas") == {1}
             assert pool_sizes("blas") == {3}
             assert torch.get_num_threads() == 3
-        with threadpool_limits(1), within_cores():  # fewer are not made more
+        with threadpool_limits(1), within_cores():  # smaller pools are not enlarged
             assert pool_sizes("blas") == {1}
     finally:
         torch.set_num_threads(before)
 
 
-def test_nothing_is_looked_up_where_all_cores_may_be_used(system, monkeypatch):
+def test_no_file_is_read_if_all_cores_may_be_used(system, monkeypatch):
     looked_up: list[int] = []
     monkeypatch.setattr(threads, "_pools", looked_up.append)
     with within_cores():
