@@ -244,7 +244,7 @@ def test_the_fit_runs_once_and_is_cached_completely(reference, tmp_path, monkeyp
     assert network is None and [p.name for p in tmp_path.iterdir()] == [
         ReferenceCells(*given, 0, 2).fingerprint()
     ]
-    monkeypatch.setattr(module, "fit_ensemble", lambda *a, **k: pytest.fail("learnt again"))
+    monkeypatch.setattr(module, "fit_ensemble", lambda *a, **k: pytest.fail("fitted again"))
     again, _ = ReferenceCells(*given, 0, 2).fit(tmp_path, False)
     assert isinstance(again, CellTypeEnsemble)
     np.testing.assert_array_equal(again.probabilities(x), first.probabilities(x))

@@ -39,7 +39,7 @@ class Geo:
     """A folder behind a web server that counts requests and breaks off at given bytes."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.asked, self.cut = folder, [], []  # type: Path, list[str], list[str]
+        self.folder, self.requested, self.cut = folder, [], []  # type: Path, list[str], list[str]
         geo = self
 
         class Handler(http.server.SimpleHTTPRequestHandler):
@@ -47,10 +47,10 @@ class Geo:
                 pass
 
             def do_GET(self):
-                geo.asked.append(self.path.rsplit("/", 1)[-1])
+                geo.requested.append(self.path.rsplit("/", 1)[-1])
                 file = Path(self.translate_path(self.path))
-                if geo.asked[-1] in geo.cut and file.is_file():
-                    geo.cut.remove(geo.asked[-1])
+                if geo.requested[-1] in geo.cut and file.is_file():
+                    geo.cut.remove(geo.requested[-1])
                     content = file.read_bytes()
                     self.send_response(200)
                     self.send_header("Content-Length", str(len(content)))
@@ -315,11 +315,11 @@ def test_cells_read_equal_the_cells_on_the_server(geo, tmp_path, small, study):
     for name, row in cells.obs.iterrows():
         assert (row["donor"], row["disease"]) == TRUTH[study][sample[name]]
         assert row["sample"] == (row["donor"] if study == "Smajic" else sample[name])
-    asked = list(geo.asked)
-    assert sorted(asked) == sorted(addresses(STUDIES[study], ""))
+    requested = list(geo.requested)
+    assert sorted(requested) == sorted(addresses(STUDIES[study], ""))
     before = (work / study / "cells.h5ad").stat().st_mtime_ns
     assert run(geo, work, "download", study) == 0 and run(geo, work, "read", study) == 0
-    assert geo.asked == asked and (work / study / "cells.h5ad").stat().st_mtime_ns == before
+    assert geo.requested == requested and (work / study / "cells.h5ad").stat().st_mtime_ns == before
 
 
 def test_an_interrupted_download_is_fetched_again(geo, tmp_path, small, capsys):
@@ -327,12 +327,12 @@ def test_an_interrupted_download_is_fetched_again(geo, tmp_path, small, capsys):
     publish(geo, "Lau", put)
     work, name = tmp_path / "work", "GSE157827_RAW.tar"
     geo.cut = [name]
-    assert run(geo, work, "download", "Lau") == 0 and geo.asked == [name] * 2
+    assert run(geo, work, "download", "Lau") == 0 and geo.requested == [name] * 2
     whole = (geo.folder / "GSE157nnn/GSE157827/suppl" / name).read_bytes()
     mine = work / "Lau" / "raw" / name
     assert mine.read_bytes() == whole
     mine.write_bytes(whole[:5000])  # as after a full disk
-    assert run(geo, work, "download", "Lau") == 0 and len(geo.asked) == 3
+    assert run(geo, work, "download", "Lau") == 0 and len(geo.requested) == 3
     assert mine.read_bytes() == whole
     # A file that was put there by hand is used if it is complete, else fetched; partial files of pooch are ignored.
     with tarfile.open(mine) as archive:
@@ -345,7 +345,7 @@ def test_an_interrupted_download_is_fetched_again(geo, tmp_path, small, capsys):
     ):
         (mine.parent / "downloads.json").unlink()
         mine.write_bytes(content)
-        assert run(geo, work, "download", "Lau") == 0 and len(geo.asked) == number
+        assert run(geo, work, "download", "Lau") == 0 and len(geo.requested) == number
         assert mine.read_bytes() == whole
     geo.cut = [name] * 3
     mine.unlink()
@@ -381,11 +381,11 @@ def test_errors_without_file_or_network_give_the_next_step(geo, tmp_path, capsys
     assert (
         "404" in text
         and "GSE202nnn/GSE202210/suppl/ for what there is" in text
-        and geo.asked == ["GSE202210_RAW.tar"]
+        and geo.requested == ["GSE202210_RAW.tar"]
     )
     monkeypatch.setenv("SCMAMBA_OFFLINE", "1")
     assert run(geo, tmp_path / "work", "download", "Zhu") == 1
-    assert "SCMAMBA_OFFLINE" in capsys.readouterr().err and len(geo.asked) == 1
+    assert "SCMAMBA_OFFLINE" in capsys.readouterr().err and len(geo.requested) == 1
     assert run(geo, tmp_path / "work", "read", "Zhu") == 1
     assert "Run the step 'download' first" in capsys.readouterr().err
 
@@ -845,9 +845,9 @@ def test_all_steps_on_one_small_study(geo, tmp_path):
     # Completed steps are not repeated; other settings are refused.
     products = ("result.json", "model.safetensors", "labelled.h5ad", "cells.h5ad")
     stamps = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.name in products}
-    asked = len(geo.asked)
+    requested = len(geo.requested)
     assert len(stamps) == 8 and run(geo, work, "all", "Zhu", *small) == 0
-    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps and len(geo.asked) == asked
+    assert {p: p.stat().st_mtime_ns for p in stamps} == stamps and len(geo.requested) == requested
     assert run(geo, work, "train", "Zhu", *small, "--steps", "5") == 1
     (
         work / "Zhu" / "celltype" / "result.json"

@@ -240,10 +240,10 @@ def test_options_of_fine_tuning_reach_the_training(run, trained, tmp_path, task)
 def test_a_vocabulary_is_built_and_used(run, trained, tmp_path, monkeypatch):
     from scmamba.genes import Vocabulary
 
-    asked = []
+    calls = []
 
     def build(data, **named):
-        asked.append((data, named))
+        calls.append((data, named))
         return Vocabulary.published().subset(range(5)), pd.DataFrame({"gene": ["a", "b"]})
 
     monkeypatch.setattr("scmamba.data.vocabulary_builder.build_vocabulary", build)
@@ -260,7 +260,7 @@ def test_a_vocabulary_is_built_and_used(run, trained, tmp_path, monkeypatch):
         cache=Path("c"),
         verbose=False,
     )
-    assert asked == [([Path("a.h5ad"), Path("b.h5ad")], plain), ([Path("a.h5ad")], other)]
+    assert calls == [([Path("a.h5ad"), Path("b.h5ad")], plain), ([Path("a.h5ad")], other)]
     assert (tmp_path / "t.tsv").read_text() == "gene\na\nb\n"
     assert list(Vocabulary.read(tmp_path / "genes.tsv").symbols) == list(
         Vocabulary.published().symbols[:5]

@@ -34,7 +34,7 @@ class Script:
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, dict[str, str], bytes] | None] = []
-        self.asked: list[tuple[str, str, dict[str, str], bytes]] = []
+        self.requests: list[tuple[str, str, dict[str, str], bytes]] = []
         script = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,14 +42,14 @@ class Script:
 
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                script.asked.append(
+                script.requests.append(
                     (self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body)
                 )
-                told = script.answers.pop(0)
+                response = script.answers.pop(0)
                 self.close_connection = True
-                if told is None:  # the connection breaks
+                if response is None:  # the connection breaks
                     return
-                status, headers, body = told
+                status, headers, body = response
                 self.send_response(status)
                 for name, value in ({"Content-Length": str(len(body))} | headers).items():
                     self.send_header(name, value)
@@ -65,8 +65,8 @@ class Script:
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 
-    def told(self, *answers: object) -> None:
-        self.asked.clear()
+    def answer_with(self, *answers: object) -> None:
+        self.requests.clear()
         self.answers[:] = [
             a if a is None or isinstance(a, tuple) else (200, {}, json.dumps(a).encode())
             for a in answers
@@ -122,7 +122,7 @@ def simulated_worker(app: App, act) -> threading.Thread:
 
 def test_headers_and_body_of_a_request(script, tmp_path):
     (tmp_path / "cells").write_bytes(b"abc")
-    script.told({"id": "j1"}, {"id": "j2"}, {"models": ["a", "b"]}, {"state": "cancelled"})
+    script.answer_with({"id": "j1"}, {"id": "j2"}, {"models": ["a", "b"]}, {"state": "cancelled"})
     far = Client(script.url + "/", TOKEN)
     assert far.submit("impute", tmp_path / "cells", model="m/1", seed=3, layer=None) == "j1"
     assert far.submit("impute", str(tmp_path / "cells")) == "j2" and far.models() == ["a", "b"]
@@ -130,9 +130,9 @@ def test_headers_and_body_of_a_request(script, tmp_path):
     (
         (post, path, headers, body),
         (_, second, more, _),
-        (get, models, asked, _),
+        (get, models, requests, _),
         (delete, gone, *_),
-    ) = script.asked
+    ) = script.requests
     assert (post, body) == ("POST", b"abc")
     assert path == "/v2/models/m/1/impute?options=%7B%22seed%22%3A+3%2C+%22layer%22%3A+null%7D"
     assert second.startswith("/v2/models/brain-mini/impute?")
@@ -141,33 +141,35 @@ def test_headers_and_body_of_a_request(script, tmp_path):
         and headers["content-type"] == "application/octet-stream"
     )
     assert headers["content-length"] == "3" and len(headers["idempotency-key"]) == 32
-    assert more["idempotency-key"] != headers["idempotency-key"] and "idempotency-key" not in asked
+    assert (
+        more["idempotency-key"] != headers["idempotency-key"] and "idempotency-key" not in requests
+    )
     assert (get, models, delete, gone) == ("GET", "/v2/models", "DELETE", "/v2/jobs/j1")
-    script.told({"models": []})
+    script.answer_with({"models": []})
     Client(script.url).models()
-    assert "authorization" not in script.asked[0][2]
+    assert "authorization" not in script.requests[0][2]
 
 
 def test_a_request_is_sent_again_under_the_same_key(script, pauses, tmp_path):
     (tmp_path / "cells").write_bytes(b"abc")
-    script.told((503, {}, b"{}"), None, (502, {}, b""), (504, {}, b""), {"id": "j"})
+    script.answer_with((503, {}, b"{}"), None, (502, {}, b""), (504, {}, b""), {"id": "j"})
     assert Client(script.url).submit("impute", tmp_path / "cells") == "j"
     assert (
-        len({headers["idempotency-key"] for _, _, headers, _ in script.asked}) == 1
-        and len(script.asked) == 5
+        len({headers["idempotency-key"] for _, _, headers, _ in script.requests}) == 1
+        and len(script.requests) == 5
     )
-    assert {body for *_, body in script.asked} == {b"abc"} and pauses == [0.5, 1.0, 2.0, 4.0]
+    assert {body for *_, body in script.requests} == {b"abc"} and pauses == [0.5, 1.0, 2.0, 4.0]
 
 
 def test_how_many_times_a_request_is_repeated(script, pauses):
-    script.told(*[(503, {}, b'{"detail": "busy"}')] * 5)
+    script.answer_with(*[(503, {}, b'{"detail": "busy"}')] * 5)
     with pytest.raises(ScMambaError, match="answered 503: busy"):
         Client(script.url).models()
-    script.told(*[None] * 5)
+    script.answer_with(*[None] * 5)
     with pytest.raises(ScMambaError, match="cannot be reached"):
         Client(script.url).models()
     far = Client(script.url)
-    script.told({"models": []}, *[None] * 15)
+    script.answer_with({"models": []}, *[None] * 15)
     far.models()
     pauses.clear()
     with pytest.raises(ScMambaError, match="cannot be reached"):
@@ -186,7 +188,7 @@ def test_how_many_times_a_request_is_repeated(script, pauses):
     ],
 )
 def test_a_refusal_is_final_and_gives_the_reason(script, pauses, status, body, words):
-    script.told((status, {}, body))
+    script.answer_with((status, {}, body))
     with pytest.raises(ScMambaError, match=words):
         Client(script.url).models()
     assert pauses == []
@@ -195,17 +197,17 @@ def test_a_refusal_is_final_and_gives_the_reason(script, pauses, status, body, w
 def test_an_incomplete_result_is_fetched_again(script, pauses, tmp_path):
     target = tmp_path / "out"
     target.write_bytes(b"what was there before")
-    script.told((200, {"Content-Length": "6"}, b"abc"), (200, {}, b"abcdef"))
+    script.answer_with((200, {"Content-Length": "6"}, b"abc"), (200, {}, b"abcdef"))
     assert (
         Client(script.url).fetch("j", target, format="scmb") == target
         and target.read_bytes() == b"abcdef"
     )
-    assert [path for _, path, *_ in script.asked] == ["/v2/jobs/j/result?format=scmb"] * 2
-    script.told((409, {}, b'{"detail": "The job is running."}'))
+    assert [path for _, path, *_ in script.requests] == ["/v2/jobs/j/result?format=scmb"] * 2
+    script.answer_with((409, {}, b'{"detail": "The job is running."}'))
     with pytest.raises(ScMambaError, match="409: The job is running"):
         Client(script.url).fetch("j", target)
     assert (
-        script.asked[0][1].endswith("format=h5ad")
+        script.requests[0][1].endswith("format=h5ad")
         and target.read_bytes() == b"abcdef"
         and list(tmp_path.iterdir()) == [target]
     )
@@ -224,7 +226,7 @@ def test_waiting_shows_progress_and_ends_with_the_job(script, pauses):
     seen: list[tuple[int, int]] = []
     _progress.listener = lambda text, done, total: seen.append((done, total))
     try:
-        script.told(*states)
+        script.answer_with(*states)
         assert Client(script.url).wait("j", verbose=False) == states[-1]
     finally:
         _progress.listener = None
@@ -234,7 +236,7 @@ def test_waiting_shows_progress_and_ends_with_the_job(script, pauses):
         ("failed", "job failed: too few genes"),
         ("cancelled", "job was cancelled: too few genes"),
     ):
-        script.told({"state": state, "done": 1, "message": "too few genes"})
+        script.answer_with({"state": state, "done": 1, "message": "too few genes"})
         with pytest.raises(ScMambaError, match=words):
             Client(script.url).wait("j", verbose=False)
 
@@ -263,13 +265,13 @@ def test_files_from_16_mib_are_sent_in_parts(ann, app, tmp_path, monkeypatch):
     for whole, parts in ((size, False), (size - 1, True)):
         monkeypatch.setattr(client, "WHOLE", whole)
         monkeypatch.setattr(_resume, "_PART", 100)
-        asked: list[str] = []
+        requests: list[str] = []
         monkeypatch.setattr(
-            _resume, "_ask", lambda *request, a=asked: a.append(request[2]) or real(*request)
+            _resume, "_ask", lambda *request, a=requests: a.append(request[2]) or real(*request)
         )
         job = ann.submit("impute", file)
         assert Path(app.queue.get(job)["upload"]).read_bytes() == file.read_bytes()
-        assert asked == (["POST", *["PATCH"] * -(-size // 100)] if parts else [])
+        assert requests == (["POST", *["PATCH"] * -(-size // 100)] if parts else [])
         ann.cancel(job)
 
 
@@ -280,7 +282,7 @@ def test_parts_continue_at_the_offset_of_the_server(script, tmp_path, monkeypatc
     (tmp_path / "f").write_bytes(b"0123456789")
     at = lambda n: (200, {"Upload-Offset": str(n)}, b"")  # noqa: E731
     begun = (201, {"Location": "/v2/uploads/name"}, b"")
-    script.told(
+    script.answer_with(
         (503, {}, b""),
         begun,
         at(4),
@@ -293,7 +295,7 @@ def test_parts_continue_at_the_offset_of_the_server(script, tmp_path, monkeypatc
         at(10),
     )
     assert _resume.send_in_parts(script.url, TOKEN, tmp_path / "f", 5.0) == "name"
-    assert [(m, h.get("upload-offset"), b) for m, _, h, b in script.asked] == [
+    assert [(m, h.get("upload-offset"), b) for m, _, h, b in script.requests] == [
         ("POST", None, b""),
         ("POST", None, b""),
         ("PATCH", "0", b"0123"),
@@ -305,14 +307,15 @@ def test_parts_continue_at_the_offset_of_the_server(script, tmp_path, monkeypatc
         ("PATCH", "5", b"5678"),
         ("PATCH", "9", b"9"),
     ]
-    assert {p for m, p, *_ in script.asked} == {"/v2/uploads", "/v2/uploads/name"} and script.asked[
-        0
-    ][2]["upload-length"] == "10"
+    assert {p for m, p, *_ in script.requests} == {
+        "/v2/uploads",
+        "/v2/uploads/name",
+    } and script.requests[0][2]["upload-length"] == "10"
     assert all(
         h["authorization"] == "Bearer a token" and h["tus-resumable"] == "1.0.0"
-        for _, _, h, _ in script.asked
+        for _, _, h, _ in script.requests
     )
-    assert {h["content-type"] for m, _, h, _ in script.asked if m == "PATCH"} == {
+    assert {h["content-type"] for m, _, h, _ in script.requests if m == "PATCH"} == {
         "application/offset+octet-stream"
     }
     assert taken == [0.5, 0.5, 1.0, 2.0]
@@ -323,17 +326,17 @@ def test_an_upload_in_parts_fails_after_the_last_attempt(script, tmp_path, monke
     monkeypatch.setattr("scmamba.client.upload.time.sleep", taken.append)
     (tmp_path / "f").write_bytes(b"0123456789")
     for answer, words in (((503, {}, b"busy"), "answered 503: busy"), (None, "cannot be reached")):
-        script.told(*[answer] * 16)
+        script.answer_with(*[answer] * 16)
         taken.clear()
         with pytest.raises(ScMambaError, match=words):
             _resume.send_in_parts(script.url, None, tmp_path / "f", 5.0)
         assert (
             taken == [0.5, 1, 2, 4, *[8] * 11]
             and script.answers == []
-            and "authorization" not in script.asked[0][2]
+            and "authorization" not in script.requests[0][2]
         )
     for status in (401, 413, 507):
-        script.told((status, {}, b"no"))
+        script.answer_with((status, {}, b"no"))
         with pytest.raises(ScMambaError, match=f"answered {status}: no"):
             _resume.send_in_parts(script.url, None, tmp_path / "f", 5.0)
 
@@ -500,10 +503,10 @@ def test_which_parts_of_a_reference_are_sent():
 def test_a_redirect_is_an_error_and_the_token_is_not_sent_on(script, status):
     other = Script()
     try:
-        script.told((status, {"Location": f"{other.url}/v2/models"}, b""))
+        script.answer_with((status, {"Location": f"{other.url}/v2/models"}, b""))
         with pytest.raises(ScMambaError, match="redirects to 127.0.0.1"):
             Client(script.url, TOKEN).models()
-        assert len(script.asked) == 1 and other.asked == []
+        assert len(script.requests) == 1 and other.requests == []
     finally:
         other.http.shutdown()
 

@@ -93,10 +93,10 @@ def test_errors_of_open_bounds_and_lists_are_one_sentence(run):
 
 
 def test_former_options_warn_work_and_are_hidden(run):
-    given, said = run("some x --no-adapt --how b")
+    given, warning = run("some x --no-adapt --how b")
     assert (given["steps"], given["method"]) == (0, "b") and "adapt" not in given
-    assert "--no-adapt" in said or "--adapt was renamed to --steps" in said
-    assert "--how was renamed to --method" in said
+    assert "--no-adapt" in warning or "--adapt was renamed to --steps" in warning
+    assert "--how was renamed to --method" in warning
     assert run("some x --adapt")[0]["steps"] == 300
     helped = run("some --help")[1]
     assert "--adapt" not in helped and "--how" not in helped and "--array" not in helped

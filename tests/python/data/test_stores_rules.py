@@ -369,7 +369,7 @@ def test_a_vocabulary_keeps_genes_detected_in_enough_cells(tmp_path):
         [one], without=("20",), min_fraction=0.0, cache=tmp_path, verbose=False
     )
     assert list(with_y) == sorted([IDS[0], IDS[2], y]), (
-        "chromosome 20 is left out, a gene never seen, too"
+        "chromosome 20 is excluded, and so is a gene that is never detected"
     )
     with pytest.raises(DataError, match="No gene is seen in 90% of the 1,000 cells"):
         build_vocabulary([one, other], min_fraction=0.9, cache=tmp_path, verbose=False)
@@ -398,7 +398,7 @@ def test_genes_of_an_annotation_file(tmp_path, zipped):
 
 
 @pytest.mark.parametrize(
-    "groups, told",
+    "groups, words",
     [
         (["assays", "meta.data"], "h5Seurat"),
         (["assays", "cell.names"], "h5Seurat"),
@@ -406,11 +406,11 @@ def test_genes_of_an_annotation_file(tmp_path, zipped):
         (["meta.data", "cell.names"], "neither"),
     ],
 )
-def test_h5seurat_files_are_recognized_by_two_of_their_groups(groups, told, tmp_path):
+def test_h5seurat_files_are_recognized_by_two_of_their_groups(groups, words, tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         for group in groups:
             file.create_group(group)
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=words):
         open_store(tmp_path / "x.h5")
 
 

@@ -178,7 +178,7 @@ def test_rates_are_the_ground_truth():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "words"),
     [
         ({"n_cells": 3}, "n_donors"),
         ({"n_cells": 100, "n_donors": 1}, "at least 2 donors"),
@@ -190,8 +190,8 @@ def test_rates_are_the_ground_truth():
         ({"n_cells": 100, "dropout": 1.0}, "dropout"),
     ],
 )
-def test_impossible_sizes_are_refused(arguments, said):
-    with pytest.raises(DataError, match=said):
+def test_impossible_sizes_are_refused(arguments, words):
+    with pytest.raises(DataError, match=words):
         brain_cohort(**arguments)
 
 

@@ -266,11 +266,11 @@ def test_metadata_of_cells_and_genes():
     assert adata.varm["true_log2fc"].columns.tolist() == ["Astrocyte", "Microglia"] and adata.var[
         "dispersion"
     ].equals(whole["dispersion"])
-    told = {
+    parameters = {
         k: adata.uns["cohort"][k]
         for k in ("simulated", "seed", "n_donors", "effect", "donor_effect", "dropout")
     }
-    assert told == dict(
+    assert parameters == dict(
         simulated=True, seed=5, n_donors=4, effect=1.5, donor_effect=0.5, dropout=0.1
     )
     assert (

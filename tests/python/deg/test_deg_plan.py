@@ -118,8 +118,8 @@ def test_invalid_plans_are_refused():
 
 
 def test_the_control_is_recognized():
-    def pair(*values, **asked):
-        return condition_pair(pd.DataFrame({"d": values}), "d", asked.get("a"), asked.get("b"))
+    def pair(*values, **groups):
+        return condition_pair(pd.DataFrame({"d": values}), "d", groups.get("a"), groups.get("b"))
 
     for name in (
         "Control",

@@ -209,15 +209,15 @@ def test_a_model_reads_its_own_gene_order_and_scale(cohort, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "words"),
     [
         ({"min_total": 1e6}, "cells have at least"),
         ({"predictors": ["tarot"]}, "choose among"),
         ({"groups": 1}, "groups"),
     ],
 )
-def test_invalid_data_are_refused(cohort, change, said):
-    with pytest.raises(DataError, match=said):
+def test_invalid_data_are_refused(cohort, change, words):
+    with pytest.raises(DataError, match=words):
         nonzero_imputation(cohort, verbose=False, **change)
 
 

@@ -134,7 +134,7 @@ def test_clusters_are_compared_with_types_and_donors(tmp_path):
         adata.obs["cell_type"].map(adata.obs["cell_type"].value_counts()).astype(int) > 30
     ].copy()  # more than the number of neighbors
     code = adata.obs["cell_type"].astype("category").cat.codes.to_numpy()
-    adata.layers["told"] = np.eye(code.max() + 1)[code][
+    adata.layers["by_type"] = np.eye(code.max() + 1)[code][
         :, np.arange(adata.n_vars) % (code.max() + 1)
     ]  # the types themselves
     adata.write_h5ad(tmp_path / "cells.h5ad")
@@ -146,21 +146,21 @@ def test_clusters_are_compared_with_types_and_donors(tmp_path):
         "--donor",
         "donor",
         "--layer",
-        "told",
+        "by_type",
         "-o",
         tmp_path / "out",
     )
     assert result.exit_code == 0, result.output
     table = pd.read_csv(tmp_path / "out" / "summary.tsv", sep="\t", index_col=0)
     assert (
-        table.loc["told", "NMI"] == pytest.approx(1)
-        and table.loc["told", "ARI"] == pytest.approx(1)
+        table.loc["by_type", "NMI"] == pytest.approx(1)
+        and table.loc["by_type", "ARI"] == pytest.approx(1)
         and table.loc["counts", "NMI"] < 1
     )
     expected = (
         normalized_mutual_info_score(adata.obs["donor"], code),
         adjusted_rand_score(adata.obs["donor"], code),
     )
-    assert (table.loc["told", "NMI_donor"], table.loc["told", "ARI_donor"]) == pytest.approx(
+    assert (table.loc["by_type", "NMI_donor"], table.loc["by_type", "ARI_donor"]) == pytest.approx(
         expected
     )

@@ -115,7 +115,7 @@ def test_expected_frequencies_are_converted_to_the_logs_of_the_data(model, cells
     full = total > 0
     codes = np.tile([0, 1], 60)
     read = read_cells(cells, model.genes, force=True)
-    learnt = fit_rates(
+    fitted = fit_rates(
         model,
         sparse.csr_matrix(counts[full]),
         total[full],
@@ -128,7 +128,7 @@ def test_expected_frequencies_are_converted_to_the_logs_of_the_data(model, cells
     own = np.full(120, -1)
     own[full] = np.arange(119)
     rows = np.r_[0:5, 100]
-    expected = learnt.posterior(
+    expected = fitted.posterior(
         sparse.csr_matrix(counts[rows]), total[rows], own[rows], codes[rows] if batch else None
     ).mean
     layer = data.layers["scmamba"].toarray()
@@ -142,7 +142,7 @@ def test_expected_frequencies_are_converted_to_the_logs_of_the_data(model, cells
     assert params["method"] == "ensemble" and params["min_value"] == 0 and params["seed"] == 3
     assert params.get("batch_key") == batch and summary["scale"] == "log1p(CP10k)"
     assert summary["density"] == pytest.approx(data.layers["scmamba"].nnz / (120 * 42))
-    assert summary["deviance_neighbors"] == learnt.report["deviance_neighbors"]
+    assert summary["deviance_neighbors"] == fitted.report["deviance_neighbors"]
 
 
 def test_small_values_stay_zero_unless_expected_counts_are_returned(model, cells):

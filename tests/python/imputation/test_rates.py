@@ -200,14 +200,14 @@ def test_donor_effects_are_corrected_only_with_batch_key(nuclei):
         scmamba.impute(one, batch_key="library", **options).layers["scmamba"].data,
         plain.layers["scmamba"].data,
     )
-    evened = scmamba.impute(nuclei.copy(), batch_key="donor", **options)
+    corrected = scmamba.impute(nuclei.copy(), batch_key="donor", **options)
     assert (
-        evened.uns["scmamba"]["impute"]["params"]["batch_key"] == "donor"
+        corrected.uns["scmamba"]["impute"]["params"]["batch_key"] == "donor"
         and "batch_key" not in plain.uns["scmamba"]["impute"]["params"]
     )
     at = nuclei.X.nonzero()
     np.testing.assert_array_equal(
-        np.asarray(evened.layers["scmamba"][at]), np.asarray(plain.layers["scmamba"][at])
+        np.asarray(corrected.layers["scmamba"][at]), np.asarray(plain.layers["scmamba"][at])
     )
 
     def between_donors(imputed: ad.AnnData) -> float:
@@ -219,7 +219,7 @@ def test_donor_effects_are_corrected_only_with_batch_key(nuclei):
         return float(means.var(axis=0).sum() / filled.var(axis=0).sum())
 
     # Three donors of fifty cells each, and an untrained network that reads each cell alone: a part of the effect remains.
-    assert between_donors(evened) < 0.9 * between_donors(plain)
+    assert between_donors(corrected) < 0.9 * between_donors(plain)
 
 
 def test_a_file_is_batch_corrected_like_the_object(nuclei, tmp_path):

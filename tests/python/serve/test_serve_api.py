@@ -98,8 +98,8 @@ def test_every_user_path_is_in_the_list_of_protected_paths(app):
         re.sub("brain-mini", "{}", re.sub("0123456789abcdef", "{}", re.sub("impute", "{}", path)))
         for _, path in CLOSED
     }
-    told = app.ask("GET", "/openapi.json").json["paths"]
-    for path, methods in told.items():
+    response = app.ask("GET", "/openapi.json").json["paths"]
+    for path, methods in response.items():
         for method in methods:
             assert (method.upper(), path) in known or re.sub(r"\{\w+\}", "{}", path) in places, (
                 method,
@@ -183,9 +183,9 @@ def test_metrics_for_the_operator(app):
 
 
 def test_models_and_tasks(app):
-    told = app.ask("GET", "/v2/models", token=app.ann).json
-    assert "brain-mini" in told["models"] and told["default"] == "brain-mini"
-    assert set(told["tasks"]) == {
+    response = app.ask("GET", "/v2/models", token=app.ann).json
+    assert "brain-mini" in response["models"] and response["default"] == "brain-mini"
+    assert set(response["tasks"]) == {
         "impute",
         "embed",
         "annotate",
@@ -194,11 +194,17 @@ def test_models_and_tasks(app):
         "robustness",
         "finetune",
     }
-    assert told["tasks"]["embed"] == ["batch_size", "force", "gene_column", "layer", "overwrite"]
+    assert response["tasks"]["embed"] == [
+        "batch_size",
+        "force",
+        "gene_column",
+        "layer",
+        "overwrite",
+    ]
     one = app.ask("GET", "/v2/models/brain-mini", token=app.ann).json
     assert (
         one["name"] == "brain-mini"
-        and one["tasks"] == list(told["tasks"])
+        and one["tasks"] == list(response["tasks"])
         and one["card"].startswith("# brain-mini")
     )
     assert app.ask("GET", "/v2/models/none", token=app.ann).status == 404

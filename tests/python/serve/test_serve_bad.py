@@ -294,7 +294,7 @@ UPLOADS: dict[str, Callable[[bytes, Path], bytes]] = {
     "sparse: a shape of three": compressed(shape=(3, 4, 5)),
     "sparse: a shape of text": compressed(shape="3x4"),
     "sparse: more rows than its pointers": compressed(indptr=3),
-    "sparse: columns told as rows": compressed(kind="csc_matrix"),
+    "sparse: columns declared as rows": compressed(kind="csc_matrix"),
     "sparse: fewer values than indices": compressed(data=3),
     "sparse: indices that are no whole numbers": compressed(index_type="f4"),
     "10x: without a shape": hdf5(lambda f: f.create_group("matrix")),

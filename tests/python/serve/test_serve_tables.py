@@ -98,7 +98,7 @@ def test_forms_and_pictures_of_these_tasks(server, nuclei, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("task", "options", "said"),
+    ("task", "options", "words"),
     [
         ("markers", {"group1": "AD"}, "groupby"),
         ("markers", {"groupby": "disease", "group1": [1]}, "names"),
@@ -109,8 +109,8 @@ def test_forms_and_pictures_of_these_tasks(server, nuclei, tmp_path):
         ("finetune", {"steps": 0}, "steps"),
     ],
 )
-def test_invalid_options_are_refused(server, nuclei, task, options, said):
-    with pytest.raises(ScMambaError, match=f"422.*{said}"):
+def test_invalid_options_are_refused(server, nuclei, task, options, words):
+    with pytest.raises(ScMambaError, match=f"422.*{words}"):
         Client(server.url).submit(task, nuclei[:5].copy(), **options)
 
 

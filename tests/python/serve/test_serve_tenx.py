@@ -150,9 +150,9 @@ DAMAGED = {
 
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_damaged_folders_are_refused(nuclei, tmp_path, kind):
-    change, said = DAMAGED[kind]
+    change, words = DAMAGED[kind]
     path = zipped(tmp_path / "a.zip", change(parts(nuclei)))
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=words):
         look(path, 10**12, 10**6)
 
 

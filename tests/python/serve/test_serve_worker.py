@@ -307,7 +307,7 @@ def test_every_file_type_is_opened(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("told", "workers", "expected"),
+    ("variables", "workers", "expected"),
     [
         ({}, 1, [{}]),
         (
@@ -321,12 +321,12 @@ def test_every_file_type_is_opened(tmp_path):
         ({"gpus": "2"}, 3, [{"CUDA_VISIBLE_DEVICES": g, "OMP_NUM_THREADS": "2"} for g in "010"]),
     ],
 )
-def test_each_worker_has_its_share(monkeypatch, tmp_path, told, workers, expected):
+def test_each_worker_has_its_share(monkeypatch, tmp_path, variables, workers, expected):
     for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    for k in range(int(told.pop("gpus", 0))):
+    for k in range(int(variables.pop("gpus", 0))):
         (tmp_path / f"0000:0{k}").mkdir()
-    for name, value in told.items():
+    for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(supervisor, "_GPUS", tmp_path)
     monkeypatch.setattr(supervisor, "available_cores", lambda: 8)

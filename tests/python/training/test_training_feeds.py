@@ -229,7 +229,7 @@ def test_every_cell_of_a_collection_is_read_once_per_epoch(collection, similar):
         epochs.append((cells, np.mean([np.ptp(v) for v in lengths])))
     assert epochs[0][0] != epochs[1][0]
     every = np.diff(collection.read(collection.cells).values.indptr)
-    assert (epochs[0][1] < 0.5 * np.ptp(every)) == similar, "cells of similar length, if asked"
+    assert (epochs[0][1] < 0.5 * np.ptp(every)) == similar, "cells of similar length on request"
     plain = CollectionSource(collection, seed=3, similar=similar).draw(
         0, 8, np.random.default_rng(0), BatchShard()
     )

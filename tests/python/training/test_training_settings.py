@@ -180,9 +180,9 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path):
         and read_settings("pretrain", "small", given={"lr": 1e-4})[0].steps == 2000
     )
     file = tmp_path / "a.yaml"
-    for text, said in (("- a\n", "holds a list"), ("a: [", "is not YAML")):
+    for text, words in (("- a\n", "holds a list"), ("a: [", "is not YAML")):
         file.write_text(text)
-        with pytest.raises(ScMambaError, match=said):
+        with pytest.raises(ScMambaError, match=words):
             read_settings("pretrain", file=file)
     file.write_text("")
     assert read_settings("pretrain", file=file)[0] == Settings()

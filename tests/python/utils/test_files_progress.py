@@ -112,14 +112,14 @@ def test_silent_mode(clock, capsys):
 
 
 def test_a_host_receives_the_progress(monkeypatch, capsys):
-    heard, said = [], []
+    heard, messages = [], []
     monkeypatch.setattr(_progress, "listener", lambda *step: heard.append(step))
-    monkeypatch.setattr(_progress, "speaker", said.append)
+    monkeypatch.setattr(_progress, "speaker", messages.append)
     assert list(track(iter("abc"), "Reading", 3, verbose=False)) == ["a", "b", "c"]
     assert heard == [("Reading", k, 3) for k in (1, 2, 3)]
     say("a sentence", True)
     say("hidden", False)
-    assert said == ["a sentence"] and capsys.readouterr() == ("", "")
+    assert messages == ["a sentence"] and capsys.readouterr() == ("", "")
     monkeypatch.setattr(_progress, "speaker", None)
     say("a sentence", True)
     assert capsys.readouterr() == ("", "scMamba: a sentence\n")
