@@ -24,7 +24,7 @@ from scmamba.model import load_model
 RESULTS = Path(__file__).resolve().parent / "results"
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 HELD_OUT = ["4341", "5403", "5864", "5958"]
-#: File -> what the model has seen of it.
+#: File -> how the model's training used it.
 SETS = {
     "velmeshev2019_pfc_3types": "other donors",
     "camp2015_human_fetal_neocortex": "yes",
@@ -38,7 +38,7 @@ SETS = {
 
 
 def cells_of(data: Path, name: str, number: int) -> ad.AnnData:
-    """Some cells; of the Velmeshev set, of the donors held out."""
+    """Some cells; of the Velmeshev set, those of the held-out donors."""
     cells = ad.read_h5ad(data / f"{name}.h5ad")
     if name.startswith("velmeshev"):
         cells = cells[cells.obs["donor"].astype(str).isin(HELD_OUT).to_numpy()].copy()

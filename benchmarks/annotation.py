@@ -1,4 +1,4 @@
-"""Cell types of held-out donors (or cells): scMamba and its parts beside logistic regression, CellTypist and Seurat's label transfer.
+"""Cell types of held-out donors (or cells): scMamba and its parts next to logistic regression, CellTypist and Seurat's label transfer.
 
     python -m benchmarks.annotation --data FOLDER [--set kang ...] [--method ...] [--seeds 0 1 2] [--celltypist PYTHON]
         [--scvi PYTHON]
@@ -41,7 +41,19 @@ from scmamba.evaluation.annotation_report import markdown
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "results" / "annotation.tsv"
 CURVES = HERE / "results" / "annotation_coverage.tsv"
-SHARES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 1.0)  # of the cells, the surest
+SHARES = (
+    0.5,
+    0.6,
+    0.7,
+    0.75,
+    0.8,
+    0.85,
+    0.9,
+    0.925,
+    0.95,
+    0.975,
+    1.0,
+)  # of the cells, those with the most certain calls
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 HELD_OUT = {"kang": ["1244", "1256"], "velmeshev": ["4341", "5403", "5864", "5958"]}
 TITLES = {
@@ -66,12 +78,12 @@ def load(name: str, data: Path, seed: int) -> tuple[ad.AnnData, ad.AnnData, str,
             mouse_to_human(ad.read_h5ad(data / "marques2016_mouse_oligo_lineage_8691genes.h5ad")),
             "cell_type_original",
         )
-    out = left_out(name, adata, label, seed)
+    out = held_out(name, adata, label, seed)
     return adata[~out].copy(), adata[out].copy(), label, "donor"
 
 
-def left_out(name: str, adata: ad.AnnData, label: str, seed: int) -> np.ndarray:
-    """(n,) True for the query; by donor where donors are known."""
+def held_out(name: str, adata: ad.AnnData, label: str, seed: int) -> np.ndarray:
+    """(n,) True for the query; whole donors if donors are known."""
     if name in HELD_OUT:
         return adata.obs["donor"].astype(str).isin(HELD_OUT[name]).to_numpy()
     rng, out = np.random.default_rng(seed), np.zeros(adata.n_obs, dtype=bool)
@@ -88,7 +100,7 @@ def log_values(adata: ad.AnnData) -> sparse.csr_matrix:
     return x.log1p()
 
 
-# Every method: reference, query, label, donor, seed, options -> calls (n,), how sure they are (n,), and calls with Unassigned or None.
+# Every method: reference, query, label, donor, seed, options -> calls (n,), their scores (n,), and calls with Unassigned or None.
 
 
 def by_logistic_regression(reference, query, label, donor, seed, options):
@@ -123,7 +135,7 @@ def by_celltypist(reference, query, label, donor, seed, options):
             label,
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return told(folder)
+        return read_calls(folder)
 
 
 def by_seurat(reference, query, label, donor, seed, options):
@@ -138,7 +150,7 @@ def by_seurat(reference, query, label, donor, seed, options):
             check=True,
             stdout=subprocess.DEVNULL,
         )
-        return told(folder)
+        return read_calls(folder)
 
 
 def by_scanvi(reference, query, label, donor, seed, options):
@@ -165,11 +177,11 @@ def by_scanvi(reference, query, label, donor, seed, options):
             str(options.epochs),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        return told(folder)
+        return read_calls(folder)
 
 
-def told(folder):
-    """What another program wrote: its calls and how sure it is of each."""
+def read_calls(folder):
+    """The output of another program: its calls and their scores."""
     table = pd.read_csv(f"{folder}/calls.tsv", sep="\t", dtype={"call": str}, keep_default_na=False)
     return table["call"].to_numpy(), table["sure"].to_numpy(float), None
 
@@ -192,7 +204,7 @@ def by_scmamba(reference, query, label, donor, seed, options, steps=None):
 
 
 def cache_of(reference, seed, options):
-    """A folder for each set and seed, so that the network in it is the one of this run."""
+    """One folder for each set and seed, so that the cached network belongs to this run."""
     return Path(options.cache) / f"{reference.n_obs}-{seed}" if options.cache else None
 
 
@@ -282,7 +294,7 @@ def run_one(name: str, method: str, seed: int, options: argparse.Namespace) -> d
 
 
 def novel_types(options: argparse.Namespace) -> pd.DataFrame:
-    """Each type in turn out of the reference: how many of its cells of the held-out donors are rejected, and how many of the others."""
+    """Each type in turn is removed from the reference: the share of its cells in the held-out donors that is rejected, and that of the others."""
     import scmamba
 
     reference, query, label, donor = load("kang", options.data, 0)
@@ -318,7 +330,7 @@ def novel_types(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def with_all(table: pd.DataFrame) -> pd.DataFrame:
-    """With a last row: the shares of all types' cells together."""
+    """With a last row: the shares over the cells of all types."""
     every = {
         name: np.average(table[name], weights=table["cells"]) for name in ("rejected", "strange")
     }
@@ -335,7 +347,7 @@ PANEL_SETS = {
     "pairedtag2021_mouse_brain_nuclei_2000genes": "paired-tag 2021, mouse nuclei, 823 genes through orthologs, 8 types present",
     "allen_acc_visp_nuclei_2023genes": "allen, human nuclei, 2,023 genes",
 }
-#: How their types are called in the panel; ependymal cells have none.
+#: Names of their types in the panel; ependymal cells have none.
 PANEL_NAMES = {
     "astrocytes": "Astrocyte",
     "inhibitory": "Inhibitory neuron",
@@ -345,7 +357,7 @@ PANEL_NAMES = {
 
 
 def by_markers(options: argparse.Namespace) -> pd.DataFrame:
-    """No labels: the default panel on cells whose truth is known; a set with too few marker genes must be refused."""
+    """No labels: the default panel on cells with known types; a set with too few marker genes must be refused."""
     import scmamba
     from scmamba.genes import mouse_to_human
     from scmamba.utils.errors import DataError
@@ -378,14 +390,14 @@ def by_markers(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def put(row: dict) -> None:
-    """Its scores into one table and its curve into the other."""
+    """Write the scores into one table and the curve into the other."""
     curve = pd.DataFrame(row.pop("curve"), columns=["kept", "right"])
     replace(TABLE, pd.DataFrame([row]))
     replace(CURVES, pd.DataFrame([{k: row[k] for k in KEYS}] * len(curve)).join(curve))
 
 
 def replace(path: Path, rows: pd.DataFrame) -> None:
-    """Write rows of one run into a table, in place of those of an earlier run."""
+    """Write the rows of one run into a table, in place of those of an earlier run."""
     if path.exists():
         table = pd.read_csv(path, sep="\t")
         same = (table[KEYS].astype(str) == rows[KEYS].iloc[0].astype(str)).all(axis=1)
@@ -443,7 +455,7 @@ def report() -> None:
         ("annotation_novel.tsv", "A type absent from the reference (kang, `finetune_steps=0`)"),
         ("annotation_markers.tsv", "No labels: the default marker panel"),
     ):
-        if (TABLE.parent / file).exists():  # numbers stay as they are written, gaps stay gaps
+        if (TABLE.parent / file).exists():  # numbers keep their notation, missing values stay empty
             rows = pd.read_csv(
                 TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str, index_col=0
             )

@@ -27,7 +27,9 @@ quiet = {"accelerator": "cpu", "enable_progress_bar": False}
 model.train(max_epochs=epochs, **quiet)
 classifier = scvi.model.SCANVI.from_scvi_model(model, unlabeled_category="Unknown")
 classifier.train(max_epochs=max(5, epochs // 5), n_samples_per_label=100, **quiet)
-told = classifier.predict(soft=True).iloc[reference.n_obs :]
-best = told.to_numpy().argmax(axis=1)
-answers = pd.DataFrame({"call": told.columns[best], "sure": told.max(axis=1).to_numpy()})
+probabilities = classifier.predict(soft=True).iloc[reference.n_obs :]
+best = probabilities.to_numpy().argmax(axis=1)
+answers = pd.DataFrame(
+    {"call": probabilities.columns[best], "sure": probabilities.max(axis=1).to_numpy()}
+)
 answers.to_csv(f"{folder}/calls.tsv", sep="\t", index=False)

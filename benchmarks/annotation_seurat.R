@@ -19,5 +19,5 @@ reference <- RunPCA(ScaleData(reference, verbose = FALSE), npcs = 30, verbose = 
 anchors <- FindTransferAnchors(reference, query, dims = 1:30, verbose = FALSE)
 labels <- readLines(file.path(folder, "labels.txt"))
 found <- TransferData(anchors, refdata = labels, dims = 1:30, verbose = FALSE)
-told <- data.frame(call = as.character(found$predicted.id), sure = found$prediction.score.max)
-write.table(told, file.path(folder, "calls.tsv"), sep = "\t", quote = FALSE, row.names = FALSE)
+calls <- data.frame(call = as.character(found$predicted.id), sure = found$prediction.score.max)
+write.table(calls, file.path(folder, "calls.tsv"), sep = "\t", quote = FALSE, row.names = FALSE)

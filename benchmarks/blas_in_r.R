@@ -1,6 +1,6 @@
-# What R's own BLAS does to torch inside R's process, and what scMamba does about it.
+# The effect of R's own BLAS on torch inside R's process, and scMamba's remedy.
 #   Rscript benchmarks/blas_in_r.R
-# Two processes, one after the other: torch imported as it comes, and by scMamba.
+# Two processes, one after the other: torch imported directly, and imported by scMamba.
 time_product <- "
 import time, torch
 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Cell types of real nuclei without labels, against known ones: the shipped reference, marker panel, correlation, seeded regression.
+"""Cell types of real nuclei without labels, against known types: the shipped reference, marker panel, correlation, seeded regression.
 
     python -m benchmarks.brain_types --data FOLDER
 
@@ -47,7 +47,7 @@ def builder() -> Any:
 
 
 def sets(data: Path) -> dict[str, tuple[ad.AnnData, list[str]]]:
-    """Cells with known types, and the donors their reference goes without."""
+    """Cells with known types, and the donors that are excluded from their reference."""
     velmeshev = ad.read_h5ad(data / "velmeshev2019_pfc_3types.h5ad")
     out = velmeshev.obs["donor"].astype(str).isin(HELD_OUT).to_numpy()
     agarwal = ad.read_h5ad(data / "agarwal2020_substantia_nigra_cortex_2donors.h5ad")
@@ -66,7 +66,7 @@ def sets(data: Path) -> dict[str, tuple[ad.AnnData, list[str]]]:
 
 
 def by_reference(cells: ad.AnnData, reference: Any) -> np.ndarray:
-    """The method itself."""
+    """scMamba with the shipped reference."""
     import scmamba
 
     found = scmamba.annotate(cells, reference="human-brain", return_result=True, verbose=False)

@@ -1,4 +1,4 @@
-"""What filling zeros does to types and donors: raw counts, scMamba, MAGIC, scVI and the neighbors' rates through one pipeline.
+"""The effect of imputed zeros on types and donors: raw counts, scMamba, MAGIC, scVI and the neighbors' rates in one pipeline.
 
     python -m benchmarks.clusters --data FOLDER [--set kang velmeshev ...] [--only METHOD ...] [--seeds 3] [--report]
 
@@ -26,9 +26,9 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "clusters"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors held out from brain-mini
-CELLS = 1500  # of each set, so that all methods and seeds take minutes each
+CELLS = 1500  # per set, so that all methods and seeds take minutes each
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
-CROSSED = "donor and condition"  # a column where donors were seen in both conditions, in kang
+CROSSED = "donor and condition"  # a column for donors with both conditions, in kang
 TITLES = {
     "kang": "kang2018_ifnb: 1,500 singlets, one share of every type and donor, 8 donors, 13 types, two conditions",
     "velmeshev": "velmeshev2019: 1,500 nuclei, one share of every type and donor, 19 donors (15 of them taught brain-mini), 3 types",
@@ -39,7 +39,7 @@ UP, DOWN = ("NMI", "ARI", "ASW"), ("NMI_donor", "ARI_donor", "ASW_donor")
 
 # --- data ---------------------------------------------------------------------------------------------
 def load(name: str, data: Path, seed: int) -> Any:
-    """AnnData of counts with obs ``cell_type`` and ``donor``; ``seed`` draws the sample where the set is larger than it."""
+    """AnnData of counts with obs ``cell_type`` and ``donor``; ``seed`` draws the sample if the set is larger than it."""
     import anndata as ad
 
     if name == "kang":
@@ -85,7 +85,7 @@ def scmamba_values(adata: Any, seed: int, **options: Any) -> Any:
 
 
 def neighbours(adata: Any, seed: int) -> Any:
-    """The rate of 30 neighbors in every entry (what MAGIC and scVI do: observed values are replaced too)."""
+    """The rate of 30 neighbors in every entry (like MAGIC and scVI: observed values are replaced too)."""
     from scipy import sparse
 
     from scmamba.neighbors.rates import knn_rates
@@ -96,7 +96,7 @@ def neighbours(adata: Any, seed: int) -> Any:
 
 
 def neighbours_zeros(adata: Any, seed: int) -> Any:
-    """The same in the zeros only (what scMamba does: observed values stay)."""
+    """The same in the zeros only (like scMamba: observed values stay)."""
     observed = raw(adata, seed).toarray()
     return np.where(observed > 0, observed, neighbours(adata, seed))
 
@@ -112,7 +112,7 @@ def magic(adata: Any, seed: int) -> Any:
 
 
 def scvi(adata: Any, seed: int, batch: str | None = None) -> Any:
-    """With a column of batches: what each cell would show in all of them, on average."""
+    """With a column of batches: the expected expression of each cell, averaged over all batches."""
     model = trained_scvi(adata, seed, batch)
     batches = None if batch is None else sorted(set(adata.obs[batch]))
     return np.log1p(
@@ -179,7 +179,7 @@ def kept_path(set_name: str, method: str, seed: int) -> Path:
 
 
 def scored(path: Path, data: Path) -> dict[str, Any]:
-    """Scores of one kept run, computed once; always in this environment, whatever ran the method."""
+    """Scores of one stored run, computed once; always in this environment, whichever one ran the method."""
     from scmamba.evaluation.clusters import zero_imputation_scores
 
     beside = path.with_suffix(".json")
@@ -284,7 +284,7 @@ def main() -> None:
                 ]
                 environment = os.environ | {
                     "PYTHONPATH": str(HERE.parent / "python")
-                }  # the peers' Python need not have scmamba
+                }  # the peers' Python may lack scmamba
                 done = subprocess.run(call, capture_output=True, text=True, env=environment)
                 print(
                     done.stdout.strip()

@@ -1,4 +1,4 @@
-"""Shuffled reading of a large collection: cells per second and peak memory, beside AnnLoader and scDataset on the same files.
+"""Shuffled reading of a large collection: cells per second and peak memory, next to AnnLoader and scDataset on the same files.
 
     python -m benchmarks.collection                     # 1,000,000 cells, about 9 GB on disk, removed afterwards
     python -m benchmarks.collection --cells 40000 --seconds 5
@@ -34,7 +34,7 @@ FILES, CHUNK, BATCH = 4, 10_000, 64
 
 
 def write_files(folder: Path, cells: int) -> list[Path]:
-    """Simulated nuclei drawn again and again in another order, in chunks, so that writing needs little memory as well."""
+    """Simulated nuclei drawn repeatedly in different orders, in chunks, so that writing needs little memory too."""
     import anndata as ad
 
     from scmamba.datasets import brain_cohort
@@ -83,14 +83,14 @@ def scmamba(paths: list[str], folder: str) -> Iterator[int]:
     from scmamba.data.collection import Collection
 
     found = Collection(paths, cache=folder, verbose=False)
-    found.totals  # noqa: B018  looked through beforehand, as training does once
+    found.totals  # noqa: B018  one pass over the files, as training does once
     yield 0
     for block in found.batches(BATCH, seed=0):
         yield len(block)
 
 
 def first_look(paths: list[str], folder: str) -> Iterator[int]:
-    """What scMamba does once for every file: totals, detected genes, checks."""
+    """The pass that scMamba makes once over every file: totals, detected genes, checks."""
     from scmamba.data.collection import Collection
 
     found = Collection(paths, cache=folder, verbose=False)

@@ -51,7 +51,7 @@ def simulate(
     """Negative-binomial counts with about the given share of non-zeros, two groups, a covariate, 10 donors."""
     rng = np.random.default_rng(seed)
     level = np.exp(rng.normal(0, 1.5, genes))
-    # Scale the mean so that the share of non-zeros, 1 - (1 + mean)^-1 at size 1, averages to the given share.
+    # Scale the mean so that the share of non-zeros, 1 - (1 + mean)^-1 at size 1, has the given average.
     low, high = 1e-4, 1e3
     for _ in range(60):
         middle = np.sqrt(low * high)
@@ -86,7 +86,7 @@ def simulate(
 
 
 def filled_layer(adata: ad.AnnData, seed: int = 1) -> sp.csr_matrix:
-    """A stand-in for an imputed layer, the worst case for memory: a positive value at every zero."""
+    """A substitute for an imputed layer, the worst case for memory: a positive value at every zero."""
     rng = np.random.default_rng(seed)
     totals = np.asarray(adata.X.sum(axis=1, dtype=np.float64)).ravel()
     parts = []
@@ -106,7 +106,7 @@ def peak_gb() -> float:
 
 
 def timed(work: Any, repeats: int) -> tuple[float, float]:
-    """Best wall time and its processor time (a busy machine only ever adds)."""
+    """Shortest wall time and its processor time (other load on the machine only increases them)."""
     best = (np.inf, np.inf)
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -189,7 +189,7 @@ def part_large() -> list[dict[str, Any]]:
         2,
         4,
         8,
-    ):  # the same cells again and again: what counts here is how many there are
+    ):  # the same cells repeatedly: only their number matters here
         cells = times * base.n_obs
         obs = pd.concat([base.obs] * times, ignore_index=True)
         obs.index = obs.index.astype(str)

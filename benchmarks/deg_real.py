@@ -40,7 +40,7 @@ def read(name: str, data: Path) -> ad.AnnData:
 
 
 def smooth(adata: ad.AnnData, components: int = 30, seed: int = 0) -> sp.csr_matrix:
-    """Log values with the zeros filled from a truncated SVD of all cells; what is seen stays as it is."""
+    """Log values with zeros imputed from a truncated SVD of all cells; observed values stay."""
     from scipy.sparse.linalg import svds
 
     from scmamba.data.values import log1p_cp10k
@@ -147,10 +147,10 @@ def report(name: str, args: argparse.Namespace) -> None:
     target = args.out / f"deg_real_{name}_{args.layer}"
     args.out.mkdir(parents=True, exist_ok=True)
     result.save(target)
-    for big in ("runs.csv", "nulls.csv"):  # thousands of rows; the summaries stay
+    for big in ("runs.csv", "nulls.csv"):  # thousands of rows; the summaries remain
         pd.read_csv(target / big).to_csv(target / f"{big}.gz", index=False)
         (target / big).unlink()
-    told = (
+    page = (
         f"# {name}: {SETS[name]['group1']} v {SETS[name]['group2']}, counts v {args.layer}\n\n"
         f"{adata.n_obs:,} cells x {adata.n_vars:,} genes, {adata.obs['donor'].nunique()} donors"
         f"{f' (a random {args.max_cells} cells of each type)' if args.max_cells else ''}; "
@@ -159,12 +159,12 @@ def report(name: str, args: argparse.Namespace) -> None:
         f"{' (adapted to these cells)' if args.layer == 'scmamba' and args.adapt else ''}: {filled:.0f} s; "
         f"robustness: {tested:.0f} s on {args.machine}.\n\n"
     )
-    told += markdown(lines(result)) + "\n\n"
-    told += "\n".join(f"* {w}" for w in [*result.warnings, *result.notes]) + "\n"
-    (args.out / f"deg_real_{name}_{args.layer}.md").write_text(told)
+    page += markdown(lines(result)) + "\n\n"
+    page += "\n".join(f"* {w}" for w in [*result.warnings, *result.notes]) + "\n"
+    (args.out / f"deg_real_{name}_{args.layer}.md").write_text(page)
     if args.resume is not None:
         shutil.rmtree(args.resume, ignore_errors=True)
-    print(told)
+    print(page)
 
 
 def main() -> None:

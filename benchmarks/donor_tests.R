@@ -1,4 +1,4 @@
-# The peers of benchmarks/donor_tests.py: edgeR, limma and DESeq2 on the sums it wrote, each as its manual recommends.
+# The peers of benchmarks/donor_tests.py: edgeR, limma and DESeq2 on its sums, each as its manual recommends.
 #   Rscript benchmarks/donor_tests.R FOLDER    (reads FOLDER/*.counts.tsv and *.design.tsv, writes *.peers.tsv)
 suppressMessages({library(edgeR); library(limma); library(DESeq2)})
 folder <- commandArgs(trailingOnly = TRUE)[1]

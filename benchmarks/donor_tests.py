@@ -43,7 +43,7 @@ class Task:
     """One comparison of one cell type: written for R, tested here."""
 
     def __init__(self, name: str, cells: ad.AnnData, kind: str, slow: bool = True, **about) -> None:
-        """``cells.obs`` has ``donor`` and ``group`` (a, b); ``slow``: the peers and the mixed model run too."""
+        """``cells.obs`` has ``donor`` and ``group`` (a, b); with ``slow`` the peers and the mixed model run too."""
         self.name, self.cells, self.kind, self.about, self.slow = name, cells, kind, about, slow
         self.results: dict[str, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
@@ -69,7 +69,7 @@ class Task:
             self.results[test] = table[["p_val", "p_val_adj"]].set_axis(["p", "fdr"], axis=1)
         self.samples = found.samples["all cells"]
         if not self.slow:
-            self.cells = None  # many splits: free their cells
+            self.cells = None  # many splits: release their cells
         return True
 
     def write(self, folder: Path) -> None:
@@ -168,7 +168,7 @@ def null_tasks(data: Path, runs: int, slow: int) -> Iterator[Task]:
                 continue
             rng = np.random.default_rng(1)
             every = list(itertools.combinations(donors, half))
-            if len(donors) % 2 == 0:  # the other half is the same split
+            if len(donors) % 2 == 0:  # the other half gives the same split
                 every = [c for c in every if donors[0] in c]
             study = file.split("2")[0] + (f" {value}" if value else "")
             for n, i in enumerate(rng.permutation(len(every))[:runs]):

@@ -1,4 +1,4 @@
-"""Doublet detectors side by side, on hashed cell lines whose doublets are known and on brain nuclei with doublets made by donor.
+"""Doublet detectors compared on hashed cell lines with known doublets and on brain nuclei with doublets simulated within donors.
 
     python -m benchmarks.doublets --data FOLDER [--set stoeckius velmeshev pbmc3k] [--only NAME ...] [--seeds 3] [--report]
 
@@ -72,7 +72,7 @@ def load(name: str, data: Path, seed: int = 0) -> Any:
 
 
 def with_doublets(adata: Any, donor: str, seed: int, share: float = 0.1) -> Any:
-    """A tenth of the droplets of each donor become sums of two of its cells, which leave; any two, of one type or not."""
+    """A tenth of the droplets of each donor become sums of two of its cells, which are removed; any two, of one type or of two."""
     import anndata as ad
     import pandas as pd
     from scipy import sparse
@@ -82,7 +82,9 @@ def with_doublets(adata: Any, donor: str, seed: int, share: float = 0.1) -> Any:
     used, pairs = np.zeros(adata.n_obs, dtype=bool), []
     for _, rows in sorted(adata.obs.groupby(donor, observed=True).indices.items()):
         order = rng.permutation(rows)
-        number = round(share * len(rows) / (1 + share))  # two cells leave and one droplet comes
+        number = round(
+            share * len(rows) / (1 + share)
+        )  # two cells are removed and one droplet is added
         pairs += [(order[2 * i], order[2 * i + 1]) for i in range(number)]
     a, b = np.array(pairs).T
     used[a] = used[b] = True
@@ -180,7 +182,7 @@ def doubletfinder(adata: Any, seed: int) -> np.ndarray:
 
 
 def best_neighbour_share(counts: Any, seed: int) -> np.ndarray:
-    """The share with pN 0.25 at the pK whose bimodality, mean over variance across pN, is largest."""
+    """The share with pN 0.25 at the pK with the largest bimodality: mean over variance across pN."""
     reaches = np.r_[0.005, np.arange(0.01, 0.31, 0.01)]
     shares = {
         pn: neighbour_shares(counts, pn, reaches, seed) for pn in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -222,7 +224,7 @@ def neighbour_shares(counts: Any, pn: float, reaches: np.ndarray, seed: int) -> 
 
 
 def bimodality(values: np.ndarray) -> float:
-    """Bimodality coefficient of the density of ``values`` at evenly spaced points, as DoubletFinder has it."""
+    """Bimodality coefficient of the density of ``values`` at evenly spaced points, as in DoubletFinder."""
     from scipy.stats import gaussian_kde, kurtosis, skew
 
     if values.std() < 1e-9:
@@ -246,7 +248,7 @@ ELSEWHERE = ("DoubletDetection", "SOLO")
 
 
 def parts(adata: Any, seed: int) -> dict[str, np.ndarray]:
-    """Each kind of evidence of the fast detector alone."""
+    """Each feature of the fast detector alone."""
     from scipy import sparse
 
     from scmamba.data.doublet_simulation import simulate_doublets
@@ -272,7 +274,7 @@ def ours(adata: Any, seed: int, options: dict[str, Any]) -> tuple[np.ndarray, np
     several = adata.obs["sample"].nunique() > 1
     rate = float(
         adata.obs["truth"].mean()
-    )  # calls at the true rate, so that calls of all detectors compare; scores do not use it
+    )  # calls at the true rate, so that the calls of all detectors can be compared; the scores do not depend on it
     sample = "sample" if several else None
     found = scmamba.find_doublets(
         adata, sample_key=sample, expected_rate=rate, seed=seed, copy=True, verbose=False, **options
@@ -355,7 +357,7 @@ def main() -> None:
                 first = next(iter(PARTS.values())) if detector == "parts" else detector
                 if kept_path(set_name, first, seed).exists() or not python.exists():
                     continue
-                # A process each, so that peak memory is the detector's own.
+                # A separate process for each, so that peak memory is the detector's own.
                 call = [
                     str(python),
                     __file__,

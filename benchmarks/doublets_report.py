@@ -1,4 +1,4 @@
-"""Tables and docs/doublets.md from the scores that benchmarks/doublets.py kept."""
+"""Tables and docs/doublets.md from the stored scores of benchmarks/doublets.py."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def add_hybrid(runs: list[dict[str, Any]]) -> None:
 
 
 def detectable(obs: pd.DataFrame, score: np.ndarray) -> dict[str, float]:
-    """AUPRC without the doublets of two cells of one kind, which no expression profile reveals."""
+    """AUPRC without homotypic doublets, which no expression profile reveals."""
     if "homotypic" in obs:
         out = obs["homotypic"].to_numpy(dtype=bool)
     else:
@@ -200,7 +200,7 @@ def section(name: str, table: pd.DataFrame, curve: pd.DataFrame, runs: list[dict
 
 
 def top(run: dict[str, Any]) -> np.ndarray:
-    """Calls of a run: its own, or its highest tenth where it only scores."""
+    """Calls of a run: its own, or the highest tenth of its scores if it has no calls."""
     if "called" in run:
         return run["called"]
     score = run["score"]

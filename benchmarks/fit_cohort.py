@@ -55,14 +55,14 @@ BRETIGEA = {
     "Endothelial": "end",
     "Pericyte": "end",
 }
-# Textbook markers that must be in the universe whatever their level.
+# Textbook markers that must be in the gene set whatever their level.
 MARKERS = """
 AQP4 GFAP SLC1A2 SLC1A3 GJA1 ALDH1L1 CSF1R CX3CR1 P2RY12 C3 APBB1IP DOCK8 MBP MOBP PLP1 MOG MAG
 OPALIN PDGFRA VCAN CSPG4 OLIG1 OLIG2 SLC17A7 SATB2 CAMK2A RBFOX3 NRGN NEUROD2 GAD1 GAD2 SLC32A1 SST
 PVALB VIP LAMP5 RELN CLDN5 FLT1 PECAM1 VWF CDH5 PDGFRB RGS5 ABCC9 KCNJ8 NOTCH3 DCN XIST MALAT1 APOE
 TREM2 APP SNAP25 SYT1
 """.split()  # noqa: SIM905
-# Typical proportions in human cortex preparations; an assumption, no set here holds all eight types.
+# Typical proportions in human cortex preparations; an assumption, because no set here has all eight types.
 PROPORTIONS = dict(zip(TYPES, [0.13, 0.07, 0.25, 0.07, 0.26, 0.14, 0.045, 0.035]))
 EXCITATORY = [
     "SLC17A7",
@@ -80,7 +80,7 @@ EPSILON = 0.2  # CP10k: levels below it are not distinguished across species and
 
 @dataclass
 class Source:
-    """One set on the vocabulary: counts (cells x genes), the genes it measured, its labels."""
+    """One set on the vocabulary: counts (cells x genes), its measured genes, its labels."""
 
     counts: sp.csr_matrix
     measured: np.ndarray
@@ -93,7 +93,7 @@ class Source:
 
 
 def load(path: Path, column: str, genes: pd.Index) -> Source:
-    """Read one file and put its genes (summed where two map to one) in the order of ``genes``."""
+    """Read one file and put its genes (summed if two map to one) in the order of ``genes``."""
     data = ad.read_h5ad(path)
     keep = data.var[column].isin(genes).to_numpy()
     if "ortholog_one2one" in data.var:
@@ -178,7 +178,7 @@ def all_profiles(
         out[name] = 1e4 * filled / filled.sum()
 
     microglia = rates(zeisel, "microglia")
-    # Genes the human file lacks (TREM2 among them) take the level of mouse microglia.
+    # Genes that the human file lacks (TREM2 is one) have the level of mouse microglia.
     out["Microglia"] = np.where(human.measured | ~zeisel.measured, out["Microglia"], microglia)
     for name, label in (("Inhibitory", "inhibitory"), ("Oligodendrocyte", "oligodendrocyte")):
         finish(
@@ -197,14 +197,14 @@ def all_profiles(
         rates(paired, "excitatory"), rates(paired, "inhibitory"), out["Inhibitory"], paired.measured
     )
     inhibitory = out["Inhibitory"]
-    # How far a neuron's level lies above its ambient level, from neuronal markers that interneurons express.
+    # The ratio of a neuron's level to its ambient level, from neuronal markers that interneurons express.
     known = marker_of["neu"] & zeisel.measured & (inhibitory > 2 * grand)
     scale = np.median((inhibitory[known] + EPSILON) / (ambient[known] + EPSILON))
     print(
         f"neuronal level over ambient level of neuronal markers: {scale:.2f} ({known.sum()} genes)"
     )
-    # The ambient RNA of human cortex comes mostly from excitatory neurons: what is neuronal (a marker, or
-    # higher in interneurons than in glia) follows it; what is not keeps the interneurons' level.
+    # The ambient RNA of human cortex comes mostly from excitatory neurons: neuronal genes (markers, or
+    # genes higher in interneurons than in glia) follow it; the others keep the interneurons' level.
     neuronal = marker_of["neu"] | (inhibitory > 2 * grand) | names.isin(EXCITATORY)
     ratio = np.clip((scale * ambient + EPSILON) / (inhibitory + EPSILON), 1 / 32, 32)
     lifted = np.maximum(inhibitory * ratio, scale * ambient * (ratio > 1))
@@ -255,7 +255,7 @@ def dispersions(sources: dict[str, Source], level: np.ndarray) -> np.ndarray:
         above += variance - rate * depth.sum()
         squared += square
     usual = trend(above, squared, level)
-    prior = 5.0  # worth of expected squared counts that the trend brings
+    prior = 5.0  # the weight of the trend, in expected squared counts
     return np.clip((above + prior * usual) / (squared + prior), 0.01, 10.0)
 
 
@@ -314,7 +314,7 @@ def shared_by_batch(residual: dict, extra: np.ndarray, source: Source) -> float:
 
 
 def zero_inflation(source: Source, dispersion: np.ndarray) -> float:
-    """Share of non-zero counts the negative binomial expects that the nuclei do not show."""
+    """Share of non-zero counts that the negative binomial expects but the nuclei lack."""
     expected = observed = 0.0
     for _, _, rows in groups_of(source, 50):
         counts = source.counts[rows]
@@ -327,7 +327,7 @@ def zero_inflation(source: Source, dispersion: np.ndarray) -> float:
 
 
 def libraries(sources: dict[str, Source]) -> dict[str, list[float]]:
-    """Mean and sd of log(UMIs) per type; mouse types keep their ratio to a type both sets hold."""
+    """Mean and sd of log(UMIs) per type; mouse types keep their ratio to a type that both sets have."""
 
     def log_depth(key: str, label: str) -> np.ndarray:
         source = sources[key]

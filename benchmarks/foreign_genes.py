@@ -1,4 +1,4 @@
-"""What imputation puts into the zeros of real cells: split counts, genes of other cell types, depth; simple methods beside it.
+"""Imputed zeros of real cells: split counts, genes of other cell types, depth; simple methods for comparison.
 
     python -m benchmarks.foreign_genes --data FOLDER [--set pbmc3k kang agarwal velmeshev] [--cells 1000] [--seeds 3]
 
@@ -64,7 +64,7 @@ SETS: dict[str, tuple[str, dict[str, int], tuple[str, ...]]] = {
 
 
 def mixture(data: Path, name: str, cells: int, seed: int) -> ad.AnnData:
-    """Rare types, thinned, among ``cells`` cells of the others."""
+    """Rare types, subsampled, among ``cells`` cells of the others."""
     file, rare, omitted = SETS[name]
     whole = ad.read_h5ad(data / f"{file}.h5ad")
     if name == "kang":
@@ -99,7 +99,7 @@ def scmamba_rates(cells: ad.AnnData) -> np.ndarray:
     return np.expm1(values.toarray().astype(np.float64)) / 1e4
 
 
-#: Name -> values on log1p(CP10k), as a user would look at them.
+#: Name -> values on log1p(CP10k), as a user would analyze them.
 VALUES: dict[str, Callable[[ad.AnnData], Any]] = {
     "30 neighbors": lambda cells: np.log1p(1e4 * neighbor_rates(cells)),
     "diffusion (idea of MAGIC)": diffused_values,
@@ -160,7 +160,7 @@ def main() -> None:
                     table.columns = [*table.columns[:4], *(f"gain of {n}" for n in rare.values())]
                 tables[kind].append(table)
             print(name, seed, flush=True)
-        write(tables, arguments)  # after each set, as the next one may take long
+        write(tables, arguments)  # after each set, because the next one may take long
 
 
 def write(tables: dict[str, list[pd.DataFrame]], arguments: argparse.Namespace) -> None:

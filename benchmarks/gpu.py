@@ -1,4 +1,4 @@
-"""The scan and the model on an NVIDIA GPU, beside what the chip can do at most. Called by gpu.sh.
+"""The scan and the model on an NVIDIA GPU, next to the limits of the chip. Called by gpu.sh.
 
 Writes results/gpu.json and gpu.md: the scan of both directions (batch 16, published size) by every backend, correctness
 against plain torch in float64 on real shapes, cells per second of inference and training, and 200 training steps in
@@ -36,7 +36,7 @@ NOT_FOR_GPUS = ("cpu", "chunked", "reference")
 
 
 def seconds(function: Callable[[], object], rounds: int = 5) -> float:
-    """Best of some rounds, by the chip's own clock."""
+    """Best of some rounds, by the GPU's own clock."""
     function()
     best = math.inf
     for _ in range(rounds):
@@ -183,7 +183,7 @@ def curves(steps: int) -> dict[str, list[float]]:
         x = cells(64)
         losses = []
         for i in range(steps):
-            torch.manual_seed(i)  # of the chip's generator too
+            torch.manual_seed(i)  # of the GPU's generator too
             losses.append(step(model, x[(4 * i) % 64 :][:4], optimiser, half))
         found[name] = torch.stack(losses).tolist()
     return found

@@ -57,7 +57,7 @@ def simulate(cells: int, genes: int, values: int) -> ad.AnnData:
 
 
 def measured(step: Callable[[], Any]) -> tuple[Any, float, float, float]:
-    """Result, seconds, seconds of processor, growth of memory in MB at its highest (sampled every 5 ms)."""
+    """Result, seconds, processor seconds, largest growth of memory in MB (sampled every 5 ms)."""
     process, stop = psutil.Process(), threading.Event()
     before = process.memory_info().rss
     peak = [before]

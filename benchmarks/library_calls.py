@@ -1,4 +1,4 @@
-"""What the package computes by hand, beside the library call that does the same: seconds (best of three) and difference of the results.
+"""Computations by hand next to the library call for the same: seconds (best of three) and difference of the results.
 
     python -m benchmarks.library_calls
 
@@ -26,7 +26,7 @@ TARGET = Path(__file__).resolve().parent / "results" / "library_calls.md"
 
 
 class Row(NamedTuple):
-    """One computation in both ways."""
+    """One computation in both forms."""
 
     what: str
     ours: str
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 
 
 def timed(call: Callable[[], Any], times: int = 3) -> tuple[float, Any]:
-    """Seconds of the fastest call, and what it returns; one call goes before."""
+    """Seconds of the fastest call, and its result; one call precedes."""
     result, best = call(), np.inf
     for _ in range(times):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The whole model beside its bare matrix products: inference, a training step, peak memory, cost against length.
+"""The whole model next to its bare matrix products: inference, a training step, peak memory, cost against length.
 
     python -m benchmarks.model            # a few minutes on two cores; writes results/model.json, model.png, docs table
     python -m benchmarks.model --table    # only the table and the picture, from the committed JSON
@@ -92,7 +92,7 @@ _buffers: dict[int, torch.Tensor] = {}
 
 
 def _inputs(genes: int, width: int, inner: int) -> torch.Tensor:
-    """Made once: the products are timed, not the making of their inputs."""
+    """Made once: the timing excludes the making of their inputs."""
     key = genes * 100_000 + width
     if key not in _buffers:
         _buffers[key] = torch.randn(genes, width)
@@ -108,7 +108,7 @@ def timed(width: int, layers: int, rounds: int) -> dict[str, float]:
         "training_s": lambda: step(model, x, optimiser),
         "training_products_s": lambda: products(model, GENES, True),
     }
-    step(model, x, optimiser)  # a step's memory is that of the process only from the second step on
+    step(model, x, optimiser)  # a step reaches its full memory only from the second one on
     processor: dict[str, float] = {}
     result = interleaved(functions, dict.fromkeys(functions, rounds), processor)
     for part in ("inference", "training"):
@@ -128,7 +128,7 @@ def by_length(rounds: int) -> dict[int, float]:
 
 
 def memory(mode: str) -> None:
-    """Peak of training one cell with the published size, above what holds the weights."""
+    """Peak memory of training on one cell at the published size, above that of the weights."""
     model, x = network(*SIZES["D 256 x 6 (published)"]), cell()
     use_checkpointing(model, mode == "checkpointing")
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)

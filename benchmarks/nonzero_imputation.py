@@ -20,7 +20,7 @@ import pandas as pd
 
 from scmamba.evaluation import PREDICTORS, nonzero_imputation
 
-HELD_OUT = ["4341", "5403", "5864", "5958"]  # the donors no step of brain-mini's training saw
+HELD_OUT = ["4341", "5403", "5864", "5958"]  # the donors that no training step of brain-mini used
 HERE = Path(__file__).resolve().parent
 
 

@@ -1,4 +1,4 @@
-"""The published checkpoint's true outputs through the Triton kernels in their interpreter: one whole cell, no GPU, half an hour.
+"""The outputs of the published checkpoint by the Triton kernels in their interpreter: one whole cell, no GPU, half an hour.
 
 TRITON_INTERPRET=1 python -m benchmarks.official_triton --reference FOLDER
 """

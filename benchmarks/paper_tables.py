@@ -1,4 +1,4 @@
-"""The paper's tables from its public studies: fetched from GEO, read, labeled, fine-tuned on, judged on held-out samples.
+"""The paper's tables from its public studies: fetched from GEO, read, labeled, used for fine-tuning, and scored on held-out samples.
 
     python -m benchmarks.paper_tables all --work FOLDER [--study Lau Leng Smajic Zhu] [--model NAME_OR_FOLDER] [--recipe paper|small]
     python -m benchmarks.paper_tables download|read|prepare|train|report --work FOLDER ...
@@ -91,12 +91,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Carry out one step, or all; 1 and a sentence where that is not possible."""
+    """Carry out one step, or all; 1 and a sentence if that is not possible."""
     options = parse(arguments)
     steps = {"download": download, "read": read, "prepare": prepare, "train": train}
     try:
         options.work.mkdir(parents=True, exist_ok=True)
-        # Study by study, so that the first is done before the last is fetched.
+        # Study by study, so that the first one is complete before the last one is fetched.
         for name in options.study if options.step != "report" else ():
             for step in steps if options.step == "all" else (options.step,):
                 steps[step](STUDIES[name], options)

@@ -1,12 +1,12 @@
-# Share of the R code's lines that tests/testthat runs, by file, and the lines it does not.
+# Share of the R code's lines that tests/testthat runs, by file, and the lines that it does not run.
 #   Rscript benchmarks/r_coverage.R [processes]      (in the checkout, after make setup; needs covr)
-# Also counted: what the tests run in other R processes, unless those are killed.
+# Also counted: code that the tests run in other R processes, unless those are killed.
 stopifnot("run this in the checkout, and install covr" = file.exists("DESCRIPTION") && requireNamespace("covr"))
 root <- normalizePath(".")
 processes <- c(as.integer(commandArgs(trailingOnly = TRUE)), 2L)[[1]]
 
 tests <- sub("^test-(.*)[.]R$", "\\1", list.files("tests/testthat", "^test-.*[.]R$"))
-# Alone: those that start processes and servers. The others by turns.
+# Alone: tests that start processes and servers. The others in parallel.
 heavy <- intersect(c("broken-python", "install", "python", "server", "deg", "coverage-objects"), tests)
 groups <- c(as.list(heavy), list(setdiff(tests, heavy)))
 

@@ -1,4 +1,4 @@
-"""The whole evaluation as one report: cell types, doublets, hidden values, filled zeros, time and memory, each beside its peers.
+"""The whole evaluation as one report: cell types, doublets, masked counts, imputed zeros, time and memory, each next to its peers.
 
     python -m benchmarks.report                                write results/report.md and its pictures from the committed tables
     python -m benchmarks.report --html report.html             and a single self-contained file
@@ -66,7 +66,7 @@ def text(name: str) -> str:
 def bars(
     axis: Any, table: pd.DataFrame, value: str, by: str, label: str, order: str | None = None
 ) -> None:
-    """Mean of each group as a bar, lowest and highest as a whisker, ours in color, that with the largest ``order`` on top."""
+    """Mean of each group as a bar, minimum and maximum as a whisker, ours in color, that with the largest ``order`` on top."""
     place = table.groupby(by)[order or value].mean().sort_values().index
     found = table.groupby(by)[value].agg(["mean", "min", "max"]).loc[place]
     sides = [found["mean"] - found["min"], found["max"] - found["mean"]]

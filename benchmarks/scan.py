@@ -1,4 +1,4 @@
-"""Every backend of the selective scan side by side: time, memory, error, and the machine's own peaks.
+"""Every backend of the selective scan compared: time, memory, error, and the peak rates of the machine.
 
     python -m benchmarks.scan            # a few minutes on two cores; writes results/scan.json, scan.png, docs table
     python -m benchmarks.scan --table    # only the table and the picture, from the committed JSON
@@ -33,7 +33,7 @@ from scmamba.ops.operator import selective_scan
 
 LENGTH, CHANNELS, STATES = 19_306, 512, 16
 SHORT = 800  # the published loop's backward pass is quadratic in the length: compared at this one
-OPERATIONS = 10  # vector operations per state and step of the fused kernel: 6 to 8 for 2**x so near to 0 (else 10), 3 for the recurrence
+OPERATIONS = 10  # vector operations per state and step of the fused kernel: 6 to 8 for 2**x this close to 0 (else 10), 3 for the recurrence
 
 
 def problem(length: int, channels: int = CHANNELS, device: str = "cpu") -> Direction:
@@ -58,7 +58,7 @@ def problem(length: int, channels: int = CHANNELS, device: str = "cpu") -> Direc
 
 
 def published_loop(d: Direction) -> torch.Tensor:
-    """The recurrence as published reference code writes it, channel-first, with full L x E x N tensors."""
+    """The recurrence as the published reference code writes it, channel-first, with full L x E x N tensors."""
     dt = F.softplus(d.delta + d.delta_bias).transpose(1, 2)
     u, b, c = d.u.transpose(1, 2), d.B.transpose(1, 2), d.C.transpose(1, 2)
     decay = torch.exp(torch.einsum("bdl,dn->bdln", dt, d.A))
@@ -118,7 +118,7 @@ def times(length: int, names: list[str], train: bool, rounds: int) -> dict[str, 
 
 
 def peaks() -> dict[str, float]:
-    """Multiply-adds per second of a matrix product, torch.exp and copying: what the machine can do at most."""
+    """Multiply-adds per second of a matrix product, torch.exp and copying: the upper limits of the machine."""
     a, x = torch.randn(2048, 2048), torch.randn(LENGTH, CHANNELS)
     y = torch.empty_like(x)
     best = interleaved(
@@ -183,7 +183,7 @@ def measure(rounds: int) -> dict[str, Any]:
 
 
 def memory(name: str, mode: str) -> None:
-    """In a separate process: how far one call raises the peak, after the kernels are compiled."""
+    """In a separate process: by how much one call raises the peak, after the kernels are compiled."""
     function = methods()[name]
     small, d = problem(64), problem(LENGTH)
     trained(function, small)

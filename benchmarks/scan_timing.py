@@ -1,4 +1,4 @@
-"""What the speed benchmarks share: interleaved timing, peak memory in a separate process, the machine."""
+"""Shared by the speed benchmarks: interleaved timing, peak memory in a separate process, the machine."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def interleaved(
     rounds: dict[str, int],
     processor: dict[str, float] | None = None,
 ) -> dict[str, float]:
-    """Best seconds of each function; rounds alternate, so that a busy moment of the machine affects all.
+    """Shortest seconds of each function; rounds alternate, so that other load on the machine affects all.
 
     ``processor`` gets the least processor seconds (user and system, all threads; other work on the machine does not count): set
     OMP_WAIT_POLICY=PASSIVE before torch is imported, or waiting threads count too.
@@ -58,10 +58,10 @@ def peak_memory(module: str, *arguments: str) -> float:
 
 
 def grown(function: Callable[[], object]) -> float:
-    """MB by which the process's peak exceeds what it held before ``function`` (Linux)."""
+    """MB by which the process's peak exceeds its memory before ``function`` (Linux)."""
     Path("/proc/self/clear_refs").write_text(
         "5"
-    )  # forget the peak so far; rusage would remember the parent's
+    )  # reset the peak; rusage would include the parent's
     before = _status("VmRSS")
     function()
     return (_status("VmHWM") - before) / 1024
@@ -74,7 +74,7 @@ def _status(field: str) -> int:
 
 
 def machine() -> dict[str, Any]:
-    """The processor, the software and how busy the machine was."""
+    """The processor, the software and the load of the machine."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [
         line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")

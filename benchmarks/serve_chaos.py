@@ -1,4 +1,4 @@
-"""Many users at once on one server that is killed again and again: is every accepted job ended exactly once, and seen by its owner only?
+"""Many users on one server that is killed repeatedly: does every accepted job end exactly once, visible to its owner only?
 
     python -m benchmarks.serve_chaos --clients 50 --minutes 10 --kills 20 --data FOLDER
 
@@ -45,25 +45,25 @@ from scmamba.utils.errors import ScMambaError
 from scmamba.wire import scmb as wire
 
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
-#: Task -> options and how many cells a job has.
+#: Task -> options and number of cells of a job.
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
     "impute": ({"adapt_steps": 0, "force": True}, 6),
     "embed": ({"force": True}, 6),
     "annotate": ({"force": True}, 40),
     "doublets": ({}, 60),
 }
-#: Sets with human gene names, slices of which are sent.
+#: Sets with human gene names; slices of them are sent.
 SETS = ("velmeshev2019_pfc_3types.h5ad", "kang2018_ctrl_8donors_1287genes.h5ad", "pbmc3k_10x.h5ad")
 
 
 @dataclass
 class Ledger:
-    """What the clients saw; one lock for all."""
+    """The observations of all clients; one lock for all."""
 
     accepted: dict[str, str] = field(default_factory=dict)  # job -> user
     times: list[tuple[str, float, float]] = field(
         default_factory=list
-    )  # task, start, seconds from sending to having the result
+    )  # task, start, seconds from sending to the result
     failed: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Victim:
         ]
         self.killed: list[
             tuple[float, str, float]
-        ] = []  # when, what, seconds until the server answered again
+        ] = []  # when, which processes, seconds until the server answered again
         self.start()
 
     def start(self) -> float:
@@ -150,7 +150,7 @@ class Victim:
 
 
 def slices(folder: Path, clients: int, source: Path | None) -> list[dict[str, Path]]:
-    """For every client and task a file of its own, with cells named after the client."""
+    """For every client and task a separate file, with cells named after the client."""
     if source is not None:
         sets = [ad.read_h5ad(source / name) for name in SETS]
     else:
@@ -180,7 +180,7 @@ def be_a_client(
     folder: Path,
     began: float,
 ) -> None:
-    """One job after the other until the time is over, and now and then an attempt to read another user's job."""
+    """One job after the other until the time is over, with occasional attempts to read another user's job."""
     client, draw, seen, user = Client(url, token), random.Random(i), dict[str, str](), f"user{i}"
     turn = i
     while time.monotonic() < until:
@@ -213,7 +213,7 @@ def be_a_client(
 
 
 def check(result: Path, user: str, task: str, seen: dict[str, str]) -> str | None:
-    """What is wrong with a result: other cells than were sent, or another answer than before."""
+    """The fault in a result: other cells than were sent, or another result than before."""
     header, _ = wire.read(result)
     if header["task"] != task or header["cells"] != [
         f"{user}-{task}-{k}" for k in range(TASKS[task][1])
@@ -228,7 +228,7 @@ def check(result: Path, user: str, task: str, seen: dict[str, str]) -> str | Non
 
 
 def pry(client: Client, user: str, draw: random.Random, ledger: Ledger) -> None:
-    """Try to read, fetch and cancel another user's job, and to find one in the own list."""
+    """Try to read, fetch and cancel another user's job, and to find one in the list of one's own."""
     with ledger.lock:
         others = [job for job, owner in ledger.accepted.items() if owner != user]
         mine = {job for job, owner in ledger.accepted.items() if owner == user}
@@ -248,7 +248,7 @@ def pry(client: Client, user: str, draw: random.Random, ledger: Ledger) -> None:
                 if "no such job" not in str(error):
                     found.append(f"{method} {end}: {error}")
     with contextlib.suppress(ScMambaError):
-        # A job whose acceptance is still on its way to this client may be listed already: only those of others count.
+        # A job may be listed before the response with its id reaches this client, so only jobs of others count.
         listed = {j["id"] for j in client._json("GET", "/v2/jobs")["jobs"]} - mine
         with ledger.lock:
             found += [
@@ -262,7 +262,7 @@ def pry(client: Client, user: str, draw: random.Random, ledger: Ledger) -> None:
 
 
 def watch_ends(data: Path) -> None:
-    """A trigger notes every time a job reaches a final state: evidence that does not come from the server's code."""
+    """A trigger records every time a job reaches a final state: evidence that is independent of the server's code."""
     final = ",".join(f"'{s}'" for s in FINAL)
     with sqlite3.connect(data / "queue.sqlite", timeout=60) as db:
         db.execute("CREATE TABLE ended (id TEXT, was TEXT, is_now TEXT)")
@@ -328,11 +328,11 @@ def run(
     seed: int = 0,
     drain: float = 1800,
 ) -> dict[str, Any]:
-    """The whole experiment; ``folder`` is new and stays. Seconds; ``drain`` is how long the last jobs are waited for."""
+    """The whole experiment; ``folder`` is new and is kept. Times in seconds; ``drain`` is the time limit for the last jobs."""
     patience, client_module._PATIENT = (
         client_module._PATIENT,
         400,
-    )  # on a machine with other work a server may need minutes to start
+    )  # under other load a server may need minutes to start
     data, files, results = folder / "serve", folder / "files", folder / "results"
     for new in (data, files, results):
         new.mkdir(parents=True)
@@ -395,7 +395,7 @@ def run(
 
 
 def verdict(answer: dict[str, Any]) -> list[str]:
-    """What was not kept; empty if everything was."""
+    """The broken guarantees; empty if there are none."""
     n = answer["accepted"]
     rules = {
         "every accepted job is still known": answer["lost"] == 0,
@@ -461,7 +461,7 @@ def main() -> None:
         "--output", type=Path, default=Path(__file__).parent / "results" / "serve_chaos"
     )
     a = parser.parse_args()
-    # A worker whose server was killed last may still be writing when the folder is removed.
+    # A worker whose server was killed last may still be writing while the folder is removed.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         answer = run(
             a.clients, 60 * a.minutes, a.kills, a.workers, a.data, Path(folder), drain=60 * a.drain

@@ -39,7 +39,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve()
 REPO = HERE.parents[1]
-#: What a child of the reader's part may take, so that a bomb dies there as it does in the server.
+#: Limits of a child of the reader's part, so that a decompression bomb fails there as in the server.
 MEMORY = 6 << 30
 
 
@@ -47,7 +47,7 @@ MEMORY = 6 << 30
 
 
 def seeds(folder: Path) -> list[Path]:
-    """Small real files of every kind the server reads."""
+    """Small real files of every type that the server reads."""
     import anndata as ad
     import h5py
     import pandas as pd
@@ -133,7 +133,7 @@ def seeds(folder: Path) -> list[Path]:
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
-    """A few edits: bits, numbers that lie, pieces cut out, doubled or overwritten, JSON of the plain form bent."""
+    """A few edits: bits, false numbers, pieces removed, doubled or overwritten, JSON of the plain form altered."""
     if data.startswith(b"SCMB1\n") and rng.random() < 0.6:
         return bent(data, rng)
     out = bytearray(data)
@@ -165,7 +165,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def bent(data: bytes, rng: random.Random) -> bytes:
-    """The plain form with a value of its header replaced, its length set right so that the reader goes on."""
+    """The plain form with a value of its header replaced and its length corrected, so that the reader continues."""
     length = int.from_bytes(data[6:14], "little")
     try:
         header = json.loads(data[14 : 14 + length])
@@ -209,7 +209,7 @@ def bent(data: bytes, rng: random.Random) -> bytes:
                 stack.append(node[key])  # type: ignore[index]
         if spots:
             node, key = rng.choice(spots)
-            node[key] = copy.deepcopy(rng.choice(odd))  # type: ignore[index]  # itself inside itself would never end
+            node[key] = copy.deepcopy(rng.choice(odd))  # type: ignore[index]  # nesting it in itself would never end
     with contextlib.suppress(ValueError, RecursionError):
         text = json.dumps(header).encode()
         data = b"SCMB1\n" + len(text).to_bytes(8, "little") + text + data[14 + length :]
@@ -220,7 +220,7 @@ def bent(data: bytes, rng: random.Random) -> bytes:
 
 
 def read_one(path: Path) -> str:
-    """What the server would do with a file; anything but its two kinds of refusal goes on upwards."""
+    """The server's treatment of a file; exceptions other than its two types of refusal are raised."""
     from scmamba.serve.validation import look
     from scmamba.serve.worker import open_upload
     from scmamba.utils.errors import ScMambaError
@@ -240,7 +240,7 @@ def read_one(path: Path) -> str:
 
 
 def atheris_child(folder: Path, seconds: int) -> None:
-    """One libFuzzer process; tallies what it did to ``folder/tally.json``."""
+    """One libFuzzer process; records its counts in ``folder/tally.json``."""
     import atheris
 
     with atheris.instrument_imports(
@@ -264,7 +264,7 @@ def atheris_child(folder: Path, seconds: int) -> None:
 
     def one(data: bytes) -> None:
         current.write_bytes(data)
-        # Seconds of processor time, not of the clock: the machine may be busy. The signal ends this process, also within the HDF5 library.
+        # Seconds of processor time, because the machine may be busy. The signal ends this process, also within the HDF5 library.
         signal.setitimer(signal.ITIMER_PROF, 20)
         tally[read_one(current)] += 1
         signal.setitimer(signal.ITIMER_PROF, 0)
@@ -301,7 +301,7 @@ def atheris_child(folder: Path, seconds: int) -> None:
 
 
 def fuzz_reader(folder: Path, minutes: float) -> dict[str, object]:
-    """libFuzzer again and again until the time is over; each crash is judged as by the server."""
+    """Restart libFuzzer until the time is over; each crash is judged as by the server."""
     folder.mkdir(parents=True)
     seeds(folder / "corpus")
     end, deaths = time.time() + 60 * minutes, list[dict[str, Any]]()
@@ -323,7 +323,7 @@ def fuzz_reader(folder: Path, minutes: float) -> dict[str, object]:
     tally: Counter[str] = Counter()
     for file in folder.glob("tally-*.json"):
         tally.update(json.loads(file.read_text()))
-    # A confined process that dies or is stopped is what it is for: the server answers 422. Had it let the file through, a worker would die.
+    # A confined process that dies or is stopped has done its work: the server answers 422. If it had accepted the file, a worker would die.
     contained = [
         d
         for d in deaths
@@ -349,7 +349,7 @@ def _last_lines(text: str) -> list[str]:
 
 
 def confined(path: Path) -> str:
-    """How the confined process ends that looks at the file in the real server."""
+    """The exit of the confined process that inspects the file in the real server."""
     command = [
         sys.executable,
         "-m",
@@ -360,10 +360,10 @@ def confined(path: Path) -> str:
         "0",
     ]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=600)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:
         return "stopped after ten minutes"
-    return f"status {told.returncode}: {told.stdout.strip()[:200]}"
+    return f"status {result.returncode}: {result.stdout.strip()[:200]}"
 
 
 # -- over HTTP ------------------------------------------------------------------------------------------------------------------------
@@ -400,7 +400,7 @@ class Server:
         self.process = subprocess.Popen(
             command, start_new_session=True, stderr=self.log, stdout=self.log
         )
-        for _ in range(3000):  # five minutes, and more: the machine may be busy
+        for _ in range(3000):  # five minutes and more: the machine may be busy
             if self.alive():
                 return
             time.sleep(0.1)
@@ -444,7 +444,7 @@ ODD = [
 
 
 def odd_options(rng: random.Random) -> str:
-    """Options of all tasks with values that may or may not fit."""
+    """Options of all tasks with valid and invalid values."""
     names = [
         "adapt_steps",
         "passes",
@@ -481,7 +481,7 @@ def odd_options(rng: random.Random) -> str:
 
 
 def ask(port: int, rng: random.Random, body: bytes) -> int | str:
-    """One upload over a socket of our own, sometimes cut off or with a length that lies; the status, or what happened instead."""
+    """One upload over a raw socket, sometimes cut off or with a false length; the status, or the failure."""
     task = rng.choice(["impute", "embed", "annotate", "doublets", "markers", "robustness"])
     path = f"/v2/models/brain-mini/{task}?" + urllib.parse.urlencode(
         {"options": odd_options(rng).encode("utf-8", "surrogatepass")}
@@ -511,7 +511,7 @@ def ask(port: int, rng: random.Random, body: bytes) -> int | str:
                 line.shutdown(socket.SHUT_WR)
             answer = line.recv(64)
     except ConnectionError as error:
-        return type(error).__name__  # it may close before it has read all of what it refuses
+        return type(error).__name__  # it may close before it has read all of a refused request
     except TimeoutError:
         return "no answer"
     return int(answer.split()[1]) if answer.startswith(b"HTTP/") else "closed"
@@ -554,7 +554,7 @@ def fuzz_http(server: Server, folder: Path, minutes: float, seed: int) -> dict[s
 
 
 def ended(server: Server) -> list[dict[str, str]]:
-    """All jobs, once none waits or runs (or after ninety seconds)."""
+    """All jobs, once none is queued or running (or after ninety seconds)."""
     from scmamba.serve.jobs import FINAL, Queue
 
     queue, jobs = Queue(server.data), list[dict[str, str]]()
@@ -574,7 +574,7 @@ def fuzz_schema(server: Server, minutes: float, seed: int) -> dict[str, object]:
     """schemathesis with new seeds until the time is over."""
     end, runs, cases, findings = time.time() + 60 * minutes, 0, 0, list[str]()
     while time.time() < end:
-        told = schemathesis(
+        result = schemathesis(
             server.url,
             examples=30,
             seed=seed + runs,
@@ -583,13 +583,13 @@ def fuzz_schema(server: Server, minutes: float, seed: int) -> dict[str, object]:
         runs += 1
         cases += sum(
             int(word)
-            for line in told.stdout.splitlines()
+            for line in result.stdout.splitlines()
             if "generated" in line
             for word in line.split()
             if word.isdigit()
         )
-        if told.returncode != 0:
-            findings.append(told.stdout[-3000:])
+        if result.returncode != 0:
+            findings.append(result.stdout[-3000:])
     return {"runs": runs, "cases": cases, "findings": findings}
 
 

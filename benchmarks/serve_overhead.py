@@ -1,4 +1,4 @@
-"""What the server costs: one job over HTTP beside the same call made directly, and the server's memory over many jobs.
+"""The cost of the server: one job over HTTP next to the same call made directly, and the server's memory over many jobs.
 
     python -m benchmarks.serve_overhead time --data FOLDER --pairs 3 --out benchmarks/results
     python -m benchmarks.serve_overhead memory --jobs 200 --out benchmarks/results
@@ -32,7 +32,7 @@ OPTIONS = {"adapt_steps": 0, "force": True, "seed": 0}
 
 
 def start(folder: Path) -> Any:
-    """The server of serve_fuzz, with its limits far away."""
+    """The server of serve_fuzz with limits that are never reached."""
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(REPO / "python"), os.environ.get("PYTHONPATH")])
     )
@@ -43,7 +43,7 @@ def start(folder: Path) -> Any:
 
 
 def processors(server: Any) -> float:
-    """Seconds of processors this process, the server, what it started and what that left behind have taken."""
+    """Processor seconds of this process, the server, its children and their ended children."""
     main = psutil.Process(server.process.pid)
     total = time.process_time()
     for process in [main, *main.children(recursive=True)]:
@@ -57,7 +57,7 @@ def processors(server: Any) -> float:
 
 
 def cells(data: Path, n: int) -> ad.AnnData:
-    """The first ``n`` cells of the largest set there, from all donors, with nothing but their counts and names."""
+    """The first ``n`` cells of the largest available set, from all donors, with only their counts and names."""
     adata = ad.read_h5ad(data / "kang2018_ctrl_8donors_1287genes.h5ad")
     step = max(1, adata.n_obs // n)
     kept = adata[::step][:n]
@@ -159,7 +159,7 @@ def measure_memory(a: argparse.Namespace) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """What was measured, for people."""
+    """The measurements as a page."""
     lines = [
         f"# The server beside the direct call\n\n{MACHINE}; busy with other work. `benchmarks/serve_overhead.py`\n"
     ]

@@ -1,4 +1,4 @@
-"""Small jobs one after the other: what keeping the model open saves, and what reading several jobs' cells at once would.
+"""Small jobs in sequence: the time saved by keeping the model open, and by reading several jobs' cells at once.
 
 python -m benchmarks.serve_small_jobs        # writes results/serve_small_jobs.{json,md}
 """
@@ -25,7 +25,7 @@ JOBS, ROUNDS = 4, 2
 
 
 def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of this process, which other work on the machine changes little, and the answer."""
+    """CPU seconds of this process, which depend little on other load, and the result."""
     began = time.process_time()
     answer = work()
     return time.process_time() - began, answer

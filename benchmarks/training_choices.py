@@ -1,4 +1,4 @@
-"""Choices of training, each measured once on donors no step has seen.
+"""Choices of training, each measured once on held-out donors.
 
     python -m benchmarks.training_choices passes      --data FOLDER --pretrained CHECKPOINT [--steps 800]
     python -m benchmarks.training_choices mask-token  --data FOLDER --pretrained CHECKPOINT [--steps 800]
@@ -50,7 +50,7 @@ from scmamba.training.reconstruction import IMPUTE, clone, reconstruction_step, 
 
 RESULTS = Path(__file__).resolve().parent / "results"
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
-#: Donors of the Velmeshev set that brain-mini's training does not see.
+#: Donors of the Velmeshev set that are held out from brain-mini's training.
 HELD_OUT = ["4341", "5403", "5864", "5958"]
 FEW = replace(IMPUTE, genes_per_step=1536, zeros=(100, 1600))
 ANY = replace(IMPUTE, genes_per_step=1536, zeros=(0.04, 1.0))
@@ -89,7 +89,7 @@ def tune(
 
 
 class Published:
-    """Hidden values by the published inference in a number of passes; remembers the seconds it took."""
+    """Masked counts by the published inference in a number of passes; records the seconds."""
 
     def __init__(self, model: Model, passes: int) -> None:
         self.model, self.passes, self.seconds = model, passes, 0.0
@@ -120,7 +120,7 @@ class Published:
 
 
 class OneReading:
-    """Hidden values by the rate head from one reading of the visible ones, not adapted, no neighbors."""
+    """Masked counts by the rate head from one reading of the visible ones, without adaptation or neighbors."""
 
     def __init__(self, model: Model) -> None:
         self.model, self.seconds = model, 0.0
@@ -144,7 +144,7 @@ class OneReading:
 
 
 def read(hidden: Hidden, model: Model) -> CellReader:
-    """What is visible, as the model reads it."""
+    """The visible counts, as the model reads them."""
     return read_cells(
         ad.AnnData(hidden.visible.astype(np.float32), var=pd.DataFrame(index=hidden.genes)),
         model.genes,
@@ -204,7 +204,7 @@ def curves(
     others: ad.AnnData,
     arguments: argparse.Namespace,
 ) -> pd.DataFrame:
-    """Squared error at hidden values of held-out donors after so many steps, the same cells drawn for all; mean over seeds."""
+    """Squared error at masked counts of held-out donors after the given numbers of steps, the same cells for all; mean over seeds."""
     rows = []
     for name, start in starts.items():
         sources, held = (read_sources([cells], start.genes) for cells in (training, others))
@@ -237,7 +237,7 @@ def masked_curve(start: Model, sources, judge, steps: int, seed: int) -> list[tu
 
 
 def pretraining(arguments: argparse.Namespace) -> pd.DataFrame:
-    """The same fine-tuning from the pre-trained network and from nothing."""
+    """The same fine-tuning from the pre-trained network and from random weights."""
     rows = []
     for seed in range(arguments.seeds):
         trained = load_model(arguments.pretrained)
@@ -297,7 +297,7 @@ def imputation_rows(start: Model, arguments: argparse.Namespace, seed: int) -> l
 
 
 def labelled(data: Path) -> dict[str, tuple[ad.AnnData, ad.AnnData]]:
-    """Training and left-out donors: kang's singlets without 1244 and 1256 (13 types), velmeshev (3 types)."""
+    """Training and held-out donors: kang's singlets without 1244 and 1256 (13 types), velmeshev (3 types)."""
     kang = ad.read_h5ad(data / "kang2018_ifnb_8donors_2cond.h5ad")
     kang = kang[kang.obs["demuxlet_call"] == "SNG"].copy()
     out = kang.obs["donor"].astype(str).isin(["1244", "1256"]).to_numpy()
@@ -305,7 +305,7 @@ def labelled(data: Path) -> dict[str, tuple[ad.AnnData, ad.AnnData]]:
 
 
 def starts(arguments: argparse.Namespace, seed: int) -> dict[str, Model]:
-    """The networks to compare, those ``--start`` names."""
+    """The networks to compare: those that ``--start`` names."""
     makers: dict[str, Callable[[], Model]] = {
         "pre-trained": lambda: load_model(arguments.pretrained),
         "not pre-trained": lambda: fresh(load_model(arguments.pretrained), seed),
@@ -394,7 +394,7 @@ def fine_tuned_types(
 
 
 def spread(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
-    """Mean, least and most over the seeds."""
+    """Mean, minimum and maximum over the seeds."""
     table = rows.groupby(by, sort=False)[columns].agg(["mean", "min", "max"])
     table.columns = [
         stat if len(columns) == 1 else f"{column}_{stat}" for column, stat in table.columns

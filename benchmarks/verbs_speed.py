@@ -1,10 +1,10 @@
-"""Time and memory of each verb: here, at an earlier commit, and of its peer, every one in a process of its own.
+"""Time and memory of each verb: this version, an earlier commit, and its peer, each in a separate process.
 
     python -m benchmarks.verbs_speed [--cells 1000 5000] [--only VERB ...] [--against COMMIT] [--threads N] [--repeat 3]
         [--budget 40] [--limit 600] [--peers-python PATH] [--h5ad FILE --label COLUMN] [--report]
 
 Cells are simulated nuclei (``scmamba.datasets.brain_cohort``, 10,000 genes), or those of ``--h5ad``. A process reads its cells, calls
-the verb once on 200 of them, so that imports and compiling are left out, and then on all of them up to ``--repeat`` times, as long as
+the verb once on 200 of them, so that imports and compiling are excluded, and then on all of them up to ``--repeat`` times, as long as
 the calls together took less than ``--budget`` seconds; the median counts. Seconds are those on the clock, CPU seconds those that all
 threads spent, memory is the largest resident size of the process from its start. ``--against 3916bff`` runs the code of that commit in
 a worktree beside. Peers run where they are installed, in this Python or in ``--peers-python``; otherwise the row says so.
@@ -33,14 +33,14 @@ import pandas as pd
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 KEPT = ROOT / ".cache" / "verbs_speed"
-REFERENCE = 1000  # labeled cells that annotation learns from
+REFERENCE = 1000  # labeled cells of the reference
 WARM = 200  # cells of the first call
 POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-# --- verbs, of today and of 0.1.0 -------------------------------------------------------------------------------------
+# --- verbs, of this version and of 0.1.0 ------------------------------------------------------------------------------
 def is_former() -> bool:
-    """Whether this is the code of 0.1.0, where some functions and options had other names."""
+    """Whether this is the code of 0.1.0, in which some functions and options had other names."""
     import scmamba
 
     return not hasattr(scmamba, "find_doublets")
@@ -149,7 +149,7 @@ def rank_genes(cells: Any, reference: Any) -> None:
 
 
 def logs(cells: Any) -> Any:
-    """log1p(CP10k), what these packages ask for."""
+    """log1p(CP10k), the input of these packages."""
     import scanpy as sc
 
     copy = cells.copy()
@@ -232,7 +232,7 @@ def run_one(verb: str, who: str, cells: int, repeat: int, budget: float) -> dict
 
 # --- all of them ------------------------------------------------------------------------------------------------------
 def source_of(commit: str) -> Path:
-    """The Python code of a commit, in a worktree of its own."""
+    """The Python code of a commit, in a separate worktree."""
     folder = KEPT / f"code_{commit}"
     if not folder.exists():
         command = ["git", "-C", str(ROOT), "worktree", "add", "--detach", str(folder), commit]
@@ -246,7 +246,7 @@ def kept_path(verb: str, who: str, cells: int, threads: int) -> Path:
 
 
 def measure(verb: str, who: str, cells: int, options: argparse.Namespace) -> None:
-    """One row in a process of its own, unless it was measured before."""
+    """One row in a separate process, unless it was measured before."""
     path = kept_path(verb, who, cells, options.threads)
     if path.exists():
         return
@@ -325,7 +325,7 @@ def _figures(row: Any, expected: bool = True) -> list[str]:
 
 
 def _ratio(above: Any, below: Any) -> str:
-    """Of CPU seconds: other work on the machine changes those least."""
+    """Ratio of CPU seconds, which depend least on other load."""
     if above is None or below is None or not above["runs"] or not below["runs"]:
         return ""
     return f"{above['cpu_seconds'] / below['cpu_seconds']:.1f}"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Known faults of the packages of the server image, and of the code; and the lock file of the image.
+# Known vulnerabilities of the packages in the server image, and of the code; and the lock file of the image.
 #   scripts/audit.sh check   pip-audit on deploy/requirements.lock, bandit on python/scmamba
-#   scripts/audit.sh lock    deploy/requirements.lock anew (uv; needs the network)
+#   scripts/audit.sh lock    write deploy/requirements.lock again (uv; needs the network)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -28,7 +28,7 @@ case "$WHAT" in
     tools 'pip-audit>=2.7' 'bandit>=1.7'
     status=0
     "$TOOLS/bin/pip-audit" --strict --progress-spinner off --disable-pip --require-hashes -r "$LOCK" || status=1
-    # Of medium severity and more; lines that are right carry "# nosec" with the number and the reason.
+    # Of medium severity and more; accepted lines carry "# nosec" with the number and the reason.
     "$TOOLS/bin/bandit" -q -ll -r python/scmamba || status=1
     exit "$status"
     ;;

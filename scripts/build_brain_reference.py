@@ -29,7 +29,7 @@ RESOURCES = Path(__file__).parents[1] / "python" / "scmamba" / "resources"
 #: Donors of Velmeshev 2019 that every benchmark of this repository holds out.
 HELD_OUT = ("4341", "5403", "5864", "5958")
 BASE = "psychencode"
-#: study -> citation, licence or terms of the tables, cells
+#: study -> citation, license or terms of the tables, cells
 STUDIES = {
     "psychencode": (
         "PsychENCODE adult UMI set (Wang 2018, Lake 2018), human cortex nuclei",
@@ -174,23 +174,23 @@ CELLS = {
     "agarwal2020": "agarwal2020_substantia_nigra_cortex_2donors.h5ad",
     "velmeshev2019": "velmeshev2019_pfc_3types.h5ad",
 }
-#: Weight of profiles whose cells are not known; of labeled nuclei it is the square root of their number.
+#: Weight of profiles with an unknown number of cells; for labeled nuclei it is the square root of their number.
 WEIGHTS = {
     "psychencode": 20.0,
     "habib2017": 20.0,
     "lamanno2016": 2.0,
     "zeisel2018": 4.0,
 }
-#: Types that no adult human study of enough cells holds; see :func:`contrast`.
+#: Types that no adult human study has with enough cells; see :func:`contrast`.
 CONTRASTED = {
     ("lamanno2016", "Dopaminergic neuron"),
     ("zeisel2018", "Midbrain glutamatergic neuron"),
     ("zeisel2018", "Midbrain GABAergic neuron"),
     ("zeisel2018", "Pericyte"),
 }
-#: Rates are compared above this one.
+#: Only rates above this one are compared.
 CONTRAST_FLOOR = 1e-5
-#: Counts of the average profile that every column is mixed with.
+#: Pseudocounts of the average profile that are added to every column.
 PSEUDOCOUNTS = 500.0
 
 
@@ -202,13 +202,13 @@ def profile_rates(path: Path) -> pd.DataFrame:
 
 
 def cell_rates(
-    path: Path, study: str, left_out: set[str]
+    path: Path, study: str, excluded: set[str]
 ) -> tuple[pd.DataFrame, dict[str, tuple[int, float]]]:
     """Genes x labels: share of the summed counts; and cells and counts of each label."""
     cells = ad.read_h5ad(path)
     keep = np.ones(cells.n_obs, dtype=bool)
     if "donor" in cells.obs:
-        keep &= ~cells.obs["donor"].astype(str).isin(left_out).to_numpy()
+        keep &= ~cells.obs["donor"].astype(str).isin(excluded).to_numpy()
     if "pass_qc" in cells.obs:
         keep &= cells.obs["pass_qc"].to_numpy(bool)
     cells = cells[keep]
@@ -226,7 +226,7 @@ def cell_rates(
 
 
 def to_base(table: pd.DataFrame, study: str, base: pd.DataFrame) -> pd.DataFrame:
-    """Divide by the factor of each gene between this study and the base, over the types that both hold.
+    """Divide by the factor of each gene between this study and the base, over the types that both have.
 
     Neurons and other cells have factors of their own: maturity and species change the genes of one and not of the other.
     """
@@ -244,13 +244,13 @@ def to_base(table: pd.DataFrame, study: str, base: pd.DataFrame) -> pd.DataFrame
         if (study, kind) not in CONTRASTED:
             continue
         compared = contrast(table.loc[genes], study, base.loc[genes], column)
-        # The pericytes of the mouse set hold RNA of endothelial cells: only what sets them apart is used.
+        # The pericytes of the mouse set contain RNA of endothelial cells: only their difference from these is used.
         out[column] = compared if kind == "Pericyte" else (out[column] + compared) / 2
     return out / out.sum()
 
 
 def contrast(table: pd.DataFrame, study: str, base: pd.DataFrame, column: str) -> pd.Series:
-    """What all related types of the base share, times what sets a type apart from the related types of its study.
+    """The common rates of all related types of the base, times the ratio between a type and the related types of its study.
 
     Neurons are compared with the other neurons, pericytes with endothelial cells. Immature or mouse cells differ from adult human
     ones in many genes; what sets their types apart differs less.
@@ -273,7 +273,7 @@ def contrast(table: pd.DataFrame, study: str, base: pd.DataFrame, column: str) -
 def study_factor(
     table: pd.DataFrame, study: str, base: pd.DataFrame, columns: list[str]
 ) -> np.ndarray:
-    """Factor of each gene, from the types of these columns that the base holds, too; 1 if there is none."""
+    """Factor of each gene, from the types of these columns that the base has too; 1 if there is none."""
     logs, weights, floor = [], [], 1e-5
     for kind in sorted({COLUMNS[study, c][0] for c in columns} - {"Pericyte"}):
         theirs = [c for c in columns if COLUMNS[study, c][0] == kind]
@@ -316,11 +316,11 @@ def build(data: Path, without: set[str]) -> tuple[np.ndarray, np.ndarray, pd.Dat
         own = table if study == BASE else to_base(table, study, base)
         for column in own:
             kind, subtype = COLUMNS[study, column]
-            if subtype == "*":  # serves the comparison of studies only
+            if subtype == "*":  # used for the comparison of studies only
                 continue
             cells, _ = sizes.get(study, {}).get(column, (0, 0.0))
             weight = np.sqrt(cells) if cells else WEIGHTS.get((study, kind), WEIGHTS[study])
-            # Subtypes of the cortex stay apart by their column, so that each keeps its own profile.
+            # Subtypes of the cortex stay separate by their column, so that each keeps its own profile.
             key = (kind, f"{subtype}|{column}" if subtype and study == BASE else subtype)
             parts.setdefault(key, []).append((weight, own[column].reindex(genes), study, cells))
     rates, rows = [], []

@@ -47,7 +47,7 @@ def main() -> None:
             "vocabulary": annotation.ensgene.map(order).fillna(-1).astype(int),
         }
     )
-    # An ID without a symbol that is in no model only makes the table bigger.
+    # An ID without a symbol that is in no model only enlarges the table.
     genes = genes[(genes.symbol != "") | (genes.vocabulary >= 0)].sort_values("ensembl_id")
     about = "GRCh38, Ensembl 109 (retired IDs from older releases); vocabulary = position in the published scMamba list, -1 = not in it"
     write_table(genes, "genes_grch38.tsv.gz", about)

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Run a command inside the Seurat 5 root, with this checkout and its Python at the same paths as outside.
 #   scripts/in_seurat5.sh Rscript -e 'packageVersion("Seurat")'
-# All mounts live in a mount namespace of their own and vanish with the command.
+# All mounts are in a separate mount namespace and end with the command.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 [ -e "$SEURAT5/.scmamba-complete" ] || die "the Seurat 5 root is missing; run scripts/seurat5.sh first."
 
-# What the virtual environment's interpreter needs from outside: its prefix, or Debian's files one by one.
+# The files that the virtual environment's interpreter needs from outside: its prefix, or Debian's files one by one.
 python_paths() {
   "$VENV/bin/python" - <<'PY'
 import glob, os, sys
@@ -37,7 +37,7 @@ exec unshare --mount --propagation private bash -euo pipefail -c '
   mount --rbind /dev "$SEURAT5/dev"
   mount -t tmpfs tmpfs "$SEURAT5/tmp"
   bind "$ROOT"
-  # Beside the checkout, where the tests look for real data sets.
+  # Next to the checkout, where the tests look for real data sets.
   if [ -d "$ROOT/../shared" ]; then bind "$(cd "$ROOT/../shared" && pwd)"; fi
   while read -r path; do bind "$path"; done <<<"$PYTHON_PATHS"
   exec chroot "$SEURAT5" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \

@@ -39,7 +39,7 @@ quietly() {
 fingerprint() { cat "$@" | cksum | cut -d' ' -f1; }
 
 stamped() { [ -e "$STAMPS/$1" ]; }
-# stamp NAME PREFIX: remember NAME, forget older stamps that start with PREFIX.
+# stamp NAME PREFIX: write the stamp NAME, remove older stamps that start with PREFIX.
 stamp() {
   [ -z "${2:-}" ] || rm -f "$STAMPS/$2"*
   : >"$STAMPS/$1"

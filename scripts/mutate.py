@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Change the code one small thing at a time and see whether the tests notice.
+"""Make small changes to the code, one at a time, and test whether the tests detect them.
 
     scripts/mutate.py --record                                # once: which tests reach which lines
     scripts/mutate.py --changes tests/mutations/known.tsv     # a list of changes
@@ -62,7 +62,7 @@ KEPT_AT_HOME = (".cache/scmamba", ".cache/matplotlib")  # compiled code and font
 
 
 class Copy:
-    """One copy of the tree, in which one change at a time is made and taken back."""
+    """One copy of the tree, in which one change at a time is made and undone."""
 
     def __init__(self, root: Path, place: Path, preload: list[str]):
         self.preload, self.server = preload, None
@@ -110,7 +110,7 @@ class Copy:
         return code, output.read_text(errors="replace")
 
     def _start(self, *command: str, **settings) -> subprocess.Popen:
-        """Python in the copy, with an empty HOME and no more variables than needed."""
+        """Python in the copy, with an empty HOME and only the necessary variables."""
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
         pipes = {
             name: settings.pop(name)
@@ -153,7 +153,7 @@ class Copy:
         return None if late else code
 
     def stop(self) -> None:
-        """End whatever runs here, at once."""
+        """End all processes of this copy at once."""
         _end(self.server.pid if self.server else 0, str(self.place / "tmp"))
 
     def close(self) -> None:
@@ -164,7 +164,7 @@ class Copy:
             self.server = None
 
     def change(self, file: str, text: str, compiled: set[str]):
-        """Write a changed file, hide what numba compiled from it; returns how to undo both."""
+        """Write a changed file and hide its code compiled by numba; returns a function that undoes both."""
         path = self.tree / file
         status, before = path.stat(), path.read_bytes()
         hidden = self.place / "hidden"
@@ -177,7 +177,7 @@ class Copy:
 
         def undo() -> None:
             path.write_bytes(before)
-            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # numba goes by it
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))  # numba compares it
             _forget_bytecode(path)
             for found in self._machine_code(compiled):
                 found.unlink()
@@ -218,13 +218,13 @@ def _files(root: Path) -> list[str]:
 
 
 def _forget_bytecode(path: Path) -> None:
-    """Python takes a changed file for the old one when size and second are the same."""
+    """Python reuses the bytecode of a changed file whose size and second are the same, so remove it."""
     for stale in (path.parent / "__pycache__").glob(path.stem + ".*.pyc"):
         stale.unlink()
 
 
 def _end(pid: int, mark: str, but: int = 0) -> None:
-    """End a run's process group, and its other children: those carry its TMPDIR."""
+    """End a run's process group and its other children, which are found by their TMPDIR."""
     if pid:  # 0 would be this program's own group
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
@@ -237,7 +237,7 @@ def _end(pid: int, mark: str, but: int = 0) -> None:
 
 
 class Runner:
-    """The copies, the record of what reaches what, and the results so far."""
+    """The copies, the record of which tests reach which lines, and the results so far."""
 
     def __init__(self, root: Path, options: argparse.Namespace):
         self.root, self.options = root, options
@@ -308,19 +308,19 @@ class Runner:
                 raise
 
     def close(self) -> None:
-        """Let the copies go."""
+        """Release the copies."""
         while not self.copies.empty():
             self.copies.get().close()
         self.lock.close()
 
-    # ---- what reaches what
+    # ---- which tests reach which lines
     def record(self, files: list[str]) -> None:
         """Run files of tests under coverage, each in its own process."""
         longest = {file: -len(self.tests[file]) for file in files}
-        for done, (file, said) in enumerate(
+        for done, (file, outcome) in enumerate(
             self.in_parallel(self._record, sorted(files, key=longest.get)), 1
         ):
-            print(f"[{done}/{len(files)}] recorded {file}: {said}", flush=True)
+            print(f"[{done}/{len(files)}] recorded {file}: {outcome}", flush=True)
 
     def _record(self, copy: Copy, file: str) -> str:
         out = copy.place / "recording"
@@ -361,7 +361,7 @@ class Runner:
 
     # ---- one change
     def try_change(self, copy: Copy, task: tuple[Change, list[str]]) -> dict:
-        """Choose the tests for a change and run them, or look up what came out last time."""
+        """Choose the tests for a change and run them, or look up the stored result."""
         change, tests = task
         text = self.sources[change.file]
         key = digest(json.dumps([change.file, digest(text), change.apply(text)]))
@@ -389,7 +389,7 @@ class Runner:
         entry["by"] = by_tests
         if not tests:
             return self.keep(key, entry)
-        if before.get("test") in chosen:  # what noticed it last time goes first
+        if before.get("test") in chosen:  # the test that detected it last time is first
             chosen.insert(0, chosen.pop(chosen.index(before["test"])))
         began = time.time()
         entry["outcome"], entry["test"] = self._verdict(
@@ -398,7 +398,7 @@ class Runner:
         return self.keep(key, entry | {"seconds": round(time.time() - began, 1)})
 
     def _by_file(self, tests: list[str]) -> list[str]:
-        """File by file, so that no fixture is made twice; the files in the order given."""
+        """File by file, so that no fixture is set up twice; the files in the given order."""
         files = list(dict.fromkeys(test.partition("::")[0] for test in tests))
         place = {test: number for number, test in enumerate(self.reach.seconds)}
         return sorted(
@@ -423,14 +423,14 @@ class Runner:
             if code is None:
                 if copy.run(tests, limit, ("-x",))[0] == 0:
                     return "timed out", ""
-                limit *= 2  # the tests themselves need longer now
+                limit *= 2  # the tests themselves are slower now
                 continue
             failed = [
                 test
                 for test in tests
                 if re.search(rf"^(FAILED|ERROR) {re.escape(test)}( - |$)", output, re.MULTILINE)
             ]
-            if not failed:  # nothing could be imported, or the process died
+            if not failed:  # an import failed, or the process died
                 return (
                     ("killed", "(import)")
                     if copy.run(tests, limit, ("--collect-only",))[0] == 0
@@ -438,7 +438,7 @@ class Runner:
                 )
             if self._sound(copy, failed[0], limit):
                 return "killed", failed[0]
-            tests = [test for test in tests if test != failed[0]]  # it fails by itself
+            tests = [test for test in tests if test != failed[0]]  # it fails without the change too
             if not tests:
                 break
         return "unsure", ""
@@ -451,7 +451,7 @@ class Runner:
         return self.results[key]["passed"]
 
     def _compiled_from(self, file: str) -> set[str]:
-        """Modules whose compiled functions contain something of a file.
+        """Modules whose compiled functions contain code of a file.
 
         numba looks at the file of a function only, not at those of what it calls.
         """

@@ -62,7 +62,7 @@ SYMMETRIC = {
     "gcd",
     "hypot",
 }
-# What people read or wait for, not what is computed: changes there are no wrong answers.
+# Texts and waiting times do not affect computed results: changes there are not mutations.
 QUIET = re.compile(
     r"^(log|logger|logging|warnings?|warn|print|echo|secho|progress|status|console|note|inform|debug|info"
     r"|ax|axes|axis|fig|figure|plt|typer|report_progress|update_progress|close|flush|gc|collect)$"
@@ -100,7 +100,7 @@ class Change:
         return first, first + text[self.start : self.end].rstrip("\n").count("\n")
 
     def pair(self, text: str) -> tuple[str, str]:
-        """A row of a table: the lines before and after, with lines above until they are unique."""
+        """A row of a table: the lines before and after, with preceding lines until they are unique."""
         begin = text.rfind("\n", 0, self.start) + 1
         end = text.find("\n", max(self.end, self.start + 1) - 1)
         end = len(text) if end < 0 else end
@@ -110,7 +110,7 @@ class Change:
 
 
 def folder(file: str) -> str:
-    """The subpackage, or the module beside them: ``python/scmamba/deg/zlm.py`` is in ``deg``."""
+    """The subpackage, or the module next to them: ``python/scmamba/deg/zlm.py`` is in ``deg``."""
     parts = Path(file).parts
     return Path(parts[2] if len(parts) > 2 else parts[-1]).stem
 
@@ -129,7 +129,7 @@ def unescape(cell: str) -> str:
 def from_table(path: Path, sources: dict[str, str], strict: bool = True) -> list[Change]:
     """The changes of a table with columns ``old``, ``new`` and maybe ``file``.
 
-    Rows that do not fit the sources end the program with a sentence for each, or are left out where
+    Rows that do not match the sources end the program with a sentence for each, or are skipped if
     not ``strict``.
     """
     changes, wrong = [], []
@@ -205,7 +205,7 @@ class _Finder(ast.NodeVisitor):
         if "#" not in gap and found:
             self.add(start + found.start(), start + found.end(), new, kind)
 
-    # what is left alone
+    # excluded code
     def _skip(self, node: ast.AST) -> None:
         return None
 
@@ -263,7 +263,7 @@ class _Finder(ast.NodeVisitor):
         textual |= isinstance(node.op, ast.Div) and bool(PATH.search(self.source(node)))
         if type(node.op) in ARITHMETIC and not textual:
             self._between(node.left, node.right, *ARITHMETIC[type(node.op)], "arithmetic")
-        if not textual:  # joined texts and paths are messages and names of files
+        if not textual:  # concatenated texts and paths are messages and names of files
             self.generic_visit(node)
 
     def visit_BoolOp(self, node: ast.BoolOp) -> None:
@@ -359,7 +359,7 @@ class _Finder(ast.NodeVisitor):
                 self.replace(node, str(new), "number")
         elif isinstance(value, float) and (
             value == 0 or 1e-5 <= value <= 1e9
-        ):  # smaller ones guard divisions
+        ):  # smaller ones prevent division by zero
             for new in (2 * value, value / 2) if value else (1.0,):
                 self.replace(node, repr(new), "number")
         elif isinstance(value, str) and KEY.match(value) and not NOT_KEYS.match(value):
@@ -383,7 +383,7 @@ def all_changes(file: str, text: str) -> list[Change]:
 def sample(sources: dict[str, str], per_folder: int, seed: int) -> Iterator[Change]:
     """``per_folder`` changes of each folder, at most one a line.
 
-    The kinds take turns, so that the frequent ones (numbers) do not crowd out the rest.
+    The types of changes alternate, so that the frequent ones (numbers) do not displace the others.
     """
     files = defaultdict(list)
     for file in sorted(sources):

@@ -1,4 +1,4 @@
-"""A process that has the slow libraries loaded already, and forks once for every run of pytest.
+"""A process with the slow libraries loaded that forks once for every run of pytest.
 
 Loading torch takes longer than most tests. Nothing of the package itself is loaded here, so a
 forked run sees the sources as they are then. It reads a line of JSON for each run (arguments, and a

@@ -29,7 +29,7 @@ try:
 except ImportError:  # only the recorder needs it
     pytest = None
 
-TEST = "MUTATE_TEST"  # whose lines these are: a test, "fixture NAME", or nobody's on import
+TEST = "MUTATE_TEST"  # owner of the lines: a test, "fixture NAME", or none on import
 SETTINGS = """[run]
 data_file = {folder}/lines
 parallel = true
@@ -48,7 +48,7 @@ COMPILER = re.compile(r"^\s*(?:from|import) (?:numba|triton|llvmlite)\b", re.MUL
 
 # ---- the recorder
 class Recorder:
-    """Switches coverage's context; notes which tests ran, how long, with which shared fixtures."""
+    """Switches coverage's context; records which tests ran, how long, with which shared fixtures."""
 
     def __init__(self, out: str):
         import coverage
@@ -65,11 +65,11 @@ class Recorder:
         self.coverage.switch_context(self.stack[-1])
 
     def entry(self, node: str) -> dict:
-        """What is noted about a test."""
+        """The record of a test."""
         return self.tests.setdefault(node, {"seconds": 0.0, "outcome": "", "fixtures": []})
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        """Forget kept results, and count lines for this test from here."""
+        """Clear cached results, and assign the following lines to this test."""
         packages = os.environ["MUTATE_PACKAGES"].split()
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] in packages:
@@ -91,7 +91,7 @@ class Recorder:
             entry["outcome"] = report.outcome
 
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
-        """Count lines for nobody; on a busy machine time was spent waiting, which is no cost."""
+        """Assign the following lines to no test; waiting time on a busy machine is not a cost."""
         worked = sum(os.times()[:4]) - self.began
         entry = self.entry(nodeid)
         entry["seconds"] = round(min(entry["seconds"], 1 + 2 * worked), 3)
@@ -99,7 +99,7 @@ class Recorder:
         self._switch()
 
     def around_fixture(self, fixturedef, request):
-        """Count the lines of a shared fixture for all who use it."""
+        """Assign the lines of a shared fixture to all tests that use it."""
         if fixturedef.scope == "function":
             yield
             return
@@ -117,7 +117,7 @@ class Recorder:
         ]
 
     def pytest_sessionfinish(self) -> None:
-        """Write it all down."""
+        """Write the record."""
         Path(self.out).write_text(json.dumps(self.tests))
 
 
@@ -133,7 +133,7 @@ def pytest_configure(config) -> None:
 
 
 def read_recording(folder: Path, root: Path) -> dict:
-    """What a recorded run left in ``folder``: its tests, and which of them reach which lines."""
+    """The record of a run in ``folder``: its tests, and which of them reach which lines."""
     from coverage import CoverageData
 
     tests = json.loads((folder / "tests.json").read_text())
@@ -165,14 +165,14 @@ def read_recording(folder: Path, root: Path) -> dict:
     }
 
 
-# ---- what the record answers
+# ---- queries
 def digest(text: str) -> str:
     """A short name for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Source:
-    """One file, line by line: the statement, the functions around it, the names it binds."""
+    """One file, line by line: the statement, the enclosing functions, the names that it binds."""
 
     def __init__(self, text: str):
         self.text, self.lines = text, text.splitlines()
@@ -181,7 +181,7 @@ class Source:
         self.functions: list[tuple[str, ...]] = [()] * count
         self.compiled = [False] * count
         self.names: list[tuple[str, ...]] = [()] * count
-        self.foreign = bool(COMPILER.search(text))  # coverage sees at most the compilation
+        self.foreign = bool(COMPILER.search(text))  # coverage records at most the compilation
         self.mentions: dict[str, list[int]] = defaultdict(list)  # word -> lines, but for imports
         for line, content in enumerate(self.lines, 1):
             if not re.match(r"\s*(from|import|def|class) ", content):
@@ -235,7 +235,7 @@ class Source:
 
 
 class Reach:
-    """The recorded runs, one for each file of tests, against the sources as they are now."""
+    """The recorded runs, one for each file of tests, against the current sources."""
 
     def __init__(self, folder: Path, sources: dict[str, str], test_files: dict[str, str]):
         self.folder = folder
@@ -278,26 +278,28 @@ class Reach:
                     )
 
     def _moved(self, source: str, then: str):
-        """From lines of the recorded text to lines of today's."""
+        """From lines of the recorded text to lines of the current one."""
         if source not in self.sources:
             return lambda line: ()
         if digest(self.sources[source].text) == then:
             return lambda line: (line,)
         return lambda line: self._map(source, then).get(line, ())
 
-    @functools.cache  # noqa: B019 - one object lives as long as the program
+    @functools.cache  # noqa: B019 - one object exists as long as the program
     def _map(self, source: str, then: str) -> dict[int, tuple[int, ...]]:
         old = gzip.decompress((self.folder / "sources" / then).read_bytes()).decode().splitlines()
         new, mapped = self.sources[source].lines, {}
         for _, a, b, c, d in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-            for line in range(a, b):  # a rewritten piece is reached by whoever reached the old one
+            for line in range(
+                a, b
+            ):  # a rewritten piece is reached by the tests that reached the old one
                 mapped[line + 1] = (
                     (c + line - a + 1,) if b - a == d - c else tuple(range(c + 1, d + 1))
                 )
         return mapped
 
     def tests(self, change: Change) -> list[str]:
-        """The tests that reach a change: by its lines, or by its names where coverage is blind."""
+        """The tests that reach a change: by its lines, or by its names if coverage does not record them."""
         source = self.sources[change.file]
         first, last = change.lines(source.text)
         lines = {

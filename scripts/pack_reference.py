@@ -44,12 +44,12 @@ FOR_R = (
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A table with every digit it was written with."""
+    """A table with all digits of the file."""
     return pd.read_csv(path, float_precision="round_trip")
 
 
 def columns(table: str, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Columns as arrays; whole numbers in the least width, text as fixed-width characters."""
+    """Columns as arrays; integers in the smallest type, text as fixed-width characters."""
     arrays = {}
     for name in frame:
         values = frame[name].to_numpy()
@@ -93,7 +93,7 @@ def pack_mast(source: Path) -> None:
 
 
 def check_mast(folder: Path) -> None:
-    """Fail unless every column, and the values MAST saw, come back."""
+    """Fail unless every column, and the input of MAST, is restored."""
     again = MastSet(folder.name)
     for path in sorted(folder.glob("*.csv.gz")):
         whole = read_csv(path)
@@ -153,7 +153,7 @@ def pack_published(source: Path) -> None:
 
 
 def pack_genes(data: Path) -> None:
-    """Gene names of Ensembl, and per gene the total counts of three kinds of nuclei."""
+    """Gene names of Ensembl, and per gene the total counts of three types of nuclei."""
     vocabulary = read_csv(data / "scmamba_vocab_19306.csv")[["ensembl_id", "symbol"]]
     mouse = ad.read_h5ad(data / "marques2016_mouse_oligo_lineage_8691genes.h5ad", backed="r").var
     orthologs = pd.DataFrame(

@@ -1,4 +1,4 @@
-# Records what R's model.matrix makes of formulas, for tests/python/deg/test_deg_formula.py:
+# Records the model matrices of R for formulas, for tests/python/deg/test_deg_formula.py:
 #   Rscript scripts/record_formulas.R tests/data/reference
 # formulas.csv is the table; formulas.txt holds, for each formula, the formula, the column names and the rows.
 folder <- commandArgs(trailingOnly = TRUE)[1]

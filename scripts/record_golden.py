@@ -1,4 +1,4 @@
-"""Record what the shipped models and the statistics answer today, into ``tests/data/golden``.
+"""Record the current results of the shipped models and of the statistics in ``tests/data/golden``.
 
     python scripts/record_golden.py            # answers; run it only for an intended change, and give the reason in the commit
     python scripts/record_golden.py --cells    # draw the cells anew first (every recorded number then changes)
@@ -22,7 +22,7 @@ from reference_numbers import read_pack, write_pack
 
 
 def draw_cells() -> None:
-    """Simulated nuclei, stored, so that a change of the simulator changes no golden answer."""
+    """Simulated nuclei, stored, so that a change of the simulator changes no recorded result."""
     from scmamba.datasets import brain_cohort
 
     data = brain_cohort(160, n_donors=6, n_genes=2000, seed=11)
@@ -41,7 +41,7 @@ def draw_cells() -> None:
 
 
 def record_only(cases: list[str]) -> None:
-    """Replace the answers of some cases."""
+    """Replace the recorded results of some cases."""
     answers = read_pack(FOLDER / "answers.npz.xz")
     for case in cases:
         answers |= {f"{case}/{name}": values for name, values in CASES[case]().items()}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install everything scMamba needs into this checkout. Safe to run again; quick when nothing changed.
+# Install everything scMamba needs into this checkout. Safe to run again; quick if nothing changed.
 #   scripts/setup.sh demo   R, Seurat, Python and both packages
 #   scripts/setup.sh test   the same, and what the test suites, R CMD check and the linters need
 set -euo pipefail
@@ -16,10 +16,10 @@ APT_TEST=(r-cran-testthat r-cran-roxygen2 r-cran-knitr r-cran-rmarkdown r-bioc-b
 system_packages() {
   local packages=("${APT_R[@]}")
   [ "$WHAT" != test ] || packages+=("${APT_TEST[@]}")
-  # Installed here as well, to spare a second round of apt when only Debian's bare python3 is there.
+  # Installed here as well, to avoid a second call of apt if only Debian's bare python3 is present.
   [ -x "$VENV/bin/python" ] || find_python >/dev/null || packages+=(python3-venv)
   need_apt "${packages[@]}"
-  # The server's page is tested in a real browser; those tests are skipped if there is none.
+  # The server's page is tested in a real browser; those tests are skipped without one.
   if [ "$WHAT" = test ] && ! have chromium && ! have google-chrome && have dpkg-query && is_root; then
     (need_apt chromium) || warn "Chromium was not installed; the tests of the server's page will be skipped"
   fi
@@ -67,7 +67,7 @@ python_environment() {
     python="$(find_python)" || die "Python 3.10 or newer, with venv and a shared library, was not found; install it or
 name it: make ${MAKECMDGOALS:-demo} PYTHON=/path/to/python3"
   fi
-  # Debian keeps the shared library R needs apart from the interpreter.
+  # Debian packages the shared library that R needs separately from the interpreter.
   case "$("$python" -c 'import sys; print(sys.base_prefix)')" in
     /usr) need_apt "libpython$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')" ;;
   esac
@@ -105,7 +105,7 @@ reticulate_ok() {
 }
 
 # Debian 12 has reticulate 1.28, which supports neither NumPy 2 nor current scipy; the next Debian's source
-# package builds on it. A private apt directory: the machine's own sources are not touched.
+# package builds on it. A private apt directory: the machine's own sources are not changed.
 reticulate_from_debian() {
   local mirror work keyring
   have apt-get || return 1

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the documentation site into dist/site: guides and the Python reference (mkdocs), and under r/ the R pages (pkgdown: help
-# pages with their examples run, vignettes). Links that lead nowhere stop it. Without the network, once its packages are installed.
+# pages with their examples run, vignettes). A broken link stops it. Works offline once its packages are installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -16,7 +16,7 @@ NO_MKDOCS_2_WARNING=1 .cache/site/bin/mkdocs build --strict --clean
 Rscript --vanilla - <<'R'
 options(pkgdown.internet = FALSE, cli.progress_show_after = 1e6)
 pkgdown::check_pkgdown()
-# The package in .cache/rlib: installed by `make setup` from these very files.
+# The package in .cache/rlib: installed by `make setup` from these files.
 pkgdown::build_site(preview = FALSE, install = FALSE, devel = FALSE, new_process = FALSE)
 R
 say "the site is in dist/site/index.html"

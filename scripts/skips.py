@@ -1,4 +1,4 @@
-"""Count what a suite did, and list what all suites skipped.
+"""Count the tests of a suite, and list the skipped tests of all suites.
 
 scripts/skips.py count NAME REPORT.xml   closing line of a pytest run; its skips to FOLDER/NAME.tsv
 scripts/skips.py list                    every skip with its reason; exit 1 for one that is not expected

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Run the suites named on the command line and print the result of each, and the skipped tests with reasons, at the end. All
-# of them run, even when an early one fails; the exit status is 0 only when none failed.
+# of them run, even if an early one fails; the exit status is 0 only if none failed.
 #   scripts/test.sh pytest testthat testthat5 interop5 vignettes5 check lint
 # Two run at a time, the longest first; every suite writes to a file, and the files are printed whole at the end.
 #   PYTEST_WORKERS=1   processes of pytest (as many as there are processors)
@@ -9,7 +9,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
 unset LD_LIBRARY_PATH
-# The tests' networks are tiny: more threads only wait for each other, for ever on a busy machine.
+# The tests' networks are tiny: more threads only wait for each other, indefinitely on a busy machine.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" NUMBA_NUM_THREADS="${NUMBA_NUM_THREADS:-2}"
 LOGS="$ROOT/.cache/check"
 SKIPS="$LOGS/skips"
@@ -18,7 +18,7 @@ mkdir -p "$LOGS" "$SKIPS"
 suite_pytest() {
   local report="$LOGS/pytest.xml" workers="${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}"
   rm -f "$report"
-  # Tests of one file stay together: they share what is computed once.
+  # Tests of one file run in one process, because they share fixtures.
   # shellcheck disable=SC2086
   PYTHONPATH=python "$VENV/bin/python" -m pytest -p no:cacheprovider --junitxml="$report" \
     -n "$workers" --dist loadfile --durations=20 ${PYTEST_ARGS:-}
@@ -34,7 +34,7 @@ suite_testthat() {
   )
 }
 
-# Two suites need it, maybe at once: one installs, the other waits.
+# Two suites need it, possibly at once: one installs, the other waits.
 install5() {
   local rlib="$ROOT/.cache/rlib-seurat5" code=0
   exec 8>"$LOGS/install5.lock"
@@ -68,7 +68,7 @@ suite_interop5() {
   return "$code"
 }
 
-# On this Seurat R CMD build does it.
+# On this Seurat R CMD build runs the vignettes.
 suite_vignettes5() {
   install5 || return $?
   scripts/in_seurat5.sh Rscript --vanilla scripts/vignettes.R
@@ -80,7 +80,7 @@ suite_check() {
   (
     r_environment
     cd "$work"
-    # The Python package with its weights travels inside: 21 MB, more than the note's 5.
+    # The package contains the Python package with its weights: 21 MB, more than the 5 MB of R's note.
     export _R_CHECK_PKG_SIZES_THRESHOLD_=40
     export _R_CHECK_FORCE_SUGGESTS_=false _R_CHECK_SYSTEM_CLOCK_=0 _R_CHECK_FUTURE_FILE_TIMESTAMPS_=false
     # Building runs the vignettes; the check would run them twice more.
@@ -118,7 +118,7 @@ closing() {
   return "$2"
 }
 
-# run NAME: the suite's words into its file, its exit status into another.
+# run NAME: the suite's output into its file, its exit status into another.
 run() {
   local name="$1" code started=$SECONDS
   rm -f "$LOGS/$name.code" "$SKIPS/$name.tsv"
@@ -130,7 +130,7 @@ run() {
   say "$name: finished after $((SECONDS - started)) s [exit $code]"
 }
 
-# lane NAME...: run suites that no other lane has taken, until none is left.
+# lane NAME...: run suites that no other lane has started, until none remains.
 lane() {
   trap 'exit 130' INT
   for name in "$@"; do
@@ -138,7 +138,7 @@ lane() {
   done
 }
 
-# Ctrl-C ends everything that was started here: first as Ctrl-C would, so that tests can stop their servers.
+# Ctrl-C ends all processes started here: first by SIGINT, so that tests can stop their servers.
 LANES=()
 stop_all() {
   trap '' INT TERM
@@ -167,13 +167,13 @@ for name in pytest testthat5 testthat check interop5 vignettes5 lint; do
   for wanted in "$@"; do [ "$name" != "$wanted" ] || ORDER+=("$name"); done
 done
 say "running $* (their output is kept in .cache/check)"
-set -m # every lane a process group of its own, so that it can be ended whole
+set -m # every lane is a separate process group, so that it can be ended completely
 for _ in 1 2; do
   [ "${#LANES[@]}" -lt "$#" ] || break
   lane "${ORDER[@]}" &
   LANES+=("$!")
 done
-# One suite alone is watched as it runs.
+# The output of a single suite is shown while it runs.
 if [ "$#" = 1 ]; then
   tail -n +1 --pid="${LANES[0]}" -F "$LOGS/$1.log" 2>/dev/null &
   LANES+=("$!")

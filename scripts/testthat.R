@@ -9,7 +9,7 @@ testthat::test_dir(
 results <- as.data.frame(reporter$get_results())
 failed <- sum(results$failed) + sum(results$error)
 skipped <- sum(results$skipped)
-# What was skipped and why, for the list at the end of `make test`; an empty reason: the test ran.
+# Skipped tests and reasons, for the list at the end of `make test`; an empty reason: the test ran.
 reason <- function(result) {
   skips <- Filter(function(part) inherits(part, "expectation_skip"), result)
   if (length(skips) == 0) "" else gsub("[[:space:]]+", " ", sub("^Reason: ", "", conditionMessage(skips[[1]])))

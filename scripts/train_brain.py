@@ -78,7 +78,7 @@ def through_orthologs(mouse: ad.AnnData) -> ad.AnnData:
 
 
 def main() -> None:
-    """Train one, or go on."""
+    """Train one model, or continue."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--name", choices=list(CONFIGS), default="brain-mini")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def keep_curves(name: str, work: Path, seed: int, loops: dict[str, TrainerConfig]) -> None:
-    """Copy the loss curves and the settings beside the other measurements."""
+    """Copy the loss curves and the settings to the other measurements."""
     results, stem = ROOT / "benchmarks" / "results", name.replace("-", "_")
     for phase in loops:
         shutil.copyfile(work / phase / "log.csv", results / f"{stem}_{phase}.csv")

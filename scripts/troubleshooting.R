@@ -1,4 +1,4 @@
-# Write docs/troubleshooting.md: each broken Python is really made, and its message is copied as R printed it.
+# Write docs/troubleshooting.md: each broken Python is made for real, and its message is copied as R printed it.
 #   make setup; then: . scripts/lib.sh; r_environment; Rscript scripts/troubleshooting.R
 suppressPackageStartupMessages(library(scMamba))
 source("tests/testthat/helper-broken.R")

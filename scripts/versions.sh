@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A reduced Python suite with other versions of everything, each in a virtual environment of its own.
+# A reduced Python suite with other versions of all dependencies, each in a separate virtual environment.
 #   scripts/versions.sh lowest   the lowest versions pyproject.toml declares, on Python 3.10
 #   scripts/versions.sh newest   the newest of everything, on Python 3.13
-# The environments (some gigabytes each where only the torch with CUDA can be had) stay in .cache until
+# The environments (some gigabytes each if only the torch with CUDA is available) stay in .cache until
 # `make distclean`; the versions in them are printed. PYTHON=/path/to/python3 chooses another Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,13 +15,13 @@ case "$WHAT" in
   *) die "lowest or newest, not '$WHAT'" ;;
 esac
 ENVIRONMENT="$ROOT/.cache/$WHAT"
-# What the two suites need beside the package's own extras; the rest of [test] serves other suites.
+# What the two suites need in addition to the package's own extras; the rest of [test] is for other suites.
 EXTRAS="[train,serve,prepare]"
 BESIDE=("zarr>=2.18" "pytest>=8.2" "pytest-xdist>=3.5" "statsmodels>=0.14" "psutil>=5.9")
 
 version_of() { "$1" -c 'import sys, ensurepip, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
-# The wanted Python, wherever it was installed; else the nearest one there is.
+# The wanted Python, wherever it was installed; else the nearest version.
 find_version() {
   local candidate best=""
   for candidate in ${PYTHON:-} "python$WANTED" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$WANTED".*/bin/python \

@@ -1,6 +1,6 @@
 # Build every R vignette with the installed package and stop at the first chunk that fails. `R CMD build` does this as
-# well; here it is done on another R and Seurat, where BiocStyle or pandoc may be missing: then in a plainer form, and
-# this is said.
+# well; here it is done on another R and Seurat, where BiocStyle or pandoc may be missing: then the style is plainer,
+# with a message.
 #   Rscript scripts/vignettes.R [folder to keep the pages in]
 kept <- commandArgs(trailingOnly = TRUE)
 folder <- if (length(kept) > 0) kept[[1]] else tempfile("vignettes")
@@ -17,14 +17,14 @@ style <- if (!rmarkdown::pandoc_available()) {
 }
 
 build <- function(file) {
-  # In a folder of its own, so that nothing is written beside the source.
+  # In a separate folder, so that nothing is written next to the source.
   copy <- file.path(tempfile("vignette"), basename(file))
   dir.create(dirname(copy))
   file.copy(file, copy)
   if (startsWith(style, "markdown")) {
     owd <- setwd(folder)
     on.exit(setwd(owd))
-    # Chunks that fail stop knitr under rmarkdown, and are shown on the page without it.
+    # Failing chunks stop knitr under rmarkdown, and are shown on the page without it.
     knitr::opts_chunk$set(error = FALSE)
     return(knitr::knit(copy, quiet = TRUE, envir = new.env(parent = globalenv())))
   }

@@ -1,19 +1,19 @@
-# Broken Pythons, really made, each met by a verb in an R session of its own. The tests check that its one message
-# gives the command that helps; scripts/troubleshooting.R writes the messages into docs/troubleshooting.md.
+# Broken Python installations, made for real and used by a verb in a separate R session. The tests check that its one
+# message gives the command that helps; scripts/troubleshooting.R writes the messages into docs/troubleshooting.md.
 
-# Run R code in a session without any Python but those that `env` and the code name; what it printed, line by line.
-# With `home`, that folder is the home directory, and WORKON_HOME, which would replace a part of it, is not set.
+# Run R code in a session that can find only the Pythons named in `env` and the code; returns its output by line.
+# With `home`, that folder is the home directory, and WORKON_HOME, which would override a part of it, is unset.
 fresh_session <- function(code, env = character(), folder = tempdir(), home = NULL) {
   script <- tempfile(fileext = ".R")
   on.exit(unlink(script))
-  # Set, though empty, they would count as a choice.
+  # Even an empty value would count as a choice.
   first <- c(
     "chosen <- c('RETICULATE_PYTHON', 'RETICULATE_PYTHON_ENV')",
     "Sys.unsetenv(chosen[!nzchar(Sys.getenv(chosen))])",
     "options(width = 100, cli.width = 100)",
     "suppressPackageStartupMessages(library(scMamba))"
   )
-  # The tests' own Python has put itself on the path.
+  # The Python of the tests is on the path.
   path <- setdiff(strsplit(Sys.getenv("PATH"), ":", fixed = TRUE)[[1]], dirname(reticulate::import("sys")$executable))
   environments <- if (is.null(home)) {
     paste0("WORKON_HOME=", shQuote(file.path(folder, "no-environments")))
@@ -28,12 +28,12 @@ fresh_session <- function(code, env = character(), folder = tempdir(), home = NU
   writeLines(c(first, code), script)
   old <- setwd(folder) # a .venv in the working directory would be found
   on.exit(setwd(old), add = TRUE)
-  # The last one named counts.
+  # The last value of a repeated variable is used.
   suppressWarnings(system2(file.path(R.home("bin"), "Rscript"), c("--vanilla", shQuote(script)),
     stdout = TRUE, stderr = TRUE, env = c(plain, env)))
 }
 
-# A verb, and the one message it ends in.
+# A verb, and the single message that it gives.
 verb_or_message <- paste(
   "counts <- matrix(1:4, 2, dimnames = list(c('GFAP', 'AQP4'), c('a', 'b')))",
   "cat(tryCatch({ScMambaEmbed(counts, force = TRUE, verbose = FALSE); 'IT RAN'},",
@@ -41,7 +41,7 @@ verb_or_message <- paste(
   sep = "\n"
 )
 
-# The interpreter the tests' environment was made from; it has a shared library and no scmamba.
+# The interpreter from which the environment of the tests was made; it has a shared library and no scmamba.
 base_python <- function() reticulate::import("sys")[["_base_executable"]]
 
 empty_environment <- function(folder) {
@@ -52,13 +52,13 @@ empty_environment <- function(folder) {
 }
 
 # An environment with all packages that scmamba needs except the named ones.
-environment_without <- function(folder, left_out) {
+environment_without <- function(folder, omitted) {
   python <- empty_environment(folder)
-  # Not from sysconfig: Debian's names the system's folder when Python is embedded.
+  # Not from sysconfig, which gives the system's folder when Debian's Python is embedded.
   from <- dirname(dirname(reticulate::import("numpy")[["__file__"]]))
   to <- list.files(file.path(folder, "lib"), "^python", full.names = TRUE)[[1]]
   to <- file.path(to, "site-packages")
-  names <- setdiff(list.files(from), left_out)
+  names <- setdiff(list.files(from), omitted)
   file.symlink(file.path(from, names), file.path(to, names))
   ours <- dirname(dirname(reticulate::import("scmamba")[["__file__"]]))
   writeLines(ours, file.path(to, "scmamba-of-the-tests.pth"))
@@ -68,7 +68,7 @@ environment_without <- function(folder, left_out) {
 quoted <- function(path) encodeString(path, quote = "'")
 named_by_option <- function(python) sprintf("options(scmamba.python = %s)", quoted(python))
 
-# A Python of an old version: a real one if there is one, or ours with another version number.
+# A Python of an old version: a real one if installed, or the current one with another version number.
 old_python <- function(folder, version) {
   real <- Sys.glob(sprintf("~/.pyenv/versions/%s.*/bin/python", version))
   if (length(real) > 0) {
@@ -83,7 +83,7 @@ old_python <- function(folder, version) {
   file
 }
 
-# A library with a reticulate too old: Debian 12's own if there is one, or one with an old version number.
+# A library with a reticulate that is too old: Debian 12's if installed, or a copy with an old version number.
 old_reticulate <- function(folder) {
   for (library in c(.Library.site, .Library)) {
     if (file.exists(file.path(library, "reticulate")) && packageVersion("reticulate", library) < "1.39") {
@@ -96,7 +96,7 @@ old_reticulate <- function(folder) {
   folder
 }
 
-# name -> what a reader would look for, and a function of an empty folder that makes the case and gives what to run:
+# name -> title, words of the message, and a function that makes the case in an empty folder and returns what to run:
 # code before the verb, environment variables.
 broken_pythons <- list(
   none = list(
@@ -146,7 +146,7 @@ broken_pythons <- list(
       dir.create(file.path(own, "bin"), recursive = TRUE)
       file.symlink("/no/python3.11", file.path(own, "bin", "python"))
       writeLines("home = /no", file.path(own, "pyvenv.cfg"))
-      # Nor is there any other that R would find.
+      # R finds no other Python either.
       list(env = paste0("WORKON_HOME=", file.path(folder, "environments")))
     }
   ),
@@ -175,7 +175,7 @@ broken_pythons <- list(
       made <- environment_without(file.path(folder, "intel"), "torch")
       dir.create(file.path(made$site, "torch", "lib"), recursive = TRUE)
       file.create(file.path(made$site, "torch", c("__init__.py", "lib/libiomp5.so")))
-      # The note that LLVM's and Intel's libraries leave when they start; a second one that finds it ends the process.
+      # The variable that LLVM's and Intel's libraries set when they start; a second library that finds it stops R.
       note <- c("note <- paste0('__KMP_REGISTERED_LIB_', Sys.getpid())",
         "do.call(Sys.setenv, setNames(list('0x1-0xcafe-libiomp5.so'), note))")
       list(code = c(named_by_option(made$python), note))
@@ -195,14 +195,14 @@ broken_pythons <- list(
       names <- setdiff(list.files(file.path(made$from, "torch")), "lib")
       dir.create(file.path(made$site, "torch", "lib"), recursive = TRUE)
       file.symlink(file.path(made$from, "torch", names), file.path(made$site, "torch", names))
-      # As a full disk leaves it.
+      # As after a full disk.
       file.create(file.path(made$site, "torch", "lib", "libtorch_global_deps.so"))
       list(code = named_by_option(made$python))
     }
   )
 )
 
-# What R prints in this case.
+# The output of R in this case.
 meet_broken <- function(case) {
   folder <- tempfile("broken-")
   dir.create(folder)

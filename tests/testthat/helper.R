@@ -1,5 +1,5 @@
-# A random model over the genes of pbmc_small: small enough to run in a moment,
-# and the R side works as with a trained one.
+# A random model over the genes of pbmc_small: small enough for fast tests, and
+# used by the R functions like a trained one.
 
 seurat5 <- packageVersion("SeuratObject") >= "5.0.0"
 
@@ -7,7 +7,7 @@ skip_without_python <- function() {
   testthat::skip_if_not(scmamba_available(), "Python with scmamba")
 }
 
-# Quiet, and without the start-up of a Python that a test may want to mock.
+# Quiet, and without starting Python, which a test may want to mock.
 pbmc <- function() {
   utils::data("pbmc_small", package = "SeuratObject", envir = environment())
   pbmc_small
@@ -60,8 +60,8 @@ embed_tiny <- function(object, ..., verbose = FALSE) {
   ScMambaEmbed(object, model = tiny_model(), verbose = verbose, ...)
 }
 
-# The same computation by the Python package alone, from a file R wrote: no
-# code of ours on the way in.
+# The same computation by the Python package alone, from a file written by R:
+# the input does not pass through scMamba's R code.
 python_alone <- function(counts, verb, ...) {
   folder <- tempfile()
   dir.create(folder)

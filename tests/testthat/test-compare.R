@@ -1,11 +1,11 @@
-test_that("the comparison between donors is the Python package's, for every kind of object", {
+test_that("the comparison between donors equals the Python package's, for every class of object", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 400, n.donors = 6, n.genes = 200)
   compare <- function(object, ...) {
     ScMambaCompare(object, "disease", donor = "donor", ident.1 = "AD", ident.2 = "Control", verbose = FALSE, ...)
   }
   ours <- compare(cohort)
-  # No code of ours on the way in: Python makes the same cohort.
+  # Python simulates the same cohort, so the input does not pass through scMamba's R code.
   datasets <- reticulate::import("scmamba.datasets", convert = FALSE)
   adata <- datasets$brain_cohort(n_cells = 400L, n_donors = 6L, n_genes = 200L, seed = 0L)
   alone <- reticulate::import("scmamba.deg", convert = FALSE)$compare(adata, "disease", "donor", group1 = "AD",
@@ -15,7 +15,7 @@ test_that("the comparison between donors is the Python package's, for every kind
   expect_equal(ours$table$log2FC, alone$log2FC)
   expect_s3_class(ours$summary, "data.frame")
   expect_output(suppressMessages(print(ours)))
-  # Donors as values; several cell types.
+  # Donors as a vector; several cell types.
   expect_equal(ScMambaCompare(cohort, "disease", donor = as.character(cohort$donor), ident.1 = "AD",
     ident.2 = "Control", verbose = FALSE)$table$p_val, ours$table$p_val)
   expect_error(compare(cohort, test.use = "t"), "should be one of")

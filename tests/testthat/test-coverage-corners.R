@@ -1,6 +1,6 @@
-# Corners no other test walks through; each has an answer a user would see.
+# Rarely used branches; each has a result that a user would see.
 
-test_that("the configuration is printed with what is missing, and with the problem where there is one", {
+test_that("the configuration prints missing parts, and the problem if there is one", {
   config <- structure(list(
     r = c(R = "4.4.0", scMamba = "0.1.0", reticulate = "1.41.0", Seurat = NA),
     python = c(path = "/a/{b}/python", version = "3.11"), packages = c(torch = "2.9", numba = NA),
@@ -30,7 +30,7 @@ test_that("sparse, dense and odd matrices become a dgCMatrix with the same value
   expect_error(ScMambaAnnotate(matrix("a", 1, 1)), "matrix", class = "scmamba_error")
 })
 
-test_that("a layer that is not there or empty is named, with those that are", {
+test_that("a missing or empty layer is an error that lists the available ones", {
   empty <- pbmc()
   if (seurat5) {
     expect_error(ScMambaImpute(empty, layer = "nothing"), "data", class = "scmamba_error")
@@ -51,7 +51,7 @@ test_that("a log-normalized layer gives the result of the counts, by either argu
   expect_identical(data_of(impute_tiny(object, slot = "data")), data_of(impute_tiny(object, layer = "data")))
 })
 
-test_that("a matrix and its columns come through the server's plain form unchanged", {
+test_that("a matrix and its columns are unchanged by the server's plain form", {
   file <- withr::local_tempfile()
   matrix <- counts_of(pbmc())
   cells <- data.frame(donor = rep(c("\u00e4 \"b\"", NA), 40), group = factor(rep(c("x", "y"), 40)))
@@ -59,7 +59,7 @@ test_that("a matrix and its columns come through the server's plain form unchang
   back <- scMamba:::.read_plain(file, NULL)
   expect_identical(scMamba:::.from_arrays(list(arrays = back$arrays), matrix), matrix)
   skip_without_python()
-  # The server's own reader takes it for the same cells and genes.
+  # The server's own reader gives the same cells and genes.
   path <- reticulate::import("pathlib", convert = FALSE)$Path(file)
   adata <- reticulate::import("scmamba.wire.scmb", convert = FALSE)$to_adata(path)
   slots <- reticulate::import("scmamba.wire.slots", convert = FALSE)$layer_slots(adata)
@@ -70,7 +70,7 @@ test_that("a matrix and its columns come through the server's plain form unchang
   expect_identical(as.character(seen$donor[c(1, 3)]), cells$donor[c(1, 3)])
 })
 
-test_that("only options that a server has are sent, and its errors are passed on", {
+test_that("only options that the server has are sent, and its errors are passed on", {
   skip_without_python()
   skip_if_not(.Platform$OS.type == "unix")
   server <- scMamba:::.local_server()

@@ -1,4 +1,4 @@
-# Every verb gives the same answer whichever kind of object the counts come in.
+# Every verb gives the same result for every class of object.
 
 small_cohort <- local({
   kept <- NULL
@@ -36,12 +36,12 @@ test_that("types by markers agree for Seurat, SingleCellExperiment and matrix", 
   skip_if_not_installed("ggplot2")
   for (made in list(frame, experiment)) {
     drawn <- ggplot2::ggplot_build(ScMambaPlotConfidence(made))$data[[1]]
-    # A point for every cell, at its probability.
+    # One point for every cell, at its probability.
     expect_equal(sort(drawn$x), sort(named$scmamba_probability))
   }
 })
 
-test_that("a panel of one's own is used, and a wrong one refused", {
+test_that("a panel of the user is used, and an invalid one refused", {
   skip_without_python()
   object <- small_cohort()
   panel <- list(Oligo = c("MBP", "MOBP", "PLP1", "ST18"), Neuron = c("SNAP25", "SYT1", "RBFOX3"))
@@ -66,7 +66,7 @@ test_that("a reference may be a SingleCellExperiment", {
   expect_equal(name(as_sce(known)), name(known), tolerance = 1e-6)
 })
 
-test_that("doublets agree for Seurat and SingleCellExperiment, per sample, and their parents are named", {
+test_that("doublets agree for Seurat and SingleCellExperiment, per sample, with the types of their parents", {
   skip_without_python()
   object <- small_cohort()
   find <- function(x) {
@@ -85,7 +85,7 @@ test_that("doublets agree for Seurat and SingleCellExperiment, per sample, and t
   expect_true(all(named %in% c(as.character(object$cell_type), "?")))
 })
 
-test_that("robustness compares layers on the same cells, from Seurat as from SingleCellExperiment", {
+test_that("robustness compares layers on the same cells, for Seurat and SingleCellExperiment", {
   skip_without_python()
   object <- small_cohort()
   imputed <- ScMambaImpute(object, adapt = FALSE, force = TRUE, verbose = FALSE)
@@ -96,7 +96,7 @@ test_that("robustness compares layers on the same cells, from Seurat as from Sin
   }
   result <- run(imputed)
   expect_setequal(unique(result$runs$layer), c("counts", "scmamba"))
-  # One seed per draw, whichever layer is tested.
+  # One seed per draw, for all layers.
   seeds <- unique(result$runs[c("run", "seed")])
   expect_equal(nrow(seeds), 3)
   sce <- as_sce(object)
@@ -110,7 +110,7 @@ test_that("robustness compares layers on the same cells, from Seurat as from Sin
   expect_error(ScMambaPlotRobustness(result, "magic"), "magic", class = "scmamba_error")
 })
 
-test_that("a model of one's own comes from any object, and the same cells give the same model", {
+test_that("a model is fine-tuned on every class of object, and the same cells give the same model", {
   skip_without_python()
   folder <- withr::local_tempdir()
   tune <- function(x, name, ...) {
@@ -130,7 +130,7 @@ test_that("a model of one's own comes from any object, and the same cells give t
   expect_gt(max(abs(embedded[[1]] - before)), 0)
 })
 
-test_that("columns of a matrix may be named, numbered or chosen by TRUE and FALSE", {
+test_that("columns of a matrix may be selected by name, number or logical vector", {
   skip_without_python()
   values <- data_of(Seurat::NormalizeData(pbmc(), verbose = FALSE), "RNA")
   by_number <- ScMambaFindMarkers(values, 1:30, 31:80, verbose = FALSE)
@@ -141,7 +141,7 @@ test_that("columns of a matrix may be named, numbered or chosen by TRUE and FALS
   expect_error(ScMambaFindMarkers(values, 1:30, seurat = "3"), "must be \"5\" or \"4\"", class = "scmamba_error")
 })
 
-test_that("the cohort's truth is what the disease does to its means", {
+test_that("the cohort's true effects are the changes of its means", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 3000, n.donors = 8, n.genes = 300, seed = 2)
   truth <- SeuratObject::Misc(cohort, "true_log2fc")

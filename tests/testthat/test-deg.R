@@ -4,7 +4,7 @@ with_normalised <- function(object = pbmc()) {
   Seurat::NormalizeData(object, verbose = FALSE)
 }
 
-test_that("the table is that of Seurat's FindMarkers with the Wilcoxon test", {
+test_that("the table equals that of Seurat's FindMarkers with the Wilcoxon test", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   object <- with_normalised()
@@ -20,7 +20,7 @@ test_that("the table is that of Seurat's FindMarkers with the Wilcoxon test", {
   expect_equal(shared$p_val_adj, pmin(1, shared$p_val * nrow(object)), tolerance = 1e-10)
 })
 
-test_that("MAST's table has Seurat's columns, and latent variables and subsets are taken", {
+test_that("MAST's table has Seurat's columns, and latent variables and subsets work", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   object <- with_normalised()
@@ -37,7 +37,7 @@ test_that("MAST's table has Seurat's columns, and latent variables and subsets a
   expect_equal(one, same)
 })
 
-test_that("MAST's true numbers come back through R", {
+test_that("the recorded values of MAST are reproduced from R", {
   skip_without_python()
   path <- function(name) gzfile(testthat::test_path("reference", name))
   read <- function(name) utils::read.csv(path(name), stringsAsFactors = FALSE)
@@ -81,7 +81,7 @@ test_that("comparisons that are not possible give an error", {
   expect_error(ScMambaFindMarkers(counts_of(object), 1:5, 5:9), "both", class = "scmamba_error")
 })
 
-test_that("robustness runs on a cohort, prints, and draws", {
+test_that("robustness runs on a cohort, prints and plots", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 400, n.donors = 4, n.genes = 300)
   run <- function(...) {
@@ -102,7 +102,7 @@ test_that("robustness runs on a cohort, prints, and draws", {
   expect_error(ScMambaRobustness(cohort, group.by = "disease"), "ScMambaImpute", class = "scmamba_error")
 })
 
-test_that("models are listed, and one of the user's own is made and used", {
+test_that("models are listed, and a model of the user is trained and used", {
   skip_without_python()
   listed <- ScMambaModels()
   expect_true("brain-mini" %in% listed$name)

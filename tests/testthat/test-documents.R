@@ -1,4 +1,4 @@
-# The web site's index is not part of the built package; these run in a checkout only.
+# The index of the web site is not part of the built package, so these tests run in a checkout only.
 index <- function() {
   file <- testthat::test_path("..", "..", "_pkgdown.yml")
   testthat::skip_if_not(file.exists(file), "a checkout with _pkgdown.yml")
@@ -19,7 +19,7 @@ test_that("every exported function and every vignette is in the site's index", {
 test_that("pkgdown finds nothing missing", {
   skip_if_not_installed("pkgdown")
   withr::local_options(pkgdown.internet = FALSE)
-  # By name: a package only this line would use is not worth a line in DESCRIPTION.
+  # By name, because a package that only this line uses does not belong in DESCRIPTION.
   check <- getExportedValue("pkgdown", "check_pkgdown")
   expect_no_error(suppressMessages(check(dirname(index()))))
 })

@@ -1,4 +1,4 @@
-test_that("the reduction holds what the Python package computes, in order", {
+test_that("the reduction has the values of the Python package, in the order of the cells", {
   skip_without_python()
   set.seed(3)
   counts <- counts_of(pbmc())[, sample(80)]
@@ -20,7 +20,7 @@ test_that("an existing reduction is kept unless overwrite is TRUE", {
     class = "scmamba_exists")
   seu <- embed_tiny(seu)
   expect_error(embed_tiny(seu), class = "scmamba_exists")
-  # One set of names for assays and reductions.
+  # Assays and reductions share one set of names.
   expect_error(embed_tiny(seu, reduction.name = "RNA"), "in use", class = "scmamba_exists")
   expect_error(impute_tiny(seu, assay.name = "pca"), "in use", class = "scmamba_exists")
   expect_identical(SeuratObject::Embeddings(embed_tiny(seu, overwrite = TRUE), "scmamba_embedding"),
@@ -37,7 +37,7 @@ test_that("the reduction works with neighbors, clusters and UMAP", {
   expect_s3_class(Seurat::DimPlot(seu, reduction = "scmamba_embedding"), "ggplot")
 })
 
-test_that("the simulated cohort is the Python package's, as a Seurat object", {
+test_that("the simulated cohort equals the Python package's, as a Seurat object", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 40, n.donors = 2, n.genes = 300, seed = 4)
   datasets <- reticulate::import("scmamba.datasets", convert = FALSE)

@@ -1,8 +1,8 @@
-# Against Seurat itself: every argument that the functions share, to 1e-12.
+# Against Seurat itself: every argument that both functions have, to 1e-12.
 
 with_normalised <- function(object = pbmc()) Seurat::NormalizeData(object, verbose = FALSE)
 
-# Every argument that both functions share, and what it is varied to.
+# Every argument that both functions have, and its tested values.
 shared_arguments <- list(
   default = list(), features = list(features = c("LYZ", "CD3E", "MS4A1", "PPBP", "S100A8")),
   logfc = list(logfc.threshold = 1), pct = list(min.pct = 0.3), diff = list(min.diff.pct = 0.2),
@@ -15,7 +15,7 @@ shared_arguments <- list(
 equal_tables <- function(ours, theirs) {
   expect_setequal(rownames(ours), rownames(theirs))
   ours <- ours[rownames(theirs), names(theirs)]
-  # Seurat 5 has no number for a gene that none of the drawn cells expresses; here nothing differs, p = 1.
+  # Seurat 5 has no number for a gene that is not expressed in any drawn cell; here there is no difference, p = 1.
   for (column in c("p_val", "p_val_adj")) theirs[[column]][is.nan(theirs[[column]])] <- 1
   for (column in names(theirs)) expect_equal(ours[[column]], theirs[[column]], tolerance = 1e-12, info = column)
 }
@@ -36,7 +36,7 @@ test_that("every argument that FindMarkers() has gives its numbers", {
   }
   for (group in groups) both(group)
   for (more in shared_arguments) both(c(groups[[1]], more))
-  # The same where cells without a group are among "all others".
+  # The same if cells without a group are among "all others".
   for (name in c("drawn", "pseudocount")) both(c(groups[[3]], shared_arguments[[name]]))
   expect_identical(ScMambaFindMarkers(object, "0", group.by = "ident", test.use = "wilcox", verbose = FALSE),
     ScMambaFindMarkers(object, "0", test.use = "wilcox", verbose = FALSE))
@@ -45,7 +45,7 @@ test_that("every argument that FindMarkers() has gives its numbers", {
   expect_error(ScMambaFindMarkers(object), "ScMambaFindAllMarkers", class = "scmamba_error")
 })
 
-test_that("a draw of cells leaves R's random numbers alone", {
+test_that("a draw of cells does not change the state of R's random numbers", {
   skip_without_python()
   object <- with_normalised()
   set.seed(3)
@@ -55,7 +55,7 @@ test_that("a draw of cells leaves R's random numbers alone", {
   expect_identical(runif(1), expected)
 })
 
-test_that("the table of all groups is that of FindAllMarkers()", {
+test_that("the table of all groups equals that of FindAllMarkers()", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   object <- with_normalised()
@@ -72,7 +72,7 @@ test_that("the table of all groups is that of FindAllMarkers()", {
   expect_identical(levels(ours$cluster), levels(Seurat::Idents(object)))
   expect_error(ScMambaFindAllMarkers(object, ident.1 = "0"), "takes no idents", class = "scmamba_error")
   expect_error(ScMambaFindAllMarkers(counts_of(object)), "Seurat object", class = "scmamba_error")
-  # A group that is too small is named, and the others are there.
+  # A group that is too small is named in a warning, and the others are in the table.
   object$few <- c("x", "x", rep(c("a", "b"), length.out = ncol(object) - 2))
   expect_warning(some <- ScMambaFindAllMarkers(object, group.by = "few", return.thresh = 1.1, test.use = "wilcox",
     verbose = FALSE), "No markers for \"x\"")
@@ -88,7 +88,7 @@ test_that("genes may be latent variables, and unknown ones are named", {
   expect_error(ScMambaFindMarkers(object, "0", "1", latent.vars = "nothing"), "nothing", class = "scmamba_error")
 })
 
-test_that("pseudobulk through R is the test on sums per donor that limma's paper describes", {
+test_that("pseudobulk in R is the test on sums per donor of limma's paper", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 600, n.donors = 6, n.genes = 200)
   table <- ScMambaPseudobulk(cohort, "disease", donor = "donor", ident.1 = "AD", ident.2 = "Control", moderate = FALSE,
@@ -107,7 +107,7 @@ test_that("pseudobulk through R is the test on sums per donor that limma's paper
   }
   expect_equal(table$p_val_adj, stats::p.adjust(table$p_val, "BH"))
   expect_identical(nrow(attr(table, "samples")), 6L)
-  # Donors as values; the counts are read though the imputed values are the default.
+  # Donors as a vector; the counts are read although the imputed values are the default assay.
   by_values <- ScMambaPseudobulk(cohort, "disease", donor = as.character(cohort$donor), ident.1 = "AD",
     ident.2 = "Control", moderate = FALSE, paired = FALSE, verbose = FALSE)
   expect_equal(by_values, table)

@@ -1,4 +1,4 @@
-test_that("an object comes back from an h5ad file, and scanpy's conventions are read", {
+test_that("an object is restored from an h5ad file, and scanpy's conventions are read", {
   skip_without_python()
   object <- impute_tiny(embed_tiny(pbmc()))
   file <- withr::local_tempfile(fileext = ".h5ad")
@@ -13,7 +13,7 @@ test_that("an object comes back from an h5ad file, and scanpy's conventions are 
   expect_equal(unname(SeuratObject::Embeddings(again, "pca")), unname(SeuratObject::Embeddings(object, "pca")))
   expect_setequal(SeuratObject::Reductions(again), SeuratObject::Reductions(object))
   expect_identical(as.character(again$groups), as.character(object$groups))
-  # A file that Python wrote: counts in raw, log values in X.
+  # A file written by Python: counts in raw, log values in X.
   python <- withr::local_tempfile(fileext = ".h5ad")
   reticulate::py_run_string(paste(
     "def _scmamba_h5ad(path):", "    import anndata, numpy, pandas, scipy.sparse as sp",

@@ -1,4 +1,4 @@
-test_that("a Seurat object comes back with an assay more and nothing else changed", {
+test_that("a Seurat object has one more assay after imputation and no other change", {
   skip_without_python()
   before <- pbmc()
   after <- impute_tiny(before)
@@ -14,7 +14,7 @@ test_that("a Seurat object comes back with an assay more and nothing else change
   expect_true(validObject(data_of(after)))
 })
 
-test_that("observed values are exactly log1p of counts per 10,000; only zeros are filled", {
+test_that("observed values are exactly log1p of counts per 10,000; only zeros are imputed", {
   skip_without_python()
   counts <- counts_of(pbmc())
   imputed <- data_of(impute_tiny(pbmc()))
@@ -27,7 +27,7 @@ test_that("observed values are exactly log1p of counts per 10,000; only zeros ar
 
 test_that("values, order and names agree with the Python package called directly", {
   skip_without_python()
-  # Shuffled, so that an order by name or by position would show.
+  # Shuffled, so that sorting by name or by position would be detected.
   set.seed(7)
   shuffled <- pbmc()
   counts <- counts_of(shuffled)[sample(230), sample(80)]
@@ -41,7 +41,7 @@ test_that("values, order and names agree with the Python package called directly
   expect_equal(unname(as.matrix(data_of(ours))), t(direct), tolerance = 1e-12)
 })
 
-test_that("the same seed gives the same result and R's random numbers are not touched", {
+test_that("the same seed gives the same result and the state of R's random numbers does not change", {
   skip_without_python()
   set.seed(1)
   expected <- runif(1)
@@ -52,7 +52,7 @@ test_that("the same seed gives the same result and R's random numbers are not to
   expect_identical(data_of(one), data_of(two))
 })
 
-test_that("metadata of every kind stays", {
+test_that("metadata of every type stays", {
   skip_without_python()
   seu <- pbmc()
   n <- ncol(seu)
@@ -96,7 +96,7 @@ test_that("log-normalized data can be read instead of counts", {
   expect_error(impute_tiny(seu, layer = "nothing"), "nothing")
 })
 
-test_that("expected counts go to the layer counts", {
+test_that("expected counts are in the layer counts", {
   skip_without_python()
   after <- impute_tiny(pbmc(), to.counts = TRUE)
   imputed <- data_of(after, layer = "counts")
@@ -119,7 +119,7 @@ test_that("the record has the options, and Command() shows the call", {
   expect_identical(SeuratObject::Command(after, "ScMambaImpute.RNA", "seed"), 3)
 })
 
-test_that("Seurat's own functions work on the result at once", {
+test_that("Seurat's own functions work on the result without further steps", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   seu <- embed_tiny(impute_tiny(pbmc()))
@@ -131,7 +131,7 @@ test_that("Seurat's own functions work on the result at once", {
   expect_identical(data_of(some), data_of(seu)[, 1:10])
 })
 
-test_that("Seurat's FindMarkers takes fold changes of imputed values on the natural scale", {
+test_that("Seurat's FindMarkers computes fold changes of imputed values on the natural scale", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   seu <- impute_tiny(pbmc())
@@ -140,7 +140,7 @@ test_that("Seurat's FindMarkers takes fold changes of imputed values on the natu
     assay = "scmamba", logfc.threshold = 0, min.pct = 0)))
   values <- expm1(as.matrix(data_of(seu)[rownames(found), ]))
   group <- function(ident) values[, SeuratObject::Idents(seu) == ident, drop = FALSE]
-  # Seurat 5 adds its one to the sum, Seurat 4 to the mean.
+  # Seurat 5 adds the pseudocount to the sum, Seurat 4 to the mean.
   mean_of <- if (seurat5) function(x) (rowSums(x) + 1) / ncol(x) else function(x) rowMeans(x) + 1
   expected <- log2(mean_of(group(first[1]))) - log2(mean_of(group(first[2])))
   expect_equal(found$avg_log2FC, unname(expected), tolerance = 1e-9)
@@ -148,7 +148,7 @@ test_that("Seurat's FindMarkers takes fold changes of imputed values on the natu
   expect_false("NormalizeData.scmamba" %in% SeuratObject::Command(counts))
 })
 
-test_that("gene names that Seurat rewrote from _ to - are matched, and kept", {
+test_that("gene names in which Seurat replaced _ by - are matched, and kept", {
   skip_without_python()
   counts <- counts_of(pbmc())
   hla <- grep("^HLA-", rownames(counts))
@@ -162,7 +162,7 @@ test_that("gene names that Seurat rewrote from _ to - are matched, and kept", {
   expect_equal(unname(as.matrix(data_of(after))), unname(as.matrix(from_matrix)))
 })
 
-test_that("batch correction by a named column is the same for every kind of object", {
+test_that("batch correction by a named column is the same for every class of object", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 120, n.donors = 3, n.genes = 2500, seed = 5)
   impute <- function(object, ...) ScMambaImpute(object, ..., adapt = FALSE, force = TRUE, verbose = FALSE)

@@ -1,12 +1,12 @@
-# install_scmamba(): its commands, its arguments, and a sentence for whatever goes wrong on the way. The whole of it,
-# from an empty folder to a verb, runs with SCMAMBA_TEST_INSTALL=1 (network, some minutes, 2 GB).
+# install_scmamba(): its commands, its arguments, and a sentence for every failure. The whole installation, from an
+# empty folder to a verb, runs with SCMAMBA_TEST_INSTALL=1 (network, some minutes, 2 GB).
 
 checkout <- function() {
   roots <- c(testthat::test_path("..", ".."), Sys.getenv("SCMAMBA_ROOT"))
   roots[file.exists(file.path(roots, "pyproject.toml"))]
 }
 
-# A python that records its arguments and, for `venv`, makes a folder with itself in it.
+# A replacement of python that records its arguments and, for `venv`, makes a folder with itself in it.
 noting_python <- function(folder, pip = "true") {
   file <- file.path(folder, "python3")
   lines <- c(
@@ -41,7 +41,7 @@ test_that("pip installs torch first and alone, then the package", {
     paste(pip, "torch==2.13.0"),
     paste(pip, "--upgrade --upgrade-strategy only-if-needed scmamba[serve]==0.1.0")
   ))
-  # A second time nothing is made again; options and a torch of one's own are passed on.
+  # The second call does not make the environment again; options and the user's torch are passed on.
   unlink(file.path(folder, "asked"))
   expect_error(quietly_install(folder, python = python, torch = "torch==2.9", extras = NULL, pip_options = "--pre"))
   expect_identical(asked(folder), paste(pip, "--pre",
@@ -51,14 +51,14 @@ test_that("pip installs torch first and alone, then the package", {
   expect_match(asked(folder)[[1]], "venv")
 })
 
-test_that("where the tested torch has no build, the newest is taken", {
+test_that("if the tested torch has no build, the newest one is installed", {
   skip_on_os("windows")
   skip_without_python()
   folder <- withr::local_tempdir()
   none <- "case \"$*\" in *torch==*) echo 'ERROR: No matching distribution found for torch==2.13.0' >&2; exit 1;; esac"
   expect_error(quietly_install(folder, python = noting_python(folder, none)), "no package scmamba")
   expect_match(asked(folder)[[4]], "off torch$")
-  # But not when the user named it.
+  # But not if the user named the version.
   expect_error(quietly_install(folder, python = noting_python(folder, none), torch = "torch==1.0", force = TRUE),
     "no \"torch==1.0\" for Python 3", class = "scmamba_no_build")
 })
@@ -83,7 +83,7 @@ test_that("errors of pip are explained, with the command that helps", {
   expect_output(scMamba:::.pip_said(), "subprocess-exited-with-error")
 })
 
-test_that("arguments that cannot be are refused before anything is made", {
+test_that("invalid arguments are refused before anything is made", {
   skip_on_os("windows")
   skip_without_python()
   folder <- withr::local_tempdir()
@@ -99,7 +99,7 @@ test_that("arguments that cannot be are refused before anything is made", {
   expect_length(list.files(file.path(folder, "env")), 0)
 })
 
-test_that("optional parts are named wherever the package comes from", {
+test_that("optional parts are installed from every source of the package", {
   with_extras <- scMamba:::.with_extras
   expect_identical(with_extras("scmamba", "serve"), "scmamba[serve]")
   expect_identical(with_extras("scmamba==0.1.0", c("serve", "train")), "scmamba[serve,train]==0.1.0")
@@ -116,15 +116,15 @@ test_that("no network: a real pip, an index that does not answer", {
   nowhere <- c("--isolated", "--no-cache-dir", "--retries", "1", "--index-url", "http://127.0.0.1:9/simple")
   expect_error(quietly_install(folder, python = base_python(), pip_options = nowhere), "cannot reach the Package Index",
     class = "scmamba_install_error")
-  # What is there is a whole environment, so that the next call goes on from it.
+  # The folder is a complete environment, so the next call can continue with it.
   expect_true(file.exists(file.path(folder, "env", "bin", "pip")))
 })
 
-test_that("a Python without venv or pip is named with the package to install", {
+test_that("if Python lacks venv or pip, the message names the package to install", {
   skip_on_os("windows")
   skip_without_python()
   folder <- withr::local_tempdir()
-  # Debian's python3 without the package python3-venv: the module is not there.
+  # Debian's python3 without the package python3-venv: the module is missing.
   file <- noting_python(folder)
   words <- sprintf("echo '%s: No module named ensurepip' >&2; exit 1; fi", file)
   writeLines(sub("(= ensurepip.*then).*", paste("\\1", words), readLines(file)), file)
@@ -132,7 +132,7 @@ test_that("a Python without venv or pip is named with the package to install", {
   expect_false(file.exists(file.path(folder, "env")))
 })
 
-# One session with an empty home directory and an empty working directory: what it printed.
+# One session with an empty home directory and an empty working directory: its output.
 at_home <- function(folder, code, env = character()) {
   dir.create(file.path(folder, "home"), showWarnings = FALSE)
   dir.create(file.path(folder, "work"), showWarnings = FALSE)
@@ -149,11 +149,11 @@ test_that("with an empty home directory the environment is made there and nothin
   skip_on_os("windows")
   skip_without_python()
   folder <- normalizePath(withr::local_tempdir())
-  said <- at_home(folder, install_noting(noting_python(folder)))
-  expect_true(file.exists(file.path(own_folder(folder), "pyvenv.cfg")), info = paste(said, collapse = "\n"))
+  printed <- at_home(folder, install_noting(noting_python(folder)))
+  expect_true(file.exists(file.path(own_folder(folder), "pyvenv.cfg")), info = paste(printed, collapse = "\n"))
   expect_identical(list.files(file.path(folder, "work"), all.files = TRUE, no.. = TRUE), character())
   expect_match(asked(folder)[[1]], own_folder(folder), fixed = TRUE)
-  # Again, with a file of the user's in it: taken as it is, and nothing is renamed.
+  # Again, with a file of the user in it: used as it is, and not renamed.
   writeLines("mine", file.path(own_folder(folder), "my-notes.txt"))
   unlink(file.path(folder, "asked"))
   at_home(folder, install_noting(noting_python(folder)))
@@ -162,7 +162,7 @@ test_that("with an empty home directory the environment is made there and nothin
   expect_identical(readLines(file.path(own_folder(folder), "my-notes.txt")), "mine")
 })
 
-test_that("an environment that does not run is renamed, never deleted, and put back if no other can be made", {
+test_that("an environment that does not run is renamed, never deleted, and restored if no other can be made", {
   skip_on_os("windows")
   skip_without_python()
   folder <- withr::local_tempdir()
@@ -170,7 +170,7 @@ test_that("an environment that does not run is renamed, never deleted, and put b
   file.symlink("/no/python3.11", file.path(folder, "env", "bin", "python"))
   file.create(file.path(folder, "env", "pyvenv.cfg"))
   writeLines("mine", file.path(folder, "env", "my-notes.txt"))
-  # No environment can be made: everything is as before.
+  # If no environment can be made, everything is as before.
   refusing <- noting_python(folder)
   lines <- sub("mkdir -p \"$5/bin\";", "echo 'No space left on device' >&2; exit 1;", readLines(refusing), fixed = TRUE)
   broken <- file.path(folder, "refusing")
@@ -184,7 +184,7 @@ test_that("an environment that does not run is renamed, never deleted, and put b
   kept <- Sys.glob(file.path(folder, "env.before-*"))
   expect_length(kept, 1)
   expect_identical(readLines(file.path(kept, "my-notes.txt")), "mine")
-  # force = TRUE replaces one that runs; that is kept as well.
+  # force = TRUE replaces one that runs; that one is kept too.
   writeLines("later", file.path(folder, "env", "my-notes.txt"))
   Sys.sleep(1.1)
   expect_error(quietly_install(folder, python = noting_python(folder), force = TRUE), "no package scmamba")
@@ -192,7 +192,7 @@ test_that("an environment that does not run is renamed, never deleted, and put b
     c("mine", "later"))
 })
 
-test_that("the environment is found from a project with a .venv of its own, and the configuration shows it", {
+test_that("the environment is found from a project with another .venv, and the configuration shows it", {
   skip_on_os("windows")
   skip_without_python()
   folder <- normalizePath(withr::local_tempdir())
@@ -200,11 +200,11 @@ test_that("the environment is found from a project with a .venv of its own, and 
   environment_without(own_folder(folder), character())
   dir.create(file.path(folder, "work"))
   empty_environment(file.path(folder, "work", ".venv"))
-  said <- at_home(folder, c("config <- scmamba_config()",
+  printed <- at_home(folder, c("config <- scmamba_config()",
     "cat(config$python[['path']], config$road, config$problem, sep = '\\n')"))
-  said <- utils::tail(said, 2)
-  expect_match(said[[1]], own_folder(folder), fixed = TRUE)
-  expect_identical(said[[2]], "install_scmamba(): its environment")
+  printed <- utils::tail(printed, 2)
+  expect_match(printed[[1]], own_folder(folder), fixed = TRUE)
+  expect_identical(printed[[2]], "install_scmamba(): its environment")
 })
 
 test_that("the copy of the Python package in the R package is the checkout's", {
@@ -220,7 +220,7 @@ test_that("the copy of the Python package in the R package is the checkout's", {
   expect_true(all(file.exists(file.path(dirname(dirname(to)), c("pyproject.toml", "README.md", "LICENSE")))))
 })
 
-test_that("scmamba_require() declares what is needed, and refuses where another Python was chosen", {
+test_that("scmamba_require() declares the requirements, and refuses if another Python was chosen", {
   skip_on_os("windows")
   skip_without_python()
   skip_if_not(packageVersion("reticulate") >= "1.41", "reticulate 1.41")
@@ -230,32 +230,32 @@ test_that("scmamba_require() declares what is needed, and refuses where another 
   scMamba:::.python()
   expect_error(scmamba_require(), "runs already", class = "scmamba_python_error")
   folder <- normalizePath(withr::local_tempdir())
-  said <- at_home(folder, c("options(scmamba.python = '/no')",
+  printed <- at_home(folder, c("options(scmamba.python = '/no')",
     "cat(tryCatch(scmamba_require(), error = conditionMessage), '\\n')", "options(scmamba.python = NULL)",
     "wanted <- scmamba_require(torch = 'cuda')", "cat(wanted, sep = '\\n')",
     "stopifnot(all(wanted %in% reticulate::py_require()$packages))"))
-  expect_match(said[[1]], "options(scmamba.python) names a Python", fixed = TRUE)
-  expect_identical(utils::tail(said, 2), c("torch==2.13.0", paste0("scmamba[serve] @ file://",
+  expect_match(printed[[1]], "options(scmamba.python) names a Python", fixed = TRUE)
+  expect_identical(utils::tail(printed, 2), c("torch==2.13.0", paste0("scmamba[serve] @ file://",
     normalizePath(system.file("python", package = "scMamba")))))
   expect_error(scMamba:::.check_reticulate(package_version("1.40"), "1.41", "scmamba_require()"),
     "scmamba_require() needs", fixed = TRUE)
 })
 
-# Only on request, so not a skip.
+# Only on request, so it is not a skipped test.
 if (nzchar(Sys.getenv("SCMAMBA_TEST_INSTALL"))) test_that("from an empty folder to a verb, on both backends", {
   skip_on_os("windows")
   skip_without_python()
   folder <- normalizePath(withr::local_tempdir())
   verbs <- paste0("print(class(ScMamba", c("Impute(", "Embed("), "SeuratObject::pbmc_small, force = TRUE, backend = ",
     c("'reticulate'", "'server'"), ")))")
-  # As in the README, from an empty home directory; again; and without an installation step.
-  said <- at_home(folder, c("install_scmamba()", verbs))
-  expect_true(any(grepl("scMamba is installed in", said)), info = paste(said, collapse = "\n"))
-  seurat <- grepl("[1] \"Seurat\"", said, fixed = TRUE)
-  expect_identical(sum(seurat), 2L, info = paste(utils::tail(said, 20), collapse = "\n"))
+  # As in the README, from an empty home directory; again; and without the installation step.
+  printed <- at_home(folder, c("install_scmamba()", verbs))
+  expect_true(any(grepl("scMamba is installed in", printed)), info = paste(printed, collapse = "\n"))
+  seurat <- grepl("[1] \"Seurat\"", printed, fixed = TRUE)
+  expect_identical(sum(seurat), 2L, info = paste(utils::tail(printed, 20), collapse = "\n"))
   writeLines("mine", file.path(own_folder(folder), "my-notes.txt"))
-  said <- at_home(folder, c("install_scmamba()", verbs[[1]]))
-  expect_true(any(grepl("[1] \"Seurat\"", said, fixed = TRUE)))
+  printed <- at_home(folder, c("install_scmamba()", verbs[[1]]))
+  expect_true(any(grepl("[1] \"Seurat\"", printed, fixed = TRUE)))
   expect_identical(readLines(file.path(own_folder(folder), "my-notes.txt")), "mine")
   expect_identical(list.files(file.path(folder, "work"), all.files = TRUE, no.. = TRUE), character())
 })

@@ -1,5 +1,5 @@
-# A real Ctrl-C (SIGINT) in a real R process, in the middle of the work: back at the prompt, the object as it was, R
-# and Python still usable.
+# A real Ctrl-C (SIGINT) in a real R process, during the computation: it returns to the prompt, the object is unchanged,
+# and R and Python are still usable.
 
 interrupted_session <- function(backend) {
   script <- withr::local_tempfile(fileext = ".R", lines = c(
@@ -17,21 +17,21 @@ interrupted_session <- function(backend) {
     stdout = "|", stderr = "2>&1",
     env = c("current", R_LIBS = paste(.libPaths(), collapse = .Platform$path.sep)))
   withr::defer(child$kill_tree())
-  said <- character()
+  output <- character()
   sent <- FALSE
-  until <- Sys.time() + 1800 # only for a session that hangs; a busy machine is no failure
+  until <- Sys.time() + 1800 # only for a session that hangs; a busy machine is not a failure
   line <- ""
   while ((child$is_alive() || length(line) > 0) && Sys.time() < until) {
     child$poll_io(1000)
     line <- child$read_output_lines()
-    said <- c(said, line)
-    if (!sent && any(grepl("Adapting", said, fixed = TRUE))) {
+    output <- c(output, line)
+    if (!sent && any(grepl("Adapting", output, fixed = TRUE))) {
       child$interrupt()
       sent <- TRUE
     }
   }
-  expect_true(sent, info = paste(said, collapse = "\n"))
-  said
+  expect_true(sent, info = paste(output, collapse = "\n"))
+  output
 }
 
 for (backend in c("reticulate", "server")) {
@@ -39,9 +39,9 @@ for (backend in c("reticulate", "server")) {
     skip_on_os("windows")
     skip_without_python()
     skip_if_not_installed("processx")
-    said <- interrupted_session(backend)
-    expect_true("RESULT interrupted " %in% said, info = paste(said, collapse = "\n"))
-    expect_true("UNCHANGED TRUE " %in% said)
-    expect_true("AGAIN Seurat " %in% said)
+    output <- interrupted_session(backend)
+    expect_true("RESULT interrupted " %in% output, info = paste(output, collapse = "\n"))
+    expect_true("UNCHANGED TRUE " %in% output)
+    expect_true("AGAIN Seurat " %in% output)
   })
 }

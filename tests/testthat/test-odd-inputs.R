@@ -1,4 +1,4 @@
-# Odd but real inputs: each works, or gives an error with what to do.
+# Unusual but real inputs: each works, or gives an error with what to do.
 
 renamed <- function(counts, names) {
   rownames(counts) <- names
@@ -17,7 +17,7 @@ ensembl_of <- function(symbols) {
   unlist(reticulate::py$`_ensembl`(symbols))
 }
 
-test_that("Ensembl IDs, with versions or without, give what the symbols give", {
+test_that("Ensembl IDs, with or without versions, give the same result as the symbols", {
   skip_without_python()
   counts <- counts_of(pbmc())
   ids <- ensembl_of(rownames(counts))
@@ -32,12 +32,12 @@ test_that("Ensembl IDs, with versions or without, give what the symbols give", {
     expect_identical(rownames(imputed), names)
     expect_identical(unname(as.matrix(imputed)), wanted)
   }
-  # Seurat 5 and 4 keep the names, too.
+  # Seurat 5 and 4 keep the names too.
   object <- SeuratObject::CreateSeuratObject(renamed(known, versions))
   expect_identical(unname(as.matrix(data_of(impute_tiny(object)))), wanted)
 })
 
-test_that("names in another case are found where no other gene is meant", {
+test_that("names in another case are matched if no other gene is meant", {
   skip_without_python()
   counts <- counts_of(pbmc())
   mixed <- rownames(counts)
@@ -46,7 +46,7 @@ test_that("names in another case are found where no other gene is meant", {
   expect_identical(unname(as.matrix(impute_tiny(renamed(counts, mixed)))), unname(as.matrix(impute_tiny(counts))))
 })
 
-test_that("a gene that comes twice is added up and said, or refused; the rows stay two", {
+test_that("counts of a duplicated gene are summed with a message, or refused; both rows stay", {
   skip_without_python()
   counts <- counts_of(pbmc())
   gene <- rownames(counts)[nzchar(ensembl_of(rownames(counts)))][[1]]
@@ -54,13 +54,13 @@ test_that("a gene that comes twice is added up and said, or refused; the rows st
   imputed <- impute_tiny(twice)
   expect_identical(dimnames(imputed), dimnames(twice))
   expect_message(impute_tiny(twice, verbose = TRUE), "1 rows repeat a gene")
-  # A Seurat object makes the names unique before scMamba reads them: GENE.1 is no known gene, and stays as it is.
+  # A Seurat object makes the names unique before scMamba reads them: GENE.1 is not a known gene, and stays unchanged.
   object <- suppressWarnings(SeuratObject::CreateSeuratObject(renamed(twice, make.unique(rownames(twice)))))
   after <- data_of(impute_tiny(object))
   expect_identical(Matrix::nnzero(after[paste0(gene, ".1"), ]), Matrix::nnzero(counts[gene, ]))
 })
 
-test_that("identities without a cell and unused levels stay and do no harm", {
+test_that("identities without cells and unused levels stay without effect", {
   skip_without_python()
   object <- pbmc()
   SeuratObject::Idents(object) <- factor(as.character(SeuratObject::Idents(object)), levels = c("0", "1", "2", "empty"))
@@ -76,7 +76,7 @@ test_that("identities without a cell and unused levels stay and do no harm", {
   expect_identical(scored$groups, object$groups)
 })
 
-test_that("of two assays the one named is read, and one without genes of ours is explained", {
+test_that("of two assays the named one is read, and one without genes of the model gives an error", {
   skip_without_python()
   object <- pbmc()
   tags <- matrix(rep(0:4, length.out = 5 * 80), 5, dimnames = list(paste0("AB-", 1:5), colnames(object)))
@@ -89,7 +89,7 @@ test_that("of two assays the one named is read, and one without genes of ours is
   expect_error(impute_tiny(object), "gene", class = "scmamba_error")
 })
 
-test_that("SCTransform: the corrected counts are read as said, subsets too", {
+test_that("SCTransform: the corrected counts are read, with a message, also in subsets", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   object <- suppressWarnings(Seurat::SCTransform(pbmc(), verbose = FALSE, ncells = 80, variable.features.n = 50))
@@ -133,7 +133,7 @@ test_that("matrices on disk are read in blocks and give the same values", {
   expect_identical(unname(data_of(impute_tiny(object))), unname(data_of(impute_tiny(pbmc()))))
 })
 
-test_that("names with a prefix of the genome or an ID are read without it, said, and kept", {
+test_that("names with a prefix of the genome or an ID are read without it, with a message, and kept", {
   skip_without_python()
   counts <- counts_of(pbmc())
   wanted <- unname(as.matrix(impute_tiny(counts)))
@@ -148,12 +148,12 @@ test_that("names with a prefix of the genome or an ID are read without it, said,
   }
   strip <- function(x) scMamba:::.without_prefix(x, FALSE)
   expect_identical(strip(c("GFAP-ENSG00000131095", "AQP4-ENSG00000171885.12")), c("ENSG00000131095", "ENSG00000171885"))
-  # Names that merely hold a dash or a bar are left alone, and a few odd ones do not change the rest.
+  # Names that only contain a dash or a bar are not changed, and a few unusual ones do not affect the rest.
   plain <- c("HLA-DRA", "MT-CO1", "NKX2-1", "RP11-34P13.7", "A_B")
   expect_identical(strip(plain), plain)
 })
 
-test_that("symbols in a column of the genes' table are used", {
+test_that("symbols in a column of the feature metadata are used", {
   skip_without_python()
   counts <- counts_of(pbmc())
   object <- SeuratObject::CreateSeuratObject(renamed(counts, paste0("g", seq_len(nrow(counts)))))
@@ -168,7 +168,7 @@ test_that("symbols in a column of the genes' table are used", {
   expect_error(impute_tiny(object, gene.column = "nothing"), "no column \"nothing\"", class = "scmamba_error")
 })
 
-test_that("own columns are guarded, and columns that were sent are not written back", {
+test_that("scMamba's columns are not overwritten, and columns that were sent are not written back", {
   skip_without_python()
   object <- pbmc()
   object$scmamba_low_depth <- "mine"
@@ -188,7 +188,7 @@ test_that("own columns are guarded, and columns that were sent are not written b
   expect_error(ScMambaDoublets(object, sample = 1:3), "one value for each cell", class = "scmamba_error")
 })
 
-test_that("clusters are given the type that most of their cells have", {
+test_that("clusters have the type of most of their cells", {
   cells <- data.frame(scmamba_type = c("A", "A", "B", "B", "Unassigned", "Unassigned", "B", "A"))
   found <- scMamba:::.with_clusters(cells, c(1, 1, 1, 2, 2, 2, 3, 3))
   expect_identical(as.character(found$scmamba_group_type), c("A", "A", "A", "Unassigned", "Unassigned", "Unassigned",
@@ -198,7 +198,7 @@ test_that("clusters are given the type that most of their cells have", {
   expect_identical(as.character(none$scmamba_group_type), rep("Unassigned", 3))
 })
 
-test_that("Python's sentences come in R's words", {
+test_that("Python's messages use R's words", {
   words <- scMamba:::.r_words
   expect_identical(words("2 cells (obs['scmamba_low_depth']): pass force=True, or gene_column='symbol'."),
     "2 cells (the metadata column \"scmamba_low_depth\"): pass force = TRUE, or gene.column = \"symbol\".")
@@ -211,7 +211,7 @@ test_that("Python's sentences come in R's words", {
   expect_identical(scMamba:::.check_device("gpu"), if (Sys.info()[["sysname"]] == "Darwin") "mps" else "cuda")
 })
 
-test_that("images stay with the object", {
+test_that("images stay in the object", {
   skip_without_python()
   object <- pbmc()
   places <- data.frame(x = seq_len(80), y = rep(1:8, 10), cell = colnames(object))
@@ -220,17 +220,17 @@ test_that("images stay with the object", {
   expect_identical(after@images, object@images)
 })
 
-test_that("missing values in the metadata stay, and are named where a group is needed", {
+test_that("missing values in the metadata stay, and are named in an error if a group is needed", {
   skip_without_python()
   object <- pbmc()
   object$groups <- ifelse(seq_len(80) %% 5 == 0, NA, object$groups)
   after <- embed_tiny(impute_tiny(object))
   expect_identical(after$groups, object$groups)
-  # Cells of no group are in no group.
+  # Cells without a group are in no group.
   markers <- ScMambaFindMarkers(object, "g1", "g2", group.by = "groups", verbose = FALSE)
   without <- ScMambaFindMarkers(object[, !is.na(object$groups)], "g1", "g2", group.by = "groups", verbose = FALSE)
   expect_equal(markers[rownames(without), "p_val"], without$p_val)
-  # Cells of no sample are one more sample, and this is said.
+  # Cells without a sample form one more sample, with a message.
   expect_message(scored <- ScMambaDoublets(object, sample = "groups"), "have no groups")
   expect_false(anyNA(scored$scmamba_doublet_score))
   cohort <- ScMambaCohort(n.cells = 120, n.donors = 2, n.genes = 2000, seed = 3)
@@ -240,7 +240,7 @@ test_that("missing values in the metadata stay, and are named where a group is n
   expect_false(any(c("NA", "nan") %in% named$scmamba_type))
 })
 
-test_that("a test of scaled values is refused, whichever word names them", {
+test_that("a test of scaled values is refused for every argument that selects them", {
   object <- pbmc()
   for (call in list(
     quote(ScMambaFindMarkers(object, ident.1 = 0, layer = "scale.data")),

@@ -1,10 +1,10 @@
-# The package's own pictures, stroke by stroke, of tables made here: nothing in them depends on a model.
+# The package's own plots, element by element, of tables made here, so that they do not depend on a model.
 
 compare_picture <- function(picture, title) {
-  # A Seurat 5 without vdiffr must not remove them; the skip below leaves out what follows in its test.
+  # A Seurat 5 without vdiffr must not remove the snapshots; the skip below omits the rest of the test.
   for (name in list.files(test_path("_snaps", "pictures"))) announce_snapshot_file(name = name)
   skip_if_not_installed("vdiffr")
-  # Another ggplot2 draws other strokes; this is Debian 12's.
+  # Other versions of ggplot2 draw differently; the snapshots are from Debian 12's.
   skip_if_not(packageVersion("ggplot2") >= "3.4.0" && packageVersion("ggplot2") < "3.5.0", "ggplot2 3.4")
   vdiffr::expect_doppelganger(title, picture)
 }
@@ -22,7 +22,7 @@ made_robustness <- function() {
   structure(list(runs = rbind(runs, donors), tests = tests), class = "scmamba_robustness")
 }
 
-test_that("robustness: shares of cells and combinations of donors are never in one panel, up and down are apart", {
+test_that("robustness: shares of cells and combinations of donors, and up and down, are in separate panels", {
   skip_if_not_installed("ggplot2")
   result <- made_robustness()
   bars <- ScMambaPlotRobustness(result)
@@ -62,14 +62,14 @@ test_that("confidence: numbers of cells, the threshold, and accuracy against cov
   expect_match(plain$labels$caption, "0.48")
   truth <- rep(c("Astrocyte", "Microglia", "Neuron"), c(14, 7, 6))
   curve <- ScMambaPlotConfidence(cells, truth = truth)$data
-  # All cells: 12 + 7 of 27 are right; above the threshold, 19 of 21.
+  # All cells: 12 + 7 of 27 are correct; above the threshold 19 of 21.
   expect_equal(curve$accuracy[curve$coverage == 1], 19 / 27)
   expect_equal(curve$accuracy[abs(curve$coverage - 21 / 27) < 1e-9], 19 / 21)
   compare_picture(plain, "confidence")
   compare_picture(ScMambaPlotConfidence(cells, truth = truth), "coverage")
 })
 
-test_that("doublets: one panel for each sample with its own cut", {
+test_that("doublets: one panel for each sample with its own threshold", {
   skip_if_not_installed("ggplot2")
   cells <- data.frame(library = rep(c("a", "b"), c(30, 20)), scmamba_doublet_score = c(1:30 / 30, 1:20 / 25))
   cells$scmamba_doublet <- cells$scmamba_doublet_score > ifelse(cells$library == "a", 0.9, 0.7)

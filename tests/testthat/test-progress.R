@@ -1,4 +1,4 @@
-test_that("Python's progress and sentences are shown by cli, and switched off", {
+test_that("Python's progress and messages are shown by cli, and can be switched off", {
   skip_without_python()
   expect_message(impute_tiny(pbmc(), verbose = TRUE), "genes matched")
   expect_message(embed_tiny(pbmc(), verbose = TRUE), "16 dimensions")
@@ -8,7 +8,7 @@ test_that("Python's progress and sentences are shown by cli, and switched off", 
   expect_null(progress$speaker)
 })
 
-test_that("the listener follows several bars and braces in their names", {
+test_that("the listener handles several bars, and braces in their names", {
   shown <- scMamba:::.progress_listener()
   expect_null(shown$listener("one {x}", 1L, 2L))
   expect_null(shown$listener("one {x}", 2L, 2L))
@@ -17,7 +17,7 @@ test_that("the listener follows several bars and braces in their names", {
   expect_null(shown$finish())
 })
 
-test_that("an interrupt leaves the object as it was", {
+test_that("an interrupt leaves the object unchanged", {
   skip_without_python()
   tiny_model()
   seu <- pbmc()

@@ -1,5 +1,5 @@
-# Finding Python, and one sentence for each way it can be missing. Those that
-# need a session without Python run in an R of their own.
+# Finding Python, and one sentence for each way in which it can be missing. Tests
+# that need a session without Python run in a separate R.
 
 in_new_session <- function(code, env = character()) {
   script <- tempfile(fileext = ".R")
@@ -22,11 +22,11 @@ test_that("loading the package starts no Python", {
   expect_identical(tail(out, 1), "FALSE")
 })
 
-test_that("a Python without scmamba is named with what to type", {
+test_that("a Python without scmamba gives the command to type", {
   skip_on_os("windows")
   skip_without_python()
   scMamba:::.python()
-  # The interpreter our environment was made from.
+  # The interpreter from which our environment was made.
   bare <- reticulate::import("sys")[["_base_executable"]]
   out <- in_new_session(
     c(sprintf("options(scmamba.python = '%s')", bare), "cat(scmamba_available())", show_error),
@@ -38,7 +38,7 @@ test_that("a Python without scmamba is named with what to type", {
   expect_match(text, "scmamba.python", fixed = TRUE)
 })
 
-test_that("a Python that does not exist is named with what to type", {
+test_that("a missing Python gives the command to type", {
   out <- paste(in_new_session(
     c("options(scmamba.python = '/no/such/python')", show_error), no_python
   ), collapse = " ")
@@ -65,7 +65,7 @@ test_that("the configuration prints, with and without Python", {
   expect_message(print(config), "torch")
 })
 
-test_that("old software is refused with the version that is needed", {
+test_that("old software is refused with the required version", {
   expect_error(scMamba:::.check_reticulate(package_version("1.28")), "1.39",
     class = "scmamba_python_error")
   expect_error(scMamba:::.check_version(list(version = "3.8", python = "old")), "3.10",
@@ -73,7 +73,7 @@ test_that("old software is refused with the version that is needed", {
   expect_silent(scMamba:::.check_version(list(version = "3.13", python = "new")))
 })
 
-test_that("R's library folders are kept from Python's subprocesses", {
+test_that("R's library folders are not passed to Python's subprocesses", {
   path <- paste(file.path(R.home(), "lib"), "/usr/lib/x86_64-linux-gnu", "/opt/cuda/lib64",
     sep = ":")
   expect_identical(scMamba:::.clean_library_path(path), "/opt/cuda/lib64")
@@ -87,7 +87,7 @@ test_that("R's library folders are kept from Python's subprocesses", {
   expect_false(grepl(R.home(), seen, fixed = TRUE))
 })
 
-test_that("the Python package is found where the user names it", {
+test_that("the Python package is found in the folder that the user names", {
   source_of <- scMamba:::.pip_source
   checkout <- tempfile()
   dir.create(checkout)
@@ -95,7 +95,7 @@ test_that("the Python package is found where the user names it", {
   expect_error(source_of(checkout), "pyproject.toml")
   writeLines(c("[project]", "name = \"scmamba\""), file.path(checkout, "pyproject.toml"))
   expect_identical(source_of(checkout), normalizePath(checkout))
-  # The folder R happens to be in is no answer; the copy in this package is.
+  # R's current working directory is not used; the copy in this package is.
   packaged <- normalizePath(system.file("python", package = "scMamba"))
   withr::with_dir(checkout, expect_identical(source_of(NULL), packaged))
   withr::with_options(list(scmamba.source = "scmamba==0.1.0"),

@@ -1,4 +1,4 @@
-# Bad input gives one message with what to do, and nothing is
+# Bad input gives one message with what to do, and the object is not
 # changed.
 
 test_that("matrices work, whatever their class, and others are refused by name", {
@@ -26,7 +26,7 @@ test_that("a single cell works", {
   expect_identical(nrow(embed_tiny(one)), 1L)
 })
 
-test_that("arguments are checked before anything starts", {
+test_that("arguments are checked before the work starts", {
   expect_error(ScMambaImpute(pbmc(), passes = 0), "passes")
   expect_error(ScMambaImpute(pbmc(), passes = 1.5), "passes")
   expect_error(ScMambaImpute(pbmc(), adapt = NA), "adapt")
@@ -66,7 +66,7 @@ test_that("bad values are refused and no Python traceback is shown", {
   expect_error(impute_tiny(twice), "duplicated", class = "scmamba_error")
 })
 
-test_that("a checkpoint that is not there or broken is named", {
+test_that("a missing or damaged checkpoint is named in the error", {
   skip_without_python()
   expect_error(ScMambaImpute(pbmc(), model = "no-such-model", verbose = FALSE), "no-such-model",
     class = "scmamba_error")

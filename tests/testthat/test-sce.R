@@ -4,7 +4,7 @@ sce <- function(counts = counts_of(pbmc())) {
   object
 }
 
-test_that("a SingleCellExperiment comes back with an assay and a reduction", {
+test_that("a SingleCellExperiment has a new assay and a reduction", {
   skip_without_python()
   skip_if_not_installed("SingleCellExperiment")
   before <- sce()
@@ -34,7 +34,7 @@ test_that("names with _ and dense matrices are kept as they are", {
   expect_true(is.matrix(SummarizedExperiment::assay(after, "counts")))
 })
 
-test_that("columns with spaces, colLabels() and a SummarizedExperiment are taken as they are", {
+test_that("columns with spaces, colLabels() and a SummarizedExperiment are supported", {
   skip_without_python()
   skip_if_not_installed("SingleCellExperiment")
   object <- sce()

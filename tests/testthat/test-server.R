@@ -1,10 +1,10 @@
-# A real server on this machine: its answers are those of this process, bit for bit.
+# A real server on this machine: its results equal those of this process, bit for bit.
 
-test_that("a server of one's own answers what this process answers", {
+test_that("a local server returns the results of this process", {
   skip_without_python()
   skip_if_not(.Platform$OS.type == "unix")
   object <- ScMambaCohort(n.cells = 120, n.donors = 2, n.genes = 3000, seed = 6)
-  # Adapted, combined with neighbors, masked: whatever computes, it is the same mathematics.
+  # With adaptation, with neighbors, by masking: the computation is the same everywhere.
   for (options in list(list(adapt = FALSE), list(adapt = 3), list(adapt = FALSE, method = "published", passes = 2))) {
     impute <- function(...) do.call(ScMambaImpute, c(list(object, force = TRUE, verbose = FALSE, ...), options))
     here <- impute()
@@ -21,7 +21,7 @@ test_that("a server of one's own answers what this process answers", {
   far <- ScMambaDoublets(object, sample = "donor", backend = "server", verbose = FALSE)
   expect_identical(far$scmamba_doublet_score, near$scmamba_doublet_score)
   expect_identical(far$scmamba_doublet, near$scmamba_doublet)
-  # A labeled reference goes there too.
+  # A labeled reference is uploaded too.
   by_reference <- function(...) {
     ScMambaAnnotate(object, reference = object, labels = "cell_type", network = FALSE, verbose = FALSE, ...)
   }
@@ -30,13 +30,13 @@ test_that("a server of one's own answers what this process answers", {
   expect_identical(as.character(there$scmamba_type), as.character(here$scmamba_type))
   expect_identical(there$scmamba_probability, here$scmamba_probability)
   expect_identical(SeuratObject::Misc(there, "scmamba")$annotate$summary$mode, "reference")
-  # The server's refusals are the verb's own sentences.
+  # The server's errors are the verb's own messages.
   mice <- counts_of(object)
   rownames(mice) <- paste0("nothing", seq_len(nrow(mice)))
   expect_error(ScMambaImpute(mice, backend = "server", verbose = FALSE), "gene", class = "scmamba_error")
 })
 
-test_that("DEGs, robustness and fine-tuning are the same there", {
+test_that("DEGs, robustness and fine-tuning are the same on the server", {
   skip_without_python()
   skip_if_not(.Platform$OS.type == "unix")
   object <- ScMambaCohort(n.cells = 240, n.donors = 6, n.genes = 500, seed = 8)
@@ -76,28 +76,28 @@ test_that("DEGs, robustness and fine-tuning are the same there", {
   expect_identical(sums[[2]], sums[[1]])
 })
 
-test_that("an upload goes on where the line broke", {
+test_that("an upload continues after a broken connection", {
   skip_without_python()
   skip_if_not(.Platform$OS.type == "unix")
   object <- ScMambaCohort(n.cells = 150, n.donors = 2, n.genes = 2000, seed = 9)
   near <- ScMambaDoublets(object, sample = "donor", verbose = FALSE)
   local <- scMamba:::.local_server()
-  # A real line that is cut three times, after a quarter of the file each time.
+  # A real connection that is cut three times, after a quarter of the file each time.
   size <- 12 * Matrix::nnzero(counts_of(object))
-  said <- withr::local_tempfile()
+  log <- withr::local_tempfile()
   pid <- withr::local_tempfile()
   python <- shQuote(scMamba:::.find_python()$python)
   line <- sprintf("echo $$ > %s; exec %s %s %s %.0f 3 > %s", pid, python, shQuote(test_path("breaking_line.py")),
-    sub(".*:", "", local$url), size / 4, said)
+    sub(".*:", "", local$url), size / 4, log)
   system2("sh", c("-c", shQuote(line)), wait = FALSE)
   withr::defer(tools::pskill(as.integer(readLines(pid))))
-  for (look in 1:300) if (!file.exists(said) || length(readLines(said, warn = FALSE)) == 0) Sys.sleep(0.1)
-  server <- ScMambaServer(paste0("http://127.0.0.1:", readLines(said)[[1]]), token = local$token())
+  for (look in 1:300) if (!file.exists(log) || length(readLines(log, warn = FALSE)) == 0) Sys.sleep(0.1)
+  server <- ScMambaServer(paste0("http://127.0.0.1:", readLines(log)[[1]]), token = local$token())
   withr::local_options(scmamba.whole = 1000, scmamba.part = ceiling(size / 2))
   far <- ScMambaDoublets(object, sample = "donor", backend = server, verbose = FALSE)
-  expect_identical(readLines(said)[-1], paste("broken", 1:3))
+  expect_identical(readLines(log)[-1], paste("broken", 1:3))
   expect_identical(far$scmamba_doublet_score, near$scmamba_doublet_score)
-  # Nothing is left of it.
+  # The server keeps nothing of it.
   parts <- file.path(tempdir(), "scmamba-server", "parts")
   expect_length(list.files(parts, recursive = TRUE), 0)
 })
@@ -131,7 +131,7 @@ test_that("an archive of a model is unpacked into its folder and nowhere else", 
   }
 })
 
-test_that("a token goes to another machine by TLS alone, unless allowed", {
+test_that("a token is sent to another machine by TLS only, unless allowed", {
   expect_error(ScMambaServer("http://gpu-box:8642", token = "t"), "insecure = TRUE", class = "scmamba_error")
   expect_error(ScMambaServer("http://127.0.0.1.example.org", token = "t"), "TLS", class = "scmamba_error")
   for (url in c("https://gpu-box", "http://localhost:8642", "http://127.0.0.1:1/", "http://[::1]:1")) {
@@ -141,7 +141,7 @@ test_that("a token goes to another machine by TLS alone, unless allowed", {
   expect_s3_class(ScMambaServer("http://gpu-box", token = NULL), "scmamba_server")
 })
 
-test_that("a server that is not there, a wrong address and a token are handled", {
+test_that("a missing server, a wrong address and a token are handled", {
   server <- ScMambaServer("http://127.0.0.1:9", token = "secret")
   expect_output(print(server), "with a token")
   expect_false(grepl("secret", paste(utils::capture.output(utils::str(server), print(server)), collapse = "")))

@@ -1,5 +1,5 @@
-# The table of Seurat's functions on an object with imputed values: each runs, and warns of nothing that it does not
-# warn of on the object before imputation. On Seurat 4 and 5 (the suite runs on both), with the counts' assay and with
+# A table of Seurat's functions on an object with imputed values: each runs, with no warning that it does not also give
+# on the object before imputation. On Seurat 4 and 5 (the suite runs on both), with the counts' assay and with
 # the imputed one as the default.
 
 before_imputation <- local({
@@ -46,7 +46,7 @@ drawn <- function(plot) {
 calls <- list(
   AggregateExpression = function(x) {
     sums <- Seurat::AggregateExpression(x, group.by = "groups", return.seurat = TRUE, verbose = FALSE)
-    # Observed counts are summed, in whichever assay; Seurat 4.3 sums normalized values.
+    # Observed counts are summed, whichever assay is the default; Seurat 4.3 sums normalized values.
     observed <- sum(counts_of(x, "RNA"))
     if (seurat5) for (name in SeuratObject::Assays(sums)) expect_equal(sum(counts_of(sums, name)), observed)
   },
@@ -107,7 +107,7 @@ test_that("imputing prints no warning, keeps the key, and adds no columns of sum
   expect_identical(unname(SeuratObject::Key(twice[["scmamba"]])), "imputed_")
   expect_identical(data_of(twice), data_of(once))
   expect_identical(grep("^n(Count|Feature)_scmamba$", names(twice[[]]), value = TRUE), character())
-  # Also where it is the default assay, which cannot be removed.
+  # Also if it is the default assay, which cannot be removed.
   SeuratObject::DefaultAssay(twice) <- "scmamba"
   expect_no_warning(again <- impute_tiny(twice, overwrite = TRUE))
   expect_identical(SeuratObject::DefaultAssay(again), "scmamba")
@@ -125,19 +125,19 @@ test_that("verbs read the counts when the default assay is imputed, with a messa
     SeuratObject::Embeddings(embed_tiny(right), "scmamba_embedding"))
   expect_message(table <- ScMambaFindMarkers(object, "0", "1", test.use = "wilcox"), "reading \"RNA\"")
   expect_equal(table, ScMambaFindMarkers(right, "0", "1", test.use = "wilcox", verbose = FALSE))
-  # Imputed values are tested if they are named, and refused for everything that needs observations.
+  # Imputed values are tested if they are named, and refused for every test that needs observations.
   expect_false(isTRUE(all.equal(table, ScMambaFindMarkers(object, "0", "1", assay = "scmamba", test.use = "wilcox",
     verbose = FALSE))))
   expect_error(embed_tiny(object, assay = "scmamba", layer = "data"), "assay = \"RNA\"", class = "scmamba_imputed")
   expect_error(ScMambaDoublets(object, assay = "scmamba", layer = "data"), class = "scmamba_imputed")
   expect_error(ScMambaAnnotate(object, assay = "scmamba", layer = "data"), class = "scmamba_imputed")
-  # The source is known without the note, too, as after merge().
+  # The source is recognized without the record too, as after merge().
   bare <- object
   suppressWarnings(SeuratObject::Misc(bare[["scmamba"]], slot = "scmamba") <- NULL)
   expect_message(embed_tiny(bare, verbose = TRUE), "reading \"RNA\"")
 })
 
-test_that("values that NormalizeData() has replaced are not taken for imputed ones", {
+test_that("values that NormalizeData() has replaced are not treated as imputed ones", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   lost <- Seurat::NormalizeData(with_imputed("RNA"), assay = "scmamba", verbose = FALSE)

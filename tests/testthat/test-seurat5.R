@@ -1,4 +1,4 @@
-# What only Seurat 5 has: Assay5 and its split layers.
+# Features of Seurat 5 only: Assay5 and its split layers.
 
 assay5 <- function() {
   seu <- pbmc()

@@ -1,6 +1,6 @@
-# Types and doublets: thin faces, so what matters is that the right cells get the right answers and nothing is lost.
+# Types and doublets: thin wrappers, so the tests check that the right cells get the right results and nothing is lost.
 
-test_that("types from markers find the simulated cohort's", {
+test_that("types from markers are those of the simulated cohort", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 160, n.donors = 2, n.genes = 4000, seed = 2)
   named <- ScMambaAnnotate(cohort, verbose = FALSE)
