@@ -2,7 +2,7 @@
 
     python -m benchmarks.adaptation --data FOLDER [--cells 800] [--seeds 2] [--model brain-mini]
 
-A fifth of every cell's counts is hidden from everything. Errors are squared, on log1p(CP10k), of hidden counts in cells on which the
+A fifth of every cell's counts is masked in all steps. Errors are squared, on log1p(CP10k), of masked counts in cells on which the
 weights of the combination were not fitted: the network alone, and network and neighbors combined.
 Sets the model was trained on are marked; mouse genes are read through one-to-one orthologs.
 """

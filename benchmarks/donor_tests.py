@@ -11,7 +11,7 @@ filters genes as its manual recommends.
   call at FDR 5%. The prior of the quasi-likelihood test was chosen on Kang's donors and on simulated cohorts of seeds 300 and
   301; Velmeshev's donors and the cohorts here (seeds from 100) had no part in it.
 * Power: simulated cohorts with known effects (``brain_cohort``). True genes called at FDR 5%, what share of the calls is
-  false, and how many true genes stand before 5% of the list is false ("at real FDR 5%"), which compares rankings.
+  false, and how many true genes are ranked before 5% of the list is false ("at real FDR 5%"), which compares rankings.
 * Replication: Kang's donors in two halves, stimulated against control. Share of the calls of one half that the other has.
 """
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.fit_cohort --data FOLDER
 
-reads public single-cell sets (see the README beside them) and writes
+reads public single-cell sets (see the README in their folder) and writes
 ``python/scmamba/datasets/brain_cohort.tsv.gz``, the only thing ``scmamba.datasets.brain_cohort`` needs.
 
 What comes from where

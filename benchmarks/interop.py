@@ -2,8 +2,8 @@
 
     python -m benchmarks.interop [--cells 20000 --genes 15000 --values 21000000] [--anndata2ri]
 
-Seconds are wall-clock, and beside them those of the processor (others may be at work); memory is the growth of this process's peak over
-what it held before the step, beside the size of the matrix in R (12 bytes a value). ``--anndata2ri`` also times anndata2ri's own converter
+Seconds are wall-clock, next to those of the processor (other work may be running); memory is the growth of this process's peak over
+its memory before the step, next to the size of the matrix in R (12 bytes a value). ``--anndata2ri`` also times anndata2ri's own converter
 on the same matrix.
 """
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.model            # a few minutes on two cores; writes results/model.json, model.png, docs table
     python -m benchmarks.model --table    # only the table and the picture, from the committed JSON
-    python -m benchmarks.model --lookup   # inference with the first layer's table beside inference without (SCMAMBA_LINEAR=torch, amx)
+    python -m benchmarks.model --lookup   # inference with the first layer's table next to inference without (SCMAMBA_LINEAR=torch, amx)
 
 The bare products are those of the layers (in_proj, x_proj, dt_proj, out_proj), of the shapes the model gives them, as
 plain torch does them, in the same process and alternating with the model; for training also their two gradients each.

@@ -6,10 +6,10 @@
     python -m benchmarks.training_choices types       --data FOLDER --pretrained CHECKPOINT [--steps 80]
     python -m benchmarks.training_choices frozen      --data FOLDER --pretrained CHECKPOINT [--seeds 3] [--start NAME ...]
 
-``passes``: imputation fine-tuned with few hidden zeros, and with a share of the zeros between 0.04 and 1; hidden values predicted by
-the published rule in 1, 2, 5 and 10 passes, beside one reading by the rate head. ``mask-token``: the same fine-tuning with the
+``passes``: imputation fine-tuned with few masked zeros, and with a share of the zeros between 0.04 and 1; masked values predicted by
+the published rule in 1, 2, 5 and 10 passes, and by one reading by the rate head. ``mask-token``: the same fine-tuning with the
 pre-trained mask token and with a fresh one, as the published code has it. ``pretraining``: the same fine-tuning from the pre-trained
-network and from a fresh one, on imputation; ``types``: on annotation, brain-mini as shipped beside them. ``frozen``: what cell
+network and from a fresh one, on imputation; ``types``: on annotation, brain-mini as shipped for comparison. ``frozen``: what cell
 embeddings of networks that were not fine-tuned for cell types, scored by logistic regression: pre-trained, fresh, and brain-mini as
 shipped. The checkpoint is the intermediate result of ``make brain-mini``.
 """

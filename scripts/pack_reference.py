@@ -4,7 +4,7 @@
 
 REFERENCE_FOLDER holds ``mast/`` (csv tables and Matrix Market files of real runs) and ``official/`` (checkpoints, vocabulary and
 outputs of the published code); DATA_FOLDER holds the public data sets that a slice, sums or gene names are taken from. Nothing is
-rounded: every number comes back bit for bit, and this script fails where one does not.
+rounded: every number is restored bit for bit, or this script fails.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Train the models of the package: ``make brain-mini``, ``make brain-base`` (need the folder of real data, see README).
 
 Pre-training and imputation fine-tuning on human brain nuclei, donors held out by name: ``brain-mini`` (D 64 x 2, ships with the package) in
-about half an hour on two cores, ``brain-base`` (D 128 x 4) in some hours. A run that is stopped goes on where it was. Writes the
+about half an hour on two cores, ``brain-base`` (D 128 x 4) in some hours. A stopped run continues. Writes the
 checkpoint with its card into the package, and under benchmarks/results the curves.
 """
 
@@ -31,8 +31,8 @@ CONFIGS = {
     "brain-mini": ModelConfig(n_genes=19306, d_model=64, n_layer=2, reads="expressed", rates=True),
     "brain-base": ModelConfig(n_genes=19306, d_model=128, n_layer=4, reads="expressed", rates=True),
 }
-#: Steps of pre-training, then of each round of imputation. A round goes on from the one before with other draws, its rate of learning up
-#: and down again: so the training of a larger network can be continued in several rounds.
+#: Steps of pre-training, then of each round of imputation. A round continues from the one before with other draws, its learning rate first up
+#: and then down, so that a larger network can be trained in several rounds.
 STEPS = {"brain-mini": (2000, 3600), "brain-base": (2000, 2000, 2000)}
 PRETRAIN_LOOP = TrainerConfig(batch_size=16, lr=3e-3, warmup=0.03, save_every=250)
 PRETRAIN_SEQUENCE = replace(PRETRAIN, mask_nonzero=0.3, genes_per_step=1536)

@@ -1,4 +1,4 @@
-"""GEO's files, each with the checksum it had when it first came."""
+"""GEO's files, each with the checksum of its first download."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .studies import Study, place, read_json, sha256_of, write_json
 
 
 def download(study: Study, options: argparse.Namespace) -> None:
-    """GEO's files into ``raw/``; what is there is compared with the SHA-256 noted when it was fetched."""
+    """GEO's files into ``raw/``; existing ones are compared with the SHA-256 recorded when they were fetched."""
     folder = place(study, options) / "raw"
     folder.mkdir(exist_ok=True)
     for name, url in addresses(study, options.base_url).items():
@@ -36,7 +36,7 @@ def addresses(study: Study, base: str) -> dict[str, str]:
 
 
 def obtain(url: str, target: Path) -> None:
-    """Fetch a file unless it is there, whole and unchanged.
+    """Fetch a file unless it exists, is complete and is unchanged.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def obtain(url: str, target: Path) -> None:
     known = read_json(notes).get(target.name)
     problem: str | None = "is not there"
     if target.is_file():
-        if known is None:  # put there by hand, or the run ended before it was noted
+        if known is None:  # put there by hand, or the run ended before its checksum was recorded
             problem = damage(target)
         elif target.stat().st_size < known["bytes"]:
             problem = f"is cut off ({target.stat().st_size:,} of {known['bytes']:,} bytes)"
@@ -82,7 +82,7 @@ def _fetch(url: str, target: Path, known: dict[str, Any] | None, attempts: int =
         raise ScMambaError(
             f"{target.name} is not (whole) in {target.parent} and SCMAMBA_OFFLINE is set. {by_hand}"
         )
-    target.unlink(missing_ok=True)  # pooch keeps what is there
+    target.unlink(missing_ok=True)  # pooch keeps existing files
     known_hash = None if known is None else f"sha256:{known['sha256']}"
     problem: Any = None
     for attempt in range(attempts):
@@ -92,7 +92,7 @@ def _fetch(url: str, target: Path, known: dict[str, Any] | None, attempts: int =
             pooch.retrieve(
                 url, known_hash=known_hash, fname=target.name, path=target.parent, downloader=loader
             )
-        except ValueError as error:  # what pooch raises when the checksum differs; some errors of requests are ValueErrors, too
+        except ValueError as error:  # pooch raises it if the checksum differs; some errors of requests are ValueErrors too
             if isinstance(error, requests.RequestException):
                 raise ScMambaError(f"{url} cannot be fetched: {error}.") from error
             raise ScMambaError(
@@ -126,22 +126,22 @@ class _Bar:
         self.name, self.total, self.done, self.told = name, 0, 0, 0.0
 
     def update(self, size: int) -> None:
-        """``size`` bytes more."""
+        """Add ``size`` bytes."""
         self.done += size
         if self.done - self.told >= 5e8:
             self.told = self.done
             say(f"{self.name}: {self.done / 1e9:.1f} of {self.total / 1e9:.1f} GB", True)
 
     def reset(self) -> None:
-        """At the end pooch fills the bar once more."""
+        """Called by pooch at the end."""
         self.told = float("inf")
 
     def close(self) -> None:
-        """Nothing is open."""
+        """No file is open."""
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a downloaded file, judged by its contents; ``None`` if it is whole."""
+    """The damage of a downloaded file, judged by its contents; ``None`` if it is complete."""
     with open(path, "rb") as file:
         head = file.read(512)
     try:

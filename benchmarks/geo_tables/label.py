@@ -75,7 +75,7 @@ def prepare(study: Study, options: argparse.Namespace) -> None:
 
 
 def labels_of(options: argparse.Namespace) -> str:
-    """Where labels come from, in words that change with the file."""
+    """The source of the labels, in words that change with the file."""
     if options.labels is None:
         return "scmamba.prepare"
     if not options.labels.is_file():
@@ -84,13 +84,13 @@ def labels_of(options: argparse.Namespace) -> str:
 
 
 def by_markers(source: Path, folder: Path, how: dict[str, Any]) -> ad.AnnData:
-    """Cell types by the paper's procedure, begun again only if cells or settings are others than last time; no subtypes."""
+    """Cell types by the paper's procedure, repeated only if cells or settings have changed; no subtypes."""
     import scmamba
 
     folder.mkdir(exist_ok=True)
     fresh = read_json(folder / "how.json") != how
     write_json(folder / "how.json", how)
-    # The published code calls every sample a donor; of Leng's, two are of one person.
+    # The published code calls every sample a donor; two of Leng's samples are of one person.
     prepared = scmamba.prepare(
         source,
         folder=folder,

@@ -66,7 +66,7 @@ def read(study: Study, options: argparse.Namespace) -> None:
 
 @dataclass
 class Sample:
-    """A sample in a GEO archive: its name without GSM number, that number, and its files by what they hold."""
+    """A sample in a GEO archive: its name without GSM number, that number, and its files by their content."""
 
     name: str
     accession: str
@@ -83,7 +83,7 @@ _HDF5 = re.compile(
 
 
 def find_samples(members: Iterable[tarfile.TarInfo]) -> tuple[list[Sample], list[str]]:
-    """Samples, and names of files that are not part of one: 10x triplets and HDF5 files are, whatever stands before and between."""
+    """Samples, and names of files that are not part of one: 10x triplets and HDF5 files are, whatever the rest of the name is."""
     samples: dict[str, Sample] = {}
     others = []
     for member in members:
@@ -251,7 +251,7 @@ def _called(store: Any, sample: Sample, options: argparse.Namespace) -> np.ndarr
 def call_cells(
     totals: np.ndarray, genes: np.ndarray, expected: int, min_total: float | None
 ) -> tuple[np.ndarray, float]:
-    """Which droplets are cells, and the least total counts of one.
+    """Which droplets are cells, and the smallest total counts of a cell.
 
     Cell Ranger 2's rule (the software of Leng's files): a tenth of the 99th percentile of the ``expected`` largest totals; ``min_total``
     in its place if given. And at least 200 detected genes. Simple, and blind to small nuclei among rich ambient RNA.
@@ -285,7 +285,7 @@ def whole_numbers(counts: sparse.csr_matrix, what: str) -> sparse.csr_matrix:
 
 
 def gene_table(names: Iterable[Any], symbols: Iterable[Any] | None = None) -> pd.DataFrame:
-    """``ensembl_id`` and ``symbol`` of genes given by either; what is not given is looked up in the package's table (GRCh38)."""
+    """``ensembl_id`` and ``symbol`` of genes given by either; the other is looked up in the package's table (GRCh38)."""
     from scmamba.genes import annotation
 
     known = annotation()
@@ -306,7 +306,7 @@ def gene_table(names: Iterable[Any], symbols: Iterable[Any] | None = None) -> pd
 
 
 def join(parts: list[ad.AnnData]) -> ad.AnnData:
-    """Samples one below the other; the genes are the union."""
+    """Samples concatenated; the genes are the union."""
     if sum(part.n_obs for part in parts) == 0:
         raise ScMambaError("There is no cell in any sample.")
     cells = ad.concat(parts, join="outer", fill_value=0)
@@ -338,7 +338,7 @@ def braak_stages(folder: Path, study: Study) -> dict[str, str]:
 
 
 def series_matrix(path: Path) -> list[dict[str, str]]:
-    """One row a sample: ``accession``, ``title`` and its characteristics (``key: value``)."""
+    """One row per sample: ``accession``, ``title`` and its characteristics (``key: value``)."""
     content = path.read_bytes()
     lines = (
         (gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
@@ -366,7 +366,7 @@ def series_matrix(path: Path) -> list[dict[str, str]]:
 
 
 def read_midbrain(study: Study, raw: Path) -> ad.AnnData:
-    """Smajic's three files: a dense table of genes x cells, read row by row, and what its rows and columns are."""
+    """Smajic's three files: a dense table of genes x cells, read row by row, and the descriptions of its rows and columns."""
     umi, genes_file, cell_file = (raw / name for name in study.files)
     about, genes = _table(cell_file), _table(genes_file)
     if missing := {"barcode", "patient"} - set(about):
@@ -379,7 +379,9 @@ def read_midbrain(study: Study, raw: Path) -> ad.AnnData:
     )
     if "row" in genes:  # the order of the table's rows, whatever the order of this file
         genes = genes.sort_values("row", key=lambda order: order.astype(int), kind="stable")
-    with tarfile.open(umi) as tar:  # the first file only: looking for more would unpack everything
+    with tarfile.open(
+        umi
+    ) as tar:  # only the first file: the search for others would unpack everything
         member = next(
             (m for m in tar if m.isfile() and not m.name.rsplit("/", 1)[-1].startswith(".")), None
         )
@@ -428,7 +430,7 @@ def read_midbrain(study: Study, raw: Path) -> ad.AnnData:
 
 
 def _table(archive: Path) -> pd.DataFrame:
-    """The one table in an archive, as text."""
+    """The single table in an archive, as text."""
     with tarfile.open(archive) as tar:
         inside = [
             m
@@ -495,7 +497,7 @@ def dense_table(
 
 
 def _numbers(line: str) -> np.ndarray:
-    """The numbers of a line; fewer than it has words, or none, if one is no number."""
+    """The numbers of a line; fewer than it has words, or none, if a word is not a number."""
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", DeprecationWarning

@@ -1,4 +1,4 @@
-"""The tables beside the published numbers."""
+"""The tables next to the published numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .studies import LEVELS, STUDIES, TASKS, read_json
 
 
 def report(options: argparse.Namespace) -> str:
-    """The tables of whatever is done, beside the published numbers; as Markdown and TSV."""
+    """The tables of all completed steps, next to the published numbers; as Markdown and TSV."""
     results: Results = {name: {} for name in STUDIES}
     for name in STUDIES:
         for task in TASKS:
@@ -55,7 +55,7 @@ Results = dict[str, dict[str, dict[str, Any]]]
 
 
 def type_table(results: Results) -> str:
-    """Markdown: a row for each study and level."""
+    """Markdown: one row per study and level."""
     rows = []
     for name, study in STUDIES.items():
         for level, published in zip(LEVELS, study.f1):
@@ -81,7 +81,7 @@ def type_table(results: Results) -> str:
 
 
 def doublet_table(results: Results) -> str:
-    """Markdown: a row for each study."""
+    """Markdown: one row per study."""
     keys, rows = ("precision", "recall", "AUROC", "AUPRC", "prevalence"), []
     for name, study in STUDIES.items():
         own = results[name].get("doublets")
@@ -104,7 +104,7 @@ def doublet_table(results: Results) -> str:
 
 
 def imputation_table(results: Results) -> str:
-    """Markdown: a row for each study and predictor."""
+    """Markdown: one row per study and predictor."""
     rows: list[list[Any]] = []
     for name, study in STUDIES.items():
         own = results[name].get("imputation")
@@ -134,7 +134,7 @@ def _cells_of(own: dict[str, Any] | None) -> list[int | None]:
 
 
 def markdown(head: list[str], rows: list[list[Any]]) -> str:
-    """A table; fractions with four digits, thousands apart, a dash for nothing."""
+    """A table; fractions with four digits, thousands separated, a dash for missing values."""
 
     def shown(value: Any) -> str:
         if isinstance(value, float):
@@ -219,7 +219,7 @@ def _how(results: Results) -> list[str]:
 
 
 def long_table(results: Results) -> pd.DataFrame:
-    """One number a row: study, task, row, metric, published, here, and what it was measured with."""
+    """One number per row: study, task, row, metric, published, here, and how it was measured."""
     rows, noted = (
         [],
         ("train_cells", "test_cells", "labels", "splits", "model", "recipe", "steps", "seed"),

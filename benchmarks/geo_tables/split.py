@@ -1,4 +1,4 @@
-"""Which samples teach, choose and judge."""
+"""The division of samples into training, validation and test."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def given_splits(study: Study, file: Path, obs: pd.DataFrame) -> dict[str, list[
 
 
 def samples_of(study: Study, names: Iterable[str], obs: pd.DataFrame, what: str) -> list[str]:
-    """Samples named by themselves (a GSM number before them does not matter) or by their donor.
+    """Samples given by their own names (a GSM number before them is ignored) or by their donor.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def samples_of(study: Study, names: Iterable[str], obs: pd.DataFrame, what: str)
 
 
 def _divide(study: Study, options: argparse.Namespace, test: list[str]) -> dict[str, list[str]]:
-    """Donors divided by seed: a tenth for validation and, where none is given, a fifth for the test (as published)."""
+    """Donors divided by seed: a tenth for validation and, if no test set is given, a fifth for it (as published)."""
     cells = collection(study, options, None, "donor")
     obs = obs_of(place(study, options) / "labelled.h5ad")[["sample", "donor"]].astype(str)
     rest = cells.take(~obs["sample"].isin(test).to_numpy())

@@ -1,4 +1,4 @@
-"""The four studies as the paper and the published code describe them, and how the steps keep what they made."""
+"""The four studies as the paper and the published code describe them, and the stored results of the steps."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ PREPARED = {
     "Neuron, both kinds": "Double_positive_Neuron",
     "Neuron, neither kind": "Double_negative_Neuron",
 }
-#: Raw droplets: a cell shows so many genes (paper's filter of cells); Cell Ranger 2 expects so many cells by default.
+#: Raw droplets: the number of genes in a cell (paper's filter of cells); the number of cells that Cell Ranger 2 expects by default.
 LEAST_GENES, EXPECTED_CELLS = 200, 3000
 #: Fewer cells than this are not scored (``nonzero_imputation``).
 LEAST_TEST_CELLS = 50
-#: Files with more columns hold empty droplets, whatever they are called: no sample has so many cells.
+#: Files with more columns have empty droplets, whatever their name: no sample has that many cells.
 MOST_CELLS = 100_000
 
 
@@ -164,12 +164,12 @@ def place(study: Study, options: argparse.Namespace) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What :func:`write_json` wrote; empty if there is no such file."""
+    """The content of a file by :func:`write_json`; empty if there is no such file."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """As JSON, whole or not at all."""
+    """Write JSON, completely or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(
             json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -177,12 +177,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def made(target: Path, how: dict[str, Any]) -> bool:
-    """Whether ``target`` is there and was made in this way."""
+    """Whether ``target`` exists and was made with these settings."""
     return target.exists() and read_json(note_of(target)) == how
 
 
 def keep(cells: ad.AnnData, target: Path, how: dict[str, Any], compression: Any = None) -> None:
-    """Write cells, then how they were made."""
+    """Write cells, then their settings."""
     note_of(target).unlink(missing_ok=True)
     with atomic_path(target) as temporary:
         cells.write_h5ad(temporary, compression=compression)

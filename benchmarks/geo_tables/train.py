@@ -35,7 +35,7 @@ from .studies import (
 
 
 def train(study: Study, options: argparse.Namespace) -> None:
-    """Fine-tune for each task and judge it on the test samples; a task that is done is not done again."""
+    """Fine-tune for each task and score on the test samples; a completed task is not repeated."""
     labelled = place(study, options) / "labelled.h5ad"
     note = read_json(note_of(labelled))
     if not labelled.is_file() or not note:
@@ -89,7 +89,7 @@ def train(study: Study, options: argparse.Namespace) -> None:
 
 
 def identity(model: str) -> str:
-    """A model's name; of a folder or file, with something that changes with the weights."""
+    """A model's name; for a folder or file, with a digest that changes with the weights."""
     weights = next(
         (p for p in (Path(model) / "model.safetensors", Path(model)) if p.is_file()), None
     )
@@ -104,7 +104,7 @@ def has_labels(labelled: Path, level: str) -> bool:
 def run_task(
     study: Study, task: str, parts: dict[str, Any], folder: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Fine-tune and judge: numbers of cells, scores, and what they were measured with."""
+    """Fine-tune and score: numbers of cells, scores, and how they were measured."""
     import scmamba
     from scmamba.model import load_model, save_checkpoint
     from scmamba.training.config import read_settings
@@ -112,7 +112,7 @@ def run_task(
     from scmamba.training.finetune_classifier import MAX_SINGLETS
 
     verb = {"doublets": "doublets", "imputation": "impute"}.get(task, "annotate")
-    # The published subtypes and subclusters have ten epochs (configs/experiment), everything else five.
+    # The published subtypes and subclusters have ten epochs (configs/experiment), all other tasks five.
     epochs = (
         10.0 if task in LEVELS[1:] and options.recipe == "paper" and not options.steps else None
     )
@@ -178,7 +178,7 @@ def task_cells(
     settings: Any,
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """The cells of each part that the task is about: labeled ones, or all but doublets and unidentified ones; the recipe's filters."""
+    """The cells of each part for the task: labeled ones, or all but doublets and unidentified ones; the recipe's filters."""
     level = f"label_{task}" if task in LEVELS else "celltype"
     cells = collection(study, options, vocabulary, "sample", level)
     exclude = ("",) if task in LEVELS else NOT_CELLS
@@ -204,7 +204,7 @@ def task_cells(
 def fine_tune(
     verb: str, start: Any, cells: dict[str, Any], settings: Any, loop: Any, folder: Path
 ) -> Any:
-    """The package's own training, with the state in ``folder`` so that a stopped run goes on."""
+    """The package's own training, with the state in ``folder`` so that a stopped run continues."""
     from scmamba.training import finetune
     from scmamba.training.finetune_classifier import finetune_classes
 
@@ -244,7 +244,7 @@ def fine_tune(
 def judge_types(
     tuned: Any, cells: Any, settings: Any, study: Study, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """F1 macro, micro and weighted over all test cells; a type that training never saw counts as missed."""
+    """F1 macro, micro and weighted over all test cells; types without training cells count as missed."""
     from scmamba.evaluation.annotation import annotation_scores, per_class
 
     logits = np.concatenate(list(all_logits(tuned, cells)))
@@ -275,7 +275,7 @@ def all_logits(tuned: Any, cells: Any, block: int = 512) -> Iterator[np.ndarray]
 def judge_doublets(
     tuned: Any, cells: Any, settings: Any, study: Study, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Single test cells against doublets simulated from them as in training; called is what the network finds likelier (published code)."""
+    """Single test cells against doublets simulated from them as in training; a call is the more likely class of the network (published code)."""
     from scmamba.evaluation.doublets import doublet_scores
     from scmamba.training.finetune_classifier import labels_from_simulated_doublets, sample_logits
 
@@ -296,7 +296,7 @@ def judge_doublets(
 def judge_imputation(
     tuned: Any, cells: Any, settings: Any, study: Study, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Squared error and Pearson's r on log1p(CP10k) of hidden non-zero values, in five groups, beside two simple predictors."""
+    """Squared error and Pearson's r on log1p(CP10k) of masked non-zero values, in five groups, next to two simple predictors."""
     from scmamba.evaluation import nonzero_imputation
 
     chosen = cells.cells

@@ -1,4 +1,4 @@
-"""A line to a server that breaks: the first lines that carry much are cut after so many bytes, as a bad network cuts them.
+"""A proxy to a server that breaks connections: the first large ones are cut after a given number of bytes, as by a bad network.
 
 python breaking_line.py PORT_OF_THE_SERVER BYTES LINES     prints its own port
 """
