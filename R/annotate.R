@@ -1,15 +1,18 @@
 #' Annotate cell types
 #'
-#' Annotates cells from a labeled reference, by a model with labels, or by marker genes
-#' alone (by default of the eight major types of the human brain). Cells below the
-#' probability threshold are `Unassigned`.
+#' Annotates cells from the expected counts of human brain cell types, from a labeled reference, by a model
+#' with labels, or by marker genes alone (by default of the eight major types of the human brain). Cells
+#' below the probability threshold are `Unassigned`.
 #'
 #' @inheritParams ScMambaImpute
-#' @param reference A labeled Seurat object or SingleCellExperiment with counts.
+#' @param reference A labeled Seurat object or SingleCellExperiment with counts; or `"human-brain"`, the expected
+#'   counts of 33 human brain cell types that come with the package ([ScMambaReferences()]): no labels are needed.
 #' @param reference.assay,reference.layer Assay and layer of the reference to read; by default its
 #'   default assay (or, if that has no counts, as in an integrated reference, the assay `RNA`) and `"counts"`.
 #' @param labels Column of its metadata with the types, or several from coarse to
 #'   fine.
+#' @param region With `reference = "human-brain"`: `"cortex"`, `"hippocampus"` or `"midbrain"`, to omit the types of
+#'   other regions. `NULL`: all.
 #' @param markers A named list of types and genes, instead of a reference.
 #' @param clusters Column of the metadata with clusters (`"ident"`: the identities), or one value for each
 #'   cell: every cluster also gets a type, the one of more than half of its cells.
@@ -23,11 +26,12 @@
 #' @param cache Keep the fitted reference for the next query?
 #'
 #' @return The same object with the metadata columns `scmamba_type` (a factor),
-#'   `scmamba_probability` and `scmamba_alternatives` (the three most probable types); with `clusters`
+#'   `scmamba_probability` and `scmamba_alternatives` (the three most probable types); with `"human-brain"`
+#'   also `scmamba_class` and `scmamba_subtype`; with `clusters`
 #'   also `scmamba_group_type` and `scmamba_group_share` (the share of the cluster's cells that have
 #'   this type); and the record of how they were made: `Misc(object, "scmamba")$annotate`. For a
 #'   matrix: a data frame of these columns.
-#' @seealso [ScMambaPlotConfidence()], [ScMambaDoublets()]
+#' @seealso [ScMambaReferences()], [ScMambaPlotConfidence()], [ScMambaDoublets()]
 #' @examples
 #' if (scmamba_available()) {
 #'   seu <- ScMambaCohort(n.cells = 80, n.donors = 2, n.genes = 3000)
@@ -45,17 +49,18 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
                                    donor = "donor", assay = NULL, layer = "counts", slot = NULL,
                                    gene.column = NULL, reference.assay = NULL, reference.layer = "counts",
                                    clusters = NULL, network = FALSE, error.rate = 0.05, cache = TRUE, device = NULL,
-                                   seed = 0, force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
+                                   seed = 0, force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE,
+                                   region = NULL, ...) {
   .no_extra(...)
   assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
   .refuse_imputed(object, assay, layer, force)
-  .check_columns(names(object[[]]), .seurat_record(object), "annotate", "scmamba_type", .annotate_columns, overwrite)
+  .check_columns(names(object[[]]), .seurat_record(object), "annotate", .type_columns(reference), .annotate_columns, overwrite)
   if (!is.null(clusters)) {
     by_ident <- identical(clusters, "ident")
     groups <- if (by_ident) SeuratObject::Idents(object) else .per_cell(object[[]], clusters, "clusters")
   }
-  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
+  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
   matrix <- .get_layer(object, assay, layer, verbose)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
   named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
@@ -64,7 +69,7 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
   rownames(result$cells) <- colnames(object)
   object <- .annotate_seurat(object, "annotate", c(list(matrix = matrix), result))
   # The command log keeps arguments, and these would be whole data sets.
-  reference <- if (is.null(reference)) NULL else class(reference)[[1]]
+  reference <- if (is.null(reference) || is.character(reference)) reference else class(reference)[[1]]
   model <- .describe_model(model)
   backend <- .describe_backend(backend)
   SeuratObject::LogSeuratCommand(object)
@@ -84,12 +89,12 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
                                                  reference.layer = "counts", clusters = NULL, network = FALSE,
                                                  error.rate = 0.05, cache = TRUE,
                                                  device = NULL, seed = 0, force = FALSE,
-                                                 overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
+                                                 overwrite = FALSE, backend = NULL, verbose = TRUE, region = NULL, ...) {
   .no_extra(...)
   frame <- .sce_frame(object)
-  .check_columns(names(frame), .sce_record(object), "annotate", "scmamba_type", .annotate_columns, overwrite)
+  .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference), .annotate_columns, overwrite)
   groups <- if (!is.null(clusters)) .per_cell(frame, clusters, "clusters")
-  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
+  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
   named <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
   result <- .backend(backend)$annotate(named, known, options, verbose)
@@ -102,9 +107,10 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
 ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, model = NULL, markers = NULL,
                                     donor = "donor", reference.assay = NULL, reference.layer = "counts",
                                     clusters = NULL, network = FALSE, error.rate = 0.05, cache = TRUE,
-                                    device = NULL, seed = 0, force = FALSE, backend = NULL, verbose = TRUE, ...) {
+                                    device = NULL, seed = 0, force = FALSE, backend = NULL, verbose = TRUE,
+                                    region = NULL, ...) {
   .no_extra(...)
-  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force)
+  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
   matrix <- .check_matrix(.to_matrix(object))
   groups <- if (!is.null(clusters)) .per_cell(NULL, clusters, "clusters", ncol(matrix))
@@ -136,7 +142,8 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
   cells
 }
 
-.annotate_options <- function(labels, model, markers, donor, network, error.rate, cache, device, seed, force) {
+.annotate_options <- function(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region) {
+  if (!is.null(region)) region <- match.arg(region, c("cortex", "hippocampus", "midbrain"))
   if (!is.null(markers) && (!is.list(markers) || is.null(names(markers)))) {
     .abort("{.arg markers} must be a named list: {.code list(Astrocyte = c(\"AQP4\", \"GFAP\"), ...)}.")
   }
@@ -156,14 +163,27 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     cache = .check_flag(cache, "cache"),
     device = .check_device(device),
     seed = .check_integer(seed, "seed", 0L),
-    force = .check_flag(force, "force")
+    force = .check_flag(force, "force"),
+    region = region
   )
 }
 
-# The counts of a reference and the columns that matter, or NULL.
+# Columns that are always guarded: with the reference of the brain there are three levels.
+.type_columns <- function(reference) {
+  if (is.character(reference)) c("scmamba_class", "scmamba_type", "scmamba_subtype") else "scmamba_type"
+}
+
+# The counts of a reference and the columns that matter, the name of a reference of the package, or NULL.
 .labelled_cells <- function(reference, labels, donor, verbose, assay = NULL, layer = "counts") {
   if (is.null(reference)) {
     return(NULL)
+  }
+  if (is.character(reference)) {
+    if (!identical(reference, "human-brain")) {
+      .abort("There is no reference {.val {reference}} in the package; there is {.val human-brain}. Give labeled cells
+        as a Seurat object or a SingleCellExperiment.")
+    }
+    return(reference)
   }
   if (is.null(labels)) {
     .abort("{.arg reference} needs {.arg labels}: the column of its metadata with the cell types, for example
@@ -176,7 +196,7 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     frame <- as.data.frame(SummarizedExperiment::colData(reference))
     matrix <- .get_sce(reference, assay %||% layer)
   } else {
-    .abort("{.arg reference} must be a Seurat object or a SingleCellExperiment, not {.cls {class(reference)[[1]]}}.")
+    .abort("{.arg reference} must be a Seurat object, a SingleCellExperiment or {.val human-brain}, not {.cls {class(reference)[[1]]}}.")
   }
   wanted <- c(labels, intersect(donor, names(frame)))
   cells <- .columns_for(frame, unique(wanted), "labels")

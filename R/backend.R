@@ -61,7 +61,7 @@
   },
   annotate = function(matrix, known, options, verbose) {
     adata <- .to_adata(matrix)
-    reference <- if (is.null(known)) NULL else .to_adata(known$matrix, known$cells)
+    reference <- if (is.list(known)) .to_adata(known$matrix, known$cells) else known
     result <- .call_python(
       do.call(.python()$scmamba$annotate, c(list(adata, reference = reference), options, verbose = verbose)),
       verbose
@@ -168,7 +168,7 @@
     return(NULL)
   }
   columns <- columns[, keep, drop = FALSE]
-  factors <- grep("^scmamba_(type|doublet_parents)", names(columns), value = TRUE)
+  factors <- grep("^scmamba_(class|type|subtype|doublet_parents)", names(columns), value = TRUE)
   for (name in factors) columns[[name]] <- .as_levels(columns[[name]])
   columns
 }

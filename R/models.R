@@ -1,3 +1,18 @@
+#' Cell types of the reference that comes with the package
+#'
+#' Expected counts of human brain cell types, for `ScMambaAnnotate(object, reference = "human-brain")`.
+#'
+#' @return A data frame with one row per cell type: `reference`, `class`, `type`, `subtype`, `ontology_id` (Cell
+#'   Ontology), `region` (empty: all), `cells` (labeled nuclei; 0: published means whose number per type is not
+#'   stated), `studies` and `licence`.
+#' @seealso [ScMambaAnnotate()]
+#' @examples
+#' if (scmamba_available()) head(ScMambaReferences())
+#' @export
+ScMambaReferences <- function() {
+  .plain_frame(.translate_errors(.python()$scmamba$references()))
+}
+
 #' The available models
 #'
 #' @param backend `"reticulate"`: the models of this installation. A server

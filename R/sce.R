@@ -43,6 +43,8 @@
 }
 
 .annotate_sce <- function(object, verb, result) {
+  old <- .old_columns(.sce_record(object), verb, names(SummarizedExperiment::colData(object)), names(result$cells))
+  for (column in old) object[[column]] <- NULL
   for (column in names(result$cells)) {
     object[[column]] <- result$cells[[column]]
   }

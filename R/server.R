@@ -64,6 +64,8 @@ print.scmamba_server <- function(x, ...) {
     annotate = function(matrix, known, options, verbose) {
       if (is.null(known)) {
         options <- options[c("markers", "error_rate", "seed", "force")]
+      } else if (is.character(known)) {
+        options <- c(options[c("region", "error_rate", "seed", "force")], reference = known)
       } else {
         reference <- .server_reference(server, known)
         on.exit(try(.server_json(server, "DELETE", paste0("/v2/references/", reference)), silent = TRUE), add = TRUE)

@@ -236,6 +236,11 @@
   }
 }
 
+# Columns of an earlier result of this verb that the new one does not have, such as levels of types.
+.old_columns <- function(record, verb, there, new) {
+  setdiff(intersect(as.character(unlist(record[[verb]]$summary$columns)), there), new)
+}
+
 .seurat_record <- function(object) {
   kept <- SeuratObject::Misc(object, slot = "scmamba")
   if (is.list(kept)) kept else list()
@@ -317,6 +322,7 @@
   if (!is.null(result$cells)) {
     columns <- result$cells
     rownames(columns) <- colnames(result$matrix) %||% rownames(result$embedding)
+    for (old in .old_columns(.seurat_record(object), verb, names(object[[]]), names(columns))) object[[old]] <- NULL
     object <- SeuratObject::AddMetaData(object, metadata = columns)
   }
   kept <- .seurat_record(object)

@@ -30,6 +30,12 @@ test_that("a local server returns the results of this process", {
   expect_identical(as.character(there$scmamba_type), as.character(here$scmamba_type))
   expect_identical(there$scmamba_probability, here$scmamba_probability)
   expect_identical(SeuratObject::Misc(there, "scmamba")$annotate$summary$mode, "reference")
+  # A reference of the package is named, not sent.
+  by_brain <- function(...) ScMambaAnnotate(object, reference = "human-brain", verbose = FALSE, ...)
+  here <- by_brain()
+  there <- by_brain(backend = "server")
+  expect_identical(there$scmamba_subtype, here$scmamba_subtype)
+  expect_identical(there$scmamba_probability, here$scmamba_probability)
   # The server's errors are the verb's own messages.
   mice <- counts_of(object)
   rownames(mice) <- paste0("nothing", seq_len(nrow(mice)))

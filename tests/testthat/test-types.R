@@ -17,6 +17,39 @@ test_that("types from markers are those of the simulated cohort", {
   expect_error(ScMambaPlotConfidence(cohort), "ScMambaAnnotate", class = "scmamba_error")
 })
 
+# Counts drawn from the expected counts themselves, so the type of every cell is known.
+drawn_brain <- function(types, each = 20) {
+  kept <- reticulate::import("scmamba.annotation.brain_reference", convert = FALSE)$load_reference()
+  rates <- reticulate::py_to_r(kept$rates)
+  table <- reticulate::py_to_r(kept$table)
+  set.seed(1)
+  counts <- do.call(cbind, lapply(types, function(type) stats::rmultinom(each, 3000, rates[, match(type, table$type)])))
+  dimnames(counts) <- list(as.character(reticulate::py_to_r(kept$genes)), paste0("cell", seq_len(ncol(counts))))
+  SeuratObject::CreateSeuratObject(methods::as(counts, "dgCMatrix"))
+}
+
+test_that("nuclei of the brain get types at three levels without labels or marker genes", {
+  skip_without_python()
+  types <- c("Oligodendrocyte", "Microglia", "Astrocyte")
+  object <- drawn_brain(types)
+  truth <- rep(types, each = 20)
+  named <- ScMambaAnnotate(object, reference = "human-brain", verbose = FALSE)
+  expect_gt(mean(as.character(named$scmamba_type) == truth), 0.95)
+  expect_s3_class(named$scmamba_class, "factor")
+  expect_s3_class(named$scmamba_subtype, "factor")
+  cortex <- ScMambaAnnotate(counts_of(object), reference = "human-brain", region = "cortex", verbose = FALSE)
+  expect_gt(mean(as.character(cortex$scmamba_type) == truth), 0.95)
+  expect_error(ScMambaAnnotate(named, reference = "human-brain"), "scmamba_class", class = "scmamba_exists")
+  expect_error(ScMambaAnnotate(object, reference = "mouse-brain"), "human-brain", class = "scmamba_error")
+  expect_error(ScMambaAnnotate(object, reference = "human-brain", region = "liver"), "cortex")
+  # Levels of the former result do not stay beside other types.
+  again <- ScMambaAnnotate(named, overwrite = TRUE, verbose = FALSE)
+  expect_false(any(c("scmamba_class", "scmamba_subtype") %in% names(again[[]])))
+  listed <- ScMambaReferences()
+  expect_true(all(types %in% listed$type))
+  expect_identical(nrow(listed), 33L)
+})
+
 test_that("types come from a labeled reference, in the order of the cells", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 240, n.donors = 4, n.genes = 4000, seed = 3)

@@ -156,11 +156,14 @@ class Annotation:
         The same object.
         """
         table = self.to_table()
+        for column in set(_columns_written(adata)) - set(table):
+            del adata.obs[column]  # such as levels that this result does not have
         for column in table:
             adata.obs[column] = (
                 table[column].to_numpy() if table[column].dtype == object else table[column].array
             )
         summary = {k: v for k, v in self.provenance.items() if k not in ("parents", "model")}
+        summary["columns"] = list(table)
         write_record(
             adata,
             "annotate",
@@ -392,6 +395,13 @@ def report_counts(answer: Annotation, verbose: bool) -> None:
     names, numbers = np.unique(answer.labels().astype(str), return_counts=True)
     order = np.argsort(-numbers)
     say(", ".join(f"{names[i]} {numbers[i]}" for i in order[:12]), verbose)
+
+
+def _columns_written(adata: AnnData) -> list[str]:
+    """Columns of ``obs`` that an earlier annotation of these cells wrote and that are still there."""
+    record = adata.uns.get("scmamba", {}).get("annotate", {})
+    written = record.get("summary", {}).get("columns", [])
+    return [str(column) for column in np.atleast_1d(written) if column in adata.obs]
 
 
 def columns_of_level(level: str, in_tree: bool) -> tuple[str, str, str]:

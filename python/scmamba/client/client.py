@@ -156,7 +156,7 @@ class Client:
         donor_key: str | None = "donor",
         **options: Any,
     ) -> AnnData:
-        """Annotate on the server, by markers or by a labeled reference, as :func:`scmamba.annotate` does.
+        """Annotate on the server, by markers or by a reference, as :func:`scmamba.annotate` does.
 
         Of a reference in memory only the counts, the gene names and the columns named here are sent. It is deleted on the server
         afterwards; a reference for several calls is sent once by :meth:`keep_reference`.
@@ -166,7 +166,8 @@ class Client:
         adata
             Cells x genes, or the path of an ``.h5ad`` file; not changed.
         reference
-            Labeled cells: an object, a file, or what :meth:`keep_reference` returned; marker genes are used if not given.
+            Labeled cells: an object, a file, or what :meth:`keep_reference` returned; or ``"human-brain"``, for which
+            no labels are needed. Marker genes are used if not given.
         label_key
             Column or columns of the reference's ``obs`` with the cell types.
         donor_key
@@ -189,6 +190,10 @@ class Client:
         """
         if reference is None:
             return self.run("annotate", adata, **options)
+        from ..annotation.brain_reference import is_shipped  # here: a client needs little else
+
+        if is_shipped(reference):
+            return self.run("annotate", adata, reference=reference, **options)
         if label_key is None:
             raise ScMambaError(
                 "reference= needs label_key=: the column of its obs with the cell types."

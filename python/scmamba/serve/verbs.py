@@ -132,6 +132,19 @@ class Task:
 #: Tasks that open the model named in the address (``annotate`` by a reference does, too).
 WITH_MODEL = ("impute", "embed", "finetune")
 
+
+def has_own_reference(options: Mapping[str, Any]) -> bool:
+    """Whether the options name labeled cells that the user sent, not a reference of the package."""
+    from ..annotation.brain_reference import is_shipped
+
+    return "reference" in options and not is_shipped(options["reference"])
+
+
+def needs_model(task: str, options: Mapping[str, Any]) -> bool:
+    """Whether a job opens the model named in the address."""
+    return task in WITH_MODEL or has_own_reference(options)
+
+
 #: The options dataclass of each verb.
 _CLASSES = {
     "impute": ("imputation", "ImputeOptions"),
@@ -149,7 +162,9 @@ _NEVER = {
 #: Arguments of the verbs that are no scalar options and are served all the same.
 _MORE: dict[str, dict[str, ServedOption]] = {
     "annotate": {
-        "reference": ServedOption((str,), help="Id of labeled cells sent to /v2/references."),
+        "reference": ServedOption(
+            (str,), help="Id of labeled cells sent to /v2/references, or human-brain."
+        ),
         "markers": ServedOption((dict,), help="Marker genes of each cell type."),
     },
     "markers": {

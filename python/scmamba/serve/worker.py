@@ -36,7 +36,7 @@ from .results import write_result
 from .settings import Settings
 from .uploads import sync
 from .validation import check_content, plain
-from .verbs import TASKS, WITH_MODEL
+from .verbs import TASKS, has_own_reference, needs_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -115,9 +115,9 @@ def compute(job: dict[str, Any], settings: Settings, target: Path) -> tuple[str,
     try:
         adata = open_upload(Path(job["upload"]))
         options = dict(json.loads(job["options"]))
-        if job["task"] in WITH_MODEL or "reference" in options:
+        if needs_model(job["task"], options):
             options["model"] = _on_gpu(kept_model(job["model"]))
-        if "reference" in options:
+        if has_own_reference(options):
             options["reference"] = open_reference(settings, options["reference"], job["user"])
         result = TASKS[job["task"]].run(adata, options)
         target.mkdir()
@@ -257,7 +257,7 @@ def run_job(
     for old in folder.glob("work-*"):  # of an attempt that was killed
         shutil.rmtree(old, ignore_errors=True)
     try:
-        if job["task"] in WITH_MODEL or "reference" in json.loads(job["options"]):
+        if needs_model(job["task"], json.loads(job["options"])):
             kept_model(job["model"])
         work = Path(tempfile.mkdtemp(prefix="work-", dir=folder))
     except ScMambaError as error:

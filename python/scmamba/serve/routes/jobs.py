@@ -22,7 +22,7 @@ from ..jobs import Queue, public_view
 from ..services import Services, Shared, User, address, known_model
 from ..uploads import Upload, digest_body, inspect_upload, receive
 from ..validation import plain
-from ..verbs import TASKS, check_options, renamed_options
+from ..verbs import TASKS, check_options, has_own_reference, renamed_options
 
 router = APIRouter()
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
@@ -92,7 +92,7 @@ async def submit(
     sheet = hashlib.sha256(json.dumps([name, task, wanted], sort_keys=True).encode()).hexdigest()
     if there := await asyncio.to_thread(shared.queue.get, job, who):
         return await _sent_again(there, sheet, request, upload)
-    if "reference" in wanted and shared.references.path(wanted["reference"], who) is None:
+    if has_own_reference(wanted) and shared.references.path(wanted["reference"], who) is None:
         raise HTTPException(
             422, "There is no such reference of yours; send it to /v2/references first."
         )
