@@ -135,6 +135,12 @@ def test_results_go_to_three_levels_of_columns(cells):
     } <= set(done.obs)
     record = done.uns["scmamba"]["annotate"]
     assert record["summary"]["mode"] == "brain" and record["summary"]["genes"] == done.n_vars
+    # Levels that a later result does not have are removed; columns of the user stay.
+    done.obs["scmamba_note"] = "mine"
+    by_markers = scmamba.annotate(done, markers="panel", verbose=False)
+    written = {c for c in by_markers.obs if c.startswith("scmamba_")}
+    names = ("type", "probability", "alternatives", "note")
+    assert written == {f"scmamba_{name}" for name in names}
     foreign = cells.copy()
     foreign.obs["scmamba_class"] = "mine"
     with pytest.raises(DataError, match="scmamba_class"):

@@ -50,6 +50,19 @@ def test_an_uploaded_reference_gives_the_result_of_the_direct_call(server, cells
         client.annotate(query, reference=kept, **sent)
 
 
+def test_a_reference_of_the_package_is_named_and_not_sent(server, cells):
+    query, _ = cells
+    options = dict(reference="human-brain", region="cortex", verbose=False)
+    near = scmamba.annotate(query.copy(), **options)
+    far = Client(server.url).annotate(query, **options)
+    for level in ("class", "type", "subtype"):
+        column = f"scmamba_{level}"
+        assert far.obs[column].astype(str).tolist() == near.obs[column].astype(str).tolist()
+    assert far.uns["scmamba"]["annotate"]["summary"]["mode"] == "brain"
+    with pytest.raises(ScMambaError, match="no such reference"):
+        Client(server.url).run("annotate", query, reference="mouse-brain")
+
+
 def test_only_counts_genes_and_the_named_columns_are_sent(cells):
     _, known = cells
     known = known.copy()
