@@ -274,6 +274,21 @@ def test_the_page_itself_may_send_requests(unguarded):
     assert unguarded.ask("GET", "/", sec_fetch_site="cross-site").status == 200  # a link to it
 
 
+def test_behind_a_proxy_that_keeps_its_own_host_name_the_browser_decides(tmp_path):
+    """The proxy does not pass the name on that the browser sees: Origin then never equals Host."""
+    running = App(tmp_path, proxy="127.0.0.1", tokens="required")
+    token = Tokens(tmp_path).add("ann", 1)
+    try:
+        sites = {"same-origin": 200, "none": 403, "same-site": 403, "cross-site": 403, None: 403}
+        for site, status in sites.items():
+            headers = {"origin": "https://box.example", "x_forwarded_for": "203.0.113.9"}
+            if site is not None:
+                headers["sec_fetch_site"] = site
+            assert running.ask("GET", "/v2/jobs", token=token, **headers).status == status, site
+    finally:
+        running.stop()
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/v2", "/v2/health/live", "/v2/jobs", "/metrics", "/page.js"]
 )

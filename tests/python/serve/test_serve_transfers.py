@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
+import http.client
+import json
 import os
 import socket
 import time
@@ -161,6 +163,38 @@ def test_an_upload_is_used_only_by_its_owner_and_when_complete(app):
 def test_accepted_lengths(app, length, status):
     assert app.ask("POST", "/v2/uploads", b"", app.ann, upload_length=length).status == status
     assert app.ask("POST", "/v2/uploads", b"", app.ann).status == 400
+
+
+def test_the_audit_log_names_the_upload_that_was_deleted(server):
+    line = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    line.request("POST", "/v2/uploads", headers={"Upload-Length": "5"})
+    answer = line.getresponse()
+    answer.read()
+    place = answer.getheader("location")
+    line.request("DELETE", place)
+    assert line.getresponse().status == 204
+    line.close()
+    events = [json.loads(line) for line in (server.data / "audit.log").read_text().splitlines()]
+    deleted = [e["upload"] for e in events if e["event"] == "upload deleted"]
+    assert deleted[-1] == place.rsplit("/", 1)[1]
+
+
+@pytest.mark.parametrize("confined", [True, False])
+def test_uploads_are_inspected_confined_unless_the_operator_says_otherwise(
+    tmp_path, monkeypatch, confined
+):
+    (tmp_path / "upload").write_bytes(CELLS)
+    started = []
+    start = asyncio.create_subprocess_exec
+
+    async def listed(*command, **options):
+        started.append(command)
+        return await start(*command, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", listed)
+    settings = Settings(tmp_path, confine=confined)
+    found = asyncio.run(uploads.inspect_upload(tmp_path / "upload", settings))
+    assert found["cells"] == 2 and ("unconfined" not in started[0]) == confined
 
 
 def test_the_number_of_uploads_is_limited(tmp_path):
