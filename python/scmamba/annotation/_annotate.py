@@ -11,14 +11,15 @@ from ..data.h5ad_files import open_backed
 from ..datasets.marker_panels import brain_markers, read_marker_panel
 from ..model import Model, load_model
 from ..utils.deprecation import renamed_parameters
-from ..utils.errors import OptionError
+from ..utils.columns import require_adata
+from ..utils.errors import DataError, OptionError
 from ..utils.progress import say
 from ..utils.threads import single_blas_thread, within_cores
 from ._classifier import annotate_by_model
 from ._label_free import annotate_by_brain
 from ._markers import annotate_by_markers
-from ._reference import ReferenceAnnotator
-from .brain_reference import is_shipped
+from ._reference import ReferenceAnnotator, check_reference
+from .brain_reference import FILES, is_shipped
 from .options import FINETUNE_STEPS, AnnotateOptions
 from .result import Annotation, refuse_foreign_columns, report_counts
 
@@ -186,6 +187,19 @@ def annotate(
     return result.to_adata(adata)
 
 
+def _labeled_cells(reference: str | PathLike[str] | AnnData) -> AnnData:
+    """The object, or the file opened; a name that is neither a file nor a shipped reference is refused."""
+    if not isinstance(reference, (str, PathLike)):
+        require_adata(reference, "reference=")
+        return reference
+    path = Path(reference)
+    if not path.suffix and not path.expanduser().exists():
+        raise DataError(
+            f"There is no file {path}, and no reference of that name comes with the package; there is {', '.join(FILES)}."
+        )
+    return open_backed(path)
+
+
 def _result(
     adata: AnnData,
     reference: str | PathLike[str] | AnnData | None,
@@ -198,13 +212,14 @@ def _result(
     if is_shipped(reference):
         return annotate_by_brain(adata, str(reference), options, verbose)
     if reference is not None:
+        if isinstance(reference, (str, PathLike)) and options.label_key is None:
+            _labeled_cells(reference)
         if options.label_key is None or len(options.label_key) == 0:
             raise OptionError(
                 "reference= needs label_key=: the column of its obs with the cell types."
             )
-        known = (
-            open_backed(Path(reference)) if isinstance(reference, (str, PathLike)) else reference
-        )
+        known = _labeled_cells(reference)
+        check_reference(known, options)
         opened = load_model(model, device=options.device)
         return ReferenceAnnotator(options, opened, verbose).fit(known).predict(adata)
     if model is not None and markers is None:

@@ -21,6 +21,7 @@ from ..data.storage import cache_folder
 from ..model import Model, load_model, save_checkpoint
 from ..training.calibration import fit_calibration
 from ..utils.atomic import atomic_path
+from ..utils.columns import require_column, warn_similar
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import say
 from .base_classifiers import BASE_CLASSIFIERS
@@ -190,6 +191,44 @@ def report_unlabelled(reference: AnnData, column: str, verbose: bool) -> None:
         say(f"{len(absent)} reference cells have no label and are not used ({found})", verbose)
 
 
+def check_reference(known: AnnData, options: AnnotateOptions) -> None:
+    """Check the columns of the reference and the folder of the cache before anything is read or fitted.
+
+    Raises
+    ------
+    DataError
+        There is no such column of labels or donors, or several; or ``cache`` is a file.
+    """
+    key = options.label_key
+    _require_levels(known, [key] if isinstance(key, str) else list(key or ()))
+    donor = options.donor_key
+    if donor is not None and (donor in known.obs or donor != AnnotateOptions().donor_key):
+        require_column(known.obs, donor, "of the reference, with the donors")
+    if isinstance(options.cache, (str, PathLike)):
+        folder = Path(options.cache)
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"cache is {folder}, a file; give a folder, or cache=False.")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"The cache {folder} cannot be made ({error.strerror}). Give another folder, or cache=False."
+            ) from error
+
+
+def _require_levels(known: AnnData, levels: list[str]) -> None:
+    """Refuse label columns that do not exist, or are named twice."""
+    for number, column in enumerate(levels):
+        if column not in known.obs:
+            raise DataError(
+                f"The reference has no column '{column}'; it has {', '.join(map(str, known.obs.columns))}."
+            )
+        labels = require_column(known.obs, column)
+        if column in levels[:number]:
+            raise DataError(f"label_key names the column '{column}' twice. Name each level once.")
+        warn_similar(labels.dropna().unique(), column)
+
+
 def label_table(
     known: AnnData, levels: list[str]
 ) -> tuple[pd.DataFrame, dict[str, dict[str, str]]]:
@@ -200,11 +239,7 @@ def label_table(
     DataError
         A missing column, or a class with two parents.
     """
-    for column in levels:
-        if column not in known.obs:
-            raise DataError(
-                f"The reference has no column '{column}'; it has {', '.join(map(str, known.obs.columns))}."
-            )
+    _require_levels(known, levels)
     table = known.obs[levels].copy()
     for column in levels:
         table[column] = table[column].astype(object).where(~is_unlabelled(table[column]), None)

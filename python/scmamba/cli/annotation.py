@@ -9,7 +9,7 @@ import typer
 
 from ..annotation.options import FINETUNE_STEPS, AnnotateOptions
 from ..utils.columns import require_column
-from .errors import refuse_existing_outputs
+from .errors import refuse_existing_outputs, require_h5ad_name
 from .files import read_cells_file
 from .options import Former, Input, Output, Quiet, options_of
 
@@ -69,9 +69,11 @@ def annotate(
     from ..data.h5ad_files import check_writable, write_h5ad
     from ..datasets.marker_panels import read_marker_panel
     from ..utils.atomic import atomic_path
+    from ..utils.result_folder import result_folder
     from ..utils.tables import write_csv
 
-    refuse_existing_outputs(output, table, plots, overwrite=overwrite)
+    refuse_existing_outputs(output, table, overwrite=overwrite, folders=[plots])
+    require_h5ad_name(output)
     adata = read_cells_file(data)
     check_writable(adata)
     if truth is not None:
@@ -99,8 +101,7 @@ def annotate(
             write_csv(found.to_table(), path)
     known_types = None if truth is None else adata.obs[truth].astype(str).to_numpy()
     if plots is not None:
-        with atomic_path(plots) as folder:
-            folder.mkdir()
+        with result_folder(plots, overwrite) as folder:
             for name, figure in found.to_plots(known_types).items():
                 figure.savefig(folder / f"{name}.png", dpi=150, bbox_inches="tight")
     if known_types is not None:

@@ -24,8 +24,10 @@ def convert_checkpoint(
 ) -> None:
     """Turn a published .ckpt into a checkpoint folder (safetensors, config, genes, labels, card)."""
     from ..model import load_model, save_checkpoint
+    from ..model.checkpoint import refuse_foreign_files
 
-    refuse_existing_outputs(output, overwrite=overwrite)
+    refuse_existing_outputs(folders=[output], overwrite=overwrite)
+    refuse_foreign_files(output)
     model = load_model(checkpoint, vocabulary, labels=labels, device="cpu")
     save_checkpoint(model, output)
     config = model.config

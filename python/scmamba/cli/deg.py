@@ -136,9 +136,8 @@ def robustness(
 ) -> None:
     """Measure how reproducible DEGs are across subsamples and donors, and how many are false (Fig. 7)."""
     from ..deg import robustness as analyze
-    from ..utils.result_folder import refuse_existing_folder
 
-    refuse_existing_folder(output, overwrite)
+    refuse_existing_outputs(folders=[output], overwrite=overwrite)
     adata = read_cells_file(data)
     donor, labels = options.pop("donor_key"), options.pop("label_key")
     if options["donors"] == "none":
@@ -176,9 +175,8 @@ def compare(
 ) -> None:
     """Compare two conditions in every cell type, with donors as the unit: genes, power, figures."""
     from ..deg import compare as compare_donors
-    from ..utils.result_folder import refuse_existing_folder
 
-    refuse_existing_folder(output, overwrite)
+    refuse_existing_outputs(folders=[output], overwrite=overwrite)
     adata = read_cells_file(data)
     labels = options.pop("label_key")
     result = compare_donors(

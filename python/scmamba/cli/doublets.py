@@ -9,7 +9,7 @@ import typer
 
 from ..doublets.options import DoubletOptions
 from ..preprocessing.options import PrepareOptions
-from .errors import refuse_existing_outputs
+from .errors import refuse_existing_outputs, require_h5ad_name
 from .files import read_cells_file
 from .options import Input, ModelOption, Output, Quiet, options_of, renamed_command
 
@@ -46,6 +46,7 @@ def find_doublets(
     from ..utils.tables import write_csv
 
     refuse_existing_outputs(output, table, overwrite=overwrite)
+    require_h5ad_name(output)
     adata = read_cells_file(data)
     check_writable(adata)
     find(

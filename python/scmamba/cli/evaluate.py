@@ -22,7 +22,13 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Folder for report.md, the tables and the pictures."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the folder if it exists.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace the files of an earlier report in the folder; other files stay.",
+    ),
+]
 
 app = typer.Typer(
     no_args_is_help=True, help="Compare results with known types, doublets or values."
@@ -52,7 +58,7 @@ def annotation(
     from ..data.h5ad_files import open_backed
     from ..evaluation.annotation_report import annotation_report
 
-    refuse_existing_outputs(output, overwrite=overwrite)
+    refuse_existing_outputs(folders=[output], overwrite=overwrite)
     table = open_backed(data).obs
     columns = called or ["scmamba_type"]
     sure = confidence or (
@@ -74,7 +80,7 @@ def annotation(
         calls,
         None if sure is None else kept[sure].to_numpy(dtype=float),
     )
-    _print_report(report, output, f"{len(kept):,} cells")
+    _print_report(report, output, f"{len(kept):,} cells", overwrite)
 
 
 @app.command("doublets")
@@ -103,7 +109,7 @@ def doublets(
     from ..data.h5ad_files import open_backed
     from ..evaluation.reports import doublet_report
 
-    refuse_existing_outputs(output, overwrite=overwrite)
+    refuse_existing_outputs(folders=[output], overwrite=overwrite)
     table = open_backed(data).obs
     columns = score or ["scmamba_doublet_score"]
     for column in [truth, *columns, *([called] if called else [])]:
@@ -116,7 +122,10 @@ def doublets(
         raise ScMambaError(f"The column '{empty[0]}' holds no numbers.")
     calls = {columns[0]: _is_doublet(kept[called])} if called else None
     _print_report(
-        doublet_report(_is_doublet(kept[truth]), scores, calls), output, f"{len(kept):,} droplets"
+        doublet_report(_is_doublet(kept[truth]), scores, calls),
+        output,
+        f"{len(kept):,} droplets",
+        overwrite,
     )
 
 
@@ -152,7 +161,7 @@ def imputation(
     from ..evaluation import nonzero_imputation
     from ..evaluation.reports import imputation_report
 
-    refuse_existing_outputs(output, overwrite=overwrite)
+    refuse_existing_outputs(folders=[output], overwrite=overwrite)
     adata = open_backed(data)
     rows = np.arange(adata.n_obs)
     if cells is not None and cells < adata.n_obs:
@@ -167,7 +176,7 @@ def imputation(
         seed=seed,
         verbose=not quiet,
     )
-    _print_report(imputation_report(table), output, f"{table.attrs['cells']:,} cells")
+    _print_report(imputation_report(table), output, f"{table.attrs['cells']:,} cells", overwrite)
 
 
 @app.command("clusters")
@@ -192,7 +201,7 @@ def clusters(
     from ..deg.values import layer_source
     from ..evaluation.reports import cluster_report
 
-    refuse_existing_outputs(output, overwrite=overwrite)
+    refuse_existing_outputs(folders=[output], overwrite=overwrite)
     adata = open_backed(data)
     layers = layer or ["scmamba"]
     if missing := [name for name in layers if name not in adata.layers]:
@@ -209,6 +218,7 @@ def clusters(
         cluster_report(values, kept.obs[truth].astype(str).to_numpy(), donors, seed=seed),
         output,
         f"{kept.n_obs:,} cells",
+        overwrite,
     )
 
 
@@ -229,12 +239,14 @@ def _is_doublet(column: pd.Series) -> np.ndarray:
     return words.map(known).to_numpy(dtype=bool)
 
 
-def _print_report(report: Report | AnnotationReport, output: Path | None, what: str) -> None:
-    from ..utils.atomic import atomic_path
+def _print_report(
+    report: Report | AnnotationReport, output: Path | None, what: str, overwrite: bool
+) -> None:
+    from ..utils.result_folder import result_folder
 
     typer.echo(report.summary.round(4).to_string())
     if output is not None:
-        with atomic_path(output) as folder:
+        with result_folder(output, overwrite) as folder:
             report.write(folder)
         typer.echo(f"{output}: report.md, tables and pictures of {what}")
 

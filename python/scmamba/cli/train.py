@@ -269,6 +269,7 @@ class _Plan:
         overwrite: bool,
         quiet: bool,
     ) -> None:
+        from ..model.checkpoint import refuse_foreign_files
         from ..training.config import read_settings
         from ..training.distributed import is_first_process
 
@@ -278,7 +279,8 @@ class _Plan:
         self.verbose = not quiet and self.first
         self.output, self.recipe = output, recipe
         self.calls_doublets = False  # the label column was named, and may hold calls of doublets
-        refuse_existing_outputs(output, overwrite=overwrite)
+        refuse_existing_outputs(folders=[output], overwrite=overwrite)
+        refuse_foreign_files(output)
 
     def open(self, data: _Data, genes: Vocabulary) -> tuple[Collection, Collection | list[Any]]:
         """Training cells and cells for the validation loss."""
@@ -440,7 +442,7 @@ def build(
     from ..data.vocabulary_builder import build_vocabulary
     from ..utils.atomic import atomic_path
 
-    refuse_existing_outputs(output, overwrite=overwrite)
+    refuse_existing_outputs(output, table, overwrite=overwrite)
     genes, found = build_vocabulary(
         data,
         gtf=gtf,

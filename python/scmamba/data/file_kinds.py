@@ -29,6 +29,10 @@ def local_path(source: str | os.PathLike[str]) -> Path:
     DataError
         It is a URL, or there is no such file.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise DataError(
+            f"Cells are given as an AnnData object or as the path of a file, or as a list of these; found {type(source).__name__}."
+        )
     text = os.fspath(source)
     head = text.split(":", 1)[0].lower()
     if head in ("http", "https", "ftp", "s3", "gs", "gcs", "az") and ":/" in text:

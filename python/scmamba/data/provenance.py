@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._version import __version__
+from ..utils.columns import require_adata
 from ..utils.errors import DataError
 from ..utils.progress import say
 from .preprocess import MIN_TOTAL, CellReader
@@ -98,6 +99,7 @@ def refuse_existing(
     DataError
         One of them exists and was not written by this verb, or ``uns["scmamba"]`` is not ours.
     """
+    require_adata(adata, f"scmamba.{verb}()")
     if overwrite:
         if not isinstance(adata.uns.get(KEY, {}), Mapping):
             del adata.uns[KEY]

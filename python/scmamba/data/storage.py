@@ -19,6 +19,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..utils.atomic import atomic_path
+from ..utils.columns import require_adata
 from ..utils.errors import DataError
 from ..utils.layers import layer_names
 from ..utils.progress import say
@@ -347,6 +348,7 @@ def open_store(
         No such file, or one of a kind that is not known.
     """
     if not isinstance(source, (str, os.PathLike)):
+        require_adata(source, "A collection")
         return MemoryStore(source, layer, str(source.uns.get("name", UNNAMED)))
     path = local_path(source)
     kind = file_kind(path)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ..utils.columns import require_column
+from ..utils.columns import require_adata, require_column, warn_similar
 from ..utils.errors import DataError
 from ..utils.threads import within_cores
 from .markers import (
@@ -109,6 +109,7 @@ def find_all_markers(
         "only_pos": only_pos,
         "min_diff_pct": min_diff_pct,
     }
+    require_adata(adata, "find_all_markers()")
     MarkerOptions.from_mapping(options)
     rules = rules_for(str(seurat), min_pct, logfc_threshold, only_pos, min_diff_pct)
     adjusted = covariates_of(test, covariates)
@@ -148,6 +149,7 @@ def _groups(obs: pd.DataFrame, groupby: str) -> tuple[list[str], np.ndarray]:
     codes = np.full(len(obs), -1)
     codes[known] = levels.cat.codes
     names = [str(name) for name in levels.cat.categories]
+    warn_similar(names, groupby)
     sizes = np.bincount(codes[known], minlength=len(names))
     small = [name for name, size in zip(names, sizes) if size < MIN_CELLS]
     if len(names) - len(small) < 1 or len(names) < 2:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ..utils.columns import require_adata
 from ..utils.deprecation import renamed_parameters
 from .columns import as_list
 from .linear import moderated_t
@@ -100,6 +101,7 @@ def pseudobulk(
     >>> list(table.columns)
     ['log2FC', 'mean_log2', 't', 'df', 'p_val', 'p_val_adj']
     """
+    require_adata(adata, "pseudobulk()")
     PseudobulkOptions.from_mapping(
         {
             "condition_key": condition_key,

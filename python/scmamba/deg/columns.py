@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 
-def as_list(names: str | Sequence[str] | None) -> list[str]:
-    """One name, several or none as a list."""
-    return [names] if isinstance(names, str) else list(names or [])
+def as_list(names: str | Iterable[str] | None) -> list[str]:
+    """One name, several or none as a list; each once."""
+    if names is None:
+        return []
+    return [names] if isinstance(names, str) else list(dict.fromkeys(map(str, names)))

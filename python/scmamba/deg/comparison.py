@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ..utils.columns import require_adata
 from ..utils.errors import DataError
 from ..utils.progress import progress
 from ..utils.threads import within_cores
@@ -134,6 +135,7 @@ def compare(
     >>> list(result.summary["cell_type"]), list(result.table.columns[:4])
     (['Oligodendrocyte'], ['cell_type', 'gene', 'log2FC', 'lfc_se'])
     """
+    require_adata(adata, "compare()")
     options = CompareOptions.from_mapping(
         {
             "condition_key": condition_key,
@@ -142,7 +144,7 @@ def compare(
             "group1": group1,
             "group2": group2,
             "covariates": covariates,
-            "cell_types": cell_types,
+            "cell_types": None if cell_types is None else as_list(cell_types),
             "test": test,
             "layer": layer,
             "paired": paired,

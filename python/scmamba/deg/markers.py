@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control
 
-from ..utils.columns import require_column
+from ..utils.columns import require_adata, require_column, warn_similar
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError, OptionError
 from ..utils.threads import within_cores
@@ -229,6 +229,7 @@ def find_markers(
         }
     )
     rules = rules_for(options.seurat, min_pct, logfc_threshold, only_pos, min_diff_pct, fold_change)
+    require_adata(adata, "find_markers()")
     group = two_groups(adata.obs, groupby, group1, group2)
     adjusted = covariates_of(test, covariates)
     source = layer_source(adata, layer, scale)
@@ -349,7 +350,12 @@ def two_groups(
     require_column(obs, groupby)
     column = obs[groupby].astype(str).to_numpy()
     present = sorted(set(column[obs[groupby].notna().to_numpy()]))
+    warn_similar(present, groupby)
     member: list[np.ndarray] = []
+    if group1 is None:
+        raise DataError(
+            f"group1 is None; expected a value of {groupby!r}. It has: {', '.join(present[:20])}."
+        )
     for asked in (group1, group2):
         if asked is None:
             member.append(obs[groupby].notna().to_numpy() & ~member[0])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from ..utils.columns import require_column
+from ..utils.columns import require_column, warn_similar
 from ..utils.errors import DataError
 from .markers import MIN_CELLS
 from .options import RobustnessOptions
@@ -27,6 +27,7 @@ def condition_pair(
     """The two values compared; found by name if the column has just two."""
     require_column(obs, condition_key)
     present = sorted(obs[condition_key].dropna().astype(str).unique())
+    warn_similar(present, condition_key)
     for asked in (group1, group2):
         if asked is not None and str(asked) not in present:
             raise DataError(
@@ -40,7 +41,7 @@ def condition_pair(
         return str(group1), str(group2)
     if len(present) != 2:
         raise DataError(
-            f"{condition_key!r} has {len(present)} values ({', '.join(present[:10])}). Set group1 and group2 to the two that are compared."
+            f"{condition_key!r} has {len(present)} value{'' if len(present) == 1 else 's'} ({', '.join(present[:10]) or 'none'}). Set group1 and group2 to the two that are compared."
         )
     if group1 is not None:
         return str(group1), next(p for p in present if p != str(group1))
@@ -81,6 +82,7 @@ def cells_of_types(
         types = obs[label_key].astype(str).to_numpy()
         compared &= obs[label_key].notna().to_numpy()
     present = sorted(set(types[compared]))
+    warn_similar(present, str(label_key))
     unknown = [t for t in wanted or () if t not in present]
     if unknown:
         raise DataError(

@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ..utils.columns import require_adata
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
 from ..utils.progress import progress
 from ..utils.threads import within_cores
+from .columns import as_list
 from .markers import rules_for
 from .options import RATIOS, RobustnessOptions
 from .plan import cells_of_types, condition_pair, missing_donor_runs, plan_tasks
@@ -144,6 +146,7 @@ def robustness(
     >>> sorted(set(result.runs["kind"]))
     ['cells']
     """
+    require_adata(adata, "robustness()")
     options = RobustnessOptions.from_mapping(
         {
             "condition_key": condition_key,
@@ -151,8 +154,8 @@ def robustness(
             "label_key": label_key,
             "group1": group1,
             "group2": group2,
-            "layers": list(layers),
-            "cell_types": cell_types,
+            "layers": as_list(layers),
+            "cell_types": None if cell_types is None else as_list(cell_types),
             "ratios": [float(r) for r in ratios],
             "permutations": permutations,
             "donors": donors,

@@ -122,6 +122,10 @@ def _checked(column: pd.Series, name: str, group: np.ndarray) -> Any:
         raise DataError(
             f"The covariate {name!r} is missing for {missing:,} cells. Fill it in, or exclude those donors."
         )
+    if column.dtype.kind == "c":
+        raise DataError(
+            f"The covariate {name!r} holds complex numbers; give real numbers or categories."
+        )
     numeric = pd.api.types.is_numeric_dtype(column) and column.dtype != bool
     infinite = int((~np.isfinite(used.to_numpy(dtype=np.float64))).sum()) if numeric else 0
     if infinite:

@@ -48,9 +48,10 @@ def r_sort_key(text: str) -> tuple[object, ...]:
 def factor(values: pd.Series) -> pd.Series:
     """The column as a categorical with R's levels; a categorical keeps its own order, unused levels go."""
     if isinstance(values.dtype, pd.CategoricalDtype):
-        return pd.Series(
-            values.array.remove_unused_categories(), index=values.index, name=values.name
-        )
+        levels = values.array.remove_unused_categories()
+        if levels.categories.map(str).is_unique:  # 1 and "1" are one level, as in R
+            return pd.Series(levels, index=values.index, name=values.name)
+        values = values.astype(object)
     text = (
         values.map({True: "TRUE", False: "FALSE"}) if values.dtype == bool else values.astype(str)
     )

@@ -170,6 +170,7 @@ def find_doublets(
     counts, values = _counts(adata, layer)
     say(values, verbose)
     names, codes = _samples(adata, sample_key, verbose)
+    _check_rates(names, expected_rate)
     if label_key is not None:
         require_column(adata.obs, label_key)
     result, full = _score_samples(adata, counts, codes, options, model, verbose)
@@ -250,15 +251,18 @@ def _samples(adata: AnnData, sample: str | None, verbose: bool) -> tuple[list[st
                 verbose,
             )
         return ["all"], np.zeros(adata.n_obs, dtype=np.int64)
-    codes, levels = pd.factorize(require_column(adata.obs, sample), sort=False)
+    column = require_column(adata.obs, sample)
+    text = column.astype(str).where(column.notna(), None)  # 1 and "1" are one sample
+    codes, levels = pd.factorize(text.astype(object), sort=False)
     names = [str(level) for level in levels]
     if (codes < 0).any():
+        missing = "NA" if "NA" not in names else "no sample"
         say(
-            f"{int((codes < 0).sum())} cells have no {sample}; they are treated as one more sample, 'NA'",
+            f"{int((codes < 0).sum())} cells have no {sample}; they are treated as one more sample, {missing!r}",
             verbose,
         )
         codes = np.where(codes < 0, len(names), codes)
-        names.append("NA")
+        names.append(missing)
     return names, codes.astype(np.int64)
 
 
@@ -526,16 +530,23 @@ def logistic(x: np.ndarray, y: np.ndarray, *, ridge: float = 5.0, steps: int = 3
     return weights
 
 
+def _check_rates(names: list[str], given: Any) -> None:
+    """Refuse rates by sample that lack one; called before the work."""
+    if not isinstance(given, Mapping):
+        return
+    if unknown := sorted(set(names) - {str(k) for k in given}):
+        has = ", ".join(map(str, given))
+        raise DataError(
+            f"expected_rate has no entry for the sample(s) {', '.join(unknown[:5])}; it has {has}. Give a rate for each sample, or "
+            "one number for all."
+        )
+
+
 def _rates(
     result: _Result, codes: np.ndarray, full: np.ndarray, names: list[str], given: Any
 ) -> pd.DataFrame:
     """One row per sample: cells, prior rate, apparent rate, and the rate used."""
     if isinstance(given, Mapping):
-        if unknown := sorted(set(names) - {str(k) for k in given}):
-            has = ", ".join(map(str, given))
-            raise ScMambaError(
-                f"expected_rate has no entry for the sample(s) {', '.join(unknown[:5])}; it has {has}."
-            )
         given = {str(k): float(v) for k, v in given.items()}
     rows = []
     for code, name in enumerate(names):

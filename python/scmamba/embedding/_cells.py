@@ -15,6 +15,7 @@ from ..data.h5ad_stream import write_with_annotations
 from ..data.provenance import KEY, flag_low_depth, read_summary, refuse_existing, write_record
 from ..model import Model, load_model
 from ..model.inference import dense_input, input_positions
+from ..utils.atomic import check_target
 from ..utils.errors import DataError
 from ..utils.progress import progress, say
 from ..utils.threads import within_cores
@@ -172,6 +173,9 @@ def embed_file(
         raise DataError(
             f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite)."
         )
+    if target.is_dir():
+        raise DataError(f"{target} is a folder; a file is written here. Choose another name.")
+    check_target(target)
     adata = open_backed(source)
     check_writable(adata)
     opened, cells = _open(adata, model, options)

@@ -14,6 +14,7 @@ from ..data.h5ad_files import check_writable, open_backed
 from ..data.h5ad_stream import write_with_layer
 from ..data.provenance import KEY
 from ..model import Model
+from ..utils.atomic import check_target
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
 from ..utils.progress import say
@@ -271,6 +272,9 @@ def open_file(
         raise DataError(
             f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite)."
         )
+    if target.is_dir():
+        raise DataError(f"{target} is a folder; a file is written here. Choose another name.")
+    check_target(target)
     adata = open_backed(source)
     check_writable(adata)
     return adata, checked

@@ -24,7 +24,7 @@ from ..utils.atomic import atomic_path
 from ..utils.errors import CheckpointError, DataError, OptionError
 from .checkpoint_checks import check_header, check_weights, read_config, read_genes, read_labels
 from .convert import read_published
-from .hub import fetch_model, list_models, registry
+from .hub import FILES, fetch_model, list_models, registry
 
 #: The model every verb uses when none is named.
 DEFAULT_MODEL = "brain-mini"
@@ -411,8 +411,31 @@ def by_length(lengths: np.ndarray, batch_size: Callable[[int], int]) -> Iterator
         start += size
 
 
+def refuse_foreign_files(path: Path) -> None:
+    """Refuse a folder for a checkpoint that holds anything else, which replacing it would delete.
+
+    Parameters
+    ----------
+    path
+        The folder to be written.
+
+    Raises
+    ------
+    CheckpointError
+        It is a file, or holds something that is no part of a checkpoint.
+    """
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file. Choose the name of a folder for the checkpoint.")
+    others = sorted(p.name for p in path.iterdir() if p.name not in FILES) if path.exists() else []
+    if others:
+        raise CheckpointError(
+            f"{path} holds {others[0]!r}, which is no part of a checkpoint and would be deleted with the folder. "
+            "Choose another folder; nothing was replaced."
+        )
+
+
 def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None = None) -> Path:
-    """Write a checkpoint folder, whole or not at all; an existing one is replaced.
+    """Write a checkpoint folder, whole or not at all; an existing checkpoint is replaced, other files are not.
 
     Parameters
     ----------
@@ -431,7 +454,7 @@ def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None
     Raises
     ------
     ScMambaError
-        The disk is full or the folder cannot be written.
+        The disk is full, or the folder cannot be written or holds files that are no part of a checkpoint.
 
     Examples
     --------
@@ -446,6 +469,7 @@ def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None
     from safetensors.torch import save_file
 
     path = Path(path)
+    refuse_foreign_files(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as folder:
         folder.mkdir()

@@ -18,8 +18,10 @@ import pandas as pd
 
 from ..data.h5ad_files import write_h5ad
 from ..data.provenance import KEY, write_record
+from ..datasets.marker_panels import read_marker_panel
+from ..genes import Vocabulary, annotation, match_genes
 from ..utils.deprecation import renamed_parameters
-from ..utils.errors import ScMambaError
+from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import say
 from .analysis import (
     filter_cells,
@@ -37,11 +39,15 @@ from .cluster_labels import (
     panel_scores,
 )
 from .options import PrepareOptions
-from .steps import StepFolder, run_identity
+from .steps import StepFolder, refuse_step_folder, run_identity
 from .studies import read_studies
 
 if TYPE_CHECKING:
+    from typing import TypeAlias
+
     from anndata import AnnData
+
+    Markers: TypeAlias = Mapping[str, Sequence[str]] | pd.DataFrame | str | PathLike[str]
 
 
 @renamed_parameters(donor="donor_key")
@@ -50,7 +56,7 @@ def prepare(
     *,
     folder: str | PathLike[str],
     donor_key: str = "donor",
-    markers: Mapping[str, Sequence[str]] | None = None,
+    markers: Markers | None = None,
     min_total: float = 200,
     min_cells_per_donor: int = 200,
     min_cell_fraction: float = 0.005,
@@ -80,8 +86,8 @@ def prepare(
         Column of ``obs`` with the donor. Doublet scores are computed per donor, and Harmony corrects for the donor. Donors of different
         studies are different.
     markers
-        Panels: type to gene symbols; default the paper's eight brain types. With other panels no cluster is called a neuron or myeloid
-        left-over.
+        Panels: type to gene symbols, or a table or file of them as in :func:`scmamba.annotate`; default the paper's eight brain types.
+        With other panels no cluster is called a neuron or myeloid left-over.
     min_total
         Minimum counts of a cell. Default 200.
     min_cells_per_donor
@@ -160,13 +166,14 @@ def _run(
     data: Any,
     folder: Path,
     options: PrepareOptions,
-    markers: Mapping[str, Sequence[str]] | None,
+    markers: Markers | None,
     overwrite: bool,
     verbose: bool,
 ) -> AnnData:
     """All steps, those in the folder as they are."""
     _need("scanpy", "harmonypy", "leidenalg", "igraph")
-    panels = {name: tuple(genes) for name, genes in (markers or brain_panels()).items()}
+    panels = _panels(markers)
+    refuse_step_folder(folder)
     studies = read_studies(data, options.donor_key)
     values = {str(study.obs["study"].iloc[0]): study.uns.pop("values") for study in studies}
     found_values = "; ".join(f"{name}: {sentence}" for name, sentence in values.items())
@@ -189,6 +196,22 @@ def _run(
     counts = result.obs["scmamba_cluster_type"].value_counts()
     say(", ".join(f"{name} {number}" for name, number in counts.items()), verbose)
     return result
+
+
+def _panels(markers: Any) -> dict[str, tuple[str, ...]]:
+    """Genes by type; a panel of which the annotation has no gene is refused."""
+    if markers is None:
+        return {name: tuple(genes) for name, genes in brain_panels().items()}
+    panels = {name: tuple(genes) for name, genes in read_marker_panel(markers).items()}
+    named = [gene for genes in panels.values() for gene in genes]
+    known = annotation().drop_duplicates("ensembl_id")
+    human = Vocabulary(tuple(known["ensembl_id"]), tuple(known["symbol"]))
+    if not (match_genes(named, human).positions >= 0).any():
+        raise DataError(
+            f"None of the {len(named)} genes of markers ({', '.join(named[:4])}) is a human gene. Check the names, and that the "
+            "cell type comes first and its genes second."
+        )
+    return panels
 
 
 def _need(*packages: str) -> None:

@@ -12,6 +12,7 @@ from ..utils.compiled_code import import_umap
 from ..utils.errors import DataError
 from ..utils.progress import say
 from .options import PrepareOptions
+from .studies import NO_DONOR
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,12 +34,15 @@ def filter_cells(studies: list[AnnData], options: PrepareOptions, verbose: bool)
     before = cells.shape
     deep = np.asarray(cells.X.sum(axis=1)).ravel() >= options.min_total
     size = cells.obs["donor"][deep].value_counts()
-    large = set(size.index[size >= options.min_cells_per_donor]) - {"NA"}
+    if lost := int((cells.obs["donor"] == NO_DONOR).sum()):
+        say(f"{lost} cells have no donor and are not kept", verbose)
+    large = set(size.index[size >= options.min_cells_per_donor]) - {NO_DONOR}
     keep = deep & cells.obs["donor"].isin(large).to_numpy()
     if keep.sum() < 50:
-        sizes = ", ".join(f"{name} {number}" for name, number in size.head(5).items())
+        named = size[size.index != NO_DONOR].head(5)
+        sizes = ", ".join(f"{name} {number}" for name, number in named.items())
         raise DataError(
-            f"{int(keep.sum())} of {before[0]} cells are left: {int(deep.sum())} have {options.min_total:g} counts, and donors need "
+            f"{int(keep.sum())} of {before[0]} cells are left, and at least 50 are needed: {int(deep.sum())} have {options.min_total:g} counts, and donors need "
             f"{options.min_cells_per_donor} of those (the largest: {sizes or 'none'}). Lower min_total or min_cells_per_donor."
         )
     cells = cells[keep].copy()

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
+#: Donor of the cells that have none, which are not kept; no donor has an empty name.
+NO_DONOR = ""
+
+
 def read_studies(data: Any, donor_key: str) -> list[AnnData]:
     """Each study with Ensembl IDs as genes (summed where several rows are one gene), ``obs`` ``study`` and ``donor``, and what its values are in ``uns["values"]``."""
     import anndata
@@ -66,7 +70,9 @@ def _ensembl(
     obs = study.obs.copy()
     known = obs[donor].notna().to_numpy()
     obs["study"] = name
-    obs["donor"] = np.where(known, (f"{name}:" if several else "") + obs[donor].astype(str), "NA")
+    obs["donor"] = np.where(
+        known, (f"{name}:" if several else "") + obs[donor].astype(str), NO_DONOR
+    )
     obs.index = [f"{name}:{cell}" for cell in obs.index] if several else obs.index
     var = pd.DataFrame(
         {"symbol": [vocabulary.symbols[g] for g in genes]}, index=[vocabulary[g] for g in genes]

@@ -33,7 +33,7 @@ _TOO_LARGE_WORDS = ("File too large", "os error 27", "errno = 27")
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``target``; rename it onto ``target`` when the block succeeds.
 
-    Works for files and for folders. On any failure, an interrupt or a full disk included, the temporary is removed and
+    Works for files and for folders; a link is followed, so that it stays a link. On any failure, an interrupt or a full disk included, the temporary is removed and
     whatever stood at ``target`` before is untouched. What a killed process left behind is removed by the next one that
     writes in the same folder.
 
@@ -63,6 +63,8 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     'gene,value'
     """
     target = Path(target)
+    if target.is_symlink():
+        target = target.resolve()
     with temporary_folder(target) as holder:
         temporary = holder / target.name
         yield temporary
@@ -116,6 +118,23 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         if mark is not None:
             os.close(mark)
         shutil.rmtree(holder, ignore_errors=True)
+
+
+def check_target(target: Path) -> None:
+    """Make and remove a temporary folder beside a target, so that long work does not end where nothing can be written.
+
+    Parameters
+    ----------
+    target
+        The file or folder to be written; a link is followed.
+
+    Raises
+    ------
+    ScMambaError
+        Its parent folder does not exist or cannot be written.
+    """
+    with temporary_folder(target.resolve() if target.is_symlink() else target):
+        pass
 
 
 def no_room(error: BaseException, target: Path) -> str:

@@ -2,12 +2,77 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
+from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
 from .errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def require_adata(adata: object, use: str = "this function") -> None:
+    """Refuse anything but an object with cells: a path, a table or a matrix.
+
+    Parameters
+    ----------
+    adata
+        What was given.
+    use
+        What needs it, to begin the sentence of the message.
+
+    Raises
+    ------
+    DataError
+        It is no AnnData.
+
+    Examples
+    --------
+    >>> require_adata("cells.h5ad", "compare()")
+    Traceback (most recent call last):
+    scmamba.utils.errors.DataError: compare() needs an AnnData object, and 'cells.h5ad' is a path. Read it first: anndata.read_h5ad('cells.h5ad').
+    """
+    if isinstance(adata, (str, PathLike)):
+        path = fspath(adata)
+        raise DataError(
+            f"{use} needs an AnnData object, and {path!r} is a path. Read it first: anndata.read_h5ad({path!r})."
+        )
+    if not all(hasattr(adata, name) for name in ("obs", "var", "uns")):
+        raise DataError(
+            f"{use} needs an AnnData object (cells x genes, with obs and var); found {type(adata).__name__}."
+        )
+
+
+def warn_similar(names: Iterable[object], column: str) -> None:
+    """Warn of values that differ only in spaces or in upper and lower case, which are different values.
+
+    Parameters
+    ----------
+    names
+        The values that a column holds.
+    column
+        Its name, for the message.
+
+    Examples
+    --------
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as found:
+    ...     warnings.simplefilter("always")
+    ...     warn_similar(["OPC", "opc "], "cell_type")
+    >>> str(found[0].message)
+    "'cell_type' holds 'OPC' and 'opc ', which differ only in spaces or case and count as two values. Rename one if both mean the same."
+    """
+    seen: dict[str, str] = {}
+    for name in map(str, names):
+        other = seen.setdefault(" ".join(name.split()).casefold(), name)
+        if other != name:
+            warnings.warn(
+                f"{column!r} holds {other!r} and {name!r}, which differ only in spaces or case and count as two values. "
+                "Rename one if both mean the same.",
+                stacklevel=3,
+            )
 
 
 def refuse_lazy(obs: object) -> None:
