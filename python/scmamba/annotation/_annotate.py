@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from ..data.h5ad_files import open_backed
 from ..datasets.marker_panels import brain_markers, read_marker_panel
 from ..model import Model, load_model
-from ..utils.deprecation import renamed_parameters
 from ..utils.columns import require_adata
+from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError, OptionError
 from ..utils.progress import say
 from ..utils.threads import single_blas_thread, within_cores

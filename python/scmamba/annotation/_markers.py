@@ -13,6 +13,7 @@ from ..genes import match_genes
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
 from ..utils.progress import say
+from ._reference import UNLABELLED
 from .ensemble import fit_ensemble
 from .expression import all_human_genes, read_human_cells, shared_values
 from .novelty import unit
@@ -101,7 +102,10 @@ def measured_markers(
         found = match_genes(list(genes), vocabulary).positions
         return np.flatnonzero(np.isin(cells.genes, found[found >= 0]))
 
+    refuse_reserved_names(panel)
     columns = {name: measured(genes) for name, genes in panel.items()}
+    if more is None and not any(map(len, columns.values())) or _named_by_genes(panel):
+        refuse_genes_as_types(panel)
     short = extend_short_panels(
         columns, {name: measured(genes) for name, genes in (more or {}).items()}
     )
@@ -124,6 +128,45 @@ def measured_markers(
             verbose,
         )
     return columns, short
+
+
+def refuse_reserved_names(panel: dict[str, list[str]]) -> None:
+    """Refuse a type that is called like a cell without one.
+
+    Raises
+    ------
+    DataError
+        Names the type.
+    """
+    if taken := [name for name in panel if name.strip().casefold() in UNLABELLED]:
+        raise DataError(
+            f"markers has a cell type {taken[0]!r}, which is what cells without a type are called. Rename it."
+        )
+
+
+def _named_by_genes(panel: dict[str, list[str]]) -> bool:
+    """Most types are called like genes that their own panel lacks: a table whose columns are types, or whose first column is the gene."""
+    names = list(panel)
+    is_gene = match_genes(names, all_human_genes()).positions >= 0
+    return len(names) > 2 and is_gene.mean() >= 0.7 and not any(n in panel[n] for n in names)
+
+
+def refuse_genes_as_types(panel: dict[str, list[str]]) -> None:
+    """Refuse a panel whose types are genes.
+
+    Raises
+    ------
+    DataError
+        Names the first of them.
+    """
+    names = [
+        name for name in panel if (match_genes([name], all_human_genes()).positions >= 0).all()
+    ]
+    if 2 * len(names) > len(panel):
+        raise DataError(
+            f"markers has genes where cell types are expected ({', '.join(names[:4])}). Put the cell type first on each line and its "
+            "genes after it; a table with one column per type is given as a mapping of types to genes."
+        )
 
 
 def extend_short_panels(columns: dict[str, np.ndarray], more: dict[str, np.ndarray]) -> list[str]:

@@ -179,7 +179,7 @@ class Annotation:
         Parameters
         ----------
         truth
-            (n,) known class of each cell.
+            (n,) known class of each cell; cells whose class is missing (NaN, None) are not scored.
         level
             Name of the level; default the finest.
 
@@ -189,10 +189,13 @@ class Annotation:
         """
         from sklearn.metrics import precision_recall_fscore_support
 
-        known = np.asarray(truth, dtype=str)
-        names = sorted(set(known))
+        known, kept = _known_types(truth)
+        names = sorted(set(known[kept]))
         p, r, f, n = precision_recall_fscore_support(
-            known, self.labels(level).astype(str), labels=names, zero_division=0
+            known[kept],
+            np.asarray(self.labels(level).astype(str))[kept],
+            labels=names,
+            zero_division=0,
         )
         return pd.DataFrame(
             {"precision": p, "recall": r, "f1": f, "cells": n}, index=pd.Index(names, name="type")
@@ -212,8 +215,9 @@ class Annotation:
         -------
         Number of cells of each known class (rows) and call (columns, with ``Unassigned``).
         """
-        called = pd.Series(self.labels(level).astype(str), name="called")
-        return pd.crosstab(pd.Series(np.asarray(truth, dtype=str), name="true"), called)
+        known, kept = _known_types(truth)
+        called = pd.Series(np.asarray(self.labels(level).astype(str))[kept], name="called")
+        return pd.crosstab(pd.Series(known[kept], name="true"), called)
 
     def coverage(
         self, truth: Sequence[str] | None = None, level: str | None = None
@@ -237,7 +241,9 @@ class Annotation:
         level = level or self.main_level
         best = self._consistent(level)
         top = self.probabilities[level][np.arange(len(best)), best]
-        right = np.array(self.levels[level], dtype=str)[best] == np.asarray(truth, dtype=str)
+        known, has_type = _known_types(truth)
+        right = np.array(self.levels[level], dtype=str)[best] == known
+        top, right = top[has_type], right[has_type]
         kept = [(t, top >= t) for t in np.round(np.arange(0, 1, 0.01), 2)]
         return pd.DataFrame(
             [(t, k.mean(), right[k].mean()) for t, k in kept if k.any()], columns=columns
@@ -292,7 +298,7 @@ class Annotation:
             figures["map"] = _map(
                 *self.umap(),
                 self.labels().astype(str),
-                None if truth is None else np.asarray(truth, dtype=str),
+                None if truth is None else np.where(*_known_types(truth)[::-1], "no type"),
             )
         if truth is not None or len(self.coverage_curve):
             figures["coverage"] = _coverage(
@@ -303,6 +309,12 @@ class Annotation:
         for figure in figures.values():
             plt.close(figure)
         return figures
+
+
+def _known_types(truth: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) classes as text, and which cells have one."""
+    values = np.asarray(truth, dtype=object)
+    return values.astype(str), ~pd.isna(values)
 
 
 def _histogram(top: np.ndarray, threshold: float) -> Figure:

@@ -99,7 +99,7 @@ def annotate(
     if table is not None:
         with atomic_path(table) as path:
             write_csv(found.to_table(), path)
-    known_types = None if truth is None else adata.obs[truth].astype(str).to_numpy()
+    known_types = None if truth is None else adata.obs[truth].astype(object).to_numpy()
     if plots is not None:
         with result_folder(plots, overwrite) as folder:
             for name, figure in found.to_plots(known_types).items():

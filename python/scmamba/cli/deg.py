@@ -40,7 +40,7 @@ def _values(given: Sequence[str] | None, known: Any = ()) -> list[str] | None:
     out: list[str] = []
     for text in given:
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        out += [text.strip()] if text.strip() in whole else parts
+        out += [text] if text in whole else [text.strip()] if text.strip() in whole else parts
     return out
 
 

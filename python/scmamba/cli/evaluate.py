@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..utils.columns import require_column
+from ..utils.columns import require_column, warn_similar
 from ..utils.errors import ScMambaError
 from .errors import refuse_existing_outputs
 
@@ -71,6 +71,8 @@ def annotation(
     kept = table[table[truth].notna().to_numpy()]
     if not len(kept):
         raise ScMambaError(f"The column '{truth}' holds no type.")
+    for column in columns:
+        warn_similar({*kept[truth].astype(str), *kept[column].dropna().astype(str)}, column)
     calls = {
         column: kept[column].astype(object).fillna("Unassigned").astype(str).to_numpy()
         for column in columns
@@ -78,7 +80,7 @@ def annotation(
     report = annotation_report(
         kept[truth].astype(str).to_numpy(),
         calls,
-        None if sure is None else kept[sure].to_numpy(dtype=float),
+        None if sure is None else _probabilities(kept[sure]),
     )
     _print_report(report, output, f"{len(kept):,} cells", overwrite)
 
@@ -220,6 +222,20 @@ def clusters(
         f"{kept.n_obs:,} cells",
         overwrite,
     )
+
+
+def _probabilities(column: pd.Series) -> np.ndarray:
+    """(n,) probabilities; anything else is refused."""
+    import numpy as np
+    import pandas as pd
+
+    values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float)
+    if bad := int((~((values >= 0) & (values <= 1))).sum()):
+        raise ScMambaError(
+            f"The column '{column.name}' holds no probability (a number from 0 to 1) for {bad:,} of {len(values):,} cells. "
+            "Name the column with the probabilities of the calls: --confidence."
+        )
+    return np.asarray(values)
 
 
 def _is_doublet(column: pd.Series) -> np.ndarray:

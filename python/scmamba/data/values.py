@@ -27,6 +27,9 @@ _LOG_SLOPE = -0.2
 #: Cells whose values are compared with each other where the values alone do not decide.
 _SAMPLE = 1024
 
+#: Fewer cells or genes show no common variance.
+_MIN_SCALED = 10
+
 ValueKind = Literal[
     "counts", "log1p", "log1p_counts", "scaled", "negative", "neither", "not_finite", "empty"
 ]
@@ -186,6 +189,12 @@ def classify_values(
         )
     if seen.largest <= 0:
         return ValueScale("empty", SCALE, f"{name} holds zeros only")
+    if not seen.integer and seen.has_unit_variance():
+        return ValueScale(
+            "scaled",
+            SCALE,
+            f"{name} holds genes scaled to unit variance (sc.pp.scale or ScaleData without centering)",
+        )
     if seen.integer:
         return ValueScale(
             "counts",
@@ -374,9 +383,11 @@ def _unlog(values: np.ndarray, base: float) -> np.ndarray:
 
 
 def _is_integral(values: np.ndarray) -> bool:
-    """Whole numbers up to what a logarithm in float32 keeps of them; it keeps nothing of the fractions of large ones."""
+    """Whole numbers above 0 up to what a logarithm in float32 keeps of them; it keeps nothing of the fractions of large ones."""
     small = values[values < 5000]
-    return bool(len(small)) and bool(np.allclose(small, np.rint(small), atol=1e-3, rtol=1e-5))
+    if not len(small) or small.min() < 0.5:
+        return False
+    return bool(np.allclose(small, np.rint(small), atol=1e-3, rtol=1e-5))
 
 
 def _blocks(matrix: Any, block: int) -> Iterator[sparse.csr_matrix]:
@@ -401,15 +412,36 @@ def _row_sums(rows: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
     )
 
 
+def _is_whole(values: np.ndarray) -> bool:
+    """Whole numbers, 0 among them, up to what square roots in float32 keep of them; large ones decide nothing."""
+    small = values[values < 5000]
+    return len(small) > 0.5 * len(values) and bool(
+        np.allclose(small, np.rint(small), atol=2e-3, rtol=0)
+    )
+
+
+#: Transformations that no verb reads -> their inverse.
+_OTHER_TRANSFORMS = {
+    "square roots of counts": np.square,
+    "Freeman-Tukey transformed counts": lambda x: np.square((x - 1 / x) / 2),
+    "Anscombe transformed counts": lambda x: np.square(x) / 4 - 0.375,
+    "inverse hyperbolic sines of counts": np.sinh,
+    "log1p of log1p of counts (log1p was applied twice)": lambda x: np.expm1(np.expm1(x)),
+}
+#: Those that are also recognized by one total per cell; sums of hyperbolic sines are nearly those of logarithms.
+_OF_TOTALS = tuple(name for name in _OTHER_TRANSFORMS if name[0] in "sl")
+
+
 class _Census:
     """Range of all values, and a sample of cells."""
 
     def __init__(self, base: float) -> None:
         self.base = float(base)
         self.smallest, self.largest, self.cells = np.inf, -np.inf, 0
-        self.bad = self.negative = self.stored = 0
+        self.bad = self.negative = self.stored = self._counted = 0
         self.integer = self.log_integer = True
         self._sums: list[np.ndarray] = []
+        self._genes: list[np.ndarray] = []  # sums and sums of squares of the genes
         self._sample: list[sparse.csr_matrix] = []
 
     def add(self, rows: sparse.csr_matrix) -> None:
@@ -431,6 +463,8 @@ class _Census:
             back = _unlog(data, self.base)
             self.log_integer = self.log_integer and (_is_integral(back) or not len(back))
             self._sums.append(_row_sums(rows, back))
+        if not self.integer:
+            self._add_genes(rows)
         self._sample.append(rows)
         if sum(part.shape[0] for part in self._sample) > 4 * _SAMPLE:
             self._sample = [self.sample]
@@ -446,8 +480,30 @@ class _Census:
         """Totals of the cells without the logarithm; none are known of blocks of integers."""
         return np.concatenate(self._sums) if self._sums else np.zeros(0)
 
+    def _add_genes(self, rows: sparse.csr_matrix) -> None:
+        own = [
+            np.bincount(rows.indices, weights=values, minlength=rows.shape[1])
+            for values in (rows.data, rows.data**2)
+        ]
+        self._genes = [a + b for a, b in zip(self._genes, own)] if self._genes else own
+        self._counted += rows.shape[0]
+
+    def has_unit_variance(self) -> bool:
+        """Most genes have one standard deviation, 1, or one root mean square, 1 (R's ``scale`` without centering)."""
+        n = self._counted
+        if not self._genes or n != self.cells or n < _MIN_SCALED:
+            return False
+        sums, squares = (part[self._genes[1] > 0] for part in self._genes)
+        if len(sums) < _MIN_SCALED:
+            return False
+        around = squares - sums**2 / n
+        shapes = (around / n, around / (n - 1), squares / (n - 1))
+        return any(float(np.mean(np.abs(part - 1) < 1e-3)) > 0.5 for part in shapes)
+
     def is_centered(self) -> bool:
         """A good part of the values is negative, and most genes have a mean near 0 compared with their standard deviation."""
+        if self.smallest > -1e-6:  # rounding
+            return False
         if self.negative < 0.2 * self.stored:
             return False
         values = self.sample
@@ -471,7 +527,7 @@ class _Fractions:
 
     def judge(self) -> ValueScale:
         if self.seen.largest > LARGEST_LOG:
-            return self._counts(self._one_total(None))
+            return self._several() or self._transformed() or self._counts(self._one_total(None))
         if (base := self._log_of_counts()) is not None:
             return self._logs("log1p_counts", base)
         candidates = [*self.bases] if self.logged else [*self.bases, None]
@@ -481,6 +537,8 @@ class _Fractions:
             return self._counts(True) if best is None else self._logs("log1p", best)
         if (unit := self._unit_of_counts()) is not None:
             return self._counts(False) if unit == 0 else self._logs("log1p", unit)
+        if (other := self._several() or self._transformed()) is not None:
+            return other
         if self.seen.largest <= 1 and self.logged is None:
             return ValueScale(
                 "neither",
@@ -524,6 +582,40 @@ class _Fractions:
 
     def _one_total(self, base: float | None) -> bool:
         return len(self.rows.indptr) > 2 and self._ratio(base) <= _CONSTANT
+
+    def _transformed(self) -> ValueScale | None:
+        """Values that another transformation turns back into counts, or into values of one total per cell."""
+        if self.logged is not None or _is_whole(self.rows.data):
+            return None
+        for words, undo in _OTHER_TRANSFORMS.items():
+            with np.errstate(all="ignore"):
+                values = undo(self.rows.data)
+            if not np.isfinite(values).all():
+                continue
+            low, high = _spread(_row_sums(self.rows, values))
+            one_total = self.rows.shape[0] > 1 and high <= _CONSTANT * low
+            if (_is_whole(values) and values.max() > 1.5) or (one_total and words in _OF_TOTALS):
+                return ValueScale("neither", SCALE, f"{self.name} holds {words}")
+        return None
+
+    def _several(self) -> ValueScale | None:
+        """Whole numbers in some cells and logarithms in the others: studies that were joined as they were."""
+        detected = np.diff(self.rows.indptr)
+        odd = np.abs(self.rows.data - np.rint(self.rows.data)) > 1e-6
+        whole = np.add.reduceat(odd.astype(np.int64), self.rows.indptr[:-1]) == 0
+        whole &= (detected >= 10) & (np.maximum.reduceat(self.rows.data, self.rows.indptr[:-1]) > 1)
+        others = self.rows[np.flatnonzero(~whole)]
+        if not 0.02 < whole.mean() < 0.98 or others.data.max() > LARGEST_LOG:
+            return None
+        for base in self.bases:
+            low, high = _spread(_row_sums(others, _unlog(others.data, base)))
+            if high / max(low, 1e-12) <= _CONSTANT:
+                return ValueScale(
+                    "neither",
+                    SCALE,
+                    f"{self.name} holds whole numbers in {whole.mean():.0%} of the cells and logarithms in the others",
+                )
+        return None
 
     def _is_normalized(self, base: float) -> bool:
         """One total in all cells, none of which has a count of one: normalized values that happen to be whole numbers."""

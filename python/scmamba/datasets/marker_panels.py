@@ -8,14 +8,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: What the second column of a table of markers is called, if its first line is a heading.
+#: What the columns of types and of genes of a table are called, if its first line is a heading.
+_TYPE_HEADINGS = {
+    "type",
+    "types",
+    "cell_type",
+    "cell_types",
+    "celltype",
+    "cluster",
+    "label",
+    "group",
+}
 _GENE_HEADINGS = {"gene", "genes", "marker", "markers", "symbol", "symbols", "gene_symbol"}
 
 
@@ -59,7 +69,8 @@ def read_marker_panel(
 
     Returns
     -------
-    Genes by cell type, each gene once, in the order given.
+    Genes by cell type, each gene once, in the order given. Where a heading names a column of types and one of genes (``cluster`` and
+    ``gene`` of Seurat's FindAllMarkers), these two are read, wherever they are.
 
     Raises
     ------
@@ -78,9 +89,12 @@ def read_marker_panel(
             return brain_markers()
         return _panel_of(_rows_of_file(Path(markers).expanduser()))
     if isinstance(markers, Mapping):
-        return _panel_of(
-            (name, [genes] if isinstance(genes, str) else genes) for name, genes in markers.items()
+        return _panel_of((name, _listed(name, genes)) for name, genes in markers.items())
+    if not hasattr(markers, "iloc") or not hasattr(markers, "columns"):
+        raise DataError(
+            f"markers is {type(markers).__name__}; expected a mapping of cell types to their genes, a table (type, gene), or a file."
         )
+    markers = markers.iloc[:, _by_heading(list(map(str, markers.columns)))]
     if markers.shape[1] < 2:
         raise DataError(
             "markers has one column; expected two, the cell type and its gene (or genes)."
@@ -112,10 +126,12 @@ def _panel_of(rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, list[str]]
 def _rows_of_file(path: Path) -> list[tuple[str, list[str]]]:
     if not path.is_file():
         raise DataError(
-            f"There is no file {path}. markers= takes a file, a mapping of cell types to genes, "
+            f"{path} is a folder. markers= takes a file with a cell type, a tab and its genes on each line."
+            if path.is_dir()
+            else f"There is no file {path}. markers= takes a file, a mapping of cell types to genes, "
             'or "panel" for the panel of the human brain.'
         )
-    rows, is_first = [], True
+    rows, is_first, order = [], True, None
     for number, line in enumerate(_text_of(path).splitlines(), 1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -124,7 +140,11 @@ def _rows_of_file(path: Path) -> list[tuple[str, list[str]]]:
             raise DataError(
                 f"Line {number} of {path} has no tab and no comma; expected a cell type, a tab, and genes separated by commas."
             )
-        name, *fields = next(csv.reader([line], delimiter=separator))
+        cells = next(csv.reader([line], delimiter=separator))
+        if is_first and (order := _headings(cells)) is not None:
+            is_first = False
+            continue
+        name, *fields = cells if order is None else [cells[i] for i in order if i < len(cells)]
         if path.suffix.lower() == ".gmt":
             fields = fields[1:]
         own = _genes_of(" ".join(fields))
@@ -134,12 +154,43 @@ def _rows_of_file(path: Path) -> list[tuple[str, list[str]]]:
     return rows
 
 
+def _listed(name: object, genes: object) -> list[str]:
+    """Genes of a type in a mapping: a list, or one text with commas or spaces between them; missing ones are dropped."""
+    if isinstance(genes, str):
+        return _genes_of(genes)
+    if not isinstance(genes, Iterable):
+        raise DataError(f"markers has {genes!r} for {name!r}; expected a list of genes.")
+    return [str(gene).strip() for gene in genes if isinstance(gene, str) and gene.strip()]
+
+
+def _headings(cells: list[str]) -> list[int] | None:
+    """Positions of the columns of types and of genes, where a line names both (as Seurat's FindAllMarkers does)."""
+    words = [cell.strip().casefold().replace(" ", "_").replace(".", "_") for cell in cells]
+    kinds = [i for i, word in enumerate(words) if word in _TYPE_HEADINGS]
+    genes = [i for i, word in enumerate(words) if word in _GENE_HEADINGS]
+    return [kinds[0], genes[0]] if kinds and genes else None
+
+
+def _by_heading(names: list[str]) -> Any:
+    """The columns of types and genes by their names, else the columns as they are."""
+    found = _headings(names)
+    return slice(None) if found is None else found
+
+
 def _text_of(path: Path) -> str:
     """The text of a file in any of the encodings that spreadsheets write."""
     data = path.read_bytes()
     if data[:4] in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
         raise DataError(
             f"{path} is a workbook of a spreadsheet. Save the sheet as text (tab or comma separated) and give that file."
+        )
+    if (
+        data[:2] == b"\x1f\x8b"
+        or data[:8] == b"\x89HDF\r\n\x1a\n"
+        or (b"\0" in data[:1024] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"))
+    ):
+        raise DataError(
+            f"{path} is no text (a compressed file, an object or a picture). Give a text table: a cell type, a tab, and its genes."
         )
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return data.decode("utf-16")

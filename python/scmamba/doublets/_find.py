@@ -25,7 +25,7 @@ from ..data.provenance import KEY, refuse_existing, write_record
 from ..data.selection import select_matrix
 from ..utils.columns import require_column
 from ..utils.deprecation import renamed_function, renamed_parameters
-from ..utils.errors import DataError, ScMambaError
+from ..utils.errors import DataError
 from ..utils.progress import progress, say
 from ..utils.threads import single_blas_thread, within_cores
 from .features import (

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from ._common import category_colors, coordinates, gene_column, make_axes, need_column, scatter
+from ._common import (
+    as_types,
+    category_colors,
+    coordinates,
+    gene_column,
+    make_axes,
+    need_column,
+    need_numbers,
+    scatter,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -60,7 +68,7 @@ def annotation(
     """
     suffix = "" if level is None else f"_{level}"
     column = f"scmamba_type{suffix}"
-    types = pd.Categorical(need_column(adata, column, "annotate"))
+    types = as_types(need_column(adata, column, "annotate"))
     xy = coordinates(adata, basis)
     drawn = make_axes(1 + confidence, axes)
     names = [str(name) for name in types.categories]
@@ -73,7 +81,7 @@ def annotation(
         handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8
     )
     if confidence:
-        values = np.asarray(need_column(adata, f"scmamba_probability{suffix}", "annotate"), float)
+        values = need_numbers(adata, f"scmamba_probability{suffix}", "annotate")
         points = scatter(
             drawn[1], xy, values, "probability of the type", cmap="viridis", vmin=0, vmax=1
         )
@@ -110,8 +118,8 @@ def doublets(adata: AnnData, *, axes: Axes | None = None) -> Axes:
     >>> scmamba.pl.doublets(adata).get_title()
     '6 of 60 cells (10.0%) called doublets'
     """
-    score = np.asarray(need_column(adata, "scmamba_doublet_score", "find_doublets"), float)
-    called = np.asarray(need_column(adata, "scmamba_doublet", "find_doublets"), bool)
+    score = need_numbers(adata, "scmamba_doublet_score", "find_doublets")
+    called = need_numbers(adata, "scmamba_doublet", "find_doublets") > 0
     (axis,) = make_axes(1, axes)
     bins = np.linspace(0, max(1.0, float(np.nanmax(score, initial=0))), 51)
     axis.hist(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from scipy import sparse
 
 from ..data.selection import select_matrix
+from ..utils.columns import require_column
 from ..utils.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,7 +78,41 @@ def coordinates(adata: AnnData, basis: str) -> np.ndarray:
             f"The data have no obsm['{basis}']; they have {have}. Make a map first, such as "
             "sc.pp.neighbors(adata, use_rep='X_scmamba') and sc.tl.umap(adata), or pass basis=."
         )
-    return np.asarray(adata.obsm[basis])[:, :2]
+    values = adata.obsm[basis]
+    points = np.asarray(values.toarray() if sparse.issparse(values) else values)
+    if points.ndim != 2 or points.shape[1] < 2 or points.dtype.kind not in "iuf":
+        raise DataError(
+            f"obsm['{basis}'] holds no two numbers for each cell (shape {points.shape}, {points.dtype}); name a map with basis=."
+        )
+    return points[:, :2]
+
+
+def need_numbers(adata: AnnData, column: str, verb: str) -> np.ndarray:
+    """A column of numbers, missing ones as NaN.
+
+    Parameters
+    ----------
+    adata, column, verb
+        As in :func:`need_column`.
+
+    Returns
+    -------
+    (n,) float.
+
+    Raises
+    ------
+    DataError
+        There is no such column, or it holds text.
+    """
+    values = need_column(adata, column, verb)
+    try:
+        return np.asarray(
+            pd.to_numeric(values.astype(object)).to_numpy(dtype=float, na_value=np.nan)
+        )
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"obs['{column}'] holds no numbers; scmamba.{verb}(adata, overwrite=True) writes it anew."
+        ) from error
 
 
 def need_column(adata: AnnData, column: str, verb: str) -> Any:
@@ -101,7 +138,25 @@ def need_column(adata: AnnData, column: str, verb: str) -> Any:
     """
     if column not in adata.obs:
         raise DataError(f"The data have no column '{column}'; scmamba.{verb}(adata) writes it.")
-    return adata.obs[column]
+    return require_column(adata.obs, column)
+
+
+def as_types(column: Any) -> pd.Categorical:
+    """Cell types as categories; cells without one are ``Unassigned``.
+
+    Parameters
+    ----------
+    column
+        A column of ``obs``.
+    """
+    types = pd.Categorical(column)
+    names = types.categories.map(str)
+    if not names.is_unique:
+        types, names = pd.Categorical(types.astype(str)), pd.Index(sorted(set(names)))
+    types = types.rename_categories(names)
+    if types.isna().any() and "Unassigned" not in types.categories:
+        types = types.add_categories("Unassigned")
+    return types.fillna("Unassigned") if types.isna().any() else types
 
 
 def category_colors(adata: AnnData, column: str, names: list[str]) -> dict[str, Any]:
@@ -121,11 +176,12 @@ def category_colors(adata: AnnData, column: str, names: list[str]) -> dict[str, 
     Color by category; ``Unassigned`` is grey.
     """
     from matplotlib import colormaps
-    from matplotlib.colors import to_hex
+    from matplotlib.colors import is_color_like, to_hex
 
     key = f"{column}_colors"
-    kept = [str(color) for color in adata.uns.get(key, [])]
-    if len(kept) != len(names):
+    given = adata.uns.get(key, [])
+    kept = [] if isinstance(given, str) else [str(color) for color in np.ravel(given)]
+    if len(kept) != len(names) or not all(map(is_color_like, kept)):
         palette = colormaps["tab20"]
         kept = [GREY if n == "Unassigned" else to_hex(palette(i % 20)) for i, n in enumerate(names)]
         adata.uns[key] = kept
@@ -153,6 +209,8 @@ def gene_column(adata: AnnData, genes: list[str], layer: str | None) -> np.ndarr
     DataError
         A gene or the layer does not exist.
     """
+    if not all(isinstance(gene, str) for gene in genes):
+        raise DataError(f"A gene is named by text; found {genes[0]!r}. Draw one gene at a time.")
     if missing := [gene for gene in genes if gene not in adata.var_names]:
         raise DataError(f"The data have no gene {', '.join(missing)} (adata.var_names).")
     rows = select_matrix(adata, layer).display_values()

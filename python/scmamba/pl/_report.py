@@ -17,7 +17,7 @@ from .._version import __version__
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
 from ._cells import annotation, doublets
-from ._common import category_colors, make_axes, scatter
+from ._common import as_types, category_colors, coordinates, make_axes, need_numbers, scatter
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,6 +68,10 @@ def write_report(
     ['embed', 'How to cite']
     """
     records = adata.uns.get("scmamba", {})
+    if not isinstance(records, Mapping):
+        raise DataError(
+            f"uns['scmamba'] is {type(records).__name__} and was not made by scMamba; rename it, and call a verb such as scmamba.impute."
+        )
     if not records:
         raise DataError(
             "The data hold no result of scMamba (uns['scmamba'] is empty); call a verb such as scmamba.impute first."
@@ -123,16 +127,17 @@ def _types(adata: AnnData) -> Iterator[tuple[str, str]]:
     """Cells of each type, and the map if there is one."""
     if "scmamba_type" not in adata.obs:
         return
-    counts = adata.obs["scmamba_type"].astype(str).value_counts()
+    types = as_types(adata.obs["scmamba_type"])
+    counts = pd.Series(types).value_counts()
     rows = [(name, f"{n:,} ({n / adata.n_obs:.1%})") for name, n in counts.items() if n]
     content = _table(rows, ("cell type", "cells"))
-    if "X_umap" in adata.obsm and "scmamba_probability" in adata.obs:
+    drawn = "X_umap" in adata.obsm and np.isfinite(coordinates(adata, "X_umap")).any()
+    if drawn and "scmamba_probability" in adata.obs:
         content += _picture(annotation(adata)[0].figure, "map of the cells by type and probability")
-    elif "X_umap" in adata.obsm:
+    elif drawn:
         (axis,) = make_axes(1, None)
-        types = pd.Categorical(adata.obs["scmamba_type"])
         colors = category_colors(adata, "scmamba_type", [str(c) for c in types.categories])
-        scatter(axis, np.asarray(adata.obsm["X_umap"])[:, :2], [colors[str(t)] for t in types], "")
+        scatter(axis, coordinates(adata, "X_umap"), [colors[str(t)] for t in types], "")
         content += _picture(axis.figure, "map of the cells by type")
     yield "Cell types", content
 
@@ -142,23 +147,28 @@ def _doublets(adata: AnnData) -> Iterator[tuple[str, str]]:
         yield "Doublets", _picture(doublets(adata).figure, "histogram of the doublet scores")
 
 
+def _share(adata: AnnData, column: str, verb: str) -> float:
+    """Share of the cells for which a column is true."""
+    return float((need_numbers(adata, column, verb) > 0).mean())
+
+
 def _warnings(adata: AnnData) -> Iterator[tuple[str, str]]:
     """What a reader should doubt."""
     obs, found = adata.obs, []
     if "scmamba_type" in obs:
-        typed = float((obs["scmamba_type"].astype(str) != "Unassigned").mean())
+        typed = float((as_types(obs["scmamba_type"]) != "Unassigned").mean())
         if typed < _FEW_TYPED:
             found.append(
                 f"Only {typed:.0%} of the cells received a type; the reference may lack types of these data."
             )
     if (
         "scmamba_doublet" in obs
-        and (share := float(obs["scmamba_doublet"].mean())) > _MANY_DOUBLETS
+        and (share := _share(adata, "scmamba_doublet", "find_doublets")) > _MANY_DOUBLETS
     ):
         found.append(f"{share:.0%} of the cells were called doublets; up to 20% is typical.")
     if (
         "scmamba_low_depth" in obs
-        and (share := float(obs["scmamba_low_depth"].mean())) > _MANY_SHALLOW
+        and (share := _share(adata, "scmamba_low_depth", "impute")) > _MANY_SHALLOW
     ):
         found.append(
             f"{share:.0%} of the cells have fewer counts than any cell the models were trained on."
