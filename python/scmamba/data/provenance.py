@@ -99,7 +99,8 @@ def refuse_existing(
     DataError
         One of them exists and was not written by this verb, or ``uns["scmamba"]`` is not ours.
     """
-    require_adata(adata, f"scmamba.{verb}()")
+    function = "find_doublets" if verb == "doublets" else verb
+    require_adata(adata, f"scmamba.{function}()")
     if overwrite:
         if not isinstance(adata.uns.get(KEY, {}), Mapping):
             del adata.uns[KEY]
@@ -113,7 +114,7 @@ def refuse_existing(
     for slot, names in (("layers", layers), ("obsm", obsm), ("obs", obs)):
         if taken := [name for name in names if name in getattr(adata, slot)]:
             raise DataError(
-                f"{slot}['{taken[0]}'] exists already and was not made by scmamba.{verb}(). "
+                f"{slot}['{taken[0]}'] exists already and was not made by scmamba.{function}(). "
                 "Rename it, or pass overwrite=True to replace it."
             )
 

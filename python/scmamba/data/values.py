@@ -27,8 +27,8 @@ _LOG_SLOPE = -0.2
 #: Cells whose values are compared with each other where the values alone do not decide.
 _SAMPLE = 1024
 
-#: Fewer cells or genes show no common variance.
-_MIN_SCALED = 10
+#: Fewer cells, genes or values show nothing that they have in common.
+_FEW = 10
 
 ValueKind = Literal[
     "counts", "log1p", "log1p_counts", "scaled", "negative", "neither", "not_finite", "empty"
@@ -412,12 +412,13 @@ def _row_sums(rows: sparse.csr_matrix, values: np.ndarray) -> np.ndarray:
     )
 
 
-def _is_whole(values: np.ndarray) -> bool:
-    """Whole numbers, 0 among them, up to what square roots in float32 keep of them; large ones decide nothing."""
-    small = values[values < 5000]
-    return len(small) > 0.5 * len(values) and bool(
-        np.allclose(small, np.rint(small), atol=2e-3, rtol=0)
-    )
+def _fractions_become_whole(values: np.ndarray, undone: np.ndarray) -> bool:
+    """The undone values are whole numbers although several of the values are not; large ones decide nothing."""
+    small = undone < 5000
+    odd = small & (np.abs(values - np.rint(values)) > 1e-3)
+    # A square root in float32 keeps this much of a count.
+    off = np.abs(undone[small] - np.rint(undone[small]))
+    return int(odd.sum()) >= _FEW and bool((off < 2e-3).all())
 
 
 #: Transformations that no verb reads -> their inverse.
@@ -491,10 +492,10 @@ class _Census:
     def has_unit_variance(self) -> bool:
         """Most genes have one standard deviation, 1, or one root mean square, 1 (R's ``scale`` without centering)."""
         n = self._counted
-        if not self._genes or n != self.cells or n < _MIN_SCALED:
+        if not self._genes or n != self.cells or n < _FEW:
             return False
         sums, squares = (part[self._genes[1] > 0] for part in self._genes)
-        if len(sums) < _MIN_SCALED:
+        if len(sums) < _FEW:
             return False
         around = squares - sums**2 / n
         shapes = (around / n, around / (n - 1), squares / (n - 1))
@@ -585,16 +586,17 @@ class _Fractions:
 
     def _transformed(self) -> ValueScale | None:
         """Values that another transformation turns back into counts, or into values of one total per cell."""
-        if self.logged is not None or _is_whole(self.rows.data):
+        values = self.rows.data
+        if self.logged is not None:
             return None
         for words, undo in _OTHER_TRANSFORMS.items():
             with np.errstate(all="ignore"):
-                values = undo(self.rows.data)
-            if not np.isfinite(values).all():
+                undone = undo(values)
+            if not np.isfinite(undone).all():
                 continue
-            low, high = _spread(_row_sums(self.rows, values))
-            one_total = self.rows.shape[0] > 1 and high <= _CONSTANT * low
-            if (_is_whole(values) and values.max() > 1.5) or (one_total and words in _OF_TOTALS):
+            low, high = _spread(_row_sums(self.rows, undone))
+            one_total = len(values) >= _FEW < self.rows.shape[0] and high <= _CONSTANT * low
+            if _fractions_become_whole(values, undone) or (one_total and words in _OF_TOTALS):
                 return ValueScale("neither", SCALE, f"{self.name} holds {words}")
         return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -65,7 +66,7 @@ def read_marker_panel(
         with commas between them); ``"panel"`` for :func:`brain_markers`; or a text file with one line for each type or
         each gene: the type, a tab or comma, and genes separated by commas, semicolons, tabs or spaces; a name with a comma stands in quotes. A heading such
         as ``type<TAB>genes``, empty lines and lines that begin with ``#`` are skipped; of a ``.gmt`` file the
-        second column is a description.
+        second column is a description; a ``.json`` file holds the types with lists of genes.
 
     Returns
     -------
@@ -87,7 +88,10 @@ def read_marker_panel(
     if isinstance(markers, (str, PathLike)):
         if str(markers) == "panel":
             return brain_markers()
-        return _panel_of(_rows_of_file(Path(markers).expanduser()))
+        path = Path(markers).expanduser()
+        if path.suffix.lower() == ".json" and path.is_file():
+            return read_marker_panel(_json_of(path))
+        return _panel_of(_rows_of_file(path))
     if isinstance(markers, Mapping):
         return _panel_of((name, _listed(name, genes)) for name, genes in markers.items())
     if not hasattr(markers, "iloc") or not hasattr(markers, "columns"):
@@ -121,6 +125,18 @@ def _panel_of(rows: Iterable[tuple[str, Sequence[str]]]) -> dict[str, list[str]]
     if not any(panel.values()):
         raise DataError("markers holds no gene; expected cell types and the genes of each.")
     return panel
+
+
+def _json_of(path: Path) -> dict[str, list[str]]:
+    try:
+        found = json.loads(_text_of(path))
+    except ValueError as error:
+        raise DataError(f"{path} is no valid JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise DataError(
+            f"{path} holds a {type(found).__name__}; expected cell types with their genes."
+        )
+    return found
 
 
 def _rows_of_file(path: Path) -> list[tuple[str, list[str]]]:

@@ -354,7 +354,7 @@ def two_groups(
     member: list[np.ndarray] = []
     if group1 is None:
         raise DataError(
-            f"group1 is None; expected a value of {groupby!r}. It has: {', '.join(present[:20])}."
+            f"group1 is None; expected a value of {groupby!r}. It has: {', '.join(present[:20]) or 'no value'}."
         )
     for asked in (group1, group2):
         if asked is None:
@@ -368,7 +368,7 @@ def two_groups(
         unknown = [w for w in wanted if w not in present]
         if unknown:
             raise DataError(
-                f"{groupby!r} has no cells of {unknown[0]!r}. It has: {', '.join(present[:20])}."
+                f"{groupby!r} has no cells of {unknown[0]!r}. It has: {', '.join(present[:20]) or 'no value'}."
             )
         member.append(np.isin(column, wanted))
     if (member[0] & member[1]).any():

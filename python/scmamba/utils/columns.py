@@ -65,14 +65,18 @@ def warn_similar(names: Iterable[object], column: str) -> None:
     "'cell_type' holds 'OPC' and 'opc ', which differ only in spaces or case and count as two values. Rename one if both mean the same."
     """
     seen: dict[str, str] = {}
+    pairs = []
     for name in map(str, names):
         other = seen.setdefault(" ".join(name.split()).casefold(), name)
         if other != name:
-            warnings.warn(
-                f"{column!r} holds {other!r} and {name!r}, which differ only in spaces or case and count as two values. "
-                "Rename one if both mean the same.",
-                stacklevel=3,
-            )
+            pairs.append(f"{other!r} and {name!r}")
+    if pairs:
+        more = f" ({len(pairs) - 1} more like these)" if len(pairs) > 1 else ""
+        warnings.warn(
+            f"{column!r} holds {pairs[0]}{more}, which differ only in spaces or case and count as two values. "
+            "Rename one if both mean the same.",
+            stacklevel=3,
+        )
 
 
 def refuse_lazy(obs: object) -> None:
