@@ -408,3 +408,23 @@ def test_columns_are_written_into_a_backed_object(tmp_path):
     assert given is backed and backed.isbacked and "scmamba_doublet" in backed.obs
     other = module.find_doublets(backed, rounds=1, copy=True, overwrite=True, verbose=False)
     assert other is not backed and not other.isbacked
+
+
+def test_samples_are_words_and_a_sample_called_na_is_not_the_missing_one():
+    cells = brain_cohort(90, n_donors=2, n_genes=400, seed=1)
+    values = [1 if i % 3 == 0 else "1" if i % 3 == 1 else None for i in range(90)]
+    cells.obs["a"] = np.array(values, dtype=object)
+    cells.obs["b"] = np.array(["NA" if i % 2 else None for i in range(90)], dtype=object)
+    names, codes = _samples(cells, "a", False)
+    assert names == ["1", "NA"] and np.bincount(codes).tolist() == [60, 30]
+    names, codes = _samples(cells, "b", False)
+    assert sorted(names) == ["NA", "no sample"] and np.bincount(codes).tolist() == [45, 45]
+
+
+def test_rates_that_lack_a_sample_are_refused_before_the_work(monkeypatch):
+    monkeypatch.setattr("scmamba.doublets._find._score_samples", None)
+    cells = brain_cohort(90, n_donors=2, n_genes=400, seed=1)
+    with pytest.raises(DataError, match="no entry for the sample.*D02; it has D01. Give a rate"):
+        find_doublets(cells, sample_key="donor", expected_rate={"D01": 0.1}, verbose=False)
+    with pytest.raises(DataError, match=r"scmamba.find_doublets\(\) needs an AnnData object"):
+        find_doublets("cells.h5ad")
