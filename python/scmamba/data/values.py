@@ -5,7 +5,7 @@ Every verb, ``scmamba.deg``, the converters and the R package judge values here 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -422,7 +422,7 @@ def _fractions_become_whole(values: np.ndarray, undone: np.ndarray) -> bool:
 
 
 #: Transformations that no verb reads -> their inverse.
-_OTHER_TRANSFORMS = {
+_OTHER_TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "square roots of counts": np.square,
     "Freeman-Tukey transformed counts": lambda x: np.square((x - 1 / x) / 2),
     "Anscombe transformed counts": lambda x: np.square(x) / 4 - 0.375,

@@ -14,6 +14,7 @@ from scipy import sparse
 from sklearn.linear_model import LogisticRegression
 
 from scmamba.data.doublet_simulation import simulate_doublets
+from scmamba.datasets import brain_cohort
 from scmamba.doublets import network as network_module
 from scmamba.doublets.features import Clusters, Coexpression, Mixtures, gather
 from scmamba.doublets.network import network_odds
@@ -271,8 +272,8 @@ def test_rates_per_sample_and_calls_by_rank():
     assert module._rates(result, codes, full, names, 0.2)["rate"].tolist() == [0.2] * 3
     given = module._rates(result, codes, full, names, {"a": 0.1, "b": 0.0, "c": 0.3})
     assert given["rate"].tolist() == [0.1, 0.0, 0.3]
-    with pytest.raises(ScMambaError, match=r"sample.s. b, c; it has a"):
-        module._rates(result, codes, full, names, {"a": 0.1})
+    with pytest.raises(DataError, match=r"sample.s. b, c; it has a"):
+        module._check_rates(names, {"a": 0.1})
     module._call(result, codes, full, given, None)
     for code, rate in enumerate((0.1, 0.0, 0.3)):
         here = np.flatnonzero(full & (codes == code))
@@ -415,16 +416,16 @@ def test_samples_are_words_and_a_sample_called_na_is_not_the_missing_one():
     values = [1 if i % 3 == 0 else "1" if i % 3 == 1 else None for i in range(90)]
     cells.obs["a"] = np.array(values, dtype=object)
     cells.obs["b"] = np.array(["NA" if i % 2 else None for i in range(90)], dtype=object)
-    names, codes = _samples(cells, "a", False)
+    names, codes = module._samples(cells, "a", False)
     assert names == ["1", "NA"] and np.bincount(codes).tolist() == [60, 30]
-    names, codes = _samples(cells, "b", False)
+    names, codes = module._samples(cells, "b", False)
     assert sorted(names) == ["NA", "no sample"] and np.bincount(codes).tolist() == [45, 45]
 
 
 def test_rates_that_lack_a_sample_are_refused_before_the_work(monkeypatch):
-    monkeypatch.setattr("scmamba.doublets._find._score_samples", None)
+    monkeypatch.setattr(module, "_score_samples", None)
     cells = brain_cohort(90, n_donors=2, n_genes=400, seed=1)
     with pytest.raises(DataError, match="no entry for the sample.*D02; it has D01. Give a rate"):
-        find_doublets(cells, sample_key="donor", expected_rate={"D01": 0.1}, verbose=False)
+        module.find_doublets(cells, sample_key="donor", expected_rate={"D01": 0.1}, verbose=False)
     with pytest.raises(DataError, match=r"scmamba.find_doublets\(\) needs an AnnData object"):
-        find_doublets("cells.h5ad")
+        module.find_doublets("cells.h5ad")
