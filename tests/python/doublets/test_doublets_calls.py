@@ -19,7 +19,7 @@ from scmamba.doublets import network as network_module
 from scmamba.doublets.features import Clusters, Coexpression, Mixtures, gather
 from scmamba.doublets.network import network_odds
 from scmamba.doublets.options import DoubletOptions
-from scmamba.utils.errors import DataError, OptionError, ScMambaError
+from scmamba.utils.errors import DataError, OptionError
 
 module = importlib.import_module("scmamba.doublets._find")
 
