@@ -101,7 +101,6 @@ def pseudobulk(
     >>> list(table.columns)
     ['log2FC', 'mean_log2', 't', 'df', 'p_val', 'p_val_adj']
     """
-    require_adata(adata, "pseudobulk()")
     PseudobulkOptions.from_mapping(
         {
             "condition_key": condition_key,
@@ -117,6 +116,7 @@ def pseudobulk(
             "min_total": min_total,
         }
     )
+    require_adata(adata, "pseudobulk()")
     group = two_groups(adata.obs, condition_key, group1, group2)
     table, code, names = sample_table(adata.obs, group, donor_key, as_list(covariates), min_cells)
     source = layer_source(adata, layer, scale)

@@ -25,8 +25,7 @@ def bridge() -> Any:
     """
     global _bridge
     if _bridge is None:
-        with _kept_library_path():
-            rinterface = _rpy2()
+        rinterface = _rpy2()
         code = resources.files(__package__).joinpath("bridge.R").read_text(encoding="utf-8")
         _bridge = rinterface.baseenv["eval"](rinterface.parse(code), envir=rinterface.globalenv)
     return _bridge
@@ -51,6 +50,7 @@ def _kept_library_path() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@_kept_library_path()
 def _rpy2() -> Any:
     if "rpytools" in sys.modules:
         raise ScMambaError(

@@ -199,12 +199,12 @@ def test_panels_of_the_user_and_default_panels():
         "MOBP",
     ]
     data.var_names = names
-    panel = {"Exc": names[:4], "Inh": names[4:8], "One": ["MBP", "NOGENE"], "None": ["NOGENE"]}
+    panel = {"Exc": names[:4], "Inh": names[4:8], "One": ["MBP", "NOGENE"], "Missing": ["NOGENE"]}
     found = annotate_by_markers(data, panel, None, AnnotateOptions(), False)
     assert found.levels == {"type": ["Exc", "Inh", "One"]} and found.threshold == 0.5
     about = found.provenance
     assert (
-        about["not_measured"] == ["None"]
+        about["not_measured"] == ["Missing"]
         and about["genes_per_type"] == {"Exc": 4, "Inh": 4, "One": 1}
         and about["completed"] == []
     )

@@ -37,7 +37,7 @@ def test_the_optimum_equals_that_of_all_genes(settings, dense):
     long = LogisticRegression(**settings, **exact).fit(x, codes)
     weight = space.to_genes(rows, short.coef_)
     np.testing.assert_allclose(weight, long.coef_, atol=1e-5)
-    np.testing.assert_allclose(short.intercept_, long.intercept_, atol=1e-4)
+    np.testing.assert_allclose(short.intercept_, long.intercept_, atol=3e-4)
 
 
 @pytest.mark.parametrize("kind", ["genes", "plain", "scaled", "components"])

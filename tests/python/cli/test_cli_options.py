@@ -206,8 +206,12 @@ def test_annotate(run, verb, cells, tmp_path):
         and made.calls[2][1]["label_key"] == "one"
     )
     assert "no column 'none'" in run("annotate in.h5ad -o x.h5ad --truth none", 1)
-    for place in ("-o out.h5ad", "-o x.h5ad --table t.csv", "-o x.h5ad --plots known.h5ad"):
+    for place in (
+        "-o out.h5ad",
+        "-o x.h5ad --table t.csv",
+    ):
         assert "exists already" in run(f"annotate in.h5ad {place}", 1)
+    assert "is a file" in run("annotate in.h5ad -o x.h5ad --plots known.h5ad", 1)
     (tmp_path / "m.tsv").write_text("A\tX\nB X\n")
     assert "Line 2" in run("annotate in.h5ad -o x.h5ad --markers m.tsv", 1) and len(made.calls) == 3
 
@@ -421,7 +425,7 @@ def test_genes(run, verb, tmp_path):
 
 def test_evaluate_annotation(run, verb, cells):
     report = SimpleNamespace(
-        summary=pd.DataFrame({"f1": [0.5]}), write=lambda folder: folder.mkdir()
+        summary=pd.DataFrame({"f1": [0.5]}), write=lambda folder: folder.mkdir(exist_ok=True)
     )
     made = verb("scmamba.evaluation.annotation_report.annotation_report", report)
     assert "2 cells" in run(

@@ -627,19 +627,21 @@ def test_columns_with_the_same_name(capfd):
     assert list(in_r("as.character(y$donor)", y=made)) == names
 
 
-def test_programs_started_after_r_load_their_own_libraries():
+@pytest.mark.parametrize("start", ["_r.bridge()", "_r.r('R.home')()"])
+def test_programs_started_after_r_load_their_own_libraries(start):
     # R adds its folders to the path; a Python built elsewhere then finds the system's libpython and cannot import ssl.
     code = """if True:
         import os, subprocess, sys
         from scmamba.interop import _r
-        _r.bridge()
+        START
         assert "LD_LIBRARY_PATH" not in os.environ
         subprocess.run([sys.executable, "-c", "import ssl, sqlite3"], check=True)
         assert _r.r("requireNamespace")("SeuratObject", quietly=True)[0]
         sys.exit(_r.r("system")("R --vanilla -s -e 'stats::sd(1:3)'", **{"ignore.stdout": True})[0])
         """
     environment = {k: v for k, v in os.environ.items() if k != "LD_LIBRARY_PATH"}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    command = [sys.executable, "-c", code.replace("START", start)]
+    subprocess.run(command, check=True, env=environment)
 
 
 # --- Seurat, scanpy's tutorial, Seurat

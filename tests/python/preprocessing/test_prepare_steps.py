@@ -78,7 +78,7 @@ def test_studies_are_read_by_ensembl_id_without_the_y_chromosome():
     where = [names.index(g) for g in alone.var_names]
     np.testing.assert_array_equal(alone.X.toarray(), first.X.toarray()[:, where])
     assert (
-        alone.obs["donor"].tolist() == ["a", "a", "b", "b", "NA", "b"]
+        alone.obs["donor"].tolist() == ["a", "a", "b", "b", "", "b"]
         and alone.obs["study"].tolist() == ["study1"] * 6
     )
     assert alone.obs_names.tolist() == first.obs_names.tolist() and "symbol" in alone.var
@@ -98,7 +98,7 @@ def test_studies_are_read_by_ensembl_id_without_the_y_chromosome():
 def test_filters_at_their_limits():
     config = PrepareOptions(min_total=200, min_cells_per_donor=30, min_cell_fraction=0.05)
     totals = [199] + [200] * 30 + [500] * 29 + [199] + [500] * 31 + [500] * 40
-    donors = ["a"] * 31 + ["b"] * 30 + ["c"] * 31 + ["NA"] * 40
+    donors = ["a"] * 31 + ["b"] * 30 + ["c"] * 31 + [""] * 40
     cells = study(totals, donors, [f"g{i}" for i in range(30)], 1)
     dense = cells.X.toarray()
     dense[:, 20:] = 0
@@ -299,12 +299,12 @@ def test_steps_are_cached_for_the_same_cells_and_settings(tmp_path):
     cells = study([300] * 5, list("aabbb"), ["g1", "g2"])
     first = run_identity([cells], PrepareOptions(), panels)
     steps = StepFolder(tmp_path, first, False, False)
-    steps.arrays("2_x", lambda: {"v": np.arange(3)})
+    steps.arrays("2_scrublet", lambda: {"v": np.arange(3)})
     kept = steps.adata("1_filtered", lambda: cells)
     assert kept is cells
     again = StepFolder(tmp_path, first, False, False)
-    again.arrays("2_x", lambda: pytest.fail("made again"))
-    assert again.found["2_x"]["v"].tolist() == [0, 1, 2]
+    again.arrays("2_scrublet", lambda: pytest.fail("made again"))
+    assert again.found["2_scrublet"]["v"].tolist() == [0, 1, 2]
     assert (again.adata("1_filtered", lambda: pytest.fail("made again")).X != cells.X).nnz == 0
     other = study([301] * 5, list("aabbb"), ["g1", "g2"])
     renamed, elsewhere = cells.copy(), cells.copy()
@@ -322,7 +322,7 @@ def test_steps_are_cached_for_the_same_cells_and_settings(tmp_path):
             StepFolder(tmp_path, identity, False, False)
     fresh = StepFolder(tmp_path, identity, True, False)
     made = []
-    fresh.arrays("2_x", lambda: made.append(1) or {"v": np.ones(1)})
+    fresh.arrays("2_scrublet", lambda: made.append(1) or {"v": np.ones(1)})
     assert made == [1] and not (tmp_path / "1_filtered.h5ad").exists()
 
 
