@@ -1,6 +1,6 @@
 """A map of a finished job's cells for the page: two coordinates each, made on request.
 
-``python -m scmamba.serve.cell_map RESULT_FOLDER`` writes ``picture.json`` there; a separate process, so that the server stays small.
+``python -m scmamba.serve.cell_map RESULT_FOLDER`` writes ``picture.json`` there, and the values of the genes; a separate process, so that the server stays small.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..utils.atomic import atomic_path
 from ..utils.compiled_code import import_umap, private_folder
+from .map_values import column_values, write_genes
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,21 +25,35 @@ if TYPE_CHECKING:
 MOST = 5000
 
 
+def drawn_cells(adata: AnnData, seed: int = 0) -> np.ndarray:
+    """Row numbers of the cells on the map.
+
+    Parameters
+    ----------
+    adata
+        The cells of a result.
+    seed
+        Seed of the draw if there are more than :data:`MOST`.
+    """
+    rows = np.arange(adata.n_obs)
+    if len(rows) > MOST:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
+    return rows
+
+
 def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
     """Coordinates of at most :data:`MOST` cells.
 
     Returns
     -------
-    ``cells`` (row numbers), ``x``, ``y`` (scaled to 0..1) and ``method``: UMAP of the model's embedding if there is one, else of 30
+    ``cells`` (row numbers), ``x``, ``y`` (scaled to 0..1), ``columns`` (:func:`.map_values.column_values`) and ``method``: UMAP of the model's embedding if there is one, else of 30
     principal components of log1p CP10k; the first two components if there are too few cells for a UMAP.
     """
     from sklearn.decomposition import TruncatedSVD
 
     from ..data.selection import select_matrix
 
-    rows = np.arange(adata.n_obs)
-    if len(rows) > MOST:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, MOST, replace=False))
+    rows = drawn_cells(adata, seed)
     if "X_scmamba" in adata.obsm:
         basis, what = np.asarray(adata.obsm["X_scmamba"])[rows], "the model's embedding"
     else:
@@ -57,6 +72,7 @@ def cell_map(adata: AnnData, seed: int = 0) -> dict[str, Any]:
         "x": flat[:, 0].round(4).tolist(),
         "y": flat[:, 1].round(4).tolist(),
         "method": f"{method} of {what}",
+        "columns": column_values(adata[rows]),
     }
 
 
@@ -94,7 +110,9 @@ def main() -> None:
         confine(write=[folder, kept])
         with contextlib.suppress(ImportError):
             import_umap(kept)
-    picture = cell_map(anndata.read_h5ad(folder / "result.h5ad"))
+    adata = anndata.read_h5ad(folder / "result.h5ad")
+    picture = cell_map(adata)
+    write_genes(adata[drawn_cells(adata)], folder)
     with atomic_path(folder / "picture.json") as path:
         path.write_text(json.dumps(picture))
 

@@ -61,7 +61,8 @@ _log = logging.getLogger("scmamba.serve")
 
 def public_view(job: dict[str, Any]) -> dict[str, Any]:
     """The part of a job that is shown to its user."""
-    return {**{k: job[k] for k in _PUBLIC}, "warnings": json.loads(job["warnings"])}
+    shown = {k: job[k] for k in _PUBLIC}
+    return {**shown, **{k: json.loads(job[k]) for k in ("options", "warnings")}}
 
 
 class Unavailable(ScMambaError):

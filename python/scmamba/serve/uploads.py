@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
@@ -38,7 +38,7 @@ KEPT = 86_400
 _LOOKS = 4  # confined processes at once
 _STRAY = 3600.0  # seconds after which a file without a job is one that a killed server left behind
 
-Found = dict[str, "str | int"]
+Found = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,16 @@ def sync(handle: int, folder: Path) -> None:
 _looking: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
 
 
-async def inspect_upload(path: Path, settings: Settings) -> Found:
-    """Inspect the upload in a confined process; 422 with a sentence if it is refused."""
+async def inspect_upload(path: Path, settings: Settings, *wanted: str) -> Found:
+    """Inspect the upload in a confined process; 422 with a sentence if it is refused.
+
+    Parameters
+    ----------
+    path, settings
+        The file, and the limits it must keep to.
+    *wanted
+        ``"columns"``: the columns of its cells as well.
+    """
     async with _looking.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_LOOKS)):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -239,6 +247,7 @@ async def inspect_upload(path: Path, settings: Settings) -> Found:
             str(settings.max_genes),
             str(job_memory(settings) // 3),
             *([] if settings.confine else ["unconfined"]),
+            *wanted,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,

@@ -1,13 +1,14 @@
 """Inspecting an upload before it becomes a job, in a confined process with little memory and time.
 
-``python -m scmamba.serve.validation FILE MAX_CELLS MAX_GENES MAX_BYTES [unconfined]`` prints one JSON line:
-``{"kind": ..., "cells": ..., "genes": ...}`` or ``{"error": ...}``. Of an HDF5 file every object, attribute and string is read and no link
+``python -m scmamba.serve.validation FILE MAX_CELLS MAX_GENES MAX_BYTES [unconfined] [columns]`` prints one JSON line:
+``{"kind": ..., "cells": ..., "genes": ...}``, with the columns of the cells if they are wanted, or ``{"error": ...}``. Of an HDF5 file every object, attribute and string is read and no link
 is followed; of its large numeric arrays only the claimed sizes, since reading them takes as long as the file is large. Their values are
 checked by the worker.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -328,6 +329,11 @@ def main() -> None:
         confine(read=[Path(sys.argv[1])])
     try:
         answer: dict[str, Any] = look(Path(sys.argv[1]), *map(int, sys.argv[2:5]))
+        if "columns" in sys.argv[5:]:
+            from .columns import read_columns
+
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                answer["columns"] = read_columns(Path(sys.argv[1]))
     except DataError as error:
         answer = {"error": str(error)}
     except MemoryError:

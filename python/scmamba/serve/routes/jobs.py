@@ -19,6 +19,7 @@ from ..audit import audit
 from ..environment import clean_environment
 from ..job_files import discard
 from ..jobs import Queue, public_view
+from ..map_values import gene_values
 from ..services import Services, Shared, User, address, known_model
 from ..uploads import Upload, digest_body, inspect_upload, receive
 from ..validation import plain
@@ -215,7 +216,26 @@ def result(
 
 @router.get("/v2/jobs/{job}/picture", responses={c: {} for c in (404, 401, 409, 429, 503)})
 async def picture(job: str, shared: Shared, who: User) -> FileResponse:
-    """A map of the cells as JSON: ``cells``, ``x``, ``y``, ``method``; made when it is first requested."""
+    """A map of the cells as JSON: ``cells``, ``x``, ``y``, ``columns``, ``method``; made when it is first requested."""
+    folder = await _drawn(job, shared, who, "picture.json")
+    return FileResponse(folder / "picture.json", media_type="application/json")
+
+
+@router.get(
+    "/v2/jobs/{job}/genes/{gene}", responses={c: {} for c in (404, 401, 409, 422, 429, 503)}
+)
+async def gene(job: str, gene: str, shared: Shared, who: User) -> dict[str, Any]:
+    """Values of a gene in the cells of the map, log1p(CP10k): ``measured`` and, after imputation, ``imputed``."""
+    folder = await _drawn(job, shared, who, "genes.json")
+    found = await asyncio.to_thread(gene_values, folder, gene)
+    if isinstance(found, list):
+        similar = f"; similar names: {', '.join(found)}" if found else ""
+        raise HTTPException(404, plain(f"The file has no gene '{gene[:60]}'{similar}.", 300))
+    return found
+
+
+async def _drawn(job: str, shared: Services, who: str, file: str) -> Path:
+    """The folder of a result with its map, which is made if it is missing."""
     found = await asyncio.to_thread(_own, shared, job, who)
     if found["state"] != "done":
         raise HTTPException(409, f"The job is {found['state']}; there is nothing to draw.")
@@ -225,9 +245,9 @@ async def picture(job: str, shared: Shared, who: User) -> FileResponse:
         )
     folder = shared.settings.data / "jobs" / found["id"] / "result"
     async with shared.drawing:
-        if not (folder / "picture.json").is_file():
+        if not (folder / file).is_file():
             await draw(folder)
-    return FileResponse(folder / "picture.json", media_type="application/json")
+    return folder
 
 
 @router.delete("/v2/jobs/{job}", responses={404: {}, 401: {}, 429: {}})

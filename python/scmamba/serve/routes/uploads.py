@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from email.utils import formatdate
+from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import Response
 
 from ..audit import audit
 from ..services import Shared, User, address
-from ..uploads import KEPT
+from ..uploads import KEPT, inspect_upload
 
 router = APIRouter(prefix="/v2/uploads")
 _TUS = {"Tus-Resumable": "1.0.0"}
@@ -65,6 +66,17 @@ async def continue_upload(name: str, request: Request, shared: Shared, who: User
         status_code=204,
         headers={**_TUS, "Upload-Offset": str(offset), "Upload-Expires": _expires()},
     )
+
+
+@router.get("/{name}/columns", responses={c: {} for c in (401, 404, 409, 422, 429)})
+async def columns(name: str, shared: Shared, who: User) -> dict[str, Any]:
+    """Number of cells and genes of a whole upload, and the columns of its cells with their values."""
+    path, offset, length = shared.uploads.find(name, who)
+    if offset != length:
+        raise HTTPException(
+            409, f"{offset} of {length} bytes of the upload have arrived; send the rest first."
+        )
+    return {"columns": [], **await inspect_upload(path, shared.settings, "columns")}
 
 
 @router.delete("/{name}", status_code=204, responses={404: {}, 401: {}, 429: {}})
