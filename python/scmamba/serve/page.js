@@ -44,18 +44,18 @@ $("task").addEventListener("change", chooseTask);
 // -- uploads, which continue after a break or a reload (tus) ------------------------------------------
 
 const parts = new Map(); // by input: the file, its upload and what it holds
-const keyOf = (file) => `upload ${file.name} ${file.size} ${file.lastModified}`;
+const keyOf = (input, file) => `upload ${input.id} ${file.name} ${file.size} ${file.lastModified}`;
 const offsetOf = async (place) => {
   const answer = await ask(place, { method: "HEAD" });
   return answer.ok ? Number(answer.headers.get("Upload-Offset")) : null;
 };
-const begin = async (file) => {
-  const kept = memory(keyOf(file));
+const begin = async ({ file, key }) => {
+  const kept = memory(key);
   const offset = kept ? await offsetOf(kept) : null;
   if (offset !== null) return [kept, offset];
   const answer = await ask("/v2/uploads", { method: "POST", headers: { "Upload-Length": String(file.size) } });
   if (!answer.ok) throw new Refused(await problem(answer));
-  memory(keyOf(file), answer.headers.get("Location"));
+  memory(key, answer.headers.get("Location"));
   return [answer.headers.get("Location"), 0];
 };
 // Sends a file in parts; after a break it continues from where the server is.
@@ -65,7 +65,7 @@ const upload = async (part) => {
   while (place === null || offset < file.size) {
     if (part.given_up) throw new Refused("Another file was chosen.");
     try {
-      if (place === null) [place, offset] = await begin(file);
+      if (place === null) [place, offset] = await begin(part);
       part.place = place;
       if (failed > 0) offset = (await offsetOf(place)) ?? offset;
       if (offset >= file.size) break;
@@ -75,7 +75,7 @@ const upload = async (part) => {
       const answer = await ask(place, { method: "PATCH", body,
         headers: { "Content-Type": "application/offset+octet-stream", "Upload-Offset": String(offset) } });
       if (answer.ok) { offset = Number(answer.headers.get("Upload-Offset")); failed = 0; continue; }
-      if (answer.status === 404) { sessionStorage.removeItem(keyOf(file)); place = null; }
+      if (answer.status === 404) { sessionStorage.removeItem(part.key); place = null; }
       else if (answer.status < 500 && ![408, 409, 429].includes(answer.status)) throw new Refused(await problem(answer));
     } catch (error) {
       if (error instanceof Refused) throw error;
@@ -87,22 +87,27 @@ const upload = async (part) => {
   $("bar").value = 0;
   return place.slice(place.lastIndexOf("/") + 1);
 };
+const leave = (part, key) => {
+  part.given_up = true;
+  part.looking.abort();
+  if (part.key === key || part.used) return; // the same file again: it continues
+  sessionStorage.removeItem(part.key);
+  if (part.place) ask(part.place, { method: "DELETE" }).catch(() => {});
+};
 // The upload of the file that an input holds, begun when the file is chosen.
 const uploaded = (input) => {
-  const file = input.files[0], old = parts.get(input.id);
-  if (!file) return null;
+  const file = input.files[0], old = parts.get(input.id), key = file && keyOf(input, file);
   if (old && old.file === file && !old.used) return old;
-  if (old && !old.used) {
-    old.given_up = true;
-    if (old.place && old.file !== file) { sessionStorage.removeItem(keyOf(old.file)); ask(old.place, { method: "DELETE" }).catch(() => {}); }
-  }
-  const part = { file, used: false, given_up: false, place: null };
+  if (old) leave(old, key);
+  parts.delete(input.id);
+  if (!file) return null;
+  const part = { file, key, used: false, given_up: false, place: null, looking: new AbortController() };
   part.id = upload(part);
   part.id.catch(() => { part.used = true; }); // the next click on Send tries again
   parts.set(input.id, part);
   return part;
 };
-const used = (part) => { part.used = true; sessionStorage.removeItem(keyOf(part.file)); };
+const used = (part) => { part.used = true; part.looking.abort(); sessionStorage.removeItem(part.key); };
 const listed = (id, names) => $(id).replaceChildren(...names.map((name) => new Option("", name)));
 let levels = new Map();
 const look = async (input, list, note) => {
@@ -112,7 +117,7 @@ const look = async (input, list, note) => {
   if (part === null) return;
   try {
     const id = await part.id;
-    const answer = await ask(`/v2/uploads/${id}/columns`);
+    const answer = await ask(`/v2/uploads/${id}/columns`, { signal: part.looking.signal });
     if (parts.get(input.id) !== part || part.used) return;
     say("Ready", "");
     if (!answer.ok) { if (note) note.textContent = await problem(answer); return; }
@@ -124,7 +129,7 @@ const look = async (input, list, note) => {
     note.textContent = `${found.cells} cells, ${found.genes} genes${names}`;
     chooseGroups();
   } catch (error) {
-    if (parts.get(input.id) === part) say("Not sent", error.message, true);
+    if (parts.get(input.id) === part && !part.looking.signal.aborted) say("Not sent", error.message, true);
   }
 };
 const chooseGroups = () => listed("levels", levels.get($("groupby").value) || []);

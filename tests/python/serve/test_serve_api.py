@@ -64,6 +64,9 @@ CLOSED = [
     ("GET", "/v2/jobs/0123456789abcdef/events"),
     ("GET", "/v2/jobs/0123456789abcdef/result"),
     ("GET", "/v2/jobs/0123456789abcdef/picture"),
+    ("GET", "/v2/jobs/0123456789abcdef/genes/0123456789abcdef"),
+    ("GET", "/v2/uploads/0123456789abcdef/columns"),
+    ("GET", "/v2/demo"),
     ("DELETE", "/v2/jobs/0123456789abcdef"),
 ]
 
@@ -378,6 +381,7 @@ def test_the_list_of_jobs_omits_internal_fields(app):
         "created",
         "started",
         "finished",
+        "options",
         "warnings",
     }
     assert app.ask("GET", f"/v2/jobs/{first}", token=app.ann).json == listed[1]

@@ -3,85 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import time
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-sync_api = pytest.importorskip("playwright.sync_api")
+from browsing import browser, files, nuclei, page, wait_for_end  # noqa: F401
 
 import scmamba
-from scmamba.datasets import brain_cohort
-
-CHROMIUM = (
-    os.environ.get("SCMAMBA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-)
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine", allow_module_level=True)
-
-_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture
-def page(browser, server):
-    context = browser.new_context(accept_downloads=True, viewport={"width": 900, "height": 1500})
-    opened = context.new_page()
-    opened.complaints = []
-    opened.on(
-        "console",
-        lambda message: opened.complaints.append(message.text) if message.type == "error" else None,
-    )
-    opened.on("pageerror", lambda error: opened.complaints.append(str(error)))
-    opened.goto(server.url)
-    opened.wait_for_selector("#model option", state="attached")
-    yield opened
-    context.close()
-
-
-@pytest.fixture(scope="module")
-def nuclei() -> ad.AnnData:
-    return brain_cohort(200, n_donors=2, seed=5)
-
-
-@pytest.fixture(scope="module")
-def files(nuclei, tmp_path_factory) -> tuple[Path, Path]:
-    """Cells to be annotated, and labeled ones."""
-    folder = tmp_path_factory.mktemp("files")
-    nuclei[:100].copy().write_h5ad(folder / "cells.h5ad")
-    nuclei[100:].copy().write_h5ad(folder / "known.h5ad")
-    return folder / "cells.h5ad", folder / "known.h5ad"
-
-
-def wait_for_end(page) -> None:
-    # The page forbids evaluated code, including the polling of a test.
-    until = time.monotonic() + 240
-    while (
-        page.text_content("#status") not in ("Done", "Failed", "Refused", "Cancelled")
-        and time.monotonic() < until
-    ):
-        page.wait_for_timeout(100)
-
 
 def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     # Dropped, as with a mouse: the browser itself creates the event's file list.
@@ -152,7 +79,7 @@ def test_with_the_keyboard_alone(page, files):
     for _ in range(8):
         page.keyboard.press("Tab")
         walked.append(page.evaluate("document.activeElement.id"))
-    assert walked[:5] == ["task", "model", "force", "token", "send"]
+    assert walked[:6] == ["task", "batch", "model", "force", "token", "send"]
     page.focus("#task")
     page.keyboard.type("Emb")
     assert page.input_value("#task") == "embed"
