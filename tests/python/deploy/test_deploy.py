@@ -112,6 +112,11 @@ def test_the_compose_file_is_consistent():
     assert all((DEPLOY.parent / source).exists() for line in copied for source in line.split())
 
 
+def test_the_image_starts_from_a_digest():
+    bases = re.findall(r"^FROM (\S+)", (DEPLOY / "Dockerfile").read_text(), flags=re.M)
+    assert bases and all(re.search(r"@sha256:[0-9a-f]{64}$", base) for base in bases)
+
+
 def test_the_image_installs_pinned_packages_with_hashes():
     text = (DEPLOY / "requirements.lock").read_text()
     assert "--require-hashes -r requirements.lock" in (DEPLOY / "Dockerfile").read_text()

@@ -79,7 +79,9 @@ def test_demo_nuclei_their_columns_and_degs(page, cohort, tmp_path):
     heads = [cell.inner_text() for cell in page.query_selector_all("#table thead th")]
     assert heads == ["gene", *direct.columns]
     assert page.text_content("#mapped").startswith(f"Volcano plot, {len(direct)} genes")
-    table = pd.read_csv(saved(page, "#csv", tmp_path / "degs.csv"), index_col=0)
+    table = pd.read_csv(
+        saved(page, "#csv", tmp_path / "degs.csv"), index_col=0, float_precision="round_trip"
+    )
     pd.testing.assert_frame_equal(
         table, direct, check_names=False, check_dtype=False, check_exact=True
     )
@@ -205,7 +207,9 @@ def test_colors_by_metadata_with_mouse_and_keyboard(page, files, tmp_path):
     file = saved(page, "#png", tmp_path / "map.png").read_bytes()
     assert file[:8] == b"\x89PNG\r\n\x1a\n" and int.from_bytes(file[16:20], "big") == 640
     direct = scmamba.find_doublets(cells, sample_key="donor", verbose=False)
-    table = pd.read_csv(saved(page, "#csv", tmp_path / "cells.csv"), index_col=0)
+    table = pd.read_csv(
+        saved(page, "#csv", tmp_path / "cells.csv"), index_col=0, float_precision="round_trip"
+    )
     assert list(table.index) == list(direct.obs_names)
     np.testing.assert_array_equal(table["scmamba_doublet"], direct.obs["scmamba_doublet"])
     np.testing.assert_array_equal(
