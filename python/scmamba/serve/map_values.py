@@ -41,7 +41,7 @@ def column_values(adata: AnnData) -> dict[str, dict[str, Any]]:
         if pd.api.types.is_numeric_dtype(column) and column.dtype.kind in "iuf":
             values = np.asarray(column, dtype=float)
             found[str(name)] = {
-                "numbers": [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]
+                "numbers": [float(f"{v:.9g}") if np.isfinite(v) else None for v in values]
             }
             continue
         text = column.astype("string")

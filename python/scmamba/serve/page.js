@@ -296,8 +296,12 @@ async function loadJobs() {
   const answer = await ask("/v2/jobs");
   if (!answer.ok) return [];
   const { jobs } = await answer.json();
-  $("jobs").tBodies[0].replaceChildren(...jobs.map(jobRow));
+  const seen = JSON.stringify([job, jobs.map((one) => [one.id, one.state, filesOf(one.id).file])]);
+  if (seen !== $("jobs").seen) $("jobs").tBodies[0].replaceChildren(...jobs.map(jobRow)); // the focus stays if nothing changed
+  $("jobs").seen = seen;
   $("mine").hidden = jobs.length === 0;
+  clearTimeout($("jobs").later);
+  if (jobs.some((one) => !FINAL.includes(one.state))) $("jobs").later = setTimeout(() => loadJobs().catch(() => {}), 5000);
   return jobs;
 }
 chooseTask();

@@ -39,7 +39,7 @@ const headed = (texts) => {
 };
 const short = (value) => {
   if (value === null || value === undefined) return "none";
-  return typeof value === "number" ? String(Number(value.toPrecision(4))) : String(value);
+  return typeof value === "number" && !Number.isInteger(value) ? String(Number(value.toPrecision(4))) : String(value);
 };
 
 // -- plots ---------------------------------------------------------------------------------------------
