@@ -67,7 +67,9 @@ class Load:
             lines.append(f"Content-Length: {length}")
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
-    async def request(self, method: str, path: str, user: int, body: bytes = b"") -> tuple[int, bytes]:
+    async def request(
+        self, method: str, path: str, user: int, body: bytes = b""
+    ) -> tuple[int, bytes]:
         """Status and body of an answer."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
@@ -222,7 +224,12 @@ def _seconds(times: list[float]) -> dict[str, float | int]:
     answered = np.array([t for t in times if np.isfinite(t)])
     found = {f"p{q}": round(float(np.percentile(answered, q)), 3) for q in (50, 99)}
     lost = len(times) - len(answered)
-    return {"requests": len(times), "lost": lost, **found, "longest": round(float(answered.max()), 3)}
+    return {
+        "requests": len(times),
+        "lost": lost,
+        **found,
+        "longest": round(float(answered.max()), 3),
+    }
 
 
 def cells(folder: Path) -> bytes:
@@ -244,9 +251,11 @@ def start(data: Path, log: Path) -> tuple[subprocess.Popen[bytes], int]:
     with open(log, "wb") as errors:
         process = subprocess.Popen([*command, *limits, "1200"], stderr=errors, stdout=errors)
     for _ in range(1200):
-        with contextlib.suppress(OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2):
-                return process, port
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready", timeout=2),
+        ):
+            return process, port
         if process.poll() is not None:
             break
         time.sleep(0.2)
@@ -287,7 +296,9 @@ def report(found: dict[str, Any]) -> str:
 def main() -> None:
     """Run once and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="empty folder for the server; temporary by default")
+    parser.add_argument(
+        "--data", type=Path, help="empty folder for the server; temporary by default"
+    )
     parser.add_argument("--seconds", type=float, default=60, help="of requests under the load")
     parser.add_argument("--half-open", type=int, default=1500)
     parser.add_argument("--streams", type=int, default=500)
@@ -304,7 +315,9 @@ def main() -> None:
     process, port = start(data, log)
     try:
         load = Load(port, tokens, a.half_open, a.streams, a.slow, a.jobs)
-        found = asyncio.run(attack(load, Usage(psutil.Process(process.pid)), a.seconds, cells(data)))
+        found = asyncio.run(
+            attack(load, Usage(psutil.Process(process.pid)), a.seconds, cells(data))
+        )
     finally:
         process.terminate()
         process.wait(60)

@@ -10,17 +10,11 @@ from pathlib import Path
 import anndata as ad
 import pytest
 
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-sync_api = pytest.importorskip("playwright.sync_api")
-
 from scmamba.datasets import brain_cohort
 
 CHROMIUM = (
     os.environ.get("SCMAMBA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 )
-if CHROMIUM is None:
-    pytest.skip("no Chromium on this machine", allow_module_level=True)
 
 _FLAGS = [
     "--no-sandbox",
@@ -35,6 +29,9 @@ _FLAGS = [
 
 @pytest.fixture(scope="module")
 def browser():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine")
     with sync_api.sync_playwright() as play:
         opened = play.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
         yield opened
@@ -58,16 +55,16 @@ def page(browser, server):
 
 
 @pytest.fixture(scope="module")
-def nuclei() -> ad.AnnData:
+def page_nuclei() -> ad.AnnData:
     return brain_cohort(200, n_donors=2, seed=5)
 
 
 @pytest.fixture(scope="module")
-def files(nuclei, tmp_path_factory) -> tuple[Path, Path]:
+def page_files(page_nuclei, tmp_path_factory) -> tuple[Path, Path]:
     """Cells to be named, and labeled ones."""
     folder = tmp_path_factory.mktemp("files")
-    nuclei[:100].copy().write_h5ad(folder / "cells.h5ad")
-    nuclei[100:].copy().write_h5ad(folder / "known.h5ad")
+    page_nuclei[:100].copy().write_h5ad(folder / "cells.h5ad")
+    page_nuclei[100:].copy().write_h5ad(folder / "known.h5ad")
     return folder / "cells.h5ad", folder / "known.h5ad"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata as ad
 import pytest
 import torch
+from browsing import browser, page, page_files, page_nuclei  # noqa: F401
 from reference_numbers import Reference, write_pbmc
 from serving import database, queue, queue_url, server  # noqa: F401
 

@@ -6,16 +6,17 @@ import os
 
 import anndata as ad
 import numpy as np
-from browsing import browser, files, nuclei, page, wait_for_end  # noqa: F401
+from browsing import wait_for_end
 
 import scmamba
 
-def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
-    # Dropped, as with a mouse: the browser itself creates the event's file list.
+
+def test_types_by_markers_from_a_dropped_file(page, page_files, page_nuclei, tmp_path):
+    # Dropped, as with a mouse: the browser itself makes the event's file list.
     data = page.evaluate_handle("() => new DataTransfer()")
     page.set_input_files(
-        "#reference", str(files[0])
-    )  # only to get a File object with real content into the page
+        "#reference", str(page_files[0])
+    )  # only to get a File object of real content into the page
     page.evaluate("(data) => data.items.add(document.getElementById('reference').files[0])", data)
     page.set_input_files("#reference", [])
     page.dispatch_event(".drop", "drop", {"dataTransfer": data})
@@ -24,7 +25,7 @@ def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     wait_for_end(page)
     assert page.text_content("#status") == "Done", page.text_content("#message")
     page.wait_for_selector("#map:not([hidden])", timeout=240_000)
-    direct = scmamba.annotate(ad.read_h5ad(files[0]), verbose=False)
+    direct = scmamba.annotate(ad.read_h5ad(page_files[0]), verbose=False)
     rows = page.query_selector_all("#table tbody tr")
     shown = {
         row.query_selector("th").inner_text(): row.query_selector_all("td")[0].inner_text()
@@ -34,7 +35,7 @@ def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     assert shown == {name: str(number) for name, number in expected.items()}
     assert "UMAP" in page.text_content("#mapped") and "100 cells" in page.text_content("#mapped")
     assert "Probability of the results" in page.text_content("#spread")
-    assert "genes in the file" + str(nuclei.n_vars) in page.text_content("#coverage")
+    assert "genes in the file" + str(page_nuclei.n_vars) in page.text_content("#coverage")
     drawn = page.evaluate(
         "() => new Set(document.getElementById('plot').getContext('2d').getImageData(0, 0, 640, 480).data).size"
     )
@@ -52,10 +53,10 @@ def test_types_by_markers_from_a_dropped_file(page, files, nuclei, tmp_path):
     assert page.complaints == []
 
 
-def test_types_from_labelled_cells(page, files):
-    page.set_input_files("#file", str(files[0]))
+def test_types_from_labelled_cells(page, page_files):
+    page.set_input_files("#file", str(page_files[0]))
     page.select_option("#task", "annotate")
-    page.set_input_files("#reference", str(files[1]))
+    page.set_input_files("#reference", str(page_files[1]))
     page.fill("#labels", "no such column")
     page.click("#send")
     wait_for_end(page)
@@ -67,13 +68,15 @@ def test_types_from_labelled_cells(page, files):
     page.wait_for_timeout(300)
     wait_for_end(page)
     assert page.text_content("#status") == "Done", page.text_content("#message")
-    truth = ad.read_h5ad(files[0]).obs["cell_type"].astype(str)
+    truth = ad.read_h5ad(page_files[0]).obs["cell_type"].astype(str)
     names = {row.inner_text() for row in page.query_selector_all("#table tbody th")}
     assert names <= set(truth) | {"Unassigned"} and len(names) > 4
 
 
-def test_with_the_keyboard_alone(page, files):
-    page.set_input_files("#file", str(files[0]))  # the system's own file dialog is outside the page
+def test_with_the_keyboard_alone(page, page_files):
+    page.set_input_files(
+        "#file", str(page_files[0])
+    )  # the system's own file dialog is outside the page
     page.focus("#file")
     walked = []
     for _ in range(8):

@@ -12,7 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
-from browsing import browser, files, nuclei, page, wait_for_end  # noqa: F401
+from browsing import wait_for_end
 
 import scmamba
 from scmamba.datasets import brain_cohort
@@ -105,8 +105,8 @@ def ids(page) -> list[str]:
     )
 
 
-def test_jobs_after_a_reload(page, files, server):
-    choose(page, files[0])
+def test_jobs_after_a_reload(page, page_files, server):
+    choose(page, page_files[0])
     page.select_option("#task", "embed")
     before = ids(page)
     page.click("#send")
@@ -149,9 +149,9 @@ def alone(picture: dict) -> int:
     return int(far.min(axis=1).argmax())
 
 
-def test_imputed_cells_by_gene_before_and_after(page, nuclei, tmp_path):
+def test_imputed_cells_by_gene_before_and_after(page, page_nuclei, tmp_path):
     # Too few nuclei for an adaptation, which takes minutes.
-    nuclei[:40].copy().write_h5ad(tmp_path / "few.h5ad")
+    page_nuclei[:40].copy().write_h5ad(tmp_path / "few.h5ad")
     choose(page, tmp_path / "few.h5ad")
     page.select_option("#task", "impute")
     page.fill("#batch", "donor")
@@ -189,14 +189,14 @@ def test_imputed_cells_by_gene_before_and_after(page, nuclei, tmp_path):
     assert "has no gene 'NO_SUCH_GENE'" in page.text_content("#no_gene")
 
 
-def test_colors_by_metadata_with_mouse_and_keyboard(page, files, tmp_path):
-    choose(page, files[0])
+def test_colors_by_metadata_with_mouse_and_keyboard(page, page_files, tmp_path):
+    choose(page, page_files[0])
     page.select_option("#task", "doublets")
     page.fill("#sample", "donor")
     with page.expect_response(lambda answer: "/picture" in answer.url, timeout=240_000) as drawn:
         send(page)
     page.wait_for_selector("#map:not([hidden])", timeout=240_000)
-    picture, cells = drawn.value.json(), ad.read_h5ad(files[0])
+    picture, cells = drawn.value.json(), ad.read_h5ad(page_files[0])
     offered = page.evaluate("[...document.getElementById('by').options].map((o) => o.text)")
     assert set(offered) >= {"result", *cells.obs.columns}
     i = alone(picture)
@@ -231,9 +231,9 @@ def test_colors_by_metadata_with_mouse_and_keyboard(page, files, tmp_path):
         np.testing.assert_array_equal(again["scmamba_doublet"], direct.obs["scmamba_doublet"])
 
 
-def test_own_markers_and_the_lines_that_repeat_them(page, files, tmp_path):
-    markers = {"Astrocyte \"a\"": ["AQP4", "GFAP", "SLC1A2"], "Neuron": ["SYT1", "SNAP25", "RBFOX3"]}
-    choose(page, files[0])
+def test_own_markers_and_the_lines_that_repeat_them(page, page_files, tmp_path):
+    markers = {'Astrocyte "a"': ["AQP4", "GFAP", "SLC1A2"], "Neuron": ["SYT1", "SNAP25", "RBFOX3"]}
+    choose(page, page_files[0])
     page.select_option("#task", "annotate")
     page.fill("#markers", "Astrocytes AQP4")
     page.click("#send")
@@ -243,19 +243,26 @@ def test_own_markers_and_the_lines_that_repeat_them(page, files, tmp_path):
     page.fill("#markers", "".join(f"{t}: {', '.join(g)}\n" for t, g in markers.items()))
     page.check("#force")
     send(page)
-    direct = scmamba.annotate(ad.read_h5ad(files[0]), markers=markers, force=True, verbose=False)
+    direct = scmamba.annotate(
+        ad.read_h5ad(page_files[0]), markers=markers, force=True, verbose=False
+    )
     types = direct.obs["scmamba_type"].astype(str)
-    counts = {row.query_selector("th").inner_text() for row in page.query_selector_all("#table tbody tr")}
+    counts = {
+        row.query_selector("th").inner_text() for row in page.query_selector_all("#table tbody tr")
+    }
     assert counts == set(types)
     found: dict = {}
-    exec(page.text_content("#python").replace('"cells.h5ad"', repr(str(files[0]))), found)
+    exec(page.text_content("#python").replace('"cells.h5ad"', repr(str(page_files[0]))), found)
     np.testing.assert_array_equal(found["adata"].obs["scmamba_type"].astype(str), types)
     if shutil.which("Rscript"):
         lines = tmp_path / "lines.R"
         lines.write_text(page.text_content("#r"))
         code = "x <- parse(commandArgs(TRUE)[1]); cat(deparse(x[[length(x)]][[3]]$markers), names(x[[length(x)]][[3]]))"
         said = subprocess.run(
-            ["Rscript", "--vanilla", "-e", code, str(lines)], check=True, capture_output=True, text=True
+            ["Rscript", "--vanilla", "-e", code, str(lines)],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout
         assert 'Neuron = c("SYT1", "SNAP25", "RBFOX3")' in " ".join(said.split())
         arguments = (re.sub(r"\s", "", (lines.parent / "lines.R").read_text())).partition("seu,")[2]
@@ -275,7 +282,9 @@ class Patches:
         if request.method != "PATCH":
             route.continue_()
             return
-        self.sent.append((int(request.headers["upload-offset"]), len(request.post_data_buffer or b"")))
+        self.sent.append(
+            (int(request.headers["upload-offset"]), len(request.post_data_buffer or b""))
+        )
         if self.fails(len(self.sent)):
             route.abort()
         else:
@@ -283,9 +292,9 @@ class Patches:
 
 
 @pytest.fixture(scope="module")
-def large(files, tmp_path_factory):
+def large(page_files, tmp_path_factory):
     """A file of 20 MB: more than two parts."""
-    cells = ad.read_h5ad(files[0])
+    cells = ad.read_h5ad(page_files[0])
     cells.obsm["noise"] = np.random.default_rng(0).normal(size=(cells.n_obs, 25_000))
     file = tmp_path_factory.mktemp("large") / "large.h5ad"
     cells.write_h5ad(file)
@@ -318,13 +327,13 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(375, "light"), (375, "dark"), (1280, "dark")])
-def test_narrow_and_dark_screens(browser, server, files, width, scheme, tmp_path):
+def test_narrow_and_dark_screens(browser, server, page_files, width, scheme, tmp_path):
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
     try:
         page = context.new_page()
         page.goto(server.url)
         page.wait_for_selector("#model option", state="attached")
-        choose(page, files[0])
+        choose(page, page_files[0])
         page.select_option("#task", "annotate")
         send(page)
         page.wait_for_selector("#map:not([hidden])", timeout=240_000)
@@ -339,9 +348,9 @@ def test_narrow_and_dark_screens(browser, server, files, width, scheme, tmp_path
         for what, front, back in colors:
             high, low = sorted([luminance(front), luminance(back)], reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 4.5, (what, front, back)  # WCAG 2.1, AA
-        assert (luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.1) == (
-            scheme == "dark"
-        )
+        assert (
+            luminance(page.evaluate("getComputedStyle(document.body).backgroundColor")) < 0.1
+        ) == (scheme == "dark")
         folder = os.environ.get("SCMAMBA_SCREENSHOTS")
         if folder:
             page.screenshot(path=f"{folder}/page_{width}_{scheme}.png", full_page=True)
