@@ -147,7 +147,24 @@ test_that("a token is sent to another machine by TLS only, unless allowed", {
   expect_s3_class(ScMambaServer("http://gpu-box", token = NULL), "scmamba_server")
 })
 
-test_that("a missing server, a wrong address and a token are handled", {
+test_that("a redirect is an error and the token goes nowhere else", {
+  skip_if_not(nzchar(Sys.which("python3")))
+  skip_if_not(.Platform$OS.type == "unix")
+  said <- withr::local_tempfile()
+  pid <- withr::local_tempfile()
+  line <- sprintf("echo $$ > %s; exec python3 %s > %s", pid, shQuote(test_path("redirecting.py")), said)
+  system2("sh", c("-c", shQuote(line)), wait = FALSE)
+  withr::defer(tools::pskill(as.integer(readLines(pid))))
+  for (look in 1:300) if (!file.exists(said) || length(readLines(said, warn = FALSE)) == 0) Sys.sleep(0.1)
+  server <- ScMambaServer(paste0("http://127.0.0.1:", readLines(said)[[1]]), token = "secret")
+  for (method in c("GET", "POST", "DELETE")) {
+    expect_error(scMamba:::.server_request(server, method, "/v2/jobs", tries = 1), "redirects",
+      class = "scmamba_server_error")
+  }
+  expect_length(readLines(said), 1)
+})
+
+test_that("a server that is not there, a wrong address and a token are handled", {
   server <- ScMambaServer("http://127.0.0.1:9", token = "secret")
   expect_output(print(server), "with a token")
   expect_false(grepl("secret", paste(utils::capture.output(utils::str(server), print(server)), collapse = "")))
