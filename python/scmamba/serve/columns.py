@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from .validation import plain
-
 #: Columns and values of one column that are listed at most, and rows of text that are read for them.
 COLUMNS, LEVELS, ROWS = 200, 100, 200_000
 
@@ -57,7 +55,7 @@ def _h5ad(path: Path) -> list[dict[str, Any]]:
         for name in [*order, *sorted(set(obs) - set(order))]:
             if name == index or name.startswith("__") or name not in obs or len(found) == COLUMNS:
                 continue
-            found.append({"name": plain(name, 200), "levels": _levels(obs[name])})
+            found.append({"name": _shown(name), "levels": _levels(obs[name])})
     return found
 
 
@@ -83,7 +81,12 @@ def _distinct(values: Any) -> list[str]:
     found: set[str] = set()
     for value in values:
         if value is not None:
-            found.add(plain(value, 200))
+            found.add(_shown(value))
         if len(found) > LEVELS:
             return []
     return sorted(found)
+
+
+def _shown(text: Any) -> str:
+    """A name as the page shows it: printable, short."""
+    return "".join(c if c.isprintable() else "?" for c in str(text)[:200])
