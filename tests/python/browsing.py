@@ -61,7 +61,7 @@ def page_nuclei() -> ad.AnnData:
 
 @pytest.fixture(scope="module")
 def page_files(page_nuclei, tmp_path_factory) -> tuple[Path, Path]:
-    """Cells to be named, and labeled ones."""
+    """Cells to be annotated, and labeled ones."""
     folder = tmp_path_factory.mktemp("files")
     page_nuclei[:100].copy().write_h5ad(folder / "cells.h5ad")
     page_nuclei[100:].copy().write_h5ad(folder / "known.h5ad")
@@ -69,7 +69,7 @@ def page_files(page_nuclei, tmp_path_factory) -> tuple[Path, Path]:
 
 
 def wait_for_end(page) -> None:
-    # The page forbids evaluated code, a test's polling in the page included.
+    # The page forbids evaluated code, including the polling of a test.
     until = time.monotonic() + 240
     while (
         page.text_content("#status") not in ("Done", "Failed", "Refused", "Cancelled")

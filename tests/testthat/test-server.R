@@ -164,7 +164,7 @@ test_that("a redirect is an error and the token goes nowhere else", {
   expect_length(readLines(said), 1)
 })
 
-test_that("a server that is not there, a wrong address and a token are handled", {
+test_that("a missing server, a wrong address and a token are handled", {
   server <- ScMambaServer("http://127.0.0.1:9", token = "secret")
   expect_output(print(server), "with a token")
   expect_false(grepl("secret", paste(utils::capture.output(utils::str(server), print(server)), collapse = "")))

@@ -12,11 +12,11 @@ import scmamba
 
 
 def test_types_by_markers_from_a_dropped_file(page, page_files, page_nuclei, tmp_path):
-    # Dropped, as with a mouse: the browser itself makes the event's file list.
+    # Dropped, as with a mouse: the browser itself creates the event's file list.
     data = page.evaluate_handle("() => new DataTransfer()")
     page.set_input_files(
         "#reference", str(page_files[0])
-    )  # only to get a File object of real content into the page
+    )  # only to get a File object with real content into the page
     page.evaluate("(data) => data.items.add(document.getElementById('reference').files[0])", data)
     page.set_input_files("#reference", [])
     page.dispatch_event(".drop", "drop", {"dataTransfer": data})

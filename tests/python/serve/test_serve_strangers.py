@@ -171,7 +171,7 @@ def test_held_connections_are_closed_and_others_are_served(proxy):
             held.append(line)
         until = (
             time.monotonic() + 60
-        )  # those beyond the limit are closed when the server gets to them
+        )  # those beyond the limit are closed when the server reaches them
         while open_files(pid) >= before + 200 and time.monotonic() < until:
             time.sleep(0.05)
         assert open_files(pid) < before + 200
