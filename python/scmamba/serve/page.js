@@ -72,7 +72,7 @@ const upload = async (part) => {
       say("Sending", `${file.name}: ${(offset / 2 ** 20).toFixed(0)} of ${(file.size / 2 ** 20).toFixed(1)} MiB`);
       $("bar").value = offset / file.size;
       const body = file.slice(offset, offset + CHUNK);
-      const answer = await ask(place, { method: "PATCH", body,
+      const answer = await ask(place, { method: "PATCH", body, signal: part.looking.signal,
         headers: { "Content-Type": "application/offset+octet-stream", "Upload-Offset": String(offset) } });
       if (answer.ok) { offset = Number(answer.headers.get("Upload-Offset")); failed = 0; continue; }
       if (answer.status === 404) { sessionStorage.removeItem(part.key); place = null; }
