@@ -146,7 +146,6 @@ def robustness(
     >>> sorted(set(result.runs["kind"]))
     ['cells']
     """
-    require_adata(adata, "robustness()")
     options = RobustnessOptions.from_mapping(
         {
             "condition_key": condition_key,
@@ -188,6 +187,7 @@ class Analysis:
 
     def __init__(self, adata: Any, options: RobustnessOptions) -> None:
         _check(options)
+        require_adata(adata, "robustness()")
         self.adata = adata
         self.pair = condition_pair(
             adata.obs, str(options.condition_key), options.group1, options.group2
