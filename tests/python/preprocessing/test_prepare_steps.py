@@ -118,7 +118,8 @@ def test_filters_at_their_limits():
     assert found.var_names.tolist() == expected and "g22" in expected and "g23" not in expected
     np.testing.assert_array_equal(found.X.toarray(), dense[rows][:, share >= 0.05])
     with pytest.raises(
-        DataError, match=r"0 of 132 cells are left, and at least 50 are needed: 130 have 200 counts, and donors need 300"
+        DataError,
+        match=r"0 of 132 cells are left, and at least 50 are needed: 130 have 200 counts, and donors need 300",
     ):
         analysis.filter_cells([cells], PrepareOptions(min_cells_per_donor=300), False)
     other = study([400] * 60, ["q"] * 60, ["g1", "new"], 2)
