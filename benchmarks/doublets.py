@@ -374,7 +374,7 @@ def main() -> None:
                     or f"{set_name}: {detector} failed: {done.stderr.strip()[-300:]}",
                     flush=True,
                 )
-    from doublets_report import report
+    from benchmarks.doublets_report import report
 
     report(options.data, load, KEPT, HERE, ABSENT)
 
