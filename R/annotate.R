@@ -55,7 +55,8 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
   assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
   .refuse_imputed(object, assay, layer, force)
-  .check_columns(names(object[[]]), .seurat_record(object), "annotate", .type_columns(reference), .annotate_columns, overwrite)
+  .check_columns(names(object[[]]), .seurat_record(object), "annotate", .type_columns(reference), .annotate_columns,
+    overwrite)
   if (!is.null(clusters)) {
     by_ident <- identical(clusters, "ident")
     groups <- if (by_ident) SeuratObject::Idents(object) else .per_cell(object[[]], clusters, "clusters")
@@ -89,7 +90,8 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
                                                  reference.layer = "counts", clusters = NULL, network = FALSE,
                                                  error.rate = 0.05, cache = TRUE,
                                                  device = NULL, seed = 0, force = FALSE,
-                                                 overwrite = FALSE, backend = NULL, verbose = TRUE, region = NULL, ...) {
+                                                 overwrite = FALSE, backend = NULL, verbose = TRUE,
+                                                 region = NULL, ...) {
   .no_extra(...)
   frame <- .sce_frame(object)
   .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference), .annotate_columns, overwrite)
@@ -196,7 +198,8 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     frame <- as.data.frame(SummarizedExperiment::colData(reference))
     matrix <- .get_sce(reference, assay %||% layer)
   } else {
-    .abort("{.arg reference} must be a Seurat object, a SingleCellExperiment or {.val human-brain}, not {.cls {class(reference)[[1]]}}.")
+    .abort("{.arg reference} must be a Seurat object, a SingleCellExperiment or {.val human-brain}, not
+      {.cls {class(reference)[[1]]}}.")
   }
   wanted <- c(labels, intersect(donor, names(frame)))
   cells <- .columns_for(frame, unique(wanted), "labels")
