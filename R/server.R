@@ -159,8 +159,14 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
 .server_wait <- function(server, job, verbose) {
   progress <- if (verbose) .progress_listener()
   if (verbose) on.exit(progress$finish())
+  printed <- 0
   repeat {
     now <- .server_json(server, "GET", paste0("/v2/jobs/", job), tries = .patient)
+    if (verbose) {
+      # A job that is begun again reports the same messages again. A server of version 0.1 reports none.
+      for (text in utils::tail(as.character(now$messages), -printed)) .speaker(text)
+      printed <- max(printed, length(now$messages))
+    }
     if (now$state == "done") {
       return(invisible(now))
     }

@@ -8,6 +8,7 @@
 
 # In this order: whole phrases first.
 .word_table <- as.data.frame(matrix(c(
+  "scmamba\\.genes\\.mouse_to_human\\(adata\\)", "ScMambaMouseToHuman(object)",
   "adata\\.obs_names_make_unique\\(\\)", "colnames(x) <- make.unique(colnames(x))",
   "Give human gene names as var_names, or name the column of var that holds them \\(gene_column=\\.\\.\\.\\)",
   "Give human gene names as row names, or name the column that holds them (gene.column = \"...\")",

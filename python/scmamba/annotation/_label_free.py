@@ -22,6 +22,7 @@ from ..data import CellReader
 from ..data.values import log1p_cp10k
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
+from ..utils.expected_time import report_expected
 from ..utils.progress import say
 from .brain_reference import LEVELS, BrainReference, load_reference
 from .expression import all_human_genes, read_human_cells, shared_values
@@ -208,6 +209,7 @@ def annotate_by_brain(
     cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
     counts, inside = reference_counts(cells, reference)
     say(f"{inside.sum():,} genes of the reference '{name}' were measured", verbose)
+    report_expected("annotate brain", len(cells), verbose=verbose)
     rates = reference.rates[inside]
     pcs = own_components(log1p_cp10k(counts, dtype=np.float64), options.seed)
     nearest = nearest_neighbors(unit(pcs), unit(pcs), NEIGHBORS)

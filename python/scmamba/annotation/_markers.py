@@ -12,6 +12,7 @@ from ..data import CellReader
 from ..genes import match_genes
 from ..neighbors.knn import nearest_neighbors
 from ..utils.errors import DataError
+from ..utils.expected_time import report_expected
 from ..utils.progress import say
 from ._reference import UNLABELLED
 from .ensemble import fit_ensemble
@@ -58,6 +59,7 @@ def annotate_by_markers(
     """
     cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
     columns, short = measured_markers(cells, panel, more, verbose)
+    report_expected("annotate markers", len(cells), verbose=verbose)
     x = shared_values(cells, cells.genes, np.arange(len(cells)))
     names = sorted(columns)
     pcs = own_components(x, options.seed)

@@ -23,6 +23,7 @@ from ..training.calibration import fit_calibration
 from ..utils.atomic import atomic_path
 from ..utils.columns import require_column, warn_similar
 from ..utils.errors import DataError, ScMambaError
+from ..utils.expected_time import report_expected
 from ..utils.progress import say
 from .base_classifiers import BASE_CLASSIFIERS
 from .ensemble import MIN_CELLS_PER_GENE, CellTypeEnsemble, donor_folds, fit_ensemble
@@ -322,6 +323,13 @@ class ReferenceCells:
         path = folder / self.fingerprint()
         if cache is not False and (kept := self._read(path, verbose)) is not None:
             return kept
+        if self.steps and self.model.device.type == "cpu":
+            shorter = "finetune_steps=0 omits the network"
+            factor = self.steps / 400  # as measured
+            report_expected("annotate network", 0, shorter, factor=factor, verbose=verbose)
+        elif not self.steps:
+            shorter = "fewer labeled cells are faster"
+            report_expected("annotate reference", len(self.names), shorter, verbose=verbose)
         classifier, scores = self.fit_network(verbose) if self.steps else (None, None)
         ensemble = fit_ensemble(
             self.x, self.names, self.groups, network=scores, seed=self.seed, verbose=verbose

@@ -37,6 +37,8 @@ from .novelty import NoveltyDetector, call_evidence, common_space, novelty_score
 MIN_CELLS_PER_GENE = 5
 #: Classes with fewer cells are too small for a penalized linear model; their mean profile is used if it helps.
 RARE = 20
+#: Parts of a reference that are held out in turn: whole donors if there are so many of them, else cells.
+FOLDS = 3
 #: Cells of the cross-validation, and cells of each class that are kept beside its share of them (fewer of many classes).
 VALIDATION_CELLS, KEPT_PER_CLASS = 3000, 50
 _FLOOR = 1e-4  # the network cannot exclude a class alone
@@ -218,6 +220,16 @@ def donor_folds(groups: np.ndarray, codes: np.ndarray, number: int, seed: int) -
     return fold
 
 
+def _accuracy_text(accuracy: float, groups: np.ndarray) -> str:
+    """The accuracy in words, with what was held out: see :func:`donor_folds`."""
+    if len(np.unique(groups)) >= FOLDS:
+        return f"{100 * accuracy:.1f}% of the cells of held-out donors are correct"
+    return (
+        f"{100 * accuracy:.1f}% of the held-out cells are correct (the reference names fewer than {FOLDS} donors, so "
+        "cells of new donors may be less accurate)"
+    )
+
+
 def fit_ensemble(
     x: sparse.csr_matrix,
     labels: np.ndarray,
@@ -248,7 +260,7 @@ def fit_ensemble(
         raise DataError("No cell of the reference has a label.")
     sample = validation_sample(codes, seed)
     x_sample, own = x[sample], codes[sample]
-    fold = donor_folds(groups[sample], own, 3, seed)
+    fold = donor_folds(groups[sample], own, FOLDS, seed)
     products = CellProducts.of(x_sample)
     seen = cross_validate(x_sample, own, len(names), fold, seed, verbose, products)
     held, weights, temperatures, rare = fit_weights(seen, own, len(names))
@@ -269,7 +281,7 @@ def fit_ensemble(
     report["held_out_accuracy"] = float(np.mean(calibrated.argmax(axis=1) == own[judged]))
     report["network_share"] = share
     say(
-        f"{len(names)} classes; {100 * report['held_out_accuracy']:.1f}% of the cells of held-out donors are correct",
+        f"{len(names)} classes; {_accuracy_text(report['held_out_accuracy'], groups[sample])}",
         verbose,
     )
     kinds = list(dict.fromkeys([*weights, "markers"]))
@@ -381,7 +393,7 @@ def cross_validate(
         np.zeros((len(codes), classes)),
     )
     products = CellProducts.of(x) if products is None else products
-    for f in track(range(3), "Scoring held-out donors", 3, verbose):
+    for f in track(range(FOLDS), "Cross-validating the reference", FOLDS, verbose):
         here = fold == f
         if not here.any() or here.all():
             continue

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.atomic import atomic_path
 from ..utils.deprecation import renamed_parameters, warn_renamed
 from ..utils.errors import ScMambaError
-from ..utils.progress import progress
+from ..utils.progress import progress, say
 from .transport import open_request, refuse_plain_token
 from .upload import WHOLE, send_in_parts
 
@@ -587,7 +587,8 @@ class Client:
 
         Returns
         -------
-        ``state`` (queued, running, done, failed, cancelled), ``done`` (0 to 1), ``message``, ``warnings`` and times.
+        ``state`` (queued, running, done, failed, cancelled), ``done`` (0 to 1), ``message`` (the present step),
+        ``messages`` (what the verb reported so far), ``warnings`` and times.
 
         Raises
         ------
@@ -608,7 +609,7 @@ class Client:
         job
             Id from :meth:`submit`.
         verbose
-            Show progress.
+            Show progress and the verb's messages.
 
         Returns
         -------
@@ -623,13 +624,18 @@ class Client:
         ScMambaError
             The job failed or was cancelled, with the server's reason.
         """
-        shown, pause = 0, 0.2
+        shown, printed, pause = 0, 0, 0.2
         with progress("Working on the server", 100, verbose) as advance:
             while True:
                 now = self.state(job)
                 done = int(100 * (now["done"] or 0))
                 advance(max(0, done - shown))
                 shown = max(shown, done)
+                reported = now.get("messages", ())
+                for text in reported[printed:]:
+                    say(text, verbose)
+                # A job that is begun again reports the same messages again.
+                printed = max(printed, len(reported))
                 if now["state"] == "done":
                     for text in now.get("warnings", ()):
                         warnings.warn(f"On the server: {text}", DeprecationWarning, stacklevel=2)

@@ -26,6 +26,7 @@ from ..data.selection import select_matrix
 from ..utils.columns import require_column
 from ..utils.deprecation import renamed_function, renamed_parameters
 from ..utils.errors import DataError
+from ..utils.expected_time import report_expected
 from ..utils.progress import progress, say
 from ..utils.threads import single_blas_thread, within_cores
 from .features import (
@@ -207,6 +208,13 @@ def _score_samples(
         labels = column.astype(str).astype(object).to_numpy(copy=True)
         labels[column.isna().to_numpy()] = None
     result = _Result.empty(adata.n_obs)
+    if options.method == "fast":
+        report_expected(
+            "doublets fast", int(full.sum()), factor=options.rounds / 4, verbose=verbose
+        )
+    else:
+        shorter = "method='fast' is much faster"
+        report_expected("doublets network", int(full.sum()), shorter, verbose=verbose)
     batches = list(_sample_batches(codes[full]))
     with progress("Finding doublets", len(batches) * options.rounds, verbose) as advance:
         for k, part in enumerate(batches):

@@ -17,6 +17,7 @@ from ..model import Model, load_model
 from ..model.inference import dense_input, input_positions
 from ..utils.atomic import check_target
 from ..utils.errors import DataError
+from ..utils.expected_time import report_expected
 from ..utils.progress import progress, say
 from ..utils.threads import within_cores
 from .options import EmbedOptions
@@ -240,6 +241,11 @@ def _open(
     )
     say(cells.values.sentence, options.verbose)
     say(cells.match.summary(), options.verbose)
+    if opened.device.type == "cpu":
+        is_small = opened.config.d_model <= 64
+        shorter = "a GPU is faster" if is_small else "a GPU or model='brain-mini' is faster"
+        what = "embed" if is_small else "embed brain-base"
+        report_expected(what, len(cells), shorter, verbose=options.verbose)
     return opened, cells
 
 

@@ -12,6 +12,7 @@ from ..data.provenance import KEY, refuse_existing
 from ..model import Model, load_model
 from ..utils.columns import require_column
 from ..utils.errors import DataError, OptionError
+from ..utils.expected_time import report_expected
 from ..utils.progress import say
 from .base import Imputer
 from .ensemble_imputer import RateEnsembleImputer
@@ -78,9 +79,24 @@ def open_imputer(
             "values='posterior' needs method='ensemble'; method='masked' predicts log values of zeros only. "
             "Omit one of them."
         )
+    _report_time(opened, method, len(cells), options)
     if method == "masked":
         return MaskedImputer(opened, options), cells
     return RateEnsembleImputer(opened, options, batch=batch), cells
+
+
+def _report_time(model: Model, method: str, cells: int, options: ImputeOptions) -> None:
+    """Report time and memory before long work; the masked rule was measured with 10 passes on a CPU."""
+    if method == "ensemble":
+        shorter = "adapt_steps=0 omits the adaptation of the network" if options.adapt_steps else ""
+        report_expected("impute ensemble", cells, shorter, verbose=options.verbose)
+    elif model.device.type == "cpu":
+        shorter = "it is proportional to passes" + (
+            ", and method='ensemble' is much faster" if model.has_trained_rates else ""
+        )
+        report_expected(
+            "impute masked", cells, shorter, factor=options.passes / 10, verbose=options.verbose
+        )
 
 
 def choose_method(method: str | None, model: Model) -> str:

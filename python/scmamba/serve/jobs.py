@@ -37,6 +37,7 @@ _LATER = {
     "deaths": "INTEGER NOT NULL DEFAULT 0",
     "warnings": "TEXT NOT NULL DEFAULT '[]'",
     "digest": "TEXT NOT NULL DEFAULT ''",
+    "messages": "TEXT NOT NULL DEFAULT '[]'",
 }
 #: States a job does not leave.
 FINAL = ("done", "failed", "cancelled")
@@ -59,10 +60,11 @@ _PUBLIC = (
 _log = logging.getLogger("scmamba.serve")
 
 
-def public_view(job: dict[str, Any]) -> dict[str, Any]:
-    """The part of a job that is shown to its user."""
+def public_view(job: dict[str, Any], *, messages: bool = True) -> dict[str, Any]:
+    """The part of a job that is shown to its user, with or without what the verb reported while it ran."""
     shown = {k: job[k] for k in _PUBLIC}
-    return {**shown, **{k: json.loads(job[k]) for k in ("options", "warnings")}}
+    columns = ("options", "warnings", *(["messages"] if messages else []))
+    return {**shown, **{k: json.loads(job[k]) for k in columns}}
 
 
 class Unavailable(ScMambaError):
@@ -259,7 +261,8 @@ class Queue:
             if row is not None:
                 now = time.time()
                 db.execute(
-                    "UPDATE jobs SET state='running', worker=?, attempts=attempts+1, started=?, beat=0, done=0 WHERE id=?",
+                    "UPDATE jobs SET state='running', worker=?, attempts=attempts+1, started=?, beat=0, done=0, "
+                    "messages='[]' WHERE id=?",
                     (worker, now, row["id"]),
                 )
                 db.execute(
@@ -270,23 +273,38 @@ class Queue:
         return None if row is None else self.get(row["id"])
 
     def beat(
-        self, job: str, worker: str, done: float | None = None, message: str | None = None
+        self,
+        job: str,
+        worker: str,
+        done: float | None = None,
+        message: str | None = None,
+        messages: Sequence[str] | None = None,
     ) -> bool:
         """Count a beat of the worker; False if the job is no longer its own (cancelled, or given to another)."""
+        reported = None if messages is None else json.dumps(list(messages))
         with self._open() as db:
             changed = db.execute(
-                "UPDATE jobs SET beat=COALESCE(beat, 0)+1, done=COALESCE(?, done), message=COALESCE(?, message) "
-                "WHERE id=? AND worker=? AND state='running'",
-                (done, message, job, worker),
+                "UPDATE jobs SET beat=COALESCE(beat, 0)+1, done=COALESCE(?, done), message=COALESCE(?, message), "
+                "messages=COALESCE(?, messages) WHERE id=? AND worker=? AND state='running'",
+                (done, message, reported, job, worker),
             ).rowcount
         return changed == 1
 
-    def finish(self, job: str, worker: str, state: str, message: str = "") -> bool:
+    def finish(
+        self,
+        job: str,
+        worker: str,
+        state: str,
+        message: str = "",
+        messages: Sequence[str] | None = None,
+    ) -> bool:
         """End a job once; False if another process has ended it or holds it now."""
+        reported = None if messages is None else json.dumps(list(messages))
         with self._open() as db:
             changed = db.execute(
-                "UPDATE jobs SET state=?, message=?, done=1, finished=? WHERE id=? AND worker=? AND state='running'",
-                (state, message, time.time(), job, worker),
+                "UPDATE jobs SET state=?, message=?, messages=COALESCE(?, messages), done=1, finished=? "
+                "WHERE id=? AND worker=? AND state='running'",
+                (state, message, reported, time.time(), job, worker),
             ).rowcount
         return changed == 1
 

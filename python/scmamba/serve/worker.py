@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _BEAT = 1.0  # seconds between two beats
 _TICK = 0.05
+_REPORTS, _LONGEST = 100, 1000  # messages of a verb that a job keeps, and their characters
 _INSIST = 120.0  # seconds of retries to record the end of a job in an unavailable queue
 
 
@@ -196,7 +197,7 @@ def _child(job: dict[str, Any], settings: Settings, work: Path, pipe: int, threa
             files += [found] if found else []
         confine(read=[*files, *_shared_folders()], write=[work])
     _progress.listener = listen
-    _progress.speaker = lambda text: None
+    _progress.speaker = lambda text: _say(pipe, {"report": text[:_LONGEST]})
     state, message = compute(job, settings, work / "result")
     _say(pipe, {"state": state, "message": message})
 
@@ -286,11 +287,12 @@ def run_job(
             os._exit(status)
     os.close(writer)
     try:
-        state, message = _Watched(queue, settings, job, worker, pid, reader, goes_on).until_end()
+        watched = _Watched(queue, settings, job, worker, pid, reader, goes_on)
+        state, message = watched.until_end()
     finally:
         os.close(reader)
     try:
-        _conclude(queue, settings, job, worker, work, state, message)
+        _conclude(queue, settings, job, worker, work, (state, message, watched.messages))
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -314,6 +316,7 @@ class _Watched:
         self._text = b""
         self._last: dict[str, Any] = {}
         self._progress: dict[str, Any] = {}
+        self.messages: list[str] = []
 
     def until_end(self) -> tuple[str, str]:
         """State and message: ``done``, ``failed``, ``died``, ``lost`` (no longer this worker's) or ``stopped``."""
@@ -354,6 +357,9 @@ class _Watched:
                 said = json.loads(line)
                 if "state" in said:
                     self._last = said
+                elif "report" in said:
+                    if len(self.messages) < _REPORTS:
+                        self.messages.append(plain(said["report"], _LONGEST))
                 else:
                     self._progress = said
 
@@ -370,6 +376,7 @@ class _Watched:
                 self.worker,
                 float(done) if isinstance(done, (int, float)) else None,
                 plain(message, 200) if message is not None else None,
+                self.messages,
             )
         return True
 
@@ -385,17 +392,17 @@ def _conclude(
     job: dict[str, Any],
     worker: str,
     work: Path,
-    state: str,
-    message: str,
+    outcome: tuple[str, str, list[str]],
 ) -> None:
     """Put the result in its place, on the disk, and end the job in the queue."""
+    state, message, reported = outcome
     folder = settings.data / "jobs" / job["id"]
     if state == "died":
         _insist(lambda: queue.bury(worker))
     elif state == "stopped":
         _insist(lambda: queue.give_back(worker))
     elif state == "failed":
-        _end(queue, job, worker, "failed", message)
+        _end(queue, job, worker, "failed", message, reported)
     elif state == "done":
         # The result stands before the job is called done: killed in between, the job runs again and ends once.
         try:
@@ -410,7 +417,7 @@ def _conclude(
                 full if error.errno in (28, 122) else "The result could not be kept.",
             )
             return
-        if not _end(queue, job, worker, "done", message):
+        if not _end(queue, job, worker, "done", message, reported):
             shutil.rmtree(folder / "result", ignore_errors=True)
 
 
@@ -428,8 +435,15 @@ def settle(result: Path, target: Path) -> None:
         os.close(entry)
 
 
-def _end(queue: Queue, job: dict[str, Any], worker: str, state: str, message: str) -> bool:
-    return bool(_insist(lambda: queue.finish(job["id"], worker, state, message)))
+def _end(
+    queue: Queue,
+    job: dict[str, Any],
+    worker: str,
+    state: str,
+    message: str,
+    reported: list[str] | None = None,
+) -> bool:
+    return bool(_insist(lambda: queue.finish(job["id"], worker, state, message, reported)))
 
 
 def _insist(act: Callable[[], Any]) -> Any:

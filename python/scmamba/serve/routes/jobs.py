@@ -164,7 +164,7 @@ async def _accept(
 @router.get("/v2/jobs")
 def jobs(shared: Shared, who: User) -> dict[str, Any]:
     """The user's jobs, newest first."""
-    return {"jobs": [public_view(j) for j in shared.queue.of_user(who)]}
+    return {"jobs": [public_view(j, messages=False) for j in shared.queue.of_user(who)]}
 
 
 def _own(shared: Services, job: str, who: str) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _own(shared: Services, job: str, who: str) -> dict[str, Any]:
 
 @router.get("/v2/jobs/{job}", responses={404: {}, 401: {}, 429: {}})
 def state(job: str, shared: Shared, who: User) -> dict[str, Any]:
-    """State, share done and messages of a job."""
+    """State, share done and messages of a job: what it reads, and what it found, as the verb reports it."""
     return public_view(_own(shared, job, who))
 
 
