@@ -124,7 +124,9 @@
     value <- wanted[[argument]]
     by_name <- is.character(value) && length(value) == 1 && !is.null(frame)
     keys[[argument]] <- if (by_name) value else argument
-    cells[[keys[[argument]]]] <- .per_cell(frame, value, argument, n)
+    groups <- .per_cell(frame, value, argument, n)
+    # Numbers are names of groups, with the same names on every backend; a missing integer has no equal in Python.
+    cells[[keys[[argument]]]] <- if (is.factor(groups)) groups else as.character(groups)
   }
   cells <- if (length(cells) > 0) as.data.frame(cells, optional = TRUE, stringsAsFactors = FALSE)
   list(cells = cells, keys = keys)

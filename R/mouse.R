@@ -81,7 +81,8 @@ ScMambaMouseToHuman.SummarizedExperiment <- function(object, verbose = TRUE, ...
 ScMambaMouseToHuman.default <- function(object, verbose = TRUE, ...) {
   .no_extra(...)
   matrix <- .check_matrix(.to_matrix(object))
-  .renamed_rows(matrix, .human_rows(rownames(matrix), verbose))
+  human <- .human_rows(rownames(matrix), verbose)
+  .renamed_rows(matrix, human)
 }
 
 .renamed_rows <- function(matrix, human) {

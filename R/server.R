@@ -164,8 +164,9 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     now <- .server_json(server, "GET", paste0("/v2/jobs/", job), tries = .patient)
     if (verbose) {
       # A job that is begun again reports the same messages again. A server of version 0.1 reports none.
-      for (text in utils::tail(as.character(now$messages), -printed)) .speaker(text)
-      printed <- max(printed, length(now$messages))
+      reported <- as.character(now$messages)
+      for (text in reported[seq_along(reported) > printed]) .speaker(text)
+      printed <- max(printed, length(reported))
     }
     if (now$state == "done") {
       return(invisible(now))
