@@ -23,7 +23,8 @@
 #' @examples
 #' if (scmamba_available()) {
 #'   seu <- ScMambaCohort(n.cells = 400, n.donors = 6, n.genes = 300)
-#'   result <- ScMambaCompare(seu, "disease", donor = "donor", ident.1 = "AD", ident.2 = "Control", verbose = FALSE)
+#'   result <- ScMambaCompare(seu, "disease", donor = "donor", ident.1 = "AD",
+#'     ident.2 = "Control", verbose = FALSE)
 #'   head(result$table)
 #' }
 #' @export

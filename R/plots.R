@@ -54,7 +54,8 @@
 #' if (scmamba_available() && requireNamespace("ggplot2", quietly = TRUE)) {
 #'   seu <- ScMambaCohort(n.cells = 400, n.donors = 4, n.genes = 300)
 #'   result <- ScMambaRobustness(seu, group.by = "disease", imputed.assay = NULL,
-#'     ratios = c(0.5, 0.9), min.degs = 1, permutations = 3, donors = NULL, null.permutations = 2, workers = 1)
+#'     ratios = c(0.5, 0.9), min.degs = 1, permutations = 3, donors = NULL,
+#'     null.permutations = 2, workers = 1)
 #'   ScMambaPlotRobustness(result)
 #' }
 #' @export

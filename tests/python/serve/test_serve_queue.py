@@ -130,6 +130,7 @@ def test_a_job_is_stored_as_it_was_sent(queue):
         finished=None,
         deaths=0,
         warnings="[]",
+        messages="[]",
         digest="",
     )
 
@@ -388,3 +389,19 @@ def test_a_queue_that_cannot_be_opened_is_unavailable(tmp_path, monkeypatch):
     (queue.folder / "queue.sqlite").mkdir()
     with pytest.raises(Unavailable, match="unavailable"):
         queue.counts()
+
+
+def test_messages_of_a_verb_stay_with_its_job_and_begin_anew_with_a_new_start(queue, tmp_path):
+    job = queue.add("u", "impute", "m", {}, tmp_path / "x")
+    queue.claim("w1")
+    assert jobs.public_view(queue.get(job))["messages"] == []
+    assert queue.beat(job, "w1", messages=["a", "b"])
+    assert jobs.public_view(queue.get(job))["messages"] == ["a", "b"]
+    assert queue.beat(job, "w1", 0.5)  # nothing new was reported
+    assert jobs.public_view(queue.get(job))["messages"] == ["a", "b"]
+    queue.give_back("w1")
+    queue.claim("w2")
+    assert jobs.public_view(queue.get(job))["messages"] == []
+    assert queue.finish(job, "w2", "done", "done", ["a", "b", "c"])
+    assert jobs.public_view(queue.get(job))["messages"] == ["a", "b", "c"]
+    assert "messages" not in jobs.public_view(queue.get(job), messages=False)
