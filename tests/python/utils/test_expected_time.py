@@ -15,9 +15,7 @@ def test_lines_through_measured_rates():
     text = expected_time.expected("impute ensemble", 5_000)
     assert text == ""
     text = expected_time.expected("impute ensemble", 100_000, "x is faster")
-    assert (
-        text == "About 6 minutes and 4.2 GB of memory on two cores of an Intel Xeon; x is faster"
-    )
+    assert text == "About 6 minutes and 4.2 GB of memory on two cores of an Intel Xeon; x is faster"
     text = expected_time.expected("embed", 1_000_000)
     assert text == "About 2 hours and 81.3 GB of memory on two cores of an Intel Xeon"
     # 2 * 190 s; the share of passes counts.
