@@ -71,7 +71,7 @@ test_that("time and memory of long work are shown in R's words", {
   words <- function(...) scMamba:::.r_words(expected(...))
   expect_identical(words("annotate network", 0L, "finetune_steps=0 omits the network"),
     "About 2 minutes and 1.8 GB of memory on two cores of an Intel Xeon; network = FALSE omits the network")
-  expect_match(words("impute ensemble", 50000L, "adapt_steps=0 omits the adaptation"), "3 minutes .*; adapt = FALSE omits")
+  expect_match(words("impute ensemble", 50000L, "adapt_steps=0 omits it"), "3 minutes .*; adapt = FALSE omits it")
   expect_match(words("doublets network", 1000L, "method='fast' is much faster"), "; method = \"fast\" is")
   expect_identical(words("embed", 1000L), "")
   object <- ScMambaCohort(n.cells = 40, n.donors = 2, n.genes = 2000, seed = 6)
