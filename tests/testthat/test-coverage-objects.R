@@ -50,7 +50,11 @@ test_that("a panel of the user is used, and an invalid one refused", {
   expect_gt(mean(frame$scmamba_type[object$cell_type == "Oligodendrocyte"] == "Oligo"), 0.9)
   expect_gt(mean(frame$scmamba_type[object$cell_type == "Excitatory"] == "Neuron"), 0.9)
   expect_error(ScMambaAnnotate(object, markers = c("MBP", "SNAP25")), "named list", class = "scmamba_error")
-  expect_error(ScMambaAnnotate(object, reference = 1:3, labels = "x"), "must be a Seurat object", class = "scmamba_error")
+  expect_error(
+    ScMambaAnnotate(object, reference = 1:3, labels = "x"),
+    "must be a Seurat object",
+    class = "scmamba_error"
+  )
 })
 
 test_that("a reference may be a SingleCellExperiment", {
