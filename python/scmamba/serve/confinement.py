@@ -1,8 +1,8 @@
 """What a process that opens strangers' files may do: no new privileges, no network, few files (Linux).
 
 Landlock restricts files, seccomp system calls; both need no privileges and cannot be taken back. The structures and numbers are those of
-the kernel's documentation (https://docs.kernel.org/userspace-api/landlock.html, seccomp_filter.html). Where the kernel lacks one of them
-the rest is used, and the server prints what is active.
+the kernel's documentation (https://docs.kernel.org/userspace-api/landlock.html, seccomp_filter.html). Without Landlock, namespaces hide the
+files (:mod:`scmamba.serve.own_view`). Where the kernel or the container allows neither, the rest is used, and the server prints what is active.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import struct
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+from . import own_view
 
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
@@ -38,6 +40,11 @@ _DENIED = {
         (198, 39, 40, 41, 51, 97, 104, 105, 106, 117, 217, 218, 219, 241, 265, 268, 270, 271, 273, 280, 282, 425),
     ),
 }  # fmt: skip
+#: Calls that send signals by the number of a process, and ``prlimit64``.
+_SIGNALS = {
+    "x86_64": ((62, 129, 200, 234, 297, 424), 302),
+    "aarch64": ((129, 138, 130, 131, 240, 424), 261),
+}
 #: What Python and its libraries read.
 _SYSTEM = (
     "/usr", "/lib", "/lib64", "/lib32", "/bin", "/opt", "/nix", "/proc", "/sys", "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd",
@@ -69,6 +76,8 @@ def available() -> list[str]:
         found.append("seccomp")
     if version := landlock_version():
         found.append(f"landlock {version}")
+    elif own_view.possible():
+        found.append("namespaces")
     return found
 
 
@@ -91,11 +100,16 @@ def confine(read: Iterable[Path] = (), write: Iterable[Path] = ()) -> list[str]:
     active = []
     if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0:
         active.append("no-new-privileges")
-    if _drop_capabilities():
-        active.append("no capabilities")
+    read, write = [*_read_by_python(), *read], list(write)
     if landlock_version():
-        _restrict_files([*_read_by_python(), *read], list(write))
+        _restrict_files(read, write)
         active.append(f"landlock {landlock_version()}")
+    else:
+        with contextlib.suppress(OSError):
+            own_view.enter(read, write, [*map(Path, _DEVICES), *_gpus()])
+            active.append("namespaces")
+    if _drop_capabilities(all_of_them=os.geteuid() != 0):
+        active.append("no capabilities")
     if platform.machine() in _DENIED:
         with contextlib.suppress(OSError):
             _restrict_calls()
@@ -103,11 +117,11 @@ def confine(read: Iterable[Path] = (), write: Iterable[Path] = ()) -> list[str]:
     return active
 
 
-def _drop_capabilities() -> bool:
-    """Give up root's powers, but for reading what root may read (which Landlock limits); true if there was something to give up."""
-    if os.geteuid() != 0:
+def _drop_capabilities(all_of_them: bool) -> bool:
+    """Give up root's powers, but for root's reading of files, which is limited; true if there was something to give up."""
+    if "CapPrm:\t0000000000000000" in Path("/proc/self/status").read_text():
         return False
-    kept = (1 << 1) | (1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+    kept = 0 if all_of_them else (1 << 1) | (1 << 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
     header = struct.pack("=Ii", 0x20080522, 0)
     data = struct.pack("=6I", kept, kept, 0, 0, 0, 0)
     return int(_libc().capset(header, data)) == 0
@@ -116,6 +130,10 @@ def _drop_capabilities() -> bool:
 def _read_by_python() -> list[Path]:
     places = [*_SYSTEM, sys.prefix, sys.base_prefix, sys.exec_prefix, *filter(None, sys.path)]
     return [Path(p) for p in places if os.path.exists(p)]
+
+
+def _gpus() -> list[Path]:
+    return [p for pattern in ("nvidia*", "dri", "kfd") for p in Path(_GPUS).glob(pattern)]
 
 
 def _restrict_files(read: list[Path], write: list[Path]) -> None:
@@ -131,12 +149,11 @@ def _restrict_files(read: list[Path], write: list[Path]) -> None:
         raise OSError(ctypes.get_errno(), "landlock_create_ruleset")
     try:
         devices = [Path(d) for d in _DEVICES]
-        gpus = [p for pattern in ("nvidia*", "dri", "kfd") for p in Path(_GPUS).glob(pattern)]
         for path in read:
             _allow(libc, rules, path, (_READ | _READ_DIR | _EXECUTE) & rights)
         for path in devices:
             _allow(libc, rules, path, (_READ | _WRITE) & rights)
-        for path in gpus:
+        for path in _gpus():
             _allow(libc, rules, path, (_READ | _READ_DIR | _WRITE | _IOCTL) & rights)
         for path in write:
             _allow(libc, rules, path, rights & ~_EXECUTE)
@@ -161,21 +178,40 @@ def _allow(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> None:
         os.close(handle)
 
 
-def _restrict_calls() -> None:
-    """A filter that answers EPERM to the denied calls, and to calls of another architecture."""
+def _filter(others_signals: bool) -> list[tuple[int, int, int, int]]:
+    """Instructions that answer EPERM to the denied calls, and to calls of another architecture.
+
+    ``others_signals``: signals to other processes are left to Landlock. ``prlimit`` is for this process only.
+    """
     architecture, denied = _DENIED[platform.machine()]
+    signals, limits = _SIGNALS[platform.machine()]
     load, equal, above, give = 0x20, 0x15, 0x35, 0x06  # BPF: LD W ABS, JEQ K, JGE K, RET K
-    refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
-    n = len(denied)
-    program = [
-        (load, 0, 0, 4),  # the architecture
-        (equal, 0, n + 3, architecture),
-        (load, 0, 0, 0),  # the number of the call
-        (above, n + 1, 0, 0x40000000),  # calls of x32
-        *((equal, n - i, 0, call) for i, call in enumerate(denied)),
-        (give, 0, 0, allow),
-        (give, 0, 0, refuse),
+    own = os.getpid()
+    # (operation, where to go if true, if false, operand); None: the next one.
+    program: list[tuple[int, str | None, str | None, int]] = [
+        (load, None, None, 4),  # the architecture
+        (equal, None, "refuse", architecture),
+        (load, None, None, 0),  # the number of the call
+        (above, "refuse", None, 0x40000000),  # calls of x32
+        *((equal, "refuse", None, call) for call in denied),
+        *((equal, "signal", None, call) for call in signals if not others_signals),
+        (equal, "limit", "allow", limits),
     ]
+    labels = {"signal": len(program)}
+    program += [(load, None, None, 16), (equal, "allow", "refuse", own)]  # the first argument
+    labels["limit"] = len(program)
+    program += [(load, None, None, 16), (equal, "allow", None, 0), (equal, "allow", "refuse", own)]
+    labels |= {"allow": len(program), "refuse": len(program) + 1}
+    program += [(give, None, None, 0x7FFF0000), (give, None, None, 0x00050000 | errno.EPERM)]
+
+    def steps(label: str | None, i: int) -> int:
+        return 0 if label is None else labels[label] - i - 1
+
+    return [(op, steps(yes, i), steps(no, i), k) for i, (op, yes, no, k) in enumerate(program)]
+
+
+def _restrict_calls() -> None:
+    program = _filter(others_signals=landlock_version() >= 6)
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
     about = struct.pack("=H6xQ", len(program), ctypes.addressof(code))
     holder = ctypes.create_string_buffer(about, len(about))
