@@ -313,18 +313,22 @@ class Reach:
             and not source.compiled[first]
             and (direct or not source.foreign)
         ):
-            return self._order(change.file, direct)
+            # A forked process that ends at once reports nothing: the files of tests that name the function run.
+            return self._order(change.file, direct or self._naming(source.functions[first][-1]))
         names = set(source.functions[first][-1:] or source.names[first])
         reached = self._through(names, change.file, lines)
-        for file, words in self.test_words.items():
-            if names & words:
-                reached |= {test for test in self.seconds if test.startswith(file + "::")}
+        reached = reached.union(*map(self._naming, names))
         if not reached:
             inside = (line for line, around in enumerate(source.functions) if around)
             reached = (
                 set().union(*(self.by_line[change.file].get(line, ()) for line in inside)) or direct
             )
         return self._order(change.file, reached)
+
+    def _naming(self, name: str) -> set[str]:
+        """The tests of all files of tests in which a name occurs."""
+        files = tuple(file + "::" for file, words in self.test_words.items() if name in words)
+        return {test for test in self.seconds if test.startswith(files)}
 
     def _through(self, names: set[str], home: str, own: set[int]) -> set[str]:
         """Tests that run a line which mentions one of the names.

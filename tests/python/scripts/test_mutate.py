@@ -51,6 +51,10 @@ def late():
     return 8
 
 
+def in_a_fork(n):
+    return n * 7
+
+
 def printed(n):
     print(n + 100)
 
@@ -112,6 +116,13 @@ def test_before():
     ORDER.append(1)
 
 
+def test_fork():
+    child = os.fork()
+    if child == 0:
+        os._exit(sums.in_a_fork(3))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 21
+
+
 def test_fails_alone():
     assert ORDER and sums.late() > 0
 
@@ -130,6 +141,7 @@ CHANGES = [
     ('"two": 22', '"two": 2', "killed"),
     ("return n * 5", "return n * 6", "not covered"),
     ("print(n + 100)", "print(n)", "killed"),
+    ("return n * 7", "return n * 8", "killed"),
     ("return 8", "return 9", "unsure"),
 ]
 
