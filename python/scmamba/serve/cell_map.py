@@ -103,14 +103,17 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     folder = Path(sys.argv[1])
     first_to_go()
+    kept: Path | None = None
     if "unconfined" not in sys.argv[2:]:
         # Only this program reads what is compiled here: a result that took it over could write there.
         kept = private_folder("maps")
         os.environ["NUMBA_CACHE_DIR"] = str(kept)
         confine(write=[folder, kept])
+    # Before anything is compiled: a damaged result ends here.
+    adata = anndata.read_h5ad(folder / "result.h5ad")
+    if kept is not None:
         with contextlib.suppress(ImportError):
             import_umap(kept)
-    adata = anndata.read_h5ad(folder / "result.h5ad")
     picture = cell_map(adata)
     write_genes(adata[drawn_cells(adata)], folder)
     with atomic_path(folder / "picture.json") as path:

@@ -279,6 +279,7 @@ def test_choice(monkeypatch, caplog):
     assert choose_backend(x) == "chunked"
     assert choose_backend(x, "reference") == "reference"
     monkeypatch.setattr(scan_registry, "_logged", set())
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger="scmamba.ops"):
         choose_backend(x)
         choose_backend(x)
