@@ -9,6 +9,7 @@ import typer
 
 from ..utils.columns import require_column, warn_similar
 from ..utils.errors import ScMambaError
+from ..utils.layers import layer_names
 from .errors import refuse_existing_outputs
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def clusters(
     adata = open_backed(data)
     layers = layer or ["scmamba"]
     if missing := [name for name in layers if name not in adata.layers]:
-        have = ", ".join(adata.layers) or "none"
+        have = ", ".join(layer_names(adata.layers)) or "none"
         raise ScMambaError(
             f"The data have no layer '{missing[0]}'; they have {have}. 'scmamba impute' makes one."
         )

@@ -20,6 +20,7 @@ import scipy.sparse as sp
 from ..utils.columns import require_adata
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
+from ..utils.layers import layer_names
 from ..utils.progress import progress
 from ..utils.threads import within_cores
 from .columns import as_list
@@ -318,7 +319,7 @@ def _named_source(adata: Any, name: str) -> Source:
     if source.totals is None:
         raise DataError(
             f"There is no layer 'counts', and {source.values}. Name the layers to compare with layers=...; "
-            f"there are {', '.join(adata.layers) or 'none'} and X."
+            f"there are {', '.join(layer_names(adata.layers)) or 'none'} and X."
         )
     return source
 
