@@ -33,10 +33,7 @@
 .reticulate_backend <- list(
   impute = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
-    result <- .call_python(
-      do.call(.python()$scmamba$impute, c(list(adata), options, verbose = verbose)),
-      verbose
-    )
+    result <- .call_python(.python()$scmamba$impute, c(list(adata), options, verbose = verbose), verbose)
     slots <- .translate_errors(.python()$slots$layer_slots(result, "scmamba"))
     list(
       matrix = .from_slots(slots, dim(matrix), dimnames(matrix)),
@@ -46,10 +43,7 @@
   },
   embed = function(matrix, options, verbose) {
     adata <- .to_adata(matrix)
-    result <- .call_python(
-      do.call(.python()$scmamba$embed, c(list(adata), options, verbose = verbose)),
-      verbose
-    )
+    result <- .call_python(.python()$scmamba$embed, c(list(adata), options, verbose = verbose), verbose)
     embedding <- reticulate::py_to_r(reticulate::py_get_item(result$obsm, "X_scmamba"))
     storage.mode(embedding) <- "double"
     rownames(embedding) <- colnames(matrix)
@@ -62,22 +56,18 @@
   annotate = function(matrix, known, options, verbose) {
     adata <- .to_adata(matrix)
     reference <- if (is.list(known)) .to_adata(known$matrix, known$cells) else known
-    result <- .call_python(
-      do.call(.python()$scmamba$annotate, c(list(adata, reference = reference), options, verbose = verbose)),
-      verbose
-    )
+    arguments <- c(list(adata, reference = reference), options, verbose = verbose)
+    result <- .call_python(.python()$scmamba$annotate, arguments, verbose)
     list(cells = .result_columns(result), provenance = .provenance(result, "annotate"))
   },
   doublets = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
-    result <- .call_python(
-      do.call(.python()$scmamba$find_doublets, c(list(adata), options, verbose = verbose)), verbose
-    )
+    result <- .call_python(.python()$scmamba$find_doublets, c(list(adata), options, verbose = verbose), verbose)
     list(cells = .result_columns(result, cells), provenance = .provenance(result, "doublets"))
   },
   markers = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
-    table <- .call_python(do.call(.deg()$find_markers, c(list(adata), options)), verbose)
+    table <- .call_python(.deg()$find_markers, c(list(adata), options), verbose)
     structure(.plain_frame(table), read_as = reticulate::py_to_r(table$attrs$get("read_as")))
   },
   robustness = function(matrix, imputed, cells, options, verbose) {
@@ -86,9 +76,7 @@
       layer <- .to_adata(imputed)$X
       reticulate::py_set_item(adata$layers, "scmamba", layer)
     }
-    result <- .call_python(
-      do.call(.deg()$robustness, c(list(adata), options, verbose = verbose)), verbose
-    )
+    result <- .call_python(.deg()$robustness, c(list(adata), options, verbose = verbose), verbose)
     table <- function(frame) .plain_frame(frame$reset_index(drop = TRUE))
     lines <- function(tuple) as.character(reticulate::py_to_r(tuple))
     structure(list(
@@ -99,7 +87,7 @@
   },
   finetune = function(matrix, folder, options, verbose) {
     training <- .training()
-    made <- .call_python(do.call(training$finetune_on, c(list(.to_adata(matrix)), options, verbose = verbose)), verbose)
+    made <- .call_python(training$finetune_on, c(list(.to_adata(matrix)), options, verbose = verbose), verbose)
     .translate_errors(.python()$scmamba$save_checkpoint(made[[0]], folder, card = made[[1]]))
   }
 )

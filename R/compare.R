@@ -82,7 +82,7 @@ ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.ty
   for (name in covariates) cells[[name]] <- .metadata_column(frame, name, "covariates")
   options$covariates <- if (is.null(covariates)) NULL else as.list(covariates)
   arguments <- list(.to_adata(matrix, cells), condition_key = names(cells)[[1]], donor_key = names(cells)[[2]])
-  result <- .call_python(do.call(.deg()$compare, c(arguments, options, verbose = verbose)), verbose)
+  result <- .call_python(.deg()$compare, c(arguments, options, verbose = verbose), verbose)
   lines <- function(tuple) vapply(as.character(unlist(reticulate::py_to_r(tuple))), .r_words, "", USE.NAMES = FALSE)
   samples <- reticulate::py_to_r(result$samples)
   structure(list(

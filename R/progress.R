@@ -26,29 +26,29 @@
   list(listener = listener, finish = finish)
 }
 
-# Evaluate a call into Python with its progress and sentences shown by cli (or not
-# at all) and its errors made readable.
-.call_python <- function(expr, verbose) {
-  modules <- .python()
+# Call Python with its progress and sentences shown by cli (or not at all) and its errors made readable. Python computes in
+# a thread of its own; what it reports is shown from here, where code of the user that handles messages and leaves by
+# them (tryCatch, an error, an interrupt) leaves no frame of Python behind.
+.call_python <- function(call, arguments, verbose) {
+  job <- do.call(.python()$background$Job, c(list(call, verbose), arguments))
+  on.exit({
+    suspendInterrupts(job$stop())
+    job$join()
+  })
   if (verbose) {
     progress <- .progress_listener()
-    .hook(modules, "listener", progress$listener)
-    .hook(modules, "speaker", .speaker)
-    on.exit({
-      .hook(modules, "listener", NULL)
-      .hook(modules, "speaker", NULL)
-      progress$finish()
-    })
+    on.exit(progress$finish(), add = TRUE)
   }
-  .translate_errors(expr)
+  job$begin()
+  while (!reticulate::py_to_r(job$finished)) {
+    for (event in reticulate::py_to_r(job$wait(0.25))) {
+      if (event[[1]] == "message") .speaker(event[[2]]) else do.call(progress$listener, event[-1])
+    }
+  }
+  .translate_errors(job$result())
 }
 
 .speaker <- function(text) {
   cli::cli_inform(c(i = .verbatim(.r_words(text))))
   NULL
-}
-
-# Called from Python, our functions are to see R values, not Python objects.
-.hook <- function(modules, name, value) {
-  reticulate::py_set_attr(modules$progress, name, reticulate::r_to_py(value, convert = TRUE))
 }

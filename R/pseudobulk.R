@@ -86,7 +86,7 @@ ScMambaPseudobulk.SummarizedExperiment <- function(object, group.by, donor, iden
     min_cells = .check_integer(min.cells, "min.cells", 1L), min_total = .check_number(min.total, "min.total")
   )
   adata <- .to_adata(matrix, cells)
-  table <- .call_python(do.call(.deg()$pseudobulk, c(list(adata), options)), verbose)
+  table <- .call_python(.deg()$pseudobulk, c(list(adata), options), verbose)
   attribute <- function(name) reticulate::py_to_r(table$attrs$get(name))
   samples <- attribute("samples")
   frame <- .plain_frame(table)

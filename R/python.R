@@ -332,7 +332,7 @@ scmamba_available <- function() {
       list(
         scmamba = reticulate::import("scmamba", convert = FALSE),
         slots = reticulate::import("scmamba.wire.slots", convert = FALSE),
-        progress = reticulate::import("scmamba.utils.progress", convert = FALSE)
+        background = reticulate::import("scmamba.utils.background", convert = FALSE)
       )
     },
     python.builtin.BaseException = function(e) .abort_import(e, python)

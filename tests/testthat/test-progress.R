@@ -36,3 +36,52 @@ test_that("an interrupt leaves the object unchanged", {
   expect_identical(seu, before)
   expect_null(reticulate::import("scmamba.utils.progress")$listener)
 })
+
+test_that("a handler may leave at any message, and R and Python are usable afterwards", {
+  skip_without_python()
+  # Without protection such a session is killed, hence a separate one.
+  output <- fresh_session(env = paste0("RETICULATE_PYTHON=", reticulate::import("sys")$executable), code = c(
+    "object <- ScMambaCohort(n.cells = 40, n.donors = 2, n.genes = 2000)",
+    "verb <- function() ScMambaEmbed(object, force = TRUE)",
+    "raised <- function(m) stop('raised at ', substr(conditionMessage(m), 3, 12))",
+    "interrupted <- function(m) {tools::pskill(Sys.getpid(), tools::SIGINT); Sys.sleep(20); stop('not interrupted')}",
+    "cases <- list(",
+    "  error = function() tryCatch(withCallingHandlers(verb(), message = raised), error = conditionMessage),",
+    "  exit = function() tryCatch(verb(), message = function(m) 'left at a message'),",
+    "  condition = function() tryCatch(verb(), condition = function(m) 'left at a condition'),",
+    "  restart = function() withRestarts(",
+    "    withCallingHandlers(verb(), message = function(m) invokeRestart('mine', 'left by a restart')),",
+    "    mine = function(x) x),",
+    "  nested = function() tryCatch(verb(), message = function(m) class(suppressMessages(verb()))[[1]]),",
+    "  interrupt = function() tryCatch(withCallingHandlers(verb(), message = interrupted),",
+    "    interrupt = function(e) 'left by Ctrl-C'),",
+    "  warning = function() class(tryCatch(suppressMessages(verb()), warning = conditionMessage))[[1]])",
+    "for (name in names(cases)) {",
+    "  cat(name, ':', cases[[name]](), '\\n')",
+    "  again <- ScMambaEmbed(object, force = TRUE, verbose = FALSE)",
+    "  cat('then:', ncol(again[['scmamba_embedding']]), 'dimensions\\n')",
+    "}",
+    "invisible(gc())"
+  ))
+  expect_null(attr(output, "status"), info = output)
+  expect_identical(trimws(output), as.vector(rbind(
+    c("error : raised at The matrix", "exit : left at a message", "condition : left at a condition",
+      "restart : left by a restart", "nested : Seurat", "interrupt : left by Ctrl-C", "warning : Seurat"),
+    "then: 64 dimensions"
+  )))
+})
+
+test_that("what Python prints while it computes appears, and its functions are put back", {
+  skip_without_python()
+  reticulate::py_run_string(paste(
+    "import sys as _sys",
+    "def _printing(): _sys.stderr.write('printed by Python\\n'); print('and this'); return 7",
+    "_streams = (_sys.stdout, _sys.stderr)", sep = "\n"
+  ))
+  main <- reticulate::import_main(convert = FALSE)
+  result <- NULL
+  shown <- reticulate::py_capture_output(result <- scMamba:::.call_python(main[["_printing"]], list(), TRUE))
+  expect_identical(shown, "printed by Python\nand this\n")
+  expect_identical(reticulate::py_to_r(result), 7L)
+  expect_true(reticulate::py_eval("_streams == (_sys.stdout, _sys.stderr)"))
+})
