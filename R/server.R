@@ -160,6 +160,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   progress <- if (verbose) .progress_listener()
   if (verbose) on.exit(progress$finish())
   printed <- 0
+  pause <- 0.05
   repeat {
     now <- .server_json(server, "GET", paste0("/v2/jobs/", job), tries = .patient)
     if (verbose) {
@@ -176,7 +177,9 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
       stop(errorCondition(.r_words(now$message), class = "scmamba_error", call = NULL))
     }
     if (verbose && nzchar(now$message)) progress$listener(now$message, round(100 * now$done), 100)
-    Sys.sleep(0.3)
+    # A small job is over at once; a long one is not asked about more often than is of use.
+    Sys.sleep(pause)
+    pause <- min(1.3 * pause, 0.5)
   }
 }
 
@@ -372,12 +375,12 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   # The server writes its token once the port is its own: whoever else answers there is not believed.
   token <- file.path(data, "local-token")
   alive <- FALSE
-  for (second in seq_len(240)) {
+  for (look in seq_len(600)) {
     server <- ScMambaServer(url, token = if (file.exists(token)) readLines(token, n = 1, warn = FALSE))
     alive <- !is.null(server$token()) && tryCatch(
       .server_once(server, "GET", "/v2/jobs", NULL, NULL)$status_code == 200, error = function(e) FALSE)
     if (alive) break
-    Sys.sleep(0.25)
+    Sys.sleep(0.1)
   }
   if (!alive) {
     said <- utils::tail(readLines(log, warn = FALSE), 3)

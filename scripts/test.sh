@@ -13,6 +13,9 @@ unset LD_LIBRARY_PATH
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" NUMBA_NUM_THREADS="${NUMBA_NUM_THREADS:-2}"
 LOGS="$ROOT/.cache/check"
 SKIPS="$LOGS/skips"
+# Tests that need no second Seurat run once, if both runs were asked for.
+SECOND=""
+case " $* " in *" testthat "*) SECOND=second ;; esac
 mkdir -p "$LOGS" "$SKIPS"
 
 suite_pytest() {
@@ -54,7 +57,8 @@ install5() {
 
 suite_testthat5() {
   install5 || return $?
-  SCMAMBA_SKIPS="$SKIPS/testthat5.tsv" scripts/in_seurat5.sh Rscript --vanilla scripts/testthat.R
+  # shellcheck disable=SC2086
+  SCMAMBA_SKIPS="$SKIPS/testthat5.tsv" scripts/in_seurat5.sh Rscript --vanilla scripts/testthat.R $SECOND
 }
 
 # The conversion tests of pytest, with the R of the other Seurat. rpy2 was compiled for this R: ABI mode loads any.

@@ -469,6 +469,7 @@ def preload(settings: Settings) -> int:
 
     with contextlib.suppress(ImportError):
         from numba.core.caching import FunctionCache
+        from numba.core.registry import cpu_target
 
         # A job may read compiled kernels and write none.
         setattr(FunctionCache, "_guard_against_spurious_io_errors", tolerate_bad_cache)  # noqa: B010
@@ -477,6 +478,13 @@ def preload(settings: Settings) -> int:
         # Compiled functions find their cache when they are imported.
         from ..data import csr_remap  # noqa: F401
         from ..deg import continuous, discrete, twogroup  # noqa: F401
+
+        # Otherwise every job reads what numba knows of numpy and Python anew, half a second of it.
+        cpu_target.target_context.refresh()
+        cpu_target.typing_context.refresh()
+    import joblib.parallel  # noqa: F401
+    import sklearn.neighbors  # noqa: F401
+
     with contextlib.suppress(ScMambaError):
         kept_model(settings.model)
     return threads
@@ -507,6 +515,8 @@ def warm(settings: Settings, threads: int) -> None:
         cells, model = brain_cohort(24, n_donors=2, seed=0), kept_model(settings.model)
         embed(cells.copy(), model=model, verbose=False)
         impute(cells.copy(), model=model, verbose=False)
+        find_markers(cells, "disease", "AD")
+        cells.X = cells.X.astype("float64")  # as R sends counts
         find_markers(cells, "disease", "AD")
         mark.touch()
     except OSError:

@@ -58,7 +58,8 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         header, wanted = _header(file, path.stat().st_size)
         arrays = {}
         for name, kind, shape in wanted:
-            raw = np.frombuffer(file.read(kind.itemsize * _product(shape)), dtype=kind)
+            # Not frombuffer, whose arrays cannot be written to: numba would compile its functions for such ones anew.
+            raw = np.fromfile(file, dtype=kind, count=_product(shape))
             arrays[name] = raw.reshape(shape, order="F")
     return header, arrays
 
