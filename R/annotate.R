@@ -9,6 +9,8 @@
 #'   counts of 33 human brain cell types that come with the package ([ScMambaReferences()]): no labels are needed.
 #' @param reference.assay,reference.layer Assay and layer of the reference to read; by default its
 #'   default assay (or, if that has no counts, as in an integrated reference, the assay `RNA`) and `"counts"`.
+#' @param reference.gene.column Column of the reference's table of genes with the symbols or Ensembl IDs, if its
+#'   row names are something else.
 #' @param labels Column of its metadata with the types, or several from coarse to
 #'   fine.
 #' @param region With `reference = "human-brain"`: `"cortex"`, `"hippocampus"` or `"midbrain"`, to omit the types of
@@ -48,6 +50,7 @@ ScMambaAnnotate <- function(object, ...) {
 ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, model = NULL, markers = NULL,
                                    donor = "donor", assay = NULL, layer = "counts", slot = NULL,
                                    gene.column = NULL, reference.assay = NULL, reference.layer = "counts",
+                                   reference.gene.column = NULL,
                                    clusters = NULL, network = FALSE, error.rate = 0.05, cache = TRUE, device = NULL,
                                    seed = 0, force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE,
                                    region = NULL, ...) {
@@ -63,7 +66,7 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
   }
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
   matrix <- .get_layer(object, assay, layer, verbose)
-  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
+  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
   named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
   result <- .backend(backend)$annotate(named, known, options, verbose)
   if (!is.null(clusters)) result$cells <- .with_clusters(result$cells, groups)
@@ -87,7 +90,8 @@ ScMambaAnnotate.SummarizedExperiment <- function(object, ...) {
 ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, labels = NULL, model = NULL,
                                                  markers = NULL, donor = "donor", assay = "counts",
                                                  gene.column = NULL, reference.assay = NULL,
-                                                 reference.layer = "counts", clusters = NULL, network = FALSE,
+                                                 reference.layer = "counts", reference.gene.column = NULL,
+                                                 clusters = NULL, network = FALSE,
                                                  error.rate = 0.05, cache = TRUE,
                                                  device = NULL, seed = 0, force = FALSE,
                                                  overwrite = FALSE, backend = NULL, verbose = TRUE,
@@ -97,7 +101,7 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
   .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference), .annotate_columns, overwrite)
   groups <- if (!is.null(clusters)) .per_cell(frame, clusters, "clusters")
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
-  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
+  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
   named <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
   result <- .backend(backend)$annotate(named, known, options, verbose)
   if (!is.null(clusters)) result$cells <- .with_clusters(result$cells, groups)
@@ -108,12 +112,13 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
 #' @export
 ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, model = NULL, markers = NULL,
                                     donor = "donor", reference.assay = NULL, reference.layer = "counts",
+                                    reference.gene.column = NULL,
                                     clusters = NULL, network = FALSE, error.rate = 0.05, cache = TRUE,
                                     device = NULL, seed = 0, force = FALSE, backend = NULL, verbose = TRUE,
                                     region = NULL, ...) {
   .no_extra(...)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
-  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer)
+  known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
   matrix <- .check_matrix(.to_matrix(object))
   groups <- if (!is.null(clusters)) .per_cell(NULL, clusters, "clusters", ncol(matrix))
   result <- .backend(backend)$annotate(.named_genes(matrix, verbose = verbose), known, options, verbose)
@@ -176,7 +181,7 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
 }
 
 # The counts of a reference and the columns that matter, the name of a reference of the package, or NULL.
-.labelled_cells <- function(reference, labels, donor, verbose, assay = NULL, layer = "counts") {
+.labelled_cells <- function(reference, labels, donor, verbose, assay = NULL, layer = "counts", gene.column = NULL) {
   if (is.null(reference)) {
     return(NULL)
   }
@@ -193,10 +198,13 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
   }
   if (inherits(reference, "Seurat")) {
     frame <- reference[[]]
-    matrix <- .reference_values(reference, assay, layer, verbose)
+    read <- .reference_values(reference, assay, layer, verbose)
+    matrix <- read$matrix
+    genes <- reference[[read$assay]][[]]
   } else if (inherits(reference, "SingleCellExperiment")) {
     frame <- as.data.frame(SummarizedExperiment::colData(reference))
     matrix <- .get_sce(reference, assay %||% layer)
+    genes <- .sce_genes(reference)
   } else {
     .abort("{.arg reference} must be a Seurat object, a SingleCellExperiment or {.val human-brain}, not
       {.cls {class(reference)[[1]]}}.")
@@ -204,7 +212,7 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
   wanted <- c(labels, intersect(donor, names(frame)))
   cells <- .columns_for(frame, unique(wanted), "labels")
   cells[] <- lapply(cells, as.character)
-  list(matrix = .named_genes(matrix, verbose = verbose), cells = cells)
+  list(matrix = .named_genes(matrix, genes, gene.column, verbose), cells = cells)
 }
 
 # An integrated reference has an assay without counts as its default: then the one with the counts is read.
@@ -219,10 +227,11 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     chosen <- "RNA"
   }
   .refuse_imputed(reference, chosen, layer)
-  tryCatch(.get_layer(reference, chosen, layer, verbose), scmamba_error = function(e) {
+  matrix <- tryCatch(.get_layer(reference, chosen, layer, verbose), scmamba_error = function(e) {
     .abort(c("The reference cannot be read.", x = .verbatim(conditionMessage(e)),
       i = "{.arg reference.assay} and {.arg reference.layer} choose what is read of it."))
   })
+  list(matrix = matrix, assay = chosen)
 }
 
 # Layers that hold something, split ones by their common name.

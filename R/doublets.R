@@ -35,7 +35,8 @@ ScMambaDoublets <- function(object, ...) {
 #' @export
 ScMambaDoublets.Seurat <- function(object, sample = NULL, method = "fast", model = NULL, expected.rate = NULL,
                                    identification.rate = NULL, labels = NULL, assay = NULL, layer = "counts",
-                                   slot = NULL, seed = 0, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
+                                   slot = NULL, gene.column = NULL, seed = 0, overwrite = FALSE, backend = NULL,
+                                   verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
@@ -44,7 +45,8 @@ ScMambaDoublets.Seurat <- function(object, sample = NULL, method = "fast", model
   wanted <- .cell_columns(object[[]], list(sample = sample, labels = labels))
   options <- .doublet_options(method, model, expected.rate, identification.rate, wanted$keys, seed)
   matrix <- .get_layer(object, assay, layer, verbose)
-  result <- .backend(backend)$doublets(.named_genes(matrix, verbose = verbose), wanted$cells, options, verbose)
+  named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
+  result <- .backend(backend)$doublets(named, wanted$cells, options, verbose)
   rownames(result$cells) <- colnames(object)
   object <- .annotate_seurat(object, "doublets", c(list(matrix = matrix), result))
   model <- .describe_model(model)
@@ -62,14 +64,14 @@ ScMambaDoublets.SummarizedExperiment <- function(object, ...) {
 #' @export
 ScMambaDoublets.SingleCellExperiment <- function(object, sample = NULL, method = "fast", model = NULL,
                                                  expected.rate = NULL, identification.rate = NULL,
-                                                 labels = NULL, assay = "counts", seed = 0,
+                                                 labels = NULL, assay = "counts", gene.column = NULL, seed = 0,
                                                  overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   frame <- .sce_frame(object)
   .check_columns(names(frame), .sce_record(object), "doublets", "scmamba_doublet", .doublet_columns, overwrite)
   wanted <- .cell_columns(frame, list(sample = sample, labels = labels))
   options <- .doublet_options(method, model, expected.rate, identification.rate, wanted$keys, seed)
-  matrix <- .named_genes(.get_sce(object, assay), verbose = verbose)
+  matrix <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
   .annotate_sce(object, "doublets", .backend(backend)$doublets(matrix, wanted$cells, options, verbose))
 }
 

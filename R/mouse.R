@@ -6,6 +6,8 @@
 #' @param object A Seurat object, a SingleCellExperiment, a genes x cells matrix, or a vector of names of mouse genes
 #'   (symbols or Ensembl IDs).
 #' @param assay Assay to read; by default the default assay.
+#' @param gene.column Column of the assay's table of genes (SingleCellExperiment: `rowData(object)`) with the mouse
+#'   symbols or Ensembl IDs, if the row names are something else.
 #' @param assay.name Name of the new assay.
 #' @param overwrite Replace an existing assay of this name?
 #' @param verbose Report how many genes have an ortholog?
@@ -39,8 +41,8 @@ ScMambaMouseToHuman.character <- function(object, ...) {
 
 #' @rdname ScMambaMouseToHuman
 #' @export
-ScMambaMouseToHuman.Seurat <- function(object, assay = NULL, assay.name = "human", overwrite = FALSE,
-                                       verbose = TRUE, ...) {
+ScMambaMouseToHuman.Seurat <- function(object, assay = NULL, gene.column = NULL, assay.name = "human",
+                                       overwrite = FALSE, verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .source_assay(object, assay, verbose)
   .check_name(assay.name, "assay.name")
@@ -48,7 +50,7 @@ ScMambaMouseToHuman.Seurat <- function(object, assay = NULL, assay.name = "human
   .check_not_itself(assay.name, assay, "assay.name")
   .refuse_imputed(object, assay, "counts")
   counts <- .get_layer(object, assay, "counts", verbose)
-  human <- .human_rows(rownames(counts), verbose)
+  human <- .human_rows(rownames(.named_genes(counts, object[[assay]][[]], gene.column, FALSE)), verbose)
   counts <- .renamed_rows(counts, human)
   data <- tryCatch(.get_layer(object, assay, "data", FALSE), error = function(e) NULL)
   data <- if (!is.null(data)) .renamed_rows(data, human)
@@ -67,11 +69,13 @@ ScMambaMouseToHuman.Seurat <- function(object, assay = NULL, assay.name = "human
 
 #' @rdname ScMambaMouseToHuman
 #' @export
-ScMambaMouseToHuman.SummarizedExperiment <- function(object, verbose = TRUE, ...) {
+ScMambaMouseToHuman.SummarizedExperiment <- function(object, gene.column = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  human <- .human_rows(rownames(object), verbose)
+  named <- .named_genes(matrix(0, nrow(object), 0, dimnames = list(rownames(object), NULL)), .sce_genes(object),
+    gene.column, FALSE)
+  human <- .human_rows(rownames(named), verbose)
   object <- object[!is.na(human), ]
-  SummarizedExperiment::rowData(object)$mouse_gene <- rownames(object)
+  SummarizedExperiment::rowData(object)$mouse_gene <- rownames(named)[!is.na(human)]
   rownames(object) <- human[!is.na(human)]
   object
 }

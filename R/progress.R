@@ -26,9 +26,9 @@
   list(listener = listener, finish = finish)
 }
 
-# Call Python with its progress and sentences shown by cli (or not at all) and its errors made readable. Python computes in
-# a thread of its own; what it reports is shown from here, where code of the user that handles messages and leaves by
-# them (tryCatch, an error, an interrupt) leaves no frame of Python behind.
+# Call Python with its progress and sentences shown by cli (or not at all) and its errors made readable. Python
+# computes in a thread of its own; what it reports is shown from here, where code of the user that handles messages
+# and leaves by them (tryCatch, an error, an interrupt) leaves no frame of Python behind.
 .call_python <- function(call, arguments, verbose) {
   job <- do.call(.python()$background$Job, c(list(call, verbose), arguments))
   on.exit({
