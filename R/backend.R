@@ -5,7 +5,7 @@
 #   annotate(matrix, known, options, verbose), doublets(matrix, cells, options, verbose) -> list(cells, provenance)
 #   markers(matrix, cells, options, verbose) -> data.frame
 #   robustness(matrix, imputed, cells, options, verbose) -> scmamba_robustness
-#   finetune(matrix, folder, options, verbose): writes the folder
+#   finetune(matrix, cells, folder, options, verbose): writes the folder
 # `matrix` is a genes x cells dgCMatrix with dimnames; `options` is a named list
 # of the verb's arguments in Python's spelling.
 
@@ -85,9 +85,9 @@
       full = table(result$full), notes = lines(result$notes), warnings = lines(result$warnings)
     ), class = "scmamba_robustness")
   },
-  finetune = function(matrix, folder, options, verbose) {
-    training <- .training()
-    made <- .call_python(training$finetune_on, c(list(.to_adata(matrix)), options, verbose = verbose), verbose)
+  finetune = function(matrix, cells, folder, options, verbose) {
+    arguments <- c(list(.to_adata(matrix, cells)), options, verbose = verbose)
+    made <- .call_python(.training()$finetune_on, arguments, verbose)
     .translate_errors(.python()$scmamba$save_checkpoint(made[[0]], folder, card = made[[1]]))
   }
 )

@@ -96,8 +96,8 @@ print.scmamba_server <- function(x, ...) {
         list(notes = lines("notes"), warnings = lines("warnings"))
       ), class = "scmamba_robustness")
     },
-    finetune = function(matrix, folder, options, verbose) {
-      archive <- server_run(server, "finetune", matrix, NULL, options, verbose, format = "zip")
+    finetune = function(matrix, cells, folder, options, verbose) {
+      archive <- server_run(server, "finetune", matrix, cells, options, verbose, format = "zip")
       on.exit(unlink(archive))
       # Whole or not at all.
       part <- tempfile("scmamba-", tmpdir = dirname(folder))

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..utils.columns import require_column, warn_similar
-from ..utils.errors import ScMambaError
-from ..utils.layers import layer_names
 from .errors import refuse_existing_outputs
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-
     from ..evaluation.annotation_report import AnnotationReport
     from ..evaluation.reports import Report
 
@@ -57,33 +51,12 @@ def annotation(
 ) -> None:
     """Score cell types: F1 macro, micro and weighted, per type, confusion, and accuracy against coverage."""
     from ..data.h5ad_files import open_backed
-    from ..evaluation.annotation_report import annotation_report
+    from ..evaluation.of_object import annotation_of
 
     refuse_existing_outputs(folders=[output], overwrite=overwrite)
     table = open_backed(data).obs
-    columns = called or ["scmamba_type"]
-    sure = confidence or (
-        "scmamba_probability"
-        if columns[0] == "scmamba_type" and "scmamba_probability" in table
-        else None
-    )
-    for column in [truth, *columns] + ([sure] if sure else []):
-        require_column(table, column)
-    kept = table[table[truth].notna().to_numpy()]
-    if not len(kept):
-        raise ScMambaError(f"The column '{truth}' holds no type.")
-    for column in columns:
-        warn_similar({*kept[truth].astype(str), *kept[column].dropna().astype(str)}, column)
-    calls = {
-        column: kept[column].astype(object).fillna("Unassigned").astype(str).to_numpy()
-        for column in columns
-    }
-    report = annotation_report(
-        kept[truth].astype(str).to_numpy(),
-        calls,
-        None if sure is None else _probabilities(kept[sure]),
-    )
-    _print_report(report, output, f"{len(kept):,} cells", overwrite)
+    report = annotation_of(table, truth, called, confidence)
+    _print_report(report, output, f"{table[truth].notna().sum():,} cells", overwrite)
 
 
 @app.command("doublets")
@@ -106,30 +79,13 @@ def doublets(
     overwrite: Overwrite = False,
 ) -> None:
     """Score doublets: precision, recall, TNR, F1, AUROC, AUPRC, and at fixed identification rates."""
-    import numpy as np
-    import pandas as pd
-
     from ..data.h5ad_files import open_backed
-    from ..evaluation.reports import doublet_report
+    from ..evaluation.of_object import doublets_of
 
     refuse_existing_outputs(folders=[output], overwrite=overwrite)
     table = open_backed(data).obs
-    columns = score or ["scmamba_doublet_score"]
-    for column in [truth, *columns, *([called] if called else [])]:
-        require_column(table, column)
-    kept = table[table[truth].notna().to_numpy()]
-    scores = {
-        name: pd.to_numeric(kept[name], errors="coerce").to_numpy(dtype=float) for name in columns
-    }
-    if empty := [name for name, values in scores.items() if not np.isfinite(values).any()]:
-        raise ScMambaError(f"The column '{empty[0]}' holds no numbers.")
-    calls = {columns[0]: _is_doublet(kept[called])} if called else None
-    _print_report(
-        doublet_report(_is_doublet(kept[truth]), scores, calls),
-        output,
-        f"{len(kept):,} droplets",
-        overwrite,
-    )
+    report = doublets_of(table, truth, score, called)
+    _print_report(report, output, f"{table[truth].notna().sum():,} droplets", overwrite)
 
 
 @app.command("imputation")
@@ -158,28 +114,21 @@ def imputation(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No messages, no progress.")] = False,
 ) -> None:
     """Mask every counted value once, predict it, and compare the predictions with simple predictors."""
-    import numpy as np
-
     from ..data.h5ad_files import open_backed
-    from ..evaluation import nonzero_imputation
-    from ..evaluation.reports import imputation_report
+    from ..evaluation.of_object import imputation_of
 
     refuse_existing_outputs(folders=[output], overwrite=overwrite)
-    adata = open_backed(data)
-    rows = np.arange(adata.n_obs)
-    if cells is not None and cells < adata.n_obs:
-        rows = np.sort(np.random.default_rng(seed).choice(adata.n_obs, cells, replace=False))
-    models = {Path(name).name: name for name in model or ["brain-mini"]}
-    table = nonzero_imputation(
-        adata[rows].to_memory(),
-        models,
-        predictors=predictor or None,
+    report = imputation_of(
+        open_backed(data),
+        model,
+        predictor,
         layer=layer,
         min_total=min_total,
+        cells=cells,
         seed=seed,
         verbose=not quiet,
     )
-    _print_report(imputation_report(table), output, f"{table.attrs['cells']:,} cells", overwrite)
+    _print_report(report, output, f"{report.summary.attrs['cells']:,} cells", overwrite)
 
 
 @app.command("clusters")
@@ -199,61 +148,13 @@ def clusters(
     overwrite: Overwrite = False,
 ) -> None:
     """Cluster the counts and imputed layers in the same way: NMI, ARI and silhouette by type, and by donor."""
-
     from ..data.h5ad_files import open_backed
-    from ..deg.values import layer_source
-    from ..evaluation.reports import cluster_report
+    from ..evaluation.of_object import clusters_of
 
     refuse_existing_outputs(folders=[output], overwrite=overwrite)
     adata = open_backed(data)
-    layers = layer or ["scmamba"]
-    if missing := [name for name in layers if name not in adata.layers]:
-        have = ", ".join(layer_names(adata.layers)) or "none"
-        raise ScMambaError(
-            f"The data have no layer '{missing[0]}'; they have {have}. 'scmamba impute' makes one."
-        )
-    for column in [truth, *([donor] if donor else [])]:
-        require_column(adata.obs, column)
-    kept = adata[adata.obs[truth].notna().to_numpy()].to_memory()
-    values = {"counts": layer_source(kept).logs(), **{name: kept.layers[name] for name in layers}}
-    donors = None if donor is None else kept.obs[donor].astype(str).to_numpy()
-    _print_report(
-        cluster_report(values, kept.obs[truth].astype(str).to_numpy(), donors, seed=seed),
-        output,
-        f"{kept.n_obs:,} cells",
-        overwrite,
-    )
-
-
-def _probabilities(column: pd.Series) -> np.ndarray:
-    """(n,) probabilities; anything else is refused."""
-    import numpy as np
-    import pandas as pd
-
-    values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float)
-    if bad := int((~((values >= 0) & (values <= 1))).sum()):
-        raise ScMambaError(
-            f"The column '{column.name}' holds no probability (a number from 0 to 1) for {bad:,} of {len(values):,} cells. "
-            "Name the column with the probabilities of the calls: --confidence."
-        )
-    return np.asarray(values)
-
-
-def _is_doublet(column: pd.Series) -> np.ndarray:
-    """(n,) bool of truths, numbers or words."""
-    import pandas as pd
-
-    from ..data.doublet_simulation import DOUBLET_WORDS, SINGLET_WORDS
-
-    if pd.api.types.is_bool_dtype(column) or pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy(dtype=float) > 0
-    words = column.astype(str).str.strip().str.lower()
-    known = dict.fromkeys(DOUBLET_WORDS, True) | dict.fromkeys(SINGLET_WORDS, False)
-    if is_novel := sorted(set(words) - set(known)):
-        raise ScMambaError(
-            f"The column '{column.name}' holds '{is_novel[0]}'; it must be true or false, or 'doublet' or 'singlet'."
-        )
-    return words.map(known).to_numpy(dtype=bool)
+    report = clusters_of(adata, truth, layer, donor, seed=seed)
+    _print_report(report, output, f"{adata.obs[truth].notna().sum():,} cells", overwrite)
 
 
 def _print_report(

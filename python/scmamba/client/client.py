@@ -431,7 +431,7 @@ class Client:
         verbose
             Show progress.
         **options
-            Further options: ``steps``, ``name``, ``seed``, ``force``.
+            Further options: ``steps``, ``name``, ``label_key``, ``donor_key``, ``seed``, ``force``.
 
         Returns
         -------

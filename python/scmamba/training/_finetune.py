@@ -7,9 +7,13 @@ from dataclasses import replace
 from os import PathLike
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..data.collection import Collection
 from ..model import Model, load_model
+from ..utils.columns import require_column
 from ..utils.errors import ScMambaError
+from ..utils.progress import say
 from .batches import SequenceConfig
 from .dataloaders import open_batch_source, open_held_out, reconstruction
 from .distributed import is_distributed, training_device
@@ -150,11 +154,13 @@ def finetune_on(
     model: str | PathLike[str] | Model | None = None,
     steps: int = 1000,
     name: str | None = None,
+    label_key: str | None = None,
+    donor_key: str | None = None,
     seed: int = 0,
     force: bool = False,
     verbose: bool = True,
 ) -> tuple[Model, str]:
-    """Fine-tune for imputation on every cell of one object; R's ``ScMambaFineTune``.
+    """Fine-tune on every cell of one object, for imputation or its cell types; R's ``ScMambaFineTune``.
 
     Parameters
     ----------
@@ -166,6 +172,13 @@ def finetune_on(
         Optimizer steps of 16 cells.
     name
         Name of the new model; that of ``model`` if not given.
+    label_key
+        Column of ``obs`` with cell types: a classifier of these types is trained, for
+        :func:`scmamba.annotate`. Cells without a type are omitted.
+    donor_key
+        Column of ``obs`` with donors. If there are at least three, the classifier is calibrated on a
+        fifth of them (at least one), on whom it is not trained; donors without whom a type would be
+        lost stay in the training.
     seed
         Seed of weights, batches and masks; the same seed gives the same model (on a CPU, bit for bit).
     force
@@ -182,8 +195,29 @@ def finetune_on(
     ScMambaError
         Data and model do not fit.
     """
-    FinetuneOnOptions(steps=steps, name=name, seed=seed, force=force)
+    FinetuneOnOptions(
+        steps=steps, name=name, label_key=label_key, donor_key=donor_key, seed=seed, force=force
+    )
     start = load_model(model)
+    if label_key is not None:
+        for key in [label_key, *([donor_key] if donor_key else [])]:
+            require_column(adata.obs, key)
+        cells = Collection(
+            [adata],
+            vocabulary=start.genes,
+            label_key=label_key,
+            donor_key=donor_key,
+            force=force,
+            verbose=False,
+        ).filter(min_total=1, min_donor_cells=0)
+        return _classifier_on(
+            cells,
+            start,
+            TrainerConfig(steps=steps, lr=1e-4, warmup=0.05, seed=seed),
+            by_donor=donor_key is not None,
+            name=name,
+            verbose=verbose,
+        )
     loop = TrainerConfig(steps=steps, lr=1e-3, warmup=0.05)
     tuned = finetune(
         [adata],
@@ -200,3 +234,50 @@ def finetune_on(
         "Not evaluated on other data.\n"
     )
     return tuned, card
+
+
+def _classifier_on(
+    cells: Collection,
+    start: Model,
+    loop: TrainerConfig,
+    *,
+    by_donor: bool,
+    name: str | None,
+    verbose: bool,
+) -> tuple[Model, str]:
+    """A classifier of the collection's labels, calibrated on donors left out if there are enough, and its card."""
+    from .finetune_classifier import finetune_classes
+
+    kept = cells.take(np.asarray(cells.column("label").astype(str)) != "")
+    held_out, about = None, "Not calibrated: no donor could be left out."
+    is_out = _left_out(kept, loop.seed) if by_donor else np.zeros(len(kept), dtype=bool)
+    if is_out.any():
+        kept, held_out = kept.take(~is_out), kept.take(is_out)
+        number = len(held_out.donors())
+        about = (
+            f"Calibrated on {len(held_out):,} cells of {number} of {number + len(kept.donors())} donors, "
+            "which were left out."
+        )
+    say(about, verbose)
+    tuned = finetune_classes(
+        "annotate", kept, model=start, loop=loop, held_out=held_out, name=name, verbose=verbose
+    )
+    card = (
+        f"Fine-tuned to name cell types on {len(kept):,} cells of one data set, {loop.steps:,} steps, "
+        f"from {start.config.name}. {about} Not evaluated on other data.\n"
+    )
+    return tuned, card
+
+
+def _left_out(cells: Collection, seed: int) -> np.ndarray:
+    """(n,) bool: cells of a fifth of the donors (at least one of three) without whom no type is lost."""
+    donors = np.asarray(cells.donor_keys().astype(str))
+    types = np.asarray(cells.column("label").astype(str))
+    names = np.unique(donors)
+    out = np.zeros(len(donors), dtype=bool)
+    chosen, wanted = 0, max(1, round(len(names) / 5)) if len(names) >= 3 else 0
+    for name in np.random.default_rng(seed).permutation(names):
+        with_it = out | (donors == name)
+        if chosen < wanted and len(np.unique(types[~with_it])) == len(np.unique(types)):
+            out, chosen = with_it, chosen + 1
+    return out

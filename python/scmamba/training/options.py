@@ -120,5 +120,11 @@ class FinetuneOnOptions(Options):
 
     steps: int = option(1000, "Optimizer steps of 16 cells.", minimum=1)
     name: str | None = option(None, "Name of the new model. Default: that of the first model.")
+    label_key: str | None = option(
+        None, "Column with cell types: train a classifier of these types instead of imputation."
+    )
+    donor_key: str | None = option(
+        None, "Column with donors: the classifier is calibrated on donors left out of the training."
+    )
     seed: int = option(0, "Seed of weights, batches and masks.", minimum=0)
     force: bool = option(False, "Continue although few genes are shared with the vocabulary.")

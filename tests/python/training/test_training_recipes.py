@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import anndata as ad
@@ -41,6 +42,7 @@ from scmamba.training.reconstruction import (
 )
 
 # ---------------------------------------------------------------- objectives
+from scmamba.utils.errors import ScMambaError
 
 
 class Level(nn.Module):
@@ -288,6 +290,24 @@ def test_cells_of_the_user_are_used_whatever_their_depth(cells, recorded):
             1
         ]
     )
+
+
+def test_a_classifier_of_ones_own_types_is_calibrated_on_donors_left_out():
+    cohort = brain_cohort(80, n_donors=4, n_genes=2500, seed=5)
+    cohort.obs["type"] = cohort.obs["cell_type"].astype(str)
+    cohort.obs.iloc[:3, cohort.obs.columns.get_loc("type")] = None
+    train = partial(
+        finetune_on, cohort, model=small_model("expressed"), steps=1, label_key="type", force=True
+    )
+    tuned, card = train(donor_key="donor", verbose=False)
+    assert tuned.labels == sorted(set(cohort.obs["type"].iloc[3:]))
+    left_out = tuned.calibration["cells"]
+    assert f"on {77 - left_out} cells" in card and f"{left_out} cells of 1 of 4 donors" in card
+    assert left_out in cohort.obs["donor"].iloc[3:].value_counts().tolist()
+    plain, card = train(verbose=False)
+    assert plain.calibration is None and "Not calibrated" in card
+    with pytest.raises(ScMambaError, match="nothing"):
+        finetune_on(cohort, label_key="nothing")
 
 
 def test_steps_of_sources_in_memory(source):
