@@ -5,14 +5,15 @@
 #' below the probability threshold are `Unassigned`.
 #'
 #' @inheritParams ScMambaImpute
-#' @param reference A labeled Seurat object or SingleCellExperiment with counts; or `"human-brain"`, the expected
+#' @param reference A labeled Seurat object or SingleCellExperiment with counts; labeled cells that are kept on a server
+#'   ([ScMambaKeepReference()]); or `"human-brain"`, the expected
 #'   counts of 33 human brain cell types that come with the package ([ScMambaReferences()]): no labels are needed.
 #' @param reference.assay,reference.layer Assay and layer of the reference to read; by default its
 #'   default assay (or, if that has no counts, as in an integrated reference, the assay `RNA`) and `"counts"`.
 #' @param reference.gene.column Column of the reference's table of genes with the symbols or Ensembl IDs, if its
 #'   row names are something else.
 #' @param labels Column of its metadata with the types, or several from coarse to
-#'   fine.
+#'   fine; known for cells kept on a server.
 #' @param region With `reference = "human-brain"`: `"cortex"`, `"hippocampus"` or `"midbrain"`, to omit the types of
 #'   other regions. `NULL`: all.
 #' @param markers A named list of types and genes, instead of a reference.
@@ -64,6 +65,7 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
     by_ident <- identical(clusters, "ident")
     groups <- if (by_ident) SeuratObject::Idents(object) else .per_cell(object[[]], clusters, "clusters")
   }
+  labels <- labels %||% .kept_labels(reference)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
   matrix <- .get_layer(object, assay, layer, verbose)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
@@ -100,6 +102,7 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
   frame <- .sce_frame(object)
   .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference), .annotate_columns, overwrite)
   groups <- if (!is.null(clusters)) .per_cell(frame, clusters, "clusters")
+  labels <- labels %||% .kept_labels(reference)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
   named <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
@@ -117,6 +120,7 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
                                     device = NULL, seed = 0, force = FALSE, backend = NULL, verbose = TRUE,
                                     region = NULL, ...) {
   .no_extra(...)
+  labels <- labels %||% .kept_labels(reference)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
   matrix <- .check_matrix(.to_matrix(object))
@@ -126,6 +130,8 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
   rownames(result$cells) <- colnames(matrix)
   structure(result$cells, scmamba = result$provenance)
 }
+
+.kept_labels <- function(reference) if (inherits(reference, "scmamba_kept_reference")) reference$labels
 
 .annotate_columns <- c("scmamba_probability", "scmamba_alternatives")
 
@@ -190,6 +196,9 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
       .abort("There is no reference {.val {reference}} in the package; there is {.val human-brain}. Give labeled cells
         as a Seurat object or a SingleCellExperiment.")
     }
+    return(reference)
+  }
+  if (inherits(reference, "scmamba_kept_reference")) {
     return(reference)
   }
   if (is.null(labels)) {

@@ -54,6 +54,7 @@
     )
   },
   annotate = function(matrix, known, options, verbose) {
+    if (inherits(known, "scmamba_kept_reference")) .check_kept(known)
     adata <- .to_adata(matrix)
     reference <- if (is.list(known)) .to_adata(known$matrix, known$cells) else known
     arguments <- c(list(adata, reference = reference), options, verbose = verbose)

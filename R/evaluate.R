@@ -92,36 +92,45 @@ ScMambaEvaluate.SummarizedExperiment <- function(object, task, truth = NULL, cal
     .abort("{.arg truth} names the column of the metadata with what is known, for example
       {.code truth = \"cell_type\"}.")
   }
-  several <- function(names) if (is.null(names)) NULL else as.list(as.character(names))
   seed <- .check_integer(seed, "seed", 0L)
-  evaluation <- .evaluation()
-  if (task == "imputation") {
-    models <- if (is.null(model)) NULL else lapply(as.character(model), .check_model)
-    arguments <- list(.to_adata(read$counts()), models, several(predictors),
-      min_total = .check_number(min.total, "min.total"),
-      cells = if (is.null(max.cells)) NULL else .check_integer(max.cells, "max.cells", 1L), seed = seed,
-      verbose = verbose)
-    report <- .call_python(evaluation$imputation_of, arguments, verbose)
-  } else if (task == "clusters") {
-    adata <- .to_adata(read$counts(), .columns_for(read$frame(), c(truth, donor), "truth or donor"))
-    imputed <- read$imputed()
-    for (name in names(imputed)) reticulate::py_set_item(adata$layers, name, .to_adata(imputed[[name]])$X)
-    arguments <- list(adata, truth, as.list(names(imputed)), donor, seed = seed)
-    report <- .call_python(evaluation$clusters_of, arguments, verbose)
-  } else {
-    frame <- read$frame()
-    ours <- if (task == "annotation") "scmamba_type" else "scmamba_doublet_score"
-    sure <- if (task == "annotation" && is.null(confidence)) intersect("scmamba_probability", names(frame))
-    wanted <- unique(c(truth, called %||% ours, confidence, sure))
-    columns <- .columns_for(frame, wanted, "truth or called")
-    # Text, as Python reads it: NA is no type.
-    text <- vapply(columns, function(column) is.factor(column) || is.character(column), NA)
-    columns[text] <- lapply(columns[text], function(column) ifelse(is.na(column), NA, as.character(column)))
-    arguments <- list(reticulate::r_to_py(columns), truth, several(called), confidence)
-    of <- if (task == "annotation") evaluation$annotation_of else evaluation$doublets_of
-    report <- .call_python(of, arguments[if (task == "annotation") 1:4 else 1:3], verbose)
+  report <- switch(task,
+    imputation = .evaluate_imputation(read, model, predictors, min.total, max.cells, seed, verbose),
+    clusters = .evaluate_clusters(read, truth, donor, seed, verbose),
+    .evaluate_columns(read$frame(), task, truth, called, confidence, verbose)
+  )
+  .evaluation_of(.evaluation()$frames(report))
+}
+
+.several <- function(names) if (is.null(names)) NULL else as.list(as.character(names))
+
+.evaluate_imputation <- function(read, model, predictors, min.total, max.cells, seed, verbose) {
+  options <- list(
+    model = if (is.null(model)) NULL else lapply(as.character(model), .check_model), predictor = .several(predictors),
+    min_total = .check_number(min.total, "min.total"),
+    cells = if (is.null(max.cells)) NULL else .check_integer(max.cells, "max.cells", 1L), seed = seed
+  )
+  adata <- .to_adata(read$counts())
+  .call_python(.evaluation()$imputation_of, c(list(adata), options, verbose = verbose), verbose)
+}
+
+.evaluate_clusters <- function(read, truth, donor, seed, verbose) {
+  adata <- .to_adata(read$counts(), .columns_for(read$frame(), c(truth, donor), "truth or donor"))
+  imputed <- read$imputed()
+  for (name in names(imputed)) reticulate::py_set_item(adata$layers, name, .to_adata(imputed[[name]])$X)
+  .call_python(.evaluation()$clusters_of, list(adata, truth, as.list(names(imputed)), donor, seed = seed), verbose)
+}
+
+.evaluate_columns <- function(frame, task, truth, called, confidence, verbose) {
+  ours <- if (task == "annotation") "scmamba_type" else "scmamba_doublet_score"
+  sure <- if (task == "annotation") confidence %||% intersect("scmamba_probability", names(frame))
+  columns <- .columns_for(frame, unique(c(truth, called %||% ours, sure)), "truth or called")
+  text <- vapply(columns, is.factor, NA)
+  columns[text] <- lapply(columns[text], as.character)
+  arguments <- list(reticulate::r_to_py(columns), truth, .several(called))
+  if (task == "doublets") {
+    return(.call_python(.evaluation()$doublets_of, arguments, verbose))
   }
-  .evaluation_of(evaluation$frames(report))
+  .call_python(.evaluation()$annotation_of, c(arguments, list(confidence)), verbose)
 }
 
 .evaluation_of <- function(found) {

@@ -1,18 +1,3 @@
-#' Cell types of the reference that comes with the package
-#'
-#' Expected counts of human brain cell types, for `ScMambaAnnotate(object, reference = "human-brain")`.
-#'
-#' @return A data frame with one row per cell type: `reference`, `class`, `type`, `subtype`, `ontology_id` (Cell
-#'   Ontology), `region` (empty: all), `cells` (labeled nuclei; 0: published means whose number per type is not
-#'   stated), `studies` and `licence`.
-#' @seealso [ScMambaAnnotate()]
-#' @examples
-#' if (scmamba_available()) head(ScMambaReferences())
-#' @export
-ScMambaReferences <- function() {
-  .plain_frame(.translate_errors(.python()$scmamba$references()))
-}
-
 #' The available models
 #'
 #' @param backend `"reticulate"`: the models of this installation. A server
@@ -127,7 +112,8 @@ ScMambaFineTune.SingleCellExperiment <- function(object, folder, assay = "counts
 #' @rdname ScMambaFineTune
 #' @export
 ScMambaFineTune.default <- function(object, folder, model = NULL, labels = NULL, donor = NULL, steps = 1000,
-                                    name = basename(folder), seed = 0, force = FALSE, backend = NULL, verbose = TRUE, ...) {
+                                    name = basename(folder), seed = 0, force = FALSE, backend = NULL,
+                                    verbose = TRUE, ...) {
   .no_extra(...)
   matrix <- .named_genes(.check_matrix(.to_matrix(object)), verbose = verbose)
   options <- .fine_tune_options(folder, model, steps, name, seed, force)

@@ -67,8 +67,11 @@ print.scmamba_server <- function(x, ...) {
       } else if (is.character(known)) {
         options <- c(options[c("region", "error_rate", "seed", "force")], reference = known)
       } else {
-        reference <- .server_reference(server, known)
-        on.exit(try(.server_json(server, "DELETE", paste0("/v2/references/", reference)), silent = TRUE), add = TRUE)
+        kept <- inherits(known, "scmamba_kept_reference")
+        if (kept) .check_kept(known, server)
+        reference <- if (kept) known$id else .server_reference(server, known)
+        drop <- function() .server_json(server, "DELETE", paste0("/v2/references/", reference))
+        if (!kept) on.exit(try(drop(), silent = TRUE), add = TRUE)
         options <- options[c("model", "label_key", "donor_key", "finetune_steps", "error_rate", "seed", "force")]
         options$reference <- reference
       }

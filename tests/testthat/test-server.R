@@ -108,6 +108,34 @@ test_that("an upload continues after a broken connection", {
   expect_length(list.files(parts, recursive = TRUE), 0)
 })
 
+test_that("labeled cells are sent once, listed, used for several objects, and deleted", {
+  skip_without_python()
+  skip_if_not(.Platform$OS.type == "unix")
+  object <- ScMambaCohort(n.cells = 100, n.donors = 2, n.genes = 2000, seed = 6)
+  before <- ScMambaReferences(backend = "server")$id
+  expect_message(kept <- ScMambaKeepReference(object, labels = "cell_type", backend = "server"), "100 labeled cells")
+  expect_output(print(kept), "cell_type")
+  expect_identical(setdiff(ScMambaReferences(backend = "server")$id, before), kept$id)
+  # The handle can be saved.
+  file <- withr::local_tempfile()
+  saveRDS(kept, file)
+  kept <- readRDS(file)
+  annotate <- function(x, ...) {
+    ScMambaAnnotate(x, backend = "server", verbose = FALSE, ...)[[]][c("scmamba_type", "scmamba_probability")]
+  }
+  for (cells in list(1:50, 51:100)) {
+    some <- object[, cells]
+    expect_identical(annotate(some, reference = kept), annotate(some, reference = object, labels = "cell_type"))
+  }
+  expect_error(ScMambaAnnotate(object, reference = kept, backend = "reticulate", verbose = FALSE), kept$url,
+    class = "scmamba_error")
+  expect_identical(ScMambaDropReference(kept, backend = "server"), kept$id)
+  expect_identical(ScMambaReferences(backend = "server")$id, before)
+  expect_error(annotate(object, reference = kept), "reference", class = "scmamba_error")
+  expect_error(ScMambaDropReference(kept, backend = "server"), "no such reference", class = "scmamba_server_error")
+  expect_error(ScMambaKeepReference(object, "cell_type", backend = NULL), "ScMambaServer", class = "scmamba_error")
+})
+
 test_that("an archive of a model is unpacked into its folder and nowhere else", {
   skip_if_not(nzchar(Sys.which("python3")))
   top <- withr::local_tempdir()

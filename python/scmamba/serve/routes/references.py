@@ -39,6 +39,18 @@ async def add_reference(
     return {"id": name, **found}
 
 
+@router.get("", responses={c: {} for c in (401, 429)})
+def list_references(shared: Shared, who: User) -> dict[str, list[dict[str, Any]]]:
+    """Your labeled cells here: id, bytes, and when they were sent (seconds since 1970)."""
+    found = [(file.name, file.stat()) for file in shared.references.files(who)]
+    found.sort(key=lambda one: one[1].st_mtime)
+    return {
+        "references": [
+            {"id": name, "bytes": about.st_size, "sent": about.st_mtime} for name, about in found
+        ]
+    }
+
+
 @router.delete("/{name}", responses={404: {}, 401: {}, 429: {}})
 def remove_reference(name: str, request: Request, shared: Shared, who: User) -> dict[str, str]:
     """Delete labeled cells."""
