@@ -66,7 +66,8 @@
 #' @param backend `"reticulate"` (in this process), `"server"` (a separate process on
 #'   this machine), or a server from [ScMambaServer()]. Default: the option
 #'   `scmamba.backend`, or `"reticulate"`.
-#' @param verbose Show messages and progress?
+#' @param verbose Show messages and progress? Inside of `progressr::with_progress()`, or after
+#'   `progressr::handlers(global = TRUE)`, progress is shown by your handlers of progressr.
 #' @param ... Not used; a misspelt argument is an error.
 #'
 #' @return The same object with the results added.

@@ -1,7 +1,44 @@
 # scMamba's Python side reports progress to one listener; here it becomes a cli
-# progress bar, in the console's own style.
+# progress bar, in the console's own style, or the user's own bars of progressr.
 
 .progress_listener <- function() {
+  if (.progressr_on()) .progressr_listener() else .cli_listener()
+}
+
+# Inside of with_progress(), or after handlers(global = TRUE).
+.progressr_on <- function() {
+  if (!isNamespaceLoaded("progressr")) {
+    return(FALSE)
+  }
+  inside <- vapply(seq_len(sys.nframe()), function(i) identical(sys.function(i), progressr::with_progress), NA)
+  any(inside) || isTRUE(tryCatch(progressr::handlers(global = NA), error = function(e) FALSE))
+}
+
+.progressr_listener <- function() {
+  step <- NULL
+  current <- ""
+  reached <- 0
+  finish <- function() {
+    # A complete one has finished by itself.
+    if (!is.null(step)) step(type = "finish")
+    step <<- NULL
+  }
+  listener <- function(description, done, total) {
+    if (is.null(step) || !identical(description, current)) {
+      finish()
+      step <<- progressr::progressor(steps = total, message = description, auto_finish = TRUE, on_exit = FALSE)
+      current <<- description
+      reached <<- 0
+    }
+    step(message = description, amount = done - reached)
+    reached <<- done
+    if (done >= total) step <<- NULL
+    NULL
+  }
+  list(listener = listener, finish = finish)
+}
+
+.cli_listener <- function() {
   bar <- NULL
   current <- ""
   frame <- environment()

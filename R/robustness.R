@@ -23,7 +23,9 @@
 #' @param max.combinations Largest number of donor combinations.
 #' @param min.degs Overlaps are missing if the full data have fewer DEGs.
 #' @param seed The same seed gives the same result.
-#' @param workers Processes; default one per core.
+#' @param workers Processes; default one per core. Those of your own set-up: `BiocParallel::bpnworkers(BPPARAM)`
+#'   or `future::nbrOfWorkers()`. The other verbs compute in threads of one process; their number is that of the
+#'   environment variable `OMP_NUM_THREADS`, set before R starts, and by default one per core.
 #' @param resume Folder for finished parts; an interrupted call with the same folder continues.
 #' @param backend As in [ScMambaImpute()]; a server chooses `workers` itself and
 #'   resumes by itself, so `resume` cannot be given.

@@ -9,7 +9,7 @@ test_that("Python's progress and messages are shown by cli, and can be switched 
 })
 
 test_that("the listener handles several bars, and braces in their names", {
-  shown <- scMamba:::.progress_listener()
+  shown <- scMamba:::.cli_listener()
   expect_null(shown$listener("one {x}", 1L, 2L))
   expect_null(shown$listener("one {x}", 2L, 2L))
   expect_null(shown$listener("two", 1L, 5L))
@@ -84,4 +84,29 @@ test_that("what Python prints while it computes appears, and its functions are p
   expect_identical(shown, "printed by Python\nand this\n")
   expect_identical(reticulate::py_to_r(result), 7L)
   expect_true(reticulate::py_eval("_streams == (_sys.stdout, _sys.stderr)"))
+})
+
+test_that("inside of with_progress() the handlers of progressr show the progress, and no other bar", {
+  skip_without_python()
+  skip_if_not_installed("progressr")
+  expect_false(scMamba:::.progressr_on())
+  tiny_model()
+  seen <- list()
+  # A handler of progressr, as its own ones are made.
+  record <- function(config, state, progression, ...) {
+    seen[[length(seen) + 1]] <<- list(type = progression$type, step = state$step, max = config$max_steps,
+      message = paste(state$message, collapse = ""))
+  }
+  handler <- progressr::make_progression_handler("record", intrusiveness = 0, enable = TRUE, interval = 0,
+    reporter = list(initiate = record, update = record, finish = record))
+  run <- function() impute_tiny(pbmc(), passes = 3, verbose = TRUE)
+  plain <- suppressMessages(run())
+  withr::local_options(cli.progress_show_after = 0)
+  suppressMessages(shown <- progressr::with_progress(run(), handlers = handler, enable = TRUE))
+  expect_identical(data_of(shown), data_of(plain))
+  updates <- Filter(function(one) one$type == "update", seen)
+  expect_gt(length(updates), 0)
+  steps <- vapply(updates, function(one) one$step / one$max, 1)
+  expect_equal(max(steps), 1)
+  expect_false(scMamba:::.progressr_on())
 })
