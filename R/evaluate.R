@@ -60,7 +60,8 @@ ScMambaEvaluate.Seurat <- function(object, task, truth = NULL, called = NULL, co
     },
     imputed = function() {
       assays <- lapply(imputed.assay, function(name) {
-        .get_layer(object, .check_assay(object, name), "data", verbose)
+        name <- .check_assay(object, name)
+        .get_layer(object, name, "data", verbose)
       })
       stats::setNames(assays, imputed.assay)
     }

@@ -82,6 +82,16 @@ if (seurat5) {
     joined <- SeuratObject::JoinLayers(halves(x), assay = "RNA")
     expect_true("counts" %in% SeuratObject::Layers(joined, assay = "RNA"))
   }
+  calls$IntegrateLayers <- function(x) {
+    x <- Seurat::FindVariableFeatures(halves(x), assay = "RNA", verbose = FALSE)
+    x <- Seurat::ScaleData(x, assay = "RNA", verbose = FALSE)
+    x <- Seurat::RunPCA(x, assay = "RNA", npcs = 10, approx = FALSE, verbose = FALSE)
+    for (method in c("CCAIntegration", "RPCAIntegration")) {
+      joined <- Seurat::IntegrateLayers(x, method = getExportedValue("Seurat", method), assay = "RNA",
+        orig.reduction = "pca", new.reduction = "joined", dims = 1:10, k.weight = 20, verbose = FALSE)
+      expect_equal(dim(SeuratObject::Embeddings(joined, "joined")), c(ncol(x), 10))
+    }
+  }
 }
 
 # What a function warns about without imputed values; asked once for both default assays.
