@@ -83,6 +83,8 @@ if (seurat5) {
     expect_true("counts" %in% SeuratObject::Layers(joined, assay = "RNA"))
   }
   calls$IntegrateLayers <- function(x) {
+    # With another default assay than the one that is split, whoever made it, Seurat's CCAIntegration() fails by itself.
+    SeuratObject::DefaultAssay(x) <- "RNA"
     x <- Seurat::FindVariableFeatures(halves(x), assay = "RNA", verbose = FALSE)
     x <- Seurat::ScaleData(x, assay = "RNA", verbose = FALSE)
     x <- Seurat::RunPCA(x, assay = "RNA", npcs = 10, approx = FALSE, verbose = FALSE)
