@@ -36,8 +36,8 @@ _COMMON = 0.3  # share of a type's DE genes that change in every type
 
 
 @lru_cache(maxsize=1)
-def _parameters() -> tuple[pd.DataFrame, dict[str, Any]]:
-    """The fitted table (one row per gene) and the parameters of its ``#!`` header line."""
+def cohort_parameters() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Read the fitted table (one row per gene) and the parameters of its ``#!`` header line."""
     source = resources.files(__package__).joinpath("brain_cohort.tsv.gz")
     with source.open("rb") as packed, gzip.open(packed, "rt", encoding="utf-8") as text:
         header: dict[str, Any] = {}
@@ -76,12 +76,11 @@ def brain_cohort(
 ) -> ad.AnnData:
     """Simulate a human brain snRNA cohort of AD and control donors whose true effects are known.
 
-    SIMULATED. The parameters were fitted on public data (``benchmarks/fit_cohort.py``): astrocytes,
-    microglia, endothelial cells, dispersions, donor effects and library sizes from human nuclei (Velmeshev);
-    inhibitory neurons and oligodendrocytes from mouse cells (Zeisel 2018), OPCs and pericytes from mouse
-    cells (Marques 2016), excitatory neurons from mouse nuclei (Paired-Tag 2021) and the ambient RNA of human
-    cortex, all through one-to-one orthologs and moved to the level of human nuclei. Proportions of types and
-    which genes change in disease are assumptions, so these data have no biological meaning.
+    SIMULATED. The profiles of the types are those of the reference ``"human-brain"`` (:func:`scmamba.references` lists the
+    studies; human nuclei, pericytes by mouse), times a factor of each gene that brings them to the scale of one study
+    (Velmeshev 2019). Dispersions, donor effects and library sizes were fitted on human nuclei (Velmeshev 2019, Agarwal 2020)
+    by ``benchmarks/fit_cohort.py``. Proportions of types and which genes change in disease are assumptions, so these data have
+    no biological meaning. That ``annotate`` with this reference names these cells right is no evidence of its accuracy.
 
     Counts are negative-binomial. The rate of gene g in a cell of type t, donor d is
     ``library x profile[t, g] x 2**log2fc[t, g] (AD donors) x donor effect[d, t, g]``; donor effects are
@@ -99,7 +98,7 @@ def brain_cohort(
     effect : factor on the |log2 fold change|, whose deciles are those of the DEGs Velmeshev 2019 published
         between samples; 2 because eight donors find hardly anything at 1. 0 gives a null cohort.
     donor_effect : factor on the fitted standard deviation of donor effects; 0 for none.
-    dropout : share of non-zero counts lost on top of sampling. The fit found none (0.0), the default.
+    dropout : share of non-zero counts lost on top of sampling; default 0 (the fit found 0.007).
     keep_rates : also keep the true rates, dense float32, in ``layers["rate"]`` (cells x genes, expected
         counts): the truth for imputation.
     seed : the same seed gives the same cohort.
@@ -115,14 +114,14 @@ def brain_cohort(
     DataError
         If a size or a name is not possible; the message lists what is.
     """
-    table, header = _parameters()
+    table, header = cohort_parameters()
     types = _validated(
         n_cells, n_donors, n_genes, disease_fraction, cell_types, de_fraction, len(table)
     )
     for name, value in (("effect", effect), ("donor_effect", donor_effect)):
         if not 0 <= value < 100:
             raise DataError(f"{name} = {value} must lie between 0 and 100.")
-    lost = header["zero_inflation"] if dropout is None else dropout
+    lost = 0.0 if dropout is None else dropout
     if not 0 <= lost < 1:
         raise DataError(f"dropout = {dropout} must lie between 0 and 1 (1 excluded).")
     table = _subset(table, n_genes)

@@ -82,8 +82,8 @@ def test_mean_profile_is_that_of_the_table(plain):
     library = plain.X.sum() / (plain.varm["profile"].to_numpy().sum() / 1e4)
     expected = plain.varm["profile"]["Oligodendrocyte"].to_numpy() / 1e4 * library
     found = np.asarray(plain.X.sum(axis=0)).ravel()
-    # Var = m + a m^2 E[L^2] / (n E[L]^2); E[L^2]/E[L]^2 = exp(sdlog^2), about 1.11 for this type.
-    error = np.sqrt(expected + plain.var["dispersion"] * expected**2 * 1.12 / plain.n_obs)
+    # Var = m + a m^2 E[L^2] / (n E[L]^2); E[L^2]/E[L]^2 = exp(sdlog^2), about 1.41 for this type.
+    error = np.sqrt(expected + plain.var["dispersion"] * expected**2 * 1.42 / plain.n_obs)
     z = ((found - expected) / np.maximum(error, 1)).to_numpy()
     z = z[plain.var_names != "XIST"]  # depends on the donor's sex
     assert np.abs(z).max() < 5.5 and np.mean(np.abs(z) > 3) < 0.01
@@ -92,7 +92,7 @@ def test_mean_profile_is_that_of_the_table(plain):
 def test_zeros_follow_the_negative_binomial(plain):
     """Against scipy's nbinom with a log-normal library: share of zeros per gene."""
     rng = np.random.default_rng(0)
-    library = np.exp(rng.normal(7.7765, 0.3208, 4000))  # the table's header for oligodendrocytes
+    library = np.exp(rng.normal(7.4936, 0.5871, 4000))  # the table's header for oligodendrocytes
     rate = plain.varm["profile"]["Oligodendrocyte"].to_numpy() / 1e4
     zeros = 1 - np.asarray((plain.X > 0).mean(axis=0)).ravel()
     for gene in np.argsort(-rate)[5:1500:97]:
@@ -105,8 +105,8 @@ def test_zeros_follow_the_negative_binomial(plain):
 def test_library_sizes(plain):
     total = np.log(plain.obs["n_umi"])
     kept = plain.varm["profile"].to_numpy().sum() / 1e4
-    assert abs(total.median() - np.log(kept) - 7.7765) < 0.06
-    assert 0.28 < total.std() < 0.5
+    assert abs(total.median() - np.log(kept) - 7.4936) < 0.06
+    assert 0.55 < total.std() < 0.7
 
 
 def test_profiles_are_near_the_real_nuclei(cohort, reference):
@@ -116,7 +116,7 @@ def test_profiles_are_near_the_real_nuclei(cohort, reference):
         counts = real[name.lower()].to_numpy()
         simulated = cohort.varm["profile"][name].reindex(real.index)
         r = np.corrcoef(np.log1p(1e4 * counts / counts.sum()), np.log1p(simulated))[0, 1]
-        assert r > 0.97
+        assert r > 0.94  # the profiles are averages over several studies
 
 
 def test_types_are_separable(cohort):

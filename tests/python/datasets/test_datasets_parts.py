@@ -18,7 +18,7 @@ def rng() -> np.random.Generator:
 
 
 def test_the_table_has_the_published_genes():
-    table, header = _cohort._parameters()
+    table, header = _cohort.cohort_parameters()
     assert (
         len(table) == 10_000
         and list(CELL_TYPES) == [c for c in table.columns if c in CELL_TYPES]
@@ -27,7 +27,9 @@ def test_the_table_has_the_published_genes():
     published = Vocabulary.published()
     symbol = dict(zip(published.ensembl_ids, published.symbols))
     assert [symbol[e] for e in table["ensembl_id"]] == table["symbol"].tolist()
-    assert abs(sum(header["proportions"].values()) - 1) < 0.02 and header["zero_inflation"] == 0
+    assert (
+        abs(sum(header["proportions"].values()) - 1) < 0.02 and 0 <= header["zero_inflation"] < 0.01
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,13 +94,12 @@ def test_factors_out_of_range_are_refused(arguments):
 
 
 def test_the_most_expressed_genes_are_kept_in_order():
-    table, _ = _cohort._parameters()
+    table, _ = _cohort.cohort_parameters()
     kept = _cohort._subset(table, 300)
     highest = table[list(CELL_TYPES)].max(axis=1)
-    limit = highest.nlargest(300).min()
-    assert kept["symbol"].tolist() == table["symbol"][highest >= limit].tolist()[
-        :300
-    ] and kept.index.tolist() == list(range(300))
+    first = highest.sort_values(ascending=False, kind="stable").index[:300]
+    assert kept["symbol"].tolist() == table["symbol"][sorted(first)].tolist()
+    assert kept.index.tolist() == list(range(300))
     assert _cohort._subset(table, None) is table
 
 
@@ -260,7 +261,7 @@ def test_metadata_of_cells_and_genes():
         and adata.obs_names[0] == "D01_000000"
         and adata.obs_names[-1] == "D04_000119"
     )
-    table, _ = _cohort._parameters()
+    table, _ = _cohort.cohort_parameters()
     whole = table.set_index("symbol").loc[adata.var_names]
     np.testing.assert_allclose(adata.varm["profile"], whole[["Astrocyte", "Microglia"]])
     assert adata.varm["true_log2fc"].columns.tolist() == ["Astrocyte", "Microglia"] and adata.var[
