@@ -1,22 +1,26 @@
 #' Annotate cell types
 #'
-#' Annotates cells from the expected counts of human brain cell types, from a labeled reference, by a model
-#' with labels, or by marker genes alone (by default of the eight major types of the human brain). Cells
-#' below the probability threshold are `Unassigned`.
+#' Without further arguments, annotates cells of the human brain from the expected counts of brain cell types that
+#' come with the package (`reference = "human-brain"`), to three levels. Where fewer than 100 genes of this reference
+#' were measured, marker genes of the eight major types are used instead (`markers = "panel"`); a message says
+#' which. Other sources: a labeled reference, a model with labels, or marker genes of your own. Cells below the
+#' probability threshold are `Unassigned`.
 #'
 #' @inheritParams ScMambaImpute
 #' @param reference A labeled Seurat object or SingleCellExperiment with counts; labeled cells that are kept on a server
 #'   ([ScMambaKeepReference()]); or `"human-brain"`, the expected
 #'   counts of 33 human brain cell types that come with the package ([ScMambaReferences()]): no labels are needed.
+#'   `NULL`: `"human-brain"`, unless `model` or `markers` is given.
 #' @param reference.assay,reference.layer Assay and layer of the reference to read; by default its
 #'   default assay (or, if that has no counts, as in an integrated reference, the assay `RNA`) and `"counts"`.
 #' @param reference.gene.column Column of the reference's table of genes with the symbols or Ensembl IDs, if its
 #'   row names are something else.
 #' @param labels Column of its metadata with the types, or several from coarse to
 #'   fine; known for cells kept on a server.
-#' @param region With `reference = "human-brain"`: `"cortex"`, `"hippocampus"` or `"midbrain"`, to omit the types of
+#' @param region With the reference `"human-brain"`: `"cortex"`, `"hippocampus"` or `"midbrain"`, to omit the types of
 #'   other regions. `NULL`: all.
-#' @param markers A named list of types and genes, instead of a reference.
+#' @param markers A named list of types and genes, instead of a reference; or `"panel"`, the marker genes of the
+#'   eight major types of the human brain.
 #' @param clusters Column of the metadata with clusters (`"ident"`: the identities), or one value for each
 #'   cell: every cluster also gets a type, the one of more than half of its cells.
 #' @param donor Column of the reference with donors, on whom the probabilities are
@@ -59,8 +63,8 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
   assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
   .refuse_imputed(object, assay, layer, force)
-  .check_columns(names(object[[]]), .seurat_record(object), "annotate", .type_columns(reference), .annotate_columns,
-    overwrite)
+  .check_columns(names(object[[]]), .seurat_record(object), "annotate", .type_columns(reference, model, markers),
+    .annotate_columns, overwrite)
   if (!is.null(clusters)) {
     by_ident <- identical(clusters, "ident")
     groups <- if (by_ident) SeuratObject::Idents(object) else .per_cell(object[[]], clusters, "clusters")
@@ -100,7 +104,8 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
                                                  region = NULL, ...) {
   .no_extra(...)
   frame <- .sce_frame(object)
-  .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference), .annotate_columns, overwrite)
+  .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference, model, markers),
+    .annotate_columns, overwrite)
   groups <- if (!is.null(clusters)) .per_cell(frame, clusters, "clusters")
   labels <- labels %||% .kept_labels(reference)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
@@ -157,13 +162,15 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
 
 .annotate_options <- function(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region) {
   if (!is.null(region)) region <- match.arg(region, c("cortex", "hippocampus", "midbrain"))
-  if (!is.null(markers) && (!is.list(markers) || is.null(names(markers)))) {
-    .abort("{.arg markers} must be a named list: {.code list(Astrocyte = c(\"AQP4\", \"GFAP\"), ...)}.")
+  by_panel <- identical(markers, "panel")
+  if (!is.null(markers) && !by_panel && (!is.list(markers) || is.null(names(markers)))) {
+    .abort("{.arg markers} must be a named list: {.code list(Astrocyte = c(\"AQP4\", \"GFAP\"), ...)}, or
+      {.val panel}.")
   }
   list(
     label_key = if (is.null(labels)) NULL else as.list(as.character(labels)),
     model = .check_model(model),
-    markers = if (is.null(markers)) NULL else lapply(markers, function(genes) as.list(as.character(genes))),
+    markers = if (is.null(markers) || by_panel) markers else lapply(markers, function(genes) as.list(as.character(genes))),
     donor_key = donor,
     finetune_steps = if (!is.logical(network)) {
       .check_integer(network, "network", 1L)
@@ -181,9 +188,10 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
   )
 }
 
-# Columns that are always guarded: with the reference of the brain there are three levels.
-.type_columns <- function(reference) {
-  if (is.character(reference)) c("scmamba_class", "scmamba_type", "scmamba_subtype") else "scmamba_type"
+# Columns that are always guarded: with the reference of the brain, the default, there are three levels.
+.type_columns <- function(reference, model, markers) {
+  by_default <- is.null(reference) && is.null(model) && is.null(markers)
+  if (is.character(reference) || by_default) c("scmamba_class", "scmamba_type", "scmamba_subtype") else "scmamba_type"
 }
 
 # The counts of a reference and the columns that matter, the name of a reference of the package, or NULL.

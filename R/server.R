@@ -63,7 +63,7 @@ print.scmamba_server <- function(x, ...) {
     },
     annotate = function(matrix, known, options, verbose) {
       if (is.null(known)) {
-        options <- options[c("markers", "error_rate", "seed", "force")]
+        options <- options[c("markers", "region", "error_rate", "seed", "force")]
       } else if (is.character(known)) {
         options <- c(options[c("region", "error_rate", "seed", "force")], reference = known)
       } else {

@@ -21,14 +21,14 @@ columns_of <- function(frame, pattern = "^scmamba_") {
   frame
 }
 
-test_that("types by markers agree for Seurat, SingleCellExperiment and matrix", {
+test_that("types agree for Seurat, SingleCellExperiment and matrix", {
   skip_without_python()
   object <- small_cohort()
   sce <- as_sce(object)
   named <- columns_of(ScMambaAnnotate(object, verbose = FALSE)[[]])
   experiment <- ScMambaAnnotate(sce, verbose = FALSE)
   expect_equal(columns_of(SummarizedExperiment::colData(experiment)), named)
-  expect_identical(S4Vectors::metadata(experiment)$scmamba$annotate$summary$mode, "markers")
+  expect_identical(S4Vectors::metadata(experiment)$scmamba$annotate$summary$mode, "brain")
   frame <- ScMambaAnnotate(counts_of(object), verbose = FALSE)
   expect_identical(rownames(frame), colnames(object))
   expect_equal(columns_of(frame), named)

@@ -21,7 +21,8 @@ tour <- function(object, reference, backend) {
     few = messages_of(ScMambaImpute(object[, 1:20], force = TRUE, backend = backend)),
     masked = stop_of(ScMambaImpute, method = "masked", adapt = FALSE, passes = 2, force = TRUE),
     embed = stop_of(ScMambaEmbed, force = TRUE),
-    markers = stop_of(ScMambaAnnotate),
+    default = stop_of(ScMambaAnnotate, region = "cortex"),
+    markers = stop_of(ScMambaAnnotate, markers = "panel"),
     brain = stop_of(ScMambaAnnotate, reference = "human-brain", region = "cortex", clusters = "cell_type"),
     reference = stop_of(ScMambaAnnotate, reference = reference, labels = "cell_type", cache = FALSE),
     doublets = stop_of(ScMambaDoublets),
@@ -47,6 +48,8 @@ test_that("every verb shows the same messages in this process and through a serv
   expect_match(here$impute, "^\\S+ Imputed 3000 genes x 150 cells", all = FALSE)
   expect_match(here$few, "Only 20 cells", all = FALSE)
   expect_match(here$brain, "genes of the reference 'human-brain' were measured", all = FALSE)
+  expect_match(here$default, "'human-brain' were measured, which is used by default \\(markers = \"panel\"", all = FALSE)
+  expect_match(here$markers, "clearly express the markers of one type", all = FALSE)
   expect_match(here$reference, "3 reference cells have no label", all = FALSE)
   expect_match(here$samples, "9 cells have no sample", all = FALSE)
   expect_false(any(grepl("\\bobs\\b|var_names|layers\\[|_key|=True|=False", unlist(here))))

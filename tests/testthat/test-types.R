@@ -1,9 +1,9 @@
 # Types and doublets: thin wrappers, so the tests check that the right cells get the right results and nothing is lost.
 
-test_that("types from markers are those of the simulated cohort", {
+test_that("types are those of the simulated cohort, by default and from markers", {
   skip_without_python()
   cohort <- ScMambaCohort(n.cells = 160, n.donors = 2, n.genes = 4000, seed = 2)
-  named <- ScMambaAnnotate(cohort, verbose = FALSE)
+  named <- ScMambaAnnotate(cohort, markers = "panel", verbose = FALSE)
   expect_identical(counts_of(named), counts_of(cohort))
   expect_true(all(names(cohort[[]]) %in% names(named[[]])))
   expect_true(all(c("scmamba_type", "scmamba_probability", "scmamba_alternatives") %in% names(named[[]])))
@@ -12,6 +12,12 @@ test_that("types from markers are those of the simulated cohort", {
   expect_gt(mean(first(named$scmamba_type[sure]) == first(cohort$cell_type[sure])), 0.7)
   expect_true(any(grepl("ScMambaAnnotate", SeuratObject::Command(named))))
   expect_error(ScMambaAnnotate(named), "already has", class = "scmamba_exists")
+  default <- ScMambaAnnotate(cohort, verbose = FALSE)
+  sure <- default$scmamba_type != "Unassigned"
+  expect_gt(mean(sure), 0.9)
+  expect_gt(mean(first(default$scmamba_type[sure]) == first(cohort$cell_type[sure])), 0.9)
+  expect_true(all(c("scmamba_class", "scmamba_subtype") %in% names(default[[]])))
+  expect_error(ScMambaAnnotate(default), "scmamba_class", class = "scmamba_exists")
   skip_if_not_installed("ggplot2")
   expect_s3_class(ScMambaPlotConfidence(named), "ggplot")
   expect_error(ScMambaPlotConfidence(cohort), "ScMambaAnnotate", class = "scmamba_error")
@@ -43,7 +49,7 @@ test_that("nuclei of the brain get types at three levels without labels or marke
   expect_error(ScMambaAnnotate(object, reference = "mouse-brain"), "human-brain", class = "scmamba_error")
   expect_error(ScMambaAnnotate(object, reference = "human-brain", region = "liver"), "cortex")
   # Levels of the former result do not stay beside other types.
-  again <- ScMambaAnnotate(named, overwrite = TRUE, verbose = FALSE)
+  again <- ScMambaAnnotate(named, markers = "panel", overwrite = TRUE, verbose = FALSE)
   expect_false(any(c("scmamba_class", "scmamba_subtype") %in% names(again[[]])))
   listed <- ScMambaReferences()
   expect_true(all(types %in% listed$type))

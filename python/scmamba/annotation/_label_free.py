@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 #: Fewer genes of the reference in the data are refused.
 MIN_GENES = 50
+#: The reference is the default where at least this many of its genes were measured; with fewer, marker genes are.
+MIN_DEFAULT_GENES = 100
 #: Cells whose scores are averaged, the cell among them.
 NEIGHBORS = 15
 #: Differences of log rates between types that are smaller than this are not used.
@@ -195,10 +197,29 @@ def specific_genes(means: np.ndarray, code: int) -> np.ndarray:
     return best[rate[best] > 0]
 
 
+def measured_genes(adata: AnnData, options: AnnotateOptions) -> int:
+    """Number of genes of the reference ``human-brain`` that were measured in these cells."""
+    cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
+    return int(_places(cells, load_reference())[1].sum())
+
+
 def annotate_by_brain(
-    adata: AnnData, name: str, options: AnnotateOptions, verbose: bool
+    adata: AnnData, name: str, options: AnnotateOptions, verbose: bool, by_default: bool = False
 ) -> Annotation:
     """Name the cells by a shipped reference, to three levels.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    name
+        Name of the reference.
+    options
+        Options of :func:`scmamba.annotate`.
+    verbose
+        Print what is done.
+    by_default
+        The user named no source of types; what is printed says which one is used.
 
     Raises
     ------
@@ -208,7 +229,9 @@ def annotate_by_brain(
     reference = load_reference(name).of_region(options.region)
     cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
     counts, inside = reference_counts(cells, reference)
-    say(f"{inside.sum():,} genes of the reference '{name}' were measured", verbose)
+    measured = f"{inside.sum():,} genes of the reference '{name}' were measured"
+    default = ", which is used by default (markers='panel' uses marker genes)"
+    say(measured + default * by_default, verbose)
     report_expected("annotate brain", len(cells), verbose=verbose)
     rates = reference.rates[inside]
     pcs = own_components(log1p_cp10k(counts, dtype=np.float64), options.seed)
@@ -244,10 +267,7 @@ def reference_counts(
     cells: CellReader, reference: BrainReference
 ) -> tuple[sparse.csr_matrix, np.ndarray]:
     """(n, genes) counts on the genes that were measured, at most 10,000 a cell, and (g,) which these are."""
-    human = all_human_genes()
-    place = {gene: i for i, gene in enumerate(human.ensembl_ids)}
-    positions = np.array([place.get(gene, -1) for gene in reference.genes])
-    inside = np.isin(positions, cells.genes)
+    positions, inside = _places(cells, reference)
     if inside.sum() < MIN_GENES:
         raise DataError(
             f"{int(inside.sum())} genes of the reference were measured; at least {MIN_GENES} are needed. "
@@ -266,6 +286,13 @@ def reference_counts(
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
     return sparse.csr_matrix(values[:, back]), inside
+
+
+def _places(cells: CellReader, reference: BrainReference) -> tuple[np.ndarray, np.ndarray]:
+    """(g,) position of each gene of the reference among all human genes, and whether it was measured."""
+    place = {gene: i for i, gene in enumerate(all_human_genes().ensembl_ids)}
+    positions = np.array([place.get(gene, -1) for gene in reference.genes])
+    return positions, np.isin(positions, cells.genes)
 
 
 def tree_probabilities(

@@ -26,7 +26,7 @@ def annotate(
     reference: Annotated[
         str | None,
         typer.Option(
-            help="An .h5ad file of cells whose types are known; or human-brain, which needs no labels."
+            help="An .h5ad file of cells whose types are known; or human-brain (the default), which needs no labels."
         ),
     ] = None,
     label_key: Annotated[
@@ -42,7 +42,7 @@ def annotate(
         str | None,
         typer.Option(
             help="Marker genes: a text file with a cell type, a tab and its genes on each line; "
-            "or 'panel' for the panel of the human brain."
+            "or 'panel' for the panel of the human brain, which is used where few genes were measured."
         ),
     ] = None,
     truth: Annotated[
@@ -62,7 +62,10 @@ def annotate(
     quiet: Quiet = False,
     **options: Any,
 ) -> None:
-    """Name the cell types of an .h5ad file (obs/scmamba_type, _probability and _alternatives of a copy)."""
+    """Name the cell types of an .h5ad file (obs/scmamba_type, _probability and _alternatives of a copy).
+
+    Without --reference, --model and --markers: by the expected counts of human brain cell types that come with scMamba.
+    """
     from ..annotation import annotate as name_types
     from ..annotation.brain_reference import is_shipped
     from ..annotation.result import refuse_foreign_columns
@@ -82,7 +85,8 @@ def annotate(
     known = reference if shipped or reference is None else read_cells_file(Path(str(reference)))
     columns = None if not label_key else label_key[0] if len(label_key) == 1 else label_key
     if not overwrite:
-        refuse_foreign_columns(adata, AnnotateOptions(label_key=columns), in_tree=shipped)
+        in_tree = shipped or (reference is None and model is None and markers is None)
+        refuse_foreign_columns(adata, AnnotateOptions(label_key=columns), in_tree=in_tree)
     panel = markers if markers is None or markers == "panel" else read_marker_panel(markers)
     found = name_types(
         adata,

@@ -156,7 +156,7 @@ class Client:
         donor_key: str | None = "donor",
         **options: Any,
     ) -> AnnData:
-        """Annotate on the server, by markers or by a reference, as :func:`scmamba.annotate` does.
+        """Annotate on the server, by a reference or by markers, as :func:`scmamba.annotate` does.
 
         Of a reference in memory only the counts, the gene names and the columns named here are sent. It is deleted on the server
         afterwards; a reference for several calls is sent once by :meth:`keep_reference`.
@@ -167,7 +167,7 @@ class Client:
             Cells x genes, or the path of an ``.h5ad`` file; not changed.
         reference
             Labeled cells: an object, a file, or what :meth:`keep_reference` returned; or ``"human-brain"``, for which
-            no labels are needed. Marker genes are used if not given.
+            no labels are needed. By default as in :func:`scmamba.annotate`: ``"human-brain"``, or with ``markers`` these.
         label_key
             Column or columns of the reference's ``obs`` with the cell types.
         donor_key

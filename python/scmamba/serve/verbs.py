@@ -163,9 +163,14 @@ _NEVER = {
 _MORE: dict[str, dict[str, ServedOption]] = {
     "annotate": {
         "reference": ServedOption(
-            (str,), help="Id of labeled cells sent to /v2/references, or human-brain."
+            (str,),
+            help="Id of labeled cells sent to /v2/references, or human-brain (the default without markers).",
         ),
-        "markers": ServedOption((dict,), help="Marker genes of each cell type."),
+        "markers": ServedOption(
+            (dict, str),
+            choices=("panel",),
+            help="Marker genes of each cell type; or panel, for the panel of the human brain.",
+        ),
     },
     "markers": {
         "groupby": ServedOption((str,), help="Column of obs with the groups."),

@@ -19,6 +19,7 @@ from scmamba.annotation._label_free import (
     tree_probabilities,
 )
 from scmamba.annotation.brain_reference import BrainReference, load_reference
+from scmamba.datasets.marker_panels import brain_markers
 from scmamba.genes import annotation
 from scmamba.utils.errors import DataError, OptionError
 
@@ -157,6 +158,43 @@ def test_types_of_other_regions_are_excluded(cells):
         scmamba.annotate(cells, reference="human-brain", region="liver", verbose=False)
 
 
+def test_the_reference_is_the_default(cells, capsys):
+    named = scmamba.annotate(cells, reference="human-brain", return_result=True)
+    assert "by default" not in capsys.readouterr().err
+    found = scmamba.annotate(cells, return_result=True)
+    assert found.labels().tolist() == named.labels().tolist()
+    said = capsys.readouterr().err
+    sentence = "15,947 genes of the reference 'human-brain' were measured, which is used by default"
+    assert said.count(sentence) == 1 and "marker genes are used" not in said
+    cortex = scmamba.annotate(cells, region="cortex", return_result=True, verbose=False)
+    assert "Dopaminergic neuron" not in cortex.levels["type"]
+    foreign = cells.copy()
+    foreign.obs["scmamba_subtype"] = "mine"
+    with pytest.raises(DataError, match="scmamba_subtype"):
+        scmamba.annotate(foreign, verbose=False)
+    scmamba.annotate(foreign, markers="panel", verbose=False)  # writes no such column
+
+
+def test_marker_genes_are_used_where_few_genes_of_the_reference_were_measured(cells, capsys):
+    ids = annotation().drop_duplicates("symbol").set_index("symbol")["ensembl_id"]
+    genes = [ids[g] for panel in brain_markers().values() for g in panel if g in ids]
+    genes = list(dict.fromkeys(g for g in genes if g in set(cells.var_names)))
+    others = [g for g in cells.var_names if g not in set(genes)]
+    few = cells[:, [*genes, *others[: 99 - len(genes)]]].copy()
+    found = scmamba.annotate(few, region="cortex", return_result=True)
+    said = capsys.readouterr().err
+    assert found.provenance["mode"] == "markers"
+    assert "only 99 genes of the reference 'human-brain' were measured" in said
+    assert "marker genes are used (markers='panel'); the region is not considered" in said
+    panel = scmamba.annotate(few, markers="panel", return_result=True, verbose=False)
+    assert found.labels().tolist() == panel.labels().tolist()
+    scmamba.annotate(few, return_result=True)
+    assert "region" not in capsys.readouterr().err
+    enough = cells[:, [*genes, *others[: 100 - len(genes)]]].copy()
+    found = scmamba.annotate(enough, return_result=True, verbose=False)
+    assert found.provenance["mode"] == "brain"
+
+
 @pytest.mark.parametrize("kind", ["Astrocyte", "Oligodendrocyte"])
 def test_a_type_that_the_reference_lacks_is_refused(cells, kind):
     reference = load_reference()
@@ -266,6 +304,7 @@ def test_levels_are_sums_and_nest():
 
 
 def test_constants():
+    assert free.MIN_DEFAULT_GENES == 100
     assert (free.MIN_GENES, free.NEIGHBORS, free.STUDY_SPREAD, free.TEMPERATURE) == (
         50,
         15,

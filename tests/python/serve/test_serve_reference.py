@@ -61,6 +61,11 @@ def test_a_reference_of_the_package_is_named_and_not_sent(server, cells):
     assert far.uns["scmamba"]["annotate"]["summary"]["mode"] == "brain"
     with pytest.raises(ScMambaError, match="no such reference"):
         Client(server.url).run("annotate", query, reference="mouse-brain")
+    # It is the default there, too; the panel of markers has a name.
+    default = Client(server.url).annotate(query, region="cortex", verbose=False)
+    assert default.obs["scmamba_type"].astype(str).tolist() == near.obs["scmamba_type"].tolist()
+    panel = Client(server.url).annotate(query, markers="panel", verbose=False)
+    assert panel.uns["scmamba"]["annotate"]["summary"]["mode"] == "markers"
 
 
 def test_only_counts_genes_and_the_named_columns_are_sent(cells):

@@ -126,6 +126,7 @@ def test_the_schema_describes_the_checks():
         ("impute", {"min_value": float("nan")}, "must lie between"),
         ("annotate", {"markers": {"A": 1}}, "gene names for each cell type"),
         ("annotate", {"markers": {"A": ["X"], "B": ["Y", 1]}}, "gene names"),
+        ("annotate", {"markers": "/etc/passwd"}, "expected one of 'panel'"),
         ("annotate", {"labels": ["a", 1]}, "list of names"),
         ("robustness", {"groupby": "a", "ratios": [0.5, 0]}, "shares"),
         ("robustness", {"groupby": "a", "ratios": [1.01]}, "shares"),
@@ -165,6 +166,7 @@ def test_invalid_options(task, options, words):
             {"markers": {"A": "X", "B": ["Y", "Z"]}, "labels": ["a", "b"], "network": False},
         ),
         ("annotate", {"labels": "a"}),
+        ("annotate", {"markers": "panel", "region": "cortex"}),
         ("robustness", {"groupby": "a", "ratios": [0.01, 1], "layers": ["counts"]}),
         ("robustness", {"groupby": "a", "ratios": [0.5] * 100}),
         (
