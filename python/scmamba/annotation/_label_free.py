@@ -4,7 +4,7 @@
    less between types than studies differ from each other are set equal).
 2. A factor for each gene, between the data and the reference, and the share of ambient RNA are learned by expectation
    maximization from the data themselves. The factor of a gene is averaged over types, so that no type explains it alone.
-3. Scores are averaged with those of the 15 nearest cells.
+3. Scores are averaged over the 15 nearest cells, in objects below 300 cells over fewer (a twentieth of the cells, at least 5).
 4. A type is excluded where its expected genes are absent: where the neighborhood of a cell shows less than 0.42 of the counts of
    the type's 60 most specific genes, gene by gene. A cell whose types are all excluded, or whose best type is, is ``Unassigned``.
 """
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 MIN_GENES = 50
 #: The reference is the default where at least this many of its genes were measured; with fewer, marker genes are.
 MIN_DEFAULT_GENES = 100
-#: Cells whose scores are averaged, the cell among them.
-NEIGHBORS = 15
+#: Cells whose scores are averaged, the cell among them; of few cells a twentieth, so that rare types keep to themselves.
+NEIGHBORS, FEWEST_NEIGHBORS = 15, 5
 #: Differences of log rates between types that are smaller than this are not used.
 STUDY_SPREAD = 0.5
 #: Log likelihoods are divided by this: counts of genes are no independent draws.
@@ -235,7 +235,8 @@ def annotate_by_brain(
     report_expected("annotate brain", len(cells), verbose=verbose)
     rates = reference.rates[inside]
     pcs = own_components(log1p_cp10k(counts, dtype=np.float64), options.seed)
-    nearest = nearest_neighbors(unit(pcs), unit(pcs), NEIGHBORS)
+    around = min(NEIGHBORS, max(FEWEST_NEIGHBORS, len(cells) // 20))
+    nearest = nearest_neighbors(unit(pcs), unit(pcs), around)
     types = reference.table["type"].to_numpy(str)
     model = LabelFreeModel(rates / rates.sum(axis=0), types).fit(counts, nearest)
     classes, probabilities, parents = tree_probabilities(model.probabilities, reference)

@@ -195,6 +195,16 @@ def test_marker_genes_are_used_where_few_genes_of_the_reference_were_measured(ce
     assert found.provenance["mode"] == "brain"
 
 
+def test_rare_types_of_few_cells_are_not_averaged_away():
+    """Six cells of a type among a hundred: fewer neighbors than in a large object."""
+    cells = draw(120, 3)
+    keep = (cells.obs["true"] != "Microglia").to_numpy() | (np.arange(120) < 36)
+    few = cells[keep].copy()
+    assert (few.obs["true"] == "Microglia").sum() == 6
+    named = scmamba.annotate(few, verbose=False).obs
+    assert (named["scmamba_type"].astype(str) == named["true"]).mean() > 0.98
+
+
 @pytest.mark.parametrize("kind", ["Astrocyte", "Oligodendrocyte"])
 def test_a_type_that_the_reference_lacks_is_refused(cells, kind):
     reference = load_reference()
