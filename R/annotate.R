@@ -2,8 +2,8 @@
 #'
 #' Without further arguments, annotates cells of the human brain from the expected counts of brain cell types that
 #' come with the package (`reference = "human-brain"`), to three levels. Where fewer than 100 genes of this reference
-#' were measured, marker genes of the eight major types are used instead (`markers = "panel"`); a message says
-#' which. Other sources: a labeled reference, a model with labels, or marker genes of your own. Cells below the
+#' were measured, marker genes of the eight major types are used instead (`markers = "panel"`); a message names the
+#' source. Other sources: a labeled reference, a model with labels, or marker genes of your own. Cells below the
 #' probability threshold are `Unassigned`.
 #'
 #' @inheritParams ScMambaImpute

@@ -9,7 +9,7 @@ What comes from where
 ---------------------
 Profiles : the rates of the reference "human-brain" that comes with the package (``scmamba.references()`` lists its studies),
     averaged over the cortical columns of a type, times a factor of each gene: the ratio of Velmeshev's nuclei to the
-    reference, over the three types of both. So the cohort is a study of its own, as any user's data are.
+    reference, over the three types of both. The cohort thus differs from the reference as another study does.
 Genes that the reference lacks (MALAT1, XIST, mitochondrial genes) : Velmeshev 2019; for the five types which that set lacks,
     times the ratio to its three types in Agarwal 2020.
 Dispersion : both sets, within type and donor. Donor effects, zero inflation : Velmeshev 2019.

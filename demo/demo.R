@@ -81,6 +81,10 @@ say("Adaptation to the data is cut to 30 steps of training, to keep the demo sho
 imputed <- ScMambaImpute(cohort, adapt = 30)
 imputed <- ScMambaEmbed(imputed)
 check_untouched(cohort, imputed)
+say("Cell types without labels, at two of three levels: the expected counts of human brain cell types come with the package.")
+imputed <- ScMambaAnnotate(imputed)
+print(table(imputed$cell_type, imputed$scmamba_class))
+print(table(imputed$cell_type, imputed$scmamba_type))
 print(Command(imputed))
 imputed <- three_umaps(imputed, "cell_type", dims = 1:20, neighbours = 30)
 

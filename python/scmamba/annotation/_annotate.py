@@ -62,8 +62,8 @@ def annotate(
 
     Without further arguments, nuclei or cells of the human brain get their types from the expected counts of brain cell
     types that come with the package (``reference="human-brain"``), to three levels. Where fewer than 100 genes of this
-    reference were measured, marker genes of the eight major types are used instead (``markers="panel"``); a message says
-    which. Other sources: ``reference=`` with ``label_key=`` (labeled cells of the same tissue), ``model=`` (a checkpoint
+    reference were measured, marker genes of the eight major types are used instead (``markers="panel"``); a message names
+    the source. Other sources: ``reference=`` with ``label_key=`` (labeled cells of the same tissue), ``model=`` (a checkpoint
     that classifies), and ``markers=`` (marker genes of your own).
 
     Parameters

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MIN_GENES = 50
 #: The reference is the default where at least this many of its genes were measured; with fewer, marker genes are.
 MIN_DEFAULT_GENES = 100
-#: Cells whose scores are averaged, the cell among them; of few cells a twentieth, so that rare types keep to themselves.
+#: Cells whose scores are averaged, the cell among them; of few cells a twentieth, so that rare types are not averaged away.
 NEIGHBORS, FEWEST_NEIGHBORS = 15, 5
 #: Differences of log rates between types that are smaller than this are not used.
 STUDY_SPREAD = 0.5
@@ -219,7 +219,7 @@ def annotate_by_brain(
     verbose
         Print what is done.
     by_default
-        The user named no source of types; what is printed says which one is used.
+        The user named no source of types; the message adds that this one is the default.
 
     Raises
     ------
