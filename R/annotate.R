@@ -162,15 +162,10 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
 
 .annotate_options <- function(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region) {
   if (!is.null(region)) region <- match.arg(region, c("cortex", "hippocampus", "midbrain"))
-  by_panel <- identical(markers, "panel")
-  if (!is.null(markers) && !by_panel && (!is.list(markers) || is.null(names(markers)))) {
-    .abort("{.arg markers} must be a named list: {.code list(Astrocyte = c(\"AQP4\", \"GFAP\"), ...)}, or
-      {.val panel}.")
-  }
   list(
     label_key = if (is.null(labels)) NULL else as.list(as.character(labels)),
     model = .check_model(model),
-    markers = if (is.null(markers) || by_panel) markers else lapply(markers, function(genes) as.list(as.character(genes))),
+    markers = .marker_panel(markers),
     donor_key = donor,
     finetune_steps = if (!is.logical(network)) {
       .check_integer(network, "network", 1L)
@@ -186,6 +181,18 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     force = .check_flag(force, "force"),
     region = region
   )
+}
+
+# NULL, the name of the panel of the package, or genes by type.
+.marker_panel <- function(markers) {
+  if (is.null(markers) || identical(markers, "panel")) {
+    return(markers)
+  }
+  if (!is.list(markers) || is.null(names(markers))) {
+    .abort("{.arg markers} must be a named list: {.code list(Astrocyte = c(\"AQP4\", \"GFAP\"), ...)}, or
+      {.val panel}.")
+  }
+  lapply(markers, function(genes) as.list(as.character(genes)))
 }
 
 # Columns that are always guarded: with the reference of the brain, the default, there are three levels.

@@ -81,7 +81,8 @@ say("Adaptation to the data is cut to 30 steps of training, to keep the demo sho
 imputed <- ScMambaImpute(cohort, adapt = 30)
 imputed <- ScMambaEmbed(imputed)
 check_untouched(cohort, imputed)
-say("Cell types without labels, at two of three levels: the expected counts of human brain cell types come with the package.")
+say("Cell types without labels, at two of three levels, by the expected counts of brain cell types that come with
+  the package.")
 imputed <- ScMambaAnnotate(imputed)
 print(table(imputed$cell_type, imputed$scmamba_class))
 print(table(imputed$cell_type, imputed$scmamba_type))

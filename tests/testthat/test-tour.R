@@ -48,7 +48,7 @@ test_that("every verb shows the same messages in this process and through a serv
   expect_match(here$impute, "^\\S+ Imputed 3000 genes x 150 cells", all = FALSE)
   expect_match(here$few, "Only 20 cells", all = FALSE)
   expect_match(here$brain, "genes of the reference 'human-brain' were measured", all = FALSE)
-  expect_match(here$default, "'human-brain' were measured, which is used by default \\(markers = \"panel\"", all = FALSE)
+  expect_match(here$default, "which is used by default \\(markers = \"panel\" uses marker genes", all = FALSE)
   expect_match(here$markers, "clearly express the markers of one type", all = FALSE)
   expect_match(here$reference, "3 reference cells have no label", all = FALSE)
   expect_match(here$samples, "9 cells have no sample", all = FALSE)
