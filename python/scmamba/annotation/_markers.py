@@ -116,7 +116,7 @@ def measured_markers(
             f"few genes of the panel were measured for {', '.join(short)}; using additional markers for these types",
             verbose,
         )
-    # In the default panel, which the user did not choose, a single gene is not enough to identify a type.
+    # In the panel of the package, which the user did not choose, a single gene is not enough to identify a type.
     columns = {name: own for name, own in columns.items() if len(own) >= (1 if more is None else 2)}
     if len(columns) < 2:
         raise DataError(
