@@ -214,7 +214,7 @@ def test_in_vivo_doublets_train_and_score(cohort_cells, tmp_path, monkeypatch):
     logits = sample_logits(tuned.network, parts)
     codes = np.concatenate([others.codes(part) for part in parts])
     assert scored["validation_accuracy"] == np.mean(logits.argmax(dim=1).numpy() == codes)
-    assert roc_auc_score(codes, (logits[:, 1] - logits[:, 0]).numpy()) > 0.85
+    assert roc_auc_score(codes, (logits[:, 1] - logits[:, 0]).numpy()) > 0.8
 
 
 def test_counts_are_recovered_from_logs():
