@@ -276,6 +276,30 @@ class Client:
         """
         self._json("DELETE", f"/v2/references/{reference.name}")
 
+    def kept_references(self) -> pd.DataFrame:
+        """Your labeled cells on the server.
+
+        Returns
+        -------
+        One row per reference, indexed by ``name``: ``bytes`` of the file, and when it was ``sent`` (UTC).
+        ``KeptReference(name)`` is a handle for :meth:`annotate` and :meth:`drop_reference`.
+
+        Raises
+        ------
+        ScMambaError
+            The token is wrong, or the server cannot be reached.
+
+        Examples
+        --------
+        >>> server.kept_references()                         # doctest: +SKIP
+        """
+        import pandas as pd
+
+        found = self._json("GET", "/v2/references")["references"]
+        table = pd.DataFrame(found, columns=["id", "bytes", "sent"])
+        table["sent"] = pd.to_datetime(table["sent"].astype(float), unit="s", utc=True)
+        return table.rename(columns={"id": "name"}).set_index("name")
+
     def find_doublets(self, adata: AnnData | str | PathLike[str], **options: Any) -> AnnData:
         """Find doublets on the server, as :func:`scmamba.find_doublets` does.
 

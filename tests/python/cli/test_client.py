@@ -457,8 +457,12 @@ def test_a_kept_reference_stays(app, ann, monkeypatch, tmp_path):
     assert (
         got[0]["options"]["reference"] == reference.name and References(app.data).number("ann") == 1
     )
+    listed = ann.kept_references()
+    assert listed.index.tolist() == [reference.name]
+    assert listed["bytes"].item() == (tmp_path / "known.h5ad").stat().st_size
     ann.drop_reference(reference)
     assert References(app.data).number("ann") == 0
+    assert ann.kept_references().shape == (0, 2)
     with pytest.raises(ScMambaError, match="label_key"):
         ann.annotate(cells(), reference=reference)
     got = answered(

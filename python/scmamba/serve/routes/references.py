@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
@@ -42,7 +43,10 @@ async def add_reference(
 @router.get("", responses={c: {} for c in (401, 429)})
 def list_references(shared: Shared, who: User) -> dict[str, list[dict[str, Any]]]:
     """Your labeled cells here: id, bytes, and when they were sent (seconds since 1970)."""
-    found = [(file.name, file.stat()) for file in shared.references.files(who)]
+    found = []
+    for file in shared.references.files(who):
+        with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+            found.append((file.name, file.stat()))
     found.sort(key=lambda one: one[1].st_mtime)
     return {
         "references": [
