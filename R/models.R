@@ -58,9 +58,9 @@ ScMambaModels <- function(backend = NULL) {
 #' @param labels Column of the metadata with cell types, or one value for each cell: a classifier of these types is
 #'   trained. Cells without a type (`NA`) are omitted. `NULL`: a model for imputation.
 #' @param donor Column of the metadata with donors, or one value for each cell; ignored without `labels`, or if there
-#'   is no such column. With at least three donors a fifth of them (at least one) is left out of the training and the
-#'   classifier's probabilities are calibrated on them; donors without whom a type would be lost stay in the
-#'   training.
+#'   is no such column. With at least three donors a fifth of them (at least one) is held out, and the classifier's
+#'   probabilities are calibrated on these held-out donors; donors without whom a type would be lost are used for
+#'   the training.
 #' @param name Name of the model.
 #'
 #' @return The folder, invisibly.

@@ -245,11 +245,11 @@ def _classifier_on(
     name: str | None,
     verbose: bool,
 ) -> tuple[Model, str]:
-    """A classifier of the collection's labels, calibrated on donors left out if there are enough, and its card."""
+    """A classifier of the collection's labels, calibrated on held-out donors if there are enough, and its card."""
     from .finetune_classifier import finetune_classes
 
     kept = cells.take(np.asarray(cells.column("label").astype(str)) != "")
-    held_out, about = None, "Not calibrated: no donor could be left out."
+    held_out, about = None, "Not calibrated: no donor could be held out."
     is_out = _left_out(kept, loop.seed) if by_donor else np.zeros(len(kept), dtype=bool)
     if is_out.any():
         kept, held_out = kept.take(~is_out), kept.take(is_out)

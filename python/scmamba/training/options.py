@@ -124,7 +124,7 @@ class FinetuneOnOptions(Options):
         None, "Column with cell types: train a classifier of these types instead of imputation."
     )
     donor_key: str | None = option(
-        None, "Column with donors: the classifier is calibrated on donors left out of the training."
+        None, "Column with donors: the classifier is calibrated on held-out donors."
     )
     seed: int = option(0, "Seed of weights, batches and masks.", minimum=0)
     force: bool = option(False, "Continue although few genes are shared with the vocabulary.")
