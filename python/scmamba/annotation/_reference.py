@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,7 @@ from ..utils.progress import say
 from .base_classifiers import BASE_CLASSIFIERS
 from .ensemble import MIN_CELLS_PER_GENE, CellTypeEnsemble, donor_folds, fit_ensemble
 from .expression import all_human_genes, read_human_cells, shared_values
+from .novelty import FEWEST
 from .options import AnnotateOptions
 from .result import Annotation, own_components
 
@@ -165,7 +167,7 @@ class ReferenceAnnotator:
         human = all_human_genes()
         place = {gene: i for i, gene in enumerate(self.model.genes.ensembl_ids)}
         inside = np.array([place.get(human[i], -1) for i in shared], dtype=np.int64)
-        steps = 0 if len(np.unique(names)) < 2 else self.options.finetune_steps
+        steps = self.options.finetune_steps
         if steps and (inside >= 0).sum() < MIN_NETWORK_GENES:
             say(
                 f"the model '{self.model.config.name}' reads {int((inside >= 0).sum())} of these genes "
@@ -198,10 +200,12 @@ def check_reference(known: AnnData, options: AnnotateOptions) -> None:
     Raises
     ------
     DataError
-        There is no such column of labels or donors, or several; or ``cache`` is a file.
+        There is no such column of labels or donors, or several; all labels are the same; or ``cache`` is a file.
     """
     key = options.label_key
-    _require_levels(known, [key] if isinstance(key, str) else list(key or ()))
+    levels = [key] if isinstance(key, str) else list(key or ())
+    _require_levels(known, levels)
+    _require_types(known.obs[levels[-1]])
     donor = options.donor_key
     if donor is not None and (donor in known.obs or donor != AnnotateOptions().donor_key):
         require_column(known.obs, donor, "of the reference, with the donors")
@@ -228,6 +232,22 @@ def _require_levels(known: AnnData, levels: list[str]) -> None:
         if column in levels[:number]:
             raise DataError(f"label_key names the column '{column}' twice. Name each level once.")
         warn_similar(labels.dropna().unique(), column)
+
+
+def _require_types(labels: pd.Series) -> None:
+    """Refuse one cell type, and warn of a reference too small to notice cells of other types."""
+    types = labels[~is_unlabelled(labels)].astype(str)
+    if types.nunique() == 1:
+        raise DataError(
+            f"The column '{labels.name}' of the reference has one cell type, '{types.iloc[0]}', so every cell would get "
+            "it. Use a reference with at least two cell types, or marker genes (markers=)."
+        )
+    if 0 < len(types) < FEWEST:
+        warnings.warn(
+            f"The reference has {len(types)} labeled cells. With fewer than {FEWEST}, cells of types that it lacks get one "
+            "of its types instead of 'Unassigned'. Use a larger reference.",
+            stacklevel=4,
+        )
 
 
 def label_table(

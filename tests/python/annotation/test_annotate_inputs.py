@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -138,6 +140,12 @@ def twice(column: str):
         (CELLS, {"label_key": "celltype"}, "no column 'celltype'"),
         (CELLS, {"label_key": ["cell_type", "cell_type"]}, "'cell_type' twice"),
         (CELLS, {"label_key": "cell_type", "donor_key": "Donor"}, "no column 'Donor'.*donors"),
+        (
+            CELLS[CELLS.obs["cell_type"] == "Astrocyte"],
+            {"label_key": "cell_type"},
+            "one cell type, 'Astrocyte'.*at least two",
+        ),
+        (CELLS[:1], {"label_key": "cell_type"}, "one cell type"),
         (twice("cell_type"), {"label_key": "cell_type"}, "2 columns named 'cell_type'"),
         (twice("donor"), {"label_key": "cell_type"}, "2 columns named 'donor'"),
     ],
@@ -146,6 +154,16 @@ def test_references_are_checked_before_a_model_is_loaded(reference, options, wor
     with pytest.raises(DataError, match=words):
         annotate(reference=reference, **options)
     assert not loaded
+
+
+def test_a_reference_too_small_to_notice_other_types_is_named(loaded):
+    for cells, warned in ((CELLS[:59], True), (CELLS[:60], False)):
+        with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always")
+            with contextlib.suppress(Exception):  # there is no model
+                annotate(reference=cells, label_key="cell_type")
+        assert any("59 labeled cells" in str(one.message) for one in shown) == warned
+    assert len(loaded) == 2
 
 
 def test_a_cache_that_is_a_file_is_refused_before_the_fit(tmp_path, loaded):

@@ -185,14 +185,6 @@ def test_a_network_with_too_few_shared_genes_is_omitted(reference, query, capsys
     assert (
         "skipping the network" in capsys.readouterr().err and found.provenance["network_share"] == 0
     )
-    one = reference.copy()
-    one.obs["kind"] = "only"
-    assert (
-        annotate(
-            query, reference=one, label_key="kind", cache=False, verbose=False, return_result=True
-        ).provenance["classes"]
-        == 1
-    )  # no class to fine-tune for
 
 
 def test_the_cache_key_covers_all_inputs_of_the_fit(reference):
