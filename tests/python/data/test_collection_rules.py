@@ -322,6 +322,8 @@ def test_every_split_has_a_donor_and_unknown_donors_are_training():
         "train",
         "validation",
     ]
+    for parts in ({"validation": 0.9, "test": 0}, {"validation": 0, "test": 0.9}):
+        assert (found.split(**parts)["split"] == "train").sum() == 2, "one named donor remains"
     two = donors({("P", "a", ""): 1, ("P", "b", ""): 2, ("P", "", ""): 4})
     assert sorted(two.split(validation=0)["split"]) == ["test", "train", "train"]
     with pytest.raises(DataError, match="There are 2 named donors; 3 parts cannot"):

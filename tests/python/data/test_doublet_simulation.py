@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from scmamba.data.doublet_simulation import LEAST_SHARE, simulate_doublets
+from scmamba.data.doublet_simulation import LEAST_SHARE, doublet_codes, simulate_doublets
 from scmamba.utils.errors import DataError, ScMambaError
 
 
@@ -125,3 +126,26 @@ def test_single_cells_give_no_doublet_and_wrong_lengths_are_refused():
             simulate_doublets(counts_of(4), given.pop("sample"), 3, **given)
     with pytest.raises(ScMambaError, match="no recipe 'half' .* choose one of mixed, sum, mean"):
         simulate_doublets(counts_of(4), np.zeros(4, int), 3, recipe="half")
+
+
+#: What hashing and genotyping programs write: HTODemux, hashsolo, demuxlet, vireo, souporcell, scrublet.
+WORDS = {
+    1: ("Doublet", "doublets", "Multiplet", "DBL", "True", "1", "1.0"),
+    0: ("Singlet", "singlets", "SNG", "False", "0", "0.0"),
+    -1: ("Negative", "Ambiguous", "unassigned", "Unknown", "undetermined", "AMB", "NA", "nan", ""),
+}
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [(word, code) for code, words in WORDS.items() for word in words]
+)
+def test_words_of_calls_of_doublets(word, code):
+    calls = ["doublet", "singlet", f" {word} ", None]
+    assert doublet_codes(pd.Categorical(calls)).tolist() == [1, 0, code, -1]
+
+
+@pytest.mark.parametrize(
+    "calls", [["singlet", "doublet", "neuron"], ["singlet", "negative"], ["doublet", None], [None]]
+)
+def test_other_columns_are_no_calls_of_doublets(calls):
+    assert doublet_codes(pd.Categorical(calls)) is None

@@ -55,6 +55,11 @@ REFUSED = {
         "scaled",
         "unit variance",
     ),
+    "unit variance, few of the genes detected": (
+        without_centering() * (np.arange(300) >= 220),
+        "scaled",
+        "unit variance",
+    ),
     "unit root mean square, R": (root_mean_square(), "scaled", "unit variance"),
     "counts and logarithms": (joined(np.log1p(CP10K)), "neither", "whole numbers in 50%"),
     "counts and log2": (joined(np.log2(CP10K + 1)), "neither", "whole numbers in 50%"),

@@ -106,6 +106,18 @@ def test_how_much_totals_may_differ():
     assert detect_value_scale(silent).scale == pytest.approx(np.median(totals_of(1.49)))
 
 
+def test_any_genes_accepts_logs_of_any_total_and_no_fractions():
+    """Verbs that normalize over other genes themselves read logarithms of selected genes."""
+    apart = logs_with_totals(totals_of(3.0))
+    for matrix, words in ((apart, "totals without the logarithm"), (apart / 10, "fractions")):
+        with pytest.raises(DataError, match=words):
+            cells_of(matrix, GENES[:3])
+    assert cells_of(apart, GENES[:3], any_genes=True).values.kind == "log1p"
+    with pytest.raises(DataError, match="fractions"):
+        cells_of(apart / 10, GENES[:3], any_genes=True)
+    assert cells_of(apart / 10, GENES[:3], force=True).values.kind == "counts"
+
+
 def test_every_block_of_cells_is_checked():
     matrix = np.array([[1.0, 2], [3, 4], [5, 6], [7, 8], [9, 10]])
     assert detect_value_scale(matrix, block=2).kind == "counts"

@@ -8,7 +8,7 @@ import pytest
 from scipy import sparse
 
 from scmamba.data.selection import select_matrix
-from scmamba.data.values import classify_values, detect_value_scale, log1p_cp10k
+from scmamba.data.values import classify_values, detect_value_scale, is_integer, log1p_cp10k
 from scmamba.utils.errors import DataError
 
 
@@ -53,3 +53,23 @@ def test_cells_without_counts_stay_empty():
     found = log1p_cp10k(counts, totals=np.array([0.0, 7.0]), dtype=np.float64).toarray()
     np.testing.assert_array_equal(found[0], [0.0, 0.0])
     np.testing.assert_allclose(found[1], np.log1p(1e4 * np.array([2, 5]) / 7))
+
+
+def test_logs_of_some_genes_whose_totals_vary_are_logs():
+    """A very variable gene: totals vary more without the logarithm, but cells with more genes have smaller values."""
+    rng = np.random.default_rng(1)
+    counts = rng.poisson(rng.gamma(0.4, 1.0, 2000) * rng.lognormal(0, 0.6, (150, 1))).astype(float)
+    counts[:, 0] = rng.lognormal(5, 1.5, 150)
+    values = np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)[:, :200]
+    back, logged = np.expm1(values).sum(axis=1), values.sum(axis=1)
+    ratios = [np.divide(*np.quantile(part, [0.95, 0.05])) for part in (back, logged)]
+    assert 1.5 < ratios[1] < ratios[0] < 3 * ratios[1]
+    assert classify_values(sparse.csr_matrix(values)).kind == "log1p"
+
+
+@pytest.mark.parametrize("place", [0, (1 << 20) - 1, 1 << 20, -2, -1])
+def test_one_fraction_anywhere_is_found(place):
+    values = np.ones((1 << 21) + 5, dtype=np.float32)
+    assert is_integer(values)
+    values[place] = 0.5
+    assert not is_integer(values)
