@@ -12,10 +12,17 @@ from conftest import small_model
 from scipy import sparse
 
 from scmamba.annotation import annotate
-from scmamba.annotation._reference import ReferenceCells, log_probabilities, readable
+from scmamba.annotation._reference import (
+    ReferenceAnnotator,
+    ReferenceCells,
+    log_probabilities,
+    readable,
+)
 from scmamba.annotation.ensemble import CellTypeEnsemble, donor_folds, fit_ensemble
-from scmamba.annotation.expression import all_human_genes, shared_values
+from scmamba.annotation.expression import all_human_genes, read_human_cells, shared_values
+from scmamba.annotation.options import AnnotateOptions
 from scmamba.data import read_cells
+from scmamba.genes import Vocabulary
 from scmamba.training import TrainerConfig
 from scmamba.training import finetune_classifier as classes
 from scmamba.training import trainer as loop
@@ -187,6 +194,19 @@ def test_a_network_with_too_few_shared_genes_is_omitted(reference, query, capsys
     )
 
 
+@pytest.mark.parametrize(("number", "steps"), [(49, 0), (50, 2)])
+def test_the_network_needs_fifty_of_the_shared_genes(reference, query, capsys, number, steps):
+    _, shared, _ = prepared(reference, query, np.arange(150))
+    ids = [all_human_genes().ensembl_ids[gene] for gene in shared[:number]]
+    others = [f"ENSG9999{i:07d}" for i in range(60)]  # of the model alone
+    model = small_model("expressed", vocabulary=Vocabulary((*ids, *others), ("",) * (number + 60)))
+    options = AnnotateOptions(label_key="kind", finetune_steps=2)
+    annotator = ReferenceAnnotator(options, model, True).fit(reference)
+    assert annotator._training_cells(read_human_cells(query, None, None, False)).steps == steps
+    skipped = f"reads {number} of these genes (50 needed): skipping the network"
+    assert (skipped in capsys.readouterr().err) is (number < 50)
+
+
 def test_the_cache_key_covers_all_inputs_of_the_fit(reference):
     x, shared, _ = prepared(reference, reference, np.arange(150))
     model = small_model("expressed", n_genes=60)
@@ -243,3 +263,33 @@ def test_the_fit_runs_once_and_is_cached_completely(reference, tmp_path, monkeyp
     monkeypatch.undo()
     ReferenceCells(*given, 0, 2).fit(False, False)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_cache_is_the_default_folder_none_or_the_named_one(reference, tmp_path, monkeypatch):
+    """What lies in the cache is changed, so that it is seen who reads it."""
+    x, shared, _ = prepared(reference, reference, np.arange(45))
+    monkeypatch.setenv("SCMAMBA_CACHE", str(tmp_path / "home"))
+    given = (
+        small_model("expressed", n_genes=60),
+        x,
+        np.column_stack([shared, np.full(len(shared), -1)]),
+        reference.obs["kind"].to_numpy().astype(str)[:45],
+        reference.obs["donor"].to_numpy().astype(str)[:45],
+    )
+    cells = ReferenceCells(*given, 0, 2)
+    cells.fit(False, False)
+    assert not (tmp_path / "home").exists()
+    for cache, folder in (
+        (True, tmp_path / "home" / "references"),
+        (str(tmp_path / "named"), tmp_path / "named"),
+    ):
+        cells.fit(cache, False)
+        kept = folder / cells.fingerprint()
+        assert [path.name for path in folder.iterdir()] == [kept.name]
+        fit = CellTypeEnsemble.read(kept / "ensemble.npz")
+        fit.report["held_out_accuracy"] = -1.0
+        fit.write(kept / "ensemble.npz")
+        accuracy = [
+            cells.fit(option, False)[0].report["held_out_accuracy"] for option in (cache, False)
+        ]
+        assert accuracy[0] == -1 and accuracy[1] > 0

@@ -32,7 +32,7 @@ from scmamba.annotation.ensemble import (
     mix_network,
     with_rare_class_profiles,
 )
-from scmamba.annotation.novelty import call_evidence
+from scmamba.annotation.novelty import call_evidence, common_space, novelty_scores
 from scmamba.data.values import log1p_cp10k
 from scmamba.training.calibration import (
     coverage_curve,
@@ -356,6 +356,22 @@ def test_the_weight_of_the_network_is_chosen_on_held_out_cells(reference):
     np.testing.assert_array_equal(
         found.curve, coverage_curve(softmax(final / found.temperature, axis=1), codes[rows])
     )
+
+
+def test_novelty_is_judged_beside_all_cells_of_the_reference(reference, fitted):
+    x = draw(np.arange(30) % 4, 8)
+    p = fitted.probabilities(x)
+    known = reference[0][:40]
+    space = common_space(sparse.csr_matrix(sparse.vstack([known, x])), 1)
+    evidence = call_evidence(
+        p, profile_logits(x, fitted.profiles), marker_features(fitted.markers, x)
+    )
+    detector, called = fitted.novelty, p.argmax(axis=1)
+    shown = novelty_scores(space[40:], space[:40], evidence, detector.pool, 1)
+    score = detector.standardized_score(shown, called, detector.is_domain_shifted(shown))
+    for level in (np.sort(score)[1:] + np.sort(score)[:-1]) / 2:  # between any two cells
+        judge = replace(fitted, novelty=replace(detector, level=level))
+        np.testing.assert_array_equal(judge.is_novel(x, p, known, 1), score > level)
 
 
 def test_an_ensemble_is_unchanged_by_saving_and_loading(fitted, tmp_path):

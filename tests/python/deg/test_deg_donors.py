@@ -228,6 +228,36 @@ def test_intervals_of_shrunken_changes_have_their_coverage():
     assert np.isnan(shrink(np.array([np.nan, 1.0]), np.array([1.0, 1.0])).mean[0])
 
 
+def test_shrinkage_of_few_genes_by_hand():
+    """Expectation maximization gene by gene: with ten pseudo-genes at zero, few genes shrink strongly."""
+    b, se = np.array([0.1, -0.3, 2.5, 0.0, 6.0]), np.array([0.2, 0.4, 0.5, 0.1, 1.5])
+    smallest = np.sqrt(np.quantile(se**2, 0.05)) / 10
+    largest = 2 * np.sqrt((b**2 - se**2).max())
+    steps = int(2 * np.log2(largest / smallest)) + 2
+    sds = [0.0, *(smallest * (largest / smallest) ** (k / (steps - 1)) for k in range(steps))]
+
+    def shares(weight: list[float], gene: int) -> np.ndarray:
+        scale = [np.hypot(se[gene], sd) for sd in sds]
+        like = [w * stats.norm.pdf(b[gene], 0, s) for w, s in zip(weight, scale)]
+        return np.array(like) / sum(like)
+
+    weight = [1 / len(sds)] * len(sds)
+    for _ in range(60):
+        total = sum(shares(weight, gene) for gene in range(5)) + np.array([10.0] + [0.0] * steps)
+        weight = list(total / 15)
+    found = shrink(b, se)
+    for gene in range(5):
+        kept = [sd**2 / (sd**2 + se[gene] ** 2) for sd in sds]
+        share = shares(weight, gene)
+        assert found.mean[gene] == pytest.approx(float(share @ kept) * b[gene], rel=1e-9)
+        for level, end in ((0.025, found.low[gene]), (0.975, found.high[gene])):
+            parts = [
+                stats.norm.cdf(end, k * b[gene], max(np.sqrt(k) * se[gene], 1e-12)) for k in kept
+            ]
+            assert end == 0 or float(share @ parts) == pytest.approx(level, abs=1e-6)
+    assert abs(found.mean[1]) < 0.03 and found.low[4] < 6 * 0.9 < found.high[4]
+
+
 def test_one_normal_prior_gives_its_conjugate_posterior():
     rng = np.random.default_rng(8)
     truth = rng.normal(0, 1, 6000)
