@@ -67,6 +67,14 @@ def test_a_difference_is_found_in_its_type(result):
     assert row["up"] + row["down"] == len(result.genes("MG"))
 
 
+def test_the_settings_are_the_options_the_groups_and_what_was_read(result):
+    values = result.settings["values"]
+    assert values.startswith("X holds raw counts (integers, largest ")
+    given = CompareOptions(condition_key="diagnosis", donor_key="patient", label_key="type")
+    expected = {"group1": "AD", "group2": "Control", "values": values}
+    assert result.settings == given.params() | expected
+
+
 @pytest.mark.parametrize("test", ["quasi_likelihood", "voom", "moderated_t", "mixed"])
 def test_every_test_on_one_type(cohort, test):
     microglia = cohort[cohort.obs["type"] == "MG"].copy()

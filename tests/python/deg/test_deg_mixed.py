@@ -11,6 +11,7 @@ from scipy import integrate, optimize, stats
 
 from scmamba.deg import compare, find_markers, zlm
 from scmamba.deg.mixed import fit_mixed, make_strata, p_beyond
+from scmamba.deg.mixed_kernel import RIDGE
 from scmamba.utils.errors import DataError
 
 
@@ -132,6 +133,42 @@ def test_a_group_without_counts_has_finite_estimates():
     x = np.column_stack([np.ones(donor.size), group])
     fit = fit_mixed(sp.csc_matrix(counts), depth, make_strata(x, donor), 1)
     assert np.isfinite(fit.coef).all() and fit.coef[0, 1] < -4 and fit.p[0] < 1e-4
+
+
+def test_the_likelihood_ratio_is_that_of_the_penalized_likelihoods():
+    """A group without counts: its coefficient is held by a normal prior of variance 1 / RIDGE, in units of the column."""
+    counts, _, donor, group = _cells(9, 10, 40, 2, 0.0, 0.2)
+    counts[group == 1, 0] = 0
+    x, depth = np.column_stack([np.ones(donor.size), group]), np.ones(donor.size)
+    fit = fit_mixed(sp.csc_matrix(counts), depth, make_strata(x, donor), 1)
+    z = np.column_stack([x, np.eye(10)[donor]])
+
+    def best(gene: int, free: np.ndarray) -> tuple[float, np.ndarray]:
+        """Laplace's approximation over the donors at the variances of the fit, and the mode."""
+        y, phi, sigma2 = counts[:, gene], fit.dispersion[gene], fit.variance[gene]
+        design = z[:, free]
+        penalty = np.r_[RIDGE * x.var(axis=0), np.full(10, 1 / sigma2)][free]
+
+        def law(u):
+            mu = np.exp(design @ u)
+            return stats.nbinom.logpmf(y, 1 / phi, 1 / (1 + phi * mu)).sum() - penalty @ u**2 / 2
+
+        def slope(u):
+            mu = np.exp(design @ u)
+            return design.T @ ((y - mu) / (1 + phi * mu)) - penalty * u
+
+        mode = optimize.minimize(
+            lambda u: -law(u), np.zeros(free.size), jac=lambda u: -slope(u), method="BFGS"
+        ).x
+        mu = np.exp(design @ mode)
+        info = np.bincount(donor, (1 + phi * y) * mu / (1 + phi * mu) ** 2)
+        return law(mode) - np.log(1 + sigma2 * info).sum() / 2, mode
+
+    for gene in (0, 1):
+        full, mode = best(gene, np.arange(12))
+        null, _ = best(gene, np.delete(np.arange(12), 1))
+        assert fit.coef[gene, 1] == pytest.approx(mode[1], abs=1e-3)
+        assert fit.lr[gene] == pytest.approx(2 * (full - null), abs=1e-3)
 
 
 @pytest.fixture(scope="module")

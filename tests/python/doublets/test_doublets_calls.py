@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import anndata as ad
@@ -66,6 +67,7 @@ def test_counts_are_read_from_every_container():
     )
     for wrong, expected in (
         (ad.AnnData(np.zeros((0, 3))), "empty: 0 cells"),
+        (ad.AnnData(np.zeros((3, 0))), "empty: 3 cells x 0 genes"),
         (data, "no layer 'x'"),
     ):
         with pytest.raises(DataError, match=expected):
@@ -294,6 +296,36 @@ def test_rates_per_sample_and_calls_by_rank():
         None,
     )
     assert big["prior"][0] == 0.4
+
+
+@pytest.mark.parametrize(
+    ("method", "model", "name"),
+    [
+        ("fast", None, None),
+        ("network", None, "brain-mini"),
+        ("network", "folder/own", "folder/own"),
+        ("network", Path("folder"), "folder"),
+        ("network", small_model("expressed", n_genes=5), "small"),
+    ],
+)
+def test_the_record_names_the_network(method, model, name):
+    adata, result, codes = ad.AnnData(np.zeros((4, 1))), result_of(np.ones(4)), np.zeros(4, int)
+    rates = module._rates(result, codes, np.ones(4, bool), ["a"], 0.5)
+    module._call(result, codes, np.ones(4, bool), rates, None)
+    options = DoubletOptions(method=method)
+    module._write(adata, result, ["a"], codes, rates, options, model, "counts")
+    record = adata.uns["scmamba"]["doublets"]
+    assert record.get("model") == name and record["summary"]["values"] == "counts"
+    assert record["summary"]["samples"]["called"].tolist() == [2]
+
+
+@pytest.mark.parametrize(("detectable", "said"), [([0.9, 0.19], True), ([0.2, 0.9], False)])
+def test_a_dominant_cell_type_is_reported(detectable, said, capsys):
+    rates = pd.DataFrame({"detectable": detectable})
+    module._report(result_of(np.ones(4)), rates, np.ones(4, bool), True)
+    printed = capsys.readouterr().err
+    assert "0 of 4 droplets called doublets (0.0%), in 2 sample(s)" in printed
+    assert ("one cell type dominates" in printed) is said
 
 
 def test_parents_have_the_label_or_cluster_name():

@@ -105,6 +105,7 @@ def test_silhouettes_are_scikit_learns():
     x = rng.normal(size=(50, 3))
     for code in (
         rng.integers(0, 4, 50),
+        rng.integers(0, 2, 50),
         np.r_[[7], rng.integers(0, 2, 49)],
     ):  # one cluster has a single cell
         distance = np.linalg.norm(x[:, None] - x[None], axis=2)
