@@ -169,7 +169,7 @@ def test_refused_input_leaves_the_object_unchanged(cohort):
         scmamba.impute(cohort[:2].copy(), model="no-such-model", **QUIET)
 
 
-def test_adaptation_is_scored_on_held_out_cells_and_reproducible(cohort):
+def test_adaptation_is_scored_on_held_out_cells_and_reproducible(cohort, capsys):
     data = ad.concat([cohort] * 3, index_unique="-")
     results = [
         scmamba.impute(
@@ -178,13 +178,19 @@ def test_adaptation_is_scored_on_held_out_cells_and_reproducible(cohort):
             adapt_steps=6,
             passes=1,
             seed=5,
-            verbose=False,
+            verbose=verbose,
         )
-        for _ in range(2)
+        for verbose in (True, False)
     ]
     report = results[0].uns["scmamba"]["impute"]["summary"]["adapt"]
     assert report["used"] == (report["loss_after"] < report["loss_before"]) and report["steps"] == 6
     assert (results[0].layers["scmamba"] != results[1].layers["scmamba"]).nnz == 0
+    told = (
+        f"of 20 held-out cells: {report['loss_before']:.4f} before, {report['loss_after']:.4f} after "
+        f"adaptation; the {'adapted' if report['used'] else 'pre-trained'} network is used"
+    )
+    assert capsys.readouterr().err.count(told) == 1, "by the first one, which is verbose"
+    assert report["cells"] == 100 and report["seconds"] > 0
     few = scmamba.impute(cohort[:5].copy(), model=small_model("expressed"), passes=1, verbose=False)
     assert few.uns["scmamba"]["impute"]["summary"]["adapt"]["used"] is False
 
@@ -234,6 +240,15 @@ def test_invalid_files_are_refused(tmp_path):
         with pytest.raises(DataError, match=sentence):
             scmamba.impute_file(tmp_path / name, tmp_path / "out.h5ad", **QUIET)
     assert not (tmp_path / "out.h5ad").exists()
+    (tmp_path / "folder").mkdir()
+    for verb, options in ((scmamba.impute_file, QUIET), (scmamba.embed_file, {"verbose": False})):
+        for overwrite, sentence in (
+            (False, "exists already"),
+            (True, "folder is a folder; a file"),
+        ):
+            with pytest.raises(DataError, match=sentence):
+                verb(tmp_path / "a.h5ad", tmp_path / "folder", overwrite=overwrite, **options)
+    assert not list((tmp_path / "folder").iterdir())
 
 
 def test_a_truncated_file_is_refused(cohort, tmp_path):

@@ -11,8 +11,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from scmamba.datasets import brain_cohort
+from scmamba.imputation import distributed
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 OPTIONS = ("--adapt-steps", "0", "--force", "--device", "cpu")
@@ -59,6 +61,26 @@ def contents(path: Path) -> dict[str, str]:
     with h5py.File(path, "r") as opened:
         opened.visititems(visit)
     return found
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "device"),
+    [
+        (None, 2, "cuda:1"),
+        ("cuda", 2, "cuda:1"),
+        ("cuda", 8, "cuda:3"),
+        ("cuda:0", 2, "cuda:0"),
+        ("cpu", 2, "cpu"),
+        (None, 0, None),
+        ("cpu", 0, "cpu"),
+    ],
+)
+def test_each_process_has_the_gpu_of_its_local_rank(asked, gpus, device, monkeypatch):
+    """The fourth process of a machine; the number of GPUs is replaced, because tests run without any."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert distributed._device(asked) == device
 
 
 @pytest.mark.slow
