@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -139,3 +141,29 @@ def test_the_choice_by_hand(monkeypatch):
     assert not products.matrix_unit() and not products._onednn_is_faster()
     monkeypatch.setenv("SCMAMBA_LINEAR", "onednn")
     assert not products.matrix_unit()
+
+
+ONEDNN = (
+    sys.platform.startswith("linux")
+    and torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel", None])
+@pytest.mark.parametrize("asked", ["torch", "amx", "onednn", "auto", "other", None])
+def test_onednn_is_used_on_request_and_on_amd(asked, vendor, monkeypatch):
+    """Of another processor the description is replaced; ``None``: there is none."""
+
+    def cpuinfo(self):
+        if vendor is None:
+            raise FileNotFoundError(self)
+        return f"processor : 0\nvendor_id : {vendor}\n"
+
+    if asked is None:
+        monkeypatch.delenv("SCMAMBA_LINEAR", raising=False)
+    else:
+        monkeypatch.setenv("SCMAMBA_LINEAR", asked)
+    monkeypatch.setattr(products.Path, "read_text", cpuinfo)
+    faster = asked == "onednn" or (asked not in ("torch", "amx") and vendor == "AuthenticAMD")
+    assert products._onednn_is_faster.__wrapped__() is (ONEDNN and faster)
