@@ -45,21 +45,26 @@ def test_empty(shape):
     )
 
 
+def channel_first(x: torch.Tensor) -> torch.Tensor:
+    """The same values, those of one channel beside one another."""
+    return x.transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def test_awkward_memory():
     """Channel-first, sliced and expanded inputs; half of a wider gate."""
     directions, z = make(2, 18, 20, 4)
     first, second = directions
     halves = torch.cat([first.delta, z], -1)
     awkward = [
-        first._replace(
-            u=first.u.transpose(1, 2).contiguous().transpose(1, 2), delta=halves[..., :20]
-        ),
+        first._replace(u=channel_first(first.u), delta=halves[..., :20]),
         second._replace(B=second.B[:, :1].expand_as(second.B), u=second.u[:1].expand(2, -1, -1)),
     ]
+    turned = [d._replace(**{n: channel_first(getattr(d, n)) for n in "BC"}) for d in directions]
     with torch.no_grad():
-        found = selective_scan(awkward, halves[..., 20:], backend="triton")
-        truth = selective_scan(awkward, z, backend="reference")
-    torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
+        for given, gate in ((awkward, halves[..., 20:]), (turned, channel_first(z))):
+            found = selective_scan(given, gate, backend="triton")
+            truth = selective_scan(given, z, backend="reference")
+            torch.testing.assert_close(found, truth, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["u", "delta", "B", "z"])

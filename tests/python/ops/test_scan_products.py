@@ -134,6 +134,25 @@ def test_other_types_and_empty_input(always):
         assert linear(x, weight).dtype == torch.bfloat16
 
 
+def test_other_devices_and_types_are_left_to_torch(always, monkeypatch):
+    """Whatever product is fastest for float32 on this processor; "meta" is a device without values."""
+
+    def wrong(*arguments):
+        pytest.fail("not by torch")
+
+    x, weight, _ = problem(40, 32, 32)
+    others = [(x.to("meta"), weight.to("meta")), (x.double(), weight.double())]
+    others += [(x.bfloat16(), weight.bfloat16()), (x.half(), weight.half())]
+    monkeypatch.setattr(products, "matrix_unit", lambda: True)
+    monkeypatch.setattr(products, "product", wrong)
+    for values, other in others:
+        found = linear(values, other)
+        assert (found.device, found.dtype) == (values.device, values.dtype)
+    for values, other in ((x.double(), weight), (x, weight.double())):
+        with pytest.raises(RuntimeError, match="dtype"):
+            linear(values, other)
+
+
 def test_the_choice_by_hand(monkeypatch):
     monkeypatch.setenv("SCMAMBA_LINEAR", "torch")
     for name in ("matrix_unit", "_onednn_is_faster"):

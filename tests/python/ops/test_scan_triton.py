@@ -168,6 +168,17 @@ def test_the_gpu_benchmark_runs():
 
 
 @needs_triton
+def test_only_values_that_are_apart_are_copied():
+    """The kernels read neighboring channels; rows may lie anywhere, as in a part of a wider tensor."""
+    from scmamba.ops.triton_backend import _unit
+
+    wide = torch.randn(2, 5, 12)
+    part, turned = wide[..., 4:8], wide.transpose(1, 2)
+    assert _unit(part).data_ptr() == part.data_ptr() and _unit(part).stride() == part.stride()
+    assert _unit(turned).is_contiguous() and torch.equal(_unit(turned), turned)
+
+
+@needs_triton
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_self_check_reports_a_failure_instead_of_raising():
     from scmamba.ops.triton_backend import self_check
