@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scmamba.ops.cpu import matmul as products
 from scmamba.ops.cpu.matmul import linear
@@ -186,3 +187,31 @@ def test_onednn_is_used_on_request_and_on_amd(asked, vendor, monkeypatch):
     monkeypatch.setattr(products.Path, "read_text", cpuinfo)
     faster = asked == "onednn" or (asked not in ("torch", "amx") and vendor == "AuthenticAMD")
     assert products._onednn_is_faster.__wrapped__() is (ONEDNN and faster)
+
+
+class Called(TorchDispatchMode):
+    """Names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.append(str(operator))
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not ONEDNN, reason="this torch has no oneDNN")
+@pytest.mark.parametrize("faster", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_onednn_computes_where_it_is_faster_and_no_gradient_is_wanted(
+    training, faster, monkeypatch
+):
+    monkeypatch.setattr(products, "matrix_unit", lambda: False)
+    monkeypatch.setattr(products, "_onednn_is_faster", lambda: faster)
+    x, weight, _ = problem(77, 48, 48)
+    with Called() as called, torch.set_grad_enabled(training):
+        found = linear(x, weight.requires_grad_())
+    assert any("mkldnn" in name for name in called.names) is (faster and not training)
+    assert found.requires_grad is training
+    assert far(found.detach(), x.double() @ weight.detach().double().T) <= 1e-5
