@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from scmamba.ops import mamba_ssm_backend
 from scmamba.ops.convolution import causal_conv1d
 from scmamba.ops.normalization import add_rms_norm
 from scmamba.utils.errors import BackendError
@@ -69,6 +70,19 @@ def test_other_types_and_empty_input():
     half = causal_conv1d(x.bfloat16(), weight.float(), bias.float())
     assert half.dtype == torch.bfloat16
     assert causal_conv1d(x[:0].float(), weight.float(), bias.float()).shape == (0, 9, 16)
+
+
+@pytest.mark.parametrize("backend", [None, "cpu", "chunked", "reference"])
+@pytest.mark.parametrize("cells", [0, 2])
+def test_the_kernel_of_mamba_ssm_is_never_used_on_the_processor(backend, cells, monkeypatch):
+    """It would fail there, or read the memory of another device; also without a cell."""
+    monkeypatch.setattr(mamba_ssm_backend, "convolve", lambda *a: pytest.fail("on the processor"))
+    x, weight, bias = leaves(cells, 5, 16, 4, torch.float32)
+    options = {} if backend is None else {"backend": backend}
+    out = causal_conv1d(x, weight, bias, **options)
+    torch.testing.assert_close(
+        out, expected(x, weight, bias, False, True) if cells else x, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_wrong_shapes():
