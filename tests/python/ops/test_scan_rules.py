@@ -10,6 +10,7 @@ import plain_network as plain
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scmamba.ops.backends import Direction, available_backends, choose_backend
 from scmamba.ops.convolution import causal_conv1d
@@ -259,6 +260,39 @@ def test_the_allocator_is_unchanged_on_request(monkeypatch):
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     _memory.large_pages()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0", "what the user chose stays"
+
+
+class Allocated(TorchDispatchMode):
+    """Shapes of the float32 tensors that are made like another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        made = operator(*args, **(kwargs or {}))
+        if operator is torch.ops.aten.new_empty.default:
+            self.shapes.append(tuple(made.shape))
+        return made
+
+
+@pytest.mark.parametrize("two", [False, True])
+def test_states_are_only_kept_for_a_gradient(two):
+    """They take as much memory as many outputs."""
+    given = [
+        Direction(*(t.float() for t in d[:7]), d.reverse)
+        for d in (direction(channels=16), direction(channels=16, reverse=True))
+    ][: 1 + two]
+    with Allocated() as without:
+        out = selective_scan(given, None, backend="cpu")
+    assert without.shapes == [tuple(out.shape)]
+    given[0].u.requires_grad_()
+    with Allocated() as kept:
+        selective_scan(given, None, backend="cpu")
+    assert len(kept.shapes) == 2 + two
+    with Allocated() as without, torch.no_grad():
+        selective_scan(given, None, backend="cpu")
+    assert without.shapes == [tuple(out.shape)]
 
 
 def test_products_use_torch_if_the_matrix_unit_does_not_support_them(monkeypatch):
