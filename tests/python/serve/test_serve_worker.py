@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -252,6 +253,23 @@ def test_a_job_can_access_its_own_folder_and_no_network(desk, tmp_path, monkeypa
     assert ended["state"] == "done", ended["message"]
     through = read_tables(desk.folder / "result" / "result.scmb").about
     assert len(through) == 19 and {name for name, got in through.items() if got} == set()
+
+
+@pytest.mark.skipif(not confinement.available(), reason="Linux only")
+def test_what_is_said_to_be_active_is_active():
+    """In a process of its own, because it cannot be taken back."""
+    code = """if True:
+        import json
+        from scmamba.serve.confinement import available, confine
+        found, active = available(), confine()
+        status = dict(line.split(":\\t") for line in open("/proc/self/status").read().splitlines())
+        print(json.dumps([found, active, status["NoNewPrivs"], status["Seccomp"]]))
+    """
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    found, active, privileges, calls = json.loads(done.stdout)
+    assert set(found) == set(active) - {"no capabilities"}, "as the server prints at its start"
+    assert ("no-new-privileges" in active) == (privileges == "1")
+    assert ("seccomp" in active) == (calls == "2")
 
 
 def test_tasks_with_a_model_get_the_model_named_in_the_address(tmp_path, monkeypatch):
