@@ -138,6 +138,15 @@ def test_text_and_strings_declare_at_most_the_file(tmp_path):
             check._Walk(65_536, 1 << 30).over(file)
 
 
+@pytest.mark.parametrize("part", ["X", "obs", "var"])
+def test_hdf5_files_of_other_kinds(tmp_path, part):
+    path = h5ad(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file[part]
+    with pytest.raises(DataError, match=r"is no \.h5ad file: X, obs or var is missing\."):
+        check.look(path, 9, 9)
+
+
 @pytest.mark.parametrize("change", ["obs", "var", "indices", "indptr"])
 def test_inconsistent_parts(tmp_path, change):
     path = h5ad(tmp_path)

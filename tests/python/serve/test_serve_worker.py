@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -253,6 +254,82 @@ def test_a_job_can_access_its_own_folder_and_no_network(desk, tmp_path, monkeypa
     assert ended["state"] == "done", ended["message"]
     through = read_tables(desk.folder / "result" / "result.scmb").about
     assert len(through) == 19 and {name for name, got in through.items() if got} == set()
+
+
+#: Numbers of system calls on x86_64 and on aarch64: unistd_64.h, and unistd.h of asm-generic, of the kernel's headers.
+CALLS = {
+    "socket": (41, 198),
+    "ptrace": (101, 117),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "init_module": (175, 105),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "unshare": (272, 97),
+    "perf_event_open": (298, 241),
+    "open_by_handle_at": (304, 265),
+    "setns": (308, 268),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "finit_module": (313, 273),
+    "bpf": (321, 280),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+}
+SIGNALS = {
+    "kill": (62, 129),
+    "rt_sigqueueinfo": (129, 138),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "rt_tgsigqueueinfo": (297, 240),
+    "pidfd_send_signal": (424, 424),
+}
+
+
+def refused(program: list[tuple[int, int, int, int]], data: dict[int, int]) -> bool:
+    """What the kernel does with a system call: ``data`` is what lies at 0 (number), 4 (machine) and 16 (argument)."""
+    at = value = 0
+    while True:
+        operation, yes, no, operand = program[at]
+        if operation == 0x20:
+            value = data[operand]
+        elif operation == 0x06:
+            assert operand in (0x7FFF0000, 0x00050000 | errno.EPERM)
+            return operand != 0x7FFF0000
+        else:
+            holds = {0x15: value == operand, 0x35: value >= operand}[operation]
+            at += yes if holds else no
+        at += 1
+
+
+@pytest.mark.parametrize("by_landlock", [True, False])
+@pytest.mark.parametrize(
+    ("machine", "place", "architecture", "limits"),
+    [("x86_64", 0, 0xC000003E, 302), ("aarch64", 1, 0xC00000B7, 261)],
+)
+def test_which_system_calls_are_refused(
+    machine, place, architecture, limits, by_landlock, monkeypatch
+):
+    monkeypatch.setattr(confinement.platform, "machine", lambda: machine)
+    program = confinement._filter(others_signals=by_landlock)
+    own, another = os.getpid(), os.getpid() + 1
+
+    def calls(to: int, machine: int = architecture, numbers: range = range(600)) -> set[int]:
+        return {n for n in numbers if refused(program, {0: n, 4: machine, 16: to})}
+
+    denied = {numbers[place] for numbers in CALLS.values()}
+    signals = set() if by_landlock else {numbers[place] for numbers in SIGNALS.values()}
+    assert calls(own) == denied
+    assert calls(another) == denied | signals | {limits}
+    assert calls(0) == denied | signals, "zero is this process for prlimit, and its group for kill"
+    assert calls(own, architecture ^ 1) == set(range(600)), "calls of another architecture"
+    x32 = range(0x40000000, 0x40000003)
+    assert calls(own, numbers=x32) == set(x32)
 
 
 @pytest.mark.skipif(not confinement.available(), reason="Linux only")
