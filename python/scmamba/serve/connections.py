@@ -30,6 +30,8 @@ def raise_file_limit(connections: int) -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (top, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:  # a negative number on Linux
+        return connections
     return max(16, min(connections, (soft - _RESERVED) // 2))
 
 

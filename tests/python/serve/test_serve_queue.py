@@ -339,6 +339,26 @@ def test_an_old_queue_gets_the_current_columns(tmp_path, monkeypatch):
         assert found["deaths"] == 0 and jobs.public_view(found)["warnings"] == []
 
 
+def test_two_servers_may_add_the_current_columns_at_once(tmp_path):
+    """A column that the other server has just added is not added again; any other failure is one."""
+
+    class Slow(Queue):
+        times = (
+            2  # that a column is looked for before the other server has added it: once, or for good
+        )
+
+        def _has(self, column: str) -> bool:
+            looks[column] = looks.get(column, 0) + 1
+            return super()._has(column) and looks[column] >= self.times
+
+    looks: dict[str, int] = {}
+    Queue(tmp_path)
+    assert Slow(tmp_path).check() and looks == dict.fromkeys(jobs._LATER, 2)
+    Slow.times = 1000
+    with pytest.raises(Unavailable, match="duplicate column"):
+        Slow(tmp_path)
+
+
 def test_a_damaged_queue_is_set_aside_and_its_backup_restored(tmp_path, monkeypatch):
     monkeypatch.delenv("SCMAMBA_QUEUE", raising=False)
     queue = open_queue(tmp_path)

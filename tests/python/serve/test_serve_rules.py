@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -23,9 +24,42 @@ import scmamba
 from scmamba.serve import __main__ as command
 from scmamba.serve import tokens
 from scmamba.serve import verbs as tasks
+from scmamba.serve.connections import raise_file_limit
 from scmamba.serve.settings import Settings
 from scmamba.serve.tokens import Tokens
 from scmamba.serve.verbs import TASKS, WITH_MODEL, check_options, renamed_options, schema
+
+# -- limits of the process ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limits", "connections", "raised", "fit"),
+    [
+        ((64, 5000), 1000, 2200, 1000),
+        ((64, 500), 1000, 500, 150),
+        ((64, 150), 1000, 150, 16),
+        ((3000, 5000), 1000, 3000, 1000),
+        ((2300, 5000), 20, 2300, 20),
+    ],
+)
+def test_files_that_may_be_open(limits, connections, raised, fit):
+    """In a process of its own, because a hard limit cannot be raised again."""
+    code = "import resource as r; from scmamba.serve.connections import raise_file_limit\n"
+    code += f"r.setrlimit(r.RLIMIT_NOFILE, {limits}); fit = raise_file_limit({connections})\n"
+    code += "print(fit, *r.getrlimit(r.RLIMIT_NOFILE))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert [int(n) for n in done.stdout.split()] == [fit, raised, limits[1]]
+
+
+def test_files_that_may_be_open_without_a_limit(monkeypatch):
+    """Only some systems have none, so what the kernel says is replaced."""
+    now, none = [64, resource.RLIM_INFINITY], resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(now))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new: now.__setitem__(slice(None), new))
+    assert raise_file_limit(1000) == 1000 and now == [2200, none]
+    now[0] = none
+    assert raise_file_limit(1000) == 1000 and now == [none, none]
+
 
 # -- options -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -570,6 +571,26 @@ def test_the_supervisor_survives_every_error(staff, monkeypatch, error):
     staff._thread, old = None, staff._thread  # a thread that has ended is started again
     staff.ensure()
     assert staff._thread is not None and staff._thread is not old
+
+
+def test_the_queue_is_copied_each_hour_and_old_files_removed_every_ten_minutes(staff, monkeypatch):
+    clock, copied, cleared = [0.0], [], []
+
+    class Rounds(threading.Event):
+        """The thread looks every hundred seconds, for 8000 of them."""
+
+        def wait(self, timeout=None):
+            clock[0] += 100
+            return clock[0] > 8000
+
+    monkeypatch.setattr(staff, "_stop", Rounds())
+    monkeypatch.setattr(staff.queue, "backup", lambda: copied.append(clock[0]))
+    monkeypatch.setattr(staff, "_clear", lambda: cleared.append(clock[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(supervisor.time, "monotonic", lambda: clock[0])
+        staff._watch()
+    assert copied == [3700, 7400]
+    assert cleared == list(range(100, 8001, 700)), "at the start as well"
 
 
 def test_a_misplaced_folder_is_not_removed(staff, tmp_path):
