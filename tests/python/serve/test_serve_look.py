@@ -316,6 +316,19 @@ def test_a_part_unpacks_to_at_most_a_thousand_times_the_file(tmp_path):
         tenx.peek(path, longest - 1)
 
 
+def test_how_many_bytes_a_value_may_have(tmp_path):
+    """From "1 1 1" and the end of the line, to 64 on average and 64 kB beside them."""
+    most = 64 * (3 + 1024)
+    for values in ("1 1 5\n3 1 2\n2 2 7\n", "1 1 5\n3 1 2\n2 2 7" + "\n" * (most - 17)):
+        assert tenx.peek(zipped(tmp_path, HEAD + "3 2 3\n" + values), 1 << 30) == (3, 2)
+    for values, words in (
+        ("1 1 5\n3 1 2\n2 2 7", "promises 3 values and holds 17 bytes; it is cut off"),
+        ("1 1 5\n3 1 2\n2 2 7" + "\n" * (most - 16), "most of them blank"),
+    ):
+        with pytest.raises(DataError, match=words):
+            tenx.peek(zipped(tmp_path, HEAD + "3 2 3\n" + values), 1 << 30)
+
+
 def test_at_most_a_hundred_files(tmp_path):
     extra = {f"{k}.txt": "" for k in range(97)}
     assert tenx.peek(zipped(tmp_path, **extra), 1 << 30) == (3, 2)

@@ -176,6 +176,20 @@ def test_weight_decay_affects_matrices_only():
     assert sum(len(g["params"]) for g in make_optimizer(frozen, config).param_groups) == 2
 
 
+def test_what_a_step_does_not_use_stays_as_it_is():
+    """Neither momentum nor decay moves, for instance, the token of a mask in a step without masks."""
+    network, seen = Weights(), []
+    network.token = nn.Parameter(torch.tensor([[0.7, -0.3]]))  # a matrix, which decays
+
+    def step(network: nn.Module, k: int, rng: np.random.Generator) -> torch.Tensor:
+        seen.append(network.token.detach().clone())
+        return plain_step(network, k, rng) + (network.token.sum() if k in (1, 4) else 0.0)
+
+    fit(network, step, TrainerConfig(steps=7, lr=0.1), verbose=False)
+    moved = [not torch.equal(a, b) for a, b in zip(seen, [*seen[1:], network.token.detach()])]
+    assert moved == [False, True, False, False, True, False, False]
+
+
 def test_pieces_of_a_step_form_one_weighted_mean():
     """Sums of errors over sums of weights, however the cells are divided."""
 
