@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -18,15 +19,18 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 
-from serving import free_port
+from serving import free_port, plain_bytes
 
 import scmamba
 from scmamba.serve import __main__ as command
 from scmamba.serve import tokens
 from scmamba.serve import verbs as tasks
 from scmamba.serve.connections import raise_file_limit
+from scmamba.serve.routes.jobs import _accept
+from scmamba.serve.services import make_services
 from scmamba.serve.settings import Settings
 from scmamba.serve.tokens import Tokens
+from scmamba.serve.uploads import Upload
 from scmamba.serve.verbs import TASKS, WITH_MODEL, check_options, renamed_options, schema
 
 # -- limits of the process ------------------------------------------------------------------------------
@@ -605,3 +609,21 @@ def test_tokens_created_concurrently_are_all_stored(tmp_path):
     ]
     made = [process.communicate(timeout=300)[0].strip() for process in started]
     assert [Tokens(tmp_path).user_of(token)[0] for token in made] == [f"user{i}" for i in range(6)]
+
+
+# -- one request, twice at once --------------------------------------------------------------------------
+
+
+def test_a_request_that_comes_twice_at_once_is_one_job(tmp_path):
+    """Both found no such job before they sent their files; one of the two files stays."""
+    shared = make_services(Settings(tmp_path))
+    (tmp_path / "uploads").mkdir(exist_ok=True)
+    sent = [Upload(tmp_path / "uploads" / name, 1, "digest") for name in ("first", "second")]
+    for upload in sent:
+        upload.path.write_bytes(plain_bytes())
+    order = ("a" * 24, "embed", "brain-mini", {}, [])
+    found = [asyncio.run(_accept(shared, "ann", order, upload, "sheet")) for upload in sent]
+    assert found == [{"kind": "scmb", "cells": 2, "genes": 3}] * 2
+    assert [job["id"] for job in shared.queue.of_user("ann")] == [order[0]]
+    assert shared.queue.get(order[0])["upload"] == str(sent[0].path)
+    assert [upload.path.exists() for upload in sent] == [True, False]

@@ -425,6 +425,9 @@ def test_calibration_uses_held_out_cells(labelled):
     expected = fit_calibration(logits, labelled.codes(part))
     assert model.calibration["cells"] == 40
     assert model.calibration["temperature"] == pytest.approx(expected["temperature"], rel=1e-3)
+    asked = []
+    calibrate(model, replace(labelled, sample=lambda n: asked.append(n) or labelled.sample(12)))
+    assert asked == [2048] and model.calibration["cells"] == 12
 
 
 @pytest.mark.parametrize("task", ["annotate", "doublets"])
