@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
 from scmamba.training import distributed as engine
+from scmamba.training import finetune
 from scmamba.training import metrics_log as curves_module
 from scmamba.training.checkpointing import load_state, save_state, state_files
 from scmamba.training.distributed import (
@@ -99,6 +102,25 @@ def test_the_figure_has_losses_their_running_mean_and_the_validation(tmp_path, m
     assert bottom == 0 and top == pytest.approx(1.1 * np.quantile(losses, 0.995))
 
 
+@pytest.mark.parametrize("task", ["impute", "annotate", "doublets"])
+@pytest.mark.parametrize(("processes", "device"), [(2, torch.device("cuda", 1)), (1, None)])
+def test_fine_tuning_loads_the_model_on_the_gpu_of_its_process(
+    task, processes, device, monkeypatch
+):
+    """One process chooses for itself; the GPU is said to exist, and no model is loaded."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    def load(model, *, device):
+        raise InterruptedError(str(device))
+
+    monkeypatch.setattr(importlib.import_module("scmamba.training._finetune"), "load_model", load)
+    with pytest.raises(InterruptedError, match=f"^{device}$"):
+        finetune([], task=task, verbose=False)
+
+
 def test_the_launcher_of_the_processes_is_read_from_the_environment(monkeypatch):
     for name in (
         "LOCAL_WORLD_SIZE",
@@ -113,6 +135,10 @@ def test_the_launcher_of_the_processes_is_read_from_the_environment(monkeypatch)
     assert number_of_processes() == 1 and not is_distributed() and is_first_process()
     monkeypatch.setenv("RANK", "3")  # left over from another program: a single process is the first
     assert is_first_process()
+    for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"):  # likewise, or half of a launcher
+        with monkeypatch.context() as alone:
+            alone.setenv(name, "4")
+            assert number_of_processes() == 1 and not is_distributed() and is_first_process()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert number_of_processes() == 8 and is_distributed() and not is_first_process()
