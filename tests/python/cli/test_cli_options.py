@@ -427,7 +427,7 @@ def test_evaluate_annotation(run, verb, cells):
     report = SimpleNamespace(
         summary=pd.DataFrame({"f1": [0.5]}), write=lambda folder: folder.mkdir(exist_ok=True)
     )
-    made = verb("scmamba.evaluation.annotation_report.annotation_report", report)
+    made = verb("scmamba.evaluation.of_object.annotation_report", report)
     assert "2 cells" in run(
         "evaluate annotation in.h5ad --truth known --called call --called donor --confidence sure -o out"
     )
@@ -459,7 +459,7 @@ def test_evaluate_annotation(run, verb, cells):
 
 def test_evaluate_doublets(run, verb, cells):
     made = verb(
-        "scmamba.evaluation.reports.doublet_report",
+        "scmamba.evaluation.of_object.doublet_report",
         SimpleNamespace(summary=pd.DataFrame({"f1": [0.5]})),
     )
     run("evaluate doublets in.h5ad --truth twin --score score --score sure")
@@ -480,8 +480,8 @@ def test_evaluate_doublets(run, verb, cells):
 def test_evaluate_imputation_and_clusters(run, verb, cells):
     answer = pd.DataFrame({"r": [0.5]})
     answer.attrs["cells"] = 3
-    made = verb("scmamba.evaluation.nonzero_imputation", answer)
-    shown = verb("scmamba.evaluation.reports.imputation_report", SimpleNamespace(summary=answer))
+    made = verb("scmamba.evaluation.imputation.nonzero_imputation", answer)
+    shown = verb("scmamba.evaluation.of_object.imputation_report", SimpleNamespace(summary=answer))
     run("evaluate imputation in.h5ad")
     run(
         "evaluate imputation in.h5ad --model a/b --model c --predictor p --layer L --min-total 3 --cells 2 --seed 4 -q"
@@ -495,7 +495,7 @@ def test_evaluate_imputation_and_clusters(run, verb, cells):
         other == dict(predictors=["p"], layer="L", min_total=3, seed=4, verbose=False)
         and shown.calls[0][0][0] is answer
     )
-    made = verb("scmamba.evaluation.reports.cluster_report", SimpleNamespace(summary=answer))
+    made = verb("scmamba.evaluation.of_object.cluster_report", SimpleNamespace(summary=answer))
     run("evaluate clusters in.h5ad --truth known --donor donor --seed 5")
     (values, truth, donors), named = made.calls[0]
     assert (
