@@ -310,7 +310,8 @@ def tree_probabilities(
     for level in LEVELS:
         names, codes = np.unique(keys[level].astype(str), return_inverse=True)
         classes[level] = names.tolist()
-        probabilities[level] = p @ np.eye(len(names))[codes]
+        # The sum of rounded numbers may exceed 1.
+        probabilities[level] = np.minimum(p @ np.eye(len(names))[codes], 1)
     for above, level in zip(LEVELS, LEVELS[1:]):
         first = {name: keys[above][i] for i, name in reversed(list(enumerate(keys[level])))}
         parents[level] = [classes[above].index(first[name]) for name in classes[level]]

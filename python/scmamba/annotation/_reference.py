@@ -286,7 +286,8 @@ def roll_up(
         above = [parents[fine].get(name, name) for name in classes[fine]]
         found = sorted(set(above))
         gather = np.array([[a == name for name in found] for a in above], dtype=float)
-        probabilities[coarse], classes[coarse] = probabilities[fine] @ gather, found
+        # The sum of rounded numbers may exceed 1.
+        probabilities[coarse], classes[coarse] = np.minimum(probabilities[fine] @ gather, 1), found
     order = ["type"] if len(levels) == 1 else levels
     return {o: probabilities[k] for o, k in zip(order, levels)}, {
         o: classes[k] for o, k in zip(order, levels)

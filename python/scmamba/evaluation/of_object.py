@@ -238,12 +238,13 @@ def frames(report: Report | AnnotationReport) -> tuple[dict[str, pd.DataFrame], 
 def _probabilities(column: pd.Series) -> np.ndarray:
     """(n,) probabilities; anything else is refused."""
     values = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=float)
-    if bad := int((~((values >= 0) & (values <= 1))).sum()):
+    rounding = 1e-6  # sums of single-precision numbers
+    if bad := int((~((values >= -rounding) & (values <= 1 + rounding))).sum()):
         raise ScMambaError(
             f"The column '{column.name}' holds no probability (a number from 0 to 1) for {bad:,} of {len(values):,} cells. "
             "Name the column with the probabilities of the calls (confidence)."
         )
-    return np.asarray(values)
+    return np.clip(values, 0, 1)
 
 
 def _is_doublet(column: pd.Series) -> np.ndarray:

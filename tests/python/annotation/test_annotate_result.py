@@ -223,6 +223,11 @@ def test_coarse_probabilities_are_sums():
         "mid": [0, 0, 1],
         "fine": [1, 1, 0, 2],
     }
+    random = np.random.default_rng(0).dirichlet(np.full(33, 0.1), 500)
+    assert (random.sum(axis=1) > 1).any()  # by rounding
+    names = [f"t{i}" for i in range(33)]
+    together = roll_up(random, names, ["top", "fine"], {"fine": dict.fromkeys(names, "cell")})[0]
+    assert together["top"].max() == 1
     one = roll_up(p, ["e", "i", "o", "v"], ["fine"], {})
     assert list(one[0]) == ["type"] and parent_codes(one[1], ["fine"], {}) == {}
 

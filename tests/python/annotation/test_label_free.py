@@ -311,6 +311,12 @@ def test_levels_are_sums_and_nest():
     np.testing.assert_allclose(probabilities["type"], [[0.4, 0.3, 0.3]])
     np.testing.assert_allclose(probabilities["subtype"], [[0.4, 0.3, 0.1, 0.2]])
     assert parents == {"type": [0, 1, 1], "subtype": [0, 1, 2, 2]}
+    shipped = load_reference()
+    neuron = (shipped.table["class"] == "Neuron").to_numpy()
+    random = np.zeros((500, len(neuron)))
+    random[:, neuron] = np.random.default_rng(0).dirichlet(np.full(neuron.sum(), 0.1), 500)
+    assert (random.sum(axis=1) > 1).any()  # by rounding
+    assert max(values.max() for values in tree_probabilities(random, shipped)[1].values()) <= 1
 
 
 def test_constants():

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from scmamba.cli.main import app
 from scmamba.datasets import brain_cohort
+from scmamba.evaluation.of_object import annotation_of
 from scmamba.evaluation.reports import doublet_report
 from scmamba.utils.errors import DataError, ScMambaError
 
@@ -164,3 +165,16 @@ def test_clusters_are_compared_with_types_and_donors(tmp_path):
     assert (table.loc["by_type", "NMI_donor"], table.loc["by_type", "ARI_donor"]) == pytest.approx(
         expected
     )
+
+
+def test_probabilities_above_one_by_rounding_are_scored():
+    table = pd.DataFrame({"known": list("aabb"), "called": list("abbb")})
+    table["sure"] = np.array([1 + 2e-16, 0.4, 1.0000001, 0.9])
+    rounded = annotation_of(table, "known", ["called"], "sure")
+    table["sure"] = [1, 0.4, 1, 0.9]
+    exact = annotation_of(table, "known", ["called"], "sure")
+    pd.testing.assert_frame_equal(rounded.curve, exact.curve)
+    for wrong in (1.01, -0.01, np.nan):
+        table["sure"] = [1, 0.4, 1, wrong]
+        with pytest.raises(ScMambaError, match="no probability"):
+            annotation_of(table, "known", ["called"], "sure")
