@@ -101,7 +101,8 @@ test_that("the assay and layer of the reference can be chosen, and are named whe
   mixed[["own"]] <- SeuratObject::CreateAssayObject(counts_of(object))
   shuffled <- counts_of(object)[, rev(colnames(object))]
   colnames(shuffled) <- colnames(object)
-  mixed[["RNA"]] <- SeuratObject::CreateAssayObject(shuffled)
+  # SeuratObject 5 warns that its own class of assays is replaced.
+  suppressWarnings(mixed[["RNA"]] <- SeuratObject::CreateAssayObject(shuffled))
   expect_identical(annotate(mixed, reference.assay = "own"), expected)
   expect_false(identical(annotate(mixed, reference.assay = "RNA"), expected))
   logs <- Seurat::NormalizeData(object, verbose = FALSE)
