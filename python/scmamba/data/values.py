@@ -29,6 +29,9 @@ _SAMPLE = 1024
 
 #: Fewer cells, genes or values show nothing that they have in common.
 _FEW = 10
+#: So many genes are never all detected in every cell, and the share of a cell's values that are its smallest one, above which
+#: this one stands for zero.
+_ALL_DETECTED, _UNDETECTED = 100, 0.1
 
 ValueKind = Literal[
     "counts", "log1p", "log1p_counts", "scaled", "negative", "neither", "not_finite", "empty"
@@ -531,6 +534,9 @@ class _Fractions:
             return self._several() or self._transformed() or self._counts(self._one_total(None))
         if (base := self._log_of_counts()) is not None:
             return self._logs("log1p_counts", base)
+        if self._has_prior_count():
+            words = "logarithms of counts plus a prior count (as of voom, cpm(log = TRUE) or vst): no value is 0"
+            return ValueScale("neither", SCALE, f"{self.name} holds {words}")
         candidates = [*self.bases] if self.logged else [*self.bases, None]
         spreads: dict[float | None, float] = {base: self._ratio(base) for base in candidates}
         best = min(spreads, key=lambda base: spreads[base])
@@ -599,6 +605,20 @@ class _Fractions:
             if _fractions_become_whole(values, undone) or (one_total and words in _OF_TOTALS):
                 return ValueScale("neither", SCALE, f"{self.name} holds {words}")
         return None
+
+    def _has_prior_count(self) -> bool:
+        """No value is 0, and in most cells many genes share the smallest value: the undetected ones."""
+        cells, genes = self.rows.shape
+        if genes < _ALL_DETECTED or self.rows.nnz < cells * genes or self.seen.smallest <= 1e-3:
+            return False
+        data = self.rows.data
+        with np.errstate(all="ignore"):
+            others = [undo(data) for undo in _OTHER_TRANSFORMS.values()]
+        if any(_fractions_become_whole(data, undone) for undone in others):
+            return False  # zeros become positive in Freeman-Tukey and Anscombe transforms, too
+        values = data.reshape(cells, genes)
+        least = values.min(axis=1, keepdims=True)
+        return bool(np.median((values <= least * (1 + 1e-6)).mean(axis=1)) > _UNDETECTED)
 
     def _several(self) -> ValueScale | None:
         """Whole numbers in some cells and logarithms in the others: studies that were joined as they were."""

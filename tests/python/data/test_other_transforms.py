@@ -18,6 +18,10 @@ COUNTS = brain_cohort(60, n_genes=300, n_donors=4, seed=3)
 X = COUNTS.X.toarray().astype(np.float64)
 TOTALS = X.sum(axis=1, keepdims=True)
 CP10K = X / TOTALS * 1e4
+#: Genes that every cell has, many of them with one count.
+FEW = np.maximum(X[:, :60], 1) / TOTALS * 1e4
+#: Imputed rates, of which no two are the same.
+RATES = np.random.default_rng(0).gamma(0.5, 0.4, X.shape) + 1e-3
 
 
 def without_centering(max_value: float | None = None) -> np.ndarray:
@@ -61,6 +65,13 @@ REFUSED = {
         "unit variance",
     ),
     "unit root mean square, R": (root_mean_square(), "scaled", "unit variance"),
+    "voom": (np.log2((X + 0.5) / (TOTALS + 1) * 1e6), "neither", "a prior count"),
+    "cpm(log = TRUE)": (
+        np.log2((X + 2 * TOTALS / TOTALS.mean()) / (TOTALS + 4 * TOTALS / TOTALS.mean()) * 1e6),
+        "neither",
+        "a prior count",
+    ),
+    "logarithms of CPM plus 5": (np.log(X / TOTALS * 1e6 + 5), "neither", "a prior count"),
     "counts and logarithms": (joined(np.log1p(CP10K)), "neither", "whole numbers in 50%"),
     "counts and log2": (joined(np.log2(CP10K + 1)), "neither", "whole numbers in 50%"),
 }
@@ -92,6 +103,8 @@ READ = {
     "log1p, other total": (np.log1p(X / TOTALS * 1e6), "log1p"),
     "log1p, cells without counts": (np.log1p(CP10K) * (np.arange(60) % 3 > 0)[:, None], "log1p"),
     "log1p of counts": (np.log1p(X), "log1p_counts"),
+    "log1p of few genes that all cells have": (np.log1p(FEW), "log1p"),
+    "rates of all genes": (np.log1p(CP10K + RATES), "log1p"),
 }
 
 
