@@ -321,3 +321,17 @@ def test_columns_are_matched_once_and_only_if_they_can_be_best(monkeypatch):
     calls.clear()
     assert genes.match_adata(adata).source == "var['gene_symbols']"
     assert calls == [None, "var['gene_ids']", "var['gene_symbols']"]
+
+
+@pytest.mark.parametrize("column", ["gene_ids", "symbol"])
+def test_the_row_names_win_ties(column):
+    """A column that matches as many names as the row names, but other genes, is not used."""
+    import anndata as ad
+
+    from scmamba.genes import match_adata
+
+    adata = ad.AnnData(np.ones((1, 4)))
+    adata.var_names = ["GFAP", "AQP4", "MBP", "no gene"]
+    adata.var[column] = ["MBP", "GFAP", "SNAP25", "none"]
+    found = match_adata(adata)
+    assert found.source == "var_names" and len(found.matched) == 3
