@@ -63,9 +63,9 @@
   list(listener = listener, finish = finish)
 }
 
-# Call Python with its progress and sentences shown by cli (or not at all) and its errors made readable. Python
-# computes in a thread of its own; what it reports is shown from here, where code of the user that handles messages
-# and leaves by them (tryCatch, an error, an interrupt) leaves no frame of Python behind.
+# Call Python, show its progress and messages by cli (or not at all) and make its errors readable. Python runs in a
+# separate thread, and R signals the messages: a handler that exits early (tryCatch, an error, an interrupt) then
+# unwinds no Python frames.
 .call_python <- function(call, arguments, verbose) {
   job <- do.call(.python()$background$Job, c(list(call, verbose), arguments))
   on.exit({

@@ -180,7 +180,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
       stop(errorCondition(.r_words(now$message), class = "scmamba_error", call = NULL))
     }
     if (verbose && nzchar(now$message)) progress$listener(now$message, round(100 * now$done), 100)
-    # A small job is over at once; a long one is not asked about more often than is of use.
+    # Short pauses at first, because a small job ends at once; longer ones for long jobs.
     Sys.sleep(pause)
     pause <- min(1.3 * pause, 0.5)
   }

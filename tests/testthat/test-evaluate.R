@@ -78,7 +78,7 @@ test_that("a classifier of one's own types is trained and names the cells of ano
   tune <- function(to, ...) {
     ScMambaFineTune(cohort, to, steps = 2, name = "mine", force = TRUE, ...)
   }
-  expect_message(tune(folder[[1]], labels = "type"), "1 of 4 donors, which were left out")
+  expect_message(tune(folder[[1]], labels = "type"), "1 of 4 donors, which were held out")
   labels <- jsonlite::fromJSON(file.path(folder[[1]], "labels.json"))
   expect_true("temperature" %in% names(unlist(labels)) || "temperature" %in% names(labels$calibration))
   expect_setequal(labels$labels, unique(stats::na.omit(cohort$type)))

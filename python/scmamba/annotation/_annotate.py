@@ -20,6 +20,7 @@ from ._label_free import MIN_DEFAULT_GENES, annotate_by_brain, measured_genes
 from ._markers import annotate_by_markers
 from ._reference import ReferenceAnnotator, check_reference
 from .brain_reference import FILES, is_shipped
+from .expression import read_human_cells
 from .options import FINETUNE_STEPS, AnnotateOptions
 from .result import Annotation, refuse_foreign_columns, report_counts
 
@@ -208,9 +209,10 @@ def _labeled_cells(reference: str | PathLike[str] | AnnData) -> AnnData:
 
 def _by_default(adata: AnnData, options: AnnotateOptions, verbose: bool) -> Annotation:
     """By the reference of the brain, or by its marker genes where too few genes of the reference were measured."""
-    found = measured_genes(adata, options)
+    cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
+    found = measured_genes(cells)
     if found >= MIN_DEFAULT_GENES:
-        return annotate_by_brain(adata, next(iter(FILES)), options, verbose, by_default=True)
+        return annotate_by_brain(adata, next(iter(FILES)), options, verbose, default_cells=cells)
     ignored = "" if options.region is None else "; the region is not considered"
     say(
         f"only {found} genes of the reference 'human-brain' were measured; with fewer than {MIN_DEFAULT_GENES} of them, "

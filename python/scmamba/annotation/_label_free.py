@@ -197,14 +197,17 @@ def specific_genes(means: np.ndarray, code: int) -> np.ndarray:
     return best[rate[best] > 0]
 
 
-def measured_genes(adata: AnnData, options: AnnotateOptions) -> int:
+def measured_genes(cells: CellReader) -> int:
     """Number of genes of the reference ``human-brain`` that were measured in these cells."""
-    cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
     return int(_places(cells, load_reference())[1].sum())
 
 
 def annotate_by_brain(
-    adata: AnnData, name: str, options: AnnotateOptions, verbose: bool, by_default: bool = False
+    adata: AnnData,
+    name: str,
+    options: AnnotateOptions,
+    verbose: bool,
+    default_cells: CellReader | None = None,
 ) -> Annotation:
     """Name the cells by a shipped reference, to three levels.
 
@@ -218,8 +221,8 @@ def annotate_by_brain(
         Options of :func:`scmamba.annotate`.
     verbose
         Print what is done.
-    by_default
-        The user named no source of types; the message adds that this one is the default.
+    default_cells
+        The cells as they were read to choose this reference by default; the message adds that it is the default.
 
     Raises
     ------
@@ -227,11 +230,13 @@ def annotate_by_brain(
         Fewer than 50 genes of the reference were measured.
     """
     reference = load_reference(name).of_region(options.region)
-    cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
+    cells = default_cells
+    if cells is None:
+        cells = read_human_cells(adata, options.layer, options.gene_column, options.force)
     counts, inside = reference_counts(cells, reference)
     measured = f"{inside.sum():,} genes of the reference '{name}' were measured"
     default = ", which is used by default (markers='panel' uses marker genes)"
-    say(measured + default * by_default, verbose)
+    say(measured + default * (default_cells is not None), verbose)
     report_expected("annotate brain", len(cells), verbose=verbose)
     rates = reference.rates[inside]
     pcs = own_components(log1p_cp10k(counts, dtype=np.float64), options.seed)

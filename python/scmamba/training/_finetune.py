@@ -250,13 +250,13 @@ def _classifier_on(
 
     kept = cells.take(np.asarray(cells.column("label").astype(str)) != "")
     held_out, about = None, "Not calibrated: no donor could be held out."
-    is_out = _left_out(kept, loop.seed) if by_donor else np.zeros(len(kept), dtype=bool)
+    is_out = _held_out(kept, loop.seed) if by_donor else np.zeros(len(kept), dtype=bool)
     if is_out.any():
         kept, held_out = kept.take(~is_out), kept.take(is_out)
         number = len(held_out.donors())
         about = (
             f"Calibrated on {len(held_out):,} cells of {number} of {number + len(kept.donors())} donors, "
-            "which were left out."
+            "which were held out."
         )
     say(about, verbose)
     tuned = finetune_classes(
@@ -269,7 +269,7 @@ def _classifier_on(
     return tuned, card
 
 
-def _left_out(cells: Collection, seed: int) -> np.ndarray:
+def _held_out(cells: Collection, seed: int) -> np.ndarray:
     """(n,) bool: cells of a fifth of the donors (at least one of three) without whom no type is lost."""
     donors = np.asarray(cells.donor_keys().astype(str))
     types = np.asarray(cells.column("label").astype(str))

@@ -374,3 +374,22 @@ def test_the_list_of_known_changes_matches_the_code():
     assert len(changes) >= 50
     for change in changes:
         ast.parse(change.apply(sources[change.file]))
+
+
+def test_the_documented_counts_are_those_of_the_kept_sample():
+    """docs/testing.md: changes, noticed first and now, equivalent, left; by subpackage and of all."""
+    root = Path(__file__).parents[3]
+    with (root / "tests" / "mutations" / "sample.tsv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+    counts: dict[str, list[int]] = {}
+    for row in rows:
+        part = row["file"].split("/")[2].removesuffix(".py")
+        first, now = (row[name] in ("killed", "timed out") for name in ("outcome", "outcome_now"))
+        same = row["outcome_now"] == "equivalent"
+        for name in (f"`{part}`", "all"):
+            number = counts.setdefault(name, [0] * 5)
+            for i, one in enumerate((1, first, now, same, not now and not same)):
+                number[i] += one
+    text = (root / "docs" / "testing.md").read_text(encoding="utf-8")
+    for name, number in counts.items():
+        assert f"| {name} | {' | '.join(map(str, number))} |" in text

@@ -292,7 +292,7 @@ def test_cells_of_the_user_are_used_whatever_their_depth(cells, recorded):
     )
 
 
-def test_a_classifier_of_ones_own_types_is_calibrated_on_donors_left_out():
+def test_a_classifier_of_ones_own_types_is_calibrated_on_held_out_donors():
     cohort = brain_cohort(80, n_donors=4, n_genes=2500, seed=5)
     cohort.obs["type"] = cohort.obs["cell_type"].astype(str)
     cohort.obs.iloc[:3, cohort.obs.columns.get_loc("type")] = None
