@@ -157,11 +157,26 @@ ScMambaWriteH5ad <- function(object, file, assay = NULL, overwrite = FALSE, verb
   if (is.null(first)) .abort("The assay {.val {assay}} has neither counts nor data.")
   adata <- .to_adata(data %||% counts, object[[]])
   if (!is.null(counts) && !is.null(data)) .set_layer(adata, "counts", counts, data)
+  .write_gene_table(adata, object[[assay]][[]], rownames(first))
   .write_imputed(adata, object, assay, first)
   .write_reductions(adata, object)
-  .translate_errors(adata$write_h5ad(file, compression = "gzip"))
+  .translate_errors(.h5ad_files()$write_h5ad(adata, file, verbose = verbose))
   if (verbose) cli::cli_inform(c(v = "Wrote {nrow(first)} genes x {ncol(first)} cells to {.file {file}}."))
   invisible(file)
+}
+
+# The columns of the assay's table of genes, in forms that a file can hold with missing values.
+.write_gene_table <- function(adata, frame, genes) {
+  simple <- vapply(frame, function(column) is.atomic(column) && is.null(dim(column)), NA)
+  frame <- frame[match(genes, rownames(frame)), simple, drop = FALSE]
+  if (ncol(frame) == 0) {
+    return(invisible())
+  }
+  frame[] <- lapply(frame, function(column) {
+    if (is.numeric(column)) as.double(column) else if (anyNA(column) || !is.logical(column)) factor(column) else column
+  })
+  rownames(frame) <- genes
+  reticulate::py_set_attr(adata, "var", reticulate::r_to_py(frame))
 }
 
 .new_file <- function(file, overwrite) {

@@ -13,6 +13,17 @@ test_that("an object is restored from an h5ad file, and scanpy's conventions are
   expect_equal(unname(SeuratObject::Embeddings(again, "pca")), unname(SeuratObject::Embeddings(object, "pca")))
   expect_setequal(SeuratObject::Reductions(again), SeuratObject::Reductions(object))
   expect_identical(as.character(again$groups), as.character(object$groups))
+  # The table of genes, with missing values.
+  n <- nrow(object)
+  table <- data.frame(id = c(NA, paste0("ENSG", seq_len(n)[-1])), size = c(NA, seq_len(n)[-1] / 7),
+    long = c(NA, rep(c(TRUE, FALSE), length.out = n - 1)), row.names = rownames(object))
+  object[["RNA"]] <- SeuratObject::AddMetaData(object[["RNA"]], table)
+  ScMambaWriteH5ad(object, file, overwrite = TRUE, verbose = FALSE)
+  genes <- ScMambaReadH5ad(file, verbose = FALSE)[["RNA"]][[]]
+  expect_identical(rownames(genes), rownames(object))
+  expect_identical(as.character(genes$id), table$id)
+  expect_equal(genes$size, table$size)
+  expect_identical(as.logical(as.character(genes$long)), table$long)
   # A file written by Python: counts in raw, log values in X.
   python <- withr::local_tempfile(fileext = ".h5ad")
   reticulate::py_run_string(paste(

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from ..utils.atomic import atomic_path
 from ..utils.deprecation import renamed_parameters, warn_renamed
 from ..utils.errors import ScMambaError
+from ..utils.h5_output import write_anndata
 from ..utils.progress import progress, say
 from .transport import open_request, refuse_plain_token
 from .upload import WHOLE, send_in_parts
@@ -252,9 +253,8 @@ class Client:
             return KeptReference(str(self._send("/v2/references", Path(reference))["id"]))
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "reference.h5ad"
-            _only(
-                reference, [*columns, *([donor_key] if donor_key in reference.obs else [])], layer
-            ).write_h5ad(file)
+            sent = [*columns, *([donor_key] if donor_key in reference.obs else [])]
+            write_anndata(_only(reference, sent, layer), file)
             return KeptReference(str(self._send("/v2/references", file)["id"]))
 
     def drop_reference(self, reference: KeptReference) -> None:
@@ -598,7 +598,7 @@ class Client:
             return str(self._send(path, Path(adata))["id"])
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "upload.h5ad"
-            adata.write_h5ad(file)
+            write_anndata(adata, file)
             return str(self._send(path, file)["id"])
 
     def state(self, job: str) -> dict[str, Any]:

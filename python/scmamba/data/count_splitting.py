@@ -76,8 +76,10 @@ def split_counts(
     return first, rest
 
 
-def poisson_deviance(counts: sparse.csr_matrix, expected: np.ndarray) -> np.ndarray:
-    """Poisson deviance of each cell, over all genes.
+def poisson_deviance(
+    counts: sparse.csr_matrix, expected: np.ndarray, where: np.ndarray | None = None
+) -> np.ndarray:
+    """Poisson deviance of each cell, over all genes or over some of its entries.
 
     Parameters
     ----------
@@ -85,6 +87,8 @@ def poisson_deviance(counts: sparse.csr_matrix, expected: np.ndarray) -> np.ndar
         (cells, genes) counts.
     expected
         (cells, genes) expected counts.
+    where
+        (cells, genes) the entries that count. Default: all.
 
     Returns
     -------
@@ -102,6 +106,8 @@ def poisson_deviance(counts: sparse.csr_matrix, expected: np.ndarray) -> np.ndar
     own = sparse.csr_matrix(counts, dtype=np.float64).tocoo()
     at = mu[own.row, own.col]
     terms = xlogy(own.data, own.data / at) - own.data
+    if where is not None:
+        mu, terms = np.where(where, mu, 0), terms * where[own.row, own.col]
     deviance: np.ndarray = 2 * (
         mu.sum(axis=1) + np.bincount(own.row, weights=terms, minlength=len(mu))
     )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from ..utils.compiled_code import compiled
 
 
-@njit(cache=True, nogil=True)
+@compiled(nogil=True)
 def remap_columns(
     data: np.ndarray,
     columns: np.ndarray,

@@ -2,7 +2,8 @@
 
 The paper's recipe is the mean of the counts of two random singlets of one donor ("Doublet detection", Methods). A mean has half counts and
 no more depth than a single cell, so a classifier can recognize it by that alone; real doublets hold most of what both
-cells had. :func:`simulate_doublets` makes both, and something between them.
+cells had. :func:`simulate_doublets` makes both, and something between them. After normalization a mean and a sum are the same values, so that
+they differ only for what reads depth.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from scipy import sparse
 
 from ..utils.errors import DataError, ScMambaError
 
-Recipe = Literal["mixed", "sum", "mean"]
+Recipe = Literal["mixed", "sum", "mean", "matched"]
 #: Least share of the two cells' molecules that their droplet catches ("mixed").
 LEAST_SHARE = 0.5
 #: Words of droplets with two cells and with one, and of droplets without a call, in columns of obs (hashing, genotypes), in lower case.
@@ -108,7 +109,8 @@ def simulate_doublets(
         any two may meet. ``None``: any two cells anywhere.
     recipe
         ``"sum"``: all counts of both. ``"mean"``: half of that, as published; keeps half counts. ``"mixed"``: a random share of the sum,
-        between half and all of it, molecule by molecule, so that depth alone does not reveal it.
+        between half and all of it, molecule by molecule, so that depth alone does not reveal it. ``"matched"``: as many molecules of the
+        sum, on average, as one of the two cells had, so that depth reveals nothing.
     weight
         (cells,) how likely a cell is drawn; 0 leaves it out (suspected doublets).
     seed
@@ -195,6 +197,11 @@ def _join(
     if recipe == "mixed":
         # Molecules are lost one by one, so a share of a droplet is a binomial draw, not a multiple.
         joined = _thin(joined, rng.uniform(LEAST_SHARE, 1, len(parents)), rng)
+    if recipe == "matched":
+        depth = np.asarray(counts.sum(axis=1)).ravel()
+        one = depth[parents[np.arange(len(parents)), rng.integers(0, 2, len(parents))]]
+        both = np.maximum(depth[parents].sum(axis=1), 1)
+        joined = _thin(joined, np.minimum(one / both, 1), rng)
     if recipe == "mean":
         joined.data *= 0.5
     joined.eliminate_zeros()

@@ -13,6 +13,7 @@ import pandas as pd
 
 from ..utils.atomic import atomic_path
 from ..utils.errors import DataError
+from ..utils.h5_output import write_anndata
 from ..utils.layers import layer_names
 from ..utils.progress import say
 from .file_kinds import file_kind, local_path
@@ -85,7 +86,7 @@ def write_h5ad(
     notes: list[str] = []
     copy = writable(adata, notes)
     with atomic_path(Path(path)) as temporary:
-        copy.write_h5ad(temporary, compression="gzip" if compress else None)
+        write_anndata(copy, temporary, compression="gzip" if compress else None)
         check_readable(temporary, Path(path).name)
     report(notes, verbose)
 

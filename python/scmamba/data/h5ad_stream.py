@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from ..utils.atomic import atomic_path
+from ..utils.h5_output import OutputFile, write_anndata
 from .h5ad_files import (
     check_readable,
     check_writable,
@@ -26,26 +27,32 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 16
 
 
-def write_with_layer(
+def write_with_layers(
     source: Path,
     target: Path,
     adata: AnnData,
-    name: str,
-    blocks: Iterable[sparse.csr_matrix],
+    names: Sequence[str],
+    blocks: Iterable[Sequence[sparse.csr_matrix]],
     finish: Callable[[AnnData, int], None],
     *,
+    drop: Sequence[str] = (),
     verbose: bool = True,
 ) -> None:
-    """Copy ``source`` to ``target`` with ``layers[name]`` made of ``blocks`` (CSR row blocks, in order).
+    """Copy ``source`` to ``target`` with ``layers[name]`` of every name, made of ``blocks`` (in order, one CSR per name).
+
+    Layers in ``drop``, of an earlier result, are not copied.
 
     ``finish(annotations, stored)`` edits ``obs`` and ``uns`` of an object without a matrix once all blocks are written; both are
-    then stored. The copy keeps everything else of the file as it is, whatever it holds.
+    then stored. ``stored`` counts the values of the first layer. The copy keeps everything else of the file as it is, whatever it holds.
     """
     check_writable(adata)
     with atomic_path(target) as temporary:
         notes = _copy(source, temporary, adata)
-        with h5py.File(temporary, "r+") as file:
-            stored = append_layer(file, name, blocks, (adata.n_obs, adata.n_vars))
+        with OutputFile(temporary, "r+") as file:
+            for name in drop:
+                if name in file.get("layers", {}):
+                    del file["layers"][name]
+            stored = append_layers(file, names, blocks, (adata.n_obs, adata.n_vars))
             notes += _write_annotations(file, adata, finish, stored)
         check_readable(temporary, target.name)
     report(notes, verbose)
@@ -63,7 +70,7 @@ def write_with_annotations(
     check_writable(adata)
     with atomic_path(target) as temporary:
         notes = _copy(source, temporary, adata)
-        with h5py.File(temporary, "r+") as file:
+        with OutputFile(temporary, "r+") as file:
             notes += _write_annotations(file, adata, lambda annotations, _: finish(annotations), 0)
         check_readable(temporary, target.name)
     report(notes, verbose)
@@ -79,15 +86,15 @@ def _copy(source: Path, temporary: Path, adata: AnnData) -> list[str]:
     if not (adata.isbacked and source.is_file() and _is_current(source)):
         # Read once more: to_memory() would close the file whose blocks are still to be read.
         memory = open_backed(source).to_memory() if adata.isbacked else adata
-        writable(memory, notes).write_h5ad(temporary)
+        write_anndata(writable(memory, notes), temporary)
         return notes
-    with h5py.File(source, "r") as old, h5py.File(temporary, "w") as new:
+    with h5py.File(source, "r") as old, OutputFile(temporary) as new:
         for key, value in old.attrs.items():
             new.attrs[key] = value
         for key in old:
             old.copy(old[key], new, name=key)
     frames = {"var": adata.var} | ({} if adata.raw is None else {"raw/var": adata.raw.var})
-    with h5py.File(temporary, "r+") as file:
+    with OutputFile(temporary, "r+") as file:
         for key, frame in frames.items():
             if (made := writable_frame(frame, key.replace("/", "."), notes)) is not frame:
                 _replace(file, key, made)
@@ -103,38 +110,81 @@ def _is_current(path: Path) -> bool:
         )
 
 
-def append_layer(
-    file: h5py.File, name: str, blocks: Iterable[sparse.csr_matrix], shape: tuple[int, int]
+class CsrWriter:
+    """A CSR matrix of the h5ad layout in an HDF5 group, written in blocks of rows.
+
+    Parameters
+    ----------
+    group
+        An empty group.
+    shape
+        Rows and columns of the whole matrix.
+    dtype
+        Type of the values.
+    compression
+        HDF5 filter: ``"gzip"`` for files that stay, ``"lzf"``, which is faster, for temporary ones.
+    """
+
+    def __init__(
+        self,
+        group: h5py.Group,
+        shape: tuple[int, int],
+        dtype: np.dtype | type = np.float32,
+        compression: str = "gzip",
+    ) -> None:
+        group.attrs.update(
+            {
+                "encoding-type": "csr_matrix",
+                "encoding-version": "0.1.0",
+                "shape": np.array(shape, dtype=np.int64),
+            }
+        )
+        options = dict(maxshape=(None,), chunks=(_CHUNK,), compression=compression, shuffle=True)
+        if compression == "gzip":
+            options["compression_opts"] = 1
+        self.group = group
+        self._data = group.create_dataset("data", (0,), dtype=dtype, **options)
+        self._indices = group.create_dataset("indices", (0,), dtype=np.int32, **options)
+        self._indptr = [np.zeros(1, dtype=np.int64)]
+        self.stored = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows written so far."""
+        return sum(len(part) for part in self._indptr) - 1
+
+    def append(self, block: sparse.csr_matrix) -> None:
+        """Add the next rows."""
+        for dataset, values in ((self._data, block.data), (self._indices, block.indices)):
+            dataset.resize((self.stored + len(values),))
+            dataset[self.stored :] = values
+        self._indptr.append(block.indptr[1:].astype(np.int64) + self.stored)
+        self.stored += block.nnz
+
+    def finish(self) -> int:
+        """Write where rows begin; returns the number of stored values."""
+        self.group.create_dataset("indptr", data=np.concatenate(self._indptr))
+        return self.stored
+
+
+def append_layers(
+    file: OutputFile,
+    names: Sequence[str],
+    blocks: Iterable[Sequence[sparse.csr_matrix]],
+    shape: tuple[int, int],
 ) -> int:
-    """Write a CSR matrix of the h5ad layout block by block; returns the number of stored values."""
+    """Write CSR matrices of the h5ad layout block by block; returns the number of values of the first."""
     layers = file.require_group("layers")
     if "encoding-type" not in layers.attrs:
         layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-    if name in layers:
+    for name in set(names) & set(layers):
         del layers[name]
-    group = layers.create_group(name)
-    group.attrs.update(
-        {
-            "encoding-type": "csr_matrix",
-            "encoding-version": "0.1.0",
-            "shape": np.array(shape, dtype=np.int64),
-        }
-    )
-    options = dict(
-        maxshape=(None,), chunks=(_CHUNK,), compression="gzip", compression_opts=1, shuffle=True
-    )
-    data = group.create_dataset("data", (0,), dtype=np.float32, **options)
-    indices = group.create_dataset("indices", (0,), dtype=np.int32, **options)
-    indptr = [np.zeros(1, dtype=np.int64)]
-    stored = 0
+    writers = [CsrWriter(layers.create_group(name), shape) for name in names]
     for block in blocks:
-        for dataset, values in ((data, block.data), (indices, block.indices)):
-            dataset.resize((stored + len(values),))
-            dataset[stored:] = values
-        indptr.append(block.indptr[1:].astype(np.int64) + stored)
-        stored += block.nnz
-    group.create_dataset("indptr", data=np.concatenate(indptr))
-    return stored
+        for writer, part in zip(writers, block, strict=True):
+            writer.append(part)
+        file.check()
+    return [writer.finish() for writer in writers][0]
 
 
 def _write_annotations(

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Everything scMamba adds to an object is called so.
 KEY = "scmamba"
+#: The layer with the standard deviations of imputed values.
+SD_KEY = f"{KEY}_sd"
 
 
 def flag_low_depth(adata: AnnData, cells: CellReader, totals: np.ndarray, verbose: bool) -> None:

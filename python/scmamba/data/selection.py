@@ -155,6 +155,7 @@ def select_matrix(adata: AnnData, layer: str | None = None) -> SelectedMatrix:
             f"mdata['{next(iter(adata.mod), 'rna')}']."
         )
     refuse_lazy(adata.obs)
+    _refuse_sd(adata.uns, layer)
     if layer is not None and layer in adata.layers:
         name, matrix, var = f"layers['{layer}']", adata.layers[layer], adata.var
     elif layer == "raw":
@@ -174,6 +175,18 @@ def select_matrix(adata: AnnData, layer: str | None = None) -> SelectedMatrix:
         raise DataError(f"There is no layer '{layer}'. {_listed(adata)}{hint}")
     recorded = recorded_scale(adata.uns, name)
     return SelectedMatrix(matrix, var, name, gene_rows(var, name), **recorded)
+
+
+def _refuse_sd(uns: Mapping[str, Any], layer: str | None) -> None:
+    """Standard deviations of imputed values are no expression."""
+    record = uns.get("scmamba")
+    record = record.get("impute") if isinstance(record, Mapping) else None
+    params = record.get("params") if isinstance(record, Mapping) else None
+    if layer == "scmamba_sd" and isinstance(params, Mapping) and params.get("sd"):
+        raise DataError(
+            "layers['scmamba_sd'] holds the standard deviations of imputed values, and expression is needed. "
+            "The imputed values are layers['scmamba']; counts are best."
+        )
 
 
 def gene_rows(var: pd.DataFrame, name: str = "X") -> np.ndarray | None:

@@ -21,6 +21,7 @@ from scipy import sparse
 from ..utils.atomic import atomic_path
 from ..utils.columns import require_adata
 from ..utils.errors import DataError
+from ..utils.h5_output import write_anndata
 from ..utils.layers import layer_names
 from ..utils.progress import say
 from .file_kinds import file_kind, local_path, tenx_groups
@@ -511,9 +512,10 @@ def _convert(path: Path, kind: str, layer: str | None, target: Path) -> None:
         converted = anndata.read_h5ad(path) if path.is_file() else anndata.read_zarr(path)
     chosen = select_matrix(converted, layer)
     uns = {key: converted.uns[key] for key in ("log1p",) if key in converted.uns}
-    anndata.AnnData(
+    made = anndata.AnnData(
         sparse.csr_matrix(chosen.matrix), obs=converted.obs, var=chosen.var, uns=uns
-    ).write_h5ad(target)
+    )
+    write_anndata(made, target)
 
 
 def _read_mtx(path: Path) -> AnnData:

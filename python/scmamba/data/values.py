@@ -323,10 +323,20 @@ def to_csr(block: Any) -> sparse.csr_matrix:
         block = block.compute()
     if not sparse.issparse(block):
         block = to_numbers(block)
-    result = sparse.csr_matrix(block, dtype=np.float64, copy=True)
+    result = _without_zeros(sparse.csr_matrix(block))
     result.sum_duplicates()
     result.eliminate_zeros()
     return result
+
+
+def _without_zeros(rows: sparse.csr_matrix) -> sparse.csr_matrix:
+    """A float64 copy without stored zeros, which are never copied: a small file can hold a billion of them."""
+    kept = np.flatnonzero(rows.data)
+    if len(kept) == len(rows.data):
+        return sparse.csr_matrix(rows, dtype=np.float64, copy=True)
+    indptr = np.searchsorted(kept, rows.indptr)
+    values = rows.data[kept].astype(np.float64)
+    return sparse.csr_matrix((values, rows.indices[kept], indptr), shape=rows.shape)
 
 
 def to_numbers(values: Any) -> np.ndarray:
@@ -395,7 +405,19 @@ def _is_integral(values: np.ndarray) -> bool:
 
 def _blocks(matrix: Any, block: int) -> Iterator[sparse.csr_matrix]:
     for start in range(0, matrix.shape[0], block):
-        yield to_csr(matrix[start : start + block])
+        yield to_csr(_some_rows(matrix, start, min(start + block, matrix.shape[0])))
+
+
+def _some_rows(matrix: Any, start: int, stop: int) -> Any:
+    """Rows of a matrix; of CSR in memory without a copy, for which scipy needs twice the memory of the rows."""
+    if not (sparse.issparse(matrix) and matrix.format == "csr"):
+        return matrix[start:stop]
+    indptr = matrix.indptr[start : stop + 1]
+    values = slice(indptr[0], indptr[-1])
+    return sparse.csr_matrix(
+        (matrix.data[values], matrix.indices[values], indptr - indptr[0]),
+        shape=(stop - start, matrix.shape[1]),
+    )
 
 
 def _spread(totals: np.ndarray) -> tuple[float, float]:

@@ -10,6 +10,7 @@ A result holds what its header names.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,12 +36,23 @@ def write(path: Path, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
             {"name": n, "kind": kinds[n], "shape": list(a.shape)} for n, a in arrays.items()
         ],
     }
-    text = json.dumps(about).encode()
+    text = json.dumps(missing_as_null(about), allow_nan=False).encode()
     with open(path, "wb") as file:
         file.write(MAGIC + len(text).to_bytes(8, "little") + text)
         for name, array in arrays.items():
             # R is column-major: a matrix goes out column by column.
             file.write(np.asarray(array, dtype=_KINDS[kinds[name]]).tobytes(order="F"))
+
+
+def missing_as_null(value: Any) -> Any:
+    """The same value with ``None`` for NaN and infinities: JSON has none, and browsers and R refuse a text with them."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: missing_as_null(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [missing_as_null(each) for each in value]
+    return value
 
 
 _Wanted = list[tuple[str, "np.dtype[Any]", tuple[int, ...]]]

@@ -26,6 +26,7 @@ def write_tables(tables: Tables, task: str, folder: Path) -> None:
     """Numbers go as raw doubles, not as text, so that they arrive as they were."""
     import anndata
 
+    from ..utils.h5_output import write_anndata
     from ..wire.scmb import write
 
     arrays: dict[str, np.ndarray] = {}
@@ -59,9 +60,8 @@ def write_tables(tables: Tables, task: str, folder: Path) -> None:
         folder / "result.scmb", {"task": task, "tables": about, "about": dict(tables.about)}, arrays
     )
     text = {key: json.dumps(value) for key, value in tables.about.items()}
-    anndata.AnnData(uns={"scmamba": {task: {**tables.frames, **text}}}).write_h5ad(
-        folder / "result.h5ad"
-    )
+    made = anndata.AnnData(uns={"scmamba": {task: {**tables.frames, **text}}})
+    write_anndata(made, folder / "result.h5ad")
 
 
 def read_tables(path: Path) -> Tables:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import anndata as ad
 import numpy as np
 import pytest
 from scipy import sparse
 
 from scmamba.data.selection import select_matrix
-from scmamba.data.values import classify_values, detect_value_scale, is_integer, log1p_cp10k
+from scmamba.data.values import (
+    classify_values,
+    detect_value_scale,
+    is_integer,
+    log1p_cp10k,
+    to_csr,
+)
 from scmamba.utils.errors import DataError
 
 
@@ -73,3 +81,25 @@ def test_one_fraction_anywhere_is_found(place):
     assert is_integer(values)
     values[place] = 0.5
     assert not is_integer(values)
+
+
+def test_stored_zeros_are_not_copied():
+    # What a small file becomes when its values were never written: all are zeros of one gene of one cell.
+    n = 4_000_000
+    indptr = np.array([0, 1, 1, n + 1])
+    data, indices = np.zeros(n + 1), np.zeros(n + 1, dtype=np.int32)
+    data[0], data[7], data[9] = 3, 2, np.nan
+    rows = sparse.csr_matrix((data, indices, indptr), shape=(3, 5))
+    tracemalloc.start()
+    try:
+        result = to_csr(rows)
+        assert classify_values(rows).kind == "not_finite"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < data.nbytes / 4
+    assert result.data.dtype == np.float64
+    np.testing.assert_array_equal(result.toarray()[:, 0], [3, 0, np.nan])
+    assert len(rows.data) == n + 1  # the block itself is left as it is
+    rows.data[9] = 0
+    np.testing.assert_array_equal(to_csr(rows).toarray()[:, 0], [3, 0, 2])
