@@ -17,6 +17,7 @@ from ..utils.progress import progress
 from ..utils.threads import within_cores
 from .columns import as_list
 from .comparison_result import CompareResult, describe
+from .design import Design
 from .linear import moderated_t
 from .markers import benjamini_hochberg, two_groups
 from .mixed import Strata, fit_mixed, p_beyond
@@ -208,6 +209,7 @@ class Comparison:
             options.cell_types,
         )
         self.notes: list[str] = list(notes)
+        self.refusals: list[str] = []  # why types with enough donors were not tested
         self.group = two_groups(self.obs, str(options.condition_key), *self.pair)
         self.covariates = as_list(options.covariates)
         source = layer_source(adata, options.layer)
@@ -224,14 +226,16 @@ class Comparison:
         with progress("Comparing donors", len(self.plan), verbose) as advance:
             for name, cells in self.plan.items():
                 data = self._data(name, cells)
-                if data is not None:
-                    tested = self._tested(data)
+                if data is not None and (design := self._design(name, data)) is not None:
+                    tested = self._tested(data, *design)
                     table = self._table(name, data, tested)
                     tables.append(table)
                     rows.append(self._summary(name, data, tested, table))
                     samples[name] = data.samples.table.assign(library=data.library)
                     levels[name] = self._log_cpm(data, tested.kept)
                 advance(1)
+        if not tables and self.refusals:
+            raise DataError(self.refusals[0])
         if not tables:
             raise DataError(
                 f"No cell type has two donors with at least {self.options.min_cells} cells in both {self.pair[0]!r} "
@@ -286,9 +290,17 @@ class Comparison:
             (sums.sum(axis=0) >= self.options.min_total) & ((sums > 0).sum(axis=0) >= least)
         )
 
-    def _tested(self, data: TypeData) -> Tested:
+    def _design(self, name: str, data: TypeData) -> tuple[Design, int] | None:
+        """Design and column of the condition; None, with a note, where the donors of this type do not suffice for it."""
+        try:
+            return sample_design(data.samples, self.options.paired)
+        except DataError as error:
+            self.refusals.append(str(error))
+            self.notes.append(f"{name}: not tested. {error}")
+            return None
+
+    def _tested(self, data: TypeData, design: Design, column: int) -> Tested:
         """The test that the options name."""
-        design, column = sample_design(data.samples, self.options.paired)
         kept = self._kept(data)
         counts = np.ascontiguousarray(data.samples.sums[:, kept].T)
         minimum = self.options.min_log2fc

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
-from ..utils.threads import threads_for
+from ..utils.compiled_code import compiled
+from ..utils.threads import run_in_threads, threads_for
 from .prior import Prior
 
 
@@ -25,22 +25,20 @@ class ContinuousFit(NamedTuple):
     cov: np.ndarray  # (genes, k, k)
 
 
-@njit(cache=True, parallel=True)
-def _least_squares(indptr, cells, values, design, tol):  # pragma: no cover (compiled)
-    genes, k = indptr.size - 1, design.shape[1]
-    coef = np.full((genes, k), np.nan)
-    cov = np.full((genes, k, k), np.nan)
-    rss = np.zeros(genes)
-    rank = np.zeros(genes, np.int64)
-    for g in prange(genes):
-        lo, hi = indptr[g], indptr[g + 1]
-        n = hi - lo
+@compiled(nogil=True)
+def _least_squares(
+    lo, hi, indptr, cells, values, design, tol, coef, cov, rss, rank
+):  # pragma: no cover (compiled)
+    k = design.shape[1]
+    for g in range(lo, hi):
+        first = indptr[g]
+        n = indptr[g + 1] - first
         a = np.empty((k, n))
         y = np.empty(n)
         for i in range(n):
-            y[i] = values[lo + i]
+            y[i] = values[first + i]
             for j in range(k):
-                a[j, i] = design[cells[lo + i], j]
+                a[j, i] = design[cells[first + i], j]
         kept = np.empty(k, np.int64)
         norm = np.empty(k)
         for j in range(k):
@@ -102,7 +100,6 @@ def _least_squares(indptr, cells, values, design, tol):  # pragma: no cover (com
                 for m in range(max(i, j), r):
                     t += inverse[i, m] * inverse[j, m]
                 cov[g, kept[i], kept[j]] = t
-    return coef, cov, rss, rank
 
 
 def shrunken(n: np.ndarray, rss: np.ndarray, prior: Prior) -> tuple[np.ndarray, np.ndarray]:
@@ -120,10 +117,12 @@ def fit_continuous(
     ``indptr, cells, values`` are the columns (genes) of a CSC matrix that holds the values above zero only;
     ``design`` is (cells, k). Columns without information among a gene's expressing cells are dropped (1e-11).
     """
-    with threads_for(values.size * design.shape[1] ** 2):
-        coef, cov, rss, rank = _least_squares(
-            indptr, cells, values, np.ascontiguousarray(design), 1e-11
-        )
+    genes, k = indptr.size - 1, design.shape[1]
+    coef, cov = np.full((genes, k), np.nan), np.full((genes, k, k), np.nan)
+    rss, rank = np.zeros(genes), np.zeros(genes, np.int64)
+    given = indptr, cells, values, np.ascontiguousarray(design), 1e-11
+    threads = threads_for(values.size * k**2)
+    run_in_threads(_least_squares, genes, threads, *given, coef, cov, rss, rank)
     n = np.diff(indptr).astype(np.int64)
     df = np.maximum(n - rank, 0)
     fitted = df > 0

@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
-from ..utils.threads import threads_for
+from ..utils.compiled_code import compiled
+from ..utils.threads import run_in_threads, threads_for
 
 EPS = float(np.finfo(np.float64).eps)
 MAX_ITERATIONS = 25
@@ -61,7 +61,7 @@ def penalty(design: np.ndarray) -> np.ndarray:
     return rows.T @ rows
 
 
-@njit(cache=True)
+@compiled()
 def _cholesky_step(a, g, k, step):  # pragma: no cover (compiled)
     """Solve a step = g in place of ``a`` (lower triangle used)."""
     for j in range(k):
@@ -87,7 +87,7 @@ def _cholesky_step(a, g, k, step):  # pragma: no cover (compiled)
         step[i] = s / a[i, i]
 
 
-@njit(cache=True)
+@compiled()
 def _start(gram, qty, qt1, pen, k, a, g):  # pragma: no cover (compiled)
     """First weighted least squares: mu = .75 where expressed and .25 elsewhere, eta = +-ln 3."""
     w = 0.1875
@@ -98,7 +98,7 @@ def _start(gram, qty, qt1, pen, k, a, g):  # pragma: no cover (compiled)
             a[i, j] = w * gram[i, j] + pen[i, j]
 
 
-@njit(cache=True)
+@compiled()
 def _finish_step(a, g, b, pen, k):  # pragma: no cover (compiled)
     for i in range(k):
         for j in range(k):
@@ -106,7 +106,7 @@ def _finish_step(a, g, b, pen, k):  # pragma: no cover (compiled)
             a[i, j] += pen[i, j]
 
 
-@njit(cache=True)
+@compiled()
 def has_converged(iteration, dev, old, bayes):  # pragma: no cover (compiled)
     """R's rule: the relative change of the deviance, from the second step on where there is a prior."""
     if bayes and iteration == 1:
@@ -114,25 +114,34 @@ def has_converged(iteration, dev, old, bayes):  # pragma: no cover (compiled)
     return abs(dev - old) / (0.1 + abs(dev)) < TOLERANCE
 
 
-@njit(cache=True, parallel=True)
-def _fit_grouped(expressed, sizes, rows, pen, bayes, maxit):  # pragma: no cover (compiled)
+class _Fits(NamedTuple):
+    """What the kernels fill in: as :class:`DiscreteFit`, in the basis of the design."""
+
+    coef: np.ndarray
+    info: np.ndarray
+    deviance: np.ndarray
+    iterations: np.ndarray
+    converged: np.ndarray
+
+    @classmethod
+    def empty(cls, genes: int, k: int) -> _Fits:
+        return cls(
+            np.zeros((genes, k)),
+            np.zeros((genes, k, k)),
+            np.zeros(genes),
+            np.full(genes, -1, np.int64),
+            np.zeros(genes, np.bool_),
+        )
+
+
+@compiled(nogil=True)
+def _fit_grouped(
+    lo, hi, expressed, sizes, rows, gram, qt1, pen, bayes, maxit, coef, info, dev_out, its, ok
+):  # pragma: no cover (compiled)
     """Expressed: (genes, u) counts per distinct row; sizes (u,); rows (u, k) of the basis."""
-    genes, u_rows, k = expressed.shape[0], sizes.size, rows.shape[1]
-    coef = np.zeros((genes, k))
-    info = np.zeros((genes, k, k))
-    dev_out = np.zeros(genes)
-    its = np.full(genes, -1, np.int64)
-    ok = np.zeros(genes, np.bool_)
-    gram = np.zeros((k, k))
-    qt1 = np.zeros(k)
-    n = 0.0
-    for u in range(u_rows):
-        n += sizes[u]
-        for i in range(k):
-            qt1[i] += sizes[u] * rows[u, i]
-            for j in range(k):
-                gram[i, j] += sizes[u] * rows[u, i] * rows[u, j]
-    for gene in prange(genes):
+    u_rows, k = rows.shape
+    n = sizes.sum()
+    for gene in range(lo, hi):
         total = 0.0
         qty = np.zeros(k)
         for u in range(u_rows):
@@ -186,10 +195,9 @@ def _fit_grouped(expressed, sizes, rows, pen, bayes, maxit):  # pragma: no cover
                 break
         coef[gene] = b
         dev_out[gene] = dev
-    return coef, info, dev_out, its, ok
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _exp(x):  # pragma: no cover (compiled)
     """exp for |x| <= 30 to a few ulp, without a call, so that loops over it vectorise."""
     n = np.floor(x * 1.4426950408889634 + 0.5)
@@ -210,7 +218,7 @@ def _exp(x):  # pragma: no cover (compiled)
     return p * np.int64((np.int64(n) + np.int64(1023)) << np.int64(52)).view(np.float64)
 
 
-@njit(cache=True, fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+@compiled(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 def _sweep(basis, b, k, n, a, g, odds, weight, mean):  # pragma: no cover (compiled)
     """One pass over the cells: Q'WQ into a (lower), -Q'mu into g; returns sum log(1+e), was eta clamped."""
     a[:, :] = 0.0
@@ -269,27 +277,18 @@ def _sweep(basis, b, k, n, a, g, odds, weight, mean):  # pragma: no cover (compi
     return log_sum, clamped
 
 
-@njit(cache=True, parallel=True)
-def _fit_cells(indptr, cells, basis, pen, bayes, maxit):  # pragma: no cover (compiled)
+@compiled(nogil=True)
+def _fit_cells(
+    lo, hi, indptr, cells, basis, gram, qt1, pen, bayes, maxit, coef, info, dev_out, its, ok
+):  # pragma: no cover (compiled)
     """Basis: (k, cells). The gene's expressing cells are ``cells[indptr[g]:indptr[g+1]]``."""
-    genes, k, n = indptr.size - 1, basis.shape[0], basis.shape[1]
-    coef = np.zeros((genes, k))
-    info = np.zeros((genes, k, k))
-    dev_out = np.zeros(genes)
-    its = np.full(genes, -1, np.int64)
-    ok = np.zeros(genes, np.bool_)
-    gram = np.zeros((k, k))
-    qt1 = np.zeros(k)
-    for i in range(k):
-        qt1[i] = basis[i].sum()
-        for j in range(k):
-            gram[i, j] = (basis[i] * basis[j]).sum()
-    for gene in prange(genes):
-        lo, hi = indptr[gene], indptr[gene + 1]
-        if hi == lo:
+    k, n = basis.shape
+    for gene in range(lo, hi):
+        first, last = indptr[gene], indptr[gene + 1]
+        if last == first:
             continue
         qty = np.zeros(k)
-        for c in range(lo, hi):
+        for c in range(first, last):
             for i in range(k):
                 qty[i] += basis[i, cells[c]]
         a, next_a = np.empty((k, k)), np.empty((k, k))
@@ -305,7 +304,7 @@ def _fit_cells(indptr, cells, basis, pen, bayes, maxit):  # pragma: no cover (co
             log_sum, clamped = _sweep(basis, b, k, n, next_a, g, odds, weight, mean)
             fit = 0.0
             if clamped:
-                for c in range(lo, hi):
+                for c in range(first, last):
                     eta = 0.0
                     for i in range(k):
                         eta += b[i] * basis[i, cells[c]]
@@ -325,10 +324,9 @@ def _fit_cells(indptr, cells, basis, pen, bayes, maxit):  # pragma: no cover (co
             _finish_step(next_a, g, b, pen, k)
         coef[gene] = b
         dev_out[gene] = dev
-    return coef, info, dev_out, its, ok
 
 
-def _finished(raw: tuple[np.ndarray, ...], back: np.ndarray) -> DiscreteFit:
+def _finished(raw: _Fits, back: np.ndarray) -> DiscreteFit:
     """Coefficients and covariance back from the orthogonal basis (``beta = back @ b``)."""
     coef, info, deviance, iterations, converged = raw
     k = back.shape[0]
@@ -342,7 +340,7 @@ def _finished(raw: tuple[np.ndarray, ...], back: np.ndarray) -> DiscreteFit:
     )
 
 
-@njit(cache=True)
+@compiled()
 def _table_deviance(k1, k2, n1, n2, e1, e2):  # pragma: no cover (compiled)
     out = 0.0
     if k1 > 0:
@@ -356,12 +354,12 @@ def _table_deviance(k1, k2, n1, n2, e1, e2):  # pragma: no cover (compiled)
     return out
 
 
-@njit(cache=True)
+@compiled()
 def _clamped_exp(eta):  # pragma: no cover (compiled)
     return EPS if eta < -30 else 1.0 / EPS if eta > 30 else np.exp(eta)
 
 
-@njit(cache=True)
+@compiled()
 def _fit_table(k1, k2, n1, n2, bayes, maxit):  # pragma: no cover (compiled)
     """~ group on one 2 x 2 table, in the basis of the groups' log odds: deviance, or -1 if not converged."""
     n = n1 + n2
@@ -390,7 +388,7 @@ def _fit_table(k1, k2, n1, n2, bayes, maxit):  # pragma: no cover (compiled)
     return -1.0
 
 
-@njit(cache=True)
+@compiled()
 def _fit_margin(k, n, bayes, maxit):  # pragma: no cover (compiled)
     """~ 1 on the margin of the table: deviance, or -1 if not converged."""
     pen = 0.01 if bayes else 0.0
@@ -409,11 +407,9 @@ def _fit_margin(k, n, bayes, maxit):  # pragma: no cover (compiled)
     return -1.0
 
 
-@njit(cache=True, parallel=True)
-def _table_tests(k1, k2, n1, n2, bayes, maxit):  # pragma: no cover (compiled)
-    lam = np.zeros(k1.size)
-    ok = np.zeros(k1.size, np.bool_)
-    for i in prange(k1.size):
+@compiled(nogil=True)
+def _table_tests(lo, hi, k1, k2, n1, n2, bayes, maxit, lam, ok):  # pragma: no cover (compiled)
+    for i in range(lo, hi):
         if k1[i] + k2[i] == 0:
             continue
         full = _fit_table(k1[i], k2[i], n1[i], n2[i], bayes, maxit)
@@ -421,7 +417,6 @@ def _table_tests(k1, k2, n1, n2, bayes, maxit):  # pragma: no cover (compiled)
         if full >= 0 and null >= 0:
             lam[i] = null - full
             ok[i] = True
-    return lam, ok
 
 
 def table_tests(
@@ -433,9 +428,10 @@ def table_tests(
     of the same length. The same fits as :func:`fit_discrete` on ``~ group``, one table at a time.
     """
     k1, k2, m1, m2 = (np.ascontiguousarray(x, dtype=np.float64) for x in (first, second, n1, n2))
-    with threads_for(k1.size * 500):
-        result: tuple[np.ndarray, np.ndarray] = _table_tests(k1, k2, m1, m2, bayes, MAX_ITERATIONS)
-        return result
+    lam, ok = np.zeros(k1.size), np.zeros(k1.size, np.bool_)
+    given = k1, k2, m1, m2, bayes, MAX_ITERATIONS
+    run_in_threads(_table_tests, k1.size, threads_for(k1.size * 500), *given, lam, ok)
+    return lam, ok
 
 
 def fit_discrete(
@@ -453,24 +449,25 @@ def fit_discrete(
     prior = penalty(design) if bayes else np.zeros((k, k))
     pen = np.ascontiguousarray(back.T @ prior @ back)
     genes = indptr.size - 1
+    fits = _Fits.empty(genes, k)
     if len(distinct) * 8 <= n or n < 64:
-        rows = np.ascontiguousarray(distinct @ back)
-        with threads_for(cells.size + genes * len(distinct) * 300):
-            expressed = _count_members(indptr, cells, member.reshape(-1), len(distinct))
-            raw = _fit_grouped(
-                expressed, sizes.astype(np.float64), rows, pen, bayes, MAX_ITERATIONS
-            )
-        return _finished(raw, back)
+        rows, weights = np.ascontiguousarray(distinct @ back), sizes.astype(np.float64)
+        threads = threads_for(cells.size + genes * len(distinct) * 300)
+        expressed = np.zeros((genes, len(distinct)))
+        run_in_threads(_count_members, genes, threads, indptr, cells, member.reshape(-1), expressed)
+        gram = np.ascontiguousarray((rows * weights[:, None]).T @ rows)
+        given = expressed, weights, rows, gram, weights @ rows, pen, bayes, MAX_ITERATIONS
+        run_in_threads(_fit_grouped, genes, threads, *given, *fits)
+        return _finished(fits, back)
     basis = np.ascontiguousarray((design @ back).T)
-    with threads_for(genes * n * 10.0):
-        raw = _fit_cells(indptr, cells, basis, pen, bayes, MAX_ITERATIONS)
-    return _finished(raw, back)
+    sums = np.ascontiguousarray(basis @ basis.T), basis.sum(axis=1)
+    given = indptr, cells, basis, *sums, pen, bayes, MAX_ITERATIONS
+    run_in_threads(_fit_cells, genes, threads_for(genes * n * 10.0), *given, *fits)
+    return _finished(fits, back)
 
 
-@njit(cache=True, parallel=True)
-def _count_members(indptr, cells, member, groups):  # pragma: no cover (compiled)
-    out = np.zeros((indptr.size - 1, groups))
-    for g in prange(indptr.size - 1):
+@compiled(nogil=True)
+def _count_members(lo, hi, indptr, cells, member, out):  # pragma: no cover (compiled)
+    for g in range(lo, hi):
         for c in range(indptr[g], indptr[g + 1]):
             out[g, member[cells[c]]] += 1
-    return out

@@ -59,13 +59,15 @@ def stars(p: float) -> str:
 def overlap_heatmap(
     result: RobustnessResult, *, ratio: float = 0.5, measure: str = "overlap"
 ) -> Any:
-    """Fig. 7a: mean overlap per cell type and layer, and -log10 p of the paired t-tests beside it."""
+    """Fig. 7a: mean overlap per cell type and layer, with stars of the paired t-tests; the last column is that of the per-donor test."""
     plt = pyplot()
     runs = result.runs[(result.runs["kind"] == "cells") & np.isclose(result.runs["ratio"], ratio)]
     tests = result.tests(measure)
     tests = tests[(tests["kind"] == "cells") & np.isclose(tests["ratio"], ratio)]
     layers, names = list(result.settings["layers"]), list(result.settings["cell_types"])
-    width = 1.9 + 1.0 * len(layers) * 2 + 1.2
+    beside = measure == "overlap" and "pseudobulk_overlap" in runs
+    columns = [*layers, "per donor"] if beside else layers
+    width = 1.9 + 1.0 * len(columns) * 2 + 1.2
     figure, axes = plt.subplots(
         1, 2, figsize=(width, 1.4 + 0.42 * len(names)), squeeze=False, layout="constrained"
     )
@@ -74,10 +76,13 @@ def overlap_heatmap(
         means = (
             runs[runs["direction"] == way].groupby(["cell_type", "layer"])[measure].mean().unstack()
         )
-        grid = means.reindex(index=names, columns=layers).to_numpy(dtype=float)
+        if beside:
+            first = runs[(runs["direction"] == way) & (runs["layer"] == layers[0])]
+            means["per donor"] = first.groupby("cell_type")["pseudobulk_overlap"].mean()
+        grid = means.reindex(index=names, columns=columns).to_numpy(dtype=float)
         image = axis.imshow(grid, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
         for i, name in enumerate(names):
-            for j, layer in enumerate(layers):
+            for j, layer in enumerate(columns):
                 mine = (
                     (tests["cell_type"] == name)
                     & (tests["layer"] == layer)
@@ -99,7 +104,7 @@ def overlap_heatmap(
                     fontsize=8,
                     color="white" if dark else "black",
                 )
-        axis.set_xticks(range(len(layers)), layers)
+        axis.set_xticks(range(len(columns)), columns)
         axis.set_yticks(range(len(names)), names if axis is axes[0, 0] else [""] * len(names))
         axis.set_title(_WAYS[way], fontsize=9)
     figure.colorbar(
@@ -134,6 +139,9 @@ def ratio_bars(result: RobustnessResult, *, cell_type: str, measure: str = "over
                 label=layer,
                 color=COLOURS[j % len(COLOURS)],
             )
+            if "pseudobulk_overlap" in part:
+                mine = part[part["layer"] == layer].groupby("ratio")["pseudobulk_overlap"].mean()
+                _per_donor(axis, at, mine.reindex(ratios).to_numpy(), j)
         for i, ratio in enumerate(ratios):
             p = tests[(tests["direction"] == way) & np.isclose(tests["ratio"], ratio)]["p_val"]
             if len(p):
@@ -176,6 +184,11 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
             )
             for box in boxes["boxes"]:
                 box.set_facecolor(COLOURS[j % len(COLOURS)])
+            if "pseudobulk_overlap" in part:
+                mine = (
+                    part[part["layer"] == layer].groupby("cell_type")["pseudobulk_overlap"].mean()
+                )
+                _per_donor(axis, at, mine.reindex(names).to_numpy(), j)
         for i, name in enumerate(names):
             p = tests[(tests["direction"] == way) & (tests["cell_type"] == name)]["p_val"]
             if len(p):
@@ -187,8 +200,17 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=COLOURS[j % len(COLOURS)]) for j in range(len(layers))
     ]
-    axes[1].legend(handles, layers, fontsize=8, frameon=False)
+    marks = [line for line in axes[1].lines if line.get_label() == "per donor"]
+    axes[1].legend(
+        [*handles, *marks], [*layers, *["per donor"] * len(marks)], fontsize=8, frameon=False
+    )
     return figure
+
+
+def _per_donor(axis: Any, at: np.ndarray, values: np.ndarray, layer: int) -> None:
+    """Diamonds for the test between donors on the same runs."""
+    label = "per donor" if layer == 0 else None
+    axis.plot(at, values, "D", ms=4, color="black", label=label, ls="none")
 
 
 def false_positive_bars(result: RobustnessResult) -> Any:

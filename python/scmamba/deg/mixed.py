@@ -10,13 +10,13 @@ cells.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.special import fdtrc, stdtr
 
-from ..utils.threads import threads_for
+from ..utils.threads import run_in_threads, threads_for
 from .mixed_kernel import RIDGE, fit_genes
 
 #: Width of the bins of depth (natural log); within a bin the mean depth stands for all.
@@ -113,25 +113,37 @@ def fit_mixed(
         axis=0
     )  # in units of the column; none for the intercept
     work = counts.nnz + bin_depth.size * counts.shape[1]
-    with threads_for(work * 1000.0):
-        found: Any = fit_genes(
-            counts.indptr.astype(np.int64),
-            counts.indices.astype(np.int64),
-            counts.data,
-            strata.of_cell.astype(np.int64),
-            depth.astype(np.float64),
-            bin_stratum,
-            bin_depth,
-            bin_count,
-            strata.design,
-            strata.donor,
-            n_donors,
-            ridge,
-            column,
-            exact,
-        )
+    genes, k = counts.shape[1], strata.design.shape[1]
+    coef, cov = np.zeros((genes, k)), np.zeros((genes, k, k))
+    dispersion, variance, log_likelihood, lr = np.zeros((4, genes))
+    effects = np.zeros((genes, n_donors))
+    run_in_threads(
+        fit_genes,
+        genes,
+        threads_for(work * 1000.0),
+        counts.indptr.astype(np.int64),
+        counts.indices.astype(np.int64),
+        counts.data,
+        strata.of_cell.astype(np.int64),
+        depth.astype(np.float64),
+        bin_stratum,
+        bin_depth,
+        bin_count,
+        strata.design,
+        strata.donor,
+        n_donors,
+        ridge,
+        column,
+        exact,
+        coef,
+        cov,
+        dispersion,
+        variance,
+        effects,
+        log_likelihood,
+        lr,
+    )
     df = _degrees_of_freedom(strata, column, len(depth), n_donors)
-    coef, cov, dispersion, variance, effects, log_likelihood, lr = found
     p = fdtrc(1.0, df, lr)
     return MixedFit(coef, cov, dispersion, variance, effects, log_likelihood, lr, df, p)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import lgamma
 
 import numpy as np
-from numba import njit, prange
+
+from ..utils.compiled_code import compiled
 
 _PHI = (np.log(1e-4), np.log(50.0))  # natural log of the dispersion between cells
 _SIGMA2 = (np.log(1e-6), np.log(9.0))  # natural log of the variance between donors
@@ -16,14 +17,16 @@ _NEWTON = 40
 _GOLDEN = 0.6180339887498949
 
 
-@njit(cache=True)
+@compiled()
 def _rates(
     theta, phi, strata, depth, count, nz_y, nz_s, nz_d, value
 ):  # pragma: no cover (compiled)
     """Log likelihood (without what only phi changes), score and information of the strata's log rates."""
     n = theta.size
     score, info = np.zeros(n), np.zeros(n)
-    e = np.exp(theta)
+    e = np.empty(n)
+    for s in range(n):
+        e[s] = np.exp(theta[s])
     total = 0.0
     for r in range(depth.size):
         s = strata[r]
@@ -45,7 +48,7 @@ def _rates(
     return total, score, info
 
 
-@njit(cache=True)
+@compiled()
 def _of_phi(nz_y, phi):  # pragma: no cover (compiled)
     """The part of the log likelihood that only the dispersion changes (lgamma of y + 1 is omitted)."""
     total = 0.0
@@ -59,7 +62,7 @@ def _of_phi(nz_y, phi):  # pragma: no cover (compiled)
     return total
 
 
-@njit(cache=True)
+@compiled()
 def _cholesky_solve(a, b):  # pragma: no cover (compiled)
     """Solution and log determinant of a small positive definite system."""
     k = a.shape[0]
@@ -89,7 +92,7 @@ def _cholesky_solve(a, b):  # pragma: no cover (compiled)
     return x, logdet
 
 
-@njit(cache=True)
+@compiled()
 def _penalized(beta, b, sigma2, x, donor, ridge, likelihood):  # pragma: no cover (compiled)
     out = likelihood
     for value in b:
@@ -99,65 +102,88 @@ def _penalized(beta, b, sigma2, x, donor, ridge, likelihood):  # pragma: no cove
     return out
 
 
-@njit(cache=True)
+@compiled()
+def _linear_predictors(beta, b, x, donor, theta):  # pragma: no cover (compiled)
+    for s in range(theta.size):
+        value = b[donor[s]]
+        for j in range(beta.size):
+            value += x[s, j] * beta[j]
+        theta[s] = min(max(value, -60.0), 60.0)
+
+
+@compiled()
+def _equations(
+    beta, b, sigma2, x, donor, ridge, score, info, g_b, h, cross, right, schur
+):  # pragma: no cover (compiled)
+    """Gradient of the donor effects, their diagonal information, and the equations of the coefficients without them."""
+    k, n_donors = beta.size, b.size
+    for d in range(n_donors):
+        g_b[d] = -b[d] / sigma2
+        h[d] = 1.0 / sigma2
+        for j in range(k):
+            cross[d, j] = 0.0
+    for j in range(k):
+        right[j, 0] = -ridge[j] * beta[j]
+        for m in range(k):
+            schur[j, m] = 0.0
+        schur[j, j] = ridge[j]
+    for s in range(donor.size):
+        d = donor[s]
+        g_b[d] += score[s]
+        h[d] += info[s]
+        for j in range(k):
+            right[j, 0] += score[s] * x[s, j]
+            cross[d, j] += info[s] * x[s, j]
+            for m in range(k):
+                schur[j, m] += info[s] * x[s, j] * x[s, m]
+    for j in range(k):
+        for d in range(n_donors):
+            right[j, 0] -= cross[d, j] * g_b[d] / h[d]
+        for m in range(k):
+            for d in range(n_donors):
+                schur[j, m] -= cross[d, j] * cross[d, m] / h[d]
+
+
+@compiled()
 def _mode(
     beta, b, sigma2, phi, x, donor, ridge, strata, depth, count, nz_y, nz_s, nz_d
 ):  # pragma: no cover (compiled)
     """Maximize over coefficients and donor effects, in place; marginal likelihood and the coefficients' covariance.
 
-    Laplace's approximation over the donor effects (``marginal``) and over both (``restricted``).
+    Laplace's approximation over the donor effects (``marginal``) and over both (``restricted``). Written in loops, which numba
+    compiles faster than expressions of arrays.
     """
-    k, n_donors, n = beta.size, b.size, donor.size
-    theta = x @ beta
-    for s in range(n):
-        theta[s] += b[donor[s]]
+    k, n_donors = beta.size, b.size
+    theta = np.empty(donor.size)
+    _linear_predictors(beta, b, x, donor, theta)
     total, score, info = _rates(theta, phi, strata, depth, count, nz_y, nz_s, nz_d, True)
     best = _penalized(beta, b, sigma2, x, donor, ridge, total)
-    schur, h, cross = np.zeros((k, k)), np.zeros(n_donors), np.zeros((n_donors, k))
-    trial_beta, trial_b = beta.copy(), b.copy()
+    schur, right = np.zeros((k, k)), np.zeros((k, 1))
+    g_b, h, cross = np.zeros(n_donors), np.zeros(n_donors), np.zeros((n_donors, k))
+    trial_beta, trial_b, move_b = np.zeros(k), np.zeros(n_donors), np.zeros(n_donors)
     for step in range(_NEWTON + 1):
-        g_b = -b / sigma2
-        h[:] = 1.0 / sigma2
-        cross[:] = 0.0
-        g_beta = -ridge * beta
-        schur[:] = 0.0
-        for j in range(k):
-            schur[j, j] = ridge[j]
-        for s in range(n):
-            d = donor[s]
-            g_b[d] += score[s]
-            h[d] += info[s]
-            for j in range(k):
-                g_beta[j] += score[s] * x[s, j]
-                cross[d, j] += info[s] * x[s, j]
-                for m in range(k):
-                    schur[j, m] += info[s] * x[s, j] * x[s, m]
-        right = np.zeros((k, 1))
-        for j in range(k):
-            right[j, 0] = g_beta[j]
-            for d in range(n_donors):
-                right[j, 0] -= cross[d, j] * g_b[d] / h[d]
-            for m in range(k):
-                for d in range(n_donors):
-                    schur[j, m] -= cross[d, j] * cross[d, m] / h[d]
+        _equations(beta, b, sigma2, x, donor, ridge, score, info, g_b, h, cross, right, schur)
         if step == _NEWTON:
             break
-        move = _cholesky_solve(schur, right)[0][:, 0].copy()
-        move_b = np.empty(n_donors)
+        move, _ = _cholesky_solve(schur, right)
+        largest = 0.0
+        for j in range(k):
+            largest = max(largest, abs(move[j, 0]))
         for d in range(n_donors):
-            move_b[d] = (g_b[d] - cross[d] @ move) / h[d]
-        scale = 1.0
-        largest = max(np.abs(move).max(), np.abs(move_b).max())
-        if largest > 3.0:
-            scale = 3.0 / largest
+            move_b[d] = g_b[d]
+            for j in range(k):
+                move_b[d] -= cross[d, j] * move[j, 0]
+            move_b[d] /= h[d]
+            largest = max(largest, abs(move_b[d]))
+        scale = 3.0 / largest if largest > 3.0 else 1.0
         new = best
         better = False
         for _half in range(12):
-            trial_beta[:] = beta + scale * move
-            trial_b[:] = b + scale * move_b
-            theta = x @ trial_beta
-            for s in range(n):
-                theta[s] = min(max(theta[s] + trial_b[donor[s]], -60.0), 60.0)
+            for j in range(k):
+                trial_beta[j] = beta[j] + scale * move[j, 0]
+            for d in range(n_donors):
+                trial_b[d] = b[d] + scale * move_b[d]
+            _linear_predictors(trial_beta, trial_b, x, donor, theta)
             total, new_score, new_info = _rates(
                 theta, phi, strata, depth, count, nz_y, nz_s, nz_d, True
             )
@@ -182,40 +208,52 @@ def _mode(
     return marginal, marginal - 0.5 * logdet, cov
 
 
-@njit(cache=True)
-def _objective(
-    which, value, other, beta, b, x, donor, ridge, bins, nz
-):  # pragma: no cover (compiled)
-    phi = np.exp(value) if which == 0 else np.exp(other)
-    sigma2 = np.exp(value) if which == 1 else np.exp(other)
-    found = _mode(
-        beta, b, sigma2, phi, x, donor, ridge, bins[0], bins[1], bins[2], nz[0], nz[1], nz[2]
-    )
-    return found[1] + (_of_phi(nz[0], phi) if which == 0 else 0.0)
-
-
-@njit(cache=True)
+@compiled()
 def _golden(
     which, low, high, other, tolerance, beta, b, x, donor, ridge, bins, nz
 ):  # pragma: no cover (compiled)
-    """Maximum of the restricted likelihood over the log of one of the two variances."""
-    c, d = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    fc = _objective(which, c, other, beta, b, x, donor, ridge, bins, nz)
-    fd = _objective(which, d, other, beta, b, x, donor, ridge, bins, nz)
-    while high - low > tolerance:
-        if fc > fd:
-            high, d, fd = d, c, fc
-            c = high - _GOLDEN * (high - low)
-            fc = _objective(which, c, other, beta, b, x, donor, ridge, bins, nz)
+    """Maximum of the restricted likelihood over the log of the dispersion (``which`` 0) or the donors' variance (1)."""
+    at = np.array([high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)])
+    found = np.zeros(2)
+    new = 2  # both
+    while True:
+        for i in range(2):
+            if new == 2 or new == i:
+                phi = np.exp(at[i] if which == 0 else other)
+                sigma2 = np.exp(other if which == 0 else at[i])
+                found[i] = _mode(
+                    beta,
+                    b,
+                    sigma2,
+                    phi,
+                    x,
+                    donor,
+                    ridge,
+                    bins[0],
+                    bins[1],
+                    bins[2],
+                    nz[0],
+                    nz[1],
+                    nz[2],
+                )[1]
+                if which == 0:
+                    found[i] += _of_phi(nz[0], phi)
+        if high - low <= tolerance:
+            return (low + high) / 2.0
+        if found[0] > found[1]:
+            high, new = at[1], 0
+            at[1], found[1] = at[0], found[0]
+            at[0] = high - _GOLDEN * (high - low)
         else:
-            low, c, fc = c, d, fd
-            d = low + _GOLDEN * (high - low)
-            fd = _objective(which, d, other, beta, b, x, donor, ridge, bins, nz)
-    return (low + high) / 2.0
+            low, new = at[0], 1
+            at[0], found[0] = at[1], found[1]
+            at[1] = low + _GOLDEN * (high - low)
 
 
-@njit(cache=True, parallel=True)
+@compiled(nogil=True)
 def fit_genes(
+    lo,
+    hi,
     indptr,
     cells,
     values,
@@ -230,17 +268,21 @@ def fit_genes(
     ridge,
     tested,
     exact,
+    coef,
+    cov,
+    phi,
+    sigma2,
+    effects,
+    like,
+    lr,
 ):  # pragma: no cover (compiled)
-    """Fit every gene (columns of a CSC matrix); see :func:`scmamba.deg.mixed.fit_mixed`."""
-    genes, k = indptr.size - 1, x.shape[1]
-    coef, cov = np.zeros((genes, k)), np.zeros((genes, k, k))
-    phi, sigma2, like = np.zeros(genes), np.zeros(genes), np.zeros(genes)
-    lr = np.zeros(genes)
-    effects = np.zeros((genes, n_donors))
+    """Fit some genes (columns of a CSC matrix); see :func:`scmamba.deg.mixed.fit_mixed`."""
+    k = x.shape[1]
     total_depth = (depth * count).sum()
     bins = (strata, depth, count)
     rest = np.array([j for j in range(k) if j != tested])
-    for g in prange(genes):
+    less_x = np.ascontiguousarray(x[:, rest])
+    for g in range(lo, hi):
         first, last = indptr[g], indptr[g + 1]
         y = values[first:last].astype(np.float64)
         own = cells[first:last]
@@ -270,7 +312,7 @@ def fit_genes(
             b0,
             sigma2[g],
             phi[g],
-            np.ascontiguousarray(x[:, rest]),
+            less_x,
             donor,
             ridge[rest],
             strata,
@@ -281,4 +323,3 @@ def fit_genes(
             nz[2],
         )
         lr[g] = max(2.0 * (marginal - null), 0.0)
-    return coef, cov, phi, sigma2, effects, like, lr

@@ -10,12 +10,13 @@ from math import lgamma
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit, prange
 
-from ..utils.threads import threads_for
+from ..utils.compiled_code import compiled
+from ..utils.threads import run_in_threads, threads_for
 
 MAX_ITERATIONS = 60
 _LEAST = 1e-10  # dispersions below are Poisson
+_LONGEST = 4.0  # change of a linear predictor in one step
 
 
 class NBFit(NamedTuple):
@@ -29,7 +30,7 @@ class NBFit(NamedTuple):
     profile: np.ndarray  # log likelihood - half the log determinant of the information (Cox-Reid)
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _unit_deviance(y, mu, phi):  # pragma: no cover (compiled)
     if phi < _LEAST:
         d = mu - y
@@ -43,7 +44,7 @@ def _unit_deviance(y, mu, phi):  # pragma: no cover (compiled)
     return max(2.0 * d, 0.0)
 
 
-@njit(cache=True, inline="always")
+@compiled(inline="always")
 def _log_density(y, mu, phi):  # pragma: no cover (compiled)
     if phi < _LEAST:
         return y * np.log(mu) - mu - lgamma(y + 1.0)
@@ -57,7 +58,7 @@ def _log_density(y, mu, phi):  # pragma: no cover (compiled)
     )
 
 
-@njit(cache=True)
+@compiled()
 def _information(design, weight, a):  # pragma: no cover (compiled)
     n, k = design.shape
     for i in range(k):
@@ -69,7 +70,7 @@ def _information(design, weight, a):  # pragma: no cover (compiled)
             a[j, i] = s
 
 
-@njit(cache=True)
+@compiled()
 def _factor(a, damping, low):  # pragma: no cover (compiled)
     """Cholesky factor of ``a`` with its diagonal raised; returns the log determinant."""
     k = a.shape[0]
@@ -89,7 +90,7 @@ def _factor(a, damping, low):  # pragma: no cover (compiled)
     return logdet
 
 
-@njit(cache=True)
+@compiled()
 def _solve(low, g, x):  # pragma: no cover (compiled)
     k = low.shape[0]
     for i in range(k):
@@ -104,7 +105,7 @@ def _solve(low, g, x):  # pragma: no cover (compiled)
         x[i] = s / low[i, i]
 
 
-@njit(cache=True)
+@compiled()
 def _means(design, offset, beta, mu):  # pragma: no cover (compiled)
     for r in range(design.shape[0]):
         eta = offset[r]
@@ -113,7 +114,7 @@ def _means(design, offset, beta, mu):  # pragma: no cover (compiled)
         mu[r] = np.exp(min(max(eta, -35.0), 35.0))
 
 
-@njit(cache=True)
+@compiled()
 def _deviance(y, mu, phi):  # pragma: no cover (compiled)
     s = 0.0
     for r in range(y.size):
@@ -121,7 +122,7 @@ def _deviance(y, mu, phi):  # pragma: no cover (compiled)
     return s
 
 
-@njit(cache=True)
+@compiled()
 def _fit_gene(y, offset, design, phi, beta, mu, weight, a, low):  # pragma: no cover (compiled)
     """One gene from the start in ``beta``; leaves means, weights and the factor; returns the deviance."""
     n, k = design.shape
@@ -144,8 +145,16 @@ def _fit_gene(y, offset, design, phi, beta, mu, weight, a, low):  # pragma: no c
         for _half in range(20):
             _factor(a, damping, low)
             _solve(low, g, step)
+            longest = 0.0
+            for r in range(n):
+                s = 0.0
+                for j in range(k):
+                    s += design[r, j] * step[j]
+                longest = max(longest, abs(s))
+            # Far below the optimum a step overshoots to where all means are infinite and the deviance is flat.
+            part = _LONGEST / longest if longest > _LONGEST else 1.0
             for j in range(k):
-                trial[j] = beta[j] + step[j]
+                trial[j] = beta[j] + part * step[j]
             _means(design, offset, trial, other)
             new = _deviance(y, other, phi)
             if new <= dev + 1e-12 * (abs(dev) + 1.0):
@@ -169,7 +178,7 @@ def _fit_gene(y, offset, design, phi, beta, mu, weight, a, low):  # pragma: no c
     return dev
 
 
-@njit(cache=True)
+@compiled()
 def _start(y, offset, design, pinv, beta):  # pragma: no cover (compiled)
     """Least squares of log(y + a sixth), which is close to the fit wherever there are counts."""
     n, k = design.shape
@@ -181,13 +190,12 @@ def _start(y, offset, design, pinv, beta):  # pragma: no cover (compiled)
             beta[j] += pinv[j, r] * z
 
 
-@njit(cache=True, parallel=True)
-def _fit_all(y, offset, design, phi, pinv):  # pragma: no cover (compiled)
-    genes, n, k = y.shape[0], y.shape[1], design.shape[1]
-    coef, cov = np.zeros((genes, k)), np.zeros((genes, k, k))
-    dev, profile = np.zeros(genes), np.zeros(genes)
-    mus, leverages = np.zeros((genes, n)), np.zeros((genes, n))
-    for gene in prange(genes):
+@compiled(nogil=True)
+def _fit_part(
+    lo, hi, y, offset, design, phi, pinv, coef, dev, mus, leverages, cov, profile
+):  # pragma: no cover (compiled)
+    n, k = design.shape
+    for gene in range(lo, hi):
         beta, mu, weight = np.zeros(k), np.empty(n), np.empty(n)
         a, low = np.zeros((k, k)), np.zeros((k, k))
         x, unit = np.empty(k), np.zeros(k)
@@ -212,15 +220,13 @@ def _fit_all(y, offset, design, phi, pinv):  # pragma: no cover (compiled)
             unit[j] = 1.0
             _solve(low, unit, x)
             cov[gene, :, j] = x
-    return coef, dev, mus, leverages, cov, profile
 
 
-@njit(cache=True, parallel=True)
-def _profiles(y, offset, design, extra, grid, pinv):  # pragma: no cover (compiled)
+@compiled(nogil=True)
+def _profile_part(lo, hi, y, offset, design, extra, grid, pinv, out):  # pragma: no cover (compiled)
     """(genes, grid) Cox-Reid profile likelihoods; the dispersion is grid + extra."""
-    genes, n, k = y.shape[0], y.shape[1], design.shape[1]
-    out = np.zeros((genes, grid.size))
-    for gene in prange(genes):
+    n, k = design.shape
+    for gene in range(lo, hi):
         beta, mu, weight = np.zeros(k), np.empty(n), np.empty(n)
         a, low, phi = np.zeros((k, k)), np.zeros((k, k)), np.empty(n)
         _start(y[gene], offset, design, pinv, beta)
@@ -232,7 +238,6 @@ def _profiles(y, offset, design, extra, grid, pinv):  # pragma: no cover (compil
             for r in range(n):
                 total += _log_density(y[gene, r], mu[r], phi[r])
             out[gene, i] = total - 0.5 * _factor(a, 0.0, low)
-    return out
 
 
 def fit_nb(
@@ -264,8 +269,18 @@ def fit_nb(
     [[10.0, 4.0]]
     """
     y, x, phi = _arrays(counts, design, dispersion)
-    with threads_for(y.size * 400.0):
-        return NBFit(*_fit_all(y, offset.astype(np.float64), x, phi, np.linalg.pinv(x)))
+    (genes, n), k = y.shape, x.shape[1]
+    fit = NBFit(
+        coef=np.zeros((genes, k)),
+        deviance=np.zeros(genes),
+        mu=np.zeros((genes, n)),
+        leverage=np.zeros((genes, n)),
+        cov=np.zeros((genes, k, k)),
+        profile=np.zeros(genes),
+    )
+    given = y, offset.astype(np.float64), x, phi, np.linalg.pinv(x)
+    run_in_threads(_fit_part, genes, threads_for(y.size * 400.0), *given, *fit)
+    return fit
 
 
 def profile_likelihoods(
@@ -283,11 +298,10 @@ def profile_likelihoods(
         Increasing dispersions.
     """
     y, x, more = _arrays(counts, design, extra)
-    with threads_for(y.size * 400.0 * grid.size):
-        result: np.ndarray = _profiles(
-            y, offset.astype(np.float64), x, more, grid, np.linalg.pinv(x)
-        )
-        return result
+    out = np.zeros((len(y), grid.size))
+    given = y, offset.astype(np.float64), x, more, grid, np.linalg.pinv(x)
+    run_in_threads(_profile_part, len(y), threads_for(y.size * 400.0 * grid.size), *given, out)
+    return out
 
 
 def _arrays(

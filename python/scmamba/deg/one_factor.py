@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from numba import njit, prange
 
-from ..utils.threads import threads_for
+from ..utils.compiled_code import compiled
+from ..utils.threads import run_in_threads, threads_for
 from .design import build_design
 from .discrete import EPS, MAX_ITERATIONS, has_converged, prior_scales
 from .hurdle import chi2_p
@@ -154,18 +154,16 @@ def _discrete_lrt(expressed: np.ndarray, design: LevelDesign) -> tuple[np.ndarra
     sd = prior_scales(np.array([[1.0, 0.0], [1.0, 1.0]]))
     k = np.ascontiguousarray(expressed, dtype=np.float64)
     group = design.group.astype(np.float64)
-    with threads_for(k.size * 400.0):
-        full, null = (
-            _fit_levels(
-                k, cells, group * w, slot, share, group_share * w, sd, w > 0, MAX_ITERATIONS
-            )
-            for w in (1.0, 0.0)
-        )
+    threads = threads_for(k.size * 400.0)
+    full, null = np.full(len(k), -1.0), np.full(len(k), -1.0)
+    for w, out in ((1.0, full), (0.0, null)):
+        given = group * w, slot, share, group_share * w, sd, w > 0, MAX_ITERATIONS
+        run_in_threads(_fit_levels, len(k), threads, k, cells, *given, out)
     good = (full >= 0) & (null >= 0)
     return np.where(good, null - full, 0.0), good
 
 
-@njit(cache=True, error_model="numpy")
+@compiled()
 def _solve(w0, w1, wl, wl1, h0, h1, h, p, with_group, x):  # pragma: no cover (compiled)
     """Solve the bordered system for one right-hand side (h0, h1, h) into ``x``; returns the two of the border.
 
@@ -189,20 +187,19 @@ def _solve(w0, w1, wl, wl1, h0, h1, h, p, with_group, x):  # pragma: no cover (c
     return x0, x1
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(nogil=True)
 def _fit_levels(
-    expressed, cells, group, slot, share, group_share, sd, with_group, maxit
+    lo, hi, expressed, cells, group, slot, share, group_share, sd, with_group, maxit, out
 ):  # pragma: no cover (compiled)
     """Deviance of ``~ group + factor`` (or ``~ factor``) for each gene; -1 where nothing was expressed or it did not converge.
 
     The steps of :func:`scmamba.deg.discrete.fit_discrete` with its priors, in the basis of the design's own columns. The prior
     of the intercept is one of the whole linear predictor's mean: a rank-one term ``v v'`` beside the bordered diagonal.
     """
-    genes, rows, slots = expressed.shape[0], cells.size, share.size
-    out = np.full(genes, -1.0)
+    rows, slots = cells.size, share.size
     n, p, v0 = cells.sum(), 1.0 / sd[1] ** 2, 1.0 / sd[0]
     z = np.log(3.0) + 0.25 / 0.1875
-    for gene in prange(genes):
+    for gene in range(lo, hi):
         k = expressed[gene]
         if k.sum() == 0:
             continue
@@ -267,4 +264,3 @@ def _fit_levels(
             if has_converged(iteration, dev, old, True):
                 out[gene] = dev
                 break
-    return out

@@ -31,7 +31,8 @@ class RobustnessResult:
         One row per run, layer and direction: seed, DEGs called, ``overlap`` (share of the full data's DEGs
         found again), ``overlap_matched`` (the same for equally many top genes in every layer), ``precision``
         (share of the run's DEGs that the full data confirm), ``precision_reference`` (that the first layer's
-        full data confirm). Missing (NaN) if there are too few DEGs; ``note`` gives the reason where a run could not
+        full data confirm), ``pseudobulk_overlap`` (share of the per-donor test's DEGs of the full data that
+        the same test of the run finds again). Missing (NaN) if there are too few DEGs; ``note`` gives the reason where a run could not
         be made.
     nulls
         One row per run and layer where nothing differs: every gene called is a false positive.
@@ -78,6 +79,8 @@ class RobustnessResult:
         for column in ("overlap", "overlap_matched", "precision", "precision_reference"):
             if column not in real:
                 real = real.assign(**{column: np.nan})
+        if "pseudobulk_full" in real and "pseudobulk_overlap" not in real:
+            real = real.assign(pseudobulk_overlap=np.nan)
         found = inflation(empty, settings["layers"])
         for text in found:
             warnings.warn(text, stacklevel=3)
@@ -97,6 +100,27 @@ class RobustnessResult:
         table.columns = [f"{measure}_{what}" for measure, what in table.columns]
         degs = self.runs.groupby(keys)[["n_full", "n_called"]].mean()
         return degs.join(table).reset_index()
+
+    def per_donor(self) -> pd.DataFrame:
+        """Rows "per donor" of Fig. 7: overlap of the test over cells and of the test between donors on the same runs.
+
+        One row per kind, cell type, ratio, direction and layer: ``degs`` and ``overlap`` of the test over cells,
+        ``pseudobulk_degs`` and ``pseudobulk_overlap`` of the test between donors, means over the runs. Empty without donors.
+        """
+        if "pseudobulk_full" not in self.runs:
+            return pd.DataFrame()
+        keys = ["kind", "cell_type", "ratio", "direction", "layer"]
+        grouped = self.runs.groupby(keys)
+        table = pd.DataFrame(
+            {
+                "runs": grouped.size(),
+                "degs": grouped["n_full"].mean(),
+                "overlap": grouped["overlap"].mean(),
+                "pseudobulk_degs": grouped["pseudobulk_full"].mean(),
+                "pseudobulk_overlap": grouped["pseudobulk_overlap"].mean(),
+            }
+        )
+        return table.reset_index()
 
     def tests(self, measure: str = "overlap") -> pd.DataFrame:
         """Paired t-tests over the runs, each further layer against the first, as in the paper.
@@ -175,7 +199,9 @@ class RobustnessResult:
         """Everything measured, tidy: one row per run, layer, direction and measure."""
         keys = ["kind", "cell_type", "layer", "ratio", "run", "seed", "direction"]
         real = self.runs.melt(
-            keys, [m for m in (*MEASURES, "n_called") if m in self.runs], "measure"
+            keys,
+            [m for m in (*MEASURES, "n_called", "pseudobulk_overlap") if m in self.runs],
+            "measure",
         )
         if self.nulls.empty:
             return real

@@ -274,7 +274,7 @@ def _check(options: RobustnessOptions) -> None:
     bad = [r for r in options.ratios if not 0 < r <= 1]
     if bad:
         raise DataError(
-            f"The ratio {bad[0]:g} is no share of the cells: give numbers above 0 and up to 1."
+            f"ratios must be shares of the cells, above 0 and up to 1; found {bad[0]:g}."
         )
 
 

@@ -13,7 +13,7 @@ from .between_donors import PRIOR_COUNT
 from .linear import moderated_t
 from .markers import MIN_CELLS, Rules, Screen, benjamini_hochberg, pair_tests
 from .subsample import Task, cell_subsample, null_cells
-from .twogroup import HurdleTest, Sums, combine_sums, subset_sums
+from .twogroup import HurdleTest, Sums, combine_sums, sample_sums, subset_sums
 
 DIRECTIONS = ("up", "down")
 BULK_CELLS = 10  # genes expressed by fewer cells are not tested between donors
@@ -60,6 +60,7 @@ class Outcome(NamedTuple):
     bulk_nominal: int = -1
     bulk_up: int = -1
     bulk_down: int = -1
+    bulk_ranks: tuple[Ranking, Ranking] | None = None  # up, down
 
 
 def make_block(
@@ -114,6 +115,7 @@ def run_task(
     parts = [] if task.weights is None else _sample_sums(block)
     pairs = _pairs(task, block, parts)
     outcomes = _tests([p[:2] for p in pairs], block.centre, criteria)
+    beside = _runs_per_donor(task, block, parts, criteria)
     for i, ((first, second, label), outcome) in enumerate(zip(pairs, outcomes, strict=True)):
         head = {
             "kind": task.kind,
@@ -135,6 +137,7 @@ def run_task(
         else:
             for way in DIRECTIONS:
                 columns = _overlap_columns(way, outcome, full, reference, matched[way], criteria)
+                columns |= _per_donor_columns(way, beside[i] if beside else None, full, criteria)
                 rows.append(head | {"direction": way} | columns)
     return pd.DataFrame(rows)
 
@@ -254,6 +257,54 @@ def _overlap_columns(
     }
 
 
+def _runs_per_donor(
+    task: Task, block: CellTypeBlock, parts: list[Sums], criteria: Criteria
+) -> list[Outcome]:
+    """The per-donor test of every run, on the run's own cells; empty for null runs and without donors."""
+    if task.kind.startswith("null") or len(block.samples) < 2:
+        return []
+    group = np.array([g for g, _ in block.samples])
+    names = [d for _, d in block.samples]
+    no_genes = Ranking(np.zeros(0, np.int64), 0)
+    nothing = Outcome(0, 0, no_genes, no_genes)
+    if task.weights is not None:
+        out = []
+        for row in task.weights:
+            keep = np.flatnonzero(row)
+            mine = [parts[i] for i in keep]
+            out.append(_with_bulk(nothing, mine, group[keep], [names[i] for i in keep], criteria))
+        return out
+    member = np.stack(
+        [cell_subsample(block.group, task.ratio, s).any(axis=1) for s in task.seeds], axis=1
+    )
+    linear, expressed, sizes = sample_sums(block.values, block.sample, len(names), member)
+    out = []
+    for run in range(len(task.seeds)):
+        keep = np.flatnonzero(sizes[run] > 0)
+        means = linear[run][keep] / sizes[run][keep, None]
+        cells = expressed[run]
+        out.append(_bulk(nothing, means, cells, group[keep], [names[i] for i in keep], criteria))
+    return out
+
+
+def _per_donor_columns(
+    way: str, outcome: Outcome | None, full: Outcome, criteria: Criteria
+) -> dict[str, Any]:
+    """Share of the per-donor test's genes of the full data that it finds again in the run."""
+    at = DIRECTIONS.index(way)
+    if outcome is None or outcome.bulk_ranks is None or full.bulk_ranks is None:
+        return {}
+    mine, whole = outcome.bulk_ranks[at], full.bulk_ranks[at]
+    wanted = whole.genes[: whole.n_called]
+    common = int(np.isin(mine.genes[: mine.n_called], wanted).sum())
+    enough = whole.n_called >= criteria.min_degs
+    return {
+        "pseudobulk_full": whole.n_called,
+        "pseudobulk_called": mine.n_called,
+        "pseudobulk_overlap": common / whole.n_called if enough else np.nan,
+    }
+
+
 def _null_columns(outcome: Outcome) -> dict[str, Any]:
     """Everything called here is false."""
     ran = outcome.note == ""
@@ -290,10 +341,22 @@ def _with_bulk(
     outcome: Outcome, parts: list[Sums], label: np.ndarray, names: list[str], criteria: Criteria
 ) -> Outcome:
     """Moderated t-tests on the donors' log2 means (label 0 v 1), within donors if all have both labels."""
-    if min((label == 0).sum(), (label == 1).sum()) < 2:
-        return outcome
     means = np.stack([p.linear / p.n for p in parts])
     cells = np.sum([p.expressed for p in parts], axis=0)
+    return _bulk(outcome, means, cells, label, names, criteria)
+
+
+def _bulk(
+    outcome: Outcome,
+    means: np.ndarray,
+    cells: np.ndarray,
+    label: np.ndarray,
+    names: list[str],
+    criteria: Criteria,
+) -> Outcome:
+    """The same from (samples, genes) means and the number of cells that express each gene."""
+    if min((label == 0).sum(), (label == 1).sum()) < 2:
+        return outcome
     kept = np.flatnonzero(((means > 0).sum(axis=0) > 1) & (cells >= BULK_CELLS))
     columns = [np.ones(label.size), (label == 0).astype(float)]
     distinct = sorted(set(names))
@@ -304,10 +367,12 @@ def _with_bulk(
         return outcome
     table = moderated_t(np.log2(means[:, kept] * 100 + PRIOR_COUNT).T, design, 1)
     called = (table["p_val_adj"] < criteria.alpha).to_numpy()
-    change = table["log2FC"].to_numpy()
+    change, p = table["log2FC"].to_numpy(), table["p_val"].to_numpy()
+    up, down = (_rank(kept, p, called, sign * change, criteria.min_log2fc) for sign in (1.0, -1.0))
     return outcome._replace(
         bulk_tested=int(kept.size),
         bulk_nominal=int((table["p_val"] < 0.05).sum()),
-        bulk_up=int((called & (change > criteria.min_log2fc)).sum()),
-        bulk_down=int((called & (change < -criteria.min_log2fc)).sum()),
+        bulk_up=up.n_called,
+        bulk_down=down.n_called,
+        bulk_ranks=(up, down),
     )

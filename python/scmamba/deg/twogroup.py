@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from numba import njit, prange
 from scipy.special import log_ndtr
 
 from ..data.values import SCALE
-from ..utils.threads import threads_for
+from ..utils.compiled_code import compiled
+from ..utils.threads import run_in_threads, threads_for
 from .discrete import table_tests
 from .hurdle import chi2_p
 from .prior import Prior, estimate_prior
@@ -56,15 +56,14 @@ class HurdleTest(NamedTuple):
     discrete: np.ndarray
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
+@compiled(nogil=True)
 def _row_sums(
-    indptr, genes, data, totals, group, order, n_groups, centre, threads
+    lo, hi, indptr, genes, data, totals, group, order, centre, out
 ):  # pragma: no cover (compiled)
-    """One pass over CSR rows; each thread sums its share of the rows into its own block."""
-    n = indptr.size - 1
-    out = np.zeros((threads, n_groups, 4, centre.size))
+    """One pass over CSR rows; each of the blocks of ``out`` gets its share of the rows."""
+    n, threads = indptr.size - 1, out.shape[0]
     counts = totals.size > 0
-    for t in prange(threads):
+    for t in range(lo, hi):
         for i in range(n * t // threads, n * (t + 1) // threads):
             row = order[i]
             k = group[row]
@@ -84,15 +83,13 @@ def _row_sums(
                 block[1, g] += x
                 block[2, g] += x * x
                 block[3, g] += linear
-    return out
 
 
-@njit(cache=True, parallel=True, error_model="numpy")
-def _column_sums(indptr, cells, data, centre, member):  # pragma: no cover (compiled)
-    """Sums over many subsets at once: ``member`` (cells, subsets) 0/1; returns (4, genes, subsets)."""
-    genes, subsets = indptr.size - 1, member.shape[1]
-    out = np.zeros((4, genes, subsets))
-    for g in prange(genes):
+@compiled(nogil=True)
+def _column_sums(lo, hi, indptr, cells, data, centre, member, out):  # pragma: no cover (compiled)
+    """Sums over many subsets at once: ``member`` (cells, subsets) 0/1, ``out`` (4, genes, subsets)."""
+    subsets = member.shape[1]
+    for g in range(lo, hi):
         for c in range(indptr[g], indptr[g + 1]):
             value = np.float64(data[c])
             x = value - centre[g]
@@ -105,7 +102,25 @@ def _column_sums(indptr, cells, data, centre, member):  # pragma: no cover (comp
                 out[1, g, s] += m * x
                 out[2, g, s] += m * xx
                 out[3, g, s] += m * linear
-    return out
+
+
+@compiled(nogil=True)
+def _sample_columns(
+    lo, hi, indptr, cells, data, sample, member, linear, expressed
+):  # pragma: no cover (compiled)
+    """(runs, samples, genes) sums of expm1 and (runs, genes) numbers of cells, over each run's cells."""
+    runs = member.shape[1]
+    for g in range(lo, hi):
+        for c in range(indptr[g], indptr[g + 1]):
+            s = sample[cells[c]]
+            if s < 0:
+                continue
+            value = np.expm1(np.float64(data[c]))
+            row = member[cells[c]]
+            for r in range(runs):
+                if row[r]:
+                    linear[r, s, g] += value
+                    expressed[r, g] += 1.0
 
 
 def centres(
@@ -140,8 +155,9 @@ def group_sums(
     many = n_groups > MANY_GROUPS
     order = np.argsort(labels, kind="stable") if many else np.arange(len(labels))
     csr = matrix.indptr, matrix.indices, matrix.data
-    with threads_for(matrix.nnz * 15.0) as threads:
-        parts = _row_sums(*csr, empty, labels, order, n_groups, centre, threads)
+    threads = threads_for(matrix.nnz * 15.0)
+    parts = np.zeros((threads, n_groups, 4, centre.size))
+    run_in_threads(_row_sums, threads, threads, *csr, empty, labels, order, centre, parts)
     whole = parts.sum(axis=0)
     sizes = np.bincount(group[group >= 0], minlength=n_groups)
     return [Sums(int(sizes[k]), *whole[k]) for k in range(n_groups)], centre
@@ -149,13 +165,31 @@ def group_sums(
 
 def subset_sums(matrix: sp.csc_matrix, centre: np.ndarray, member: np.ndarray) -> list[Sums]:
     """Sums over many subsets of cells: ``member`` (cells, subsets) of 0/1; log values >= 0 in CSC."""
-    with threads_for(matrix.nnz * (10.0 + member.shape[1])):
-        out = _column_sums(
-            matrix.indptr, matrix.indices, matrix.data, centre, np.ascontiguousarray(member)
-        )
+    genes, subsets = matrix.shape[1], member.shape[1]
+    out = np.zeros((4, genes, subsets))
+    csc = matrix.indptr, matrix.indices, matrix.data
+    threads = threads_for(matrix.nnz * (10.0 + subsets))
+    run_in_threads(_column_sums, genes, threads, *csc, centre, np.ascontiguousarray(member), out)
     sizes = member.sum(axis=0, dtype=np.int64)
     out = np.ascontiguousarray(out.transpose(2, 0, 1))
     return [Sums(int(sizes[s]), *out[s]) for s in range(member.shape[1])]
+
+
+def sample_sums(
+    matrix: sp.csc_matrix, sample: np.ndarray, n_samples: int, member: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of each sample's cells in many runs: ``member`` (cells, runs) of 0/1, ``sample`` -1 for cells of none.
+
+    Returns (runs, samples, genes) sums of expm1, (runs, genes) cells with a value above zero, (runs, samples) cells.
+    """
+    genes, runs = matrix.shape[1], member.shape[1]
+    linear, expressed = np.zeros((runs, n_samples, genes)), np.zeros((runs, genes))
+    given = matrix.indptr, matrix.indices, matrix.data, sample, np.ascontiguousarray(member)
+    threads = threads_for(matrix.nnz * (10.0 + runs))
+    run_in_threads(_sample_columns, genes, threads, *given, linear, expressed)
+    own = sample >= 0
+    sizes = np.stack([np.bincount(sample[own & m], minlength=n_samples) for m in member.T > 0])
+    return linear, expressed, sizes
 
 
 def combine_sums(parts: list[Sums], weights: np.ndarray) -> list[Sums]:

@@ -12,6 +12,7 @@ import contextvars
 import ctypes
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -61,6 +62,8 @@ class Job:
         self._done = False
         self._stopped = False
         self._before: tuple[Any, ...] | None = None
+        self._showed: Callable[..., None] = warnings.showwarning
+        self._caught = warnings.catch_warnings()
         # The thread forgets its arguments at its end, and with them the data.
         self._thread = threading.Thread(
             target=contextvars.copy_context().run,
@@ -76,6 +79,10 @@ class Job:
             _latest.join()
         _latest = self
         self._before = (_progress.listener, _progress.speaker, sys.stdout, sys.stderr)
+        self._showed = warnings.showwarning
+        self._caught.__enter__()
+        warnings.simplefilter("always", UserWarning)  # a second call with the same fault, too
+        warnings.showwarning = self._warn
         if self._report:
             _progress.listener = self._listen
             _progress.speaker = self._speak
@@ -111,6 +118,15 @@ class Job:
     def _speak(self, text: str) -> None:
         self._add("message", text)
 
+    def _warn(
+        self, message: Any, category: Any, filename: str, lineno: int, *more: Any, **named: Any
+    ) -> None:
+        # Without the file and the line of Python, which say nothing to the host's users.
+        if category is UserWarning:
+            self._add("message" if self._report else "warning", str(message))
+        else:
+            self._showed(message, category, filename, lineno, *more, **named)
+
     @property
     def finished(self) -> bool:
         """Whether the call has ended and all that it reported was asked for."""
@@ -127,8 +143,8 @@ class Job:
 
         Returns
         -------
-        What was reported since the last time: ``("message", text)`` and
-        ``("progress", description, done, total)``.
+        What was reported since the last time: ``("message", text)``, ``("progress", description, done, total)``
+        and, of a call without messages, ``("warning", text)``.
         """
         with self._changed:
             if not self._events and not self._done:
@@ -153,6 +169,7 @@ class Job:
         """End the call if it has not ended, as Ctrl-C does: at its next line of Python."""
         if self._before is not None:
             _progress.listener, _progress.speaker, sys.stdout, sys.stderr = self._before
+            self._caught.__exit__(None, None, None)
             self._before = None
         if self._thread.ident is None or self._done or self._stopped:
             return

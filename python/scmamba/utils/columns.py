@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from typing import TYPE_CHECKING
 
@@ -39,9 +39,19 @@ def require_adata(adata: object, use: str = "this function") -> None:
         raise DataError(
             f"{use} needs an AnnData object, and {path!r} is a path. Read it first: anndata.read_h5ad({path!r})."
         )
+    kind = type(adata).__name__
+    holders = {"mod": ("mdata['rna']", "modality"), "tables": ("sdata.tables['table']", "table")}
+    for parts, (example, name) in holders.items():
+        held = getattr(adata, parts, None)
+        if isinstance(held, Mapping):
+            have = ", ".join(map(str, held)) or "none"
+            raise DataError(
+                f"{use} needs an AnnData object; found a {kind}. Pass the {name} with the counts, such as {example}; there "
+                f"are: {have}. Results are written into it."
+            )
     if not all(hasattr(adata, name) for name in ("obs", "var", "uns")):
         raise DataError(
-            f"{use} needs an AnnData object (cells x genes, with obs and var); found {type(adata).__name__}."
+            f"{use} needs an AnnData object (cells x genes, with obs and var); found {kind}."
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import getpass
+import hashlib
 import importlib
 import os
 import stat
@@ -37,13 +38,15 @@ def private_folder(name: str) -> Path:
     ----------
     name
         Of the folder; with a digest or version of what is kept in it.
+
+    Raises
+    ------
+    OSError
+        There is none: no home folder, and no room in the temporary ones.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for folder in (
-        Path(home) / "scmamba" / name,
-        Path(tempfile.gettempdir()) / f"scmamba-{_user()}" / name,
-    ):
+    for place in (_cache_home, _temporary_home):
         try:
+            folder = place() / name
             folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             folder.mkdir(exist_ok=True, mode=0o700)
             if os.access(folder, os.W_OK) and is_ours(folder) and is_ours(folder.parent):
@@ -51,6 +54,15 @@ def private_folder(name: str) -> Path:
         except OSError:
             continue
     return Path(tempfile.mkdtemp(prefix="scmamba-numba-"))
+
+
+def _cache_home() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(home) / "scmamba"
+
+
+def _temporary_home() -> Path:
+    return Path(tempfile.gettempdir()) / f"scmamba-{_user()}"  # looked for by writing a file
 
 
 def import_umap(folder: Path | None = None) -> ModuleType:
@@ -129,3 +141,92 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):  # no name for this user id, as in many containers
         return str(os.getuid()) if hasattr(os, "getuid") else "user"
+
+
+@contextlib.contextmanager
+def tolerate_bad_cache(cache: Any) -> Iterator[None]:
+    """Replaces the guard of numba around reading and writing its cache: on any failure the kernel is compiled.
+
+    Parameters
+    ----------
+    cache
+        The cache of one function (``numba.core.caching.FunctionCache``).
+    """
+    try:
+        yield
+    except OSError:  # no room, no permission
+        pass
+    except Exception:  # cut off or damaged: pickle raises many kinds
+        with contextlib.suppress(Exception):
+            cache.flush()
+
+
+def make_tolerant(function: Any) -> None:
+    """Make the cache of a compiled function tolerant of damage and of a full disk.
+
+    Parameters
+    ----------
+    function
+        What numba made of it; anything else is left as it is.
+    """
+    from numba.core.caching import FunctionCache
+
+    class TolerantCache(FunctionCache):
+        _guard_against_spurious_io_errors = tolerate_bad_cache
+
+    if type(getattr(function, "_cache", None)) is FunctionCache:
+        function._cache.__class__ = TolerantCache
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function as ``numba.njit(cache=True)`` does, with the machine code in a private folder.
+
+    numba itself keeps it beside the source, or below the home folder, whoever owns what is there, and refuses to import the function
+    if neither can be written: a package that root installed, used by a service without a home folder.
+
+    Parameters
+    ----------
+    **options
+        Options of ``numba.njit``. A division by zero is infinite or NaN, as in numpy, if ``error_model`` is not given.
+
+    Returns
+    -------
+    A decorator.
+    """
+    import numba
+
+    config: Any = numba.config
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        package, cached = Path(function.__code__.co_filename).parent, True
+        with _lock:
+            before = config.CACHE_DIR
+            if not before:
+                try:
+                    config.CACHE_DIR = str(functions_folder(package))
+                except OSError:  # nowhere: it is compiled in each process
+                    cached = False
+            try:  # the folder is read when a function is decorated
+                made = numba.njit(cache=cached, **{"error_model": "numpy", **options})(function)
+            finally:
+                config.CACHE_DIR = before
+        make_tolerant(made)
+        return made
+
+    return decorate
+
+
+@functools.cache
+def functions_folder(package: Path) -> Path:
+    """The private folder for the machine code of the functions of a package.
+
+    Parameters
+    ----------
+    package
+        Folder of the package. A digest of its sources is in the name, as numba itself looks only at the file of a function, not at
+        the files of the functions it calls.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(package.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    return private_folder(f"{package.name}-{digest.hexdigest()[:12]}")

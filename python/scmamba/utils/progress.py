@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .settings import logger, settings
 
@@ -154,6 +155,20 @@ def track(items: Iterable[T], description: str, total: int, verbose: bool = True
         for item in items:
             yield item
             advance(1)
+
+
+def speak_warnings() -> None:
+    """Report warnings for users as messages from now on, in a process whose messages another one shows."""
+    former = warnings.showwarning
+
+    def show(message: Any, category: Any, *where: Any, **named: Any) -> None:
+        if category is UserWarning and speaker is not None:
+            speaker(str(message))
+        else:
+            former(message, category, *where, **named)
+
+    warnings.simplefilter("always", UserWarning)
+    warnings.showwarning = show
 
 
 def say(text: str, verbose: bool) -> None:

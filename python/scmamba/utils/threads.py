@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from .control_groups import group_folders
@@ -19,6 +21,8 @@ from .control_groups import group_folders
 # Steps of an inner loop, about a nanosecond each. Below this a single thread is done before others have
 # started, and on a busy machine the loop would wait for threads that are not scheduled.
 _SMALL = 1e7
+# Parts of a loop for each thread: indices may take very different times.
+_PARTS = 8
 
 
 def available_cores() -> int:
@@ -106,42 +110,52 @@ def within_cores() -> Iterator[None]:
                 pool.set_num_threads(number)
 
 
-@contextmanager
-def threads_for(steps: float) -> Iterator[int]:
-    """One thread for the parallel numba loops of a block if they take fewer steps than pay.
+def threads_for(steps: float) -> int:
+    """Threads for a compiled loop: one where it takes fewer steps than starting others pays.
 
     Parameters
     ----------
     steps
         Steps of the inner loops, about a nanosecond each.
 
-    Yields
-    ------
-    The number of threads.
+    Returns
+    -------
+    At most the cores that the process may use, and ``NUMBA_NUM_THREADS`` where that is set.
     """
-    from numba import get_num_threads, set_num_threads
+    if steps < _SMALL:
+        return 1
+    import numba
 
-    openmp = _openmp()
-    before = openmp.omp_get_max_threads() if openmp else None
-    threads = get_num_threads()
-    use = 1 if steps < _SMALL else threads
-    set_num_threads(use)
-    try:
-        yield use
-    finally:
-        set_num_threads(threads)
-        # numba's first call gives the OpenMP it shares with torch its own number of threads: the last digits of all that torch
-        # computes afterwards would depend on whether a differential expression test came first.
-        if openmp and openmp.omp_get_max_threads() != before:
-            openmp.omp_set_num_threads(before)
+    config: Any = numba.config
+    return max(1, min(int(config.NUMBA_NUM_THREADS), available_cores()))
 
 
-@cache
-def _openmp() -> ctypes.CDLL | None:
-    """GNU's OpenMP library, on which numba and torch both run on Linux; elsewhere each brings its own."""
-    if not sys.platform.startswith("linux"):
-        return None
-    try:
-        return ctypes.CDLL("libgomp.so.1")
-    except OSError:
-        return None
+def run_in_threads(kernel: Callable[..., object], n: int, threads: int, *arguments: object) -> None:
+    """Call a compiled function for all parts of ``range(n)``, which it fills arrays for.
+
+    The parallel loops of numba itself take far longer to compile, and share the OpenMP of torch: the number of
+    threads of one changed that of the other, and a process forked afterwards could wait for threads it does not have.
+
+    Parameters
+    ----------
+    kernel
+        Takes first and last (excluded) index of a part, then ``arguments``; compiled with ``nogil=True``.
+    n
+        Number of indices.
+    threads
+        From :func:`threads_for`. With one all is done in this thread.
+    *arguments
+        The same for all parts.
+    """
+    if threads == 1:
+        kernel(0, n, *arguments)
+        return
+    cuts = np.unique(np.linspace(0, n, _PARTS * threads + 1).astype(np.int64))
+    with ThreadPoolExecutor(threads) as pool:
+        parts = [pool.submit(kernel, lo, hi, *arguments) for lo, hi in pairwise(cuts)]
+        try:
+            for part in parts:
+                part.result()
+        except BaseException:  # on Ctrl-C only the parts that run are waited for
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -200,6 +200,40 @@ def test_too_few_donors_and_empty_ones(cohort):
         compare(cohort, "diagnosis", "patient", "type", min_cells=500, verbose=False)
 
 
+@pytest.mark.parametrize("test", ["quasi_likelihood", "moderated_t"])
+def test_a_type_with_too_few_donors_for_the_covariates_does_not_end_the_others(cohort, test):
+    """Two donors of each group leave no degrees of freedom for two covariates, six of each do."""
+    few = cohort[
+        (cohort.obs["type"] == "MG") | cohort.obs["patient"].isin(["p0", "p3", "p6", "p9"])
+    ]
+    found = compare(
+        few, "diagnosis", "patient", "type", covariates=["age", "lot"], test=test, verbose=False
+    )
+    assert found.summary["cell_type"].tolist() == ["MG"]
+    (note,) = [note for note in found.notes if note.startswith("AC")]
+    assert note.startswith("AC: not tested. 4 samples leave no degrees of freedom")
+    with pytest.raises(DataError, match="no degrees of freedom"):
+        compare(
+            few[few.obs["type"] == "AC"].copy(),
+            "diagnosis",
+            "patient",
+            "type",
+            covariates=["age", "lot"],
+            test=test,
+            verbose=False,
+        )
+    # A batch that is the group in one type only.
+    mixed = cohort.copy()
+    mixed.obs["batch"] = np.where(
+        cohort.obs["type"] == "AC", cohort.obs["batch"], cohort.obs["lot"]
+    )
+    part = compare(
+        mixed, "diagnosis", "patient", "type", covariates=["batch"], test=test, verbose=False
+    )
+    assert part.summary["cell_type"].tolist() == ["MG"]
+    assert any(n.startswith("AC: not tested. The condition") for n in part.notes)
+
+
 def test_invalid_comparisons_are_refused(cohort):
     logs = cohort.copy()
     logs.X = sp.csr_matrix(np.log1p(cohort.X.toarray() / 3))

@@ -107,7 +107,7 @@ def test_invalid_plans_are_refused():
 
     check(ratios=(0.5, 1.0), permutations=0, adjust="bh", donors=None)
     for bad in (0, -0.1, 1.01):
-        with pytest.raises(DataError, match=f"ratio {bad} is no share"):
+        with pytest.raises(DataError, match=f"shares of the cells.*found {bad}"):
             check(ratios=(0.5, bad))
     with pytest.raises(OptionError, match="permutations is -1"):
         check(permutations=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -361,3 +362,27 @@ def test_figures_of_incomplete_results(result):
 def test_stars():
     marks = [drawn.stars(p) for p in (0.06, 0.05, 0.049, 0.01, 0.0099, 0.001, 0.00099, np.nan)]
     assert marks == ["", "", "*", "*", "**", "**", "***", ""]
+
+
+def test_rows_per_donor(result):
+    """Means over the runs of both tests, and marks in the figures."""
+    assert result.per_donor().empty
+    runs = result.runs.assign(
+        pseudobulk_full=12,
+        pseudobulk_called=9,
+        pseudobulk_overlap=np.where(result.runs["direction"] == "up", 0.75, 0.5),
+    )
+    beside = dataclasses.replace(result, runs=runs)
+    table = beside.per_donor()
+    assert len(table) == len(result.summary()) and (table["pseudobulk_degs"] == 12).all()
+    up = table[table["direction"] == "up"]
+    assert (up["pseudobulk_overlap"] == 0.75).all()
+    merged = table.merge(result.summary(), on=["kind", "cell_type", "ratio", "direction", "layer"])
+    np.testing.assert_allclose(merged["overlap"], merged["overlap_mean"])
+    heat = drawn.overlap_heatmap(beside).axes[0]
+    assert [t.get_text() for t in heat.get_xticklabels()] == ["counts", "scmamba", "per donor"]
+    assert np.asarray(heat.images[0].get_array())[0, -1] == 0.75
+    boxes = drawn.donor_boxes(beside).axes
+    marks = [line for line in boxes[1].lines if line.get_marker() == "D"]
+    assert len(marks) == 2 and all(line.get_ydata()[0] == 0.5 for line in marks)
+    assert "pseudobulk_overlap" in set(beside.to_table()["measure"])

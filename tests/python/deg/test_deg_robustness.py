@@ -260,7 +260,7 @@ def test_messages(cohort):
         call("disease", "donor", layers=("counts", "magic"))
     with pytest.raises(DataError, match="'3 against 3' cannot be read"):
         call("disease", "donor", donors="3 against 3")
-    with pytest.raises(DataError, match="ratio 50 is no share"):
+    with pytest.raises(DataError, match="shares of the cells.*found 50"):
         call("disease", "donor", ratios=(50,))
     with pytest.raises(DataError, match="Neither or both of 'AC' and 'MG' mean control"):
         call("type", "donor")

@@ -293,6 +293,45 @@ def test_runs_of_donors_and_of_split_donors(cells, block):
     assert row["pseudobulk_called"] == called.sum()
 
 
+def _per_donor(cells, keep):
+    """Genes (up, down) that the moderated t-test calls between the donors' means over some cells."""
+    donor, x = cells.obs["donor"].to_numpy()[keep], np.expm1(cells.X.toarray()[keep])
+    means = pd.DataFrame(x).groupby(donor).mean().drop("h", errors="ignore")
+    seen = np.flatnonzero((x[donor != "h"] > 0).sum(axis=0) >= BULK_CELLS)
+    first = means.index.isin(list("abcd")).astype(float)
+    design = np.column_stack([np.ones(len(means)), first])
+    table = moderated_t(np.log2(means[seen] * 100 + 2).to_numpy().T, design, 1)
+    sig = (table["p_val_adj"] < 0.05).to_numpy()
+    change = table["log2FC"].to_numpy()
+    return set(seen[sig & (change > 0.25)]), set(seen[sig & (change < -0.25)])
+
+
+def test_the_test_between_donors_of_every_run(cells, block):
+    full = full_test(block, FEW)
+    whole = _per_donor(cells, np.ones(140, dtype=bool))
+    assert min(map(len, whole)) > 1
+    weights = np.array([[1, 0, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 1, 0]], dtype=np.uint8)
+    tasks = [
+        Task("cells", "MG", "counts", 0.5, 0, (11, 12), None),
+        Task("donors", "MG", "counts", 1.0, 0, (5, 5), weights),
+    ]
+    donor, again = cells.obs["donor"].to_numpy(), 0
+    for task in tasks:
+        rows = run_task(task, block, full, full, {"up": 5, "down": 5}, FEW)
+        for row in rows.itertuples():
+            if task.weights is None:
+                keep = cell_subsample(block.group, 0.5, row.seed).any(axis=1)
+            else:
+                chosen = [n for n, w in zip("abcdefg", weights[row.run]) if w]
+                keep = np.isin(donor, chosen)
+            at = ("up", "down").index(row.direction)
+            called = _per_donor(cells, keep)[at]
+            assert row.pseudobulk_called == len(called) and row.pseudobulk_full == len(whole[at])
+            assert row.pseudobulk_overlap == len(called & whole[at]) / len(whole[at])
+            again += len(called & whole[at])
+    assert again > 4
+
+
 def test_too_few_cells_in_a_run(cells, block):
     full = full_test(block, FEW)
     task = Task("cells", "MG", "counts", 0.03, 0, (1,), None)

@@ -1,12 +1,17 @@
-"""Compiled loops and torch share one OpenMP runtime and must not change each other's thread counts."""
+"""Compiled loops leave the threads of torch alone, and work in forked processes."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import scmamba
+
+PACKAGE = Path(scmamba.__file__).parent
 
 
 @pytest.mark.parametrize("first", ["torch", "deg"])
@@ -34,22 +39,34 @@ print(torch.get_num_threads())
     assert result.stdout.split()[-1] == "1"
 
 
-def test_small_work_uses_one_thread_and_the_setting_is_restored():
+def test_a_forked_process_can_test_too():
+    """A server forks its jobs; threads of a library's pool do not exist in the forked process, which waits for them."""
     code = """
-from numba import get_num_threads
-from scmamba.utils.threads import threads_for
-for steps in (9.9e6, 1e7):
-    with threads_for(steps) as threads:
-        print(threads, get_num_threads())
-    print(get_num_threads())
-try:
-    with threads_for(1):
-        raise ValueError
-except ValueError:
-    print(get_num_threads())
+import os, signal
+import numpy as np, scipy.sparse as sp
+import scmamba.deg.twogroup as twogroup
+from scmamba.utils import threads
+threads._SMALL = 1
+matrix = sp.random(400, 50, 0.3, "csr", random_state=0)
+group = np.arange(400) % 2
+def sums():
+    return np.stack([part.squares for part in twogroup.group_sums(matrix, group, 2)[0]])
+assert threads.threads_for(1e9) == 2
+first = sums()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if np.array_equal(sums(), first) else 1)
+print(os.waitpid(child, 0)[1])
 """
-    environment = {**os.environ, "NUMBA_NUM_THREADS": "3"}
+    environment = {**os.environ, "NUMBA_NUM_THREADS": "2"}
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert result.stdout.split() == ["1", "1", "3", "3", "3", "3", "3"]
+    assert result.stdout.split() == ["0"], result.stderr
+
+
+def test_no_loop_is_parallel_by_numba_itself():
+    for file in PACKAGE.rglob("*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert "prange" not in text and "parallel=True" not in text, file

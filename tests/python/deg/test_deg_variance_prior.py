@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
+from scipy.optimize import minimize
 
+from scmamba.deg.negative_binomial import fit_nb
 from scmamba.deg.quasi_likelihood import (
     fit_quasi_likelihood,
     minimal_quasi_change,
@@ -133,3 +135,28 @@ def test_the_change_found_with_80_percent_power():
     mixed = np.concatenate([draw(0.0), draw(least)[:150]])
     p = test_coefficient(fit_quasi_likelihood(mixed, design, np.zeros(12)), 1).p
     assert (p[1500:] < 0.001).mean() == pytest.approx(0.8, abs=0.1)
+
+
+def test_fits_converge_where_some_donors_have_thousands_of_counts_and_others_none():
+    """XIST in women and men, in balanced groups: the fit without the condition must find the optimum, and nothing is called."""
+    xist = np.array([1015, 0, 36, 0, 213, 0, 3574, 0, 182, 0, 626, 0.0])
+    design = np.column_stack([np.ones(12), np.repeat([1.0, 0.0], 6)])
+    offset = np.log(np.array([273, 195, 193, 137, 238, 141, 195, 230, 241, 128, 175, 122]) * 1e3)
+    for phi in (0.02, 0.09, 1.0, 20.0):
+        for x in (design, design[:, :1]):
+            fit = fit_nb(xist[None], x, offset, np.full((1, 12), phi))
+
+            def deviance(coef, x=x, phi=phi):
+                mu, size = np.exp(offset + x @ coef), 1 / phi
+                logs = np.where(xist > 0, xist * np.log(np.maximum(xist, 1) / mu), 0)
+                return 2 * (logs - (xist + size) * np.log((xist + size) / (mu + size))).sum()
+
+            start = np.r_[np.log(xist.sum() / np.exp(offset).sum()), np.zeros(x.shape[1] - 1)]
+            best = minimize(deviance, start, method="Nelder-Mead", options={"fatol": 1e-10})
+            assert fit.deviance[0] == pytest.approx(best.fun, rel=1e-6)
+    rng = np.random.default_rng(0)
+    mean = np.exp(rng.normal(4, 1, 800))[:, None] * np.exp(offset - offset.mean())
+    counts = rng.negative_binomial(20, 20 / (20 + mean)).astype(float)
+    counts[0] = xist
+    p = test_coefficient(fit_quasi_likelihood(counts, design, offset), 1).p
+    assert p[0] > 0.05

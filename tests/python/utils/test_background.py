@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+import warnings
 
 import pytest
 
@@ -100,3 +101,27 @@ def test_a_stopped_call_ends_and_the_next_one_waits_for_its_end():
     after.stop()
     with pytest.raises(KeyboardInterrupt):
         job.result()
+
+
+@pytest.mark.parametrize(("report", "kind"), [(True, "message"), (False, "warning")])
+def test_warnings_for_users_are_events_each_time_and_others_are_shown_as_before(report, kind):
+    """The events have the text alone; the filters and the function that shows warnings are put back."""
+
+    def call() -> int:
+        warnings.warn("two spellings of one value", stacklevel=2)
+        warnings.warn("an old name", DeprecationWarning, stacklevel=1)
+        return 7
+
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        before = warnings.showwarning, list(warnings.filters)
+        for _ in range(2):
+            job, events = Job(call, report), []
+            job.begin()
+            while not job.finished:
+                events += job.wait(1)
+            assert job.result() == 7
+            job.stop()
+            assert events == [(kind, "two spellings of one value")]
+        assert (warnings.showwarning, list(warnings.filters)) == before
+    assert [str(w.message) for w in shown] == ["an old name"] * 2

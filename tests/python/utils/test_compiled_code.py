@@ -58,3 +58,75 @@ def test_a_folder_that_others_can_write_to_is_not_used(tmp_path, monkeypatch):
     assert other != folder and is_ours(other)
     (tmp_path / "link").symlink_to(other)
     assert not is_ours(tmp_path / "link")
+
+
+FUNCTIONS = """
+from scmamba.utils.compiled_code import compiled
+
+@compiled(nogil=True)
+def twice(x):
+    return 2 * x
+"""
+CALL = """
+import resource, sys
+if "full" in sys.argv:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+from package_of_functions.functions import twice
+print(twice(21), sum(twice.stats.cache_hits.values()), twice.stats.cache_path)
+"""
+
+
+def call(top, *how, **variables) -> tuple[int, int, Path]:
+    """The result of the compiled function in a new process, whether its machine code was read, and from where."""
+    package = top / "package_of_functions"
+    if not package.is_dir():
+        package.mkdir()
+        (package / "functions.py").write_text(FUNCTIONS)
+    kept = {k: v for k, v in os.environ.items() if k not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")}
+    found = os.pathsep.join([str(top), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", CALL, *how],
+        capture_output=True, text=True,
+        env={**kept, "XDG_CACHE_HOME": str(top / "cache"), "PYTHONPATH": found, **variables},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result, hits, place = done.stdout.split()
+    return int(result), int(hits), Path(place)
+
+
+def test_compiled_functions_are_kept_in_a_folder_of_the_user(tmp_path):
+    first, second = call(tmp_path), call(tmp_path)
+    assert first[:2] == (42, 0) and second[:2] == (42, 1)
+    assert second[2].is_relative_to(tmp_path / "cache" / "scmamba")
+    assert not (tmp_path / "package_of_functions" / "__pycache__").exists()
+    package = tmp_path / "package_of_functions"
+    (package / "others.py").write_text("# a function may call those of other files of the package")
+    assert call(tmp_path)[:2] == (42, 0)
+
+
+def test_a_damaged_or_full_cache_of_functions_costs_a_compilation(tmp_path):
+    place = call(tmp_path)[2]
+    for file in place.iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert call(tmp_path)[:2] == (42, 0)
+    full = tmp_path / "full"
+    full.mkdir()
+    assert call(full, "full")[:2] == (42, 0)
+
+
+def test_functions_compile_without_a_home_and_beside_sources_that_cannot_be_changed(tmp_path):
+    """As for a service without a home folder, of a package that root installed."""
+    (tmp_path / "package_of_functions").mkdir()
+    (tmp_path / "package_of_functions" / "functions.py").write_text(FUNCTIONS)
+    (tmp_path / "package_of_functions" / "__pycache__").touch()  # not a folder
+    variables = {"HOME": "/dev/null", "XDG_CACHE_HOME": "/dev/null", "TMPDIR": str(tmp_path)}
+    result, _, place = call(tmp_path, **variables)
+    assert result == 42 and place.is_relative_to(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_cache_of_another_user_is_not_read(tmp_path):
+    place = call(tmp_path)[2].parent
+    os.chown(place, 65534, 65534)
+    result, hits, other = call(tmp_path)
+    assert (result, hits) == (42, 0) and not other.is_relative_to(place)

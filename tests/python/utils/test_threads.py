@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import numba
+import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -13,7 +16,14 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from scmamba.annotation import annotate
 from scmamba.doublets import find_doublets
 from scmamba.utils import control_groups, threads
-from scmamba.utils.threads import available_cores, single_blas_thread, single_thread, within_cores
+from scmamba.utils.threads import (
+    available_cores,
+    run_in_threads,
+    single_blas_thread,
+    single_thread,
+    threads_for,
+    within_cores,
+)
 
 
 def pool_sizes(kind: str) -> set[int]:
@@ -118,3 +128,40 @@ def test_no_file_is_read_if_all_cores_may_be_used(system, monkeypatch):
     monkeypatch.setattr(threads, "_pools", looked_up.append)
     with within_cores():
         assert looked_up == []
+
+
+def test_small_loops_get_one_thread_and_large_ones_no_more_than_the_cores(system, monkeypatch):
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 3)
+    assert [threads_for(steps) for steps in (9.9e6, 1e7)] == [1, 3]
+    (system / "fs/slurm/job7/cpu.max").write_text("200000 100000")
+    assert threads_for(1e12) == 2
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 1000])
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_index_is_worked_on_once(n, count):
+    seen = np.zeros(n, dtype=int)
+    by: set[int] = set()
+
+    def kernel(lo, hi, out, step):
+        out[lo:hi] += step
+        by.add(threading.get_ident())
+
+    run_in_threads(kernel, n, count, seen, 2)
+    assert (seen == 2).all()
+    assert len(by) <= count and (threading.get_ident() in by) == (count == 1)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_ends_the_loop_before_its_last_parts(error):
+    started = []
+
+    def kernel(lo, hi):
+        started.append(lo)
+        time.sleep(0.02)
+        if lo == 0:
+            raise error("stop")
+
+    with pytest.raises(error, match="stop"):
+        run_in_threads(kernel, 1000, 2)
+    assert len(started) < 16

@@ -10,17 +10,15 @@ A cache that is damaged, or cannot be written because the disk is full, costs a 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import threading
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ...utils.compiled_code import private_folder
+from ...utils.compiled_code import make_tolerant, private_folder
 
 _lock = threading.Lock()
 
@@ -30,34 +28,10 @@ def cache_folder() -> Path:
     return private_folder("numba-" + _digest())
 
 
-@contextlib.contextmanager
-def tolerate_bad_cache(cache: Any) -> Iterator[None]:
-    """Replaces the guard of numba around reading and writing its cache: on any failure the kernel is compiled.
-
-    Parameters
-    ----------
-    cache
-        The cache of one function (``numba.core.caching.FunctionCache``).
-    """
-    try:
-        yield
-    except OSError:  # no room, no permission
-        pass
-    except Exception:  # cut off or damaged: pickle raises many kinds
-        with contextlib.suppress(Exception):
-            cache.flush()
-
-
 def _tolerant(module: ModuleType) -> ModuleType:
     """The caches of the module's kernels, made tolerant."""
-    from numba.core.caching import FunctionCache
-
-    class TolerantCache(FunctionCache):
-        _guard_against_spurious_io_errors = tolerate_bad_cache
-
     for value in vars(module).values():
-        if type(getattr(value, "_cache", None)) is FunctionCache:
-            value._cache.__class__ = TolerantCache
+        make_tolerant(value)
     return module
 
 
