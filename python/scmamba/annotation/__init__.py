@@ -7,6 +7,7 @@ from ..utils.lazy import lazy_names
 if TYPE_CHECKING:
     from ._annotate import annotate
     from .brain_reference import references
+    from .ontology import ontology_terms
     from .options import AnnotateOptions
     from .result import UNASSIGNED, Annotation
 
@@ -15,6 +16,7 @@ __all__ = [
     "Annotation",
     "UNASSIGNED",
     "annotate",
+    "ontology_terms",
     "references",
 ]
 
@@ -25,6 +27,7 @@ __getattr__, __dir__ = lazy_names(
         "Annotation": "result",
         "UNASSIGNED": "result",
         "annotate": "_annotate",
+        "ontology_terms": "ontology",
         "references": "brain_reference",
     },
 )

@@ -50,6 +50,7 @@ def annotate(
     gene_column: str | None = None,
     finetune_steps: int = 0,
     error_rate: float = 0.05,
+    across_studies: bool = False,
     device: str | None = None,
     cache: bool | str | PathLike[str] = True,
     seed: int = 0,
@@ -101,7 +102,12 @@ def annotate(
         measured.
     error_rate
         Target error rate. The probability threshold is chosen so that at most this share of the calls on held-out
-        donors is wrong; cells below it are ``Unassigned``. Default 0.05.
+        donors is wrong; cells below it are ``Unassigned``. In cells of another study than the reference's it also limits how
+        uncertain a cell and its neighborhood may be. Default 0.05.
+    across_studies
+        With ``reference=`` of labeled cells: if they differ from ``adata`` as cells of different studies do, cells also
+        stay ``Unassigned`` whose cluster does not fit its type, and cells of uncertain type. More than half of the calls
+        may be lost (docs/annotation.md). Default False: a message gives the numbers, and calls stay.
     device
         Device of the network, such as ``"cpu"`` or ``"cuda:1"``; default the GPU if there is one.
     cache
@@ -171,6 +177,7 @@ def annotate(
         gene_column=gene_column,
         finetune_steps=finetune_steps,
         error_rate=error_rate,
+        across_studies=across_studies,
         device=device,
         cache=cache,
         seed=seed,

@@ -20,7 +20,9 @@ from scipy.special import logsumexp, softmax
 
 from ..data import CellReader
 from ..data.values import log1p_cp10k
+from ..datasets.brain_reference import shrink_differences, specific_genes
 from ..neighbors.knn import nearest_neighbors
+from ..preprocessing.ambient import report_ambient, shares_of_types
 from ..utils.errors import DataError
 from ..utils.expected_time import report_expected
 from ..utils.progress import say
@@ -39,12 +41,10 @@ MIN_GENES = 50
 MIN_DEFAULT_GENES = 100
 #: Cells whose scores are averaged, the cell among them; of few cells a twentieth, so that rare types are not averaged away.
 NEIGHBORS, FEWEST_NEIGHBORS = 15, 5
-#: Differences of log rates between types that are smaller than this are not used.
-STUDY_SPREAD = 0.5
 #: Log likelihoods are divided by this: counts of genes are no independent draws.
 TEMPERATURE = 3.0
-#: Specific genes of a type that are compared, and the share of their counts below which the type is excluded.
-SPECIFIC_GENES, MIN_COMPLETENESS = 60, 0.42
+#: Share of the counts of a type's specific genes below which the type is excluded.
+MIN_COMPLETENESS = 0.42
 #: Shares of ambient RNA that are compared.
 AMBIENT = (0.0, 0.05, 0.1)
 #: Rounds of expectation maximization.
@@ -94,7 +94,7 @@ class LabelFreeModel:
         """Index the types."""
         self.names, self.codes = np.unique(self.types, return_inverse=True)
         self.members = np.eye(len(self.names))[self.codes]
-        self.scored = shrink_differences(self.rates, STUDY_SPREAD)
+        self.scored = shrink_differences(self.rates)
         self.log_factor = np.zeros(len(self.rates))
 
     def fit(self, counts: sparse.csr_matrix, nearest: np.ndarray) -> LabelFreeModel:
@@ -180,23 +180,6 @@ class LabelFreeModel:
         return out
 
 
-def shrink_differences(rates: np.ndarray, spread: float) -> np.ndarray:
-    """(g, columns) rates whose logs differ from the gene's mean by ``spread`` less, smaller differences by nothing."""
-    logs = np.log(rates)
-    mean = logs.mean(axis=1, keepdims=True)
-    gap = logs - mean
-    out = np.exp(mean + np.sign(gap) * np.maximum(np.abs(gap) - spread, 0))
-    return out / out.sum(axis=0)
-
-
-def specific_genes(means: np.ndarray, code: int) -> np.ndarray:
-    """Genes with more than three times the mean rate of the other types, those with the highest rates first, at most 60."""
-    others = np.delete(means, code, axis=1).mean(axis=1)
-    rate = np.where(means[:, code] > 3 * (others + 1e-9), means[:, code], 0)
-    best = np.argsort(-rate, kind="stable")[:SPECIFIC_GENES]
-    return best[rate[best] > 0]
-
-
 def measured_genes(cells: CellReader) -> int:
     """Number of genes of the reference ``human-brain`` that were measured in these cells."""
     return int(_places(cells, load_reference())[1].sum())
@@ -257,6 +240,10 @@ def annotate_by_brain(
         "parents": parents,
         "note": "probabilities are those of a likelihood at a fixed temperature, not calibrated on known types",
     }
+    if cells.values.kind == "counts":
+        calls = np.where(is_novel, -1, probabilities["type"].argmax(axis=1))
+        provenance["ambient"] = shares_of_types(adata, counts, calls, options.donor_key)
+        report_ambient(provenance["ambient"], verbose)
     return Annotation(
         adata.obs_names,
         classes,

@@ -26,6 +26,7 @@ from ..utils.columns import require_column, warn_similar
 from ..utils.errors import DataError, ScMambaError
 from ..utils.expected_time import report_expected
 from ..utils.progress import say
+from .across_studies import StudyShift
 from .base_classifiers import BASE_CLASSIFIERS
 from .ensemble import MIN_CELLS_PER_GENE, CellTypeEnsemble, donor_folds, fit_ensemble
 from .expression import all_human_genes, read_human_cells, shared_values
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 #: Version of what is cached of a reference: fits of an older one are not read.
-REFERENCE_FORMAT = 4
+REFERENCE_FORMAT = 5
 #: Fewer genes in the vocabulary of the network, and it is not fine-tuned.
 MIN_NETWORK_GENES = 50
 #: Labels that mean that a cell has none, in lower case; annotate's own output is a valid reference.
@@ -118,6 +119,12 @@ class ReferenceAnnotator:
         p = ensemble.probabilities(values, logits)
         is_novel = ensemble.is_novel(values, p, training.x, options.seed)
         is_novel |= np.diff(values.indptr) == 0
+        pcs = own_components(values, options.seed)
+        shift = StudyShift.of(values, pcs, p, ensemble.profiles, ensemble.usual, options.seed)
+        absent, doubtful = shift.is_absent(), shift.is_doubtful(options.error_rate)
+        report_shift(shift, absent, doubtful, options, self.verbose)
+        if options.across_studies:
+            is_novel |= absent | doubtful
         probabilities, classes = roll_up(p, ensemble.names, self.levels, self.parents)
         threshold = ensemble.threshold(options.error_rate)
         provenance = {
@@ -132,6 +139,9 @@ class ReferenceAnnotator:
             "model": self.model.config.name,
             "parents": parent_codes(classes, self.levels, self.parents),
             "threshold": threshold,
+            "study_shift": shift.size,
+            "not_fitting": int(absent.sum()),
+            "doubtful": int(doubtful.sum()),
             **ensemble.report,
         }
         return Annotation(
@@ -142,7 +152,7 @@ class ReferenceAnnotator:
             ensemble.curve,
             is_novel,
             provenance,
-            own_components(values, options.seed),
+            pcs,
         )
 
     def _training_cells(self, query: CellReader) -> ReferenceCells:
@@ -177,6 +187,25 @@ class ReferenceAnnotator:
             steps = 0
         genes = np.column_stack([shared, inside])
         return ReferenceCells(self.model, x, genes, names, self.donors, steps, self.options.seed)
+
+
+def report_shift(
+    shift: StudyShift,
+    absent: np.ndarray,
+    doubtful: np.ndarray,
+    options: AnnotateOptions,
+    verbose: bool,
+) -> None:
+    """Print how many calls do not fit because query and reference differ, and what becomes of them."""
+    if not shift.is_shifted:
+        return
+    numbers = f"{absent.sum():,} cells whose cluster does not fit its type and {(doubtful & ~absent).sum():,} of uncertain type"
+    what = (
+        f"{numbers} are Unassigned"
+        if options.across_studies
+        else f"more than {options.error_rate:.0%} of the calls may be wrong; across_studies=True leaves {numbers} Unassigned"
+    )
+    say(f"the cells differ from the reference as cells of different studies do: {what}", verbose)
 
 
 def is_unlabelled(labels: pd.Series) -> pd.Series:

@@ -1,82 +1,12 @@
-"""Expected counts per gene of brain cell types, computed from public studies and shipped with the package.
-
-The file is built by ``scripts/build_brain_reference.py``; the table beside it names the studies of each column, the terms of their
-tables and the number of labeled nuclei.
-"""
+"""The shipped reference of the human brain as users see it; :mod:`scmamba.datasets.brain_reference` reads it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib import resources
-
-import numpy as np
 import pandas as pd
 
-from ..utils.errors import OptionError
+from ..datasets.brain_reference import FILES, LEVELS, BrainReference, load_reference
 
-#: Name of the shipped reference -> its file.
-FILES = {"human-brain": "human_brain_reference"}
-#: Levels of the tree, coarse to fine.
-LEVELS = ("class", "type", "subtype")
-
-
-@dataclass(frozen=True)
-class BrainReference:
-    """Rates of the genes in each type.
-
-    Attributes
-    ----------
-    genes
-        (g,) Ensembl IDs.
-    rates
-        (g, columns) share of a column's counts; each column sums to 1.
-    table
-        One row per column: ``class``, ``type``, ``subtype`` (empty: none), ``ontology_id``, ``region``, ``cells``, ``studies``,
-        ``licence``.
-    """
-
-    genes: np.ndarray
-    rates: np.ndarray
-    table: pd.DataFrame
-
-    def of_region(self, region: str | None) -> BrainReference:
-        """The columns that are expected in a region; all of them if it is ``None``."""
-        if region is None:
-            return self
-        keep = self.table["region"].isin(["", region]).to_numpy()
-        return BrainReference(
-            self.genes, self.rates[:, keep], self.table[keep].reset_index(drop=True)
-        )
-
-
-@lru_cache(maxsize=2)
-def load_reference(name: str = "human-brain") -> BrainReference:
-    """Read a shipped reference.
-
-    Parameters
-    ----------
-    name
-        Its name; :func:`references` lists them.
-
-    Returns
-    -------
-    The reference.
-
-    Raises
-    ------
-    OptionError
-        There is no reference of this name.
-    """
-    if name not in FILES:
-        raise OptionError(f"There is no reference '{name}'; there are {', '.join(FILES)}.")
-    folder = resources.files("scmamba") / "resources"
-    with (folder / f"{FILES[name]}.npz").open("rb") as file, np.load(file) as kept:
-        genes = np.array([f"ENSG{number:011d}" for number in kept["genes"]])
-        rates = 2.0 ** (kept["log2_rates"] / 1000.0)
-    with (folder / f"{FILES[name]}.tsv").open(encoding="utf-8") as text:
-        table = pd.read_csv(text, sep="\t", keep_default_na=False)
-    return BrainReference(genes, rates / rates.sum(axis=0), table)
+__all__ = ["FILES", "LEVELS", "BrainReference", "is_shipped", "load_reference", "references"]
 
 
 def is_shipped(reference: object) -> bool:

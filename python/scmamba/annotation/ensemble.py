@@ -18,6 +18,7 @@ from scipy.special import softmax
 from ..training.calibration import coverage_curve, fit_temperature, log_loss, threshold_for
 from ..utils.errors import DataError
 from ..utils.progress import say, track
+from .across_studies import usual_fit
 from .base_classifiers import (
     BASE_CLASSIFIERS,
     KNNClassifier,
@@ -71,6 +72,8 @@ class CellTypeEnsemble:
         (k,) classes whose mean profile is used as well.
     prior_correction
         (k,) subtracted from the log probabilities, so that rare classes are not called as common ones; fitted on held-out donors.
+    usual
+        (k, 3) fit of reference cells to their own class (:func:`~.across_studies.usual_fit`).
     """
 
     names: list[str]
@@ -84,6 +87,7 @@ class CellTypeEnsemble:
     profiles: np.ndarray
     rare: np.ndarray
     prior_correction: np.ndarray
+    usual: np.ndarray
     report: dict[str, Any] = field(default_factory=dict)
 
     def probabilities(self, x: sparse.csr_matrix, network: np.ndarray | None = None) -> np.ndarray:
@@ -147,6 +151,7 @@ class CellTypeEnsemble:
             "novelty": np.array([self.novelty.level, self.novelty.pool]),
             "rare": self.rare,
             "prior_correction": self.prior_correction,
+            "usual": self.usual,
         }
         for kind, view in self.views.items():
             arrays |= view.arrays(f"{kind}_")
@@ -187,6 +192,7 @@ class CellTypeEnsemble:
             kept["profiles"],
             kept["rare"],
             kept["prior_correction"],
+            kept["usual"],
             settings["report"],
         )
 
@@ -296,6 +302,8 @@ def fit_ensemble(
     )
     profiles = class_log_profiles(x, codes, len(names))
     curve = coverage_curve(calibrated, own[judged])
+    halves = donor_folds(groups[sample], own, 2, seed)
+    usual = usual_fit(x_sample, own, len(names), halves, seed)
     return CellTypeEnsemble(
         list(names),
         views,
@@ -308,6 +316,7 @@ def fit_ensemble(
         profiles,
         rare,
         prior_correction,
+        usual,
         report,
     )
 

@@ -55,6 +55,11 @@ class AnnotateOptions(Options):
         maximum=1,
         exclusive=True,
     )
+    across_studies: bool = option(
+        False,
+        "With a reference of labeled cells: also leave cells Unassigned that do not fit their type, if they differ from "
+        "the reference as cells of different studies do.",
+    )
     device: str | None = option(None, "cpu, cuda, cuda:1, ...; the GPU if there is one.")
     cache: bool | str | PathLike[str] = option(
         True, "Keep what is fitted to a reference on disk for the next query."

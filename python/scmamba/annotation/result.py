@@ -42,7 +42,7 @@ class Annotation:
     coverage_curve
         (points, 3) threshold, share of cells kept, accuracy of these, on held-out donors; empty without a reference.
     is_novel
-        (n,) bool: the cell resembles nothing in the reference.
+        (n,) bool: the cell resembles nothing in the reference, does not fit its type, or is too uncertain in cells of another study.
     provenance
         How the result was made; ``mode`` is ``"brain"``, ``"reference"``, ``"model"`` or ``"markers"``.
     pcs

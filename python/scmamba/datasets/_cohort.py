@@ -19,6 +19,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ..utils.errors import DataError
+from ._disease import disease_parameters, given_changes, published_changes
+from .options import CohortOptions
 
 CELL_TYPES = (
     "Astrocyte",
@@ -65,16 +67,21 @@ def brain_cohort(
     *,
     n_donors: int = 8,
     n_genes: int | None = None,
+    disease: str | None = None,
+    effects: pd.DataFrame | None = None,
     disease_fraction: float = 0.5,
     cell_types: Sequence[str] | None = None,
     de_fraction: float = 0.05,
-    effect: float = 2.0,
+    effect: float | None = None,
     donor_effect: float = 1.0,
     dropout: float | None = None,
+    ambient: float = 0.0,
+    ambient_ratio: float = 1.0,
+    depth_ratio: float = 1.0,
     keep_rates: bool = False,
     seed: int = 0,
 ) -> ad.AnnData:
-    """Simulate a human brain snRNA cohort of AD and control donors whose true effects are known.
+    """Simulate a human brain snRNA cohort of patients and control donors whose true effects are known.
 
     SIMULATED. The profiles of the types are those of the reference ``"human-brain"`` (:func:`scmamba.references` lists the
     studies; human nuclei, pericytes by mouse), times a factor of each gene that brings them to the scale of one study
@@ -82,8 +89,16 @@ def brain_cohort(
     by ``benchmarks/fit_cohort.py``. Proportions of types and which genes change in disease are assumptions, so these data have
     no biological meaning. That ``annotate`` with this reference names these cells right is no evidence of its accuracy.
 
+    SEMI-SYNTHETIC with ``disease``: the changes are those that were published. ``"AD"``: the genes of each type whose fold
+    change between 24 patients and 24 controls (Mathys et al., Nature 570:332, 2019) stands out from those of genes of like
+    expression. ``"PD"``: as many genes of each type, up and down, and as large changes as Smajic et al. (Brain 145:964, 2022)
+    published for the midbrain, but of genes drawn at random, because that table may not be shipped; pass it as ``effects`` for
+    its genes. Both studies tested cells, so sizes and numbers are those of published lists, not of nature: a gene that is
+    found here shows that a test works, and nothing about the disease. Donors differ as controls do (Velmeshev 2019, Kang 2018;
+    ``benchmarks/fit_disease.py``).
+
     Counts are negative-binomial. The rate of gene g in a cell of type t, donor d is
-    ``library x profile[t, g] x 2**log2fc[t, g] (AD donors) x donor effect[d, t, g]``; donor effects are
+    ``library x profile[t, g] x 2**log2fc[t, g] (patients) x donor effect[d, t, g]``; donor effects are
     log-normal, partly shared by the cell types of a donor and by the donors of a batch, so cells of one
     donor are not independent (pseudo-replication is real here).
 
@@ -92,15 +107,25 @@ def brain_cohort(
     n_cells : number of cells; at least ``n_donors``.
     n_donors : number of donors; at least 2.
     n_genes : keep the most expressed genes only (200 to all 10,000, the default).
-    disease_fraction : share of donors with AD, 0 to 1.
+    disease : ``"AD"`` or ``"PD"``, the value of patients in ``obs["disease"]``: published changes, see above. None: which genes
+        change is random, and patients are called AD.
+    effects : log2 fold changes of one's own, genes (symbols or Ensembl IDs) x cell types, in place of those that come with
+        ``disease``; missing values are no change.
+    disease_fraction : share of donors with the disease, 0 to 1.
     cell_types : some of :data:`CELL_TYPES`; all eight by default.
-    de_fraction : share of the genes a type expresses (>= 0.5 per 10,000) that change in AD.
-    effect : factor on the |log2 fold change|, whose deciles are those of the DEGs Velmeshev 2019 published
-        between samples; 2 because eight donors find hardly anything at 1. 0 gives a null cohort.
+    de_fraction : share of the genes a type expresses (>= 0.5 per 10,000) that change; without ``disease`` only.
+    effect : factor on the log2 fold changes; 0 gives a null cohort. Without ``disease`` the deciles of their sizes are those of
+        the DEGs Velmeshev 2019 published between samples, and the default is 2 because eight donors find hardly anything at 1;
+        with ``disease`` it is 1.
     donor_effect : factor on the fitted standard deviation of donor effects; 0 for none.
     dropout : share of non-zero counts lost on top of sampling; default 0 (the fit found 0.007).
+    ambient : mean share of a cell's counts that is ambient RNA, the average over all cells of its donor; it varies between
+        donors (log-normal, sd 0.3) and is in ``obs["ambient"]``.
+    ambient_ratio : factor on the ambient share of patients. Other than 1, RNA of other types differs between the groups in
+        every type: genes that do not change look changed.
+    depth_ratio : factor on the counts per cell of patients; other than 1, depth differs between the groups.
     keep_rates : also keep the true rates, dense float32, in ``layers["rate"]`` (cells x genes, expected
-        counts): the truth for imputation.
+        counts of the cell's own RNA): the truth for imputation.
     seed : the same seed gives the same cohort.
 
     Returns
@@ -113,44 +138,105 @@ def brain_cohort(
     ------
     DataError
         If a size or a name is not possible; the message lists what is.
+    OptionError
+        A disease that is not known, or a share or ratio outside of its range.
     """
+    CohortOptions(
+        disease=disease, ambient=ambient, ambient_ratio=ambient_ratio, depth_ratio=depth_ratio
+    )
     table, header = cohort_parameters()
     types = _validated(
         n_cells, n_donors, n_genes, disease_fraction, cell_types, de_fraction, len(table)
     )
-    for name, value in (("effect", effect), ("donor_effect", donor_effect)):
-        if not 0 <= value < 100:
-            raise DataError(f"{name} = {value} must lie between 0 and 100.")
+    factor = (2.0 if disease is None else 1.0) if effect is None else effect
     lost = 0.0 if dropout is None else dropout
-    if not 0 <= lost < 1:
-        raise DataError(f"dropout = {dropout} must lie between 0 and 1 (1 excluded).")
+    _check_factors(factor, donor_effect, lost, effects, disease)
     table = _subset(table, n_genes)
+    if disease is not None:
+        sd = disease_parameters()[0]["donor_sd"]
+        table = table.assign(donor_sd=sd.loc[table["symbol"]].to_numpy())
     # One stream per part: the donors stay the same when only the number of genes changes, and so on.
-    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4)]
-    design = _design(streams[0], n_cells, n_donors, disease_fraction, types, header["proportions"])
+    streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(5)]
+    proportions, label = header["proportions"], disease or "AD"
+    design = _design(streams[0], n_cells, n_donors, disease_fraction, types, proportions, label)
     profile = table[types].to_numpy().T / 1e4
-    log2fc = _fold_changes(
-        streams[1], profile, de_fraction, effect * np.asarray(header["effect_quantiles"])
-    )
+    if disease is None:
+        quantiles = factor * np.asarray(header["effect_quantiles"])
+        log2fc = _fold_changes(streams[1], profile, de_fraction, quantiles)
+    elif effects is None:
+        expressed = profile >= _EXPRESSED / 1e4
+        log2fc = factor * published_changes(streams[1], disease, table, types, expressed)
+    else:
+        log2fc = factor * given_changes(effects, table, types, CELL_TYPES)
     multiplier = _donor_multipliers(streams[2], design.donors, table, types, donor_effect, header)
-    rate = _group_rates(profile, log2fc, multiplier, design.donors, table)
+    own = _group_rates(profile, log2fc, multiplier, design.donors, table)
+    sick = (design.donors["disease"] != "Control").to_numpy()
     library = _libraries(streams[3], design.cell_type, types, header["library"])
+    library *= np.where(sick[design.donor], depth_ratio, 1.0)
+    share = _ambient_shares(streams[4], sick, ambient, ambient_ratio)
+    rate = _with_ambient(own, share, design, library)
     dispersion = table["dispersion"].to_numpy()
     counts = _counts(streams[3], rate, design, library, dispersion, lost)
-    adata = _assemble(counts, design, types, table, profile, log2fc, n_donors)
+    adata = _assemble(counts, design, types, table, profile, log2fc, label)
+    if ambient > 0:
+        adata.obs["ambient"] = share[design.donor]
     adata.uns["cohort"] = {
         "simulated": True,
         "seed": int(seed),
         "n_donors": int(n_donors),
-        "effect": float(effect),
+        "disease": label if disease else "random changes",
+        "effect": float(factor),
         "donor_effect": float(donor_effect),
         "dropout": float(lost),
+        "ambient": float(ambient),
         "note": "SIMULATED data; see scmamba.datasets.brain_cohort for what each cell type was fitted to.",
     }
     if keep_rates:
-        expected = rate[design.donor, design.cell_type] * library[:, None]
+        expected = own[design.donor, design.cell_type] * library[:, None]
+        expected *= (1 - share[design.donor])[:, None]
         adata.layers["rate"] = (expected * (1 - lost)).astype(np.float32)
     return adata
+
+
+def _check_factors(
+    effect: float,
+    donor_effect: float,
+    lost: float,
+    effects: pd.DataFrame | None,
+    disease: str | None,
+) -> None:
+    """Refuse impossible factors, and effects of no disease."""
+    for name, value in (("effect", effect), ("donor_effect", donor_effect)):
+        if not 0 <= value < 100:
+            raise DataError(f"{name} = {value} must lie between 0 and 100.")
+    if not 0 <= lost < 1:
+        raise DataError(f"dropout = {lost} must lie between 0 and 1 (1 excluded).")
+    if effects is not None and disease is None:
+        raise DataError(
+            "effects are the changes of a disease: name it with disease='AD' or disease='PD'."
+        )
+
+
+def _ambient_shares(
+    rng: np.random.Generator, sick: np.ndarray, mean: float, ratio: float
+) -> np.ndarray:
+    """(donors,) share of ambient RNA, log-normal around ``mean``, ``ratio`` times as much in patients."""
+    varied = np.exp(0.3 * rng.standard_normal(sick.size) - 0.045)
+    result: np.ndarray = np.clip(mean * varied * np.where(sick, ratio, 1.0), 0.0, 0.95)
+    return result
+
+
+def _with_ambient(
+    rate: np.ndarray, share: np.ndarray, design: _Design, library: np.ndarray
+) -> np.ndarray:
+    """Rates (donors x types x genes) of cells that hold a share of their donor's average RNA."""
+    if not share.any():
+        return rate
+    total = np.zeros(rate.shape[:2])
+    np.add.at(total, (design.donor, design.cell_type), library)
+    average = np.einsum("dt,dtg->dg", total / total.sum(axis=1, keepdims=True), rate)
+    result: np.ndarray = (1 - share)[:, None, None] * rate + (share[:, None] * average)[:, None]
+    return result
 
 
 def _validated(
@@ -209,15 +295,16 @@ def _design(
     disease_fraction: float,
     types: list[str],
     proportions: dict[str, float],
+    label: str,
 ) -> _Design:
     """Donors with disease, sex, batch and age in balance; cells with Dirichlet composition per donor."""
     sick = round(n_donors * disease_fraction)
-    disease = np.r_[np.zeros(n_donors - sick, bool), np.ones(sick, bool)]
+    sick_donor = np.r_[np.zeros(n_donors - sick, bool), np.ones(sick, bool)]
     # Sexes and batches alternate within each disease group, so neither is confounded with disease.
     within = np.r_[np.arange(n_donors - sick), np.arange(sick)]
     donors = pd.DataFrame(
         {
-            "disease": np.where(disease, "AD", "Control"),
+            "disease": np.where(sick_donor, label, "Control"),
             "sex": np.where(within % 2 == 0, "F", "M"),
             "batch": np.array(["batch1", "batch2"])[(within // 2) % 2],
             "age": rng.integers(65, 96, n_donors),
@@ -280,7 +367,7 @@ def _group_rates(
     table: pd.DataFrame,
 ) -> np.ndarray:
     """Expected share of a cell's library per donor, type and gene (donors x types x genes)."""
-    sick = (donors["disease"] == "AD").to_numpy()
+    sick = (donors["disease"] != "Control").to_numpy()
     rate = profile[None] * multiplier * np.where(sick[:, None, None], 2.0 ** log2fc[None], 1.0)
     female = (donors["sex"] == "F").to_numpy()
     xist = np.flatnonzero(table["symbol"] == "XIST")
@@ -353,9 +440,10 @@ def _assemble(
     table: pd.DataFrame,
     profile: np.ndarray,
     log2fc: np.ndarray,
-    n_donors: int,
+    label: str,
 ) -> ad.AnnData:
     """Put counts, labels and truth together."""
+    n_donors = len(design.donors)
     width = max(2, len(str(n_donors)))
     names = np.array([f"D{i + 1:0{width}d}" for i in range(n_donors)])
     per_cell = design.donors.iloc[design.donor].reset_index(drop=True)
@@ -366,7 +454,7 @@ def _assemble(
         {
             "cell_type": pd.Categorical(np.array(types)[design.cell_type], categories=types),
             "donor": pd.Categorical(names[design.donor], categories=names),
-            "disease": pd.Categorical(per_cell["disease"], categories=["Control", "AD"]),
+            "disease": pd.Categorical(per_cell["disease"], categories=["Control", label]),
             "sex": pd.Categorical(per_cell["sex"], categories=["F", "M"]),
             "age": per_cell["age"].to_numpy(),
             "batch": pd.Categorical(per_cell["batch"]),

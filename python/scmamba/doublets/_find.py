@@ -29,6 +29,7 @@ from ..utils.errors import DataError
 from ..utils.expected_time import report_expected
 from ..utils.progress import progress, say
 from ..utils.threads import single_blas_thread, within_cores
+from .brain import BrainClusters
 from .features import (
     DEPTH,
     Clusters,
@@ -55,6 +56,8 @@ COLUMNS = (f"{KEY}_doublet_score", f"{KEY}_doublet", f"{KEY}_doublet_parents")
 RATE_PER_1000 = 0.008
 #: Fewer cells with counts are refused.
 MIN_CELLS = 30
+#: Compositions of simulated doublets whose depth is not compared with that of the observed droplets.
+DEPTHLESS = ("sum", "matched")
 _BATCH_CELLS = 15_000  # cells of whole samples that are analyzed together
 _SUSPECTED = 0.1  # share of the observed droplets that the second and third fit omit
 _CANDIDATES = (
@@ -110,11 +113,13 @@ def find_doublets(
     identification_rate
         Call exactly this share of each sample (the paper reports 10 to 40%) instead of the expected one.
     label_key
-        Column of ``obs`` with cell types, used only to name the likely parents. Default: clusters, described by their top genes.
+        Column of ``obs`` with cell types, used only to name the likely parents. Default: of brain cells the types of the reference
+        ``human-brain``, of others clusters, described by their top genes.
     doublet_simulation
         Composition of simulated doublets (:func:`scmamba.data.doublet_simulation.simulate_doublets`): ``"sum"`` of two cells,
-        ``"mean"`` (half of the sum, paper), ``"mixed"`` (a random share, half to all of it). ``"both"`` (default) alternates between
-        ``"mixed"`` and ``"sum"``, with ``"mean"`` for the network.
+        ``"mean"`` (half of the sum, paper), ``"mixed"`` (a random share, half to all of it), ``"matched"`` (the depth of one of the two
+        cells, and depth is no feature). ``"both"`` (default) alternates between ``"mixed"`` and ``"sum"``, of brain cells also
+        ``"matched"`` doublets of two types; with ``"mean"`` for the network.
     rounds
         Independent simulations whose log odds are averaged; more rounds give steadier calls. Even with ``"both"``. Default 4.
     layer
@@ -303,6 +308,8 @@ class _Result:
     simulated: np.ndarray
     cluster: np.ndarray
     clusters: dict[str, str]
+    names: list[str] | None = None
+    source: str = "clusters"
 
     @classmethod
     def empty(cls, n: int) -> _Result:
@@ -323,13 +330,17 @@ class _Result:
             getattr(self, name)[rows] = getattr(part, name)
         self.simulated = np.concatenate([self.simulated, part.simulated])
         self.clusters |= part.clusters
+        if part.names is not None:
+            self.source = "human-brain"
 
     def name_parents(
         self, counts: sparse.csr_matrix, genes: pd.Index, kinds: np.ndarray | None, prefix: str
     ) -> None:
-        """Turn cluster codes into names: the cells' most common label, or c1, c2, ... with their top genes kept aside."""
+        """Turn cluster codes into names: the cells' most common label, the types of the brain reference, or c1, c2, ... with their top genes kept aside."""
         present = np.unique(self.cluster)
-        if kinds is None:
+        if self.names is not None:
+            names = dict(enumerate(self.names))
+        elif kinds is None:
             names = {code: f"{prefix}c{code + 1}" for code in present}
             self.clusters = {
                 names[code]: text for code, text in _top_genes(counts, self.cluster, genes).items()
@@ -395,12 +406,24 @@ class DoubletDetector:
             name: Mixtures(self.counts, code, suspected=_SUSPECTED, seed=self.options.seed)
             for name, code in (("coarse", clusters.coarse), ("fine", clusters.fine))
         }
+        brain = BrainClusters.find(self.adata, self.counts)
+        if brain is not None:
+            mixtures["brain"] = Mixtures(
+                self.counts,
+                brain.codes,
+                suspected=_SUSPECTED,
+                seed=self.options.seed,
+                expected=brain.expected,
+            )
         n = self.counts.shape[0]
         result = _Result.empty(n)
         result.log_ratio, result.simulated = self._simulation_rounds(mixtures, advance)
         if self.options.method != "fast":
             self._add_network(result)
-        result.cluster, result.pair = mixtures["fine"].cluster, mixtures["fine"].pair
+        by_type = brain is not None and self.options.label_key is None
+        named = mixtures["brain" if by_type else "fine"]
+        result.cluster, result.pair = named.cluster, named.pair
+        result.names = None if brain is None or not by_type else list(map(str, brain.names))
         for code in np.unique(self.codes):
             here = self.codes == code
             share = np.bincount(clusters.coarse[here]) / here.sum()
@@ -414,14 +437,14 @@ class DoubletDetector:
         n, options = self.counts.shape[0], self.options
         coexpression, variable = Coexpression(self.counts), VariableGenes.of(self.counts)
         ratios, simulated = np.zeros(n), []
-        kinds: list[Recipe] = (
-            ["mixed", "sum"]
-            if options.doublet_simulation == "both"
-            else [options.doublet_simulation]
-        )
+        brain = mixtures.get("brain")
+        kinds = recipes(options.doublet_simulation, brain is not None)
         for k in range(options.rounds):
             kind, seed = kinds[k % len(kinds)], options.seed * 1000 + k
-            made = simulate_doublets(self.counts, self.codes, n, recipe=kind, seed=seed)
+            cluster = brain.cluster if brain is not None and kind == "matched" else None
+            made = simulate_doublets(
+                self.counts, self.codes, n, cluster=cluster, recipe=kind, seed=seed
+            )
             if len(made) < 10:
                 raise DataError(
                     "No sample has two cells, so no doublet can be simulated. Omit sample_key to treat all cells as one sample."
@@ -473,12 +496,27 @@ class DoubletDetector:
         result.simulated = (_sorted_like(result.simulated, len(double)) + np.sort(double)) / 2
 
 
+def recipes(simulation: Simulation, brain: bool) -> list[Recipe]:
+    """Composition of the simulated doublets of each round, in turn.
+
+    Parameters
+    ----------
+    simulation
+        Option of :func:`find_doublets`.
+    brain
+        The cells have types of the brain reference.
+    """
+    if simulation != "both":
+        return [simulation]
+    return ["mixed", "sum", "matched", "sum"] if brain else ["mixed", "sum"]
+
+
 def _combined_log_odds(evidence: Evidence, recipe: str, seed: int) -> np.ndarray:
-    """(rows,) log odds from all features; without depth where the simulated doublets are sums."""
+    """(rows,) log odds from all features; without depth where the simulated doublets are sums or have the depth of one cell."""
     between = crossfit_log_odds(
         evidence.curved(), evidence.simulated, ridge=30.0, refits=2, seed=seed
     )
-    table = evidence.table.drop(columns=list(DEPTH)) if recipe == "sum" else evidence.table
+    table = evidence.table.drop(columns=list(DEPTH)) if recipe in DEPTHLESS else evidence.table
     return crossfit_log_odds(
         np.column_stack([table.to_numpy(), between]), evidence.simulated, seed=seed
     )
@@ -638,6 +676,7 @@ def _write(
         "values": values,
         "samples": {column: rates[column].to_numpy() for column in rates},
         "cluster_genes": result.clusters,
+        "parents_from": result.source if options.label_key is None else options.label_key,
     }
     used = None
     if options.method != "fast":

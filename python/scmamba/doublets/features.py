@@ -34,6 +34,7 @@ SHARES = (0.05, 0.2, 0.5)
 _GENES = 2000  # most variable genes that distances are measured in
 _PAIRED = 500  # genes whose co-expression is scored
 _SHRINK = 200.0  # counts of the average profile added to each cluster
+_SHRINK_EXPECTED = 1000.0  # the same of the expected profile of its type
 _FOLDS = 5
 # A cluster consists of doublets if two others explain this share of it, it is this many times deeper, and has at most this share of cells.
 _EXPLAINED, _DEEPER, _SMALL = 0.55, 1.2, 0.1
@@ -220,7 +221,7 @@ class Mixtures:
 
     Multinomial, maximized over pairs of clusters. Profiles exclude likely doublets and the cell's own fold, because a cell fits a profile
     that it contributed to too well, especially if the smaller share is small. Between rounds each cell is moved to the cluster that
-    explains it best.
+    explains it best. Profiles are shrunk towards the average of all cells, or towards ``expected`` (clusters, genes) where it is given.
     """
 
     def __init__(
@@ -231,8 +232,10 @@ class Mixtures:
         suspected: float,
         rounds: int = 3,
         seed: int = 0,
+        expected: np.ndarray | None = None,
     ) -> None:
         self.counts, self.cluster, self.n = counts, cluster.copy(), int(cluster.max()) + 1
+        self.expected = expected
         self.keep = np.ones(len(cluster), dtype=bool)
         self.average = np.asarray(counts.sum(axis=0)).ravel() + 0.5
         self.average /= self.average.sum()
@@ -258,7 +261,9 @@ class Mixtures:
             (use, (self.cluster, np.arange(len(use)))), shape=(self.n, len(use))
         )
         profile = (member @ self.counts).toarray()
-        return (profile + _SHRINK * self.average) / (profile.sum(axis=1, keepdims=True) + _SHRINK)
+        towards = self.average if self.expected is None else self.expected
+        weight = _SHRINK if self.expected is None else _SHRINK_EXPECTED
+        return (profile + weight * towards) / (profile.sum(axis=1, keepdims=True) + weight)
 
     def of(self, counts: sparse.csr_matrix) -> np.ndarray:
         """(r, shares) ratios of other cells."""

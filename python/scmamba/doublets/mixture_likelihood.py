@@ -8,14 +8,13 @@ mean profile, which are near zero, so that float32 holds them to seven digits; t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import combinations, repeat
+from itertools import combinations
 
 import numpy as np
-from numba import get_num_threads, njit
 from scipy import sparse
 
-from ..utils.threads import threads_for
+from ..utils.compiled_code import compiled
+from ..utils.threads import run_in_threads, threads_for
 
 #: Columns of a block.
 WIDTH = 192
@@ -23,7 +22,7 @@ WIDTH = 192
 DENSE = 0.05
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+@compiled(nogil=True, fastmath={"contract", "reassoc", "nsz"})
 def _score_block(
     sums, few, indptr, genes, values, table, group, first, lo, best, which
 ):  # pragma: no cover (compiled)
@@ -103,14 +102,13 @@ def mixture_ratios(
         own = group[first : first + table.shape[1]]
         _score_block(sums, few, *csr, table, own, first, lo, best, which)
 
-    with threads_for(counts.nnz * len(columns) / 8), ThreadPoolExecutor(get_num_threads()) as pool:
-        cuts = np.linspace(0, rows, get_num_threads() + 1).astype(np.int64)
-        for first in range(0, len(columns), WIDTH):
-            part = slice(first, first + WIDTH)
-            mixed = relative[lesser[part]] * share_of[part, None]
-            mixed += relative[greater[part]] * (1 - share_of[part, None])
-            table = np.ascontiguousarray(np.log(mixed, out=mixed).astype(np.float32).T)
-            list(pool.map(score, cuts[:-1], cuts[1:], repeat(table), repeat(first)))
+    threads = threads_for(counts.nnz * len(columns) / 8)
+    for first in range(0, len(columns), WIDTH):
+        part = slice(first, first + WIDTH)
+        mixed = relative[lesser[part]] * share_of[part, None]
+        mixed += relative[greater[part]] * (1 - share_of[part, None])
+        table = np.ascontiguousarray(np.log(mixed, out=mixed).astype(np.float32).T)
+        run_in_threads(score, rows, threads, table, first)
     single = which[:, 0]
     if n < 2:
         return np.zeros((rows, len(shares))), np.zeros((rows, 2), dtype=np.int64), single

@@ -10,8 +10,8 @@ from ..utils.errors import OptionError
 from ..utils.options import Options, option
 
 Method = Literal["fast", "network", "both"]
-#: Composition of the simulated doublets; ``"both"`` alternates between ``"mixed"`` and ``"sum"``.
-Simulation = Literal["both", "mixed", "sum", "mean"]
+#: Composition of the simulated doublets; ``"both"`` alternates between ``"mixed"`` and ``"sum"``, for brain cells also ``"matched"``.
+Simulation = Literal["both", "mixed", "sum", "mean", "matched"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class DoubletOptions(Options):
     doublet_simulation: Simulation = option(
         "both",
         "Composition of simulated doublets: sum of two cells (sum), half of it (mean, as in the "
-        "paper), a random share (mixed), or mixed and sum in turn (both).",
+        "paper), a random share (mixed), the depth of one cell (matched), or mixed and sum in turn, "
+        "for brain cells also matched (both).",
         choices=get_args(Simulation),
     )
     rounds: int = option(

@@ -16,6 +16,7 @@ from ..data.provenance import KEY, flag_low_depth, read_summary, refuse_existing
 from ..model import Model, load_model
 from ..model.inference import dense_input, input_positions
 from ..utils.atomic import check_target
+from ..utils.columns import require_adata
 from ..utils.errors import DataError
 from ..utils.expected_time import report_expected
 from ..utils.progress import progress, say
@@ -228,6 +229,7 @@ def _open(
     adata: AnnData, model: str | PathLike[str] | Model | None, options: EmbedOptions
 ) -> tuple[Model, CellReader]:
     """Check everything that can be checked before long work."""
+    require_adata(adata, "scmamba.embed()")
     # obs["scmamba_low_depth"] is the same whichever verb wrote it.
     columns = () if KEY in adata.uns else (f"{KEY}_low_depth",)
     refuse_existing(adata, "embed", obsm=(f"X_{KEY}",), obs=columns, overwrite=options.overwrite)

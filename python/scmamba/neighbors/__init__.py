@@ -1,6 +1,7 @@
 """Nearest neighbors, principal components and what neighbors express."""
 
 from .batch_balanced import BatchBalancedKNN
+from .gamma import log1p_gamma_sd
 from .hierarchical import HierarchicalRates, RatePosterior, gene_dispersion
 from .knn import nearest_neighbors
 from .rates import NeighborRates, knn_rates, truncated_mean
@@ -13,6 +14,7 @@ __all__ = [
     "RatePosterior",
     "gene_dispersion",
     "knn_rates",
+    "log1p_gamma_sd",
     "nearest_neighbors",
     "principal_components",
     "truncated_mean",

@@ -3,7 +3,8 @@
 The rate of a gene in a cell has a gamma prior around its rate in the cell's neighborhood; that one has a gamma prior around
 the rate in a wider neighborhood, and so on up to the average of all cells. The dispersion of each prior is fitted per gene
 to the user's cells. A neighborhood holds mutual nearest neighbors only, and widens only while most of a cell's nearest
-neighbors are mutual: cells of a rare type keep to themselves.
+neighbors are mutual: cells of a rare type keep to themselves. Dispersions fitted to all cells are those of the common types;
+a neighborhood that differs from the average in many genes, as that of a rare type, gets a larger one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import sparse
+from scipy.special import gammaln
 
 from ..utils.errors import DataError
 from ..utils.threads import single_blas_thread
@@ -24,6 +26,9 @@ MUTUAL_SHARE = 0.35
 #: Principal components in which distances are measured.
 COMPONENTS = 15
 _FIT_CELLS = 1000  # cells that dispersions are fitted to, at most
+#: Dispersion added to that of every gene for the widest neighborhood of a cell: the value with the highest likelihood is used.
+EXCESS = (0.0, 0.1, 0.4, 1.5, 6.0)
+_EXCESS_GENES = 1000  # most abundant genes that the likelihood is computed from
 _EVIDENCE = 5.0  # counts' worth of the average dispersion that each gene's is shrunk by
 _DISPERSION = (0.01, 30.0)
 
@@ -186,7 +191,7 @@ class HierarchicalRates:
         for level in reversed(range(len(LEVELS))):
             pooled, total = self._pooled(near, masks[level])
             dispersions[level] = gene_dispersion(pooled, rate * total)
-            rate = _shrunk(pooled, total, rate, dispersions[level])
+            rate = self._shrink(level, pooled, total, rate, dispersions[level])
         depth = self.pool.seen[rows][:, None].astype(np.float32)
         dispersions[-1] = gene_dispersion(own.toarray(), rate * depth)
         return replace(self, dispersions=dispersions)
@@ -210,7 +215,8 @@ class HierarchicalRates:
         near, masks = self._neighborhoods(scores, own, batch)
         rate = self._root(counts.shape[0], prior)
         for level in reversed(range(len(LEVELS))):
-            rate = _shrunk(*self._pooled(near, masks[level]), rate, self.dispersions[level])
+            pooled, total = self._pooled(near, masks[level])
+            rate = self._shrink(level, pooled, total, rate, self.dispersions[level])
         return rate
 
     def posterior(
@@ -240,6 +246,23 @@ class HierarchicalRates:
         """
         rate = self.neighborhood_rate(counts, totals, own, batch, prior)
         return RatePosterior.from_prior(counts, totals, rate, self.dispersions[-1])
+
+    def _shrink(
+        self,
+        level: int,
+        pooled: np.ndarray,
+        total: np.ndarray,
+        rate: np.ndarray,
+        dispersion: np.ndarray,
+    ) -> np.ndarray:
+        """Posterior mean rates of neighborhoods with the gamma prior of the next wider ones."""
+        if level < len(LEVELS) - 1:
+            alpha: np.ndarray = (1 / dispersion).astype(np.float32)
+        else:
+            top = np.argsort(-self.average, kind="stable")[:_EXCESS_GENES]
+            excess = excess_dispersion(pooled[:, top], (rate * total)[:, top], dispersion[top])
+            alpha = (1 / (dispersion + excess[:, None])).astype(np.float32)
+        return (pooled + alpha) / (total + alpha / rate)
 
     def _root(self, number: int, prior: np.ndarray | None) -> np.ndarray:
         average = np.maximum(self.average, 1e-12).astype(np.float32)
@@ -311,9 +334,29 @@ def gene_dispersion(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.clip(found, *_DISPERSION)
 
 
-def _shrunk(
-    pooled: np.ndarray, total: np.ndarray, rate: np.ndarray, dispersion: np.ndarray
+def excess_dispersion(
+    counts: np.ndarray, expected: np.ndarray, dispersion: np.ndarray
 ) -> np.ndarray:
-    """Posterior mean rates of a neighborhood with the gamma prior of the next wider one."""
-    alpha = (1 / dispersion).astype(np.float32)
-    return (pooled + alpha) / (total + alpha / rate)
+    """How much more than usual each neighborhood differs from its expected counts.
+
+    Parameters
+    ----------
+    counts, expected
+        (r, genes) counts and their means.
+    dispersion
+        (genes,) usual dispersions.
+
+    Returns
+    -------
+    (r,) the value of ``EXCESS`` that, added to all dispersions, gives the highest negative binomial likelihood.
+    """
+    x, mean = counts.astype(np.float64), expected.astype(np.float64)
+    seen = x > 0
+    likelihood = []
+    for excess in EXCESS:
+        size = np.broadcast_to(1 / (dispersion + excess), x.shape)
+        terms = -size * np.log1p(mean / size)
+        y, m, s = x[seen], np.maximum(mean[seen], 1e-12), size[seen]
+        terms[seen] += gammaln(y + s) - gammaln(s) + y * np.log(m / (s + m))
+        likelihood.append(terms.sum(axis=1))
+    return np.asarray(EXCESS)[np.argmax(likelihood, axis=0)]

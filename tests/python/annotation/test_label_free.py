@@ -12,13 +12,10 @@ from scipy import sparse
 
 import scmamba
 from scmamba.annotation import _label_free as free
-from scmamba.annotation._label_free import (
-    LabelFreeModel,
-    shrink_differences,
-    specific_genes,
-    tree_probabilities,
-)
+from scmamba.annotation._label_free import LabelFreeModel, tree_probabilities
 from scmamba.annotation.brain_reference import BrainReference, load_reference
+from scmamba.datasets import brain_reference
+from scmamba.datasets.brain_reference import shrink_differences, specific_genes
 from scmamba.datasets.marker_panels import brain_markers
 from scmamba.genes import annotation
 from scmamba.utils.errors import DataError, OptionError
@@ -276,7 +273,7 @@ def test_specific_genes_and_completeness_by_hand(monkeypatch):
         3,
         4,
     ]
-    monkeypatch.setattr(free, "SPECIFIC_GENES", 1)
+    monkeypatch.setattr(brain_reference, "SPECIFIC_GENES", 1)
     assert specific_genes(rates, 0).tolist() == [0]
     monkeypatch.undo()
     model = LabelFreeModel(rates, np.array(["a", "b"]))
@@ -321,13 +318,13 @@ def test_levels_are_sums_and_nest():
 
 def test_constants():
     assert free.MIN_DEFAULT_GENES == 100
-    assert (free.MIN_GENES, free.NEIGHBORS, free.STUDY_SPREAD, free.TEMPERATURE) == (
+    assert (free.MIN_GENES, free.NEIGHBORS, brain_reference.STUDY_SPREAD, free.TEMPERATURE) == (
         50,
         15,
         0.5,
         3.0,
     )
-    assert (free.SPECIFIC_GENES, free.MIN_COMPLETENESS, free.AMBIENT) == (
+    assert (brain_reference.SPECIFIC_GENES, free.MIN_COMPLETENESS, free.AMBIENT) == (
         60,
         0.42,
         (0.0, 0.05, 0.1),

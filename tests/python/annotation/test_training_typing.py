@@ -389,7 +389,7 @@ def test_an_ensemble_is_unchanged_by_saving_and_loading(fitted, tmp_path):
         and again.report == fitted.report
         and again.novelty.pool == fitted.novelty.pool == 80
     )
-    for name in ("curve", "profiles", "rare", "prior_correction"):
+    for name in ("curve", "profiles", "rare", "prior_correction", "usual"):
         np.testing.assert_array_equal(getattr(again, name), getattr(fitted, name))
 
 

@@ -104,7 +104,7 @@ def test_the_most_expressed_genes_are_kept_in_order():
 
 
 def test_donors_have_sex_batch_and_disease(rng):
-    design = _cohort._design(rng, 20_000, 10, 0.4, ["a", "b"], {"a": 3.0, "b": 1.0, "c": 9.0})
+    design = _cohort._design(rng, 20_000, 10, 0.4, ["a", "b"], {"a": 3.0, "b": 1.0, "c": 9.0}, "AD")
     assert design.donors["disease"].tolist() == ["Control"] * 6 + ["AD"] * 4
     assert design.donors["sex"].tolist() == list("FMFMFM") + list("FMFM")
     assert (
@@ -118,14 +118,19 @@ def test_donors_have_sex_batch_and_disease(rng):
     seeds = [np.random.default_rng(k) for k in range(60)]
     shares = (
         np.array(
-            [np.bincount(_cohort._design(r, 5000, 10, 0.5, ["a"], {"a": 1.0}).donor) for r in seeds]
+            [
+                np.bincount(_cohort._design(r, 5000, 10, 0.5, ["a"], {"a": 1.0}, "AD").donor)
+                for r in seeds
+            ]
         )
         / 5000
     )
     assert 0.7 < shares.var() / (0.1 * 0.9 / 101) < 1.4 and shares.min() > 0
     of_a = [(design.cell_type[design.donor == d] == 0).mean() for d in range(10)]
     many = [
-        np.mean(_cohort._design(r, 4000, 8, 0.5, ["a", "b"], {"a": 3.0, "b": 1.0}).cell_type == 0)
+        np.mean(
+            _cohort._design(r, 4000, 8, 0.5, ["a", "b"], {"a": 3.0, "b": 1.0}, "AD").cell_type == 0
+        )
         for r in seeds
     ]
     assert abs(np.mean(many) - 0.75) < 0.02 and 0.02 < np.std(of_a) < 0.2
@@ -133,7 +138,7 @@ def test_donors_have_sex_batch_and_disease(rng):
 
 def test_every_donor_has_a_cell(rng):
     for n in (5, 6):
-        design = _cohort._design(rng, n, 5, 0.5, ["a"], {"a": 1.0})
+        design = _cohort._design(rng, n, 5, 0.5, ["a"], {"a": 1.0}, "AD")
         assert np.bincount(design.donor, minlength=5).min() == 1 and len(design.cell_type) == n
 
 

@@ -343,3 +343,82 @@ def test_identical_cells_work():
         found.obs["scmamba_doublet"].sum() == 4
         and found.obs["scmamba_doublet_score"].nunique() <= 5
     )
+
+
+# ---------------------------------------------------------------- types of the brain
+
+
+@pytest.fixture(scope="module")
+def brain_droplets() -> ad.AnnData:
+    """Simulated nuclei of the brain, and 40 doublets of two types thinned to the depth of one of their nuclei."""
+    from benchmarks.doublets import with_doublets
+
+    cells = brain_cohort(600, n_donors=2, n_genes=4000, seed=5)
+    return with_doublets(cells, "donor", 1, share=0.08, two_types=True, matched=True)
+
+
+def test_doublets_of_two_brain_types_are_found_without_depth_and_named(brain_droplets):
+    made = brain_droplets
+    total = np.asarray(made.X.sum(axis=1)).ravel()
+    truth = made.obs["truth"].to_numpy()
+    assert truth.sum() >= 40 and not made.obs["homotypic"].any()
+    assert average_precision_score(truth, total) < 0.2  # depth shows nothing
+    found = scmamba.find_doublets(made, sample_key="sample", expected_rate=0.08, copy=True, **QUIET)
+    assert average_precision_score(truth, found.obs["scmamba_doublet_score"]) > 0.7
+    called = found.obs["scmamba_doublet"].to_numpy() & truth
+    parents = found.obs["scmamba_doublet_parents"].astype(str)[called].str.split(" \\+ ")
+    named = set(parents.explode())
+    assert named <= set(scmamba.references()["type"]) and len(named) >= 4
+    true = made.obs["types"][called].str.split(" \\+ ")
+    first = [{t[:5].lower() for t in pair} for pair in parents]
+    assert np.mean([{t[:5].lower() for t in pair} == f for pair, f in zip(true, first)]) > 0.6
+    assert found.uns["scmamba"]["doublets"]["summary"]["parents_from"] == "human-brain"
+
+
+def test_the_brain_reference_helps(brain_droplets, monkeypatch):
+    from scmamba.doublets import _find
+
+    made = brain_droplets[
+        brain_droplets.obs["sample"] == brain_droplets.obs["sample"].iloc[0]
+    ].copy()
+    scores = []
+    for used in (True, False):
+        if not used:
+            monkeypatch.setattr(_find.BrainClusters, "find", classmethod(lambda *_: None))
+        found = scmamba.find_doublets(made, rounds=2, copy=True, **QUIET)
+        scores.append(
+            average_precision_score(made.obs["truth"], found.obs["scmamba_doublet_score"])
+        )
+        parents = found.obs["scmamba_doublet_parents"].astype(str)
+        assert parents.str.contains("^(?:c[0-9]+)? ?\\+? ?(?:c[0-9]+)?$").all() != used
+    assert scores[0] > scores[1]
+
+
+def test_blood_cells_are_named_by_clusters(pbmc):
+    blood = ad.read_h5ad(pbmc)
+    found = scmamba.find_doublets(blood, rounds=1, expected_rate=0.1, **QUIET)
+    parents = found.obs["scmamba_doublet_parents"].astype(str)
+    assert parents[found.obs["scmamba_doublet"]].str.fullmatch(r"(c\d+|\?) \+ (c\d+|\?)").all()
+    assert found.uns["scmamba"]["doublets"]["summary"]["parents_from"] == "clusters"
+
+
+def test_mean_and_sum_are_the_same_input_after_normalization(droplets):
+    counts = sparse.csr_matrix(droplets.X, dtype=float)
+    made = [
+        simulate_doublets(counts, np.zeros(len(droplets), int), 20, recipe=recipe, seed=3)
+        for recipe in ("mean", "sum")
+    ]
+    mean, total = (features.log_values(m.counts, 1e4).toarray() for m in made)
+    np.testing.assert_allclose(mean, total)
+
+
+def test_profiles_are_shrunk_towards_the_expected_ones():
+    counts = sparse.csr_matrix(np.array([[8.0, 2, 0], [6, 4, 0], [0, 5, 5], [0, 4, 6]]))
+    expected = np.array([[0.7, 0.2, 0.1], [0.1, 0.4, 0.5]])
+    mixed = features.Mixtures(
+        counts, np.array([0, 0, 1, 1]), suspected=0.0, rounds=1, expected=expected
+    )
+    mixed.keep[:], mixed.cluster = True, np.array([0, 0, 1, 1])
+    profile = mixed.profiles(np.ones(4, bool))
+    pooled = np.array([[14.0, 6, 0], [0, 9, 11]])
+    np.testing.assert_allclose(profile, (pooled + 1000 * expected) / 1020)

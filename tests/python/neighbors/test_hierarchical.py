@@ -96,6 +96,46 @@ def test_mutual_neighbors_by_brute_force():
             assert mask[cell].tolist() == [rank[m, cell] < level for m in near[cell]]
 
 
+def excess_by_likelihood(counts: np.ndarray, expected: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    likelihood = [
+        stats.nbinom.logpmf(counts, 1 / (usual + e), 1 / (1 + (usual + e) * expected)).sum(axis=1)
+        for e in hierarchical.EXCESS
+    ]
+    return np.array(hierarchical.EXCESS)[np.argmax(likelihood, axis=0)]
+
+
+def test_the_excess_dispersion_is_that_of_the_highest_likelihood():
+    rng = np.random.default_rng(0)
+    usual, expected = rng.uniform(0.1, 0.5, 3000), rng.uniform(0, 30, (5, 3000))
+    true = np.array([0.0, 0.0, 0.4, 1.5, 6.0])
+    size = 1 / (usual + true[:, None])
+    counts = rng.poisson(rng.gamma(size, expected / size))
+    found = hierarchical.excess_dispersion(counts, expected, usual)
+    assert found.tolist() == true.tolist()
+    assert found.tolist() == excess_by_likelihood(counts, expected, usual).tolist()
+    empty = np.zeros((1, 3000))
+    assert hierarchical.excess_dispersion(empty, empty, usual).tolist() == [0.0]
+
+
+def test_a_rare_type_is_not_shrunk_to_the_genes_of_all_others(monkeypatch):
+    """Seven cells without a third of the genes that all other cells express evenly."""
+    rng = np.random.default_rng(2)
+    label = np.repeat([0, 1], [300, 7])
+    rate = np.tile(rng.gamma(2.0, 1.0, 300), (2, 1))
+    rate[1, :100], rate[1, 200:] = 0, 3 * rate[1, 200:]
+    counts = sparse.csr_matrix(rng.poisson(rate[label]).astype(float))
+    rare = np.flatnonzero(label)
+
+    def absent() -> float:
+        fitted = HierarchicalRates.fit(counts, sums(counts))
+        found = fitted.posterior(counts[rare], sums(counts)[rare], rare).mean
+        return float(found[:, :100].sum() / found.sum())
+
+    with_excess = absent()
+    monkeypatch.setattr(hierarchical, "EXCESS", (0.0,))
+    assert with_excess < 0.5 * absent()
+
+
 def test_rates_are_shrunk_level_by_level(monkeypatch):
     monkeypatch.setattr(hierarchical, "LEVELS", (4, 10, 25))
     counts, _ = types((40, 12))
@@ -117,8 +157,11 @@ def test_rates_are_shrunk_level_by_level(monkeypatch):
     for level in (2, 1, 0):
         pooled = np.array([dense[sorted(own[level])].sum(axis=0) for own in members])
         depth = np.array([totals[sorted(own[level])].sum() for own in members])[:, None]
-        alpha = 1 / gene_dispersion(pooled, rate * depth)
-        np.testing.assert_allclose(fitted.dispersions[level], 1 / alpha, rtol=1e-3)
+        usual = gene_dispersion(pooled, rate * depth)
+        np.testing.assert_allclose(fitted.dispersions[level], usual, rtol=1e-3)
+        alpha = 1 / usual
+        if level == 2:
+            alpha = 1 / (usual + excess_by_likelihood(pooled, rate * depth, usual)[:, None])
         rate = (pooled + alpha) / (depth + alpha / rate)
     alpha = 1 / gene_dispersion(dense, rate * totals[:, None])
     posterior = fitted.posterior(counts[5:9], totals[5:9], everyone[5:9])
@@ -129,7 +172,8 @@ def test_rates_are_shrunk_level_by_level(monkeypatch):
     )
 
 
-def test_a_prior_replaces_the_average():
+def test_a_prior_replaces_the_average(monkeypatch):
+    monkeypatch.setattr(hierarchical, "EXCESS", (0.0,))  # of a cell, by all of its genes
     counts, _ = types((60, 60))
     totals = sums(counts)
     fitted = HierarchicalRates.fit(counts, totals)
