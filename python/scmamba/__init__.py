@@ -2,8 +2,8 @@
 
 Questions about cells: :func:`impute`, :func:`embed`, :func:`annotate`, :func:`find_doublets`; about genes:
 :func:`find_markers`, :func:`compare`, :func:`pseudobulk`, :func:`robustness`, :func:`gene_neighbors`. Studies are prepared with
-:func:`prepare`; models are listed, loaded and trained with :func:`list_models`, :func:`load_model`,
-:func:`pretrain` and :func:`finetune`. Every name is imported when it is first used, so ``import scmamba`` is fast.
+:func:`prepare`, ambient RNA is estimated by :func:`ambient_rna`; models are listed, loaded and trained with
+:func:`list_models`, :func:`load_model`, :func:`pretrain` and :func:`finetune`. Every name is imported when it is first used, so ``import scmamba`` is fast.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ _HOMES = {
     "ModelConfig": "nn",
     "PrepareConfig": "preprocessing",
     "PrepareOptions": "preprocessing",
+    "ambient_rna": "preprocessing",
     "annotate": "annotation",
     "compare": "deg",
     "embed": "embedding",
@@ -81,6 +82,7 @@ __all__ = [
     "PrepareConfig",
     "PrepareOptions",
     "__version__",
+    "ambient_rna",
     "annotate",
     "compare",
     "embed",
@@ -116,7 +118,7 @@ if TYPE_CHECKING:
     from .model.checkpoint import Model, load_model, save_checkpoint
     from .model.hub import list_models
     from .nn.config import ModelConfig
-    from .preprocessing import PrepareConfig, PrepareOptions, prepare
+    from .preprocessing import PrepareConfig, PrepareOptions, ambient_rna, prepare
     from .training import finetune, pretrain
     from .utils.settings import settings
 

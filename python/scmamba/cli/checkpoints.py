@@ -1,4 +1,4 @@
-"""Commands about models: ``models``, ``fetch-model``, ``pack-model``, ``convert-checkpoint``, and ``info``."""
+"""Commands about models: ``models``, ``fetch-model``, ``upload-model``, ``pack-model``, ``convert-checkpoint``, and ``info``."""
 
 from __future__ import annotations
 
@@ -53,12 +53,35 @@ def models() -> None:
 
 
 def fetch_model(
-    name: Annotated[str, typer.Argument(help="A model of the registry.")], quiet: Quiet = False
+    name: Annotated[
+        str,
+        typer.Argument(help="A model of the registry, or hf://organization/name[@revision]."),
+    ],
+    quiet: Quiet = False,
 ) -> None:
     """Fetch a model and verify it; load_model does the same when the model is first used."""
+    from ..model import fetch_from_hub
     from ..model import fetch_model as fetch
 
-    typer.echo(str(fetch(name, verbose=not quiet)))
+    from_hub = name.startswith("hf://")
+    typer.echo(str((fetch_from_hub if from_hub else fetch)(name, verbose=not quiet)))
+
+
+def upload_model(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder with a model card.")],
+    address: Annotated[str, typer.Argument(help="hf://organization/name[@branch].")],
+    licence: Annotated[
+        str | None, typer.Option(help="Licence of the weights, as the hub spells it: apache-2.0.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository can be read by everyone.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Upload a checkpoint to the Hugging Face hub; its model card becomes the page of the repository."""
+    from ..model import upload_model as upload
+
+    typer.echo(upload(folder, address, licence=licence, private=not public, verbose=not quiet))
 
 
 def pack_model(
@@ -91,5 +114,5 @@ def info() -> None:
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to ``app``."""
-    for command in (convert_checkpoint, models, fetch_model, pack_model, info):
+    for command in (convert_checkpoint, models, fetch_model, upload_model, pack_model, info):
         app.command()(command)

@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..datasets.options import CohortOptions
+from .options import options_of
 
+_SHORT = {"n_cells": ("--cells",), "n_donors": ("--donors",), "n_genes": ("--genes",)}
+
+
+@options_of(CohortOptions, flags=_SHORT)
 def cohort(
     output: Annotated[Path, typer.Argument(help="The .h5ad file to write.")],
-    cells: Annotated[int, typer.Option(help="Number of cells.")] = 2000,
-    donors: Annotated[int, typer.Option(help="Number of donors.")] = 8,
-    genes: Annotated[
-        int | None, typer.Option(help="Keep this many genes; all 10,000 if not given.")
+    effects: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table (.csv, .tsv) of log2 fold changes, genes x cell types, in place of those that come with --disease."
+        ),
     ] = None,
-    disease_fraction: Annotated[float, typer.Option(help="Share of donors with AD.")] = 0.5,
-    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same cohort.")] = 0,
+    **options: Any,
 ) -> None:
     """Write a SIMULATED human brain cohort (8 types, donors, a disease): raw counts and truth."""
     from ..data.h5ad_files import write_h5ad
     from ..datasets import brain_cohort
 
-    data = brain_cohort(
-        cells,
-        n_donors=donors,
-        n_genes=genes or None,
-        disease_fraction=disease_fraction,
-        seed=seed,
-    )
+    cells = options.pop("n_cells")
+    if options["n_genes"] == 0:
+        options["n_genes"] = None
+    table = None if effects is None else _table(effects)
+    data = brain_cohort(cells, effects=table, **options)
     write_h5ad(data, output)
+    donors = options["n_donors"]
     typer.echo(f"{output}: {data.n_obs:,} simulated cells x {data.n_vars:,} genes, {donors} donors")
+
+
+def _table(path: Path) -> Any:
+    """A table of genes x cell types, separated by tabs or commas."""
+    import pandas as pd
+
+    from ..utils.errors import DataError
+
+    if not path.is_file():
+        raise DataError(
+            f"There is no file {path}; expected a table of log2 fold changes, genes x cell types."
+        )
+    return pd.read_csv(path, sep=None, engine="python", index_col=0)
 
 
 def convert(

@@ -1,4 +1,4 @@
-"""Commands about raw libraries: ``scmamba find-doublets`` and ``scmamba prepare``."""
+"""Commands about raw libraries: ``scmamba find-doublets``, ``scmamba ambient-rna`` and ``scmamba prepare``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..doublets.options import DoubletOptions
-from ..preprocessing.options import PrepareOptions
+from ..preprocessing.options import AmbientOptions, PrepareOptions
 from .errors import refuse_existing_outputs, require_h5ad_name
 from .files import read_cells_file
 from .options import Input, ModelOption, Output, Quiet, options_of, renamed_command
@@ -66,6 +66,48 @@ def find_doublets(
     )
 
 
+@options_of(
+    AmbientOptions,
+    skip=("overwrite",),
+    flags={"sample_key": ("--sample-key", "--sample"), "label_key": ("--label-key", "--labels")},
+)
+def ambient_rna(
+    data: Input,
+    output: Output,
+    table: Annotated[
+        Path | None, typer.Option(help="Also write the share of each sample as .csv.")
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help=AmbientOptions.help("overwrite") + " Also replace the output if it exists.",
+        ),
+    ] = False,
+    quiet: Quiet = False,
+    **options: Any,
+) -> None:
+    """Estimate the share of ambient RNA in each sample of an .h5ad file (obs/scmamba_ambient of a copy)."""
+    from ..data.h5ad_files import check_writable, write_h5ad
+    from ..preprocessing import ambient_rna as estimate
+    from ..preprocessing import ambient_table
+    from ..utils.atomic import atomic_path
+    from ..utils.tables import write_csv
+
+    refuse_existing_outputs(output, table, overwrite=overwrite)
+    require_h5ad_name(output)
+    adata = read_cells_file(data)
+    check_writable(adata)
+    estimate(adata, overwrite=overwrite, verbose=not quiet, **options)
+    write_h5ad(adata, output)
+    shares = ambient_table(adata)
+    if table is not None:
+        with atomic_path(table) as path:
+            write_csv(shares.set_index("sample"), path)
+    known = int(shares["share"].notna().sum())
+    typer.echo(f"{output}: share of ambient RNA known for {known} of {len(shares)} samples")
+
+
 @options_of(PrepareOptions, flags={"donor_key": ("--donor-key", "--donor")})
 def prepare(
     data: Annotated[
@@ -112,5 +154,6 @@ def prepare(
 def register(app: typer.Typer) -> None:
     """Add the commands of this module to ``app``."""
     app.command()(find_doublets)
+    app.command()(ambient_rna)
     app.command()(prepare)
     renamed_command(app, "doublets", "find-doublets", find_doublets)

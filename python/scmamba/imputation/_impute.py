@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,7 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from ..data.h5ad_files import check_writable, open_backed
-from ..data.h5ad_stream import write_with_layer
+from ..data.h5ad_stream import write_with_layers
 from ..data.provenance import KEY
 from ..model import Model
 from ..utils.atomic import check_target
@@ -19,7 +20,8 @@ from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
 from ..utils.progress import say
 from ..utils.threads import within_cores
-from .imputer import open_imputer
+from .base import ImputedBlock, Imputer
+from .imputer import open_imputer, stale_layers
 from .options import ADAPT_STEPS, ImputeOptions
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ def impute(
     method: Literal["ensemble", "masked"] | None = None,
     batch_key: str | None = None,
     values: Literal["zeros", "posterior"] = "zeros",
+    sd: bool = False,
     min_probability: float = 0.95,
     adapt_steps: int = ADAPT_STEPS,
     passes: int = 10,
@@ -82,12 +85,18 @@ def impute(
     values
         ``"zeros"`` (default): observed values are kept, zeros are imputed where the gene is probably expressed; a cell
         then sums to more than 10,000, and shallow cells gain more than deep ones. ``"posterior"``: the expected rate of
-        every gene, observed ones included, as log1p of values that sum to 10,000 in every cell: for pictures of
-        genes. Clusters follow cell types less well than those of ``"zeros"`` (docs/evaluation.md). ``"ensemble"`` only.
+        every gene, observed ones included, as log1p of values that sum to 10,000 in every cell; a gene in which nothing was
+        counted is 0 if it is expressed with a probability below 10%. For pictures of genes. Clusters follow cell types less
+        well than those of ``"zeros"`` (docs/evaluation.md). ``"ensemble"`` only.
+    sd
+        Also write ``layers["scmamba_sd"]``: the standard deviation of every stored value, given the cell and its neighbors,
+        on the scale of the values (log1p(CP10k), or counts with ``to_counts``). Where something was observed it is that of
+        the expected rate, too. Default False. ``"ensemble"`` only.
     min_probability
         A zero is imputed only if the gene is expressed in the cell (at half of its average rate or more) with this
         probability, given the zero. Default 0.95, at which genes of other cell types stay near their observed share. 0
-        imputes every zero whose expected value is at least ``min_value``. ``"ensemble"`` with at least 30 cells only.
+        imputes every zero whose expected value is at least ``min_value``; with ``values="posterior"`` only 0 makes a
+        difference: no gene is set to 0. ``"ensemble"`` with at least 30 cells only.
     adapt_steps
         Steps, of 16 cells each, for which a copy of the network is trained on these cells without labels (about a
         minute on a CPU with the default of 300), with ``"ensemble"`` only where the network comes near to being used. The
@@ -122,9 +131,16 @@ def impute(
     -------
     AnnData
         The same object (a copy with ``copy=True``) with ``layers["scmamba"]`` (n_obs x n_vars CSR float32: observed
-        values as log1p of CP10k over all genes of the data, imputed ones on the same scale),
+        values as log1p of CP10k over all genes of the data, imputed ones on the same scale), with ``sd``
+        ``layers["scmamba_sd"]`` of the same form,
         ``obs["scmamba_low_depth"]`` (fewer than 200 counts) and ``uns["scmamba"]["impute"]`` (version, params, model,
         summary). Nothing is written before all cells are done.
+
+    Notes
+    -----
+    Imputed values are predictions: they may be tested for differential expression only with the donor as the unit, never
+    over cells (between two halves of the control donors of a real study 65% of the genes then had p < 0.05, 21% on counts).
+    Counts are the first choice for every test.
 
     Raises
     ------
@@ -158,6 +174,7 @@ def impute(
         method=method,
         batch_key=batch_key,
         values=values,
+        sd=sd,
         min_probability=min_probability,
         adapt_steps=_steps(adapt_steps),
         passes=passes,
@@ -173,22 +190,104 @@ def impute(
     )
     imputer, cells = open_imputer(adata, model, options)
     imputer.fit(cells)
-    blocks: list[Any] = []
-    totals: list[Any] = []
-    for block, block_totals in imputer.predict_blocks():
-        if not blocks:
-            imputer.check_memory(block)
-        blocks.append(block)
-        totals.append(block_totals)
-    result = sparse.vstack(blocks, format="csr")
+    predicted = imputer.predict_blocks()
+    first = next(predicted)
+    imputer.check_memory(first)
     adata = adata.to_memory() if copy and adata.isbacked else adata.copy() if copy else adata
-    adata.layers[KEY] = result
-    density = imputer.write_annotations(adata, np.concatenate(totals), result.nnz)
+    return _add_layers(adata, imputer, chain([first], predicted), options)
+
+
+def _add_layers(
+    adata: AnnData, imputer: Imputer, predicted: Iterable[ImputedBlock], options: ImputeOptions
+) -> AnnData:
+    """Join the blocks to layers of ``adata``; nothing is written before the last one is there."""
+    blocks = list(predicted)
+    layers = [
+        sparse.vstack(parts, format="csr")
+        for parts in zip(*(b.layers for b in blocks), strict=True)
+    ]
+    totals = np.concatenate([b.totals for b in blocks])
+    for name in stale_layers(adata, options):
+        del adata.layers[name]
+    for name, layer_values in zip(imputer.layer_names, layers, strict=True):
+        adata.layers[name] = layer_values
+    density = imputer.write_annotations(adata, totals, layers[0].nnz)
     say(
         f"layers['{KEY}'] holds values for {100 * density:.0f}% of all entries (before: {100 * imputer.density_before:.0f}%)",
-        verbose,
+        options.verbose,
     )
     return adata
+
+
+@within_cores()
+def impute_or_write(
+    adata: AnnData,
+    target: str | PathLike[str] | None,
+    *,
+    max_values: int | None = None,
+    overwrite: bool = False,
+    model: str | PathLike[str] | Model | None = None,
+    **options: Any,
+) -> AnnData:
+    """Impute in memory; a result that will not fit is written to a file instead. For the R package.
+
+    Whether it fits is known after the first block of cells.
+
+    Parameters
+    ----------
+    adata
+        As for :func:`impute`, in memory or backed.
+    target
+        The ``.h5ad`` file for a result that does not fit; ``None``: such a result is refused.
+    max_values
+        Values that a result in memory may hold; 0: it is written to ``target`` in any case.
+    overwrite
+        Replace ``target`` if it exists, and a layer ``scmamba`` that was not made by this function. Default False.
+    model
+        As for :func:`impute`.
+    **options
+        The other options of :func:`impute`, but ``copy``.
+
+    Returns
+    -------
+    ``adata`` with the layer in memory, or the written file, opened backed.
+
+    Raises
+    ------
+    DataError
+        The target exists and ``overwrite`` is not set, a result that does not fit without a target, and what
+        :func:`impute` refuses.
+
+    Examples
+    --------
+    >>> import scmamba, tempfile, pathlib
+    >>> target = pathlib.Path(tempfile.mkdtemp()) / "imputed.h5ad"
+    >>> nuclei = scmamba.datasets.brain_cohort(20, seed=0)[:, ::8].copy()
+    >>> quick = dict(adapt_steps=0, force=True, verbose=False)
+    >>> impute_or_write(nuclei, target, max_values=0, **quick).isbacked
+    True
+    >>> impute_or_write(nuclei, target, overwrite=True, **quick).isbacked
+    False
+    """
+    checked = _checked(options, overwrite)
+    if target is not None:
+        _check_target(Path(target), overwrite)
+        check_writable(adata)
+    imputer, cells = open_imputer(adata, model, checked)
+    imputer.fit(cells)
+    predicted = imputer.predict_blocks()
+    first = next(predicted)
+    try:
+        imputer.check_memory(first, max_values)
+    except DataError:
+        if target is None:
+            raise
+    else:
+        return _add_layers(adata, imputer, chain([first], predicted), checked)
+    source = Path(adata.filename) if adata.isbacked else Path(target)
+    say(f"the imputed values are written to {target}", checked.verbose)
+    _write_layers(source, Path(target), adata, imputer, chain([first], predicted), checked)
+    return open_backed(target)
 
 
 @_renamed
@@ -241,17 +340,32 @@ def impute_file(
     adata, checked = open_file(source, target, overwrite, options)
     imputer, cells = open_imputer(adata, model, checked)
     imputer.fit(cells)
+    _write_layers(source, target, adata, imputer, imputer.predict_blocks(), checked)
+
+
+def _write_layers(
+    source: Path,
+    target: Path,
+    adata: AnnData,
+    imputer: Imputer,
+    predicted: Iterable[ImputedBlock],
+    options: ImputeOptions,
+) -> None:
+    """Write a copy of ``source`` (of ``adata``, if that is in memory) with the layers, block by block."""
     totals: list[np.ndarray] = []
 
-    def blocks() -> Iterator[sparse.csr_matrix]:
-        for block, block_totals in imputer.predict_blocks():
-            totals.append(block_totals)
-            yield block
+    def blocks() -> Iterator[list[sparse.csr_matrix]]:
+        for block in predicted:
+            totals.append(block.totals)
+            yield block.layers
 
     def annotate(result: AnnData, stored: int) -> None:
         imputer.write_annotations(result, np.concatenate(totals), stored)
 
-    write_with_layer(source, target, adata, KEY, blocks(), annotate, verbose=checked.verbose)
+    names, drop = imputer.layer_names, stale_layers(adata, options)
+    write_with_layers(
+        source, target, adata, names, blocks(), annotate, drop=drop, verbose=options.verbose
+    )
 
 
 def open_file(
@@ -264,10 +378,21 @@ def open_file(
     DataError
         The target exists and ``overwrite`` is not set, or the input is not an ``.h5ad`` file.
     """
+    checked = _checked(options, overwrite)
+    _check_target(target, overwrite)
+    adata = open_backed(source)
+    check_writable(adata)
+    return adata, checked
+
+
+def _checked(options: dict[str, Any], overwrite: bool) -> ImputeOptions:
     given = dict(options)
     if "adapt_steps" in given:
         given["adapt_steps"] = _steps(given["adapt_steps"])
-    checked = ImputeOptions.from_mapping({**given, "overwrite": overwrite})
+    return ImputeOptions.from_mapping({**given, "overwrite": overwrite})
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
     if target.exists() and not overwrite:
         raise DataError(
             f"{target} exists already. Choose another name, or pass overwrite=True (command line: --overwrite)."
@@ -275,9 +400,6 @@ def open_file(
     if target.is_dir():
         raise DataError(f"{target} is a folder; a file is written here. Choose another name.")
     check_target(target)
-    adata = open_backed(source)
-    check_writable(adata)
-    return adata, checked
 
 
 def _steps(adapt_steps: int) -> int:

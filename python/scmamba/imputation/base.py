@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy import sparse
 
 from ..data.preprocess import CellReader
-from ..data.provenance import flag_low_depth, read_summary, write_record
+from ..data.provenance import KEY, SD_KEY, flag_low_depth, read_summary, write_record
 from ..data.values import SCALE
 from ..model import Model
 from ..utils.errors import DataError
@@ -22,6 +23,30 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 _BLOCK = 64  # cells whose dense values (block x genes) are held at a time
+
+
+@dataclass(frozen=True)
+class ImputedBlock:
+    """Some cells, imputed.
+
+    Attributes
+    ----------
+    values
+        (r, n_vars) observed and imputed values, on the scale of the result.
+    totals
+        (r,) totals of the cells.
+    sd
+        (r, n_vars) standard deviations of the stored values, where they were requested.
+    """
+
+    values: sparse.csr_matrix
+    totals: np.ndarray
+    sd: sparse.csr_matrix | None = None
+
+    @property
+    def layers(self) -> list[sparse.csr_matrix]:
+        """The matrices of the layers that :attr:`Imputer.layer_names` names."""
+        return [self.values] if self.sd is None else [self.values, self.sd]
 
 
 class Imputer(ABC):
@@ -73,16 +98,14 @@ class Imputer(ABC):
         """Fit to the cells that are then predicted."""
         return self.restore(cells, self.learn(cells))
 
-    def predict(self, rows: slice) -> tuple[sparse.csr_matrix, np.ndarray]:
-        """(r, n_vars) observed and imputed values of some cells, on the scale of the result, and the cells' (r,) totals."""
+    def predict(self, rows: slice) -> ImputedBlock:
+        """Observed and imputed values of some cells."""
         linear = self.cells.linear(rows)
         self._observed += linear.nnz
         result = self._on_scale_of_data(linear, self.expected(rows, linear))
-        return result, np.asarray(linear.sum(axis=1)).ravel()
+        return ImputedBlock(result, np.asarray(linear.sum(axis=1)).ravel())
 
-    def predict_blocks(
-        self, only: Sequence[slice] | None = None
-    ) -> Iterator[tuple[sparse.csr_matrix, np.ndarray]]:
+    def predict_blocks(self, only: Sequence[slice] | None = None) -> Iterator[ImputedBlock]:
         """Yield :meth:`predict` of all blocks of rows in order, or of ``only`` some of them."""
         wanted = list(self.cells.blocks(self.block)) if only is None else only
         number = sum(rows.stop - rows.start for rows in wanted)
@@ -90,6 +113,11 @@ class Imputer(ABC):
             for rows in wanted:
                 yield self.predict(rows)
                 advance(rows.stop - rows.start)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """Layers of the result: values, and their standard deviations where they were requested."""
+        return [KEY, SD_KEY] if self.options.sd else [KEY]
 
     @property
     def density_before(self) -> float:
@@ -116,15 +144,29 @@ class Imputer(ABC):
         )
         return density
 
-    def check_memory(self, block: sparse.csr_matrix) -> None:
+    def check_memory(self, block: ImputedBlock, max_values: int | None = None) -> None:
         """Refuse, after the first block, a result that will not fit in memory (twice, while blocks are joined).
+
+        Parameters
+        ----------
+        block
+            The first block of the result.
+        max_values
+            Values that the result may hold: R's sparse matrices have a limit.
 
         Raises
         ------
         DataError
             It does not fit.
         """
-        needed = 2 * (block.data.nbytes + block.indices.nbytes) / block.shape[0] * len(self.cells)
+        expected = block.layers[0].nnz / len(block.totals) * len(self.cells)
+        if max_values is not None and expected > max_values:
+            raise DataError(
+                f"The result will hold about {expected:,.0f} values and an R sparse matrix at most {max_values:,}. "
+                f"Write it to a file, set a min_value above {self.min_value:g} to keep fewer values, or impute fewer cells."
+            )
+        size = sum(layer.data.nbytes + layer.indices.nbytes for layer in block.layers)
+        needed = 2 * size / len(block.totals) * len(self.cells)
         if needed > 0.8 * available_memory():
             raise DataError(
                 f"The imputed matrix needs about {needed / 1e9:.0f} GB while it is made, and "

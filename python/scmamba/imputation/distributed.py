@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from os import PathLike
@@ -22,13 +22,13 @@ import torch
 import torch.distributed as dist
 from scipy import sparse
 
-from ..data.h5ad_stream import append_layer, write_with_layer
-from ..data.provenance import KEY
+from ..data.h5ad_stream import append_layers, write_with_layers
 from ..utils.atomic import temporary_folder
 from ..utils.errors import ScMambaError
+from ..utils.h5_output import OutputFile
 from ._impute import impute_file, open_file
 from .base import Imputer
-from .imputer import open_imputer
+from .imputer import open_imputer, stale_layers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -135,9 +135,12 @@ def _join(
     def annotate(result: AnnData, stored: int) -> None:
         imputer.write_annotations(result, np.concatenate(totals), stored)
 
-    rows = read_shares(shares, adata.n_vars, totals)
-    verbose = imputer.options.verbose
-    write_with_layer(source, target, adata, KEY, rows, annotate, verbose=verbose)
+    names, options = imputer.layer_names, imputer.options
+    rows = read_shares(shares, names, adata.n_vars, totals)
+    drop = stale_layers(adata, options)
+    write_with_layers(
+        source, target, adata, names, rows, annotate, drop=drop, verbose=options.verbose
+    )
 
 
 def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
@@ -178,32 +181,42 @@ def write_share(imputer: Imputer, blocks: list[slice], path: Path) -> None:
     """The imputed rows of some blocks, and their totals, as HDF5."""
     totals: list[np.ndarray] = [np.zeros(0)]
 
-    def rows() -> Iterator[sparse.csr_matrix]:
-        for block, block_totals in imputer.predict_blocks(blocks):
-            totals.append(block_totals)
-            yield block
+    def rows() -> Iterator[list[sparse.csr_matrix]]:
+        for block in imputer.predict_blocks(blocks):
+            totals.append(block.totals)
+            yield block.layers
 
-    with h5py.File(path, "w") as file:
-        append_layer(
-            file, KEY, rows(), (sum(b.stop - b.start for b in blocks), imputer.cells.adata.n_vars)
-        )
+    with OutputFile(path) as file:
+        shape = (sum(b.stop - b.start for b in blocks), imputer.cells.adata.n_vars)
+        append_layers(file, imputer.layer_names, rows(), shape)
         file["totals"] = np.concatenate(totals)
 
 
 def read_shares(
-    shares: list[tuple[Path, list[slice]]], n_vars: int, totals: list[np.ndarray]
-) -> Iterator[sparse.csr_matrix]:
-    """The blocks of all shares in the order of the rows; their totals are appended to ``totals``."""
+    shares: list[tuple[Path, list[slice]]],
+    names: Sequence[str],
+    n_vars: int,
+    totals: list[np.ndarray],
+) -> Iterator[list[sparse.csr_matrix]]:
+    """The blocks of all shares in the order of the rows, one matrix per layer; their totals are appended to ``totals``."""
     for path, blocks in shares:
         with h5py.File(path, "r") as file:
-            layer, done = file[f"layers/{KEY}"], 0
+            layers, done = [file[f"layers/{name}"] for name in names], 0
             totals.append(file["totals"][:])
-            indptr = layer["indptr"][:]
+            indptrs = [layer["indptr"][:] for layer in layers]
             for block in blocks:
-                part = indptr[done : done + block.stop - block.start + 1]
-                values = slice(part[0], part[-1])
-                yield sparse.csr_matrix(
-                    (layer["data"][values], layer["indices"][values], part - part[0]),
-                    shape=(len(part) - 1, n_vars),
-                )
-                done += len(part) - 1
+                rows = slice(done, done + block.stop - block.start + 1)
+                yield [
+                    _part(layer, indptr[rows], n_vars)
+                    for layer, indptr in zip(layers, indptrs, strict=True)
+                ]
+                done = rows.stop - 1
+
+
+def _part(layer: h5py.Group, indptr: np.ndarray, n_vars: int) -> sparse.csr_matrix:
+    """Some rows of a stored matrix."""
+    values = slice(indptr[0], indptr[-1])
+    return sparse.csr_matrix(
+        (layer["data"][values], layer["indices"][values], indptr - indptr[0]),
+        shape=(len(indptr) - 1, n_vars),
+    )

@@ -11,9 +11,10 @@ from scipy.special import gammainccinv
 from ..data.preprocess import CellReader
 from ..data.values import SCALE
 from ..model import Model
+from ..neighbors.gamma import log1p_gamma_sd
 from ..neighbors.hierarchical import RatePosterior
 from ..utils.progress import say
-from .base import Imputer
+from .base import ImputedBlock, Imputer
 from .base_predictors import GeneMap
 from .options import ImputeOptions
 from .rate_fit import FittedRates, fit_rates
@@ -22,6 +23,8 @@ from .rate_fit import FittedRates, fit_rates
 MAX_POOL = 10_000
 #: A gene is expressed in a cell if its rate is at least half of its average, and at least this one (0.2 as log1p(CP10k)).
 EXPRESSED_SHARE, EXPRESSED_RATE = 0.5, float(np.expm1(0.2)) / SCALE
+#: Among posterior values, a gene in which nothing was counted is 0 if it is expressed with a probability below this one.
+OFF_PROBABILITY = 0.1
 #: Median total counts above which zeros are strong evidence that a gene is off: full-length protocols.
 DEEP = 50_000
 
@@ -96,10 +99,12 @@ class RateEnsembleImputer(Imputer):
         The probability that the rate of a gene is at least half of its average is that of the gamma posterior given the
         zero; where it is below ``min_probability`` the zero stays.
         """
-        found = self.posterior(rows)
+        return self._probable(self.posterior(rows), linear)
+
+    def _probable(self, found: RatePosterior, linear: sparse.csr_matrix) -> sparse.csr_matrix:
         rate = found.mean
         if self.fitted.rates is not None and self.options.min_probability > 0:
-            rate[~self._expressed(found)] = 0
+            rate[~self._expressed(found, self.options.min_probability)] = 0
         rate[linear.nonzero()] = 0
         result = sparse.csr_matrix(rate, dtype=np.float64)
         totals = np.asarray(linear.sum(axis=1)).ravel()
@@ -107,42 +112,75 @@ class RateEnsembleImputer(Imputer):
         result.eliminate_zeros()
         return result
 
-    def predict(self, rows: slice) -> tuple[sparse.csr_matrix, np.ndarray]:
+    def predict(self, rows: slice) -> ImputedBlock:
         """Observed and imputed values of some cells, or with ``values="posterior"`` the expected rates of all genes."""
-        if self.options.values != "posterior":
-            return super().predict(rows)
         linear = self.cells.linear(rows)
         self._observed += linear.nnz
         totals = np.asarray(linear.sum(axis=1)).ravel()
-        rate = self.posterior(rows).mean.astype(np.float64)
+        found = self.posterior(rows)
+        if self.options.values == "posterior":
+            values, scale = self._every_gene(found, linear, totals)
+        else:
+            values = self._on_scale_of_data(linear, self._probable(found, linear))
+            scale = totals * self._scales(linear)[0]
+        return ImputedBlock(values, totals, self._sd(found, values, scale))
+
+    def _every_gene(
+        self, found: RatePosterior, linear: sparse.csr_matrix, totals: np.ndarray
+    ) -> tuple[sparse.csr_matrix, np.ndarray]:
+        """Expected values of all genes, and the (r,) value of a rate of 1 on the same scale, before the logarithm.
+
+        Genes that are most probably not expressed are 0: each of them has a small expected rate, but genes of other cell
+        types are many, and their sum would be several times the observed one.
+        """
+        rate = found.mean.astype(np.float64)
+        if self.fitted.rates is not None and self.options.min_probability > 0:
+            off = ~self._expressed(found, OFF_PROBABILITY)
+            off[linear.nonzero()] = False
+            rate[off] = 0
         rate[totals == 0] = 0
-        scale = np.full(len(totals), SCALE)
+        wanted = np.full(len(totals), SCALE)
         if self.options.to_counts or self.cells.values.kind == "log1p":
-            scale = totals
-        kept = self._scaled(rate, scale)
-        if not self.options.to_counts:
-            kept[kept < np.expm1(self.min_value)] = 0
-            kept = np.log1p(self._scaled(kept, scale))
-        return sparse.csr_matrix(kept.astype(np.float32)), totals
+            wanted = totals
+        scale = self._to_sum(rate, wanted)
+        if self.options.to_counts:
+            return sparse.csr_matrix((rate * scale[:, None]).astype(np.float32)), scale
+        rate[rate * scale[:, None] < np.expm1(self.min_value)] = 0
+        scale = self._to_sum(rate, wanted)
+        return sparse.csr_matrix(np.log1p(rate * scale[:, None]).astype(np.float32)), scale
 
     @staticmethod
-    def _scaled(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """The values of each cell with the sum ``scale``."""
+    def _to_sum(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """(r,) factors that give the values of each cell the sum ``wanted``."""
         sums = values.sum(axis=1)
-        return values * np.divide(scale, sums, out=np.zeros(len(sums)), where=sums > 0)[:, None]
+        return wanted * np.divide(1.0, sums, out=np.zeros(len(sums)), where=sums > 0)
 
-    def _expressed(self, found: RatePosterior) -> np.ndarray:
-        """(r, genes) whether a gene in which nothing was counted is expressed with probability ``min_probability``."""
+    def _sd(
+        self, found: RatePosterior, values: sparse.csr_matrix, scale: np.ndarray
+    ) -> sparse.csr_matrix | None:
+        """Standard deviations of the stored values, if they were requested."""
+        if not self.options.sd:
+            return None
+        row = np.repeat(np.arange(values.shape[0]), np.diff(values.indptr))
+        shape = found.shape[row, values.indices].astype(np.float64)
+        mean = shape / found.inverse_scale[row, values.indices] * scale[row]
+        sd = mean / np.sqrt(shape) if self.options.to_counts else log1p_gamma_sd(shape, mean)
+        return sparse.csr_matrix(
+            (sd.astype(np.float32), values.indices, values.indptr), shape=values.shape
+        )
+
+    def _expressed(self, found: RatePosterior, probability: float) -> np.ndarray:
+        """(r, genes) whether a gene in which nothing was counted is expressed with at least this probability."""
         assert self.fitted.rates is not None
         # The shape of the posterior is that of the prior where nothing was counted, the same in all cells: one quantile
         # per gene replaces a gamma distribution function per entry.
         shape = 1 / self.fitted.rates.dispersions[-1]
-        quantile = gammainccinv(shape, min(self.options.min_probability, 1 - 1e-9))
+        quantile = gammainccinv(shape, min(probability, 1 - 1e-9))
         least = np.maximum(EXPRESSED_SHARE * self.fitted.rates.average, EXPRESSED_RATE)
         return found.inverse_scale <= (quantile / least).astype(np.float32)
 
     def _explain_depth(self, median: float) -> None:
-        if median > DEEP:
+        if median > DEEP and self.options.values == "zeros":
             say(
                 f"The cells have {median:,.0f} counts in the median, as full-length protocols give: at this depth a zero is "
                 "evidence that the gene is not expressed, so few zeros or none are imputed. values='posterior' gives "

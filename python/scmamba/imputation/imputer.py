@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data import CellReader, read_cells
-from ..data.provenance import KEY, refuse_existing
+from ..data.provenance import KEY, SD_KEY, refuse_existing
 from ..model import Model, load_model
-from ..utils.columns import require_column
+from ..utils.columns import require_adata, require_column
 from ..utils.errors import DataError, OptionError
 from ..utils.expected_time import report_expected
 from ..utils.progress import say
@@ -51,9 +52,12 @@ def open_imputer(
     ScMambaError
         Data, genes, options or checkpoint that do not fit.
     """
+    require_adata(adata, "scmamba.impute()")
     # obs["scmamba_low_depth"] is the same whichever verb wrote it.
     columns = () if KEY in adata.uns else (f"{KEY}_low_depth",)
-    refuse_existing(adata, "impute", layers=(KEY,), obs=columns, overwrite=options.overwrite)
+    layers = (KEY, SD_KEY) if options.sd else (KEY,)
+    refuse_existing(adata, "impute", layers=layers, obs=columns, overwrite=options.overwrite)
+    refuse_foreign_sd(adata, options)
     opened = load_model(model, device=options.device, backend=options.backend)
     method = choose_method(options.method, opened)
     if options.method is None and method == "masked":
@@ -79,10 +83,48 @@ def open_imputer(
             "values='posterior' needs method='ensemble'; method='masked' predicts log values of zeros only. "
             "Omit one of them."
         )
+    if method == "masked" and options.sd:
+        raise OptionError(
+            "sd=True needs method='ensemble': method='masked' predicts values without a distribution. "
+            "Omit one of them."
+        )
     _report_time(opened, method, len(cells), options)
     if method == "masked":
         return MaskedImputer(opened, options), cells
     return RateEnsembleImputer(opened, options, batch=batch), cells
+
+
+def has_earlier_sd(adata: AnnData) -> bool:
+    """Whether ``layers["scmamba_sd"]`` is from an earlier :func:`scmamba.impute`."""
+    record = adata.uns.get(KEY, {})
+    earlier = record.get("impute", {}) if isinstance(record, Mapping) else {}
+    params = earlier.get("params", {}) if isinstance(earlier, Mapping) else {}
+    return SD_KEY in adata.layers and bool(params.get("sd", False))
+
+
+def refuse_foreign_sd(adata: AnnData, options: ImputeOptions) -> None:
+    """Refuse to replace a layer of standard deviations that an earlier run without ``sd`` cannot have written.
+
+    Raises
+    ------
+    DataError
+        There is one, and ``overwrite`` is not set.
+    """
+    if (
+        options.sd
+        and not options.overwrite
+        and SD_KEY in adata.layers
+        and not has_earlier_sd(adata)
+    ):
+        raise DataError(
+            f"layers['{SD_KEY}'] exists already and was not made by scmamba.impute(). "
+            "Rename it, or pass overwrite=True to replace it."
+        )
+
+
+def stale_layers(adata: AnnData, options: ImputeOptions) -> list[str]:
+    """Layers of an earlier result that do not belong to the new one."""
+    return [SD_KEY] if not options.sd and has_earlier_sd(adata) else []
 
 
 def _report_time(model: Model, method: str, cells: int, options: ImputeOptions) -> None:

@@ -35,13 +35,17 @@ class ImputeOptions(Options):
     values: Literal["zeros", "posterior"] = option(
         "zeros",
         "'zeros': observed values are kept and zeros imputed; 'posterior': the expected rate of every gene, observed ones "
-        "included, every cell with the sum 10,000 (method 'ensemble' only).",
+        "included, every cell with the sum 10,000, improbable ones 0 (method 'ensemble' only).",
         choices=("zeros", "posterior"),
+    )
+    sd: bool = option(
+        False,
+        "Also write the standard deviations of the values, to the layer scmamba_sd (method 'ensemble' only).",
     )
     min_probability: float = option(
         0.95,
         "A zero is imputed only if the gene is expressed in the cell with this probability, given the zero (method "
-        "'ensemble'); 0 imputes every zero whose expected value is at least min_value.",
+        "'ensemble'); 0 imputes every zero whose expected value is at least min_value, and sets no posterior value to 0.",
         minimum=0,
         maximum=1,
     )

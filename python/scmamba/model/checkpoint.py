@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -24,7 +25,8 @@ from ..utils.atomic import atomic_path
 from ..utils.errors import CheckpointError, DataError, OptionError
 from .checkpoint_checks import check_header, check_weights, read_config, read_genes, read_labels
 from .convert import read_published
-from .hub import FILES, fetch_model, list_models, registry
+from .hub import CARD, FILES, fetch_model, list_models, registry
+from .huggingface import SCHEME, fetch_from_hub
 
 #: The model every verb uses when none is named.
 DEFAULT_MODEL = "brain-mini"
@@ -488,7 +490,8 @@ def save_checkpoint(model: Model, path: str | PathLike[str], *, card: str | None
                 json.dumps({"labels": model.labels, "calibration": model.calibration}, indent=1)
                 + "\n"
             )
-        (folder / "model_card.md").write_text(card if card is not None else model.card)
+        text = card if card is not None else model.card
+        (folder / CARD).write_text(text, encoding="utf-8")
     return path
 
 
@@ -506,7 +509,8 @@ def load_model(
     Parameters
     ----------
     name_or_path
-        A name listed by :func:`list_models` (default ``brain-mini``) or in the registry (fetched once), a checkpoint
+        A name listed by :func:`list_models` (default ``brain-mini``) or in the registry (fetched once), a repository of the
+        Hugging Face hub (``hf://organization/name``, with ``@revision`` if not the newest is wanted), a checkpoint
         folder, a published ``.ckpt``, or a model that is already open (returned as it is).
     vocabulary
         ``vocab.txt`` of a published ``.ckpt``, or a vocabulary; the published genes if not given.
@@ -575,6 +579,8 @@ def load_model(
 def _find(name_or_path: str | PathLike[str]) -> Path:
     """The folder of a model by name, fetched if need be; anything else is a path."""
     if isinstance(name_or_path, str):
+        if name_or_path.startswith(SCHEME):
+            return fetch_from_hub(name_or_path)
         if name_or_path in (here := list_models()):
             return here[name_or_path]
         if not Path(name_or_path).exists() and name_or_path in registry():
@@ -602,10 +608,19 @@ def _read_directory(path: Path, dtype: torch.dtype) -> Model:
             f"{path / 'model.safetensors'} is damaged or truncated ({error}). Fetch it again."
         ) from error
     check_weights(weights, path / "model.safetensors")
-    card = (path / "model_card.md").read_text() if (path / "model_card.md").is_file() else ""
+    card = _read_card(path)
     model = Model(_fill(config, weights, dtype, path.name), genes, labels, card)
     model.calibration = calibration
     return model
+
+
+def _read_card(path: Path) -> str:
+    """The model card; in a repository of the Hugging Face hub its page, without the metadata at its top."""
+    for name in (CARD, "README.md"):
+        if (path / name).is_file():
+            text = (path / name).read_text(encoding="utf-8")
+            return re.sub(r"\A---\n.*?\n---\n+", "", text, flags=re.S) if name != CARD else text
+    return ""
 
 
 def _fill(

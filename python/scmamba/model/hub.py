@@ -22,6 +22,8 @@ from ..utils.progress import say
 
 #: What a checkpoint directory may hold; nothing else is unpacked.
 FILES = ("config.json", "genes.tsv", "labels.json", "model.safetensors", "model_card.md")
+#: The model card among them.
+CARD = "model_card.md"
 _DATE = (1980, 1, 1, 0, 0, 0)  # so that packing the same model twice gives the same bytes
 
 
@@ -116,6 +118,11 @@ def registry() -> dict[str, dict[str, Any]]:
     return entries
 
 
+def is_offline() -> bool:
+    """Whether ``SCMAMBA_OFFLINE`` forbids the network."""
+    return os.environ.get("SCMAMBA_OFFLINE", "0") not in ("", "0")
+
+
 def fetch_model(name: str, *, verbose: bool = True) -> Path:
     """Fetch a model of the registry, verify its checksum, and unpack it into :func:`model_folder`; nothing if it is there.
 
@@ -146,7 +153,7 @@ def fetch_model(name: str, *, verbose: bool = True) -> Path:
     by_hand = (
         f"On a machine with a network fetch {entries[name]['url']}, and unpack it to {target}."
     )
-    if os.environ.get("SCMAMBA_OFFLINE", "0") not in ("", "0"):
+    if is_offline():
         raise CheckpointError(
             f"The model '{name}' is not on this machine and SCMAMBA_OFFLINE is set. {by_hand}"
         )

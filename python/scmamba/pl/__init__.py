@@ -5,19 +5,31 @@ from typing import TYPE_CHECKING
 from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from ._cells import annotation, doublets, imputation
+    from ._cells import annotation, coverage, doublets, imputation
     from ._genes import markers, volcano
     from ._report import write_report
+    from ._robustness import robustness
 
-__all__ = ["annotation", "doublets", "imputation", "markers", "volcano", "write_report"]
+__all__ = [
+    "annotation",
+    "coverage",
+    "doublets",
+    "imputation",
+    "markers",
+    "robustness",
+    "volcano",
+    "write_report",
+]
 
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "annotation": "_cells",
+        "coverage": "_cells",
         "doublets": "_cells",
         "imputation": "_cells",
         "markers": "_genes",
+        "robustness": "_robustness",
         "volcano": "_genes",
         "write_report": "_report",
     },

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 GREY = "#c8c8c8"
 
 
-def make_axes(n: int, axes: Any, width: float = 5.0, height: float = 4.2) -> list[Any]:
+def make_axes(
+    n: int, axes: Any, width: float = 5.0, height: float = 4.2, columns: int | None = None
+) -> list[Any]:
     """Axes to draw into.
 
     Parameters
@@ -27,9 +29,11 @@ def make_axes(n: int, axes: Any, width: float = 5.0, height: float = 4.2) -> lis
     n
         How many are needed.
     axes
-        Axes of the user, one or a sequence; ``None`` makes a new figure.
+        Axes of the user, one or a sequence; ``None`` makes a new figure, which a notebook shows below the cell.
     width, height
         Size of each in inches.
+    columns
+        Axes in one row of a new figure; all if not given.
 
     Returns
     -------
@@ -43,14 +47,31 @@ def make_axes(n: int, axes: Any, width: float = 5.0, height: float = 4.2) -> lis
     if axes is None:
         import matplotlib.pyplot as plt
 
-        figure, made = plt.subplots(1, n, figsize=(width * n, height), squeeze=False)
+        across = columns or n
+        down = -(-n // across)
+        size = (width * across, height * down)
+        figure, made = plt.subplots(down, across, figsize=size, squeeze=False)
         figure.set_layout_engine("constrained")
-        plt.close(figure)
-        return list(made[0])
+        shown_by_axes(figure)
+        return list(made.ravel()[:n])
     given = list(np.ravel(np.asarray(axes, dtype=object)))
     if len(given) != n:
         raise DataError(f"axes has {len(given)} axes; this plot needs {n}.")
     return given
+
+
+def shown_by_axes(figure: Any) -> None:
+    """Close a figure where nothing shows open ones, so that a script does not collect them; its axes keep it.
+
+    Parameters
+    ----------
+    figure
+        The figure; windows and notebooks show it while it is open.
+    """
+    import matplotlib.pyplot as plt
+
+    if plt.get_backend().lower() == "agg":
+        plt.close(figure)
 
 
 def coordinates(adata: AnnData, basis: str) -> np.ndarray:
@@ -182,8 +203,14 @@ def category_colors(adata: AnnData, column: str, names: list[str]) -> dict[str, 
     given = adata.uns.get(key, [])
     kept = [] if isinstance(given, str) else [str(color) for color in np.ravel(given)]
     if len(kept) != len(names) or not all(map(is_color_like, kept)):
-        palette = colormaps["tab20"]
-        kept = [GREY if n == "Unassigned" else to_hex(palette(i % 20)) for i, n in enumerate(names)]
+        # Grey is the color of cells without a type.
+        palette = [
+            color for i, color in enumerate(colormaps["tab20"](range(20))) if i not in (14, 15)
+        ]
+        kept = [
+            GREY if n == "Unassigned" else to_hex(palette[i % len(palette)])
+            for i, n in enumerate(names)
+        ]
         adata.uns[key] = kept
     return dict(zip(names, kept))
 

@@ -88,12 +88,13 @@ def volcano(
     n_names: int = 10,
     axes: Axes | None = None,
 ) -> Axes:
-    """Volcano plot of a table of :func:`scmamba.find_markers` or :func:`scmamba.pseudobulk`.
+    """Volcano plot of a table of :func:`scmamba.find_markers`, :func:`scmamba.pseudobulk` or, of one type, :func:`scmamba.compare`.
 
     Parameters
     ----------
     table
-        One row per gene with ``p_val``, ``p_val_adj`` and ``avg_log2FC`` (or ``log2FC``).
+        One row per gene with ``p_val``, ``p_val_adj`` and ``avg_log2FC`` (or ``log2FC``); the names of the genes are its index or
+        the column ``gene``.
     alpha
         A gene is colored if its adjusted p is below this ...
     min_log2fc
@@ -120,7 +121,7 @@ def volcano(
     ...     {"p_val": [1e-9, 0.4], "p_val_adj": [1e-6, 1.0], "avg_log2FC": [1.2, 0.1]}, index=["GFAP", "ACTB"]
     ... )
     >>> scmamba.pl.volcano(table).get_title()
-    '1 of 2 genes with adjusted p < 0.05'
+    '1 of 2 genes: adjusted p < 0.05, |log2FC| at least 0.25'
     """
     change = next((c for c in ("avg_log2FC", "log2FC", "logFC") if c in table), None)
     if change is None or not {"p_val", "p_val_adj"} <= set(table):
@@ -131,15 +132,15 @@ def volcano(
     tiny = np.nextafter(0, 1)
     height = -np.log10(np.maximum(table["p_val"].to_numpy(float), tiny))
     fold = table[change].to_numpy(float)
+    names = table["gene"].to_numpy() if "gene" in table else table.index.to_numpy()
     found = (table["p_val_adj"].to_numpy(float) < alpha) & (np.abs(fold) >= min_log2fc)
     axis.scatter(fold[~found], height[~found], s=8, color="#bbbbbb", linewidths=0)
     axis.scatter(fold[found], height[found], s=10, color="#e45756", linewidths=0)
     for row in np.argsort(-height, kind="stable")[:n_names]:
         if found[row]:
-            axis.annotate(str(table.index[row]), (fold[row], height[row]), fontsize=7)
-    axis.set(
-        xlabel="log2 fold change",
-        ylabel="-log10 p",
-        title=f"{int(found.sum()):,} of {len(table):,} genes with adjusted p < {alpha:g}",
-    )
+            axis.annotate(str(names[row]), (fold[row], height[row]), fontsize=7)
+    axis.set(xlabel="log2 fold change", ylabel="-log10 p")
+    number = f"{int(found.sum()):,} of {len(table):,} genes"
+    title = f"{number}: adjusted p < {alpha:g}, |log2FC| at least {min_log2fc:g}"
+    axis.set_title(title, fontsize=9)
     return axis

@@ -117,8 +117,11 @@ def _table(rows: list[tuple[str, str]], head: tuple[str, ...] = ()) -> str:
 
 
 def _picture(figure: Any, text: str) -> str:
+    import matplotlib.pyplot as plt
+
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110, bbox_inches="tight")
+    plt.close(figure)  # or a notebook would show it a second time
     data = base64.b64encode(file.getvalue()).decode()
     return f"<img alt='{escape(text)}' src='data:image/png;base64,{data}'>"
 

@@ -2,7 +2,8 @@
 
 Steps (paper, Methods "Data preparation"): gene names to Ensembl IDs, union over studies, no Y chromosome; cells with 200 counts, donors
 with 200 cells, genes in 0.5% of cells; Scrublet per donor; 2,000 genes by analytic Pearson residuals; totals to 50,000, log2(x + 1),
-scaling, PCA; Harmony over donors; 40 neighbors in 20 components, UMAP, Leiden at resolution 1.8; clusters named by marker genes. Each step
+scaling, PCA; Harmony over donors; 40 neighbors in 20 components, UMAP, Leiden at resolution 1.8; clusters named by marker genes. Not
+in the paper: the share of ambient RNA of each donor (:func:`scmamba.ambient_rna`) by the named clusters, which changes no counts. Each step
 leaves its result in a folder; a call with the same cells and settings continues after the last one.
 """
 
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
 from ..data.h5ad_files import write_h5ad
 from ..data.provenance import KEY, write_record
@@ -23,6 +25,7 @@ from ..genes import Vocabulary, annotation, match_genes
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError, ScMambaError
 from ..utils.progress import say
+from .ambient import estimate_ambient
 from .analysis import (
     filter_cells,
     harmony,
@@ -38,7 +41,7 @@ from .cluster_labels import (
     name_clusters,
     panel_scores,
 )
-from .options import PrepareOptions
+from .options import AmbientOptions, PrepareOptions
 from .steps import StepFolder, refuse_step_folder, run_identity
 from .studies import read_studies
 
@@ -123,8 +126,9 @@ def prepare(
     -------
     AnnData
         Cells that passed the filters, ``X`` raw counts over Ensembl IDs, with ``obs`` ``study``, ``donor``, ``scmamba_doublet_scrublet``,
-        ``scmamba_cluster``, ``scmamba_cluster_type`` and ``scmamba_label`` (the type, NA for left-overs: the label for fine-tuning of
-        annotation), ``obsm`` ``X_pca``, ``X_pca_harmony``, ``X_umap`` and ``uns["scmamba"]["prepare"]``.
+        ``scmamba_cluster``, ``scmamba_cluster_type``, ``scmamba_label`` (the type, NA for left-overs: the label for fine-tuning of
+        annotation) and ``scmamba_ambient`` (share of ambient RNA, see :func:`scmamba.ambient_rna`), ``obsm`` ``X_pca``,
+        ``X_pca_harmony``, ``X_umap`` and ``uns["scmamba"]["prepare"]``.
 
     Raises
     ------
@@ -192,6 +196,9 @@ def _run(
         steps.arrays(f"{number}_{name}", make)
     result = finish(cells, steps.found, panels, options, own_panels=markers is None)
     result.uns[KEY]["prepare"]["summary"]["values"] = found_values
+    ambient = AmbientOptions(sample_key="donor", label_key="scmamba_label", seed=options.seed)
+    raw = sparse.csr_matrix(result.X, dtype=np.float64)
+    estimate_ambient(result, raw, ambient, verbose).write(result, ambient, found_values)
     write_h5ad(result, folder / "prepared.h5ad", verbose=verbose)
     counts = result.obs["scmamba_cluster_type"].value_counts()
     say(", ".join(f"{name} {number}" for name, number in counts.items()), verbose)

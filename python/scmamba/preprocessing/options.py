@@ -79,3 +79,26 @@ def PrepareConfig(**settings: float) -> PrepareOptions:
     """
     warn_renamed("PrepareConfig()", "PrepareOptions(), or the parameters of prepare()")
     return PrepareOptions.from_mapping({_FORMER.get(k, k): v for k, v in settings.items()})
+
+
+@dataclass(frozen=True)
+class AmbientOptions(Options):
+    """Options of :func:`scmamba.ambient_rna`."""
+
+    verb: ClassVar[str] = "ambient_rna"
+
+    sample_key: str | None = option(
+        None, "Column of obs with the library or donor; all cells are one sample if not given."
+    )
+    label_key: str | None = option(
+        None,
+        "Column of obs with cell types; by default those of the reference human-brain, or clusters.",
+    )
+    corrected_layer: str | None = option(
+        None, "Name of a new layer for the corrected counts; none is written if not given."
+    )
+    layer: str | None = option(None, "Layer with the raw counts; X if not given.")
+    seed: int = option(0, "Seed of the random numbers; the same seed gives the same result.")
+    overwrite: bool = option(
+        False, "Replace a column or layer of this name that other software wrote."
+    )

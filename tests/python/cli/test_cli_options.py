@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from scmamba.cli.main import app
+from scmamba.datasets.options import CohortOptions
 from scmamba.deg.options import RobustnessOptions
 from scmamba.utils.errors import ScMambaError
 
@@ -105,12 +106,13 @@ def test_impute(run, verb):
     made = verb("scmamba.imputation.distributed.impute_file_shared")
     assert "layers['scmamba']" in run("impute in.h5ad -o out.h5ad")
     run(
-        f"impute in.h5ad -o out.h5ad {GIVEN} --method masked --batch-key d --adapt-steps 0 --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts --seed 7"
+        f"impute in.h5ad -o out.h5ad {GIVEN} --method masked --batch-key d --adapt-steps 0 --sd --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts --seed 7"
     )
     plain = dict(
         method=None,
         batch_key=None,
         values="zeros",
+        sd=False,
         min_probability=0.95,
         adapt_steps=300,
         passes=10,
@@ -122,6 +124,7 @@ def test_impute(run, verb):
         method="masked",
         batch_key="d",
         values="zeros",
+        sd=True,
         min_probability=0.5,
         adapt_steps=0,
         passes=4,
@@ -130,7 +133,7 @@ def test_impute(run, verb):
         seed=7,
     )
     assert made.calls == [((IN, OUT), COMMON | plain), ((IN, OUT), SAID | other)]
-    old = "--method published --batch d --no-adapt --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts"
+    old = "--method published --batch d --no-adapt --sd --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts"
     result = run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")  # the options before 0.2.0
     assert "--method published was renamed to --method masked" in result and "--adapt was" in result
     assert made.calls[2] == made.calls[1]
@@ -165,6 +168,7 @@ def test_annotate(run, verb, cells, tmp_path):
         gene_column=None,
         finetune_steps=0,
         error_rate=0.05,
+        across_studies=False,
         device=None,
         cache=True,
         seed=0,
@@ -178,7 +182,7 @@ def test_annotate(run, verb, cells, tmp_path):
     (tmp_path / "m.tsv").write_text("type\tgenes\nA\tX, Y,\n#B\tZ\n\nA\tZ\n")
     run(
         "annotate in.h5ad -o out.h5ad --reference known.h5ad --labels big --labels small --model m --markers m.tsv --donor d --region cortex --layer L --reference-layer R "
-        "--gene-column g --no-network --error-rate 0.1 --device cpu --no-cache --seed 3 --force --overwrite -q --table t.csv"
+        "--gene-column g --no-network --across-studies --error-rate 0.1 --device cpu --no-cache --seed 3 --force --overwrite -q --table t.csv"
     )
     named = dict(made.calls[1][1])
     assert named.pop("reference").n_obs == 2
@@ -193,6 +197,7 @@ def test_annotate(run, verb, cells, tmp_path):
         gene_column="g",
         finetune_steps=0,
         error_rate=0.1,
+        across_studies=True,
         device="cpu",
         cache=False,
         seed=3,
@@ -394,8 +399,10 @@ def test_cohort_and_convert(run, verb, tmp_path):
     made = verb("scmamba.datasets.brain_cohort", ad.AnnData(np.ones((3, 2), np.float32)))
     assert "3 simulated cells x 2 genes, 8 donors" in run("cohort a.h5ad")
     run("cohort a.h5ad --cells 5 --donors 2 --genes 300 --disease-fraction 0.25 --seed 6")
-    plain = dict(n_donors=8, n_genes=None, disease_fraction=0.5, seed=0)
-    other = dict(n_donors=2, n_genes=300, disease_fraction=0.25, seed=6)
+    plain = {k: v for k, v in CohortOptions.defaults().items() if k != "n_cells"} | {
+        "effects": None
+    }
+    other = plain | dict(n_donors=2, n_genes=300, disease_fraction=0.25, seed=6)
     assert made.calls == [((2000,), plain), ((5,), other)] and ad.read_h5ad(
         tmp_path / "a.h5ad"
     ).shape == (3, 2)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse, stats
+from sklearn.linear_model import PoissonRegressor
 from sklearn.metrics import mean_poisson_deviance
 
 from scmamba.evaluation import (
@@ -23,6 +24,7 @@ from scmamba.evaluation.imputation.peers import (
     low_rank_values,
     neighbor_rates,
     raw_rates,
+    regression_rates,
 )
 from scmamba.neighbors.svd import principal_components
 from scmamba.utils.errors import DataError
@@ -66,6 +68,31 @@ def test_gains_are_those_of_the_deviance(cells):
     assert row["gain"] == pytest.approx(1 - found.sum() / null.sum())
     small = cells.obs["type"] == "small"
     assert row["gain: small"] == pytest.approx(1 - found[small].sum() / null[small].sum())
+
+
+def test_sets_of_genes_are_scored_apart_and_chosen_by_the_first_part(cells):
+    chosen = {"some": ["3", "40", "nothing"]}
+    options = dict(label_key="type", gene_sets=chosen, min_cells=1, seed=2, verbose=False)
+    table = count_splitting(cells, {"raw": raw_rates}, **options)
+    train, test = split_counts(cells.X, 0.8, seed=2)
+    part = ad.AnnData(train, obs=cells.obs)
+    depth = train.sum(axis=1).A1[:, None] / 4
+    label = cells.obs["type"].to_numpy()
+    of_types = foreign_genes(train, label)
+    some = np.isin(np.arange(60), [3, 40])
+    masks = {
+        "foreign": np.stack([of_types[t][0] for t in label]),
+        "own markers": np.stack([of_types[t][1] for t in label]),
+        "some": np.tile(some, (92, 1)),
+    }
+    for name, mask in masks.items():
+        each = [
+            mask.sum() * mean_poisson_deviance(test.toarray()[mask], (rate(part) * depth)[mask])
+            for rate in (raw_rates, average_rates)
+        ]
+        assert mask.any() and not mask.all()
+        assert table.loc["raw", f"genes: {name}"] == pytest.approx(1 - each[0] / each[1])
+    assert table.loc["raw", "genes: foreign"] > 0.05 > table.loc["raw", "genes: some"]
 
 
 def test_the_truth_has_the_largest_gain_and_the_average_none(cells):
@@ -143,6 +170,26 @@ def test_diffusion_is_the_power_of_a_markov_matrix(cells):
     markov = kernel / kernel.sum(axis=1, keepdims=True)
     smooth = diffused_values(cells, k=4, steps=2, components=10)
     np.testing.assert_allclose(smooth, markov @ markov @ logs, rtol=1e-6)
+
+
+def test_regression_is_that_of_scikit_learn(cells):
+    """The prior of every gene: Poisson regression on components; then the update by the cell's own count."""
+    total = cells.X.sum(axis=1).A1
+    logs = cells.X.copy()
+    logs.data = np.log1p(1e4 * logs.data / np.repeat(total, np.diff(logs.indptr)))
+    scores, _ = principal_components(logs, 3)
+    scores = (scores - scores.mean(axis=0)) / scores.std(axis=0)
+    found = regression_rates(cells, components=3, steps=30)
+    counts = cells.X.toarray()
+    for gene in (0, 15, 40):
+        y = counts[:, gene]
+        # Its penalty is of the mean loss per weight, and its offset is a weight of the rates.
+        model = PoissonRegressor(alpha=1 / total.sum(), tol=1e-9, max_iter=2000)
+        prior = model.fit(scores, y / total, sample_weight=total).predict(scores)
+        shape = np.median((found[:, gene] * total - y) / (1 - found[:, gene] / prior))
+        expected = (y + shape) / (total + shape / prior)
+        np.testing.assert_allclose(found[:, gene], expected, rtol=2e-3)
+        assert 0.03 < shape < 110
 
 
 def test_a_low_rank_keeps_counts_and_zeros(cells):

@@ -16,7 +16,7 @@ from scmamba.imputation.base_predictors import GeneMap
 from scmamba.imputation.ensemble_imputer import EXPRESSED_RATE
 from scmamba.model import Model
 from scmamba.neighbors.hierarchical import HierarchicalRates
-from scmamba.utils.errors import OptionError
+from scmamba.utils.errors import DataError, OptionError
 
 QUIET = dict(verbose=False, force=True, adapt_steps=0)
 GENES = 120
@@ -103,7 +103,8 @@ def test_a_rare_type_has_few_foreign_genes(cells, model):
 
 def test_posterior_values_sum_to_ten_thousand(cells, model, fitted):
     rates, rows, total = fitted
-    result = scmamba.impute(cells.copy(), model=model, values="posterior", **QUIET)
+    options = {"values": "posterior", "min_probability": 0} | QUIET
+    result = scmamba.impute(cells.copy(), model=model, **options)
     values = result.layers["scmamba"].toarray().astype(float)
     np.testing.assert_allclose(np.expm1(values[rows]).sum(axis=1), 1e4, rtol=1e-4)
     posterior = rates.posterior(cells.X[rows].astype(float), total[rows], np.arange(209)).mean
@@ -111,9 +112,114 @@ def test_posterior_values_sum_to_ten_thousand(cells, model, fitted):
     large = exact > 1
     np.testing.assert_allclose(np.expm1(values[rows])[large], exact[large], rtol=0.01)
     assert abs(stats.spearmanr((values[rows] > 0.2).sum(axis=1), total[rows]).statistic) < 0.35
-    counts = layer(cells, model, values="posterior", to_counts=True)
+    counts = layer(cells, model, values="posterior", to_counts=True)  # improbable genes 0
     np.testing.assert_allclose(counts.sum(axis=1), total, rtol=1e-4)
     assert result.uns["scmamba"]["impute"]["params"]["min_value"] == 0.01
+
+
+def test_standard_deviations_are_those_of_the_posterior(cells, model, fitted):
+    """Of every stored value, against draws from the gamma posterior of its rate."""
+    rates, rows, total = fitted
+    some = rows[::23]
+    found = rates.posterior(cells.X[some].astype(float), total[some], np.arange(209)[::23])
+    draws = np.random.default_rng(0).gamma(
+        found.shape, 1 / found.inverse_scale, (4000, *found.shape.shape)
+    )
+    posterior = {"values": "posterior", "min_probability": 0}
+    for options in ({}, posterior, {"to_counts": True}, posterior | {"to_counts": True}):
+        result = scmamba.impute(cells.copy(), model=model, sd=True, **options, **QUIET)
+        values, sd = result.layers["scmamba"], result.layers["scmamba_sd"]
+        assert (values.indptr == sd.indptr).all() and (values.indices == sd.indices).all()
+        assert result.uns["scmamba"]["impute"]["params"]["sd"] and sd.data.min() > 0
+        scale = np.full(len(some), 1e4)
+        if "to_counts" in options:
+            scale = total[some]
+        if (
+            "values" in options
+        ):  # every cell with the same sum: the rates of all genes sum to 1 only nearly
+            scale = scale / found.mean.sum(axis=1)
+        expected = draws * scale[:, None]
+        expected = (expected if "to_counts" in options else np.log1p(expected)).std(axis=0)
+        kept = values[some].toarray() > 0
+        assert kept.mean() > 0.1
+        np.testing.assert_allclose(sd[some].toarray()[kept], expected[kept], rtol=0.15)
+        ratio = sd[some].toarray()[kept] / expected[kept]
+        assert abs(np.median(ratio) - 1) < 0.01
+
+
+def test_intervals_cover_the_counts_of_a_second_part(cells, model):
+    """Rates fitted to one part of the counts: intervals of the other part at their nominal level."""
+    rng = np.random.default_rng(0)
+    varied = rng.poisson(cells.X[:209].toarray() * rng.gamma(1.0, 1.0, (209, GENES)))
+    first, second = split_counts(sparse.csr_matrix(varied, dtype=float), 0.7, seed=3)
+    part = cells[:209].copy()
+    part.X = first.astype(np.float32)
+    part = scmamba.impute(
+        part,
+        model=model,
+        values="posterior",
+        min_probability=0,
+        sd=True,
+        to_counts=True,
+        **QUIET,
+    )
+    mean, sd = (part.layers[n].toarray().astype(float) * 3 / 7 for n in ("scmamba", "scmamba_sd"))
+    counts = second.toarray()
+    filled = mean > 0
+    # A Poisson count with a gamma mean: negative binomial.
+    size = (mean[filled] / sd[filled]) ** 2
+    law = stats.nbinom(size, size / (size + mean[filled]))
+    low, high = law.ppf(0.05), law.ppf(0.95)
+    nominal = (law.cdf(high) - law.cdf(low - 1)).mean()  # counts are whole, so it exceeds 90%
+    covered = ((counts[filled] >= low) & (counts[filled] <= high)).mean()
+    assert covered == pytest.approx(nominal, abs=0.015)
+    # Squared errors have the variance of the law, which exceeds Poisson's.
+    error = (counts[filled] - mean[filled]) ** 2
+    spread = error.sum() / (mean[filled] + sd[filled] ** 2).sum()
+    assert spread == pytest.approx(1, abs=0.1) and error.sum() > 1.1 * mean[filled].sum()
+
+
+def test_an_earlier_layer_of_standard_deviations_is_removed_or_refused(cells, model, tmp_path):
+    data = scmamba.impute(cells.copy(), model=model, sd=True, **QUIET)
+    data.write_h5ad(tmp_path / "a.h5ad")
+    with pytest.raises(DataError, match="standard deviations"):
+        scmamba.impute(data.copy(), model=model, layer="scmamba_sd", **QUIET)
+    again = scmamba.impute(data.copy(), model=model, **QUIET)
+    assert "scmamba_sd" not in again.layers and "scmamba" in again.layers
+    path = tmp_path / "b.h5ad"
+    scmamba.impute_file(tmp_path / "a.h5ad", path, model=model, **QUIET)
+    assert "scmamba_sd" not in ad.read_h5ad(path).layers
+    scmamba.impute_file(tmp_path / "a.h5ad", path, model=model, sd=True, overwrite=True, **QUIET)
+    written = ad.read_h5ad(path)
+    for name in ("scmamba", "scmamba_sd"):
+        assert (written.layers[name] != data.layers[name]).nnz == 0
+    again.layers["scmamba_sd"] = again.X
+    kept = scmamba.impute(again.copy(), model=model, **QUIET)
+    assert (kept.layers["scmamba_sd"] != again.X).nnz == 0, "not ours"
+    with pytest.raises(DataError, match="scmamba_sd.*exists already"):
+        scmamba.impute(again, model=model, sd=True, **QUIET)
+
+
+def test_posterior_values_of_improbable_genes_are_zero(cells, model, fitted):
+    """Probability of the rate at half of the average or more, by scipy; the others keep the same ratios."""
+    rates, rows, total = fitted
+    posterior = rates.posterior(cells.X[rows].astype(float), total[rows], np.arange(209))
+    every = layer(cells, model, values="posterior", min_probability=0, min_value=0)[rows]
+    found = layer(cells, model, values="posterior", min_value=0)[rows]
+    least = np.maximum(0.5 * rates.average, EXPRESSED_RATE)
+    probability = stats.gamma.sf(least, posterior.shape, scale=1 / posterior.inverse_scale)
+    zero = cells.X[rows].toarray() == 0
+    clear = np.abs(probability - 0.1) > 1e-4
+    dropped = zero & (probability < 0.1)
+    assert (every > 0).all() and 0.1 < dropped.mean() < 0.9
+    np.testing.assert_array_equal((found == 0)[clear], dropped[clear])
+    np.testing.assert_allclose(np.expm1(found).sum(axis=1), 1e4, rtol=1e-4)
+    ratio = np.where(found > 0, np.expm1(found) / np.expm1(every), np.nan)
+    np.testing.assert_allclose(np.nanmax(ratio, axis=1), np.nanmin(ratio, axis=1), rtol=1e-3)
+    table = foreign_gene_scores(
+        cells[rows].copy(), {"every": every, "found": found}, "type"
+    ).set_index("values")
+    assert table.loc["found", "foreign_share"] < 0.6 * table.loc["every", "foreign_share"]
 
 
 def test_the_network_is_used_only_if_it_lowers_the_deviance_by_the_margin(
@@ -171,12 +277,21 @@ def test_deep_cells_give_a_message(cells, model, capsys):
     deep = cells[:209].copy()
     deep.X = deep.X * 3000
     scmamba.impute(deep, model=model, **(QUIET | {"verbose": True}))
-    assert "full-length protocols" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "full-length protocols" in printed
+    assert printed.index("full-length") < printed.index("Deviance of split counts"), (
+        "before the wait"
+    )
+    deep.layers.clear()
+    scmamba.impute(deep, model=model, values="posterior", **(QUIET | {"verbose": True}))
+    assert "full-length protocols" not in capsys.readouterr().err
 
 
 def test_contradictory_options(cells, model):
     with pytest.raises(OptionError, match="needs method='ensemble'"):
         scmamba.impute(cells.copy(), model=model, method="masked", values="posterior", **QUIET)
+    with pytest.raises(OptionError, match="sd=True needs method='ensemble'"):
+        scmamba.impute(cells.copy(), model=model, method="masked", sd=True, **QUIET)
     for probability in (-0.1, 1.1):
         with pytest.raises(OptionError, match="min_probability"):
             scmamba.impute(cells.copy(), model=model, min_probability=probability, **QUIET)

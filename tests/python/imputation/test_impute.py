@@ -19,6 +19,7 @@ from scipy import sparse
 
 import scmamba
 from scmamba.data import h5ad_stream as _stream
+from scmamba.imputation import impute_or_write
 from scmamba.utils.errors import CheckpointError, DataError, GeneError, ScMambaError
 
 QUIET = dict(verbose=False, adapt_steps=0)
@@ -309,3 +310,28 @@ def test_an_interrupt_leaves_no_file(tmp_path):
         _, errors = process.communicate(timeout=60)
     assert process.returncode != 0 and "Traceback" not in errors
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.h5ad", "model"]
+
+
+def test_a_result_that_does_not_fit_is_written_to_the_target_or_refused(cohort, tmp_path):
+    model = small_model("expressed")
+    cells = cohort.copy()
+    expected = scmamba.impute(cohort.copy(), model=model, **QUIET).layers["scmamba"]
+    target = tmp_path / "imputed.h5ad"
+    in_memory = impute_or_write(cells, target, model=model, max_values=10**9, **QUIET)
+    assert in_memory is cells and not target.exists()
+    assert (in_memory.layers["scmamba"] != expected).nnz == 0
+    with pytest.raises(DataError, match="R sparse matrix at most 100"):
+        impute_or_write(cohort.copy(), None, model=model, max_values=100, **QUIET)
+    written = impute_or_write(cohort.copy(), target, model=model, max_values=100, **QUIET)
+    assert written.isbacked
+    assert list(written.obs["scmamba_low_depth"]) == list(cells.obs["scmamba_low_depth"])
+    assert (written.to_memory().layers["scmamba"] != expected).nnz == 0
+    with pytest.raises(DataError, match="exists already"):
+        impute_or_write(cohort.copy(), target, model=model, max_values=100, **QUIET)
+    # From a backed object: its file is not touched.
+    cohort.copy().write_h5ad(tmp_path / "in.h5ad")
+    before = (tmp_path / "in.h5ad").read_bytes()
+    backed = ad.read_h5ad(tmp_path / "in.h5ad", backed="r")
+    again = impute_or_write(backed, target, model=model, max_values=0, overwrite=True, **QUIET)
+    assert (again.to_memory().layers["scmamba"] != expected).nnz == 0
+    assert (tmp_path / "in.h5ad").read_bytes() == before

@@ -259,8 +259,8 @@ def test_batches_are_coded_by_name(cells):
 
 def test_a_result_too_large_for_memory_is_refused_after_a_block(model, cells, monkeypatch):
     imputer = imputer_of(cells, model)
-    block, _ = next(imputer.predict_blocks([slice(0, 10)]))
-    needed = 2 * (block.data.nbytes + block.indices.nbytes) / 10 * 120
+    block = next(imputer.predict_blocks([slice(0, 10)]))
+    needed = 2 * (block.values.data.nbytes + block.values.indices.nbytes) / 10 * 120
     monkeypatch.setattr(base, "available_memory", lambda: needed / 0.8 + 1)
     imputer.check_memory(block)
     monkeypatch.setattr(base, "available_memory", lambda: needed / 0.8 - 1)
@@ -271,22 +271,28 @@ def test_a_result_too_large_for_memory_is_refused_after_a_block(model, cells, mo
 
 
 def test_blocks_of_rows_and_shares_cover_all_cells(model, cells, tmp_path):
-    whole = sparse.vstack([b for b, _ in imputer_of(cells, model, batch_size=17).predict_blocks()])
-    blocks = list(imputer_of(cells, model, batch_size=17).cells.blocks(17))
-    assert len(blocks) == 8
-    imputer, shares = imputer_of(cells, model, batch_size=17), []
+    options = {"batch_size": 17, "sd": True}
+    parts = [b.layers for b in imputer_of(cells, model, **options).predict_blocks()]
+    whole = [sparse.vstack(layers) for layers in zip(*parts, strict=True)]
+    imputer, shares = imputer_of(cells, model, **options), []
+    blocks = list(imputer.cells.blocks(17))
+    assert len(blocks) == 8 and imputer.layer_names == ["scmamba", "scmamba_sd"]
     for number, own in enumerate((blocks[:3], blocks[3:])):
         write_share(imputer, own, tmp_path / f"{number}.h5")
         shares.append((tmp_path / f"{number}.h5", own))
     totals: list[np.ndarray] = []
-    again = list(read_shares(shares, 42, totals))
-    assert [b.shape[0] for b in again] == [b.stop - b.start for b in blocks]
-    assert (sparse.vstack(again) != whole).nnz == 0
+    again = list(read_shares(shares, imputer.layer_names, 42, totals))
+    for at in range(2):
+        assert [b[at].shape[0] for b in again] == [b.stop - b.start for b in blocks]
+        assert (sparse.vstack([b[at] for b in again]) != whole[at]).nnz == 0
+    assert (whole[0] != whole[1]).nnz > 0
     np.testing.assert_allclose(np.concatenate(totals), np.asarray(cells.X.sum(axis=1)).ravel())
 
 
 def test_a_layer_is_streamed_as_anndata_writes_it(cells, tmp_path):
-    cells.write_h5ad(tmp_path / "a.h5ad")
+    given = cells.copy()
+    given.layers["old"] = given.X
+    given.write_h5ad(tmp_path / "a.h5ad")
     rng = np.random.default_rng(0)
     layer = sparse.random(120, 42, 0.3, "csr", np.float32, rng)
     backed = ad.read_h5ad(tmp_path / "a.h5ad")
@@ -299,11 +305,18 @@ def test_a_layer_is_streamed_as_anndata_writes_it(cells, tmp_path):
 
     blocks = [layer[i : i + 50] for i in range(0, 120, 50)]
     for _ in range(2):  # an earlier layer of the same name is replaced
-        _stream.write_with_layer(
-            tmp_path / "a.h5ad", tmp_path / "b.h5ad", backed, "mine", iter(blocks), finish
+        _stream.write_with_layers(
+            tmp_path / "a.h5ad",
+            tmp_path / "b.h5ad",
+            backed,
+            ["mine", "second"],
+            ((block, 2 * block) for block in blocks),
+            finish,
+            drop=["old"],
         )
         (tmp_path / "b.h5ad").replace(tmp_path / "a.h5ad")
     found = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert (found.layers["second"] != 2 * layer).nnz == 0 and "old" not in found.layers
     assert (found.layers["mine"] != layer).nnz == 0 and found.layers["mine"].dtype == np.float32
     assert (
         found.obs["new"].tolist() == list(range(120))

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from ...data.values import log1p_cp10k
+from ...neighbors.hierarchical import RatePosterior, gene_dispersion
 from ...neighbors.knn import nearest_neighbors, sqrt_values
 from ...neighbors.rates import knn_rates
 from ...neighbors.svd import principal_components
@@ -129,6 +130,37 @@ def hellinger_rates(cells: AnnData, k: int = 100) -> np.ndarray:
     return (pooled + 5000.0 * average_rates(cells)) / (pooled.sum(axis=1, keepdims=True) + 5000.0)
 
 
+def regression_rates(
+    cells: AnnData, components: int = 10, steps: int = 5, ridge: float = 1.0
+) -> np.ndarray:
+    """Rates predicted by Poisson regression on leading components, and updated by the cell's own counts.
+
+    An own version of the idea of SAVER: the regression gives the mean of a gamma prior whose dispersion is fitted per gene;
+    the result is the posterior mean (Huang et al. 2018, Nat Methods 15, 539-542). SAVER's regressors are other genes.
+    """
+    counts, totals = _counts(cells)
+    totals = np.maximum(totals, 1.0)
+    scores, _ = principal_components(log1p_cp10k(counts, totals, dtype=np.float64), components)
+    x = np.column_stack([np.ones(len(scores)), (scores - scores.mean(0)) / scores.std(0)])
+    products = (x[:, :, None] * x[:, None]).reshape(len(x), -1)
+    penalty = ridge * np.diag([0.0] + [1.0] * (x.shape[1] - 1))
+    average = average_rates(cells)[0]
+    beta = np.zeros((x.shape[1], len(average)))
+    beta[0] = np.log(average)
+    for _ in range(steps):  # Newton steps, of all genes at once
+        expected = np.exp(np.clip(x @ beta, -30, 0)) * totals[:, None]
+        slope = x.T @ (counts.toarray() - expected) - penalty @ beta
+        curvature = (products.T @ expected).T.reshape(-1, *penalty.shape) + penalty
+        step = np.linalg.solve(curvature + 1e-6 * np.eye(len(penalty)), slope.T[..., None])[
+            ..., 0
+        ].T
+        beta += np.clip(step, -2, 2)
+    prior = np.exp(np.clip(x @ beta, -30, 0))
+    dispersion = gene_dispersion(counts.toarray(), prior * totals[:, None])
+    found = RatePosterior.from_prior(counts, totals, prior.astype(np.float32), dispersion)
+    return found.mean.astype(np.float64)
+
+
 #: Name -> method that predicts rates, with nothing to install.
 RATE_METHODS = {
     "gene rate": average_rates,
@@ -137,6 +169,7 @@ RATE_METHODS = {
     "100 neighbors, Hellinger": hellinger_rates,
     "diffusion (idea of MAGIC)": diffused_rates,
     "low rank (idea of ALRA)": low_rank_rates,
+    "regression posterior (idea of SAVER)": regression_rates,
 }
 
 

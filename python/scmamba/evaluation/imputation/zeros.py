@@ -6,7 +6,7 @@ included, and by cell type; foreign genes show what a cell type received from ot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +36,7 @@ def count_splitting(
     *,
     layer: str | None = None,
     label_key: str | None = None,
+    gene_sets: Mapping[str, Collection[str]] | None = None,
     share: float = 0.8,
     dispersion: np.ndarray | float = 0.0,
     min_cells: int = 5,
@@ -54,7 +55,11 @@ def count_splitting(
     layer
         Layer with the counts. Default ``X``.
     label_key
-        Column of ``obs`` with cell types; the gain is then given for each type as well. Default: none.
+        Column of ``obs`` with cell types; the gain is then given for each type as well, and for the markers of the
+        cells' own types and for their foreign genes (:func:`foreign_genes` of the first part). Default: none.
+    gene_sets
+        Names of genes by the name of a set, such as housekeeping genes; the gain is then given for each set as well.
+        Default: none.
     share
         Share of the counts in the first part. Default 0.8.
     dispersion
@@ -71,7 +76,7 @@ def count_splitting(
     DataFrame
         One row per method: ``deviance``, the mean Poisson deviance per cell over all entries of the second part, and
         ``gain``, the share of the deviance of the gene's average rate that the method removes; with ``label_key`` also
-        ``gain: <type>``.
+        ``gain: <type>``, ``genes: own markers`` and ``genes: foreign``; with ``gene_sets`` ``genes: <set>``.
 
     Raises
     ------
@@ -104,7 +109,21 @@ def count_splitting(
     cells = adata[full][:, genes].copy()
     cells.X = train
     average = np.asarray(train.sum(axis=0)).ravel() + 0.5
-    null = poisson_deviance(test, np.outer(expected_depth, average / average.sum()))
+    labels = None if labels is None else labels[full]
+    # Of the first part: chosen by both parts, foreign genes would be rare in the second by construction.
+    sets = _entry_sets(train, cells.var_names, labels, gene_sets or {})
+    groups = {} if labels is None else {t: labels == t for t in np.unique(labels)}
+
+    def deviances(rate: np.ndarray) -> dict[str, float]:
+        expected = rate * expected_depth[:, None]
+        each = poisson_deviance(test, expected)
+        found = {"gain": each.sum()}
+        found |= {f"gain: {name}": each[own].sum() for name, own in groups.items()}
+        for name, entries in sets.items():
+            found[f"genes: {name}"] = poisson_deviance(test, expected, entries).sum()
+        return found
+
+    null = deviances(np.broadcast_to(average / average.sum(), train.shape))
     rows = {}
     for name, method in track(methods.items(), "Scoring split counts", len(methods), verbose):
         rate = np.asarray(method(cells))
@@ -112,14 +131,29 @@ def count_splitting(
             raise DataError(
                 f"'{name}' returned rates of shape {rate.shape}; expected {cells.shape}."
             )
-        deviance = poisson_deviance(test, rate * expected_depth[:, None])
-        row = {"deviance": deviance.mean(), "gain": 1 - deviance.sum() / null.sum()}
-        if labels is not None:
-            for label in np.unique(labels[full]):
-                own = labels[full] == label
-                row[f"gain: {label}"] = 1 - deviance[own].sum() / null[own].sum()
-        rows[name] = row
+        found = deviances(rate)
+        rows[name] = {"deviance": found["gain"] / len(depth)} | {
+            key: 1 - value / max(null[key], 1e-12) for key, value in found.items()
+        }
     return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _entry_sets(
+    counts: sparse.csr_matrix,
+    names: Collection[str],
+    labels: np.ndarray | None,
+    gene_sets: Mapping[str, Collection[str]],
+) -> dict[str, np.ndarray]:
+    """(cells, genes) masks of the entries that are scored apart."""
+    sets = {}
+    if labels is not None:
+        of_types = foreign_genes(counts, labels)
+        for name, at in (("foreign", 0), ("own markers", 1)):
+            sets[name] = np.stack([of_types[label][at] for label in labels])
+    for name, chosen in gene_sets.items():
+        mask = np.isin(np.asarray(names).astype(str), list(chosen))
+        sets[name] = np.broadcast_to(mask, counts.shape)
+    return sets
 
 
 def foreign_genes(
