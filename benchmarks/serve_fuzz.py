@@ -400,11 +400,15 @@ class Server:
         self.process = subprocess.Popen(
             command, start_new_session=True, stderr=self.log, stdout=self.log
         )
-        for _ in range(3000):  # five minutes and more: the machine may be busy
+        for _ in range(12_000):  # twenty minutes and more: the machine may be busy
+            if self.process.poll() is not None:
+                break
             if self.alive():
                 return
             time.sleep(0.1)
-        raise SystemExit("the server did not start")
+        raise SystemExit(
+            f"the server did not start: {(data.parent / 'server.log').read_text()[-500:]}"
+        )
 
     def alive(self) -> bool:
         try:
@@ -640,7 +644,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "data").mkdir()
+        (folder / "data").mkdir(mode=0o700)  # the server refuses a folder that others can read
         server = Server(folder / "data")
         try:
             with ThreadPoolExecutor() as pool:

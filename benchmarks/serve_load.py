@@ -274,7 +274,7 @@ def report(found: dict[str, Any]) -> str:
             f"{asked['half_open']} half-open connections (each opened again when it was closed), {asked['streams']} event streams, "
             f"{asked['slow']} slow uploads and {asked['jobs']} jobs at once, on one server with one worker (`python -m "
             f"benchmarks.serve_load`), which takes 1,200 connections. Machine: {found['machine']}. Load average {found['load_average'][0]} to "
-            f"{found['load_average'][1]}: other work ran on the machine at the same time.",
+            f"{found['load_average'][1]}, that of the server and of its clients included.",
             "",
             "Seconds until requests of one more user were answered (a lost one got no 200 within 30 seconds):",
             "",

@@ -111,7 +111,9 @@ class App:
             "127.0.0.1",
             0,
             log_level="warning",
-            http=limited_protocol(1000, 20.0, 60.0),
+            http=limited_protocol(
+                self.settings.max_connections, self.settings.head_seconds, self.settings.patience
+            ),
             proxy_headers=False,
             timeout_graceful_shutdown=1,
         )

@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.errors import ScMambaError
+from .disk import has_room
 from .memory import job_memory
 from .settings import Settings
 
 if TYPE_CHECKING:
     from .services import Services
+
+
+_FOLDERS = ("uploads", "parts", "jobs", "references", "workers")
+_KEPT = ("queue.sqlite", "tokens.json", "audit.log", "local-token")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--patience", type=float, default=60, help="seconds an upload may send nothing")
     add("--head-seconds", type=float, default=20, help="seconds the head of a request may take")
     add("--max-connections", type=int, default=1000)
+    add("--requests-at-once", type=int, default=100, help="open requests of one user")
     add("--streams-per-user", type=int, default=20, help="event streams of one user")
     add("--max-streams", type=int, default=1000, help="event streams of all users")
     add("--no-confinement", action="store_true", help="run jobs without Landlock and seccomp")
@@ -100,6 +106,7 @@ def _settings(a: argparse.Namespace) -> Settings:
         user_bytes=int(a.user_quota * 2**30),
         max_connections=a.max_connections,
         head_seconds=a.head_seconds,
+        requests_at_once=a.requests_at_once,
         streams_per_user=a.streams_per_user,
         max_streams=a.max_streams,
         confine=not a.no_confinement,
@@ -124,6 +131,11 @@ def prepare_folder(folder: Path) -> str | None:
         return f"the data folder {folder} cannot be used: {error.strerror}"
     if about.st_uid != os.geteuid():
         return f"the data folder {folder} belongs to another user; choose a folder of your own, or run: chown {os.geteuid()} {folder}"
+    kinds = {"folder": (Path.is_dir, _FOLDERS), "file": (Path.is_file, _KEPT)}
+    for what, (is_one, names) in kinds.items():
+        for place in (folder / name for name in names):
+            if place.exists() and not is_one(place):
+                return f"{place} is no {what}; move it away, the server keeps a {what} of its own under this name"
     if stat.S_IMODE(about.st_mode) & 0o077:
         return f"others can read the data folder {folder}; run: chmod 700 {folder}"
     return None
@@ -150,6 +162,12 @@ def _problem(a: argparse.Namespace, settings: Settings) -> str | None:
             "other machines can reach this address, and without TLS tokens and data can be read on the way: give --tls-cert and --tls-key, "
             "or --proxy ADDRESS of a proxy that speaks TLS, or allow it with --insecure"
         )
+    from .tokens import Tokens
+
+    try:
+        Tokens(settings.data).entries()
+    except ScMambaError as error:
+        return str(error)
     if settings.needs_token and not (settings.data / "tokens.json").is_file():
         return f"tokens are needed: python -m scmamba.serve.tokens add NAME --data {settings.data}"
     from ..model import list_models
@@ -195,9 +213,10 @@ def _serve(settings: Settings, options: dict[str, Any]) -> None:
 
     from .app import create_app
     from .audit import start_logging
-    from .connections import limited_protocol, raise_file_limit
+    from .connections import limit_handshakes, limited_protocol, raise_file_limit
 
     start_logging(settings.data)
+    limit_handshakes(settings.head_seconds)
     connections = raise_file_limit(settings.max_connections)
     app = create_app(settings)
     _announce(settings, app.state.services, options["ssl_certfile"] is not None)
@@ -213,6 +232,7 @@ def _serve(settings: Settings, options: dict[str, Any]) -> None:
         timeout_graceful_shutdown=5,
         backlog=512,
         ws="none",
+        loop="asyncio",
         http=limited_protocol(connections, settings.head_seconds, settings.patience),
         **options,
     )
@@ -243,7 +263,12 @@ def main() -> None:
     try:
         _serve(settings, {"ssl_certfile": a.tls_cert, "ssl_keyfile": a.tls_key})
     except ScMambaError as error:
-        parser.error(str(error))
+        full = (
+            ""
+            if has_room(settings.data)
+            else " The disk of the data folder is full: free some room."
+        )
+        parser.error(f"{error}{full}")
 
 
 if __name__ == "__main__":

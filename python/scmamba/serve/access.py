@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hmac
+import ipaddress
 import os
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from fastapi import HTTPException, Request
@@ -22,6 +23,27 @@ from .tokens import Tokens
 LOCAL_TOKEN = "local-token"
 #: User of a local server without users.
 LOCAL = "local"
+#: What a request gives back at its end, in its scope.
+HELD = "scmamba.held"
+_AWAY = 3600.0  # seconds without a request after which a user signs in again
+_MOST = 10_000  # users and addresses that are remembered
+
+
+def network_of(address: str) -> str:
+    """The address whose requests are counted together: of IPv6 the network (/64), whose addresses one machine draws at will.
+
+    Parameters
+    ----------
+    address
+        Address of a client.
+    """
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if not isinstance(found, ipaddress.IPv6Address) or found.ipv4_mapped is not None:
+        return address
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
 
 
 class Limiter:
@@ -29,7 +51,7 @@ class Limiter:
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute, self.seen = per_minute, dict[str, deque[float]]()
-        self._lock = threading.Lock()
+        self._lock, self._pruned = threading.Lock(), 0.0
 
     def allow(self, key: str) -> bool:
         """Count a request; False if there were too many."""
@@ -40,7 +62,8 @@ class Limiter:
             if len(times) >= self.per_minute:
                 return False
             times.append(now)
-            if len(self.seen) > 10_000:
+            if len(self.seen) > _MOST and now - self._pruned > 1:
+                self._pruned = now
                 self.seen = {k: t for k, t in self.seen.items() if t and t[-1] > now - 60}
             return True
 
@@ -90,6 +113,8 @@ class Access:
     def __init__(self, settings: Settings, tokens: Tokens) -> None:
         self.settings, self.tokens = settings, tokens
         self.limiter = Limiter(settings.requests_per_minute)
+        self._open, self._lock = Counter[str](), threading.Lock()
+        self._last: dict[tuple[str, str], float] = {}
         self.local: LocalToken | None = None
         if not settings.needs_token and settings.tokens != "none":
             self.local = LocalToken(settings.data)
@@ -112,18 +137,51 @@ class Access:
         Raises
         ------
         HTTPException
-            401 without a valid token, 429 after too many requests.
+            401 without a valid token, 429 after too many requests, or with too many at once.
         """
         address = request.client.host if request.client else "unknown"
         name, problem = self._named(request.headers.get("authorization", ""))
         if name is None:
-            if not self.limiter.allow(f"refused {address}"):
+            if not self.limiter.allow(f"refused {network_of(address)}"):
                 raise HTTPException(429, "Too many requests; wait a minute.")
             audit("refused", address=address, reason=problem)
             raise HTTPException(401, problem)
-        if not self.limiter.allow(f"{name} {address}"):
+        if not self.limiter.allow(f"{name} {network_of(address)}"):
             raise HTTPException(429, "Too many requests; wait a minute.")
+        self._hold(name, request)
+        self._record(name, address)
         return name
+
+    def _hold(self, name: str, request: Request) -> None:
+        """Count the request among the user's open ones until it ends; event streams have a limit of their own."""
+        held = request.scope.get(HELD)
+        if held is None or request.scope["path"].endswith("/events"):
+            return
+        with self._lock:
+            if self._open[name] >= self.settings.requests_at_once:
+                raise HTTPException(
+                    429,
+                    f"{self._open[name]} requests of yours are open; wait until some have ended.",
+                )
+            self._open[name] += 1
+        held.append(lambda: self._give_back(name))
+
+    def _give_back(self, name: str) -> None:
+        with self._lock:
+            self._open[name] -= 1
+            if not self._open[name]:
+                del self._open[name]
+
+    def _record(self, name: str, address: str) -> None:
+        """A line in the audit log when a user comes from an address, and again after an hour without a request."""
+        with self._lock:
+            now = time.monotonic()
+            last = self._last.get((name, address))
+            self._last[name, address] = now
+            if len(self._last) > _MOST:
+                self._last = {who: t for who, t in self._last.items() if now - t < 60}
+        if last is None or now - last > _AWAY:
+            audit("signed in", name, address)
 
     def _named(self, header: str) -> tuple[str | None, str]:
         """The user of an ``Authorization`` header, or ``None`` and the reason."""

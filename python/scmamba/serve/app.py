@@ -48,10 +48,15 @@ def create_app(settings: Settings) -> FastAPI:
         shared.access.close()
 
     app = FastAPI(
-        title="scMamba", version=__version__, lifespan=life, docs_url=None, redoc_url=None
+        title="scMamba",
+        version=__version__,
+        lifespan=life,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # the address of a redirect would be the Host header
     )
     app.state.services = shared
-    app.add_middleware(Gate, settings=settings)
+    app.add_middleware(Gate, settings=settings, limiter=shared.access.limiter)
     app.add_exception_handler(Unavailable, service_unavailable)
     app.add_exception_handler(Exception, server_error)
     for routes in (health, models, jobs, references, uploads, page):
@@ -60,10 +65,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 async def service_unavailable(request: Request, error: Exception) -> JSONResponse:
-    """The queue cannot be reached: 503, and no word about where it is."""
+    """The queue or the tokens cannot be read: 503, and no word about where they are."""
     _log.warning("%s", error)
     return JSONResponse(
-        {"detail": "The job queue is temporarily unavailable; please retry."},
+        {"detail": "The server is temporarily unavailable; please retry."},
         503,
         headers={"Retry-After": "5"},
     )

@@ -1,6 +1,7 @@
 """A map of a finished job's cells for the page: two coordinates each, made on request.
 
-``python -m scmamba.serve.cell_map RESULT_FOLDER`` writes ``picture.json`` there, and the values of the genes; a separate process, so that the server stays small.
+``python -m scmamba.serve.cell_map RESULT_FOLDER [MAX_BYTES] [unconfined]`` writes ``picture.json`` there, and the values of the genes; a
+separate process, so that the server stays small.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..utils.atomic import atomic_path
 from ..utils.compiled_code import import_umap, private_folder
+from ..wire.scmb import missing_as_null
 from .map_values import column_values, write_genes
 
 if TYPE_CHECKING:
@@ -98,11 +100,13 @@ def main() -> None:
 
     import anndata
 
-    from .confinement import confine, first_to_go
+    from .confinement import confine, first_to_go, limit_memory
 
     warnings.filterwarnings("ignore")
     folder = Path(sys.argv[1])
     first_to_go()
+    for size in filter(str.isdigit, sys.argv[2:]):
+        limit_memory(int(size))
     kept: Path | None = None
     if "unconfined" not in sys.argv[2:]:
         # Only this program reads what is compiled here: a result that took it over could write there.
@@ -117,7 +121,7 @@ def main() -> None:
     picture = cell_map(adata)
     write_genes(adata[drawn_cells(adata)], folder)
     with atomic_path(folder / "picture.json") as path:
-        path.write_text(json.dumps(picture))
+        path.write_text(json.dumps(missing_as_null(picture), allow_nan=False))
 
 
 if __name__ == "__main__":

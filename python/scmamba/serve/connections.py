@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+from asyncio import constants
 from typing import Any
 
 import h11
@@ -77,20 +78,28 @@ class LimitedProtocol(H11Protocol):
             oldest._forget()
 
     def data_received(self, data: bytes) -> None:
-        """Pass data on; a head that is not whole keeps its time limit."""
+        """Pass data on; a head that is not whole keeps its time limit, and so does a body that is no longer read."""
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self.conn.their_state is h11.IDLE:
+        if self.conn.their_state is h11.IDLE or self._is_answered():
             self._await_head()
         else:
             self._end_head()
 
     def on_response_complete(self) -> None:
-        """A connection that is kept alive may be closed for another one."""
+        """A connection that is kept alive may be closed for another one; the rest of a body that was answered has a time limit."""
         super().on_response_complete()
-        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.IDLE:
             self.half_open[self] = None
+        elif self._is_answered():
+            self._await_head()
+
+    def _is_answered(self) -> bool:
+        """Whether the answer was sent before the whole request had come."""
+        return self.conn.our_state is h11.DONE
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -124,9 +133,10 @@ class LimitedProtocol(H11Protocol):
     def _head_late(self) -> None:
         self._head = None
         if not self.transport.is_closing():
-            self.transport.write(
-                b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-            )
+            if not self._is_answered():
+                self.transport.write(
+                    b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+                )
             self.transport.close()
 
     def _forget(self) -> None:
@@ -135,3 +145,14 @@ class LimitedProtocol(H11Protocol):
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None
+
+
+def limit_handshakes(seconds: float) -> None:
+    """Close connections whose TLS handshake takes longer: they come before the limits of :class:`LimitedProtocol`.
+
+    Parameters
+    ----------
+    seconds
+        Seconds a handshake may take; asyncio's own limit is a minute.
+    """
+    setattr(constants, "SSL_HANDSHAKE_TIMEOUT", seconds)  # noqa: B010

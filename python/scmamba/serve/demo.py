@@ -16,12 +16,13 @@ def main() -> None:
     """Write the file."""
     from ..datasets import brain_cohort
     from ..utils.atomic import atomic_path
+    from ..utils.h5_output import write_anndata
 
     with atomic_path(Path(sys.argv[1])) as path:
         cells = brain_cohort(NUCLEI, n_donors=DONORS, seed=0)
         for slot in (cells.uns, cells.varm):
             slot.clear()
-        cells.write_h5ad(path, compression="gzip")
+        write_anndata(cells, path, compression="gzip")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import HTTPException
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from .jobs import FINAL, Queue, Unavailable, public_view
 from .settings import Settings
@@ -43,8 +45,8 @@ class Streams:
         """Give the place back."""
         self._open[user] -= 1
 
-    async def follow(self, job: dict[str, Any], user: str) -> AsyncIterator[str]:
-        """The job's states until it ends. :meth:`take` a place first; it is given back at the end."""
+    async def follow(self, job: dict[str, Any]) -> AsyncIterator[str]:
+        """The job's states until it ends, for :class:`EventResponse`."""
         name, box = str(job["id"]), asyncio.Queue[dict[str, Any] | None](maxsize=100)
         self._watched.setdefault(name, set()).add(box)
         if self._reader is None or self._reader.done():
@@ -66,7 +68,6 @@ class Streams:
                 except (TimeoutError, asyncio.TimeoutError):
                     yield ": still here\n\n"
         finally:
-            self.give(user)
             self._watched[name].discard(box)
             if not self._watched[name]:
                 del self._watched[name]
@@ -82,3 +83,18 @@ class Streams:
                         with contextlib.suppress(asyncio.QueueFull):
                             box.put_nowait(found.get(name))
             await asyncio.sleep(_EACH)
+
+
+class EventResponse(StreamingResponse):
+    """A stream of events; its place (:meth:`Streams.take`) is given back however it ends, also if the client has gone before it began."""
+
+    def __init__(self, streams: Streams, job: dict[str, Any], user: str) -> None:
+        super().__init__(streams.follow(job), media_type="text/event-stream")
+        self._streams, self._user = streams, user
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the events."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams.give(self._user)

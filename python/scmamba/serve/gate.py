@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import re
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 from fastapi.responses import JSONResponse
 from starlette.datastructures import Headers
 
+from .access import HELD, Limiter, network_of
 from .audit import audit
 from .settings import Settings
 
@@ -31,16 +33,17 @@ HEADERS = {
 }
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 #: Paths whose HEAD is not that of their GET.
-_OWN_HEAD = ("/v2/uploads",)
-#: Bytes and seconds that the rest of a refused body may take.
-_REST, _REST_SECONDS = 256 << 20, 30.0
+_OWN_HEAD = re.compile(r"/v2/uploads/[^/]+")
+#: Bytes and seconds that the rest of a refused body may take, and how many are read at once.
+_REST, _REST_SECONDS, _RESTS = 256 << 20, 30.0, 50
+_LONGEST = 200  # characters of a path in the audit log
 
 
 class Gate:
     """Refuses DNS rebinding, cross-site requests and unknown proxies; answers HEAD as GET without a body."""
 
-    def __init__(self, app: Any, settings: Settings) -> None:
-        self.app, self.settings = app, settings
+    def __init__(self, app: Any, settings: Settings, limiter: Limiter) -> None:
+        self.app, self.settings, self.limiter = app, settings, limiter
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -50,16 +53,28 @@ class Gate:
         body = _Body(receive)
         answer = _Answer(scope, send, body)
         problem = self._forwarded(scope) or self._refusal(scope)
-        if problem is not None:
-            client = scope.get("client")
-            audit(
-                "refused", address=client[0] if client else None, reason=problem, path=scope["path"]
-            )
-            await JSONResponse({"detail": problem}, 403)(scope, body, answer)
-            return
-        if scope["method"] == "HEAD" and not scope["path"].startswith(_OWN_HEAD):
+        if scope["method"] == "HEAD" and not _OWN_HEAD.fullmatch(scope["path"]):
             scope = {**scope, "method": "GET"}
-        await self.app(scope, body, answer)
+        held: list[Callable[[], None]] = []
+        try:
+            if problem is not None:
+                await self._refuse(scope, problem)(scope, body, answer)
+            else:
+                await self.app({**scope, HELD: held}, body, answer)
+        except Exception:
+            if not answer.ended:  # the rest of an answer to HEAD is not sent
+                raise
+        finally:
+            for give_back in held:
+                give_back()
+
+    def _refuse(self, scope: Message, problem: str) -> JSONResponse:
+        """The answer to a request that may not pass; it counts against the limit of its address, and so does its line in the log."""
+        address = scope["client"][0] if scope.get("client") else "unknown"
+        if not self.limiter.allow(f"refused {network_of(address)}"):
+            return JSONResponse({"detail": "Too many requests; wait a minute."}, 429)
+        audit("refused", address=address, reason=problem, path=scope["path"][:_LONGEST])
+        return JSONResponse({"detail": problem}, 403)
 
     def _forwarded(self, scope: Message) -> str | None:
         """Trust the headers of the proxy only."""
@@ -72,7 +87,9 @@ class Gate:
             return None
         if not self.settings.is_proxy(peer):
             return None if health else "This server answers to its proxy only."
-        chain = [part.strip() for part in headers.get("x-forwarded-for", "").split(",") if part]
+        # A proxy may append its line to those of the client instead of merging them.
+        lines = ",".join(headers.getlist("x-forwarded-for"))
+        chain = [part.strip() for part in lines.split(",") if part.strip()]
         for address in reversed(chain):
             if not self.settings.is_proxy(address):
                 scope["client"] = (address[:64], 0)
@@ -98,7 +115,7 @@ class Gate:
             return "A page of another site may not use this server (Sec-Fetch-Site)."
         # Without its host name, the proxy leaves the browser's own judgement.
         trusted = self.settings.proxy is not None and site == "same-origin"
-        if origin is not None and urlsplit(origin).netloc not in named and not trusted:
+        if origin is not None and _site_of(origin) not in named and not trusted:
             return "A page of another site may not use this server (Origin)."
         return None
 
@@ -117,8 +134,18 @@ def _is_local(host: str, own: str) -> bool:
         return False
 
 
+def _site_of(origin: str) -> str:
+    """Host and port of an ``Origin`` header; no name at all if it is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return "invalid origin"
+
+
 class _Body:
     """The body of a request, with a flag for its end."""
+
+    discarding = 0  # bodies whose rest is being read
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self.ended = receive, False
@@ -130,19 +157,32 @@ class _Body:
         return message
 
     async def discard(self) -> None:
-        """Read the rest: otherwise a client that is still sending gets a broken connection instead of the reason."""
+        """Read the rest: otherwise a client that is still sending gets a broken connection instead of the reason.
+
+        Strangers could hold connections in this way, so only some are waited for at once.
+        """
+        if _Body.discarding >= _RESTS:
+            return
+        _Body.discarding += 1
         size, end = 0, time.monotonic() + _REST_SECONDS
-        with contextlib.suppress(Exception):
-            while not self.ended and size < _REST and time.monotonic() < end:
-                message = await asyncio.wait_for(self(), 1.0)
-                size += len(message.get("body", b""))
+        try:
+            with contextlib.suppress(Exception):
+                while not self.ended and size < _REST and time.monotonic() < end:
+                    message = await asyncio.wait_for(self(), 1.0)
+                    size += len(message.get("body", b""))
+        finally:
+            _Body.discarding -= 1
+
+
+class _Ended(Exception):
+    """The answer is complete; what would follow is not needed."""
 
 
 class _Answer:
-    """The answer on its way: its headers, no body for HEAD, and the rest of a refused upload."""
+    """The answer on its way: its headers, nothing else for HEAD, and the rest of a refused upload."""
 
     def __init__(self, scope: Message, send: Send, body: _Body) -> None:
-        self._send, self._body = send, body
+        self._send, self._body, self.ended = send, body, False
         self._head = scope["method"] == "HEAD"
         self._sending = scope["method"] in ("POST", "PATCH")
 
@@ -160,6 +200,8 @@ class _Answer:
                     if k.lower().encode() not in there
                 ),
             ]
-        elif message["type"] == "http.response.body" and self._head:
-            message = {**message, "body": b""}
         await self._send(message)
+        if self._head:  # a stream of events or a large file would go on
+            self.ended = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            raise _Ended

@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,10 @@ class Queue:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._make()
+        try:
+            self._make()
+        except Damaged:  # it was damaged while no server ran
+            self.recover()
 
     def _make(self) -> None:
         """The tables, with the columns of this version."""
@@ -136,6 +139,10 @@ class Queue:
         if not self.check():
             return
         target = self.folder / "queue.backup.sqlite"
+        for left in self.folder.glob(f".{target.name}.*"):  # by a server that was killed
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > 3600:
+                    left.unlink()
         part = target.with_name(f".{target.name}.{os.getpid()}")
         part.unlink(missing_ok=True)
         with self._open() as db, closing(sqlite3.connect(part)) as copy:
@@ -195,12 +202,18 @@ class Queue:
         ``job`` is a name from :meth:`name_of`, ``digest`` that of the request. Returns ``None`` if the job is there already.
         """
         job = job or secrets.token_urlsafe(12)
-        values = (job, user, task, model, json.dumps(options), str(upload), time.time())
+        values = (job, user, task, model, json.dumps(options), str(upload))
         with self._open() as db:
+            # Of one user the oldest job is next, also if the clock was set back meanwhile.
+            last = db.execute(
+                "SELECT MAX(created) AS newest FROM jobs WHERE user = ? AND state = 'queued'",
+                (user,),
+            ).fetchone()["newest"]
+            now = time.time() if last is None else max(time.time(), last + 1e-6)
             added = db.execute(
                 "INSERT INTO jobs (id, user, task, model, options, upload, state, created, warnings, digest) "
                 "VALUES (?,?,?,?,?,?,'queued',?,?,?) ON CONFLICT (id) DO NOTHING",
-                (*values, json.dumps(list(warnings)), digest),
+                (*values, now, json.dumps(list(warnings)), digest),
             ).rowcount
         return job if added else None
 
@@ -249,7 +262,8 @@ class Queue:
     def claim(self, worker: str) -> dict[str, Any] | None:
         """The next job: users take turns, those with fewer running ones first; of one user the oldest.
 
-        Turns are kept apart from the jobs, so that deleting one's finished jobs does not bring one to the front.
+        Turns are kept apart from the jobs, so that deleting one's finished jobs does not bring one to the front. They are counted, not
+        timed: with a clock that was set back, users whose turn was before would wait until it has caught up.
         """
         with self._open() as db:
             db.execute("BEGIN IMMEDIATE")
@@ -259,15 +273,15 @@ class Queue:
                 "ORDER BY COALESCE(r.n, 0), COALESCE(t.at, 0), q.created LIMIT 1"
             ).fetchone()
             if row is not None:
-                now = time.time()
                 db.execute(
                     "UPDATE jobs SET state='running', worker=?, attempts=attempts+1, started=?, beat=0, done=0, "
                     "messages='[]' WHERE id=?",
-                    (worker, now, row["id"]),
+                    (worker, time.time(), row["id"]),
                 )
+                last = db.execute("SELECT MAX(at) AS turn FROM turns").fetchone()["turn"]
                 db.execute(
                     "INSERT INTO turns VALUES (?,?) ON CONFLICT (user) DO UPDATE SET at=excluded.at",
-                    (row["user"], now),
+                    (row["user"], (last or 0) + 1),
                 )
             db.execute("COMMIT")
         return None if row is None else self.get(row["id"])
@@ -385,6 +399,11 @@ class Queue:
         """Delete one job."""
         with self._open() as db:
             db.execute("DELETE FROM jobs WHERE id = ?", (job,))
+
+    def ids(self) -> set[str]:
+        """Names of all jobs."""
+        with self._open() as db:
+            return {row["id"] for row in db.execute("SELECT id FROM jobs")}
 
     def uploads(self) -> set[str]:
         """Paths of the uploads of all jobs."""

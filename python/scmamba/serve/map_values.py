@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Columns, and distinct values of a column, by which the page can color.
 COLUMNS, LEVELS = 100, 200
+#: Characters of a gene's name: the server reads all names at once.
+LONGEST = 60
 
 
 def column_values(adata: AnnData) -> dict[str, dict[str, Any]]:
@@ -80,7 +82,8 @@ def write_genes(adata: AnnData, folder: Path) -> None:
                 file.write(columns.data[first:last].astype("<f4").tobytes())
                 at += 6 * int(last - first)
             about[name] = [*starts, at]
-    text = {"genes": list(map(str, adata.var_names)), "cells": adata.n_obs, "places": about}
+    names = [str(name)[:LONGEST] for name in adata.var_names]
+    text = {"genes": names, "cells": adata.n_obs, "places": about}
     (folder / "genes.json").write_text(json.dumps(text))
 
 
@@ -99,7 +102,8 @@ def gene_values(folder: Path, gene: str) -> dict[str, Any] | list[str]:
     ``gene``, ``measured`` and, after imputation, ``imputed``; a list of genes with a similar name if there is none of this name.
     """
     about = json.loads((folder / "genes.json").read_text())
-    wanted, names = gene.casefold(), about["genes"]
+    gene, names = gene[:LONGEST], about["genes"]
+    wanted = gene.casefold()
     places = [k for k, name in enumerate(names) if name == gene]
     places = places or [k for k, name in enumerate(names) if name.casefold() == wanted]
     if not places:

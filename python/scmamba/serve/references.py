@@ -9,6 +9,8 @@ import re
 import secrets
 from pathlib import Path
 
+from .disk import sync_folder
+
 _NAME = re.compile(r"[A-Za-z0-9_-]{16}")
 
 
@@ -26,6 +28,8 @@ class References:
         name = secrets.token_urlsafe(12)
         self._own(user).mkdir(parents=True, exist_ok=True)
         os.replace(upload, self._own(user) / name)
+        for folder in (self._own(user), self.folder, self.folder.parent):
+            sync_folder(folder)
         return name
 
     def path(self, name: str, user: str) -> Path | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..utils.h5_output import write_anndata
 from ..wire.tables import Tables, plain_frame, plain_value, write_tables
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ def _write_cells(adata: AnnData, task: str, folder: Path) -> None:
             "i": np.asarray(slots["i"]),
             "p": np.asarray(slots["p"]),
         }
+        if (
+            adata.uns["scmamba"]["impute"].get("params", {}).get("sd")
+        ):  # of the same entries as the values
+            arrays["sd"] = np.asarray(layer_slots(adata, "scmamba_sd")["x"])
     if task == "embed":
         arrays["embedding"] = np.asarray(adata.obsm["X_scmamba"], dtype=np.float64)
     columns = {
@@ -53,7 +58,7 @@ def _write_cells(adata: AnnData, task: str, folder: Path) -> None:
         "provenance": json.loads(json.dumps(dict(adata.uns["scmamba"][task]), default=plain_value)),
     }
     write(folder / "result.scmb", header, arrays)
-    adata.write_h5ad(folder / "result.h5ad")
+    write_anndata(adata, folder / "result.h5ad")
 
 
 def _write_model(model: Model, card: str, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -16,7 +17,7 @@ from .references import References
 from .settings import Settings
 from .supervisor import Supervisor
 from .tokens import Tokens
-from .uploads import Places, Uploads
+from .uploads import Places, Upload, Uploads, received
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Services:
     places: Places = field(default_factory=Places)
     #: One map of cells is drawn at a time.
     drawing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    #: The names of the genes of one map are read at a time; they may take much memory.
+    reading: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 def make_services(settings: Settings) -> Services:
@@ -78,3 +81,20 @@ def known_model(name: str) -> str:
             404, f"There is no model '{name[:60]}' here; available: {', '.join(list_models())}."
         )
     return name
+
+
+def sent_file(
+    shared: Services, request: Request, who: str, upload: str | None
+) -> AbstractAsyncContextManager[Upload]:
+    """The file of a request: its body, or an upload that was sent before.
+
+    Parameters
+    ----------
+    shared, request, who
+        The server, the request and its user.
+    upload
+        Name of the upload, if the body is not the file.
+    """
+    if upload is None:
+        return received(request, shared.settings, who)
+    return shared.uploads.taken(upload, who)

@@ -44,6 +44,8 @@ class Settings:
         Open connections; beyond it the oldest one without a complete request is closed.
     head_seconds
         Seconds the head of a request may take.
+    requests_at_once
+        Open requests of one user, event streams apart.
     streams_per_user, max_streams
         Event streams of one user, and of all.
     confine
@@ -69,6 +71,7 @@ class Settings:
     user_bytes: int = 100 << 30
     max_connections: int = 1000
     head_seconds: float = 20.0
+    requests_at_once: int = 100
     streams_per_user: int = 20
     max_streams: int = 1000
     confine: bool = True

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from ..utils.threads import available_cores
 from .confinement import available
+from .disk import has_room
 from .environment import clean_environment
-from .job_files import discard
+from .job_files import discard, forget_strays
 from .jobs import SILENT, Damaged, Queue, Unavailable
 from .postgres import VARIABLE
 from .references import References
@@ -117,8 +118,7 @@ class Supervisor:
         """Whether the supervisor has seen the queue and the workers within the last minute, and the disk has room."""
         if self.settings.workers and time.monotonic() - self._fine > 60:
             return False
-        about = os.statvfs(self.settings.data)
-        return about.f_bavail * about.f_frsize > 1 << 20
+        return has_room(self.settings.data)
 
     def confinement(self) -> list[str]:
         """How jobs are confined here."""
@@ -246,6 +246,7 @@ class Supervisor:
         before = time.time() - 86400 * self.settings.keep_days
         for job in self.queue.forget(before):
             discard(self.settings, job)
+        forget_strays(self.settings, self.queue, before)
         uploads = Uploads(self.settings)
         uploads.forget(time.time() - KEPT)
         uploads.forget_strays(self.queue)

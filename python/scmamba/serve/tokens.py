@@ -26,10 +26,16 @@ from typing import Any
 from filelock import FileLock
 
 from ..utils.atomic import atomic_path
+from ..utils.errors import ScMambaError
 from .audit import audit, start_logging
+from .jobs import Unavailable
 
 _NAME = re.compile(r"[A-Za-z0-9_.@-]{1,64}")
 _LONGEST = 3650  # days
+
+
+class Unreadable(Unavailable):
+    """The file of the tokens is damaged; nobody is let in until it is repaired."""
 
 
 class Tokens:
@@ -57,8 +63,20 @@ class Tokens:
             # The file is replaced as a whole: its number changes even if two changes have one time.
             changed = (about.st_mtime_ns, about.st_ino, about.st_size)
             if changed != self._read_at:
-                self._entries, self._read_at = json.loads(self.path.read_text()), changed
+                self._entries, self._read_at = self._parse(self.path.read_text()), changed
             return self._entries
+
+    def _parse(self, text: str) -> list[dict[str, Any]]:
+        try:
+            return [
+                {"user": str(e["user"]), "hash": str(e["hash"]), "ends": float(e["ends"])}
+                for e in json.loads(text)
+            ]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise Unreadable(
+                f"{self.path} is damaged: it was edited by hand, or comes from another program. Restore it from a backup, or move it "
+                "away and make new tokens with: python -m scmamba.serve.tokens add NAME --data DIR"
+            ) from error
 
     def add(self, user: str, days: float) -> str:
         """Make a token for a user.
@@ -141,6 +159,13 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=90, help="days until a new token ends")
     arguments = parser.parse_args()
     os.umask(0o077)
+    try:
+        _run(parser, arguments)
+    except ScMambaError as error:
+        parser.error(str(error))
+
+
+def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     tokens = Tokens(arguments.data)
     if arguments.what == "list":
         for entry in tokens.entries():

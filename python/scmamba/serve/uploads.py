@@ -12,9 +12,12 @@ import re
 import secrets
 import shutil
 import sys
+import threading
 import time
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -22,10 +25,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
+from .audit import audit
+from .disk import sync_folder
 from .environment import clean_environment
 from .memory import job_memory
 from .quota import used_bytes
 from .settings import Settings
+from .validation import plain
 
 if TYPE_CHECKING:
     from .jobs import Queue
@@ -35,7 +41,7 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{16}")
 SLOWEST = 4096
 #: Seconds after which an interrupted upload is deleted.
 KEPT = 86_400
-_LOOKS = 4  # confined processes at once
+_LOOKS, _OWN_LOOKS = 4, 2  # confined processes at once, of all users and of one
 _STRAY = 3600.0  # seconds after which a file without a job is one that a killed server left behind
 
 Found = dict[str, Any]
@@ -60,6 +66,9 @@ class Upload:
     digest: str
 
 
+_WAIT = "You have {} unfinished jobs and uploads; wait until some are done."
+
+
 class Places:
     """Running uploads count as jobs, so that the limit of waiting jobs includes them."""
 
@@ -67,13 +76,10 @@ class Places:
         self.taken: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def hold(self, who: str, others: int, limit: int) -> Iterator[None]:
+    def hold(self, who: str, others: int, limit: int, full: str = _WAIT) -> Iterator[None]:
         """A place for one upload; 429 if there is none."""
         if others + self.taken[who] >= limit:
-            raise HTTPException(
-                429,
-                f"You have {others + self.taken[who]} unfinished jobs and uploads; wait until some are done.",
-            )
+            raise HTTPException(429, full.format(others + self.taken[who]))
         self.taken[who] += 1
         try:
             yield
@@ -81,14 +87,15 @@ class Places:
             self.taken[who] -= 1
 
 
-async def digest_body(request: Request, limit: int = 64 << 30) -> str:
-    """SHA-256 of a body that is not kept."""
+async def digest_body(request: Request, settings: Settings) -> str:
+    """SHA-256 of a body that is not kept; refuses what :func:`received` would refuse."""
+    check_kind(request)
     found, size = hashlib.sha256(), 0
-    async for chunk in request.stream():
+    async for chunk in chunks(request, settings):
         found.update(chunk)
         size += len(chunk)
-        if size > limit:
-            break
+        if size > settings.max_upload:
+            raise too_large(settings)
     return found.hexdigest()
 
 
@@ -171,63 +178,87 @@ def over_quota(settings: Settings) -> HTTPException:
     )
 
 
+#: Bytes of the files of each user that are on their way: received or inspected, and not yet in the queue.
 _arriving: Counter[str] = Counter()
 
 
-@contextlib.contextmanager
-def _reserve(who: str, claimed: int, used: int, settings: Settings) -> Iterator[int]:
-    """Room for an upload of a user within the quota; yields the bytes that are left for it."""
-    left = settings.user_bytes - used - _arriving[who]
-    if left < claimed or left <= 0:
-        raise over_quota(settings)
-    _arriving[who] += claimed
-    try:
-        yield left
-    finally:
-        _arriving[who] -= claimed
+class _Room:
+    """Room within a user's quota for a file, from its first byte until its job is in the queue."""
+
+    def __init__(self, who: str, settings: Settings) -> None:
+        self._who, self._settings = who, settings
+        self._key, self._size, self._used = f"{settings.data} {who}", 0, 0
+
+    async def look(self) -> None:
+        """Read what the user's other files take; files that arrived meanwhile are among them."""
+        self._used = await asyncio.to_thread(used_bytes, self._who, self._settings)
+        self.need(0)
+
+    def need(self, size: int) -> None:
+        """Take room for so many bytes in all; 507 if there is none."""
+        _arriving[self._key] += max(0, size - self._size)
+        self._size = max(size, self._size)
+        if self._used + _arriving[self._key] > self._settings.user_bytes:
+            raise over_quota(self._settings)
+
+    def close(self) -> None:
+        """Give the room back."""
+        _arriving[self._key] -= self._size
+        self._size = 0
 
 
-async def receive(request: Request, settings: Settings, who: str) -> Upload:
-    """Stream the body to disk, never holding it; refuses what is too large before and while it is received."""
+@asynccontextmanager
+async def received(request: Request, settings: Settings, who: str) -> AsyncIterator[Upload]:
+    """The body, streamed to disk and never held; refuses what is too large before and while it is received.
+
+    It counts as the user's until the block has ended, and is deleted if the block fails.
+    """
     check_kind(request)
     folder = settings.data / "uploads"
     claimed = check_claim(request.headers.get("content-length"), settings, folder)
-    used = await asyncio.to_thread(used_bytes, who, settings)
-    path, size, digest = folder / secrets.token_hex(16), 0, hashlib.sha256()
+    path, room = folder / secrets.token_hex(16), _Room(who, settings)
     try:
-        with _disk(), _reserve(who, claimed, used, settings) as left, open(path, "xb") as file:
-            async for chunk in chunks(request, settings):
-                size += len(chunk)
-                if size > settings.max_upload:
-                    raise too_large(settings)
-                if size > left:
-                    raise over_quota(settings)
-                digest.update(chunk)
-                file.write(chunk)
-            file.flush()
-            await asyncio.to_thread(sync, file.fileno(), folder)
-        if size == 0:
-            raise HTTPException(400, "Nothing was sent; the file is the body of the request.")
+        room.need(claimed)
+        await room.look()
+        size, digest = await _keep(request, settings, path, room)
+        await room.look()
+        yield Upload(path, size, digest)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    return Upload(path, size, digest.hexdigest())
+    finally:
+        room.close()
+
+
+async def _keep(request: Request, settings: Settings, path: Path, room: _Room) -> tuple[int, str]:
+    """Write the body to a new file; its size and SHA-256."""
+    size, digest = 0, hashlib.sha256()
+    with _disk(), open(path, "xb") as file:
+        async for chunk in chunks(request, settings):
+            size += len(chunk)
+            if size > settings.max_upload:
+                raise too_large(settings)
+            room.need(size)
+            digest.update(chunk)
+            file.write(chunk)
+        file.flush()
+        await asyncio.to_thread(sync, file.fileno(), path.parent)
+    if size == 0:
+        raise HTTPException(400, "Nothing was sent; the file is the body of the request.")
+    return size, digest.hexdigest()
 
 
 def sync(handle: int, folder: Path) -> None:
     """Bring a file and the entry of its folder to the disk."""
     os.fsync(handle)
-    entry = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
+    sync_folder(folder)
 
 
 _looking: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+_own_looking: weakref.WeakValueDictionary[str, asyncio.Semaphore] = weakref.WeakValueDictionary()
 
 
-async def inspect_upload(path: Path, settings: Settings, *wanted: str) -> Found:
+async def inspect_upload(path: Path, settings: Settings, *wanted: str, who: str = "") -> Found:
     """Inspect the upload in a confined process; 422 with a sentence if it is refused.
 
     Parameters
@@ -236,8 +267,12 @@ async def inspect_upload(path: Path, settings: Settings, *wanted: str) -> Found:
         The file, and the limits it must keep to.
     *wanted
         ``"columns"``: the columns of its cells as well.
+    who
+        Its user, who cannot occupy all of these processes.
     """
-    async with _looking.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_LOOKS)):
+    loop = asyncio.get_running_loop()
+    own = _own_looking.setdefault(f"{id(loop)} {who}", asyncio.Semaphore(_OWN_LOOKS))
+    async with own, _looking.setdefault(loop, asyncio.Semaphore(_LOOKS)):
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -265,6 +300,8 @@ async def inspect_upload(path: Path, settings: Settings, *wanted: str) -> Found:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
     if "error" in found:
+        if who:
+            audit("upload refused", who, reason=plain(found["error"], 300))
         raise HTTPException(422, found["error"])
     return dict(found)
 
@@ -278,6 +315,8 @@ class Uploads:
     def __init__(self, settings: Settings) -> None:
         self.settings, self.folder = settings, settings.data / "parts"
         self.turns: Counter[Path] = Counter()
+        self._creating = threading.Lock()
+        self._used = weakref.WeakValueDictionary[str, asyncio.Lock]()
 
     def _own(self, who: str) -> Path:
         return self.folder / hashlib.sha256(who.encode()).hexdigest()[:32]
@@ -287,24 +326,47 @@ class Uploads:
         if length is None or not re.fullmatch(r"[0-9]{1,18}", length) or int(length) == 0:
             raise HTTPException(400, "Upload-Length must be the number of bytes that will be sent.")
         own = self._own(who)
-        claimed, used = check_claim(length, self.settings, own), used_bytes(who, self.settings)
-        with _reserve(who, claimed, used, self.settings):
-            pass  # from here on its length counts
-        if len(list(own.glob("*.length"))) >= self.settings.jobs_per_user:
-            raise HTTPException(
-                429, f"You have {self.settings.jobs_per_user} uploads here; use or delete some."
-            )
+        claimed = check_claim(length, self.settings, own)
         name = secrets.token_urlsafe(12)
-        (own / name).touch()
-        (own / f"{name}.length").write_text(length)
+        with self._creating, _disk():  # requests that come at once must not find the same room
+            used = used_bytes(who, self.settings) + _arriving[f"{self.settings.data} {who}"]
+            if used + claimed > self.settings.user_bytes:
+                raise over_quota(self.settings)
+            if len(list(own.glob("*.length"))) >= self.settings.jobs_per_user:
+                raise HTTPException(
+                    429, f"You have {self.settings.jobs_per_user} uploads here; use or delete some."
+                )
+            (own / name).touch()
+            (own / f"{name}.length").write_text(length)  # from here on it counts
         return name
+
+    def alone(self, name: str | None, who: str) -> AbstractAsyncContextManager[Any]:
+        """Requests for the same upload wait for each other here; without one nothing waits."""
+        if name is None:
+            return contextlib.nullcontext()
+        return self._used.setdefault(f"{who}/{name}", asyncio.Lock())
+
+    @asynccontextmanager
+    async def taken(self, name: str, who: str) -> AsyncIterator[Upload]:
+        """The whole file, where jobs have theirs. If the block fails, the upload stays, unless the file was refused."""
+        sent = await asyncio.to_thread(self.take, name, who)
+        try:
+            yield sent
+        except BaseException as error:
+            sent.path.unlink(missing_ok=True)
+            if isinstance(error, HTTPException) and error.status_code == 422:
+                self.remove(name, who)
+            raise
+        self.remove(name, who)
 
     def find(self, name: str, who: str) -> tuple[Path, int, int]:
         """Its file, the bytes received and the bytes expected; 404 if the user has no such upload."""
         path = self._own(who) / name
-        if not _NAME.fullmatch(name) or not path.is_file():
-            raise HTTPException(404, "There is no such upload of yours; it may have been deleted.")
-        return path, path.stat().st_size, int((path.parent / f"{name}.length").read_text())
+        if _NAME.fullmatch(name):
+            with contextlib.suppress(FileNotFoundError):  # deleted at this moment
+                length = int((path.parent / f"{name}.length").read_text() or 0)
+                return path, path.stat().st_size, length
+        raise HTTPException(404, "There is no such upload of yours; it may have been deleted.")
 
     def look(self, name: str, who: str) -> tuple[int, int]:
         """Offset and length. A connection that still hangs may not write from here on."""
@@ -323,7 +385,7 @@ class Uploads:
             file.seek(here)
             async for chunk in chunks(request, self.settings):
                 # Another server of the folder may have continued it: then the file is longer than what was written here.
-                if self.turns[path] != turn or not path.is_file() or path.stat().st_size != here:
+                if self.turns[path] != turn or _size_of(path) != here:
                     raise HTTPException(409, "The upload is being continued elsewhere.")
                 if here + len(chunk) > length:
                     raise HTTPException(
@@ -334,7 +396,7 @@ class Uploads:
         return here
 
     def take(self, name: str, who: str) -> Upload:
-        """The whole file, moved to where jobs have theirs."""
+        """The whole file under a second name, where jobs have theirs; its own it keeps until it is removed."""
         path, offset, length = self.find(name, who)
         if offset != length:
             raise HTTPException(
@@ -342,8 +404,13 @@ class Uploads:
             )
         target = self.settings.data / "uploads" / secrets.token_hex(16)
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.rename(target)
-        self.remove(name, who)
+        try:
+            os.link(path, target)
+        except FileNotFoundError as error:
+            raise HTTPException(404, "There is no such upload of yours.") from error
+        except OSError:  # a disk without second names
+            path.rename(target)
+        os.utime(target)  # or it would seem to be left behind, if it came long ago
         with open(target, "rb") as file:
             sync(file.fileno(), target.parent)
         return Upload(target, length, name)
@@ -382,3 +449,11 @@ def _write(file: BinaryIO, chunk: bytes) -> None:
     view = memoryview(chunk)
     while len(view):
         view = view[file.write(view) :]
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; -1 if it is not there."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1

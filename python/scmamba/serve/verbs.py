@@ -403,10 +403,16 @@ def _beyond(name: str, value: Any, option: ServedOption) -> str | None:
             None if fits else f"option '{name}' must give a list of gene names for each cell type"
         )
     if isinstance(value, list) and name == "ratios":
-        fits = len(value) <= 100 and all(
-            isinstance(v, (int, float)) and not isinstance(v, bool) and 0 < v <= 1 for v in value
+        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in value)
+        if len(value) > 100 or not numbers:
+            return "option 'ratios' must be a list of shares between 0 and 1"
+        bad = [v for v in value if not 0 < v <= 1]
+        # The sentence of robustness(), so that both backends of R give the same.
+        return (
+            f"ratios must be shares of the cells, above 0 and up to 1; found {bad[0]:g}"
+            if bad
+            else None
         )
-        return None if fits else "option 'ratios' must be a list of shares between 0 and 1"
     if isinstance(value, list) and not all(isinstance(v, str) for v in value):
         return f"option '{name}' must be a list of names"
     return None

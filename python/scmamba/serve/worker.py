@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from .._version import __version__
 from ..utils.errors import DataError, ScMambaError
 from .confinement import confine, die_with_parent, first_to_go, limit_memory
+from .disk import has_room, sync_folder
 from .jobs import Queue, Unavailable
 from .memory import job_memory, resident
 from .postgres import PostgresQueue, open_queue
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 _BEAT = 1.0  # seconds between two beats
 _TICK = 0.05
 _REPORTS, _LONGEST = 100, 1000  # messages of a verb that a job keeps, and their characters
+_AGAIN = 5.0  # seconds until a worker that found no room for a job takes the next one
 _INSIST = 120.0  # seconds of retries to record the end of a job in an unavailable queue
 
 
@@ -198,6 +200,7 @@ def _child(job: dict[str, Any], settings: Settings, work: Path, pipe: int, threa
         confine(read=[*files, *_shared_folders()], write=[work])
     _progress.listener = listen
     _progress.speaker = lambda text: _say(pipe, {"report": text[:_LONGEST]})
+    _progress.speak_warnings()
     state, message = compute(job, settings, work / "result")
     _say(pipe, {"state": state, "message": message})
 
@@ -211,13 +214,20 @@ def _shared_folders() -> list[Path]:
     """Folders that all jobs read: models, and compiled kernels."""
     from ..model.hub import model_folder
 
-    return [p for p in (model_folder(), _kernel_folder()) if p.is_dir()]
+    return [p for p in (model_folder(), _kernel_folder(), *_function_folders()) if p.is_dir()]
 
 
 def _kernel_folder() -> Path:
     from ..ops.cpu.jit import cache_folder
 
     return Path(os.environ.get("NUMBA_CACHE_DIR") or cache_folder())
+
+
+def _function_folders() -> list[Path]:
+    from .. import data, deg, doublets
+    from ..utils.compiled_code import functions_folder
+
+    return [functions_folder(Path(str(p.__file__)).parent) for p in (data, deg, doublets)]
 
 
 def _set_threads(number: int) -> None:
@@ -266,6 +276,11 @@ def run_job(
         return
     except FileNotFoundError:  # deleted in the meantime
         _end(queue, job, worker, "failed", "The job was deleted.")
+        return
+    except OSError:  # no room for its folder: it waits, uncounted
+        traceback.print_exc()
+        _insist(lambda: queue.give_back(worker))
+        time.sleep(_AGAIN)
         return
     threads = threads or torch.get_num_threads()
     reader, writer = os.pipe()
@@ -428,11 +443,8 @@ def settle(result: Path, target: Path) -> None:
             sync(opened.fileno(), result)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(result, target)
-    entry = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
+    sync_folder(target.parent)
+    sync_folder(target.parent.parent)
 
 
 def _end(
@@ -443,7 +455,11 @@ def _end(
     message: str,
     reported: list[str] | None = None,
 ) -> bool:
-    return bool(_insist(lambda: queue.finish(job["id"], worker, state, message, reported)))
+    if ended := _insist(lambda: queue.finish(job["id"], worker, state, message, reported)):
+        return True
+    # An answer of the database may be lost after it has recorded the end.
+    now = _insist(lambda: queue.get(job["id"])) if ended is False else None
+    return now is not None and (now["state"], now["worker"]) == (state, worker)
 
 
 def _insist(act: Callable[[], Any]) -> Any:
@@ -465,7 +481,8 @@ def preload(settings: Settings) -> int:
     import anndata  # noqa: F401
 
     from .. import annotation, deg, doublets, embedding, imputation, training  # noqa: F401
-    from ..ops.cpu.jit import kernels, tolerate_bad_cache
+    from ..ops.cpu.jit import kernels
+    from ..utils.compiled_code import tolerate_bad_cache
 
     with contextlib.suppress(ImportError):
         from numba.core.caching import FunctionCache
@@ -495,7 +512,8 @@ def warm(settings: Settings, threads: int) -> None:
 
     It computes with simulated cells, nothing that anybody sent.
     """
-    mark = _kernel_folder() / f"warmed-{__version__}"
+    made = "-".join(folder.name.rpartition("-")[2] for folder in _function_folders())
+    mark = _kernel_folder() / f"warmed-{__version__}-{made}"
     if mark.exists():
         return
     here = os.getpid()
@@ -536,6 +554,19 @@ def hold_lock(settings: Settings, name: str) -> int:
     return handle
 
 
+def next_job(queue: Queue, settings: Settings, name: str) -> dict[str, Any] | None:
+    """The next job of a worker; none while the disk is full, since its result would find no room.
+
+    Parameters
+    ----------
+    queue, settings
+        Of the server.
+    name
+        Name of this worker.
+    """
+    return queue.claim(name) if has_room(settings.data) else None
+
+
 def main() -> None:
     """Work until stopped or until the server is gone."""
     settings, name, parent = Settings.load(sys.argv[1]), sys.argv[2], int(sys.argv[3])
@@ -553,7 +584,7 @@ def main() -> None:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(-1, os.WNOHANG)  # the process that warmed the cache
         try:
-            job = queue.claim(name)
+            job = next_job(queue, settings, name)
         except Unavailable:
             time.sleep(1)
             continue

@@ -156,3 +156,13 @@ def test_options_of_a_job_are_shown(app, cells):
     place = f"/v2/models/brain-mini/doublets?options={text}"
     job = app.ask("POST", place, (app.data / "cells.h5ad").read_bytes()).json["id"]
     assert app.ask("GET", f"/v2/jobs/{job}").json["options"] == wanted
+
+
+def test_long_names_of_genes_are_cut_for_the_map(cells, tmp_path):
+    """The server reads all names at once: a file may hold a hundred thousand of a megabyte."""
+    cells.var_names = ["G" * 1000 + str(k) for k in range(cells.n_vars - 1)] + ["GAD1"]
+    map_values.write_genes(cells, tmp_path)
+    names = json.loads((tmp_path / "genes.json").read_text())["genes"]
+    assert max(map(len, names)) == 60
+    assert map_values.gene_values(tmp_path, "g" * 1000)["gene"] == "G" * 60
+    assert map_values.gene_values(tmp_path, "gad1")["gene"] == "GAD1"

@@ -395,3 +395,14 @@ def test_a_map_is_written_next_to_its_result(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "picture.json").read_text()) == picture.cell_map(
         ad.read_h5ad(tmp_path / "result.h5ad")
     )
+
+
+def test_the_process_of_a_map_has_a_memory_limit(tmp_path):
+    h5ad(tmp_path, obsm={"X_scmamba": np.array([[0.0, 1], [2, 0], [5, 5]])}).rename(
+        tmp_path / "result.h5ad"
+    )
+    command = [sys.executable, "-m", "scmamba.serve.cell_map", str(tmp_path)]
+    little = subprocess.run([*command, str(50 << 20)], capture_output=True)
+    assert little.returncode != 0 and not (tmp_path / "picture.json").exists()
+    enough = subprocess.run([*command, str(4 << 30)], capture_output=True, text=True)
+    assert enough.returncode == 0 and (tmp_path / "picture.json").exists(), enough.stderr

@@ -52,6 +52,29 @@ def test_jobs_of_one_user_keep_their_order(queue):
     assert [queue.claim(f"w{i}")["id"] for i in range(5)] == sent
 
 
+def test_turns_do_not_depend_on_the_clock(queue, monkeypatch):
+    """The clock is set back by two hours between two turns."""
+    clock = [time.time()]
+    monkeypatch.setattr(jobs.time, "time", lambda: clock[0])
+    for user in ("ann", "bob"):
+        send(queue, user, 1)
+        work(queue)
+    clock[0] -= 7200
+    send(queue, "bob", 4)
+    send(queue, "ann", 4)
+    assert [work(queue) for _ in range(8)] == ["ann", "bob"] * 4
+
+
+def test_jobs_of_one_user_keep_their_order_when_the_clock_is_set_back(queue, monkeypatch):
+    clock = [time.time()]
+    monkeypatch.setattr(jobs.time, "time", lambda: clock[0])
+    sent = []
+    for _ in range(4):
+        sent += send(queue, "ann", 1)
+        clock[0] -= 3600
+    assert [queue.claim(f"w{i}")["id"] for i in range(4)] == sent
+
+
 def test_deleting_jobs_does_not_change_the_turn(queue):
     send(queue, "ann", 4)
     order = []

@@ -32,6 +32,7 @@ from scmamba.serve.settings import Settings
 from scmamba.serve.tokens import Tokens
 from scmamba.serve.uploads import Upload
 from scmamba.serve.verbs import TASKS, WITH_MODEL, check_options, renamed_options, schema
+from scmamba.utils.errors import ScMambaError
 
 # -- limits of the process ------------------------------------------------------------------------------
 
@@ -441,6 +442,7 @@ def test_every_option_of_the_command_reaches_its_setting(started, tmp_path):
         "--user-quota": "2",
         "--max-connections": "100",
         "--head-seconds": "3.5",
+        "--requests-at-once": "7",
         "--streams-per-user": "5",
         "--max-streams": "50",
         "--tls-cert": str(tmp_path / "cert"),
@@ -459,6 +461,7 @@ def test_every_option_of_the_command_reaches_its_setting(started, tmp_path):
         2 << 30,
         100,
         3.5,
+        7,
         5,
         50,
         False,
@@ -491,6 +494,19 @@ def test_faults_that_prevent_the_start(started, tmp_path, capsys, arguments, wor
     assert refused.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_a_start_on_a_full_disk_names_it(started, tmp_path, capsys, monkeypatch):
+    (tmp_path / "queue.sqlite").write_bytes(b"")
+    monkeypatch.setattr(command, "has_room", lambda folder: False)
+
+    def full(settings):
+        raise ScMambaError("The job queue is unavailable (disk I/O error).")
+
+    monkeypatch.setattr("scmamba.serve.app.create_app", full)
+    with pytest.raises(SystemExit):
+        started("--data", str(tmp_path))
+    assert "The disk of the data folder is full" in capsys.readouterr().err
+
+
 def test_a_folder_that_others_can_read_is_refused(started, tmp_path, capsys):
     for mode, kept in ((0o755, False), (0o750, False), (0o710, False), (0o700, True)):
         tmp_path.chmod(mode)
@@ -498,6 +514,35 @@ def test_a_folder_that_others_can_read_is_refused(started, tmp_path, capsys):
         assert (reason is None) is kept and (kept or "chmod 700" in reason)
     (tmp_path / "file").touch()
     assert "cannot be used" in command.prepare_folder(tmp_path / "file" / "data")
+
+
+@pytest.mark.parametrize("name", ["uploads", "jobs", "parts", "references", "workers"])
+def test_a_file_in_the_place_of_a_folder_is_named_at_the_start(started, tmp_path, capsys, name):
+    (tmp_path / name).touch()
+    with pytest.raises(SystemExit):
+        started("--data", str(tmp_path))
+    assert f"{tmp_path / name} is no folder; move it away" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["queue.sqlite", "tokens.json", "audit.log", "local-token"])
+def test_a_folder_in_the_place_of_a_file_is_named_at_the_start(started, tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(SystemExit):
+        started("--data", str(tmp_path))
+    assert f"{tmp_path / name} is no file; move it away" in capsys.readouterr().err
+
+
+def test_damaged_tokens_are_named_at_the_start_and_by_the_operators_command(
+    started, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "tokens.json").write_text("[{")
+    with pytest.raises(SystemExit):
+        started("--data", str(tmp_path))
+    assert "tokens.json is damaged" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["tokens", "list", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as refused:
+        tokens.main()
+    assert refused.value.code == 2 and "tokens.json is damaged" in capsys.readouterr().err
 
 
 # -- tokens --------------------------------------------------------------------------------------------
@@ -623,7 +668,9 @@ def test_a_request_that_comes_twice_at_once_is_one_job(tmp_path):
         upload.path.write_bytes(plain_bytes())
     order = ("a" * 24, "embed", "brain-mini", {}, [])
     found = [asyncio.run(_accept(shared, "ann", order, upload, "sheet")) for upload in sent]
-    assert found == [{"kind": "scmb", "cells": 2, "genes": 3}] * 2
+    about = {"kind": "scmb", "cells": 2, "genes": 3}
+    assert found[0] == {"id": order[0], "state": "queued", **about}
+    assert found[1] == {"id": order[0], "state": "queued"}
     assert [job["id"] for job in shared.queue.of_user("ann")] == [order[0]]
     assert shared.queue.get(order[0])["upload"] == str(sent[0].path)
     assert [upload.path.exists() for upload in sent] == [True, False]

@@ -401,3 +401,20 @@ def test_a_model_is_packed_with_its_card(tmp_path):
     assert (tmp_path / "back" / "model_card.md").read_text() == "# mine\n\nhow it came to be"
     for name, value in model.network.state_dict().items():
         np.testing.assert_array_equal(back.network.state_dict()[name], value)
+
+
+def test_missing_numbers_of_a_header_are_null(tmp_path):
+    """Browsers and R refuse a text with NaN, which Python's json writes."""
+    header = {
+        "ambient": {"share": [np.float64("nan"), 0.25], "low": float("inf")},
+        "kept": (1, "NaN"),
+    }
+    wire.write(tmp_path / "file.scmb", header, {})
+    raw = (tmp_path / "file.scmb").read_bytes()[14:]
+
+    def refused(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    read_back = json.loads(raw, parse_constant=refused)
+    assert read_back["ambient"] == {"share": [None, 0.25], "low": None}
+    assert read_back["kept"] == [1, "NaN"]

@@ -22,7 +22,7 @@ pytest.importorskip("fastapi")
 
 from serving import plain_bytes
 
-from scmamba.serve import confinement, supervisor, worker
+from scmamba.serve import confinement, disk, supervisor, worker
 from scmamba.serve.jobs import Queue, Unavailable
 from scmamba.serve.references import References
 from scmamba.serve.settings import Settings
@@ -185,6 +185,49 @@ def test_a_job_ends_with_its_server_and_counts_no_death(desk, monkeypatch):
     worker.run_job(desk.queue, desk.settings, claimed, "w", goes_on=lambda: False)
     now = desk.queue.get(desk.job)
     assert (now["state"], now["deaths"]) == ("queued", 0)
+
+
+def test_a_job_without_room_for_its_folder_waits(desk, monkeypatch):
+    def full(**where):
+        raise OSError(errno.ENOSPC, "no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.tempfile, "mkdtemp", full)
+        patch.setattr(worker, "_AGAIN", 0.0)
+        waits = desk.run(table)
+    assert (waits["state"], waits["deaths"]) == ("queued", 0)
+    assert desk.run(table)["state"] == "done"
+
+
+def test_a_full_disk_begins_no_job(desk, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(worker, "has_room", lambda folder: False)
+        assert worker.next_job(desk.queue, desk.settings, "w") is None
+    assert worker.next_job(desk.queue, desk.settings, "w")["id"] == desk.job
+    usage = disk.shutil.disk_usage(desk.data)
+    for free, room in ((disk.LEAST, True), (disk.LEAST - 1, False)):
+        monkeypatch.setattr(
+            disk.shutil, "disk_usage", lambda f, free=free: usage._replace(free=free)
+        )
+        assert disk.has_room(desk.data) is room
+    monkeypatch.undo()
+    assert not disk.has_room(desk.data / "nowhere")
+
+
+def test_a_result_stays_if_the_answer_of_the_database_is_lost(desk, monkeypatch):
+    """As when PostgreSQL is stopped after it has recorded the end of a job."""
+    finish, lost = desk.queue.finish, []
+
+    def once(*arguments):
+        answer = finish(*arguments)
+        if not lost:
+            lost.append(answer)
+            raise Unavailable("the connection broke")
+        return answer
+
+    monkeypatch.setattr(desk.queue, "finish", once)
+    assert desk.run(table)["state"] == "done" and lost == [True]
+    assert (desk.folder / "result" / "result.scmb").is_file()
 
 
 @pytest.mark.parametrize("means", ["landlock", "namespaces"])
@@ -605,3 +648,35 @@ def test_old_files_are_removed(staff, tmp_path):
         names[0.9] + ".length",
     }
     assert references.path(kept[1.9], "ann") and references.path(kept[2.1], "ann") is None
+
+
+def test_folders_without_a_job_are_removed_after_the_time_of_jobs(staff, tmp_path):
+    """The rest of a deletion that was cut off, or of jobs that a restored queue does not have."""
+    job = staff.queue.add("ann", "embed", "m", {}, Path("x"))
+    folders = {name: tmp_path / "jobs" / name for name in (job, "a" * 16, "b" * 16, "own notes")}
+    for folder in folders.values():
+        (folder / "result").mkdir(parents=True)
+        if folder.name != "b" * 16:
+            os.utime(folder, (100, 100))
+    staff._clear()
+    assert {n for n, f in folders.items() if f.is_dir()} == {job, "b" * 16, "own notes"}
+
+
+def test_a_server_without_its_folder_is_not_ready(staff, tmp_path):
+    assert staff.healthy()
+    away = tmp_path.rename(tmp_path.with_name("away"))
+    try:
+        assert not staff.healthy()
+    finally:
+        away.rename(tmp_path)
+
+
+def test_parts_of_a_backup_that_was_cut_off_are_removed(tmp_path, monkeypatch):
+    monkeypatch.delenv("SCMAMBA_QUEUE", raising=False)
+    queue = Queue(tmp_path)
+    left, new = (tmp_path / f".queue.backup.sqlite.{pid}" for pid in (99998, 99999))
+    for file in (left, new):
+        file.touch()
+    os.utime(left, (100, 100))
+    queue.backup()
+    assert not left.exists() and new.exists() and (tmp_path / "queue.backup.sqlite").is_file()

@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from ..audit import audit
 from ..environment import clean_environment
+from ..events import EventResponse
 from ..job_files import discard
 from ..jobs import Queue, public_view
 from ..map_values import gene_values
-from ..services import Services, Shared, User, address, known_model
-from ..uploads import Upload, digest_body, inspect_upload, receive
+from ..memory import job_memory
+from ..services import Services, Shared, User, address, known_model, sent_file
+from ..settings import Settings
+from ..uploads import Upload, digest_body, inspect_upload
 from ..validation import plain
 from ..verbs import TASKS, check_options, has_own_reference, renamed_options
 
@@ -91,38 +95,24 @@ async def submit(
     wanted, warnings = _read_options(task, options)
     job = _job_name(who, request)
     sheet = hashlib.sha256(json.dumps([name, task, wanted], sort_keys=True).encode()).hexdigest()
-    if there := await asyncio.to_thread(shared.queue.get, job, who):
-        return await _sent_again(there, sheet, request, upload)
-    if has_own_reference(wanted) and shared.references.path(wanted["reference"], who) is None:
-        raise HTTPException(
-            422, "There is no such reference of yours; send it to /v2/references first."
-        )
-    unfinished = await asyncio.to_thread(shared.queue.unfinished, who)
-    with shared.places.hold(who, unfinished, shared.settings.jobs_per_user):
-        if upload is None:
-            sent = await receive(request, shared.settings, who)
-        else:
-            sent = shared.uploads.take(upload, who)
-        found = await _accept(shared, who, (job, task, name, wanted, warnings), sent, sheet)
-    audit(
-        "accepted",
-        who,
-        address(request),
-        job=job,
-        task=task,
-        cells=found["cells"],
-        genes=found["genes"],
-        bytes=sent.size,
-    )
-    return {"id": job, "state": "queued", **found, **({"warnings": warnings} if warnings else {})}
+    async with shared.uploads.alone(upload, who):
+        if there := await asyncio.to_thread(shared.queue.get, job, who):
+            content = upload if upload is not None else await digest_body(request, shared.settings)
+            return _sent_again(there, f"{sheet}:{content}")
+        if has_own_reference(wanted) and shared.references.path(wanted["reference"], who) is None:
+            raise HTTPException(
+                422, "There is no such reference of yours; send it to /v2/references first."
+            )
+        unfinished = await asyncio.to_thread(shared.queue.unfinished, who)
+        with shared.places.hold(who, unfinished, shared.settings.jobs_per_user):
+            async with sent_file(shared, request, who, upload) as sent:
+                order = (job, task, name, wanted, warnings)
+                return await _accept(shared, who, order, sent, sheet, address(request))
 
 
-async def _sent_again(
-    there: dict[str, Any], sheet: str, request: Request, upload: str | None
-) -> dict[str, Any]:
+def _sent_again(there: dict[str, Any], digest: str) -> dict[str, Any]:
     """The answer was lost and the request comes again: the same job, if it is the same request."""
-    content = upload if upload is not None else await digest_body(request)
-    if there["digest"] and there["digest"] != f"{sheet}:{content}":
+    if there["digest"] and there["digest"] != digest:
         raise HTTPException(
             422, "This Idempotency-Key was used for another request; draw a new one for each job."
         )
@@ -135,30 +125,41 @@ async def _accept(
     order: tuple[str, str, str, dict[str, Any], list[str]],
     sent: Upload,
     sheet: str,
+    place: str | None = None,
 ) -> dict[str, Any]:
     """Look at the upload and put its job into the queue."""
     job, task, name, wanted, warnings = order
-    try:
-        found = await inspect_upload(sent.path, shared.settings)
-        # The folder is there before the job: a worker may take it at once.
-        (shared.settings.data / "jobs" / job).mkdir(parents=True, exist_ok=True)
-        added = await asyncio.to_thread(
-            shared.queue.add,
-            who,
-            task,
-            name,
-            wanted,
-            sent.path,
-            job,
-            warnings=warnings,
-            digest=f"{sheet}:{sent.digest}",
-        )
-    except BaseException:
+    found = await inspect_upload(sent.path, shared.settings, who=who)
+    # The folder is there before the job: a worker may take it at once.
+    (shared.settings.data / "jobs" / job).mkdir(parents=True, exist_ok=True)
+    added = await asyncio.to_thread(
+        shared.queue.add,
+        who,
+        task,
+        name,
+        wanted,
+        sent.path,
+        job,
+        warnings=warnings,
+        digest=f"{sheet}:{sent.digest}",
+    )
+    if not added:  # two requests with one key came at once
         sent.path.unlink(missing_ok=True)
-        raise
-    if not added:  # the same file came twice at once
-        sent.path.unlink(missing_ok=True)
-    return found
+        there = await asyncio.to_thread(shared.queue.get, job, who)
+        if there is None:
+            raise HTTPException(404, _UNKNOWN)
+        return _sent_again(there, f"{sheet}:{sent.digest}")
+    audit(
+        "accepted",
+        who,
+        place,
+        job=job,
+        task=task,
+        cells=found["cells"],
+        genes=found["genes"],
+        bytes=sent.size,
+    )
+    return {"id": job, "state": "queued", **found, **({"warnings": warnings} if warnings else {})}
 
 
 @router.get("/v2/jobs")
@@ -181,11 +182,11 @@ def state(job: str, shared: Shared, who: User) -> dict[str, Any]:
 
 
 @router.get("/v2/jobs/{job}/events", responses={404: {}, 401: {}, 429: {}})
-async def events(job: str, shared: Shared, who: User) -> StreamingResponse:
+async def events(job: str, shared: Shared, who: User) -> EventResponse:
     """Progress as server-sent events until the job ends."""
     found = await asyncio.to_thread(_own, shared, job, who)
     shared.streams.take(who)
-    return StreamingResponse(shared.streams.follow(found, who), media_type="text/event-stream")
+    return EventResponse(shared.streams, found, who)
 
 
 @router.get("/v2/jobs/{job}/result", responses={c: {} for c in (404, 401, 409, 422, 429)})
@@ -207,7 +208,7 @@ def result(
     if not path.is_file():
         raise HTTPException(404, _UNKNOWN)
     audit("result read", who, address(request), job=job, format=format)
-    return FileResponse(
+    return _ResultFile(
         path,
         media_type="application/octet-stream",
         filename=f"scmamba-{found['task']}.{format}",
@@ -215,23 +216,41 @@ def result(
 
 
 @router.get("/v2/jobs/{job}/picture", responses={c: {} for c in (404, 401, 409, 429, 503)})
-async def picture(job: str, shared: Shared, who: User) -> FileResponse:
+async def picture(job: str, request: Request, shared: Shared, who: User) -> FileResponse:
     """A map of the cells as JSON: ``cells``, ``x``, ``y``, ``columns``, ``method``; made when it is first requested."""
     folder = await _drawn(job, shared, who, "picture.json")
-    return FileResponse(folder / "picture.json", media_type="application/json")
+    audit("map read", who, address(request), job=job)
+    return _ResultFile(folder / "picture.json", media_type="application/json")
 
 
 @router.get(
     "/v2/jobs/{job}/genes/{gene}", responses={c: {} for c in (404, 401, 409, 422, 429, 503)}
 )
-async def gene(job: str, gene: str, shared: Shared, who: User) -> dict[str, Any]:
+async def gene(job: str, gene: str, request: Request, shared: Shared, who: User) -> dict[str, Any]:
     """Values of a gene in the cells of the map, log1p(CP10k): ``measured`` and, after imputation, ``imputed``."""
     folder = await _drawn(job, shared, who, "genes.json")
-    found = await asyncio.to_thread(gene_values, folder, gene)
+    try:
+        async with shared.reading:
+            found = await asyncio.to_thread(gene_values, folder, gene)
+    except FileNotFoundError as error:  # deleted at this moment
+        raise HTTPException(404, _UNKNOWN) from error
     if isinstance(found, list):
         similar = f"; similar names: {', '.join(found)}" if found else ""
         raise HTTPException(404, plain(f"The file has no gene '{gene[:60]}'{similar}.", 300))
+    audit("gene read", who, address(request), job=job, gene=found["gene"])
     return found
+
+
+class _ResultFile(FileResponse):
+    """A file of a result, which may be deleted at any moment."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except RuntimeError:
+            if Path(self.path).exists():
+                raise
+            await JSONResponse({"detail": _UNKNOWN}, 404)(scope, receive, send)
 
 
 async def _drawn(job: str, shared: Services, who: str, file: str) -> Path:
@@ -246,7 +265,7 @@ async def _drawn(job: str, shared: Services, who: str, file: str) -> Path:
     folder = shared.settings.data / "jobs" / found["id"] / "result"
     async with shared.drawing:
         if not (folder / file).is_file():
-            await draw(folder)
+            await draw(folder, shared.settings)
     return folder
 
 
@@ -263,13 +282,15 @@ def cancel(job: str, request: Request, shared: Shared, who: User) -> dict[str, s
     return {"id": job, "state": "deleted"}
 
 
-async def draw(folder: Path) -> None:
+async def draw(folder: Path, settings: Settings) -> None:
     """Make the map of a result in a separate process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "scmamba.serve.cell_map",
         str(folder),
+        str(job_memory(settings)),
+        *([] if settings.confine else ["unconfined"]),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
@@ -283,5 +304,7 @@ async def draw(folder: Path) -> None:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
+    if status != 0 and not folder.is_dir():  # deleted meanwhile
+        raise HTTPException(404, _UNKNOWN)
     if status != 0:
         raise HTTPException(503, "The map could not be made; the result can still be downloaded.")

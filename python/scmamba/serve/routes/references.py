@@ -8,10 +8,11 @@ from typing import Any
 from fastapi import APIRouter, HTTPException, Request
 
 from ..audit import audit
-from ..services import Shared, User, address
-from ..uploads import inspect_upload, receive
+from ..services import Shared, User, address, sent_file
+from ..uploads import inspect_upload
 
 router = APIRouter(prefix="/v2/references")
+_FULL = "You have {} references here; delete some."
 
 
 @router.post(
@@ -24,18 +25,13 @@ async def add_reference(
 ) -> dict[str, Any]:
     """Send labeled cells: the id is the option ``reference`` of later jobs, ``label_key`` their column with the cell types."""
     limit = shared.settings.jobs_per_user
-    if shared.references.number(who) >= limit:
-        raise HTTPException(429, f"You have {limit} references here; delete some.")
-    if upload is None:
-        sent = await receive(request, shared.settings, who)
-    else:
-        sent = shared.uploads.take(upload, who)
-    try:
-        found = await inspect_upload(sent.path, shared.settings)
-        name = shared.references.add(who, sent.path)
-    except BaseException:
-        sent.path.unlink(missing_ok=True)
-        raise
+    with shared.places.hold(f"{who} references", shared.references.number(who), limit, _FULL):
+        async with (
+            shared.uploads.alone(upload, who),
+            sent_file(shared, request, who, upload) as sent,
+        ):
+            found = await inspect_upload(sent.path, shared.settings, who=who)
+            name = shared.references.add(who, sent.path)
     audit("reference added", who, address(request), reference=name, bytes=sent.size)
     return {"id": name, **found}
 
