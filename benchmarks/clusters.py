@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 HERE = Path(__file__).resolve().parent
-KEPT = HERE.parent / ".cache" / "clusters"
+CACHE = HERE.parent / ".cache"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors held out from brain-mini
 CELLS = 1500  # per set, so that all methods and seeds take minutes each
 MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
@@ -147,6 +147,10 @@ METHODS = {
     "scMamba": scmamba_values,
     "scMamba, donors corrected": partial(scmamba_values, batch_key="donor"),
     "scMamba, donors and conditions corrected": partial(scmamba_values, batch_key=CROSSED),
+    "scMamba, posterior": partial(scmamba_values, values="posterior"),
+    "scMamba, posterior, donors corrected": partial(
+        scmamba_values, values="posterior", batch_key="donor"
+    ),
     "scMamba, published": partial(scmamba_values, method="masked"),
     "neighbors' rates, zeros only": neighbours_zeros,
     "neighbors' rates, all entries": neighbours,
@@ -158,7 +162,7 @@ ELSEWHERE = ("MAGIC", "scVI", "scVI, donors and conditions as batches")
 
 
 # --- running ------------------------------------------------------------------------------------------
-def run_one(set_name: str, method: str, seed: int, data: Path) -> None:
+def run_one(table: str, set_name: str, method: str, seed: int, data: Path) -> None:
     from scmamba.evaluation.clusters import leading_components
 
     adata = load(set_name, data, seed)
@@ -166,16 +170,20 @@ def run_one(set_name: str, method: str, seed: int, data: Path) -> None:
     values = METHODS[method](adata, seed)
     seconds = time.perf_counter() - started
     points = leading_components(values, seed=seed)
-    KEPT.mkdir(parents=True, exist_ok=True)
+    (CACHE / table).mkdir(parents=True, exist_ok=True)
     about = json.dumps(
         {"set": set_name, "method": method, "seed": seed, "seconds": round(seconds, 1)}
     )
-    np.savez(kept_path(set_name, method, seed), points=points, about=about)
+    np.savez(kept_path(table, set_name, method, seed), points=points, about=about)
     print(f"{set_name}: {method}, seed {seed}: {seconds:.0f} s", flush=True)
 
 
-def kept_path(set_name: str, method: str, seed: int) -> Path:
-    return KEPT / f"{set_name}__{''.join(c if c.isalnum() else '_' for c in method)}__{seed}.npz"
+def kept_path(table: str, set_name: str, method: str, seed: int) -> Path:
+    return (
+        CACHE
+        / table
+        / f"{set_name}__{''.join(c if c.isalnum() else '_' for c in method)}__{seed}.npz"
+    )
 
 
 def scored(path: Path, data: Path) -> dict[str, Any]:
@@ -196,18 +204,16 @@ def scored(path: Path, data: Path) -> dict[str, Any]:
     return about | scores
 
 
-def report(data: Path) -> None:
-    rows = [scored(path, data) for path in sorted(KEPT.glob("*.npz"))]
+def report(data: Path, name: str) -> None:
+    rows = [scored(path, data) for path in sorted((CACHE / name).glob("*.npz"))]
     table = pd.DataFrame(rows).sort_values(["set", "method", "seed"])
     table.round(4).to_csv(
-        HERE / "results" / "clusters.tsv", sep="\t", index=False, lineterminator="\n"
+        HERE / "results" / f"{name}.tsv", sep="\t", index=False, lineterminator="\n"
     )
     text = "\n\n".join(
-        section(name, table[table["set"] == name])
-        for name in TITLES
-        if (table["set"] == name).any()
+        section(one, table[table["set"] == one]) for one in TITLES if (table["set"] == one).any()
     )
-    (HERE / "results" / "clusters.md").write_text(
+    (HERE / "results" / f"{name}.md").write_text(
         text + f"\n\nMachine: {MACHINE}.\n", encoding="utf-8"
     )
     print(text)
@@ -252,6 +258,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
+        "--table", default="clusters", help="name of the tables and of the kept runs"
+    )
+    parser.add_argument(
         "--peers-python", type=Path, default=HERE.parent / ".cache/peers/doublets/bin/python"
     )
     parser.add_argument(
@@ -263,20 +272,26 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="only make the tables")
     options = parser.parse_args()
     if options.one:
-        run_one(options.one[0], options.one[1], int(options.one[2]), options.data)
+        run_one(options.table, options.one[0], options.one[1], int(options.one[2]), options.data)
         return
     for seed in range(0 if options.report else options.seeds):
         for set_name in options.sets:
             for method in options.only:
                 python = options.peers_python if method in ELSEWHERE else Path(sys.executable)
                 pointless = set_name != "kang" and "conditions" in method
-                if kept_path(set_name, method, seed).exists() or not python.exists() or pointless:
+                if (
+                    kept_path(options.table, set_name, method, seed).exists()
+                    or not python.exists()
+                    or pointless
+                ):
                     continue
                 call = [
                     str(python),
                     __file__,
                     "--data",
                     str(options.data),
+                    "--table",
+                    options.table,
                     "--one",
                     set_name,
                     method,
@@ -291,7 +306,7 @@ def main() -> None:
                     or f"{set_name}: {method} failed: {done.stderr.strip()[-300:]}",
                     flush=True,
                 )
-    report(options.data)
+    report(options.data, options.table)
 
 
 if __name__ == "__main__":

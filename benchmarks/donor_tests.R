@@ -3,6 +3,7 @@
 suppressMessages({library(edgeR); library(limma); library(DESeq2)})
 folder <- commandArgs(trailingOnly = TRUE)[1]
 files <- list.files(folder, "counts.tsv$", full.names = TRUE)
+files <- files[!file.exists(sub("counts.tsv", "peers.tsv", files)) & file.exists(sub("counts.tsv", "design.tsv", files))]
 for (file in files[order(file.info(files)$mtime, files)]) {
   counts <- as.matrix(read.delim(file, row.names = 1, check.names = FALSE))
   frame <- read.delim(sub("counts.tsv", "design.tsv", file), row.names = 1)
@@ -16,6 +17,7 @@ for (file in files[order(file.info(files)$mtime, files)]) {
     time[name] <<- proc.time()[["elapsed"]] - start
     result[[paste0(name, ".p")]] <<- if (is.null(p)) NA else p$p[result$gene]
     result[[paste0(name, ".fdr")]] <<- if (is.null(p)) NA else p$fdr[result$gene]
+    result[[paste0(name, ".change")]] <<- if (is.null(p)) NA else p$change[result$gene]
   }
   named <- function(x, names) { names(x) <- names; x }
   kept <- function() {
@@ -24,19 +26,24 @@ for (file in files[order(file.info(files)$mtime, files)]) {
   }
   run("edgeR", function() {
     list <- estimateDisp(kept(), design)
-    p <- glmQLFTest(glmQLFit(list, design), coef = 2)$table$PValue
-    list(p = named(p, rownames(list)), fdr = named(p.adjust(p, "BH"), rownames(list)))
+    found <- glmQLFTest(glmQLFit(list, design), coef = 2)$table
+    p <- found$PValue
+    list(p = named(p, rownames(list)), fdr = named(p.adjust(p, "BH"), rownames(list)),
+      change = named(found$logFC, rownames(list)))
   })
   run("limma_voom", function() {
     list <- kept()
-    p <- eBayes(lmFit(voom(list, design), design))$p.value[, 2]
-    list(p = named(p, rownames(list)), fdr = named(p.adjust(p, "BH"), rownames(list)))
+    found <- eBayes(lmFit(voom(list, design), design))
+    p <- found$p.value[, 2]
+    list(p = named(p, rownames(list)), fdr = named(p.adjust(p, "BH"), rownames(list)),
+      change = named(found$coefficients[, 2], rownames(list)))
   })
   run("DESeq2", function() {
     set <- DESeqDataSetFromMatrix(counts, frame, ~group)
     set <- suppressMessages(DESeq(set, quiet = TRUE, sfType = if (any(rowSums(counts == 0) == 0)) "ratio" else "poscounts"))
     found <- results(set, alpha = 0.05)
-    list(p = named(found$pvalue, rownames(found)), fdr = named(found$padj, rownames(found)))
+    list(p = named(found$pvalue, rownames(found)), fdr = named(found$padj, rownames(found)),
+      change = named(found$log2FoldChange, rownames(found)))
   })
   write.table(result, sub("counts.tsv", "peers.tsv", file), sep = "\t", quote = FALSE, row.names = FALSE)
   write.table(t(time), sub("counts.tsv", "time.tsv", file), sep = "\t", quote = FALSE, row.names = FALSE)

@@ -9,20 +9,26 @@ filters genes as its manual recommends.
 
 * Null: control donors split in halves, each split once, in random order. Share of genes with p < .05, and of runs with a
   call at FDR 5%. The prior of the quasi-likelihood test was chosen on Kang's donors and on simulated cohorts of seeds 300 and
-  301; Velmeshev's donors and the cohorts here (seeds from 100) had no part in it.
-* Power: simulated cohorts with known effects (``brain_cohort``). True genes called at FDR 5%, what share of the calls is
-  false, and how many true genes are ranked before 5% of the list is false ("at real FDR 5%"), which compares rankings.
-* Replication: Kang's donors in two halves, stimulated against control. Share of the calls of one half that the other has.
+  301; Velmeshev's donors and the cohorts here (seeds 0 to 9) had no part in it.
+* Power: semi-synthetic cohorts (``brain_cohort(disease="AD")``) of one cell type each, with known changes. True genes called
+  at FDR 5%, what share of the calls is false, and true genes at a real FDR of 5%: the threshold of p (and of adjusted p) is moved
+  until 5% of all calls in the cohorts of one size are false, so that tests are compared at the same error and not by how
+  cautious they are. "area" is the mean of that number over real FDRs from 1 to 20%.
+* Replication: Kang's donors in two halves, stimulated against control. Share of the calls of one half that the other has, the
+  same for equally many genes of every test, and agreement of directions.
+* Published: cohorts made from published tables return their directions (circular: it tests the program, not the disease).
+* Speed: all types of a cohort, every test.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import pickle
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anndata as ad
@@ -35,22 +41,38 @@ from scmamba.deg import compare
 OURS = ("quasi_likelihood", "voom", "moderated_t", "mixed")
 PEERS = ("edgeR", "limma_voom", "DESeq2")
 ALPHA = 0.05
-#: Cell types of the simulated cohorts: from many to few cells per donor.
-SIMULATED = ("Oligodendrocyte", "Astrocyte", "Microglia", "Endothelial", "Excitatory", "OPC")
+#: Cell types of the semi-synthetic cohorts: one per cohort, in turn.
+TYPES = ("Oligodendrocyte", "Microglia", "Excitatory", "OPC")
+DONORS = (6, 10, 20)
+CELLS = (50, 200, 2000)
+#: Real false discovery rates at which tests are compared; "area" is the mean over them.
+RATES = (0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2)
+TOP = 100  # genes of every test whose replication is compared at equal numbers
 
 
 class Task:
-    """One comparison of one cell type: written for R, tested here."""
+    """One comparison of one cell type: tested here, and its sums written for R."""
 
-    def __init__(self, name: str, cells: ad.AnnData, kind: str, slow: bool = True, **about) -> None:
-        """``cells.obs`` has ``donor`` and ``group`` (a, b); with ``slow`` the peers and the mixed model run too."""
-        self.name, self.cells, self.kind, self.about, self.slow = name, cells, kind, about, slow
+    def __init__(
+        self,
+        name: str,
+        cells: ad.AnnData,
+        kind: str,
+        tests: tuple[str, ...] = OURS,
+        peers: bool = True,
+        /,
+        **about,
+    ) -> None:
+        """``cells.obs`` has ``donor`` and ``group`` (a, b); ``tests`` are those of scMamba that run."""
+        self.name, self.cells, self.kind, self.about = name, cells, kind, about
+        self.tests, self.peers = tests, peers
         self.results: dict[str, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
 
-    def run_here(self) -> bool:
-        for test in OURS if self.slow else OURS[:3]:
-            start = time.perf_counter()
+    def run_here(self, folder: Path) -> bool:
+        """Run scMamba's tests, write the sums for the peers, and release the cells."""
+        for test in self.tests:
+            start = time.process_time()
             try:
                 found = compare(
                     self.cells,
@@ -64,12 +86,15 @@ class Task:
                 )
             except scmamba.utils.errors.DataError:
                 return False
-            self.seconds[test] = time.perf_counter() - start
+            self.seconds[test] = time.process_time() - start
             table = found.table.set_index("gene")
-            self.results[test] = table[["p_val", "p_val_adj"]].set_axis(["p", "fdr"], axis=1)
+            self.results[test] = table[["p_val", "p_val_adj", "log2FC"]].set_axis(
+                ["p", "fdr", "change"], axis=1
+            )
         self.samples = found.samples["all cells"]
-        if not self.slow:
-            self.cells = None  # many splits: release their cells
+        if self.peers:
+            self.write(folder)
+        self.cells = None
         return True
 
     def write(self, folder: Path) -> None:
@@ -96,10 +121,9 @@ class Task:
         table = pd.read_csv(path, sep="\t", index_col=0)
         seconds = pd.read_csv(folder / f"{self.name}.time.tsv", sep="\t")
         for peer in PEERS:
+            columns = [f"{peer}.p", f"{peer}.fdr", f"{peer}.change"]
             self.results[peer] = (
-                table[[f"{peer}.p", f"{peer}.fdr"]]
-                .set_axis(["p", "fdr"], axis=1)
-                .dropna(subset=["p"])
+                table[columns].set_axis(["p", "fdr", "change"], axis=1).dropna(subset=["p"])
             )
             self.seconds[peer] = float(seconds[peer].iloc[0])
 
@@ -110,42 +134,35 @@ class Task:
             "task": self.name,
             "donors1": first,
             "donors2": len(self.samples) - first,
+            "cells_per_donor": float(self.samples["cells"].median()),
         }
-        head["cells_per_donor"] = float(self.samples["cells"].median())
+        head |= {k: v for k, v in self.about.items() if k != "truth"}
         out = []
         for test, table in self.results.items():
-            row = (
-                head
-                | self.about_plain()
-                | {"test": test, "seconds": self.seconds.get(test, np.nan)}
-            )
-            called = table["fdr"].fillna(1) < ALPHA
-            row |= {
+            called = (table["fdr"].fillna(1) < ALPHA).to_numpy()
+            row = head | {
+                "test": test,
+                "seconds": self.seconds.get(test, np.nan),
                 "tested": len(table),
                 "called": int(called.sum()),
                 "p05": float((table["p"] < 0.05).mean()),
+                "p001": float((table["p"] < 0.001).mean()),
             }
-            row["p001"] = float((table["p"] < 0.001).mean())
             truth = self.about.get("truth")
             if truth is not None:
-                real = truth.reindex(table.index).to_numpy() != 0
-                order = np.argsort(table["p"].to_numpy(), kind="stable")
-                false_share = np.cumsum(~real[order]) / np.arange(1, real.size + 1)
-                within = np.flatnonzero(false_share <= ALPHA)
-                row["true_called"] = int((called.to_numpy() & real).sum())
-                row["false_called"] = int((called.to_numpy() & ~real).sum())
-                row["true_at_real_fdr"] = (
-                    int(real[order][: within[-1] + 1].sum()) if within.size else 0
-                )
+                change = truth.reindex(table.index).to_numpy()
+                real = change != 0
+                row["true_called"] = int((called & real).sum())
+                row["false_called"] = int((called & ~real).sum())
                 row["null_p05"] = float((table["p"].to_numpy()[~real] < 0.05).mean())
+                same = np.sign(table["change"].to_numpy()) == np.sign(change)
+                row["true_direction"] = int((called & real & same).sum())
             out.append(row)
         return out
 
-    def about_plain(self) -> dict:
-        return {k: v for k, v in self.about.items() if k != "truth"}
 
-
-def _split(cells: ad.AnnData, donors: list[str], first: tuple[str, ...]) -> ad.AnnData:
+def split(cells: ad.AnnData, donors: list[str], first: tuple[str, ...]) -> ad.AnnData:
+    """Some donors' cells, in two groups."""
     part = cells[cells.obs["donor"].isin(donors)].copy()
     part.obs["group"] = np.where(part.obs["donor"].isin(first), "a", "b")
     return part
@@ -158,7 +175,7 @@ def null_tasks(data: Path, runs: int, slow: int) -> Iterator[Task]:
         ("velmeshev2019_pfc_3types.h5ad", "diagnosis", "Control", 3),
         ("velmeshev2019_pfc_3types.h5ad", "diagnosis", "ASD", 3),
     ):
-        whole = _load(data / file, column, value)
+        whole = load_cells(data / file, column, value)
         for kind in whole.obs["type"].value_counts().index[:types]:
             cells = whole[whole.obs["type"] == kind].copy()
             count = cells.obs["donor"].value_counts()
@@ -173,11 +190,13 @@ def null_tasks(data: Path, runs: int, slow: int) -> Iterator[Task]:
             study = file.split("2")[0] + (f" {value}" if value else "")
             for n, i in enumerate(rng.permutation(len(every))[:runs]):
                 name = f"null_{study}_{kind}_{i}".replace(" ", "-").replace("/", "-")
-                part = _split(cells, donors, every[i])
-                yield Task(name, part, "null", n < slow, study=study, type=str(kind))
+                part = split(cells, donors, every[i])
+                tests = OURS if n < slow else OURS[:3]
+                yield Task(name, part, "null", tests, n < slow, study=study, type=str(kind))
 
 
-def _load(path: Path, column: str | None, value: str | None) -> ad.AnnData:
+def load_cells(path: Path, column: str | None, value: str | None) -> ad.AnnData:
+    """A set with the columns ``donor`` and ``type``; singlets, and cells with one value of a column."""
     whole = ad.read_h5ad(path)
     obs = whole.obs
     if "demuxlet_call" in obs:
@@ -194,38 +213,38 @@ def _load(path: Path, column: str | None, value: str | None) -> ad.AnnData:
     return whole
 
 
-def power_tasks(seeds: int, n_genes: int, n_types: int) -> list[Task]:
-    """Simulated cohorts; types of different abundance, so different numbers of cells per donor."""
-    tasks = []
-    for each, per_donor in ((6, 700), (10, 700), (20, 500)):
-        for seed in range(seeds):
+def power_tasks(seeds: range, large_seeds: range, n_genes: int) -> Iterator[Task]:
+    """Semi-synthetic cohorts of one cell type; fewer of those with many cells."""
+    for each, cells in itertools.product(DONORS, CELLS):
+        for seed in large_seeds if cells > 500 else seeds:
+            kind = TYPES[seed % len(TYPES)]
             cohort = scmamba.datasets.brain_cohort(
-                n_cells=2 * each * per_donor, n_donors=2 * each, n_genes=n_genes, seed=100 + seed
+                n_cells=2 * each * cells,
+                n_donors=2 * each,
+                n_genes=n_genes,
+                cell_types=[kind],
+                disease="AD",
+                seed=seed,
             )
-            for kind in SIMULATED[:n_types]:
-                cells = cohort[cohort.obs["cell_type"] == kind].copy()
-                cells.obs["group"] = np.where(cells.obs["disease"] == "AD", "a", "b")
-                truth = cohort.varm["true_log2fc"][kind]
-                tasks.append(
-                    Task(
-                        f"power_{each}_{seed}_{kind}",
-                        cells,
-                        "power",
-                        size=f"{each}v{each}",
-                        type=kind,
-                        truth=truth,
-                    )
-                )
-    return tasks
+            cohort.obs["group"] = np.where(cohort.obs["disease"] == "AD", "a", "b")
+            yield Task(
+                f"power_{each}_{cells}_{seed}",
+                cohort,
+                "power",
+                OURS[:3],
+                donors=f"{each} v {each}",
+                cells=cells,
+                seed=seed,
+                truth=cohort.varm["true_log2fc"][kind],
+            )
 
 
-def replication_tasks(data: Path, splits: int) -> list[Task]:
+def replication_tasks(data: Path, splits: int) -> Iterator[Task]:
     """Kang: stimulated against control in each half of the donors."""
-    whole = _load(data / "kang2018_ifnb_8donors_2cond.h5ad", None, None)
+    whole = load_cells(data / "kang2018_ifnb_8donors_2cond.h5ad", None, None)
     column = next(c for c in ("condition", "stim", "group_id", "group") if c in whole.obs)
     whole.obs["group"] = np.where(whole.obs[column].astype(str).str.startswith("stim"), "a", "b")
     donors = sorted(whole.obs["donor"].unique())
-    tasks = []
     for kind in whole.obs["type"].value_counts().index[:4]:
         cells = whole[whole.obs["type"] == kind].copy()
         halves = [c for c in itertools.combinations(donors, 4) if donors[0] in c][:: 35 // splits][
@@ -235,36 +254,142 @@ def replication_tasks(data: Path, splits: int) -> list[Task]:
             for side, chosen in (("first", half), ("second", [d for d in donors if d not in half])):
                 part = cells[cells.obs["donor"].isin(chosen)].copy()
                 name = f"halves_{kind}_{i}_{side}".replace(" ", "-").replace("+", "")
-                tasks.append(Task(name, part, "halves", type=str(kind), split=i, side=side))
-    return tasks
+                yield Task(name, part, "halves", type=str(kind), split=i, side=side)
+
+
+def published_tasks(data: Path | None, n_genes: int) -> Iterator[Task]:
+    """Cohorts of published changes: the calls should have the directions of the tables."""
+    tables = {"AD (Mathys 2019)": {"disease": "AD"}}
+    if data is not None:
+        from benchmarks.fit_disease import midbrain_changes
+
+        tables["PD (Smajic 2022)"] = {"disease": "PD", "effects": midbrain_changes(data)}
+    for study, options in tables.items():
+        for kind in TYPES[:3]:
+            cohort = scmamba.datasets.brain_cohort(
+                n_cells=4000, n_donors=20, n_genes=n_genes, cell_types=[kind], seed=0, **options
+            )
+            sick = cohort.obs["disease"] != "Control"
+            cohort.obs["group"] = np.where(sick, "a", "b")
+            truth = cohort.varm["true_log2fc"][kind]
+            name = f"published_{options['disease']}_{kind}"
+            yield Task(
+                name, cohort, "published", OURS[:1], False, study=study, type=kind, truth=truth
+            )
+
+
+def at_real_rate(
+    scores: list[np.ndarray], real: list[np.ndarray], rates: tuple[float, ...]
+) -> np.ndarray:
+    """Mean number of true genes per comparison at every real false discovery rate, one threshold for all comparisons."""
+    score, true = np.concatenate(scores), np.concatenate(real)
+    order = np.argsort(score, kind="stable")
+    found = np.cumsum(true[order])
+    false = 1 - found / np.arange(1, order.size + 1)
+    last = np.append(np.diff(score[order]) > 0, True)  # genes of one score enter together
+    out = [found[(false <= rate) & last].max(initial=0) for rate in rates]
+    return np.array(out) / len(scores)
+
+
+def sweep(tasks: list[Task]) -> pd.DataFrame:
+    """Every size and test: true genes at real FDR 5%, area, and the difference to the best peer with its jackknife error."""
+    rows = []
+    sizes = sorted({(t.about["donors"], t.about["cells"]) for t in tasks}, key=_size)
+    for donors, cells in sizes:
+        own = [t for t in tasks if (t.about["donors"], t.about["cells"]) == (donors, cells)]
+        for test in [*OURS, *PEERS]:
+            have = [t for t in own if test in t.results]
+            if len(have) < len(own):
+                continue
+            tables = [t.results[test] for t in have]
+            real = [t.about["truth"].reindex(x.index).to_numpy() != 0 for t, x in zip(have, tables)]
+            by_p = [t["p"].to_numpy() for t in tables]
+            by_fdr = [t["fdr"].fillna(1.0).to_numpy() for t in tables]
+            whole, other = (at_real_rate(s, real, RATES) for s in (by_p, by_fdr))
+            parts = [
+                at_real_rate(by_p[:i] + by_p[i + 1 :], real[:i] + real[i + 1 :], RATES).mean()
+                for i in range(len(have))
+                if len(have) > 1
+            ]
+            rows.append(
+                {
+                    "donors": donors,
+                    "cells": cells,
+                    "test": test,
+                    "cohorts": len(have),
+                    "true_at_5": whole[RATES.index(0.05)],
+                    "area": whole.mean(),
+                    "true_at_5_adjusted": other[RATES.index(0.05)],
+                    "parts": parts,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _size(key: tuple[str, int]) -> tuple[int, int]:
+    return int(key[0].split()[0]), key[1]
 
 
 def replication(tasks: list[Task]) -> pd.DataFrame:
     """Share of one half's calls that the other half has, mean over both directions."""
     rows = []
     done = {(t.about["type"], t.about["split"], t.about["side"]): t for t in tasks if t.results}
-    for (kind, split, side), one in done.items():
-        other = done.get((kind, split, "second" if side == "first" else "first"))
+    for (kind, number, side), one in done.items():
+        other = done.get((kind, number, "second" if side == "first" else "first"))
         if other is None:
             continue
         for test in one.results:
             a, b = one.results[test], other.results[test]
             mine = a.index[a["fdr"].fillna(1) < ALPHA]
             theirs = set(b.index[b["fdr"].fillna(1) < ALPHA])
+            tops = [set(_ranked(x).index[:TOP]) for x in (a, b)]
+            both = mine.intersection(b.index)
+            same = np.sign(a.loc[both, "change"]) == np.sign(b.loc[both, "change"])
             rows.append(
                 {
                     "type": kind,
                     "test": test,
                     "called": len(mine),
                     "again": sum(g in theirs for g in mine),
+                    "top_again": len(tops[0] & tops[1]),
+                    "compared": len(both),
+                    "same_direction": int(same.sum()),
                 }
             )
     return pd.DataFrame(rows)
 
 
-def null_summary(null: pd.DataFrame) -> pd.DataFrame:
-    """The splits of every study and test, all cell types together."""
-    table = null.groupby(["study", "test"]).agg(
+def _ranked(table: pd.DataFrame) -> pd.DataFrame:
+    return table.fillna({"fdr": 1.0}).sort_values(["fdr", "p"], kind="stable")
+
+
+def speed(cells: int) -> pd.DataFrame:
+    """Seconds of every test on all eight types of one cohort of 20 donors."""
+    cohort = scmamba.datasets.brain_cohort(n_cells=cells, n_donors=20, disease="AD", seed=0)
+    warm = cohort[:, :300].copy()
+    rows = []
+    for test in OURS:
+        compare(warm, "disease", "donor", "cell_type", test=test, verbose=False)  # compiled once
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = compare(cohort, "disease", "donor", "cell_type", test=test, verbose=False)
+        rows.append(
+            {
+                "test": test,
+                "nuclei": cells,
+                "types": len(found.summary),
+                "genes tested": int(found.summary["tested"].sum()),
+                "seconds": time.perf_counter() - wall,
+                "processor seconds": time.process_time() - cpu,
+            }
+        )
+    total = {"test": "all four", "nuclei": cells, "types": 8, "genes tested": ""}
+    sums = {k: sum(r[k] for r in rows) for k in ("seconds", "processor seconds")}
+    return pd.DataFrame([*rows, total | sums])
+
+
+def null_summary(null: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """The splits of every study and test."""
+    table = null.groupby(keys).agg(
         runs=("called", "size"),
         p05=("p05", "mean"),
         p001=("p001", "mean"),
@@ -274,71 +399,123 @@ def null_summary(null: pd.DataFrame) -> pd.DataFrame:
     return table.reset_index()
 
 
-def report(rows: pd.DataFrame, halves: pd.DataFrame, chosen: str) -> str:
-    """The tables of the result page; ``chosen``: the options that determine them."""
-    parts = [
-        "# Tests between donors",
-        "Written by `python -m benchmarks.donor_tests`. `quasi_likelihood`, `voom` and "
-        "`moderated_t` are tests of `scmamba.deg.compare`, as is `mixed`; edgeR 3.40 (QL), limma 3.54 (voom), DESeq2 1.38.",
-        f"`{chosen}`: means over few cohorts and splits, so differences of a few genes are chance. The peers and `mixed` ran on "
-        'fewer splits than the others (column "runs").',
-    ]
-    order = [t for t in (*OURS, *PEERS) if t in set(rows["test"])]
+def null_section(rows: pd.DataFrame) -> list[str]:
     null = rows[rows["kind"] == "null"]
-    if len(null):
-        table = null.groupby(["study", "type", "test"]).agg(
-            runs=("called", "size"),
-            p05=("p05", "mean"),
-            p001=("p001", "mean"),
-            runs_with_calls=("called", lambda x: (x > 0).mean()),
-            mean_called=("called", "mean"),
-        )
-        parts += [
-            "## Donors of one condition split in halves: everything called is false",
-            _markdown(null_summary(null), 3),
-            "### By cell type",
-            _markdown(table.reset_index(), 3),
-        ]
+    if not len(null):
+        return []
+    return [
+        "## Donors of one condition split in halves: everything called is false",
+        _markdown(null_summary(null, ["study", "test"]), 3),
+        "### By cell type",
+        _markdown(null_summary(null, ["study", "type", "test"]), 3),
+    ]
+
+
+def power_section(rows: pd.DataFrame, swept: pd.DataFrame) -> list[str]:
     power = rows[rows["kind"] == "power"]
+    if not len(power):
+        return []
+    order = [t for t in (*OURS, *PEERS) if t in set(power["test"])]
+    parts = []
     for column, title in (
-        ("true_called", "True genes called at FDR 5%"),
-        ("fdp", "Share of the calls that is false"),
-        ("true_at_real_fdr", "True genes before 5% of the list is false"),
-        ("null_p05", "Null genes with p < .05"),
+        ("true_at_5", "true genes per cohort at a real FDR of 5%, by p"),
+        ("true_at_5_adjusted", "true genes per cohort at a real FDR of 5%, by adjusted p"),
+        ("area", "true genes per cohort, by p, mean over real FDRs from 1 to 20% (area)"),
     ):
-        if not len(power):
-            break
-        sums = (
-            power.groupby(["size", "type", "test"])
-            .agg(
-                cells=("cells_per_donor", "mean"),
-                true_called=("true_called", "mean"),
-                false_called=("false_called", "mean"),
-                true_at_real_fdr=("true_at_real_fdr", "mean"),
-                null_p05=("null_p05", "mean"),
-            )
-            .reset_index()
+        wide = _wide(swept.pivot(index=["donors", "cells"], columns="test", values=column), order)
+        wide.insert(
+            2,
+            "cohorts",
+            swept.groupby(["donors", "cells"])["cohorts"]
+            .first()
+            .loc[list(zip(wide["donors"], wide["cells"]))]
+            .to_numpy(),
         )
-        sums["fdp"] = sums["false_called"] / (sums["false_called"] + sums["true_called"])
-        wide = sums.pivot(index=["size", "type"], columns="test", values=column)[order]
-        wide.insert(0, "cells per donor", sums.groupby(["size", "type"])["cells"].mean().round(0))
-        wide = wide.reindex(sorted(wide.index, key=lambda k: (int(k[0].split("v")[0]), k[1])))
-        parts += [f"## Simulated cohorts: {title}", _markdown(wide.reset_index(), 3)]
-    if len(halves):
-        table = halves.groupby(["type", "test"])[["called", "again"]].mean()
-        table["share"] = table["again"] / table["called"]
-        parts += [
-            "## Kang, stimulated v control, halves of the donors",
-            _markdown(table.reset_index(), 3),
-        ]
-    seconds = rows.groupby("test")["seconds"].median().reindex(order)
-    parts += ["## Seconds for one cell type (median)", _markdown(seconds.round(2).reset_index(), 2)]
-    return "\n\n".join(parts) + "\n"
+        if column == "area":
+            wide["default less best peer (error)"] = [
+                _difference(swept, donors, cells)
+                for donors, cells in zip(wide["donors"], wide["cells"])
+            ]
+        parts += [f"## Semi-synthetic cohorts: {title}", _markdown(wide, 3)]
+    sums = power.groupby(["donors", "cells", "test"])[
+        ["true_called", "false_called", "null_p05"]
+    ].mean()
+    sums["fdp"] = sums["false_called"] / (sums["false_called"] + sums["true_called"])
+    for column, title in (
+        ("true_called", "true genes called at FDR 5%"),
+        ("fdp", "share of these calls that is false"),
+        ("null_p05", "null genes with p < .05"),
+    ):
+        wide = _wide(sums[column].unstack(), order)
+        parts += [f"## Semi-synthetic cohorts: {title}", _markdown(wide, 3)]
+    return parts
+
+
+def _wide(table: pd.DataFrame, order: list[str]) -> pd.DataFrame:
+    table = table.reindex(columns=order)
+    return table.reindex(sorted(table.index, key=_size)).reset_index()
+
+
+def _difference(swept: pd.DataFrame, donors: str, cells: int) -> str:
+    """Area of the default less that of the best peer, and its jackknife standard error over cohorts."""
+    own = swept[(swept["donors"] == donors) & (swept["cells"] == cells)].set_index("test")
+    peers = [p for p in PEERS if p in own.index]
+    if not peers:
+        return ""
+    best = own.loc[peers, "area"].idxmax()
+    mine = own.loc[OURS[0]]
+    parts = np.array(mine["parts"]) - np.array(own.loc[best, "parts"])
+    n = parts.size
+    error = np.sqrt((n - 1) / n * ((parts - parts.mean()) ** 2).sum()) if n > 1 else np.nan
+    return f"{mine['area'] - own.loc[best, 'area']:+.2f} ({error:.2f}), {best}"
+
+
+def halves_section(halves: pd.DataFrame) -> list[str]:
+    if not len(halves):
+        return []
+    table = halves.groupby(["type", "test"]).mean()
+    table.insert(2, "share", table["again"] / table["called"])
+    table["direction"] = table.pop("same_direction") / table.pop("compared")
+    return [
+        "## Kang, stimulated v control, halves of the donors",
+        f"`share`: of the calls of one half, called in the other; `top_again`: of the {TOP} most certain genes, also among "
+        "those of the other half; `direction`: share of the calls with the same sign in the other half.",
+        _markdown(table.reset_index(), 3),
+    ]
+
+
+def published_section(rows: pd.DataFrame) -> list[str]:
+    table = rows[rows["kind"] == "published"]
+    if not len(table):
+        return []
+    shown = table[
+        ["study", "type", "called", "true_called", "false_called", "true_direction"]
+    ].copy()
+    shown["direction"] = shown.pop("true_direction") / shown["true_called"]
+    return [
+        "## Published changes put into a cohort (10 v 10 donors, 200 cells each) and found again",
+        "Circular: the truth of these cohorts is the published table, so agreement says that program and table have the same "
+        "directions, and nothing about the disease. `direction`: true genes called with the sign of the table.",
+        _markdown(shown, 3),
+    ]
+
+
+def report(sections: list[list[str]], chosen: str) -> str:
+    """The result page; ``chosen``: the options that determine it."""
+    head = [
+        "# Tests between donors",
+        "Written by `python -m benchmarks.donor_tests`. `quasi_likelihood` (the default), `voom`, `moderated_t` and `mixed` are "
+        "tests of `scmamba.deg.compare`; edgeR (QL), limma (voom) and DESeq2 are those of Debian 12 (3.40, 3.54, 1.38).",
+        f"`{chosen}`. Cohorts and splits are few, so small differences are chance: see the errors given.",
+    ]
+    return "\n\n".join(head + [part for section in sections for part in section]) + "\n"
 
 
 def _markdown(table: pd.DataFrame, digits: int) -> str:
     def text(value: object) -> str:
-        return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+        if isinstance(value, float):
+            return "" if np.isnan(value) else f"{value:.{digits}g}"
+        return str(value)
 
     lines = ["| " + " | ".join(map(str, table.columns)) + " |", "|" + "---|" * table.shape[1]]
     return "\n".join(
@@ -347,52 +524,108 @@ def _markdown(table: pd.DataFrame, digits: int) -> str:
     )
 
 
-def main() -> None:
+def run_part(tasks: Iterator[Task], folder: Path, options: argparse.Namespace) -> None:
+    """Run tasks here, then their peers in R, and keep what they found; what is kept already is not repeated."""
+    for task in tasks:
+        target = folder / f"{task.name}.pickle"
+        if not target.exists() and task.run_here(folder):
+            target.write_bytes(pickle.dumps(task))
+    if options.no_peers:
+        return
+    program = [options.rscript, str(Path(__file__).with_suffix(".R")), str(folder)]
+    try:
+        subprocess.run(program, check=True, timeout=options.minutes * 60)
+    except subprocess.TimeoutExpired:
+        print("The peers ran out of time; tables hold what they finished.")
+
+
+def kept_tasks(folder: Path) -> list[Task]:
+    """Every task that was run, with the peers that finished."""
+    tasks = [pickle.loads(path.read_bytes()) for path in sorted(folder.rglob("*.pickle"))]
+    for task in tasks:
+        for place in (folder, folder / task.kind):
+            task.read(place)
+    return tasks
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--output", "-o", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--runs", type=int, default=10, help="splits of the controls per cell type")
-    parser.add_argument(
-        "--slow-runs",
-        type=int,
-        default=2,
-        help="of these, splits for the peers and the mixed model",
-    )
-    parser.add_argument("--splits", type=int, default=4, help="splits of Kang's donors in halves")
-    parser.add_argument("--seeds", type=int, default=2, help="simulated cohorts per size")
-    parser.add_argument("--genes", type=int, default=3000)
-    parser.add_argument("--types", type=int, default=6, help="cell types of the simulated cohorts")
-    parser.add_argument("--minutes", type=float, default=600, help="time limit of the peers")
-    parser.add_argument("--rscript", default="Rscript")
-    parser.add_argument("--no-peers", action="store_true")
-    options = parser.parse_args()
-    parts = [power_tasks(options.seeds, options.genes, options.types) if options.seeds else []]
+    add: Callable = parser.add_argument
+    add("--data", type=Path)
+    add("--output", "-o", type=Path, default=Path("benchmarks/results"))
+    add("--runs", type=int, default=6, help="splits of the controls per cell type")
+    add("--slow-runs", type=int, default=1, help="of these, splits for the peers and mixed")
+    add("--splits", type=int, default=2, help="splits of Kang's donors in halves")
+    add("--seeds", type=int, default=10, help="semi-synthetic cohorts per size")
+    add("--large-seeds", type=int, default=4, help="of these, with 2,000 cells per donor")
+    add("--first-seed", type=int, default=0, help="100 and above: development")
+    add("--genes", type=int, default=2500)
+    add("--speed-cells", type=int, default=20_000, help="0: do not measure speed")
+    add("--minutes", type=float, default=600, help="time limit of the peers")
+    add("--rscript", default="Rscript")
+    add("--no-peers", action="store_true")
+    add("--folder", type=Path, help="keep and reuse what was run; a temporary folder if not given")
+    add("--parts", default="power,published,null,halves,speed,report", help="comma-separated")
+    return parser.parse_args()
+
+
+def run_parts(options: argparse.Namespace, folder: Path) -> None:
+    """The parts that were requested, each in a folder of its own so that they can run side by side."""
+    first, parts = options.first_seed, options.parts.split(",")
+    makers: dict[str, Callable[[], Iterator[Task]]] = {
+        "power": lambda: power_tasks(
+            range(first, first + options.seeds),
+            range(first, first + options.large_seeds),
+            options.genes,
+        ),
+        "published": lambda: published_tasks(options.data, options.genes),
+    }
     if options.data is not None:
-        parts.append(null_tasks(options.data, options.runs, options.slow_runs))
-        parts.append(replication_tasks(options.data, options.splits) if options.splits else [])
+        makers["null"] = lambda: null_tasks(options.data, options.runs, options.slow_runs)
+        makers["halves"] = lambda: replication_tasks(options.data, options.splits)
+    for name in [p for p in parts if p in makers]:
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        run_part(makers[name](), folder / name, options)
+    if "speed" in parts and options.speed_cells:
+        speed(options.speed_cells).to_csv(folder / "speed.csv", index=False)
+
+
+def main() -> None:
+    options = arguments()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        tasks = [task for part in parts for task in part if task.run_here()]
-        if not options.no_peers:
-            for task in tasks:
-                if task.slow:
-                    task.write(folder)
-            program = [options.rscript, str(Path(__file__).with_suffix(".R")), name]
-            try:
-                subprocess.run(program, check=True, timeout=options.minutes * 60)
-            except subprocess.TimeoutExpired:
-                print("The peers ran out of time; tables hold what they finished.")
-            for task in tasks:
-                task.read(folder)
+        folder = options.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        run_parts(options, folder)
+        if "report" in options.parts.split(","):
+            write_report(options, kept_tasks(folder), folder / "speed.csv")
+
+
+def write_report(options: argparse.Namespace, tasks: list[Task], seconds_file: Path) -> None:
+    """Tables as .csv and .md."""
     rows = pd.DataFrame([row for task in tasks for row in task.rows()])
+    swept = sweep([t for t in tasks if t.kind == "power"])
     halves = replication([t for t in tasks if t.kind == "halves"])
     options.output.mkdir(parents=True, exist_ok=True)
     rows.round(5).to_csv(options.output / "donor_tests.csv", index=False)
-    names = ("runs", "slow_runs", "splits", "seeds", "genes", "types")
+    names = ("runs", "slow_runs", "splits", "seeds", "large_seeds", "first_seed", "genes")
     chosen = " ".join(f"--{n.replace('_', '-')} {getattr(options, n)}" for n in names)
-    text = report(rows, halves, chosen)
+    sections = [
+        power_section(rows, swept),
+        null_section(rows),
+        halves_section(halves),
+        published_section(rows),
+    ]
+    order = [t for t in (*OURS, *PEERS) if t in set(rows["test"])]
+    seconds = rows.groupby("test")["seconds"].median().reindex(order)
+    title = "## Processor seconds for one cell type (median; peers: seconds)"
+    sections.append([title, _markdown(seconds.round(2).reset_index(), 2)])
+    if seconds_file.exists():
+        title = "## Speed: a cohort of 20 donors and eight types, 10,000 genes"
+        table = pd.read_csv(seconds_file, keep_default_na=False)
+        sections.append([title, _markdown(table, 3)])
+    text = report(sections, chosen)
     (options.output / "donor_tests.md").write_text(text)
     print(text)
 

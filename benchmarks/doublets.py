@@ -23,6 +23,13 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "doublets"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors held out from brain-mini
+UNCLEAR = ["Ambiguous", "Neuron unspecified", "Vascular unspecified"]
+#: What follows the name of a set -> options of with_doublets.
+KINDS_OF_PAIRS: dict[str, dict[str, bool]] = {
+    "": {},
+    "types": {"two_types": True},
+    "matched": {"two_types": True, "matched": True},
+}
 OURS = {
     "scMamba fast": {},
     "scMamba fast, mixed": {"doublet_simulation": "mixed"},
@@ -61,18 +68,44 @@ def load(name: str, data: Path, seed: int = 0) -> Any:
         adata.obs["truth"] = (adata.obs["doublet_truth"] == "doublet").to_numpy()
         adata.obs["sample"] = "all"
         return adata
-    if name == "velmeshev":
+    if name.startswith("velmeshev"):
         adata = ad.read_h5ad(data / "velmeshev2019_pfc_3types.h5ad")
-        return with_doublets(
-            adata[adata.obs["donor"].astype(str).isin(HELD_OUT)].copy(), "donor", seed
+        adata = adata[adata.obs["donor"].astype(str).isin(HELD_OUT)].copy()
+        return with_doublets(adata, "donor", seed, **KINDS_OF_PAIRS[name.partition("_")[2]])
+    if name.startswith("agarwal"):
+        adata = ad.read_h5ad(data / "agarwal2020_substantia_nigra_cortex_2donors.h5ad")
+        clear = ~adata.obs["cell_type"].astype(str).isin(UNCLEAR).to_numpy()
+        adata = adata[adata.obs["pass_qc"].to_numpy(bool) & clear].copy()
+        return with_doublets(adata, "sample", seed, **KINDS_OF_PAIRS[name.partition("_")[2]])
+    if name == "kang":
+        adata = ad.read_h5ad(data / "kang2018_ifnb_8donors_2cond.h5ad")
+        call = adata.obs["demuxlet_call"].astype(str).to_numpy()
+        adata, call = (
+            adata[np.isin(call, ["SNG", "DBL"])].copy(),
+            call[np.isin(call, ["SNG", "DBL"])],
         )
+        adata.obs["truth"], adata.obs["homotypic"] = call == "DBL", False
+        adata.obs["sample"] = adata.obs["condition"].astype(str)  # one library for each
+        return adata
     adata = ad.read_h5ad(data / "pbmc3k_10x.h5ad")
     adata.obs["one"] = "all"
     return with_doublets(adata, "one", seed)
 
 
-def with_doublets(adata: Any, donor: str, seed: int, share: float = 0.1) -> Any:
-    """A tenth of the droplets of each donor become sums of two of its cells, which are removed; any two, of one type or of two."""
+def with_doublets(
+    adata: Any,
+    donor: str,
+    seed: int,
+    share: float = 0.1,
+    *,
+    two_types: bool = False,
+    matched: bool = False,
+) -> Any:
+    """A tenth of the droplets of each donor become sums of two of its cells, which are removed; any two, of one type or of two.
+
+    ``two_types``: of two types only. ``matched``: molecules of the sum are dropped at random until as many are left as one of its two
+    cells had, so that depth shows nothing.
+    """
     import anndata as ad
     import pandas as pd
     from scipy import sparse
@@ -80,14 +113,24 @@ def with_doublets(adata: Any, donor: str, seed: int, share: float = 0.1) -> Any:
     rng = np.random.default_rng([seed, 77])
     x = sparse.csr_matrix(adata.X)
     used, pairs = np.zeros(adata.n_obs, dtype=bool), []
+    types = adata.obs["cell_type"].astype(str).to_numpy()
     for _, rows in sorted(adata.obs.groupby(donor, observed=True).indices.items()):
         order = rng.permutation(rows)
         number = round(
             share * len(rows) / (1 + share)
         )  # two cells are removed and one droplet is added
-        pairs += [(order[2 * i], order[2 * i + 1]) for i in range(number)]
+        pairs += pairs_of(order, types if two_types else None, number)
     a, b = np.array(pairs).T
     used[a] = used[b] = True
+    both = sparse.csr_matrix(x[a] + x[b])
+    if matched:
+        own = np.asarray(x.sum(axis=1)).ravel()
+        wanted = own[np.where(rng.random(len(a)) < 0.5, a, b)]
+        for i in range(len(a)):
+            part = slice(both.indptr[i], both.indptr[i + 1])
+            left = rng.multivariate_hypergeometric(both.data[part].astype(np.int64), int(wanted[i]))
+            both.data[part] = left
+        both.eliminate_zeros()
     obs = pd.DataFrame(
         {
             "sample": np.r_[
@@ -96,14 +139,29 @@ def with_doublets(adata: Any, donor: str, seed: int, share: float = 0.1) -> Any:
         }
     )
     obs["truth"] = np.r_[np.zeros((~used).sum(), bool), np.ones(len(a), bool)]
-    types = adata.obs["cell_type"].astype(str).to_numpy()
     obs["homotypic"] = np.r_[np.zeros((~used).sum(), bool), types[a] == types[b]]
+    obs["types"] = np.r_[
+        types[~used], [" + ".join(sorted(pair)) for pair in zip(types[a], types[b])]
+    ]
     obs.index = [f"d{i}" for i in range(len(obs))]
     order = rng.permutation(len(obs))
-    made = ad.AnnData(
-        sparse.vstack([x[~used], x[a] + x[b]], format="csr"), obs=obs, var=adata.var[[]]
-    )
+    made = ad.AnnData(sparse.vstack([x[~used], both], format="csr"), obs=obs, var=adata.var[[]])
     return made[order].copy()
+
+
+def pairs_of(order: np.ndarray, types: np.ndarray | None, number: int) -> list[tuple[int, int]]:
+    """Pairs of different cells in the order given, of two types if ``types`` are given; fewer where a donor has too few of them."""
+    free, found = list(order), []
+    while len(found) < number and len(free) > 1:
+        first = free.pop(0)
+        if types is None:
+            found.append((first, free.pop(0)))
+            continue
+        for place, second in enumerate(free):
+            if types[second] != types[first]:
+                found.append((first, free.pop(place)))
+                break
+    return found
 
 
 # --- detectors: (adata, seed) -> score per droplet, larger more like a doublet -------------------------

@@ -1,7 +1,7 @@
 """The paper's tables from its public studies: fetched from GEO, read, labeled, used for fine-tuning, and scored on held-out samples.
 
     python -m benchmarks.paper_tables all --work FOLDER [--study Lau Leng Smajic Zhu] [--model NAME_OR_FOLDER] [--recipe paper|small]
-    python -m benchmarks.paper_tables download|read|prepare|train|report --work FOLDER ...
+    python -m benchmarks.paper_tables download|read|prepare|train|analyze|report --work FOLDER ...
 
 Every step continues where it stopped, and names the step to run first if something is missing. In FOLDER/STUDY: ``raw/`` (GEO's files and
 their SHA-256), ``cells.h5ad`` (counts, donor, disease, sample), ``prepare/`` and ``labelled.h5ad``, ``splits.json``, ``TASK/`` (checkpoint,
@@ -23,11 +23,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from benchmarks.geo_tables.analyze import analyze
 from benchmarks.geo_tables.download import download
 from benchmarks.geo_tables.label import prepare
 from benchmarks.geo_tables.read import read
 from benchmarks.geo_tables.report import report
-from benchmarks.geo_tables.studies import BASE_URL, EXPECTED_CELLS, STEPS, STUDIES, TASKS
+from benchmarks.geo_tables.studies import ANALYSES, BASE_URL, EXPECTED_CELLS, STEPS, STUDIES, TASKS
 from benchmarks.geo_tables.train import train
 from scmamba.utils.errors import ScMambaError
 
@@ -78,13 +79,31 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", choices=["paper", "small"], default="paper")
     parser.add_argument(
-        "--steps", type=int, help="optimiser steps in place of the recipe's epochs: for a trial"
+        "--steps",
+        type=int,
+        help="optimiser steps in place of the recipe's epochs and of impute()'s adaptation: for a trial",
     )
     parser.add_argument(
         "--imputation-cells",
         type=int,
         default=2000,
         help="at most so many test cells for imputation",
+    )
+    parser.add_argument(
+        "--analysis",
+        nargs="*",
+        default=list(ANALYSES),
+        choices=list(ANALYSES),
+        help="what 'analyze' measures",
+    )
+    parser.add_argument(
+        "--analysis-cells", type=int, default=2000, help="at most so many test cells in an analysis"
+    )
+    parser.add_argument(
+        "--deg-cells", type=int, default=20_000, help="at most so many cells of a study for Fig. 7"
+    )
+    parser.add_argument(
+        "--permutations", type=int, default=100, help="subsamples for each share of Fig. 7"
     )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
@@ -93,7 +112,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Carry out one step, or all; 1 and a sentence if that is not possible."""
     options = parse(arguments)
-    steps = {"download": download, "read": read, "prepare": prepare, "train": train}
+    steps = {
+        "download": download,
+        "read": read,
+        "prepare": prepare,
+        "train": train,
+        "analyze": analyze,
+    }
     try:
         options.work.mkdir(parents=True, exist_ok=True)
         # Study by study, so that the first one is complete before the last one is fetched.

@@ -12,7 +12,7 @@ from scmamba.utils.atomic import atomic_path
 from scmamba.utils.errors import ScMambaError
 from scmamba.utils.progress import say
 
-from .studies import LEVELS, STUDIES, TASKS, read_json
+from .studies import ANALYSES, LEVELS, STUDIES, TASKS, read_json
 
 
 def report(options: argparse.Namespace) -> str:
@@ -37,6 +37,7 @@ def report(options: argparse.Namespace) -> str:
                 doublet_table(results),
                 "## Imputation of non-zero values (test samples)",
                 imputation_table(results),
+                *_analyses(options),
                 "## How",
                 *_how(results),
             ]
@@ -52,6 +53,32 @@ def report(options: argparse.Namespace) -> str:
 
 
 Results = dict[str, dict[str, dict[str, Any]]]
+
+
+#: Analysis -> heading.
+HEADINGS = {
+    "detectors": "Doublet detectors (doublets simulated from the test samples; at 10 to 40% called)",
+    "zeros": "Imputed zeros: clusters, types and donors (test samples)",
+    "cells": "Embeddings of cells, without labels (Fig. 2; test samples)",
+    "genes": "Embeddings of genes: nearest other marker of the same type (Fig. 2)",
+    "degs": "Robustness of DEGs (Fig. 7 a-c, S4), and what the same pipeline calls where nothing differs",
+}
+
+
+def _analyses(options: argparse.Namespace) -> list[str]:
+    """A heading and a table for each analysis that was done for some study."""
+    parts = []
+    for name in ANALYSES:
+        rows = [
+            {"study": study} | row
+            for study in STUDIES
+            for row in read_json(options.work / study / name / "result.json").get("rows", [])
+        ]
+        if rows:
+            head = list(dict.fromkeys(key for row in rows for key in row))
+            table = markdown(head, [[row.get(key) for key in head] for row in rows])
+            parts += [f"## {HEADINGS[name]}", table]
+    return parts
 
 
 def type_table(results: Results) -> str:

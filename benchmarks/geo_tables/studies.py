@@ -14,9 +14,11 @@ import pandas as pd
 from scmamba.utils.atomic import atomic_path
 
 BASE_URL = "https://ftp.ncbi.nlm.nih.gov/geo/series"
-STEPS = ("download", "read", "prepare", "train", "report", "all")
+STEPS = ("download", "read", "prepare", "train", "analyze", "report", "all")
 LEVELS = ("celltype", "subtype", "subcluster")
 TASKS = (*LEVELS, "doublets", "imputation")
+#: What is measured beside the tasks (analyze.py).
+ANALYSES = ("detectors", "zeros", "cells", "genes", "degs")
 PARTS = ("train", "validation", "test")
 #: Types in the published order (``celltype.json``), and what is excluded from annotation (``celltype_dataset.py``; ours, and theirs).
 TYPES = (

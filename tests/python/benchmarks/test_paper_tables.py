@@ -736,6 +736,42 @@ def test_donors_stay_whole_in_random_splits(geo, tmp_path, small):
 # --------------------------------------------------------------------------------------------------------------- training
 
 
+def check_analyses(geo: Geo, work: Path, small: tuple[str, ...]) -> None:
+    """Detectors, imputed zeros, embeddings and Fig. 7 of the study that was trained, and their tables in the report."""
+    from scmamba.deg import RobustnessResult
+    from scmamba.embedding import marker_map
+
+    given = [word for word in small if word != "--analysis"]
+    more = ("--analysis-cells", "150", "--deg-cells", "400", "--permutations", "2")
+    assert run(geo, work, "analyze", "Zhu", *given, *more) == 0
+    rows = {
+        name: json.loads((work / "Zhu" / name / "result.json").read_text())["rows"]
+        for name in ("detectors", "zeros", "cells", "genes", "degs")
+    }
+    found = {row["detector"]: row for row in rows["detectors"]}
+    for row in found.values():
+        assert row["precision"] == pytest.approx(row["recall"])  # as many are called as there are
+        assert row["precision at 10%"] * 0.1 <= row["prevalence"] + 0.01
+        assert row["recall at 40%"] >= row["recall at 10%"]
+    assert found["scMamba, default"]["AUROC"] > 0.6 and "Scrublet" in found
+    values = {row["values"]: row for row in rows["zeros"]}
+    assert 0 < values["raw"]["NMI"] <= 1 and "note" in values["MAGIC"]
+    assert {row["values"] for row in rows["cells"]} >= {"principal components"}
+    expected = marker_map(model="brain-mini")
+    assert rows["genes"][0]["same type"] == pytest.approx(expected["own_type"].mean())
+    saved = RobustnessResult.load(work / "Zhu" / "degs" / "robustness")
+    assert saved.settings["group1"] == "PD" and saved.settings["group2"] == "Control"
+    false = [row for row in rows["degs"] if row["kind"] == "null_cells"]
+    rates = saved.false_positives().query("kind == 'null_cells'")["rate_nominal"]
+    assert sorted(r["false at p < 0.05"] for r in false) == pytest.approx(sorted(rates))
+    assert run(geo, work, "report", "Zhu", *small) == 0
+    page = (work / "paper_tables.md").read_text()
+    for heading in ("Doublet detectors", "Imputed zeros", "Embeddings of genes", "Robustness of"):
+        assert f"## {heading}" in page
+    assert run(geo, work, "analyze", "Zhu", *given, *more, "--seed", "0") == 0
+    assert run(geo, work, "analyze", "Zhu", *given, "--permutations", "3") == 1
+
+
 @pytest.mark.slow
 def test_all_steps_on_one_small_study(geo, tmp_path):
     """Zhu from download to report, labels by markers; the scores in the report are those of the saved checkpoint."""
@@ -765,6 +801,7 @@ def test_all_steps_on_one_small_study(geo, tmp_path):
         "2",
         "--min-donor-cells",
         "30",
+        "--analysis",
         "--imputation-cells",
         "55",
     )
@@ -842,11 +879,13 @@ def test_all_steps_on_one_small_study(geo, tmp_path):
         imputed.loc[:, "mse"] > 0
     ).all()
 
+    check_analyses(geo, work, small)
+
     # Completed steps are not repeated; other settings are refused.
     products = ("result.json", "model.safetensors", "labelled.h5ad", "cells.h5ad")
     stamps = {p: p.stat().st_mtime_ns for p in work.rglob("*") if p.name in products}
     requested = len(geo.requested)
-    assert len(stamps) == 8 and run(geo, work, "all", "Zhu", *small) == 0
+    assert len(stamps) == 13 and run(geo, work, "all", "Zhu", *small) == 0
     assert {p: p.stat().st_mtime_ns for p in stamps} == stamps and len(geo.requested) == requested
     assert run(geo, work, "train", "Zhu", *small, "--steps", "5") == 1
     (
@@ -876,6 +915,7 @@ def test_subtypes_of_the_authors_are_learned_and_shared_donors_are_reported(geo,
         "small",
         "--steps",
         "2",
+        "--analysis",
         "--min-donor-cells",
         "0",
     )
@@ -905,3 +945,17 @@ def test_subtypes_of_the_authors_are_learned_and_shared_donors_are_reported(geo,
 def test_an_empty_report_is_refused(tmp_path, capsys):
     assert paper_tables.main(["report", "--work", str(tmp_path)]) == 1
     assert "Run the step 'train' first" in capsys.readouterr().err
+
+
+def test_the_page_shows_the_published_numbers_of_cells_and_their_steps():
+    from documents import text_of
+
+    page = text_of("docs/paper.md")
+    for study in STUDIES.values():
+        cells = study.cells
+        numbers = " / ".join(f"{cells[task]:,}" for task in ("celltype", "doublets", "imputation"))
+        steps = [
+            f"{round(5 * cells['celltype'] / 16):,}",
+            f"{round(5 * cells['imputation'] / 8):,}",
+        ]
+        assert f"| {study.name} | {numbers} | {steps[0]} | {steps[1]} |" in page, steps
