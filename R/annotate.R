@@ -30,6 +30,9 @@
 #'   that was measured.
 #' @param error.rate Target error rate: cells are `Unassigned` below the probability above which at most
 #'   this share of the calls on held-out donors was wrong.
+#' @param across.studies With a reference of labeled cells: if they differ from your cells as those of different
+#'   studies do, also leave cells `Unassigned` whose cluster does not fit its type, and cells of uncertain type? More
+#'   than half of the calls may be lost. `FALSE`: a message gives the numbers, and calls stay.
 #' @param cache Keep the fitted reference for the next query?
 #'
 #' @return The same object with the metadata columns `scmamba_type` (a factor),
@@ -58,7 +61,7 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
                                    reference.gene.column = NULL,
                                    clusters = NULL, network = FALSE, error.rate = 0.05, cache = TRUE, device = NULL,
                                    seed = 0, force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE,
-                                   region = NULL, ...) {
+                                   region = NULL, across.studies = FALSE, ...) {
   .no_extra(...)
   assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
@@ -70,8 +73,9 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
     groups <- if (by_ident) SeuratObject::Idents(object) else .per_cell(object[[]], clusters, "clusters")
   }
   labels <- labels %||% .kept_labels(reference)
-  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
-  matrix <- .get_layer(object, assay, layer, verbose)
+  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region,
+    across.studies)
+  matrix <- .get_layer(object, assay, layer, verbose, disk = TRUE)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
   named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
   result <- .backend(backend)$annotate(named, known, options, verbose)
@@ -101,16 +105,17 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
                                                  error.rate = 0.05, cache = TRUE,
                                                  device = NULL, seed = 0, force = FALSE,
                                                  overwrite = FALSE, backend = NULL, verbose = TRUE,
-                                                 region = NULL, ...) {
+                                                 region = NULL, across.studies = FALSE, ...) {
   .no_extra(...)
   frame <- .sce_frame(object)
   .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference, model, markers),
     .annotate_columns, overwrite)
   groups <- if (!is.null(clusters)) .per_cell(frame, clusters, "clusters")
   labels <- labels %||% .kept_labels(reference)
-  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
+  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region,
+    across.studies)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
-  named <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
+  named <- .named_genes(.get_sce(object, assay, disk = TRUE), .sce_genes(object), gene.column, verbose)
   result <- .backend(backend)$annotate(named, known, options, verbose)
   if (!is.null(clusters)) result$cells <- .with_clusters(result$cells, groups)
   .annotate_sce(object, "annotate", result)
@@ -123,12 +128,13 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
                                     reference.gene.column = NULL,
                                     clusters = NULL, network = FALSE, error.rate = 0.05, cache = TRUE,
                                     device = NULL, seed = 0, force = FALSE, backend = NULL, verbose = TRUE,
-                                    region = NULL, ...) {
+                                    region = NULL, across.studies = FALSE, ...) {
   .no_extra(...)
   labels <- labels %||% .kept_labels(reference)
-  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region)
+  options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region,
+    across.studies)
   known <- .labelled_cells(reference, labels, donor, verbose, reference.assay, reference.layer, reference.gene.column)
-  matrix <- .check_matrix(.to_matrix(object))
+  matrix <- .check_matrix(.to_matrix(object, disk = TRUE))
   groups <- if (!is.null(clusters)) .per_cell(NULL, clusters, "clusters", ncol(matrix))
   result <- .backend(backend)$annotate(.named_genes(matrix, verbose = verbose), known, options, verbose)
   if (!is.null(clusters)) result$cells <- .with_clusters(result$cells, groups)
@@ -160,7 +166,8 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
   cells
 }
 
-.annotate_options <- function(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region) {
+.annotate_options <- function(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region,
+                              across.studies) {
   if (!is.null(region)) region <- match.arg(region, c("cortex", "hippocampus", "midbrain"))
   list(
     label_key = if (is.null(labels)) NULL else as.list(as.character(labels)),
@@ -174,7 +181,8 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     } else {
       0L
     },
-    error_rate = .check_number(error.rate, "error.rate"),
+    error_rate = .check_share(error.rate, "error.rate"),
+    across_studies = .check_flag(across.studies, "across.studies"),
     cache = .check_flag(cache, "cache"),
     device = .check_device(device),
     seed = .check_integer(seed, "seed", 0L),

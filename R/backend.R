@@ -1,13 +1,13 @@
 # One interface between the verbs and whatever computes. A backend is a list of
 # functions with these arguments and results:
-#   impute(matrix, cells, options, verbose) -> list(matrix, cells, provenance)
+#   impute(matrix, cells, options, verbose, file) -> list(matrix, sd or NULL, cells, provenance)
 #   embed(matrix, options, verbose)  -> list(embedding, cells, provenance)
 #   annotate(matrix, known, options, verbose), doublets(matrix, cells, options, verbose) -> list(cells, provenance)
 #   markers(matrix, cells, options, verbose) -> data.frame
 #   robustness(matrix, imputed, cells, options, verbose) -> scmamba_robustness
 #   finetune(matrix, cells, folder, options, verbose): writes the folder
-# `matrix` is a genes x cells dgCMatrix with dimnames; `options` is a named list
-# of the verb's arguments in Python's spelling.
+# `matrix` is a genes x cells dgCMatrix with dimnames, or a matrix on disk (R/disk.R); `options` is a named list of the
+# verb's arguments in Python's spelling; `file` is where imputed values are written that do not fit in memory, or NULL.
 
 # `backend` of a verb, or options(scmamba.backend=): "reticulate" (in this process), "server" (a separate process
 # on this machine) or what ScMambaServer() gave.
@@ -31,12 +31,21 @@
 }
 
 .reticulate_backend <- list(
-  impute = function(matrix, cells, options, verbose) {
+  impute = function(matrix, cells, options, verbose, file = NULL) {
     adata <- .to_adata(matrix, cells)
-    result <- .call_python(.python()$scmamba$impute, c(list(adata), options, verbose = verbose), verbose)
-    slots <- .translate_errors(.python()$slots$layer_slots(result, "scmamba"))
+    # A result with more values than a dgCMatrix can hold goes to disk as well.
+    most <- if (isTRUE(file$always)) 0L else .Machine$integer.max
+    where <- list(file$path, max_values = most, overwrite = isTRUE(file$overwrite))
+    arguments <- c(list(adata), where, options, verbose = verbose)
+    result <- .call_python(.imputation()$impute_or_write, arguments, verbose)
+    written <- !is.null(file) && .is_written(result, file$path)
+    if (written) .at_exit(environment(), .close_h5ad, result)
+    layer <- function(name) {
+      if (written) .open_layer(file$path, matrix, name) else .layer_of(result, matrix, name)
+    }
     list(
-      matrix = .from_slots(slots, dim(matrix), dimnames(matrix)),
+      matrix = layer("scmamba"),
+      sd = if (options$sd) layer("scmamba_sd"),
       cells = .result_columns(result, cells),
       provenance = .provenance(result, "impute")
     )
@@ -100,6 +109,15 @@
   frame
 }
 
+.imputation <- function() {
+  .python()
+  .translate_errors(reticulate::import("scmamba.imputation", convert = FALSE))
+}
+
+.layer_of <- function(result, matrix, name) {
+  .from_slots(.translate_errors(.python()$slots$layer_slots(result, name)), dim(matrix), dimnames(matrix))
+}
+
 .deg <- function() {
   .python()
   .translate_errors(reticulate::import("scmamba.deg", convert = FALSE))
@@ -111,14 +129,13 @@
 }
 
 # The slots, not the matrix: numpy uses R's own memory, nothing is converted.
-.to_adata <- function(matrix, obs = NULL) {
+# A matrix on disk is read from there until the function that called this one returns.
+.to_adata <- function(matrix, obs = NULL, frame = parent.frame()) {
   modules <- .python()
-  if (!is.null(obs)) {
-    # Unused levels would be groups without a cell.
-    obs[] <- lapply(obs, function(column) if (is.factor(column)) droplevels(column) else column)
-    rownames(obs) <- NULL
-    obs <- reticulate::r_to_py(obs)
+  if (.on_disk(matrix)) {
+    return(.backed_adata(matrix, .used_levels(obs), frame))
   }
+  if (!is.null(obs)) obs <- reticulate::r_to_py(.used_levels(obs))
   .translate_errors(modules$slots$adata_from_slots(
     x = reticulate::np_array(matrix@x),
     i = reticulate::np_array(matrix@i, dtype = "int32"),
@@ -128,6 +145,16 @@
     cells = as.list(colnames(matrix) %||% as.character(seq_len(ncol(matrix)))),
     obs = obs
   ))
+}
+
+# Unused levels would be groups without a cell.
+.used_levels <- function(obs) {
+  if (is.null(obs)) {
+    return(NULL)
+  }
+  obs[] <- lapply(obs, function(column) if (is.factor(column)) droplevels(column) else column)
+  rownames(obs) <- NULL
+  obs
 }
 
 # The names of the result are those that went in, by position.

@@ -23,6 +23,12 @@
   as.double(value)
 }
 
+.check_share <- function(value, name) {
+  value <- .check_number(value, name)
+  if (value < 0 || value > 1) .abort("{.arg {name}} is {value}; it must be between 0 and 1.")
+  value
+}
+
 .check_integer <- function(value, name, lowest) {
   value <- .check_number(value, name)
   if (value != round(value) || value < lowest || value > .Machine$integer.max) {
@@ -91,17 +97,23 @@
   matrix
 }
 
-# Other matrices become sparse; anything else is refused by its class.
-.to_matrix <- function(object) {
-  on_disk <- inherits(object, c("IterableMatrix", "DelayedMatrix"))
-  if (is(object, "Matrix") || on_disk || (is.matrix(object) && is.numeric(object))) {
-    return(.as_dgc(object, what = "matrix"))
+# Other matrices become sparse; anything else is refused by its class. With `disk`, large matrices on disk and h5ad
+# files stay there.
+.to_matrix <- function(object, disk = FALSE) {
+  if (.is_h5ad_path(object)) {
+    from_file <- .new_from_file(path.expand(object))
+    return(if (disk) from_file else .in_memory(from_file))
+  }
+  if (inherits(object, c("IterableMatrix", "DelayedMatrix", "Matrix")) || (is.matrix(object) && is.numeric(object))) {
+    return(.as_dgc(object, what = "matrix", disk = disk))
   }
   .abort(c(
     "scMamba cannot read an object of class {.cls {class(object)}}.",
-    i = "It takes a Seurat object, a SingleCellExperiment or a genes x cells matrix."
+    i = "It takes a Seurat object, a SingleCellExperiment, a genes x cells matrix or the path of an h5ad file."
   ))
 }
+
+.is_h5ad_path <- function(object) is.character(object) && length(object) == 1 && grepl("[.]h5ad$", object)
 
 # `batch`, `sample`, ...: a column of the metadata by its name, or one value for each cell.
 .per_cell <- function(frame, value, argument, n = nrow(frame)) {

@@ -65,7 +65,7 @@ ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.ty
     group2 = if (is.null(ident.2)) NULL else as.character(ident.2),
     cell_types = if (is.null(cell.types)) NULL else as.list(as.character(cell.types)),
     test = match.arg(test.use, c("quasi_likelihood", "voom", "moderated_t", "mixed")),
-    paired = if (is.null(paired)) NULL else .check_flag(paired, "paired"), alpha = .check_number(alpha, "alpha"),
+    paired = if (is.null(paired)) NULL else .check_flag(paired, "paired"), alpha = .check_share(alpha, "alpha"),
     min_log2fc = .check_number(min.log2fc, "min.log2fc"), min_cells = .check_integer(min.cells, "min.cells", 1L),
     min_total = .check_number(min.total, "min.total")
   )

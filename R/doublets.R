@@ -14,7 +14,8 @@
 #'   sample, corrected by the data.
 #' @param identification.rate Call exactly this share of every sample, in place of the
 #'   expected share.
-#' @param labels Column with cell types, or one value for each cell, used only to name the likely parents.
+#' @param labels Column with cell types, or one value for each cell, used only to name the likely parents. `NULL`: of
+#'   brain cells the types of the reference `human-brain`, of others clusters.
 #'
 #' @return The same object with the metadata columns `scmamba_doublet_score`,
 #'   `scmamba_doublet` (`TRUE`/`FALSE`) and `scmamba_doublet_parents`, and the record
@@ -44,7 +45,7 @@ ScMambaDoublets.Seurat <- function(object, sample = NULL, method = "fast", model
   .check_columns(names(object[[]]), .seurat_record(object), "doublets", "scmamba_doublet", .doublet_columns, overwrite)
   wanted <- .cell_columns(object[[]], list(sample = sample, labels = labels))
   options <- .doublet_options(method, model, expected.rate, identification.rate, wanted$keys, seed)
-  matrix <- .get_layer(object, assay, layer, verbose)
+  matrix <- .get_layer(object, assay, layer, verbose, disk = TRUE)
   named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
   result <- .backend(backend)$doublets(named, wanted$cells, options, verbose)
   rownames(result$cells) <- colnames(object)
@@ -71,7 +72,7 @@ ScMambaDoublets.SingleCellExperiment <- function(object, sample = NULL, method =
   .check_columns(names(frame), .sce_record(object), "doublets", "scmamba_doublet", .doublet_columns, overwrite)
   wanted <- .cell_columns(frame, list(sample = sample, labels = labels))
   options <- .doublet_options(method, model, expected.rate, identification.rate, wanted$keys, seed)
-  matrix <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
+  matrix <- .named_genes(.get_sce(object, assay, disk = TRUE), .sce_genes(object), gene.column, verbose)
   .annotate_sce(object, "doublets", .backend(backend)$doublets(matrix, wanted$cells, options, verbose))
 }
 
@@ -81,7 +82,7 @@ ScMambaDoublets.default <- function(object, sample = NULL, method = "fast", mode
                                     identification.rate = NULL, labels = NULL, seed = 0, backend = NULL,
                                     verbose = TRUE, ...) {
   .no_extra(...)
-  matrix <- .check_matrix(.to_matrix(object))
+  matrix <- .check_matrix(.to_matrix(object, disk = TRUE))
   wanted <- .cell_columns(NULL, list(sample = sample, labels = labels), ncol(matrix))
   options <- .doublet_options(method, model, expected.rate, identification.rate, wanted$keys, seed)
   result <- .backend(backend)$doublets(.named_genes(matrix, verbose = verbose), wanted$cells, options, verbose)
@@ -95,7 +96,7 @@ ScMambaDoublets.default <- function(object, sample = NULL, method = "fast", mode
   if (!is.character(method) || !isTRUE(method %in% c("fast", "network", "both"))) {
     .abort("{.arg method} must be \"fast\", \"network\" or \"both\", not {.val {method}}.")
   }
-  optional <- function(value, name) if (is.null(value)) NULL else .check_number(value, name)
+  optional <- function(value, name) if (is.null(value)) NULL else .check_share(value, name)
   list(
     method = method, model = .check_model(model), sample_key = keys$sample, label_key = keys$labels,
     expected_rate = optional(expected.rate, "expected.rate"),

@@ -43,7 +43,7 @@ ScMambaEmbed.Seurat <- function(object, assay = NULL, layer = "counts", slot = N
   .check_free_seurat(object, reduction.name, SeuratObject::Reductions(object), "a reduction",
     "reduction.name", overwrite)
   options <- .embed_options(model, batch.size, device, force)
-  matrix <- .get_layer(object, assay, layer, verbose)
+  matrix <- .get_layer(object, assay, layer, verbose, disk = TRUE)
   named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
   result <- .backend(backend)$embed(named, options, verbose)
   reduction.key <- reduction.key %||% .reduction_key(object, reduction.name)
@@ -78,7 +78,7 @@ ScMambaEmbed.SingleCellExperiment <- function(object, assay = "counts", gene.col
   options <- .embed_options(model, batch.size, device, force)
   .check_columns(names(.sce_frame(object)), .sce_record(object), c("impute", "embed"), NULL, "scmamba_low_depth",
     overwrite)
-  named <- .named_genes(.get_sce(object, assay), .sce_genes(object), gene.column, verbose)
+  named <- .named_genes(.get_sce(object, assay, disk = TRUE), .sce_genes(object), gene.column, verbose)
   result <- .backend(backend)$embed(named, options, verbose)
   embedding <- result$embedding
   dimnames(embedding) <- list(colnames(object), paste0("scmamba_", seq_len(ncol(embedding))))
@@ -103,7 +103,7 @@ ScMambaEmbed.dgCMatrix <- function(object, model = NULL, batch.size = NULL, devi
 #' @rdname ScMambaEmbed
 #' @export
 ScMambaEmbed.default <- function(object, ...) {
-  ScMambaEmbed.dgCMatrix(.to_matrix(object), ...)
+  ScMambaEmbed.dgCMatrix(.to_matrix(object, disk = TRUE), ...)
 }
 
 .embed_options <- function(model, batch.size, device, force) {

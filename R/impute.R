@@ -12,10 +12,12 @@
 #'
 #' @section Imputed values and statistics:
 #' Imputed values are predictions: good for plots, embeddings and clustering.
-#' Tests for differential expression should use the observed counts.
+#' Tests for differential expression should use the observed counts. Imputed values may be tested
+#' only with the donor as the unit, never over cells: between two halves of the control donors of a
+#' real study 65% of the genes then had p < 0.05, 21% on counts.
 #'
-#' @param object A Seurat object (version 4 or 5), a `SingleCellExperiment`, or
-#'   a genes x cells matrix (best a `dgCMatrix`).
+#' @param object A Seurat object (version 4 or 5), a `SingleCellExperiment`, a genes x cells
+#'   matrix (best a `dgCMatrix`, or a matrix on disk), or the path of an h5ad file.
 #' @param assay Name of the assay to read; by default the default assay
 #'   (Seurat) or `"counts"` (SingleCellExperiment). If the default assay is an imputed
 #'   one, the assay it was made from is read.
@@ -43,12 +45,17 @@
 #' @param values `"zeros"`, the default: observed values are kept, and zeros are imputed
 #'   where the gene is probably expressed; a cell then sums to more than 10,000, and
 #'   shallow cells gain more than deep ones. `"posterior"`: the expected value of every
-#'   gene, observed ones included, where every cell sums to 10,000 before the logarithm:
-#'   for pictures of genes. For `method = "ensemble"`.
+#'   gene, observed ones included, where every cell sums to 10,000 before the logarithm; a
+#'   gene in which nothing was counted is 0 if it is expressed with a probability below 10%.
+#'   For pictures of genes. For `method = "ensemble"`.
+#' @param sd Also return the standard deviation of every stored value, given the cell and its
+#'   neighbors, on the scale of the values (`log1p`, or counts with `to.counts`)? For
+#'   `method = "ensemble"`.
 #' @param min.probability A zero is imputed only if the gene is expressed in the cell with
 #'   this probability. 0.95 by default, at which genes of other cell types stay near
 #'   their observed share; with 0 every zero is imputed whose expected value is at least
-#'   `min.value`. For `method = "ensemble"`, with at least 30 cells.
+#'   `min.value`, and no posterior value is set to 0. For `method = "ensemble"`, with at
+#'   least 30 cells.
 #' @param passes For `"masked"`: number of interleaved parts in which the
 #'   zeros are predicted.
 #' @param min.value Predictions below this value stay zero: 0.2 by default (0 with
@@ -68,6 +75,12 @@
 #'   `scmamba.backend`, or `"reticulate"`.
 #' @param verbose Show messages and progress? Inside of `progressr::with_progress()`, or after
 #'   `progressr::handlers(global = TRUE)`, progress is shown by your handlers of progressr.
+#' @param file For values that stay on disk: the h5ad file (`"imputed.h5ad"`) that they are written to, and that the
+#'   new assay refers to. Layers on disk (HDF5Array, DelayedArray, BPCells) of more than 200 million entries
+#'   (`options(scmamba.disk = )`) and results of more than 2^31 values use `"scmamba_imputed.h5ad"` without it, in the
+#'   folder of the layer's file or the working directory. Keep the file with the object; `SeuratObject::SaveSeuratRds()`
+#'   and `saveRDS()` do not copy it. Needs an `Assay5` of Seurat 5, a `SingleCellExperiment` or a matrix, and the
+#'   package HDF5Array.
 #' @param ... Not used; a misspelt argument is an error.
 #'
 #' @return The same object with the results added.
@@ -78,10 +91,11 @@
 #'     `Misc(object, "scmamba")`, and an entry in `Command(object)`.
 #'     `DefaultAssay()` is not changed. Do not run `NormalizeData()` on this assay: the
 #'     imputed values are normalized already, and it would replace them.
-#'   * SingleCellExperiment: the assay `scmamba`, and the record in
-#'     `metadata(object)$scmamba`.
-#'   * matrix: the imputed `dgCMatrix`, with the record in its attribute
-#'     `"scmamba"`.
+#'     With `sd = TRUE` there is a second assay, `scmamba_sd` (key `imputedsd_`).
+#'   * SingleCellExperiment: the assay `scmamba` (with `sd = TRUE` also `scmamba_sd`), and the
+#'     record in `metadata(object)$scmamba`.
+#'   * matrix or h5ad file: the imputed `dgCMatrix` (a `DelayedMatrix` if it is on disk), with the
+#'     record in its attribute `"scmamba"`, and the standard deviations in the attribute `"sd"`.
 #' @seealso [ScMambaEmbed()], [scmamba_config()]
 #' @examples
 #' if (scmamba_available()) {
@@ -100,10 +114,11 @@ ScMambaImpute <- function(object, ...) {
 #' @export
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
                                  gene.column = NULL, assay.name = "scmamba", model = NULL, method = NULL,
-                                 batch = NULL, values = "zeros", min.probability = 0.95, adapt = TRUE, passes = 10,
+                                 batch = NULL, values = "zeros", sd = FALSE,
+                                 min.probability = 0.95, adapt = TRUE, passes = 10,
                                  min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                  device = NULL, seed = 0,
-                                 force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, ...) {
+                                 force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, file = NULL, ...) {
   .no_extra(...)
   assay <- .source_assay(object, assay, verbose)
   layer <- .layer_argument(layer, slot)
@@ -112,21 +127,26 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   .check_columns(names(object[[]]), .seurat_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
   .check_free_seurat(object, assay.name, SeuratObject::Assays(object), "an assay",
     "assay.name", overwrite)
+  sd.name <- .sd_name(assay.name)
+  if (isTRUE(sd)) .check_free_seurat(object, sd.name, SeuratObject::Assays(object), "an assay", "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(
-    model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+    model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
   )
   wanted <- .cell_columns(object[[]], list(batch = batch))
   options$batch_key <- wanted$keys$batch
-  matrix <- .get_layer(object, assay, layer, verbose)
+  matrix <- .get_layer(object, assay, layer, verbose, disk = TRUE)
+  file <- .result_file(file, matrix, .seurat5() && inherits(object[[assay]], "StdAssay"), overwrite, backend)
   named <- .named_genes(matrix, object[[assay]][[]], gene.column, verbose)
-  result <- .backend(backend)$impute(named, wanted$cells, options, verbose)
+  result <- .backend(backend)$impute(named, wanted$cells, options, verbose, file)
   dimnames(result$matrix) <- dimnames(matrix)
+  if (!is.null(result$sd)) dimnames(result$sd) <- dimnames(matrix)
   observed <- if (!to.counts) .observed_counts(object, assay, layer, matrix)
   new <- .make_assay(result$matrix, like = object[[assay]], observed, expected = to.counts)
   SeuratObject::Misc(new, slot = "scmamba") <- list(source = assay, layer = layer,
     counts = if (to.counts) "expected" else if (is.null(observed)) "none" else "observed")
   object <- .add_assay(object, assay.name, new)
+  object <- .add_sd_assay(object, sd.name, result$sd, assay, layer)
   if (!to.counts) object <- .note_normalised(object, assay.name)
   object <- .annotate_seurat(object, "impute", result)
   model <- .describe_model(model)
@@ -146,28 +166,38 @@ ScMambaImpute.SummarizedExperiment <- function(object, ...) {
 ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.column = NULL,
                                                assay.name = "scmamba",
                                                model = NULL, method = NULL, batch = NULL, values = "zeros",
-                                               min.probability = 0.95, adapt = TRUE, passes = 10,
+                                               sd = FALSE, min.probability = 0.95, adapt = TRUE, passes = 10,
                                                min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                                device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
-                                               backend = NULL, verbose = TRUE, ...) {
+                                               backend = NULL, verbose = TRUE, file = NULL, ...) {
   .no_extra(...)
   .check_name(assay.name, "assay.name")
   .check_free(assay.name, SummarizedExperiment::assayNames(object), "an assay",
     "assay.name", overwrite)
+  sd.name <- .sd_name(assay.name)
+  if (isTRUE(sd)) {
+    .check_free(sd.name, SummarizedExperiment::assayNames(object), "an assay", "assay.name", overwrite)
+  }
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(
-    model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+    model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
   )
   frame <- .sce_frame(object)
   .check_columns(names(frame), .sce_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
   wanted <- .cell_columns(frame, list(batch = batch))
   options$batch_key <- wanted$keys$batch
-  matrix <- .get_sce(object, assay)
+  matrix <- .get_sce(object, assay, disk = TRUE)
+  file <- .result_file(file, matrix, TRUE, overwrite, backend)
   named <- .named_genes(matrix, .sce_genes(object), gene.column, verbose)
-  result <- .backend(backend)$impute(named, wanted$cells, options, verbose)
+  result <- .backend(backend)$impute(named, wanted$cells, options, verbose, file)
   SummarizedExperiment::assay(object, assay.name, withDimnames = FALSE) <-
     .unnamed_as(result$matrix, object)
+  old <- isTRUE(overwrite) && sd.name %in% SummarizedExperiment::assayNames(object)
+  if (!is.null(result$sd) || old) {
+    SummarizedExperiment::assay(object, sd.name, withDimnames = FALSE) <-
+      if (!is.null(result$sd)) .unnamed_as(result$sd, object)
+  }
   if (verbose) .say_imputed(matrix, assay.name)
   .annotate_sce(object, "impute", result)
 }
@@ -175,36 +205,40 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.co
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch = NULL, values = "zeros",
-                                    min.probability = 0.95, adapt = TRUE, passes = 10,
+                                    sd = FALSE, min.probability = 0.95, adapt = TRUE, passes = 10,
                                     min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                     device = NULL, seed = 0,
-                                    force = FALSE, backend = NULL, verbose = TRUE, ...) {
+                                    force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE,
+                                    file = NULL, ...) {
   .no_extra(...)
   options <- .impute_options(
-    model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+    model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
   )
   matrix <- .check_matrix(object)
   wanted <- .cell_columns(NULL, list(batch = batch), ncol(matrix))
   options$batch_key <- wanted$keys$batch
-  result <- .backend(backend)$impute(.named_genes(matrix, verbose = verbose), wanted$cells, options, verbose)
+  file <- .result_file(file, matrix, TRUE, overwrite, backend)
+  result <- .backend(backend)$impute(.named_genes(matrix, verbose = verbose), wanted$cells, options, verbose, file)
   dimnames(result$matrix) <- dimnames(matrix)
+  if (!is.null(result$sd)) dimnames(result$sd) <- dimnames(matrix)
   if (verbose) .say_imputed(matrix)
-  structure(result$matrix, scmamba = result$provenance)
+  structure(result$matrix, scmamba = result$provenance, sd = result$sd)
 }
 
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.default <- function(object, ...) {
-  ScMambaImpute.dgCMatrix(.to_matrix(object), ...)
+  ScMambaImpute.dgCMatrix(.to_matrix(object, disk = TRUE), ...)
 }
 
-.impute_options <- function(model, method, values, min.probability, adapt, passes, min.value, to.counts, batch.size,
+.impute_options <- function(model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size,
                             device, seed, force) {
   list(
     model = .check_model(model),
     method = .check_method(method),
     values = match.arg(values, c("zeros", "posterior")),
-    min_probability = .check_number(min.probability, "min.probability"),
+    sd = .check_flag(sd, "sd"),
+    min_probability = .check_share(min.probability, "min.probability"),
     adapt_steps = .check_adapt(adapt),
     passes = .check_integer(passes, "passes", lowest = 1L),
     min_value = if (is.null(min.value)) NULL else .check_number(min.value, "min.value"),
@@ -228,4 +262,20 @@ ScMambaImpute.default <- function(object, ...) {
 .say_imputed <- function(matrix, name = NULL) {
   where <- if (is.null(name)) "" else ": the assay {.val {name}}"
   cli::cli_inform(c(v = paste0("Imputed {nrow(matrix)} genes x {ncol(matrix)} cells", where)))
+}
+
+# The assay with the standard deviations of the values of another one.
+.sd_name <- function(assay.name) paste0(assay.name, "_sd")
+
+# Add the assay with standard deviations, or remove that of an earlier result, to which it belonged.
+.add_sd_assay <- function(object, name, sd, source, layer) {
+  if (is.null(sd)) {
+    old <- name %in% SeuratObject::Assays(object) && isTRUE(.imputed_record(object, name)$sd)
+    if (old && name == SeuratObject::DefaultAssay(object)) SeuratObject::DefaultAssay(object) <- source
+    if (old) object[[name]] <- NULL
+    return(object)
+  }
+  new <- .make_assay(sd, like = object[[source]])
+  SeuratObject::Misc(new, slot = "scmamba") <- list(source = source, layer = layer, counts = "none", sd = TRUE)
+  .add_assay(object, name, new, key = "imputedsd_")
 }

@@ -72,17 +72,23 @@ install_scmamba <- function(source = NULL, envname = "r-scmamba", python = NULL,
   if (!torch %in% c("auto", "cpu", "cuda")) {
     return(.install(python, torch, pip_options, verbose))
   }
-  pip_options <- c(pip_options, if (.wants_cpu_torch(torch)) c("--extra-index-url", .torch_cpu_index))
+  cpu <- .wants_cpu_torch(torch)
+  if (cpu && !.answers(.torch_cpu_index)) {
+    cpu <- FALSE
+    cli::cli_inform(c("!" = "{.url {(.torch_cpu_index)}}, which has the small builds of PyTorch, does not answer. If no
+      other index of yours has them, the build for NVIDIA cards (4.5 GB) is installed; it computes on processors too."))
+  }
+  pip_options <- c(pip_options, if (cpu) c("--extra-index-url", .torch_cpu_index))
   tryCatch(.install(python, .torch, pip_options, verbose), scmamba_no_build = function(e) {
     .install(python, "torch", pip_options, verbose)
   })
 }
 
-# On macOS and Windows the Package Index serves the processor build anyway. The other index is used where
-# it answers: pip would try an index that does not for minutes.
+# On macOS and Windows the Package Index serves the processor build anyway. The other index is used only if it answers:
+# otherwise pip would try it for minutes.
 .wants_cpu_torch <- function(torch) {
   wanted <- torch == "cpu" || (torch == "auto" && !.has_nvidia_card())
-  wanted && identical(Sys.info()[["sysname"]], "Linux") && .answers(.torch_cpu_index)
+  wanted && identical(Sys.info()[["sysname"]], "Linux")
 }
 
 .has_nvidia_card <- function() file.exists("/proc/driver/nvidia/version") || nzchar(Sys.which("nvidia-smi"))

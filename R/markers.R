@@ -96,7 +96,7 @@ ScMambaFindMarkers.Seurat <- function(object, ident.1, ident.2 = NULL, group.by 
   normalised <- paste0("NormalizeData.", assay) %in% SeuratObject::Command(object)
   # Seurat 4.2 and 4.3 take the fold change of the logs where no normalization is recorded.
   change <- if (!.seurat5() && seurat == "4" && layer == "data" && !normalised) "log"
-  matrix <- .get_layer(object, assay, layer, verbose)
+  matrix <- .get_layer(object, assay, layer, verbose, disk = TRUE)
   .check_still_imputed(object, assay, layer, matrix)
   list(matrix = matrix, seurat = seurat, fold_change = change)
 }
@@ -160,7 +160,7 @@ ScMambaFindMarkers.SingleCellExperiment <- function(object, ident.1, ident.2 = N
   options <- .marker_options(logfc.threshold, min.pct, min.diff.pct, only.pos, test.use, seurat, features)
   by_hand <- .fold_options(pseudocount.use, base, fc.name, max.cells.per.ident, random.seed, min.cells.group)
   latent <- .columns_for(frame, latent.vars, "latent.vars")
-  .find_markers(.get_sce(object, assay), first, second, latent, options, by_hand, backend, verbose)
+  .find_markers(.get_sce(object, assay, disk = TRUE), first, second, latent, options, by_hand, backend, verbose)
 }
 
 .sce_groups <- function(object, frame, group.by) {
@@ -182,7 +182,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
                                        min.cells.group = 3, pseudocount.use = 1, base = 2, fc.name = NULL,
                                        test.use = "MAST", seurat = "5", backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
-  matrix <- .check_matrix(.to_matrix(object))
+  matrix <- .check_matrix(.to_matrix(object, disk = TRUE))
   first <- .column_numbers(matrix, ident.1, "ident.1")
   second <- if (is.null(ident.2)) {
     setdiff(seq_len(ncol(matrix)), first)
@@ -221,7 +221,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   if (by_hand$plain) {
     return(.fold_named(test(first, second, options), by_hand))
   }
-  .markers_by_hand(matrix, first, second, options, by_hand, test)
+  .markers_by_hand(.in_memory(matrix), first, second, options, by_hand, test)
 }
 
 .fold_named <- function(table, by_hand) {

@@ -16,6 +16,9 @@
   )
 }
 
+# Wide enough for its numbers.
+.bar <- function() ggplot2::guide_colourbar(barwidth = ggplot2::unit(4, "cm"), barheight = ggplot2::unit(0.35, "cm"))
+
 # The table of cells of whatever a verb gave.
 .cell_table <- function(object) {
   if (is.data.frame(object)) object else if (inherits(object, "Seurat")) object[[]] else .sce_frame(object)
@@ -105,12 +108,17 @@ ScMambaPlotRobustness <- function(result, measure = "overlap", type = c("bars", 
   by <- runs[c("share", "layer", "cell_type", "direction")]
   means <- stats::aggregate(list(mean = runs$value), by, mean)
   means$sd <- stats::aggregate(list(sd = runs$value), by, stats::sd)$sd
+  # No share is below 0 or above 1, and no bar of a share either.
+  limits <- if (all(runs$value >= 0 & runs$value <= 1)) c(0, 1) else c(-Inf, Inf)
+  means$low <- pmax(means$mean - means$sd, limits[[1]])
+  means$high <- pmin(means$mean + means$sd, limits[[2]])
   .data <- ggplot2::.data
   beside <- ggplot2::position_dodge(width = 0.8)
   ggplot2::ggplot(means, ggplot2::aes(.data$share, .data$mean, fill = .data$layer)) +
     ggplot2::geom_col(position = beside, width = 0.7) +
-    ggplot2::geom_errorbar(ggplot2::aes(ymin = .data$mean - .data$sd, ymax = .data$mean + .data$sd), position = beside,
-      width = 0.2, na.rm = TRUE) +
+    ggplot2::geom_errorbar(ggplot2::aes(ymin = .data$low, ymax = .data$high), position = beside, width = 0.2,
+      na.rm = TRUE) +
+    (if (limits[[2]] == 1) ggplot2::scale_y_continuous(limits = c(0, 1), expand = c(0, 0, 0.02, 0))) +
     ggplot2::facet_grid(ggplot2::vars(.data$cell_type), ggplot2::vars(.data$direction)) +
     ggplot2::scale_fill_manual(values = .colours) +
     ggplot2::labs(x = "share of the cells", y = paste(measure, "of DEGs with all cells"), fill = NULL,
@@ -132,7 +140,7 @@ ScMambaPlotRobustness <- function(result, measure = "overlap", type = c("bars", 
     ggplot2::geom_text(ggplot2::aes(label = .data$label), size = 3,
       colour = ifelse(means$mean > 0.55, "white", "black")) +
     ggplot2::facet_wrap(ggplot2::vars(.data$direction)) +
-    ggplot2::scale_fill_gradient(low = "#F7FBFF", high = "#08519C", limits = c(0, 1)) +
+    ggplot2::scale_fill_gradient(low = "#F7FBFF", high = "#08519C", limits = c(0, 1), guide = .bar()) +
     ggplot2::labs(x = NULL, y = NULL, fill = measure, caption = paste0(
       "mean of ", .n_runs(interaction(by)), " draws of ", signif(100 * ratio, 3),
       "% of the cells\n* p < 0.05, ** p < 0.01, *** p < 0.001 against the first layer (paired t-test)"
@@ -201,14 +209,15 @@ ScMambaPlotConfidence <- function(object, truth = NULL) {
   order <- sort(unique(as.character(frame$scmamba_type)), method = "radix", decreasing = TRUE)
   # Cells without a type stand last.
   frame$type <- .with_n(frame$scmamba_type, c(intersect("Unassigned", order), setdiff(order, "Unassigned")))
-  frame$named <- ifelse(frame$scmamba_type == "Unassigned", "Unassigned", "named")
+  frame$named <- ifelse(frame$scmamba_type == "Unassigned", "Unassigned", "assigned")
   # Spread by rank, not by chance: the same figure every time.
   frame$at <- as.integer(frame$type) + 0.35 * (((seq_len(nrow(frame)) * 0.618034) %% 1) * 2 - 1)
   ggplot2::ggplot(frame, ggplot2::aes(.data$scmamba_probability, .data$at, colour = .data$named)) +
     ggplot2::geom_point(size = 0.6, alpha = 0.6) +
     (if (!is.null(threshold)) ggplot2::geom_vline(xintercept = threshold, linetype = 2)) +
     ggplot2::scale_y_continuous(breaks = seq_along(levels(frame$type)), labels = levels(frame$type)) +
-    ggplot2::scale_colour_manual(values = c(named = .colours[[1]], Unassigned = "grey60")) +
+    ggplot2::scale_colour_manual(values = c(assigned = .colours[[1]], Unassigned = "grey60"),
+      guide = ggplot2::guide_legend(override.aes = list(size = 2, alpha = 1))) +
     ggplot2::coord_cartesian(xlim = c(0, 1)) +
     ggplot2::labs(x = "probability of the most likely type", y = NULL, colour = NULL,
       caption = if (!is.null(threshold)) paste0("dashed: threshold ", signif(threshold, 3))) +
@@ -224,6 +233,11 @@ ScMambaPlotConfidence <- function(object, truth = NULL) {
     called <- ifelse(called == "Unassigned" & nzchar(first), first, called)
   }
   known <- !is.na(truth)
+  never <- setdiff(truth[known], called)
+  if (length(never) > 0) {
+    cli::cli_inform(c("!" = "No cell is called {.val {never}}, as {.arg truth} names {sum(truth %in% never)} cell{?s};
+      these count as errors. Calls are {.val {sort(unique(called))}}: give {.arg truth} the same names."))
+  }
   right <- (called == truth)[known]
   p <- frame$scmamba_probability[known]
   order <- order(p, decreasing = TRUE)
@@ -237,8 +251,9 @@ ScMambaPlotConfidence <- function(object, truth = NULL) {
     ggplot2::geom_line(colour = .colours[[1]]) +
     (if (!is.null(at)) ggplot2::geom_point(data = at, size = 2, colour = .colours[[6]])) +
     ggplot2::coord_cartesian(xlim = c(0, 1), ylim = c(min(0.5, min(curve$accuracy)), 1)) +
-    ggplot2::labs(x = "share of the cells that are named", y = "share of these that are right",
-      caption = paste0("n = ", length(n), if (!is.null(at)) paste0("; point: threshold ", signif(threshold, 3)))) +
+    ggplot2::labs(x = "coverage", y = "accuracy", caption = paste0(
+      "share of the cells with a type, and share of these that are correct\nn = ", length(n),
+      if (!is.null(at)) paste0("; point: threshold ", signif(threshold, 3)))) +
     .theme()
 }
 
@@ -281,7 +296,8 @@ ScMambaPlotDoublets <- function(object, sample = NULL, reduction = NULL) {
     ggplot2::geom_vline(data = cuts[!is.na(cuts$cut), ], ggplot2::aes(xintercept = .data$cut), linetype = 2) +
     ggplot2::facet_wrap(ggplot2::vars(.data$panel), scales = "free_y") +
     ggplot2::scale_fill_manual(values = c(singlet = "grey70", doublet = .colours[[6]])) +
-    ggplot2::labs(x = "doublet score", y = "cells", fill = NULL, caption = "dashed: lowest score of a called doublet") +
+    ggplot2::labs(x = "doublet score", y = "cells", fill = NULL,
+      caption = if (nrow(doublets) > 0) "dashed: lowest score of a called doublet") +
     .theme()
 }
 
@@ -296,8 +312,9 @@ ScMambaPlotDoublets <- function(object, sample = NULL, reduction = NULL) {
   ggplot2::ggplot(frame, ggplot2::aes(.data$x, .data$y, colour = .data$scmamba_doublet_score)) +
     ggplot2::geom_point(size = 0.6) +
     ggplot2::geom_point(data = frame[frame$scmamba_doublet, ], shape = 1, size = 1.6, colour = .colours[[6]]) +
-    ggplot2::scale_colour_gradient(low = "grey85", high = "black") +
-    ggplot2::labs(x = colnames(at)[[1]], y = colnames(at)[[2]], colour = "doublet score", caption = "circled: called") +
+    ggplot2::scale_colour_gradient(low = "grey85", high = "black", guide = .bar()) +
+    ggplot2::labs(x = sub("_", " ", colnames(at)[[1]]), y = sub("_", " ", colnames(at)[[2]]), colour = "doublet score",
+      caption = "circled: called") +
     .theme()
 }
 
@@ -335,7 +352,7 @@ ScMambaPlotMarkers <- function(object, markers = NULL, group.by = "scmamba_type"
     ggplot2::geom_point() +
     ggplot2::facet_grid(cols = ggplot2::vars(.data$panel), scales = "free_x", space = "free_x") +
     ggplot2::scale_size_area(max_size = 5, limits = c(0, 100)) +
-    ggplot2::scale_colour_gradient(low = "grey85", high = .colours[[1]]) +
+    ggplot2::scale_colour_gradient(low = "grey85", high = .colours[[1]], guide = .bar()) +
     ggplot2::labs(x = NULL, y = NULL, size = "% of cells", colour = "mean log1p(CP10k)") +
     .theme() +
     ggplot2::theme(axis.text.x = ggplot2::element_text(angle = 90, hjust = 1, vjust = 0.5),

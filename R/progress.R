@@ -77,12 +77,25 @@
     on.exit(progress$finish(), add = TRUE)
   }
   job$begin()
-  while (!reticulate::py_to_r(job$finished)) {
-    for (event in reticulate::py_to_r(job$wait(0.25))) {
-      if (event[[1]] == "message") .speaker(event[[2]]) else do.call(progress$listener, event[-1])
+  while (!.interruptible(reticulate::py_to_r(job$finished))) {
+    for (event in .interruptible(reticulate::py_to_r(job$wait(0.25)))) {
+      switch(event[[1]],
+        message = .speaker(event[[2]]),
+        warning = warning(.r_words(event[[2]]), call. = FALSE),
+        do.call(progress$listener, event[-1])
+      )
     }
   }
   .translate_errors(job$result())
+}
+
+# An interrupt that arrives while reticulate reads the class of a Python object becomes an error there.
+.interruptible <- function(expr) {
+  tryCatch(expr, error = function(e) {
+    if (!grepl("Exception raised by 'inspect.getmro", conditionMessage(e), fixed = TRUE)) stop(e)
+    signalCondition(structure(class = c("interrupt", "condition"), list(message = "", call = NULL)))
+    invokeRestart("abort")
+  })
 }
 
 .speaker <- function(text) {

@@ -2,9 +2,9 @@
 #'
 #' The alternative to [install_scmamba()] for reticulate 1.41 or newer: declares with
 #' `reticulate::py_require()` which Python packages scMamba needs. When the first verb is called,
-#' `uv` prepares a Python environment with them, which takes a few
-#' minutes the first time (0.7 GB to download) and seconds afterwards. Call it at the start of
-#' every session, or put it in your `.Rprofile`, before anything else uses Python.
+#' `uv` prepares a Python environment with them, which takes a few minutes the first time (0.7 GB to
+#' download: Python from GitHub, packages from the Package Index) and seconds afterwards. Call it at
+#' the start of every session, or put it in your `.Rprofile`, before anything else uses Python.
 #'
 #' The versions of PyTorch and scMamba are fixed by this R package. Other packages
 #' that use `py_require()` share the environment.
@@ -30,7 +30,7 @@ scmamba_require <- function(source = NULL, torch = "auto", extras = "serve") {
   wanted <- c(.torch, .requirement(.pip_source(source), extras))
   # Looked up by name: reticulate exports it since 1.41.
   getExportedValue("reticulate", "py_require")(wanted, python_version = ">=3.10,<3.14")
-  .state$managed <- list(requirements = wanted, cpu = .wants_cpu_torch(torch))
+  .state$managed <- list(requirements = wanted, cpu = .wants_cpu_torch(torch) && .answers(.torch_cpu_index))
   cli::cli_inform(c(i = "The first verb prepares Python with {.pkg uv}: some minutes the first time, seconds later."))
   invisible(wanted)
 }

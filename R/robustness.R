@@ -23,9 +23,11 @@
 #' @param max.combinations Largest number of donor combinations.
 #' @param min.degs Overlaps are missing if the full data have fewer DEGs.
 #' @param seed The same seed gives the same result.
-#' @param workers Processes; default one per core. Those of your own set-up: `BiocParallel::bpnworkers(BPPARAM)`
-#'   or `future::nbrOfWorkers()`. The other verbs compute in threads of one process; their number is that of the
-#'   environment variable `OMP_NUM_THREADS`, set before R starts, and by default one per core.
+#' @param workers Processes on this machine; by default as many as `BPPARAM` or `future::plan()` has workers, otherwise
+#'   one. The result does not depend on it. The other verbs compute in threads of one process; their number is that of
+#'   the environment variable `OMP_NUM_THREADS`, set before R starts, and by default one per core.
+#' @param BPPARAM Parameters of BiocParallel, such as `MulticoreParam(4)`, in place of `workers`: only the number of
+#'   workers is used.
 #' @param resume Folder for finished parts; an interrupted call with the same folder continues.
 #' @param backend As in [ScMambaImpute()]; a server chooses `workers` itself and
 #'   resumes by itself, so `resume` cannot be given.
@@ -53,7 +55,7 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
                                      cell.type = NULL, assay = NULL, imputed.assay = "scmamba",
                                      ratios = c(0.1, 0.2, 0.35, 0.5, 0.75, 0.9), permutations = 100,
                                      donors = "3v3", null.permutations = 20, max.combinations = 200, min.degs = 10,
-                                     seed = 0, workers = NULL, resume = NULL, backend = NULL,
+                                     seed = 0, workers = NULL, BPPARAM = NULL, resume = NULL, backend = NULL,
                                      verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .source_assay(object, assay, verbose)
@@ -68,7 +70,7 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
     values
   }
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
-    max.combinations, min.degs, seed, workers, resume)
+    max.combinations, min.degs, seed, .workers(workers, BPPARAM), resume)
   .robustness(counts, imputed, object[[]], group.by, donor, cell.type, options, backend, verbose)
 }
 
@@ -87,12 +89,12 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
                                                    permutations = 100, donors = "3v3",
                                                    null.permutations = 20, max.combinations = 200,
                                                    min.degs = 10,
-                                                   seed = 0, workers = NULL, resume = NULL,
+                                                   seed = 0, workers = NULL, BPPARAM = NULL, resume = NULL,
                                                    backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   imputed <- if (is.null(imputed.assay)) NULL else .get_sce(object, imputed.assay)
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
-    max.combinations, min.degs, seed, workers, resume)
+    max.combinations, min.degs, seed, .workers(workers, BPPARAM), resume)
   frame <- .sce_frame(object)
   .robustness(.get_sce(object, assay), imputed, frame, group.by, donor, cell.type, options, backend, verbose)
 }
@@ -122,9 +124,32 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
     max_combinations = .check_integer(max.combinations, "max.combinations", 1L),
     min_degs = .check_integer(min.degs, "min.degs", 1L),
     seed = .check_integer(seed, "seed", 0L),
-    n_jobs = if (is.null(workers)) NULL else .check_integer(workers, "workers", 1L),
+    n_jobs = workers,
     resume = if (is.null(resume)) NULL else path.expand(.check_name(resume, "resume"))
   )
+}
+
+# The number of processes: as given, or that of the user's own set-up of BiocParallel or future. NULL: one.
+.workers <- function(workers, BPPARAM) {
+  if (!is.null(BPPARAM)) {
+    if (!is.null(workers)) .abort("{.arg workers} and {.arg BPPARAM} both give the number of processes; omit one.")
+    if (!inherits(BPPARAM, "BiocParallelParam")) {
+      .abort("{.arg BPPARAM} must be made by BiocParallel, for example {.code BiocParallel::MulticoreParam(4)}; it is
+        a {.cls {class(BPPARAM)[[1]]}}. A number of processes is given as {.arg workers}.")
+    }
+    return(.check_integer(BiocParallel::bpnworkers(BPPARAM), "the number of workers of BPPARAM", 1L))
+  }
+  workers <- workers %||% .future_workers()
+  if (is.null(workers)) NULL else .check_integer(workers, "workers", 1L)
+}
+
+# NULL without a plan: future's own default computes in this process.
+.future_workers <- function() {
+  if (!isNamespaceLoaded("future") || inherits(future::plan(), "sequential")) {
+    return(NULL)
+  }
+  number <- future::nbrOfWorkers()
+  if (is.finite(number)) number
 }
 
 #' @method print scmamba_robustness

@@ -1,12 +1,12 @@
 # Reading from and writing to SingleCellExperiment.
 
-.get_sce <- function(object, assay) {
+.get_sce <- function(object, assay, disk = FALSE) {
   known <- SummarizedExperiment::assayNames(object)
   if (!is.character(assay) || length(assay) != 1 || !assay %in% known) {
     .abort("This object has no assay {.val {assay}}; it has {.val {known}}.")
   }
   data <- SummarizedExperiment::assay(object, assay, withDimnames = TRUE)
-  .check_matrix(.as_dgc(data, what = "assay {.val {assay}}", assay = assay))
+  .check_matrix(.as_dgc(data, what = "assay {.val {assay}}", disk = disk, assay = assay))
 }
 
 # The metadata under the names they have, with spaces and all.

@@ -51,9 +51,12 @@ print.scmamba_server <- function(x, ...) {
     }
   }
   list(
-    impute = function(matrix, cells, options, verbose) {
+    impute = function(matrix, cells, options, verbose, file = NULL) {
       got <- task("impute")(matrix, options, verbose, cells)
-      list(matrix = .from_arrays(got, matrix), cells = .per_cell_results(got$cells, cells), provenance = got$provenance)
+      list(
+        matrix = .from_arrays(got, matrix, "x"), sd = if (options$sd) .from_arrays(got, matrix, "sd"),
+        cells = .per_cell_results(got$cells, cells), provenance = got$provenance
+      )
     },
     embed = function(matrix, options, verbose) {
       got <- task("embed")(matrix, options, verbose)
@@ -72,7 +75,8 @@ print.scmamba_server <- function(x, ...) {
         reference <- if (kept) known$id else .server_reference(server, known)
         drop <- function() .server_json(server, "DELETE", paste0("/v2/references/", reference))
         if (!kept) on.exit(try(drop(), silent = TRUE), add = TRUE)
-        options <- options[c("model", "label_key", "donor_key", "finetune_steps", "error_rate", "seed", "force")]
+        options <- options[c("model", "label_key", "donor_key", "finetune_steps", "error_rate", "across_studies",
+          "seed", "force")]
         options$reference <- reference
       }
       got <- task("annotate")(matrix, options, verbose)
@@ -143,7 +147,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   options <- options[setdiff(names(options), c("model", "device"))]
   upload <- tempfile(fileext = ".scmb")
   on.exit(unlink(upload), add = TRUE)
-  .write_plain(upload, matrix, cells, layer)
+  .write_plain(upload, .in_memory(matrix), cells, layer)
   text <- if (length(options) == 0) "{}" else jsonlite::toJSON(options, auto_unbox = TRUE, digits = NA)
   path <- sprintf("/v2/models/%s/%s?options=%s", curl::curl_escape(model), task, curl::curl_escape(text))
   job <- .server_send(server, path, upload)$id
@@ -226,6 +230,11 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   if (answer$status_code >= 400) {
     body <- if (is.null(to)) rawToChar(answer$content) else paste(readLines(to, warn = FALSE), collapse = "")
     detail <- tryCatch(jsonlite::fromJSON(body)$detail, error = function(e) body)
+    # Something that does not fit the verb: the sentence alone, as without a server.
+    if (answer$status_code == 422 && is.character(detail)) {
+      sentence <- sub("^option '([^']+)'", "\\1", paste(detail, collapse = " "))
+      stop(errorCondition(.r_words(sentence), class = c("scmamba_server_error", "scmamba_error"), call = NULL))
+    }
     .abort(c("The server answered {answer$status_code}.", x = .verbatim(.r_words(paste(detail, collapse = " ")))),
       class = "scmamba_server_error")
   }
@@ -354,8 +363,10 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   structure(columns, class = "data.frame", row.names = if (length(rows) > 0) rows else seq_len(about$n))
 }
 
-.from_arrays <- function(got, matrix) {
-  new("dgCMatrix", x = got$arrays$x, i = got$arrays$i, p = got$arrays$p, Dim = dim(matrix), Dimnames = dimnames(matrix))
+# Values and standard deviations are of the same entries.
+.from_arrays <- function(got, matrix, values) {
+  new("dgCMatrix", x = got$arrays[[values]], i = got$arrays$i, p = got$arrays$p, Dim = dim(matrix),
+    Dimnames = dimnames(matrix))
 }
 
 # A local server, started at first use and stopped with the session.

@@ -17,7 +17,8 @@
 
 # The genes x cells matrix of a layer as a dgCMatrix, in the assay's own order.
 # Split layers (counts.1, counts.2, ...) are joined in a copy, with a message.
-.get_layer <- function(object, assay, layer, verbose) {
+# With `disk`, a large matrix on disk stays there (R/disk.R).
+.get_layer <- function(object, assay, layer, verbose, disk = FALSE) {
   if (layer == "counts") .say_corrected(object, assay, verbose)
   if (layer == "scale.data") {
     .abort(c(
@@ -33,7 +34,7 @@
   if (is.null(data) || any(dim(data) == 0)) {
     .abort_empty(object, assay, layer)
   }
-  .as_dgc(data, what = "layer {.val {layer}} of assay {.val {assay}}",
+  .as_dgc(data, what = "layer {.val {layer}} of assay {.val {assay}}", disk = disk,
     layer = layer, assay = assay)
 }
 
@@ -103,7 +104,10 @@
 }
 
 # Sparse stays sparse. Matrices on disk are read in blocks of cells, so that no dense copy of the whole exists.
-.as_dgc <- function(data, what, ...) {
+.as_dgc <- function(data, what, ..., disk = FALSE) {
+  if (disk && .is_large_on_disk(data)) {
+    return(.new_on_disk(data))
+  }
   vars <- list2env(list(..., class = class(data)[[1]]), parent = environment())
   if (is(data, "dgCMatrix")) {
     return(data)
@@ -124,18 +128,6 @@
 }
 
 .to_dgc <- function(data) as(as(as(data, "dMatrix"), "generalMatrix"), "CsparseMatrix")
-
-.in_blocks <- function(data, entries = getOption("scmamba.block", 5e7)) {
-  width <- max(1, floor(entries / max(1, nrow(data))))
-  starts <- seq(1, max(1, ncol(data)), by = width)
-  parts <- lapply(starts, function(from) {
-    block <- data[, from:min(from + width - 1, ncol(data)), drop = FALSE]
-    if (inherits(block, "IterableMatrix")) as(block, "dgCMatrix") else .to_dgc(as.matrix(block))
-  })
-  whole <- do.call(cbind, parts)
-  dimnames(whole) <- dimnames(data)
-  whole
-}
 
 # SCTransform's counts are corrected for depth; the observed ones are usually beside them.
 .say_corrected <- function(object, assay, verbose) {
@@ -164,7 +156,7 @@
   if (is.list(record) && is.character(record$source)) {
     return(record)
   }
-  if (!identical(unname(SeuratObject::Key(object[[assay]])), "imputed_")) {
+  if (!unname(SeuratObject::Key(object[[assay]])) %in% c("imputed_", "imputedsd_")) {
     return(NULL)
   }
   others <- setdiff(SeuratObject::Assays(object), assay)
@@ -204,15 +196,19 @@
 # NormalizeData() on the imputed assay replaces its values by the normalized counts beside them.
 .check_still_imputed <- function(object, assay, layer, values) {
   record <- .imputed_record(object, assay)
-  if (is.null(record) || layer != "data" || !identical(record$counts, "observed")) {
+  if (is.null(record) || layer != "data" || !identical(record$counts, "observed") || .on_disk(values)) {
     return(invisible())
   }
   counts <- tryCatch(.get_layer(object, assay, "counts", FALSE), error = function(e) NULL)
-  if (!is.null(counts) && identical(counts@i, values@i) && identical(counts@p, values@p)) {
+  if (.same_entries(counts, values)) {
     .abort(c("The layer {.val data} of assay {.val {assay}} is its normalized counts and holds no imputed values.",
       i = "{.code NormalizeData()} replaces imputed values. Run {.code ScMambaImpute(overwrite = TRUE)} again."),
       class = "scmamba_imputed")
   }
+}
+
+.same_entries <- function(one, other) {
+  !is.null(one) && identical(one@i, other@i) && identical(one@p, other@p)
 }
 
 # Nothing of the user's is replaced without `overwrite`; checked before any long work.
@@ -280,19 +276,22 @@
 
 # The counts that belong to what was imputed, or NULL.
 .observed_counts <- function(object, assay, layer, matrix) {
-  if (layer == "counts") {
-    return(matrix)
+  counts <- if (layer == "counts") {
+    matrix
+  } else {
+    tryCatch(.get_layer(object, assay, "counts", FALSE, disk = TRUE), error = function(e) NULL)
   }
-  counts <- tryCatch(.get_layer(object, assay, "counts", FALSE), error = function(e) NULL)
-  if (identical(dimnames(counts), dimnames(matrix))) counts else NULL
+  if (!identical(dimnames(counts), dimnames(matrix))) {
+    return(NULL)
+  }
+  if (.on_disk(counts)) counts$data else counts
 }
 
 # Put an assay in, in place of an older one of this name; its key stays. Seurat's own sums of it (nCount_scmamba, ...)
 # would be columns that the user does not expect, and without counts it warns that there are none.
-.add_assay <- function(object, name, assay) {
+.add_assay <- function(object, name, assay, key = "imputed_") {
   metadata <- object@meta.data
   default <- SeuratObject::DefaultAssay(object)
-  key <- "imputed_"
   if (name %in% SeuratObject::Assays(object)) {
     key <- unname(SeuratObject::Key(object[[name]]))
     if (name == default) SeuratObject::DefaultAssay(object) <- setdiff(SeuratObject::Assays(object), name)[[1]]

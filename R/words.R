@@ -9,6 +9,7 @@
 # In this order: whole phrases first.
 .word_table <- as.data.frame(matrix(c(
   "scmamba\\.genes\\.mouse_to_human\\(adata\\)", "ScMambaMouseToHuman(object)",
+  "scmamba\\.ambient_rna\\(\\)", "ScMambaAmbient()",
   "adata\\.obs_names_make_unique\\(\\)", "colnames(x) <- make.unique(colnames(x))",
   "Give human gene names as var_names, or name the column of var that holds them \\(gene_column=\\.\\.\\.\\)",
   "Give human gene names as row names, or name the column that holds them (gene.column = \"...\")",
@@ -37,11 +38,14 @@
   "\\b(batch|sample|donor)_key\\b", "\\1",
   "\\blabel_keys?\\b", "labels",
   "\\bcondition_key\\b", "group.by",
+  "\\bacross_studies\\b", "across.studies",
   "\\bn_jobs\\b", "workers",
   "\\bmin_diff_pct\\b", "min.diff.pct",
+  "(?<!['\"])\\bgroup([12])\\b(?!['\"])", "ident.\\1",
   paste0("\\b(gene|min|to|error|expected|identification|batch|max|null|logfc)_",
-    "(column|value|counts|rate|size|pct|cells|total|degs|combinations|permutations|threshold)\\b"),
+    "(column|value|counts|probability|rate|size|pct|cells|total|degs|combinations|permutations|threshold)\\b"),
   "\\1.\\2",
+  "\\b([a-z.]+)=(?=[).,; ]|$)", "\\1 =",
   "\\b([a-z.]+)=True\\b", "\\1 = TRUE",
   "\\b([a-z.]+)=False\\b", "\\1 = FALSE",
   "\\b([a-z.]+)=None\\b", "\\1 = NULL",

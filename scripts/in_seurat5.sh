@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
-[ -e "$SEURAT5/.scmamba-complete" ] || die "the Seurat 5 root is missing; run scripts/seurat5.sh first."
+[ -e "$SEURAT5/$SEURAT5_STAMP" ] || die "the Seurat 5 root is missing; run scripts/seurat5.sh first."
 
 # The files that the virtual environment's interpreter needs from outside: its prefix, or Debian's files one by one.
 python_paths() {
@@ -25,7 +25,7 @@ else:
 PY
 }
 
-export SEURAT5 ROOT
+export SEURAT5 ROOT VENV
 PYTHON_PATHS="$(python_paths)"
 export PYTHON_PATHS
 exec unshare --mount --propagation private bash -euo pipefail -c '
@@ -37,9 +37,16 @@ exec unshare --mount --propagation private bash -euo pipefail -c '
   mount --rbind /dev "$SEURAT5/dev"
   mount -t tmpfs tmpfs "$SEURAT5/tmp"
   bind "$ROOT"
+  # The environment may be a link to one elsewhere.
+  real="$(readlink -f "$VENV")"
+  [ "$real" = "$VENV" ] || bind "$real"
   # Next to the checkout, where the tests look for real data sets.
   if [ -d "$ROOT/../shared" ]; then bind "$(cd "$ROOT/../shared" && pwd)"; fi
   while read -r path; do bind "$path"; done <<<"$PYTHON_PATHS"
+  # Machine code that numba compiled outside serves inside: the Python and the processor are the same.
+  compiled="${XDG_CACHE_HOME:-$HOME/.cache}/scmamba"
+  mkdir -p -m 700 "$compiled" "$SEURAT5/root/.cache/scmamba"
+  mount --bind "$compiled" "$SEURAT5/root/.cache/scmamba"
   exec chroot "$SEURAT5" /usr/bin/env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8 \
     R_LIBS="$ROOT/.cache/rlib-seurat5" RETICULATE_PYTHON="$ROOT/.venv/bin/python" RETICULATE_USE_MANAGED_VENV=false \
     OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" SCMAMBA_SCAN="${SCMAMBA_SCAN:-}" SCMAMBA_ROOT="$ROOT" \

@@ -6,6 +6,8 @@ VENV="$ROOT/.venv"
 RLIB="$ROOT/.cache/rlib"
 STAMPS="$ROOT/.cache/stamps"
 SEURAT5="${SCMAMBA_SEURAT5:-${XDG_CACHE_HOME:-$HOME/.cache}/scmamba/seurat5}"
+# Another name whenever the list of its packages changes.
+SEURAT5_STAMP=".scmamba-complete-hdf5array"
 TORCH="torch==2.13.0"
 RETICULATE_MIN="1.39"
 

@@ -10,7 +10,8 @@ WHAT="${1:-demo}"
 APT_R=(r-base-core r-base-dev r-cran-seurat r-cran-seuratobject r-cran-reticulate r-cran-cli r-cran-ggplot2
   r-cran-patchwork r-cran-withr)
 APT_TEST=(r-cran-testthat r-cran-roxygen2 r-cran-knitr r-cran-rmarkdown r-bioc-biocstyle
-  r-bioc-singlecellexperiment r-cran-lintr r-cran-vdiffr r-cran-pkgdown pandoc qpdf mmdebstrap)
+  r-bioc-singlecellexperiment r-bioc-hdf5array r-bioc-biocparallel r-cran-lintr r-cran-vdiffr r-cran-pkgdown pandoc qpdf
+  mmdebstrap)
 
 # --- R -----------------------------------------------------------------------------------------------
 system_packages() {

@@ -11,9 +11,9 @@ skip() {
 }
 
 PACKAGES="ca-certificates,r-base-core,r-cran-seurat,r-cran-reticulate,r-cran-cli,r-cran-withr"
-PACKAGES="$PACKAGES,r-bioc-singlecellexperiment,r-cran-testthat"
+PACKAGES="$PACKAGES,r-bioc-singlecellexperiment,r-bioc-hdf5array,r-cran-testthat"
 
-[ ! -e "$SEURAT5/.scmamba-complete" ] || exit 0
+[ ! -e "$SEURAT5/$SEURAT5_STAMP" ] || exit 0
 is_root || skip "building and entering the Debian 13 root needs root."
 have mmdebstrap || skip "mmdebstrap is not installed (apt-get install mmdebstrap)."
 unshare --mount --propagation private true 2>/dev/null || skip "this machine does not allow mount namespaces (unshare)."
@@ -33,7 +33,8 @@ quietly mmdebstrap --quiet --variant=minbase --mode=root --include="$PACKAGES" \
   --aptopt='APT::Install-Recommends "false"' --aptopt='Acquire::Retries "3"' \
   --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
   trixie "$partial" "$mirror" || skip "mmdebstrap failed (its own words are above)."
-touch "$partial/.scmamba-complete"
+# The former name as well: other checkouts share the root.
+touch "$partial/.scmamba-complete" "$partial/$SEURAT5_STAMP"
 rm -rf --one-file-system "$SEURAT5"
 mv "$partial" "$SEURAT5"
 say "Seurat 5 root ready: $SEURAT5"

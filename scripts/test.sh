@@ -21,10 +21,11 @@ mkdir -p "$LOGS" "$SKIPS"
 suite_pytest() {
   local report="$LOGS/pytest.xml" workers="${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}"
   rm -f "$report"
-  # Tests of one file run in one process, because they share fixtures.
+  # Tests of one file run in one process, because they share fixtures. Where a process dies, pytest-xdist starts it again and
+  # waits forever for tests that no process has: the run ends instead, with the name of the test.
   # shellcheck disable=SC2086
   PYTHONPATH=python "$VENV/bin/python" -m pytest -p no:cacheprovider --junitxml="$report" \
-    -n "$workers" --dist loadfile --durations=20 ${PYTEST_ARGS:-}
+    -n "$workers" --dist loadfile --max-worker-restart=0 --durations=20 ${PYTEST_ARGS:-}
   local code=$?
   "$VENV/bin/python" scripts/skips.py count pytest "$report" || code=1
   return "$code"
@@ -147,7 +148,13 @@ LANES=()
 stop_all() {
   trap '' INT TERM
   warn "stopping"
-  local signal group left
+  local name signal group left
+  for name in "${ORDER[@]}"; do
+    if [ -e "$TAKEN/$name" ] && [ ! -e "$LOGS/$name.code" ]; then
+      printf '\n===== %s: not finished, its last lines =====\n' "$name"
+      tail -n 60 "$LOGS/$name.log"
+    fi
+  done
   for signal in INT TERM KILL; do
     for group in "${LANES[@]}"; do kill "-$signal" -- "-$group" 2>/dev/null; done
     for _ in {1..10}; do

@@ -17,7 +17,7 @@ esac
 ENVIRONMENT="$ROOT/.cache/$WHAT"
 # What the two suites need in addition to the package's own extras; the rest of [test] is for other suites.
 EXTRAS="[train,serve,prepare]"
-BESIDE=("zarr>=2.18" "pytest>=8.2" "pytest-xdist>=3.5" "statsmodels>=0.14" "psutil>=5.9")
+BESIDE=("zarr>=2.18" "pytest>=8.2" "pytest-xdist>=3.5" "pytest-timeout>=2.3" "statsmodels>=0.14" "psutil>=5.9")
 
 version_of() { "$1" -c 'import sys, ensurepip, venv; print("%d.%d" % sys.version_info[:2])' 2>/dev/null; }
 
@@ -96,6 +96,6 @@ rm -f "$REPORT"
 code=0
 # shellcheck disable=SC2086
 PYTHONPATH=python "$ENVIRONMENT/bin/python" -m pytest -p no:cacheprovider --junitxml="$REPORT" \
-  -n "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile "${FILES[@]}" ${PYTEST_ARGS:-} || code=$?
+  -n "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile --max-worker-restart=0 "${FILES[@]}" ${PYTEST_ARGS:-} || code=$?
 "$ENVIRONMENT/bin/python" scripts/skips.py count "test-$WHAT" "$REPORT" || code=1
 exit "$code"

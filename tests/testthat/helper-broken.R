@@ -21,8 +21,9 @@ fresh_session <- function(code, env = character(), folder = tempdir(), home = NU
     first <- c("stopifnot(is.na(Sys.getenv('WORKON_HOME', NA)))", first)
     paste0("HOME=", shQuote(home))
   }
+  # scikit-learn sets KMP_DUPLICATE_LIB_OK in the process of the tests.
   plain <- c("RETICULATE_PYTHON=", "RETICULATE_PYTHON_ENV=", "VIRTUAL_ENV=", "PYTHONPATH=", "OMP_NUM_THREADS=1",
-    "RETICULATE_USE_MANAGED_VENV=false", environments,
+    "RETICULATE_USE_MANAGED_VENV=false", "KMP_DUPLICATE_LIB_OK=", environments,
     paste0("PATH=", shQuote(paste(path, collapse = ":"))),
     paste0("R_LIBS=", shQuote(paste(.libPaths(), collapse = ":"))))
   writeLines(c(first, code), script)

@@ -62,7 +62,7 @@ embed_tiny <- function(object, ..., verbose = FALSE) {
 
 # The same computation by the Python package alone, from a file written by R:
 # the input does not pass through scMamba's R code.
-python_alone <- function(counts, verb, ...) {
+python_alone <- function(counts, verb, ..., model = tiny_model()) {
   folder <- tempfile()
   dir.create(folder)
   on.exit(unlink(folder, recursive = TRUE))
@@ -81,6 +81,6 @@ python_alone <- function(counts, verb, ...) {
     obs = frame("cells.txt"), var = frame("genes.txt")
   )
   reticulate::import("scmamba", convert = FALSE)[[verb]](
-    adata, model = tiny_model(), verbose = FALSE, ...
+    adata, model = model, verbose = FALSE, ...
   )
 }

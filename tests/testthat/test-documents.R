@@ -44,3 +44,22 @@ test_that("every exported function has an example that R CMD check runs", {
     expect_no_error(parse(text = code[page]))
   }
 })
+
+test_that("an installation from the folder has the vignettes, made from today's text", {
+  root <- dirname(index())
+  files <- list.files(file.path(root, "vignettes"), "[.]Rmd$", full.names = TRUE)
+  for (file in files) {
+    name <- tools::file_path_sans_ext(basename(file))
+    page <- file.path(root, "inst", "doc", paste0(name, ".html"))
+    expect_true(file.exists(page), info = name)
+    lines <- readLines(page)
+    made <- sprintf("<!-- made from vignettes/%s, md5 %s -->", basename(file), tools::md5sum(file))
+    expect_true(made %in% lines, info = paste(name, "is older than its text: make docs"))
+    expect_identical(readLines(file.path(root, "inst", "doc", basename(file))), readLines(file), info = name)
+    # Its code was run, and no folder of the machine that ran it is on the page.
+    expect_false(any(grepl("Python side of scMamba was not found", lines)), info = name)
+    expect_false(any(grepl("/[.]venv/|/tmp/|/root/|/home/", lines)), info = name)
+  }
+  listed <- utils::vignette(package = "scMamba")$results[, "Item"]
+  expect_setequal(listed, tools::file_path_sans_ext(basename(files)))
+})

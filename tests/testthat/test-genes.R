@@ -15,7 +15,7 @@ test_that("every verb that reads names of genes has the arguments that choose th
   # None was forgotten: all that match genes with the model take them.
   methods <- ls(asNamespace("scMamba"), pattern = "^ScMamba[A-Za-z]+[.]Seurat$")
   takes <- vapply(methods, function(name) "gene.column" %in% names(formals(get(name, asNamespace("scMamba")))), NA)
-  expect_setequal(sub("[.]Seurat$", "", methods[takes]), c(reading_genes, "ScMambaEvaluate"))
+  expect_setequal(sub("[.]Seurat$", "", methods[takes]), c(reading_genes, "ScMambaEvaluate", "ScMambaAmbient"))
 })
 
 test_that("genes named in a column give the result of genes named by rows, in every verb", {

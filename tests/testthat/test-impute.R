@@ -208,3 +208,32 @@ test_that("posterior values sum to 10,000 in every cell and zeros are imputed by
   expect_error(run(min.probability = 2), "min.probability")
   expect_error(run(min.probability = NA), "one number")
 })
+
+test_that("standard deviations are an assay of their own, of the same entries as the values", {
+  skip_without_python()
+  object <- ScMambaCohort(n.cells = 60, n.donors = 2, n.genes = 1500, seed = 6)
+  impute <- function(object, ...) ScMambaImpute(object, adapt = FALSE, force = TRUE, verbose = FALSE, ...)
+  after <- impute(object, sd = TRUE)
+  expect_setequal(SeuratObject::Assays(after), c(SeuratObject::Assays(object), "scmamba", "scmamba_sd"))
+  values <- data_of(after)
+  sds <- data_of(after, "scmamba_sd")
+  expect_identical(dimnames(sds), dimnames(values))
+  expect_identical(list(sds@i, sds@p), list(values@i, values@p))
+  expect_true(all(sds@x > 0))
+  expect_identical(data_of(impute(object)), values)
+  # The default model: the tiny one has no rates.
+  alone <- python_alone(counts_of(object), "impute", adapt_steps = 0L, force = TRUE, sd = TRUE, model = NULL)
+  direct <- reticulate::py_to_r(reticulate::py_get_item(alone$layers, "scmamba_sd")$toarray())
+  expect_equal(unname(as.matrix(sds)), t(direct), tolerance = 1e-12)
+  gene <- rownames(object)[[1]]
+  expect_identical(SeuratObject::FetchData(after, paste0("imputedsd_", gene))[[1]], unname(sds[gene, ]))
+  expect_error(ScMambaImpute(after, assay = "scmamba_sd", overwrite = TRUE, verbose = FALSE), class = "scmamba_imputed")
+  # They do not outlast the values that they belong to.
+  expect_false("scmamba_sd" %in% SeuratObject::Assays(impute(after, overwrite = TRUE)))
+  matrix <- ScMambaImpute(counts_of(object), adapt = FALSE, force = TRUE, verbose = FALSE, sd = TRUE)
+  expect_equal(attr(matrix, "sd"), sds)
+  skip_if_not_installed("SingleCellExperiment")
+  single <- impute(SingleCellExperiment::SingleCellExperiment(list(counts = counts_of(object))), sd = TRUE)
+  expect_equal(SummarizedExperiment::assay(single, "scmamba_sd"), sds)
+  expect_identical(SummarizedExperiment::assayNames(impute(single, overwrite = TRUE)), c("counts", "scmamba"))
+})

@@ -207,6 +207,59 @@ test_that("the environment is found from a project with another .venv, and the c
   expect_identical(printed[[2]], "install_scmamba(): its environment")
 })
 
+# As pyenv makes them: scripts in front of the path, which end with an error if no version is chosen.
+pyenv_shims <- function(folder) {
+  shims <- file.path(folder, ".pyenv", "shims")
+  dir.create(shims, recursive = TRUE)
+  for (name in c("python", "python3", "python3.11", "python3.12", "python3.13")) {
+    file <- file.path(shims, name)
+    words <- sprintf("pyenv: %s: command not found", name)
+    writeLines(c("#!/usr/bin/env bash", sprintf("echo '%s' >&2", words), "exit 127"), file)
+    Sys.chmod(file, "755")
+  }
+  shims
+}
+
+test_that("pyenv's shims on the path do not hide a Python that runs, nor is reticulate's own error shown", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- normalizePath(withr::local_tempdir())
+  shims <- pyenv_shims(file.path(folder, "home"))
+  path <- function(...) paste0("PATH=", paste(c(shims, ...), collapse = ":"))
+  # No Python with scmamba: a sentence with what to type, and not reticulate's own error.
+  printed <- paste(at_home(folder, verb_or_message, path("/usr/bin", "/bin")), collapse = " ")
+  expect_match(printed, "install_scmamba()", fixed = TRUE)
+  expect_false(grepl("oldlibpath", printed))
+  # A Python behind the shims is found and used; it may install nothing, so the environment alone is made.
+  real <- file.path(folder, "real")
+  dir.create(real)
+  file.symlink(base_python(), file.path(real, "python3"))
+  alone <- "install_scmamba('scmamba==0.1.0', pip_options = c('--isolated', '--no-index'), verbose = FALSE)"
+  printed <- at_home(folder, sprintf("cat(tryCatch(%s, error = conditionMessage))", alone),
+    path(real, "/usr/bin", "/bin"))
+  expect_true(file.exists(file.path(own_folder(folder), "pyvenv.cfg")), info = paste(printed, collapse = "\n"))
+  expect_false(any(grepl("pyenv: |oldlibpath", printed)), info = paste(printed, collapse = "\n"))
+  expect_identical(list.files(file.path(folder, "work"), all.files = TRUE, no.. = TRUE), character())
+})
+
+test_that("a prepared environment works after it was copied to another folder, as on a cluster without a network", {
+  skip_on_os("windows")
+  skip_without_python()
+  folder <- normalizePath(withr::local_tempdir())
+  environment_without(file.path(folder, "prepared"), character())
+  dir.create(file.path(folder, "shared"))
+  from_and_to <- shQuote(file.path(folder, c("prepared", "shared")))
+  expect_identical(system2("cp", c("-a", from_and_to)), 0L)
+  unlink(file.path(folder, "prepared"), recursive = TRUE)
+  copied <- file.path(folder, "shared", "prepared")
+  # The folder is named in .Rprofile, as the help page has it.
+  printed <- at_home(folder, c(named_by_option(copied), "config <- scmamba_config()",
+    "cat(config$python[['path']], config$road, config$problem, sep = '\\n')", verb_or_message))
+  expect_match(printed[[1]], copied, fixed = TRUE)
+  expect_match(printed[[2]], "scmamba.python", fixed = TRUE)
+  expect_identical(utils::tail(printed, 1), "IT RAN")
+})
+
 test_that("the copy of the Python package in the R package is the checkout's", {
   skip_if_not(length(checkout()) > 0, "a checkout")
   from <- normalizePath(file.path(checkout()[[1]], "python", "scmamba"))

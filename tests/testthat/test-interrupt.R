@@ -49,3 +49,12 @@ test_that("Ctrl-C returns to the prompt with nothing changed, on both backends",
     }
   }
 })
+
+test_that("an interrupt that reticulate reports as an error of its own is an interrupt", {
+  fails <- function(text) {
+    tryCatch(.interruptible(stop(text)), interrupt = function(e) "interrupted", error = conditionMessage)
+  }
+  expect_identical(fails("Exception raised by 'inspect.getmro(<pyobj>)'; unable to build R 'class'"), "interrupted")
+  expect_identical(fails("another"), "another")
+  expect_identical(.interruptible(5), 5)
+})

@@ -23,12 +23,12 @@ test_that("an interrupt leaves the object unchanged", {
   seu <- pbmc()
   before <- seu
   reticulate::py_run_string(paste(
-    "import scmamba as _scmamba",
-    "_scmamba_impute = _scmamba.impute",
+    "import scmamba.imputation as _imputation",
+    "_kept = _imputation.impute_or_write",
     "def _interrupted(*a, **k): raise KeyboardInterrupt()",
-    "_scmamba.impute = _interrupted", sep = "\n"
+    "_imputation.impute_or_write = _interrupted", sep = "\n"
   ))
-  on.exit(reticulate::py_run_string("_scmamba.impute = _scmamba_impute"))
+  on.exit(reticulate::py_run_string("_imputation.impute_or_write = _kept"))
   caught <- tryCatch({
     seu <- impute_tiny(seu, verbose = TRUE)
   }, interrupt = function(e) "back at the prompt")
@@ -109,4 +109,24 @@ test_that("inside of with_progress() the handlers of progressr show the progress
   steps <- vapply(updates, function(one) one$step / one$max, 1)
   expect_equal(max(steps), 1)
   expect_false(scMamba:::.progressr_on())
+})
+
+test_that("Python's warnings are messages, or with verbose = FALSE warnings of R, in R's words and each time", {
+  skip_without_python()
+  scMamba:::.python()
+  reticulate::py_run_string(paste(
+    "import warnings as _w",
+    "def _warning(**k): _w.warn(\"obs['a'] holds 2 values; pass n_jobs=1\"); return 7", sep = "\n"
+  ))
+  call <- reticulate::import_main(convert = FALSE)[["_warning"]]
+  in_r <- "metadata column \"a\" holds 2 values; pass workers"
+  for (again in 1:2) {
+    shown <- reticulate::py_capture_output({
+      expect_message(scMamba:::.call_python(call, list(), TRUE), in_r)
+      expect_warning(scMamba:::.call_python(call, list(), FALSE), in_r)
+    })
+    expect_identical(shown, "")
+  }
+  # Other calls of Python are as before.
+  expect_identical(reticulate::py_eval("_w.showwarning.__module__"), "warnings")
 })

@@ -5,11 +5,13 @@ test_that("a local server returns the results of this process", {
   skip_if_not(.Platform$OS.type == "unix")
   object <- ScMambaCohort(n.cells = 120, n.donors = 2, n.genes = 3000, seed = 6)
   # With adaptation, with neighbors, by masking: the computation is the same everywhere.
-  for (options in list(list(adapt = FALSE), list(adapt = 3), list(adapt = FALSE, method = "published", passes = 2))) {
+  for (options in list(list(adapt = FALSE), list(adapt = 3), list(adapt = FALSE, method = "published", passes = 2),
+    list(adapt = FALSE, sd = TRUE))) {
     impute <- function(...) do.call(ScMambaImpute, c(list(object, force = TRUE, verbose = FALSE, ...), options))
     here <- impute()
     there <- impute(backend = "server")
     expect_identical(data_of(there), data_of(here))
+    if (isTRUE(options$sd)) expect_identical(data_of(there, "scmamba_sd"), data_of(here, "scmamba_sd"))
     expect_identical(there$scmamba_low_depth, here$scmamba_low_depth)
   }
   expect_identical(

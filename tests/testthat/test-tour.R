@@ -1,46 +1,11 @@
-# What a user reads: the same on both backends.
-
-# Messages that are shown while `code` runs, without the console's colors.
-messages_of <- function(code) {
-  shown <- character()
-  # Bars are shown by time, not by what happens.
-  old <- options(cli.progress_show_after = 1e6)
-  on.exit(options(old))
-  withCallingHandlers(code, message = function(m) {
-    shown <<- c(shown, trimws(cli::ansi_strip(conditionMessage(m))))
-    invokeRestart("muffleMessage")
-  })
-  shown
-}
-
-# Each stop of the tour, for a backend.
-tour <- function(object, reference, backend) {
-  stop_of <- function(verb, ...) messages_of(verb(object, ..., backend = backend))
-  list(
-    impute = stop_of(ScMambaImpute, adapt = FALSE, force = TRUE),
-    few = messages_of(ScMambaImpute(object[, 1:20], force = TRUE, backend = backend)),
-    masked = stop_of(ScMambaImpute, method = "masked", adapt = FALSE, passes = 2, force = TRUE),
-    embed = stop_of(ScMambaEmbed, force = TRUE),
-    default = stop_of(ScMambaAnnotate, region = "cortex"),
-    markers = stop_of(ScMambaAnnotate, markers = "panel"),
-    brain = stop_of(ScMambaAnnotate, reference = "human-brain", region = "cortex", clusters = "cell_type"),
-    reference = stop_of(ScMambaAnnotate, reference = reference, labels = "cell_type", cache = FALSE),
-    doublets = stop_of(ScMambaDoublets),
-    samples = stop_of(ScMambaDoublets, sample = "sample"),
-    degs = stop_of(ScMambaFindMarkers, ident.1 = object$disease[[1]], group.by = "disease", layer = "counts")
-  )
-}
+# What a user reads: the same on both backends (helper-tour.R has the tour; benchmarks/r_messages.R writes it down).
 
 test_that("every verb shows the same messages in this process and through a server", {
   skip_without_python()
   skip_if_not(.Platform$OS.type == "unix")
-  object <- ScMambaCohort(n.cells = 150, n.donors = 3, n.genes = 3000, seed = 6)
-  object$sample <- ifelse(seq_len(ncol(object)) < 10, NA, object$donor)
-  reference <- object
-  reference$cell_type[1:3] <- NA
-  reference$donor <- NULL
-  here <- tour(object, reference, "reticulate")
-  there <- tour(object, reference, "server")
+  made <- tour_objects()
+  here <- tour(made$object, made$reference, "reticulate")
+  there <- tour(made$object, made$reference, "server")
   expect_identical(there, here)
   # What was read, matched and found is shown, in R's words.
   expect_match(here$impute, "raw counts", all = FALSE)
@@ -52,7 +17,26 @@ test_that("every verb shows the same messages in this process and through a serv
   expect_match(here$markers, "clearly express the markers of one type", all = FALSE)
   expect_match(here$reference, "3 reference cells have no label", all = FALSE)
   expect_match(here$samples, "9 cells have no sample", all = FALSE)
+  expect_match(here$robustness, "9v9", all = FALSE)
+  expect_match(here$finetune, "held out", all = FALSE)
   expect_false(any(grepl("\\bobs\\b|var_names|layers\\[|_key|=True|=False", unlist(here))))
+})
+
+test_that("every refusal is one sentence in R's words, the same through a server", {
+  skip_without_python()
+  skip_if_not(.Platform$OS.type == "unix")
+  object <- tour_objects()$object
+  here <- refused_tour(object, "reticulate")
+  expect_identical(refused_tour(object, "server"), here)
+  expect_false("(not refused)" %in% unlist(here))
+  python <- "\\bobs\\b|var_names|layers\\[|_key|[a-z]=[ .,;)]|=True|=False|group[12]|python[.]builtin|Traceback"
+  expect_false(any(grepl(python, unlist(here))))
+  expect_match(here[["share beyond its range"]], "`min.probability` is 2", fixed = TRUE)
+  # The only one that differs: a server has models of its own, and takes no paths.
+  for (backend in c("reticulate", "server")) {
+    expect_error(ScMambaEmbed(object, model = "no-such-model", force = TRUE, backend = backend, verbose = FALSE),
+      "no model 'no-such-model'.*brain-mini", class = "scmamba_error")
+  }
 })
 
 test_that("held-out donors are named only if there were donors", {
