@@ -40,8 +40,12 @@ def blocks(page: str) -> Iterator[tuple[str, str]]:
             yield language, "\n".join(line[depth:] for line in lines[at + 1 : end])
             at = end + 1
         elif lines[at].startswith("    ") and (at == 0 or not lines[at - 1].strip()):
-            end = at
-            while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
+            end = at + 1
+            while (
+                end < len(lines)
+                and (lines[end].startswith("    ") or not lines[end].strip())
+                and not lines[end].lstrip().startswith("```")
+            ):
                 end += 1
             yield "", "\n".join(line[4:] for line in lines[at:end])
             at = end

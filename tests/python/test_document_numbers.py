@@ -53,12 +53,11 @@ ROWS = [
     ("annotation", "Agarwal 2020, held-out donor 1", "brain_types.md", ("donor1",)),
     ("annotation", "Agarwal 2020, held-out donor 5", "brain_types.md", ("donor5",)),
     ("annotation", "blood (PBMC 3k)", "brain_types.md", ("pbmc3k",)),
-    ("deg", "6 v 6 | microglia", "donor_tests.md", ("6v6 | Microglia",)),
-    ("deg", "6 v 6 | oligo", "donor_tests.md", ("6v6 | Oligodendrocyte",)),
-    ("deg", "10 v 10 | microglia", "donor_tests.md", ("10v10 | Microglia",)),
-    ("deg", "10 v 10 | oligo", "donor_tests.md", ("10v10 | Oligodendrocyte",)),
-    ("deg", "20 v 20 | microglia", "donor_tests.md", ("20v20 | Microglia",)),
-    ("deg", "20 v 20 | oligo", "donor_tests.md", ("20v20 | Oligodendrocyte",)),
+    ("annotation", "Kang (control), PBMC 3k", "calibration.tsv", ("kang-pbmc3k",)),
+    ("annotation", "PBMC 3k, Kang", "calibration.tsv", ("pbmc3k-kang",)),
+    ("annotation", "Agarwal, Velmeshev", "calibration.tsv", ("agarwal-velmeshev",)),
+    ("annotation", "Agarwal, Zeisel", "calibration.tsv", ("agarwal-zeisel",)),
+    ("annotation", "Agarwal, Paired-Tag", "calibration.tsv", ("agarwal-pairedtag",)),
     ("evaluation", "Velmeshev, brain nuclei |", "adaptation.tsv", ("velmeshev2019",)),
     ("evaluation", "Camp, fetal", "adaptation.tsv", ("camp2015",)),
     ("evaluation", "Zeisel", "adaptation.tsv", ("zeisel2018",)),
@@ -75,7 +74,8 @@ ROWS = [
     ("training", "brain-mini as shipped", "training_passes.tsv", ("brain-mini as shipped",)),
     ("training", "100 steps with 100", "training_passes.tsv", ("100 to 1,600",)),
     ("training", "100 steps with 0.04", "training_passes.tsv", ("0.04 to 1",)),
-    ("training", "**brain-mini's rate head", "training_passes.tsv", ("rate head",)),
+    ("training", "brain-mini's rate head", "training_passes.tsv", ("rate head",)),
+    ("training", "**gene's average rate x depth", "training_passes.tsv", ("gene_rate",)),
     ("training", "imputation, masked", "training_pretraining.tsv", ("masked values",)),
     ("training", "imputation, rates", "training_pretraining.tsv", ("rates",)),
     ("training", "types of kang", "training_pretraining.tsv", ("types, kang", "\t160\t")),
@@ -315,3 +315,82 @@ def test_tables_of_the_pages_are_those_of_the_result_files():
     rows = [row for row in (results / "doublets.md").read_text().splitlines() if "|" in row]
     page = (ROOT / "docs" / "doublets.md").read_text(encoding="utf-8")
     assert rows and [row for row in rows if row not in page] == []
+
+
+# --- numbers within sentences
+
+#: Page, regular expression whose groups are numbers, file, words of the lines with the same numbers (all lines if none).
+SENTENCES = [
+    ("server", r"half were answered within ([\d.]+) s and 99% within ([\d.]+) s \(longest ([\d.]+) s\)", "serve_load.md", ("under the load",)),
+    ("server", r"Under ([\d,]+) half-open connections, (\d+) event streams, (\d+) slow uploads and (\d+) jobs", "serve_load.md", ("half-open connections (each",)),
+    ("doublets", r"the network has an AUPRC of (\.\d+)", "doublets.tsv", ("velmeshev\tscMamba network\t",)),
+    ("doublets", r"the default (\.\d+) and the best\s+other", "doublets.tsv", ("velmeshev\tscMamba fast",)),
+    ("doublets", r"hybrid of cxds and bcds\) (\.\d+)", "doublets.tsv", ("velmeshev\thybrid",)),
+    ("doublets", r"among the weaker detectors\s+\((\.\d+)\)", "doublets.tsv", ("stoeckius\tscMamba network\t",)),
+    ("doublets", r'`"both"` has (\.\d+) and', "doublets.tsv", ("velmeshev\tscMamba both",)),
+    ("doublets", r'`"both"` has \.\d+ and (\.\d+)', "doublets.tsv", ("stoeckius\tscMamba both",)),
+    ("doublets", r"mixed: (\.\d+) and \.\d+\)", "doublets.tsv", ("velmeshev\tscMamba network, mixed",)),
+    ("doublets", r"mixed: \.\d+ and (\.\d+)\)", "doublets.tsv", ("stoeckius\tscMamba network, mixed",)),
+    ("doublets", r"more accurate than the default \((\.\d+) and", "doublets.tsv", ("pbmc3k\thybrid",)),
+    ("doublets", r"more accurate than the default \(\.\d+ and (\.\d+)", "doublets.tsv", ("pbmc3k\tscMamba fast",)),
+    ("annotation", r"much weaker \(macro F1 (\.\d+)\)", "annotation.md", ("fine-tuned network alone | 3 | 0.688",)),
+    ("annotation", r"held-out donor 5 is (\.\d+) against", "brain_types.md", ("donor5 | annotate(reference",)),
+    ("annotation", r"held-out donor 5 is \.\d+ against\s+(\.\d+)", "brain_types.md", ("donor5 | Spearman",)),
+    ("annotation", r"10,000 nuclei take (\d+) CPU", "brain_types.md", ("10,000 nuclei",)),
+    ("evaluation", r"Memory stays below ([\d.]+) GiB", "verbs_speed.md", ("embed | scMamba cells |",)),
+    ("evaluation", r"The fit found (0\.7)% of zeros", "fit_cohort.txt", ("zero_inflation",)),
+    ("training", r"base classifiers on all genes \((\.\d+),", "annotation.md", ("| **scMamba (`annotate()`)** | 3 | 0.913",)),
+]  # fmt: skip
+#: Columns of AUPRC: the mean over the seeds is shown.
+AVERAGED = "doublets.tsv"
+
+
+def mean_auprc(lines: str) -> list[float]:
+    """Mean of the column AUPRC of some lines."""
+    column = (RESULTS / AVERAGED).read_text().splitlines()[0].split("\t").index("AUPRC")
+    numbers = [float(line.split("\t")[column]) for line in lines.splitlines()]
+    return [sum(numbers) / len(numbers)]
+
+
+@pytest.mark.parametrize(("page", "pattern", "file", "words"), SENTENCES, ids=lambda v: str(v)[:40])
+def test_numbers_within_sentences_equal_the_result_files(page, pattern, file, words):
+    found = re.findall(pattern, text_of(f"docs/{page}.md"))
+    assert len(found) == 1, f"{page}: {len(found)} sentences fit {pattern}"
+    shown = [found[0]] if isinstance(found[0], str) else list(found[0])
+    lines = lines_of(file, *words)
+    values = mean_auprc(lines) if file == AVERAGED else values_in(lines)
+    if "GiB" in pattern:
+        assert max(values) / 1024 < float(shown[0]) < max(values) / 1024 + 0.15
+        return
+    if file == "fit_cohort.txt":
+        values = [100 * value for value in values]
+    assert [number for number in shown if not agrees(number, values)] == []
+
+
+def test_runs_with_calls_where_nothing_differs_equal_the_result_file():
+    section = text_of("docs/deg.md").split("**Where nothing differs.**")[1].split("\n\n")[1]
+    names = {"Kang, control": "kang", "Velmeshev, control": "velmeshev Control"}
+    names["Velmeshev, ASD"] = "velmeshev ASD"
+    compared = 0
+    for row in section.splitlines()[2:]:
+        first, *cells = [cell.strip() for cell in row.strip("| ").split("|")]
+        for test, cell in zip(("quasi_likelihood", "voom", "moderated_t"), cells, strict=True):
+            line = lines_of("donor_tests.md", f"| {names[first]} | {test} |")
+            runs, _, _, share = (float(v) for v in line.strip("| \n").split(" | ")[2:6])
+            assert cell == f"{share * runs:.0f} of {runs:.0f}", row
+            compared += 1
+    assert compared == 9
+
+
+# --- the README is short and fair
+
+
+def test_the_readme_has_two_screens_one_picture_and_rows_that_others_win():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 110
+    pictures = re.findall(r"!\[[^\]]+\]\((\S+)\)", text)
+    assert len(pictures) == 1 and (ROOT / pictures[0]).is_file()
+    table = text.split("## Measured")[1].split("## Limits")[0]
+    rows = [row.strip("| ").split(" | ") for row in table.splitlines() if row.startswith("|")][2:]
+    lost = [row[0] for row in rows if len(row) > 2 and "**" in row[2] and "**" not in row[1]]
+    assert len(rows) >= 10 and len(lost) >= 2, lost

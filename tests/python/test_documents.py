@@ -61,6 +61,7 @@ HOMES = (
     "scmamba",
     *(f"scmamba.{room}" for room in ("deg", "evaluation", "interop", "datasets", "ops", "data")),
     *(f"scmamba.{room}" for room in ("model", "training", "neighbors", "annotation", "imputation")),
+    "scmamba.pl",
 )
 
 
@@ -82,6 +83,8 @@ def called(node: ast.expr, names: dict[str, object]) -> object:
         if owner is None or not getattr(
             owner, "__module__", getattr(owner, "__name__", "")
         ).startswith("scmamba"):
+            return None
+        if inspect.isclass(owner) and node.attr in getattr(owner, "__dataclass_fields__", {}):
             return None
         found = inspect.getattr_static(owner, node.attr, None) if inspect.isclass(owner) else None
         return found if isinstance(found, property) else getattr(owner, node.attr)

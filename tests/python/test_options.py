@@ -51,7 +51,7 @@ DATA = {
 
 def function(verb: str) -> Any:
     """The public function of a verb."""
-    for module in (scmamba, scmamba.deg, scmamba.training):
+    for module in (scmamba, scmamba.deg, scmamba.training, scmamba.datasets):
         if hasattr(module, verb):
             return getattr(module, verb)
     raise AssertionError(f"there is no function {verb}")
@@ -87,13 +87,15 @@ def test_every_scalar_parameter_is_an_option(verb):
         assert not kinds & {"str", "int", "float", "bool"}, f"{verb}({name}=) is no option"
 
 
+#: Commands that are not named after their verb.
+COMMAND = {"brain_cohort": "cohort"}
 #: Options of a command that runs two verbs.
 SAID_FOR_BOTH_TESTS = {("find_markers", "covariates"), ("find_markers", "test")}
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_command_line_has_the_options_their_help_and_defaults(verb):
-    command = COMMANDS.get(verb.replace("_", "-"))
+    command = COMMANDS.get(COMMAND.get(verb, verb.replace("_", "-")))
     if command is None:
         assert verb in ("zlm", "pseudobulk", "finetune_on"), f"there is no command for {verb}"
         return
@@ -151,6 +153,10 @@ IN_R = {
     "ScMambaEmbed": ("embed", {}),
     "ScMambaAnnotate": ("annotate", {"labels": "label_key", "donor": "donor_key"}),
     "ScMambaDoublets": ("find_doublets", {"sample": "sample_key", "labels": "label_key"}),
+    "ScMambaAmbient": (
+        "ambient_rna",
+        {"sample": "sample_key", "labels": "label_key", "corrected.assay": "corrected_layer"},
+    ),
     "ScMambaFindMarkers": ("find_markers", {"group.by": "groupby", "latent.vars": "covariates"}),
     "ScMambaRobustness": (
         "robustness",
