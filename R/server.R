@@ -377,23 +377,24 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   config <- .find_python()
   data <- file.path(tempdir(), "scmamba-server")
   dir.create(data, showWarnings = FALSE, mode = "0700")
-  # Not drawn: the user's random numbers are the user's.
-  port <- 20000 + (Sys.getpid() * 7919 + as.integer(as.numeric(Sys.time()) %% 1e6)) %% 40000
   log <- file.path(data, "server.log")
   pid <- file.path(data, "pid")
-  line <- sprintf("echo $$ > %s; exec %s -m scmamba.serve --data %s --port %d > %s 2>&1", shQuote(pid),
-    shQuote(config$python), shQuote(data), port, shQuote(log))
+  token <- file.path(data, "local-token")
+  unlink(c(log, pid, token)) # of a server that ended
+  # Port 0: the system gives a free one. The log is in a private folder: no other program can name an address there.
+  line <- sprintf("echo $$ > %s; exec %s -m scmamba.serve --data %s --port 0 > %s 2>&1", shQuote(pid),
+    shQuote(config$python), shQuote(data), shQuote(log))
   system2("sh", c("-c", shQuote(line)), wait = FALSE,
     env = paste0("LD_LIBRARY_PATH=", shQuote(.clean_library_path())))
-  url <- sprintf("http://127.0.0.1:%d", port)
-  # The server writes its token once the port is its own: whoever else answers there is not believed.
-  token <- file.path(data, "local-token")
   alive <- FALSE
   for (look in seq_len(600)) {
-    server <- ScMambaServer(url, token = if (file.exists(token)) readLines(token, n = 1, warn = FALSE))
-    alive <- !is.null(server$token()) && tryCatch(
-      .server_once(server, "GET", "/v2/jobs", NULL, NULL)$status_code == 200, error = function(e) FALSE)
-    if (alive) break
+    url <- .address_in(log)
+    if (length(url) == 1 && file.exists(token)) {
+      server <- ScMambaServer(url, token = readLines(token, n = 1, warn = FALSE))
+      alive <- tryCatch(.server_once(server, "GET", "/v2/jobs", NULL, NULL)$status_code == 200,
+        error = function(e) FALSE)
+    }
+    if (alive || (look > 20 && .has_ended(pid))) break
     Sys.sleep(0.1)
   }
   if (!alive) {
@@ -406,4 +407,17 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     if (file.exists(pid)) tools::pskill(as.integer(readLines(pid)))
   }, onexit = TRUE)
   server
+}
+
+# The address that a server printed at its start, if it did.
+.address_in <- function(log) {
+  lines <- if (file.exists(log)) readLines(log, warn = FALSE)
+  found <- grep("^scMamba is served at http", lines, value = TRUE)
+  sub("^.* (http://[0-9.]+:[0-9]+)/.*$", "\\1", found)
+}
+
+# Whether the process whose number is in a file is gone.
+.has_ended <- function(pid) {
+  number <- if (file.exists(pid)) suppressWarnings(as.integer(readLines(pid, n = 1, warn = FALSE)))
+  length(number) == 1 && !is.na(number) && !tools::pskill(number, 0)
 }

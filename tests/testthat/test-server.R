@@ -212,3 +212,16 @@ test_that("a server lists its models", {
   expect_identical(sum(offered$default), 1L)
   expect_error(ScMambaModels(backend = 1), class = "scmamba_error")
 })
+
+test_that("a server that ended, and one that printed its address, are recognized", {
+  file <- withr::local_tempfile()
+  expect_false(scMamba:::.has_ended(file))
+  writeLines(as.character(Sys.getpid()), file)
+  expect_false(scMamba:::.has_ended(file))
+  system2("sh", c("-c", shQuote(sprintf("echo $$ > %s", file))))
+  expect_true(scMamba:::.has_ended(file))
+
+  expect_identical(scMamba:::.address_in(file), character())
+  writeLines(c("a warning", "scMamba is served at http://127.0.0.1:40123/#token=abc", "  TLS no"), file)
+  expect_identical(scMamba:::.address_in(file), "http://127.0.0.1:40123")
+})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ipaddress
 import os
 import socket
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from .services import Services
 
 
+_BACKLOG = 512  # connections that wait to be accepted
 _FOLDERS = ("uploads", "parts", "jobs", "references", "workers")
 _KEPT = ("queue.sqlite", "tokens.json", "audit.log", "local-token")
 
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         default="127.0.0.1",
         help="address to listen on; other addresses than loopback need TLS and tokens",
     )
-    add("--port", type=int, default=8642)
+    add("--port", type=int, default=8642, help="port to listen on; 0: a free one, which is printed")
     add("--model", default="brain-mini", help="default model of the page and the clients")
     add("--workers", type=int, default=1, help="worker processes, one per GPU or group of cores")
     add(
@@ -143,8 +146,8 @@ def prepare_folder(folder: Path) -> str | None:
 
 def _problem(a: argparse.Namespace, settings: Settings) -> str | None:
     """Why this server must not start, or ``None``."""
-    if not 0 < a.port < 65536:
-        return f"--port is {a.port}; expected a number from 1 to 65535"
+    if not 0 <= a.port < 65536:
+        return f"--port is {a.port}; expected a number from 1 to 65535, or 0 for a free port"
     if (a.tls_cert is None) != (a.tls_key is None):
         return "--tls-cert and --tls-key belong together"
     for name, file in (("--tls-cert", a.tls_cert), ("--tls-key", a.tls_key)):
@@ -208,7 +211,21 @@ def _announce(settings: Settings, shared: Services, tls: bool) -> None:
     print("\n".join(lines), file=sys.stderr, flush=True)
 
 
-def _serve(settings: Settings, options: dict[str, Any]) -> None:
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address: from here on no other program can take the port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _serve(settings: Settings, listener: socket.socket, options: dict[str, Any]) -> None:
     import uvicorn
 
     from .app import create_app
@@ -220,22 +237,25 @@ def _serve(settings: Settings, options: dict[str, Any]) -> None:
     connections = raise_file_limit(settings.max_connections)
     app = create_app(settings)
     _announce(settings, app.state.services, options["ssl_certfile"] is not None)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         log_config=None,  # uvicorn's own would close the audit log
         access_log=False,
         server_header=False,
         proxy_headers=False,  # scmamba.serve.gate reads them
         timeout_keep_alive=30,
         timeout_graceful_shutdown=5,
-        backlog=512,
+        backlog=_BACKLOG,
         ws="none",
         loop="asyncio",
         http=limited_protocol(connections, settings.head_seconds, settings.patience),
         **options,
     )
+    server = uvicorn.Server(config)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(3)
 
 
 def main() -> None:
@@ -253,15 +273,13 @@ def main() -> None:
     settings = _settings(a)
     if problem := prepare_folder(settings.data) or _problem(a, settings):
         parser.error(problem)
-    family = socket.AF_INET6 if ":" in a.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((a.host, a.port))
-        except OSError as error:
-            parser.error(f"{a.host}:{a.port} cannot be listened on: {error.strerror}")
     try:
-        _serve(settings, {"ssl_certfile": a.tls_cert, "ssl_keyfile": a.tls_key})
+        listener = _bound(a.host, a.port)
+    except OSError as error:
+        parser.error(f"{a.host}:{a.port} cannot be listened on: {error.strerror}")
+    settings = replace(settings, port=listener.getsockname()[1])
+    try:
+        _serve(settings, listener, {"ssl_certfile": a.tls_cert, "ssl_keyfile": a.tls_key})
     except ScMambaError as error:
         full = (
             ""

@@ -32,13 +32,13 @@ LONG = {
     "adapt_steps": 0,
     "passes": 1000,
     "force": True,
-}  # takes longer than a test
+}  # takes longer than a test, also on a fast machine
 
 
 @pytest.fixture(scope="module")
 def cells(tmp_path_factory) -> Path:
     file = tmp_path_factory.mktemp("cells") / "cells.h5ad"
-    brain_cohort(20, n_donors=2, seed=5)[:, :3000].write_h5ad(file)
+    brain_cohort(400, n_donors=2, seed=5)[:, :3000].write_h5ad(file)
     return file
 
 

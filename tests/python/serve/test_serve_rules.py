@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import resource
+import socket
 import stat
 import subprocess
 import sys
@@ -388,7 +389,23 @@ def started(monkeypatch):
 
     def run(*arguments: str):
         found = []
-        monkeypatch.setattr(uvicorn, "run", lambda app, **options: found.append((app, options)))
+
+        class Recorded:
+            started = True
+
+            def __init__(self, config):
+                self.config = config
+
+            def run(self, sockets):
+                (listener,) = sockets
+                address = listener.getsockname()
+                socket.create_connection(address).close()  # the port is taken: it listens
+                listener.close()
+                app, options = self.config
+                found.append((app, options | {"address": address}))
+
+        monkeypatch.setattr(uvicorn, "Config", lambda app, **options: (app, options))
+        monkeypatch.setattr(uvicorn, "Server", Recorded)
         monkeypatch.setattr(sys, "argv", ["serve", *arguments])
         monkeypatch.setattr("scmamba.serve.audit.start_logging", lambda folder: None)
         before = os.umask(0o022)
@@ -407,11 +424,8 @@ def test_the_command_without_options_has_the_default_settings(started, tmp_path,
     settings, uvicorn = started("--data", str(tmp_path / "deep" / "data"), "--port", str(port))
     assert settings == Settings(tmp_path / "deep" / "data", port=port)
     assert stat.S_IMODE(settings.data.stat().st_mode) == 0o700
-    assert (uvicorn["host"], uvicorn["ssl_certfile"], uvicorn["ssl_keyfile"]) == (
-        "127.0.0.1",
-        None,
-        None,
-    )
+    assert uvicorn["address"] == ("127.0.0.1", port)
+    assert (uvicorn["ssl_certfile"], uvicorn["ssl_keyfile"]) == (None, None)
     assert uvicorn["server_header"] is False and uvicorn["proxy_headers"] is False
     output = capsys.readouterr().err
     token = (settings.data / "local-token").read_text().strip()
@@ -469,6 +483,19 @@ def test_every_option_of_the_command_reaches_its_setting(started, tmp_path):
     assert settings == Settings(*first, *expected)
     assert uvicorn["ssl_certfile"] == tmp_path / "cert"
     assert uvicorn["ssl_keyfile"] == tmp_path / "key"
+
+
+def test_port_0_is_a_free_port_that_is_printed(started, tmp_path, capsys):
+    settings, uvicorn = started("--data", str(tmp_path), "--port", "0")
+    assert settings.port == uvicorn["address"][1] > 0
+    assert f"http://127.0.0.1:{settings.port}/#token=" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_refused(started, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(SystemExit) as refused:
+        started("--data", str(tmp_path), "--port", str(other.getsockname()[1]))
+    assert refused.value.code == 2
+    assert "cannot be listened on: Address already in use" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

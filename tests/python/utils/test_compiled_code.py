@@ -23,9 +23,10 @@ with install_recorder("numba:compile") as compiled:
         from pathlib import Path
         from scmamba.utils.compiled_code import import_umap
         umap = import_umap(Path(sys.argv[1]))
-    x = np.random.default_rng(0).normal(size=(40, 5)).astype("float32")
-    y = umap.UMAP(n_neighbors=5, n_epochs=5, random_state=0, n_jobs=1).fit_transform(x)
-print(json.dumps([len(compiled.buffer), y.tolist(), numba.njit is numba.core.decorators.njit]))
+    distances = np.sort(np.random.default_rng(0).uniform(size=(40, 6)).astype("float32"), axis=1)
+    widths, nearest = umap.umap_.smooth_knn_dist(distances, 5.0)
+    numbers = widths.tolist() + nearest.tolist()
+print(json.dumps([len(compiled.buffer), numbers, numba.njit is numba.core.decorators.njit]))
 """
 
 
