@@ -21,7 +21,7 @@ help:
 	@echo 'make test-lowest  a reduced Python suite with the lowest declared versions, on Python 3.10'
 	@echo 'make test-newest  the same with the newest of everything, on Python 3.13'
 	@echo 'make lint       ruff, mypy, lintr, ...  make docs       help pages and NAMESPACE (roxygen2 7.2.3)'
-	@echo 'make audit      known faults of the packages of the server image (pip-audit), and of the code (bandit)'
+	@echo 'make audit      known faults of the packages of the server image (pip-audit), of the code (bandit); hadolint, actionlint'
 	@echo 'make lock       choose the packages of the server image anew, with hashes'
 	@echo 'make brain-mini train the default model again (needs the real data sets; half an hour on 2 cores)'
 	@echo 'make brain-base train the larger one (D 128 x 4, 6,000 steps; hours on two cores, less on a GPU)'
