@@ -17,12 +17,12 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from benchmarks.machine import machine
 from scmamba.data.preprocess import read_cells
 from scmamba.evaluation.imputation.gated_ensemble import GeneMap, fit_gated_ensemble
 from scmamba.model import load_model
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 HELD_OUT = ["4341", "5403", "5864", "5958"]
 #: File -> how the model's training used it.
 SETS = {
@@ -105,7 +105,7 @@ def main() -> None:
         .astype(float)
     )
     print(mean.round(4).to_string())
-    head = f"# {arguments.model}, mean of {arguments.seeds} seeds, squared error; {time.perf_counter() - started:.0f} s; {MACHINE}\n"
+    head = f"# {arguments.model}, mean of {arguments.seeds} seeds, squared error; {time.perf_counter() - started:.0f} s; {machine()}\n"
     (RESULTS / "adaptation.tsv").write_text(head + mean.round(4).to_csv(sep="\t"))
 
 

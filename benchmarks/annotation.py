@@ -30,6 +30,7 @@ import numpy as np
 import pandas as pd
 from scipy import io, sparse
 
+from benchmarks.machine import machine_of
 from scmamba.evaluation.annotation import (
     UNASSIGNED,
     annotation_scores,
@@ -54,7 +55,6 @@ SHARES = (
     0.975,
     1.0,
 )  # of the cells, those with the most certain calls
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 HELD_OUT = {"kang": ["1244", "1256"], "velmeshev": ["4341", "5403", "5864", "5958"]}
 TITLES = {
     "kang": "kang2018_ifnb, held-out donors 1244 and 1256, 13 types",
@@ -444,11 +444,11 @@ def spread(values: pd.Series) -> str:
 ABSENT = "Not run: SciBet, scBERT and scHyena, which are on no package registry; the paper compares with them on other data."
 
 
-def report() -> None:
+def report(measured: bool) -> None:
     """Markdown from the committed tables, into results and docs."""
     table = pd.read_csv(TABLE, sep="\t")
     parts = [
-        f"Made by `python -m benchmarks.annotation` ({MACHINE}). Mean over seeds, range in brackets if it is wider than 0.0005.",
+        f"Made by `python -m benchmarks.annotation` ({machine_of('annotation', measured)}). Mean over seeds, range in brackets if it is wider than 0.0005.",
         *[section(name, table) for name in TITLES if (table["set"] == name).any()],
     ]
     for file, title in (
@@ -517,7 +517,7 @@ def main() -> None:
             )
     if not (options.report or options.novel or options.markers):
         run_all(options)
-    report()
+    report(measured=not options.report)
 
 
 def run_all(options: argparse.Namespace) -> None:

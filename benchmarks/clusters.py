@@ -27,7 +27,6 @@ HERE = Path(__file__).resolve().parent
 CACHE = HERE.parent / ".cache"
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # donors held out from brain-mini
 CELLS = 1500  # per set, so that all methods and seeds take minutes each
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 CROSSED = "donor and condition"  # a column for donors with both conditions, in kang
 TITLES = {
     "kang": "kang2018_ifnb: 1,500 singlets, one share of every type and donor, 8 donors, 13 types, two conditions",
@@ -204,7 +203,9 @@ def scored(path: Path, data: Path) -> dict[str, Any]:
     return about | scores
 
 
-def report(data: Path, name: str) -> None:
+def report(data: Path, name: str, measured: bool) -> None:
+    from benchmarks.machine import machine_of  # not in the peers' Python
+
     rows = [scored(path, data) for path in sorted((CACHE / name).glob("*.npz"))]
     table = pd.DataFrame(rows).sort_values(["set", "method", "seed"])
     table.round(4).to_csv(
@@ -214,7 +215,7 @@ def report(data: Path, name: str) -> None:
         section(one, table[table["set"] == one]) for one in TITLES if (table["set"] == one).any()
     )
     (HERE / "results" / f"{name}.md").write_text(
-        text + f"\n\nMachine: {MACHINE}.\n", encoding="utf-8"
+        text + f"\n\nMachine: {machine_of(name, measured)}.\n", encoding="utf-8"
     )
     print(text)
 
@@ -274,6 +275,7 @@ def main() -> None:
     if options.one:
         run_one(options.table, options.one[0], options.one[1], int(options.one[2]), options.data)
         return
+    measured = False
     for seed in range(0 if options.report else options.seeds):
         for set_name in options.sets:
             for method in options.only:
@@ -301,12 +303,13 @@ def main() -> None:
                     "PYTHONPATH": str(HERE.parent / "python")
                 }  # the peers' Python may lack scmamba
                 done = subprocess.run(call, capture_output=True, text=True, env=environment)
+                measured |= done.returncode == 0
                 print(
                     done.stdout.strip()
                     or f"{set_name}: {method} failed: {done.stderr.strip()[-300:]}",
                     flush=True,
                 )
-    report(options.data, options.table)
+    report(options.data, options.table, measured)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from benchmarks.machine import machine
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES, CHUNK, BATCH = 4, 10_000, 64
 
@@ -193,9 +195,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmark-collection")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument(
-        "--machine", default="2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
-    )
+    parser.add_argument("--machine", default=machine())
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -35,6 +34,8 @@ import numpy as np
 import pandas as pd
 import scipy.io as sio
 import scipy.sparse as sp
+
+from benchmarks.machine import machine
 
 HERE = Path(__file__).resolve().parent
 R_SECONDS = {
@@ -301,9 +302,6 @@ def main() -> None:
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=list(PARTS))
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--inside", choices=list(PARTS), help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--machine", default="", help="Words for the machine, written into the result."
-    )
     args = parser.parse_args()
     if args.inside:
         rows = PARTS[args.inside]()
@@ -317,18 +315,17 @@ def main() -> None:
     for name in args.parts:
         print(f"{name} ...", file=sys.stderr, flush=True)
         rows += run_part(name)
-    machine = (
-        args.machine or f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
-    )
     result = {
-        "machine": machine,
+        "machine": machine(),
         "load_at_start": load,
         "rows": rows,
         "r_reference_seconds": R_SECONDS,
     }
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "deg_speed.json").write_text(json.dumps(result, indent=1) + "\n")
-    text = table(rows) + f"\n\nMachine: {machine}; load average when it started {load:.1f}."
+    text = (
+        table(rows) + f"\n\nMachine: {result['machine']}; load average when it started {load:.1f}."
+    )
     write_docs(text)
     print(text)
 

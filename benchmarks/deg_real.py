@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from benchmarks.machine import machine
 from scmamba.deg import RobustnessResult, robustness
 
 HERE = Path(__file__).resolve().parent
@@ -186,7 +187,7 @@ def main() -> None:
         "--max-cells", type=int, help="At random at most so many cells of each type."
     )
     parser.add_argument("--resume", type=Path, help="Keep finished work here; removed at the end.")
-    parser.add_argument("--machine", default="2 cores, CPU only")
+    parser.add_argument("--machine", default=machine())
     parser.add_argument("--out", type=Path, default=HERE / "results")
     args = parser.parse_args()
     for name in args.set:

@@ -408,6 +408,7 @@ def main() -> None:
     if options.one:
         run_one(options.one[0], options.one[1], int(options.one[2]), options.data)
         return
+    measured = False
     for set_name in [] if options.report else options.sets:
         for seed in range(options.seeds):
             for detector in options.only:
@@ -427,6 +428,7 @@ def main() -> None:
                     str(seed),
                 ]
                 done = subprocess.run(call, capture_output=True, text=True)
+                measured |= done.returncode == 0
                 print(
                     done.stdout.strip()
                     or f"{set_name}: {detector} failed: {done.stderr.strip()[-300:]}",
@@ -434,7 +436,7 @@ def main() -> None:
                 )
     from benchmarks.doublets_report import report
 
-    report(options.data, load, KEPT, HERE, ABSENT)
+    report(options.data, load, KEPT, HERE, ABSENT, measured)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from benchmarks.machine import machine_of
 from scmamba.evaluation.doublets import doublet_scores, identification_curve, jaccard
 
 TITLES = {
@@ -28,11 +29,15 @@ PICTURED = (
     "hybrid equivalent",
     "number of detected genes",
 )
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 
 
 def report(
-    data: Path, load: Callable[..., Any], kept: Path, here: Path, absent: dict[str, str]
+    data: Path,
+    load: Callable[..., Any],
+    kept: Path,
+    here: Path,
+    absent: dict[str, str],
+    measured: bool,
 ) -> None:
     """Write results/doublets.tsv, doublets_rates.tsv, doublets.md and docs/doublets.md."""
     runs = read_runs(kept)
@@ -60,6 +65,7 @@ def report(
         [
             *[section(name, table, curve, runs) for name in TITLES if name in truths],
             absentees(absent),
+            f"Machine: {machine_of('doublets', measured)}.",
         ]
     )
     (out / "doublets.md").write_text(text + "\n", encoding="utf-8")
@@ -196,7 +202,7 @@ def section(name: str, table: pd.DataFrame, curve: pd.DataFrame, runs: list[dict
             )
             + " |"
         )
-    return "\n".join([*lines, "", f"Machine: {MACHINE}."])
+    return "\n".join(lines)
 
 
 def top(run: dict[str, Any]) -> np.ndarray:

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmarks.clusters import MACHINE, TITLES, load, raw, trained_scvi
+from benchmarks.clusters import TITLES, load, raw, trained_scvi
+from benchmarks.machine import machine_of
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "embeddings"
@@ -188,7 +189,7 @@ def scored(path: Path, data: Path) -> dict[str, Any]:
     return {**about, "dimensions": kept["points"].shape[1], **{c: scores[c] for c in COLUMNS}}
 
 
-def report(data: Path, sets: list[str], absent: dict[str, str]) -> str:
+def report(data: Path, sets: list[str], absent: dict[str, str], measured: bool) -> str:
     """The tables of all kept runs, in results/embeddings.tsv and .md."""
     rows = [scored(path, data) for path in sorted(KEPT.glob("*.npz"))]
     table = pd.DataFrame(rows).sort_values(["set", "method", "seed"])
@@ -215,7 +216,7 @@ def report(data: Path, sets: list[str], absent: dict[str, str]) -> str:
                 why = absent.get(method, "not run")
                 lines.append(f"| {method} | {why} |" + " |" * (len(head) - 2))
         parts += [f"## {TITLES[name]}", "\n".join(lines)]
-    text = "\n\n".join([*parts, f"Machine: {MACHINE}."]) + "\n"
+    text = "\n\n".join([*parts, f"Machine: {machine_of('embeddings', measured)}."]) + "\n"
     (target / "embeddings.md").write_text(text, encoding="utf-8")
     return text
 
@@ -241,6 +242,7 @@ def main() -> None:
         run_one(name, method, int(seed), options.data, paths.get(method))
         return
     absent = {m: "no weights given" for m, path in paths.items() if path is None}
+    measured = False
     for method in options.only:
         elsewhere = method == "scVI" and options.peers_python.exists()
         python = options.peers_python if elsewhere else Path(sys.executable)
@@ -257,10 +259,11 @@ def main() -> None:
                     cwd=HERE.parent,
                     env=os.environ | {"PYTHONPATH": str(HERE.parent / "python")},
                 )
+                measured |= done.returncode == 0
                 if done.returncode:
                     absent[method] = f"not run: {done.stderr.strip().splitlines()[-1][:100]}"
                 print(done.stdout.strip() or f"{name}: {method}: {absent[method]}", flush=True)
-    print(report(options.data, options.sets, absent))
+    print(report(options.data, options.sets, absent, measured))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import pandas as pd
 from scipy import sparse, stats
 
 import scmamba
+from benchmarks.machine import machine
 from scmamba.evaluation import (
     RATE_METHODS,
     count_splitting,
@@ -347,7 +348,7 @@ def report(means: dict[str, pd.DataFrame], out: Path, cells: int) -> None:
     page = [
         "# Imputed zeros",
         f"`python -m benchmarks.foreign_genes --cells {cells}`, means of the seeds (their number is in the last column); "
-        "2 cores of an Intel Xeon, busy with other work.",
+        f"{machine()}.",
     ]
     for kind, table in means.items():
         page += [f"## {TITLES[kind]}", markdown(table.reset_index().set_index(KEYS[kind][0]))]

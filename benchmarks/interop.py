@@ -23,6 +23,7 @@ import pandas as pd
 import psutil
 from scipy import sparse
 
+from benchmarks.machine import machine
 from scmamba.interop import from_seurat, read_seurat, to_seurat
 from scmamba.interop.seurat import save_rds
 
@@ -119,11 +120,18 @@ def main() -> None:
     size = 12 * adata.X.nnz / 1e6
     head = [
         f"{adata.n_obs} cells x {adata.n_vars} genes, {adata.X.nnz} values: {size:.0f} MB as a dgCMatrix",
-        "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work; R 4.2.2, Seurat 4.3.0",
+        f"{machine()}; {r_versions()}",
     ]
     arguments.out.write_text(
         "".join(f"# {line}\n" for line in head) + pd.DataFrame(rows).to_csv(sep="\t", index=False)
     )
+
+
+def r_versions() -> str:
+    from rpy2 import robjects
+
+    line = 'paste0("R ", getRversion(), ", Seurat ", packageVersion("Seurat"))'
+    return str(robjects.r(line)[0])
 
 
 def theirs(adata: ad.AnnData) -> Any:

@@ -18,6 +18,7 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 
+from benchmarks.machine import machine
 from scmamba.evaluation import PREDICTORS, nonzero_imputation
 
 HELD_OUT = ["4341", "5403", "5864", "5958"]  # the donors that no training step of brain-mini used
@@ -79,7 +80,7 @@ def write(table: pd.DataFrame, name: str, path: Path, seconds: float) -> None:
     size = f"{about['cells']} cells x {about['genes']} genes, {about['values']} values"
     head = [
         f"{name}: {size}, {100 * about['ones']:.1f}% of them ones",
-        f"{seconds:.0f} s; 2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work",
+        f"{seconds:.0f} s; {machine()}",
         *(f"{key}: {text}" for key, text in about["descriptions"].items()),
     ]
     path.write_text("".join(f"# {line}\n" for line in head) + table.round(4).to_csv(sep="\t"))

@@ -40,6 +40,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from benchmarks.machine import machine
 from scmamba.genes import Vocabulary
 from scmamba.serve.tokens import Tokens
 
@@ -612,7 +613,7 @@ def report(answer: dict[str, Any]) -> str:
 def main() -> None:
     """Run and write the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--machine", default="2 cores, CPU only")
+    parser.add_argument("--machine", default=machine())
     parser.add_argument("--out", type=Path, default=RESULTS / "serve_bombs")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

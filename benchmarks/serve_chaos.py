@@ -49,13 +49,13 @@ import numpy as np
 import psutil
 
 import scmamba.client.client as client_module
+from benchmarks.machine import machine
 from scmamba.client import Client
 from scmamba.serve.jobs import FINAL
 from scmamba.serve.tokens import Tokens
 from scmamba.utils.errors import ScMambaError
 from scmamba.wire import scmb as wire
 
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
 #: Task -> options and number of cells of a job.
 TASKS: dict[str, tuple[dict[str, Any], int]] = {
     "impute": ({"adapt_steps": 0, "force": True}, 6),
@@ -566,7 +566,7 @@ def run(
             "clients": clients,
             "seconds": round(took),
             "workers": workers,
-            "machine": MACHINE,
+            "machine": machine(),
             **audit(data, ledger),
             "clients_stuck": sum(person.is_alive() for person in people),
             **happened(scene, ledger),
@@ -630,7 +630,7 @@ def report(answer: dict[str, Any]) -> str:
         f"workers; {len(kinds)} times SIGKILL: {kinds.count('worker')} of one worker, {kinds.count('server')} of the server, "
         f"{kinds.count('both')} of the server and all workers; {len(answer['restarts'])} restarts by SIGTERM; disk full "
         f"{len(full)} times; clock set {len(answer['clock_steps'])} times (`python -m benchmarks.serve_chaos`). Slices of real data (see the "
-        f"script). Other work ran on the machine: load average {answer['load_average'][0]} to {answer['load_average'][1]} on its 2 cores.",
+        f"script). Load average {answer['load_average'][0]} to {answer['load_average'][1]}, the server's own work included.",
         "",
         f"- accepted jobs: {answer['accepted']}; lost: {answer['lost']}; not ended: {answer['not_ended']}; ended exactly once: "
         f"{answer['ended_once']}; more than once: {answer['ended_more_than_once']}",

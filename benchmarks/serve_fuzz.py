@@ -37,6 +37,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import machine
+
 HERE = Path(__file__).resolve()
 REPO = HERE.parents[1]
 #: Limits of a child of the reader's part, so that a decompression bomb fails there as in the server.
@@ -677,8 +679,7 @@ def main() -> None:
     text = (
         "\n".join(
             [
-                f"benchmarks/serve_fuzz.py --minutes {a.minutes:g} --seed {a.seed}: "
-                "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, shared with other work",
+                f"benchmarks/serve_fuzz.py --minutes {a.minutes:g} --seed {a.seed}: {machine()}",
                 json.dumps(report, indent=1),
             ]
         )

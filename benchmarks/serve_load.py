@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks.machine import machine
 from scmamba.serve.tokens import Tokens
 
 RESULTS = Path(__file__).parent / "results"
@@ -304,7 +305,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--slow", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=60)
-    parser.add_argument("--machine", default="2 cores, CPU only")
+    parser.add_argument("--machine", default=machine())
     parser.add_argument("--out", type=Path, default=RESULTS / "serve_load")
     a = parser.parse_args()
     data = a.data or Path(tempfile.mkdtemp())

@@ -26,8 +26,9 @@ from typing import Any
 import anndata as ad
 import psutil
 
+from benchmarks.machine import machine
+
 REPO = Path(__file__).resolve().parents[1]
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
 OPTIONS = {"adapt_steps": 0, "force": True, "seed": 0}
 
 
@@ -95,7 +96,7 @@ def measure_time(a: argparse.Namespace) -> dict[str, Any]:
         finally:
             server.stop()
     report: dict[str, Any] = {
-        "machine": MACHINE,
+        "machine": machine(),
         "cells": adata.n_obs,
         "genes": adata.n_vars,
         "options": OPTIONS,
@@ -149,7 +150,7 @@ def measure_memory(a: argparse.Namespace) -> dict[str, Any]:
     half = taken[len(taken) // 2]
     growth = taken[-1]["server_mb"] - half["server_mb"]
     return {
-        "machine": MACHINE,
+        "machine": machine(),
         "jobs": a.jobs,
         "server_mb_first": taken[0]["server_mb"],
         "server_mb_last": taken[-1]["server_mb"],
@@ -161,7 +162,7 @@ def measure_memory(a: argparse.Namespace) -> dict[str, Any]:
 def table(report: dict[str, Any]) -> str:
     """The measurements as a page."""
     lines = [
-        f"# The server beside the direct call\n\n{MACHINE}; busy with other work. `benchmarks/serve_overhead.py`\n"
+        f"# The server beside the direct call\n\n{machine()}. `benchmarks/serve_overhead.py`\n"
     ]
     if found := report.get("time"):
         lines += [

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 import scmamba
+from benchmarks.machine import machine
 from scmamba.datasets import brain_cohort
 from scmamba.model import load_model
 
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only"
 JOBS, ROUNDS = 4, 2
 
 
@@ -68,13 +68,13 @@ def main() -> None:
     rows = [measure(cells) for cells in (1, 8)]
     results = Path(__file__).parent / "results"
     (results / "serve_small_jobs.json").write_text(
-        json.dumps({"machine": MACHINE, "jobs": JOBS, "rows": rows}, indent=1) + "\n"
+        json.dumps({"machine": machine(), "jobs": JOBS, "rows": rows}, indent=1) + "\n"
     )
     ways = list(rows[0]["seconds_per_job"])
     lines = [
         "# Small embedding jobs",
         "",
-        f"CPU seconds a job, median of {ROUNDS} rounds of {JOBS} jobs with one thread; {MACHINE}.",
+        f"CPU seconds a job, median of {ROUNDS} rounds of {JOBS} jobs with one thread; {machine()}.",
         "",
         f"| cells a job | {' | '.join(ways)} | same answers |",
         "|---|" + "---|" * (len(ways) + 1),

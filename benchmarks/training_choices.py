@@ -31,6 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import scmamba
+from benchmarks.machine import machine
 from scmamba.data import Collection
 from scmamba.data.preprocess import CellReader, read_cells
 from scmamba.data.values import SCALE
@@ -49,7 +50,6 @@ from scmamba.training.objectives import RateConfig, nb_rate_step, rate_validatio
 from scmamba.training.reconstruction import IMPUTE, clone, reconstruction_step, validation
 
 RESULTS = Path(__file__).resolve().parent / "results"
-MACHINE = "2 cores of an Intel Xeon with AVX-512/AMX, 24 GiB, CPU only, busy with other work"
 #: Donors of the Velmeshev set that are held out from brain-mini's training.
 HELD_OUT = ["4341", "5403", "5864", "5958"]
 FEW = replace(IMPUTE, genes_per_step=1536, zeros=(100, 1600))
@@ -434,7 +434,7 @@ def main() -> None:
     print(table.round(4).to_string(), flush=True)
     path = RESULTS / f"training_{arguments.what.replace('-', '_')}.tsv"
     head = f"# {' '.join(f'{k}={v}' for k, v in vars(arguments).items() if k in ('steps', 'seeds', 'seed', 'cells'))}; "
-    head += f"{time.perf_counter() - started:.0f} s; {MACHINE}\n"
+    head += f"{time.perf_counter() - started:.0f} s; {machine()}\n"
     if "start" in table.index.names and path.is_file():
         older = pd.read_csv(path, sep="\t", comment="#").set_index(table.index.names)
         table = pd.concat([older[~older.index.isin(table.index)], table])
