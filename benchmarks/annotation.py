@@ -30,7 +30,6 @@ import numpy as np
 import pandas as pd
 from scipy import io, sparse
 
-from benchmarks.machine import machine_of
 from scmamba.evaluation.annotation import (
     UNASSIGNED,
     annotation_scores,
@@ -446,6 +445,8 @@ ABSENT = "Not run: SciBet, scBERT and scHyena, which are on no package registry;
 
 def report(measured: bool) -> None:
     """Markdown from the committed tables, into results and docs."""
+    from benchmarks.machine import machine_of  # this file also runs by its path
+
     table = pd.read_csv(TABLE, sep="\t")
     parts = [
         f"Made by `python -m benchmarks.annotation` ({machine_of('annotation', measured)}). Mean over seeds, range in brackets if it is wider than 0.0005.",

@@ -29,8 +29,6 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from benchmarks.machine import machine
-
 ROOT = Path(__file__).resolve().parents[1]
 FILES, CHUNK, BATCH = 4, 10_000, 64
 
@@ -195,13 +193,14 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "benchmark-collection")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--machine", default=machine())
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
         paths = [str(p) for p in sorted(given.folder.glob("part*.h5ad"))]
         print(json.dumps(measure(given.one, paths, str(given.folder), given.seconds)))
         return
+    from benchmarks.machine import machine  # this file also runs by its path
+
     shutil.rmtree(given.folder, ignore_errors=True)
     given.folder.mkdir(parents=True)
     try:
@@ -210,7 +209,7 @@ def main() -> None:
         values = sum(int(h5py.File(p, "r")["X/indptr"][-1]) for p in paths)
         result = {
             "cells": given.cells,
-            "machine": given.machine,
+            "machine": machine(),
             "python": platform.python_version(),
             "load": os.getloadavg()[0],
         }

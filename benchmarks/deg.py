@@ -35,8 +35,6 @@ import pandas as pd
 import scipy.io as sio
 import scipy.sparse as sp
 
-from benchmarks.machine import machine
-
 HERE = Path(__file__).resolve().parent
 R_SECONDS = {
     "zlm + LRT, 2,000 x 3,000": 37.0,
@@ -310,6 +308,8 @@ def main() -> None:
                 row.setdefault("peak_gb", peak_gb())
         print(json.dumps(rows))
         return
+    from benchmarks.machine import machine  # this file also runs by its path
+
     rows = []
     load = os.getloadavg()[0]
     for name in args.parts:

@@ -37,8 +37,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import machine
-
 HERE = Path(__file__).resolve()
 REPO = HERE.parents[1]
 #: Limits of a child of the reader's part, so that a decompression bomb fails there as in the server.
@@ -638,6 +636,8 @@ def main() -> None:
         atheris_child(a.atheris, int(a.minutes * 60))
         return
     from concurrent.futures import ThreadPoolExecutor
+
+    from benchmarks.machine import machine  # not where this file runs as a program of libFuzzer
 
     os.environ["PYTHONPATH"] = os.pathsep.join(
         filter(None, [str(REPO / "python"), os.environ.get("PYTHONPATH")])
