@@ -102,12 +102,38 @@
   }
 )
 
-# A data frame without the pointer into Python that reticulate leaves on it: it can be saved and compared.
+# A pandas table as a data frame. reticulate finds its own conversion by the name of pandas' class, which pandas 3 changed; and
+# this one keeps no pointer into Python, so the frame can be saved and compared.
 .plain_frame <- function(table) {
-  frame <- reticulate::py_to_r(table)
-  attr(frame, "pandas.index") <- NULL
-  frame
+  parts <- reticulate::py_to_r(.translate_errors(.python()$slots$frame_slots(table)))
+  columns <- lapply(parts$columns, .plain_column)
+  names(columns) <- as.character(unlist(parts$names))
+  rows <- as.character(unlist(parts$rows))
+  structure(columns, class = "data.frame", row.names = if (length(rows) > 0) rows else seq_len(parts$length))
 }
+
+.plain_column <- function(column) {
+  values <- as.vector(column$values)
+  levels <- as.character(unlist(column$levels))
+  place <- if (column$kind %in% c("text", "factor", "ordered")) ifelse(values < 0, NA_integer_, values + 1L)
+  switch(column$kind,
+    text = levels[place],
+    factor = structure(place, levels = levels, class = "factor"),
+    ordered = structure(place, levels = levels, class = c("ordered", "factor")),
+    flag = as.logical(values),
+    time = as.POSIXct(values, origin = "1970-01-01", tz = "UTC"),
+    integer = as.integer(values),
+    number = if (column$missing) replace(values, is.nan(values), NA) else values
+  )
+}
+
+# A dict of tables.
+.plain_frames <- function(tables) {
+  names <- .keys(tables)
+  structure(lapply(names, function(name) .plain_frame(reticulate::py_get_item(tables, name))), names = names)
+}
+
+.is_frame <- function(object) inherits(object, "python.builtin.object") && reticulate::py_has_attr(object, "iloc")
 
 .imputation <- function() {
   .python()
@@ -172,7 +198,7 @@
 }
 
 # Per-cell results: the columns scmamba_* of obs, if the verb made any; not those that were sent.
-.result_columns <- function(result, sent = NULL) .per_cell_results(reticulate::py_to_r(result$obs), sent)
+.result_columns <- function(result, sent = NULL) .per_cell_results(.plain_frame(result$obs), sent)
 
 # The same types of columns, whatever computed them.
 .per_cell_results <- function(columns, sent = NULL) {

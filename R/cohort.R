@@ -53,7 +53,7 @@ ScMambaCohort <- function(n.cells = 500, n.donors = 8, n.genes = NULL, seed = 0,
   slots <- .translate_errors(modules$slots$layer_slots(adata))
   names <- list(.index(adata$var_names), .index(adata$obs_names))
   counts <- .from_slots(slots, lengths(names), names)
-  object <- SeuratObject::CreateSeuratObject(counts, meta.data = reticulate::py_to_r(adata$obs),
+  object <- SeuratObject::CreateSeuratObject(counts, meta.data = .plain_frame(adata$obs),
     project = "brain_cohort")
   # A matrix: Misc() keeps a data frame as a mere list.
   truth <- as.matrix(.plain_frame(reticulate::py_get_item(adata$varm, "true_log2fc")))

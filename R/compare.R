@@ -84,11 +84,10 @@ ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.ty
   arguments <- list(.to_adata(matrix, cells), condition_key = names(cells)[[1]], donor_key = names(cells)[[2]])
   result <- .call_python(.deg()$compare, c(arguments, options, verbose = verbose), verbose)
   lines <- function(tuple) vapply(as.character(unlist(reticulate::py_to_r(tuple))), .r_words, "", USE.NAMES = FALSE)
-  samples <- reticulate::py_to_r(result$samples)
   structure(list(
     table = .plain_frame(result$table$reset_index(drop = TRUE)),
     summary = .plain_frame(result$summary$reset_index(drop = TRUE)),
-    samples = lapply(samples, function(table) structure(table, pandas.index = NULL)),
+    samples = .plain_frames(result$samples),
     notes = lines(result$notes), warnings = lines(result$warnings)
   ), class = "scmamba_comparison")
 }

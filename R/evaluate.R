@@ -135,8 +135,7 @@ ScMambaEvaluate.SummarizedExperiment <- function(object, task, truth = NULL, cal
 }
 
 .evaluation_of <- function(found) {
-  tables <- reticulate::py_to_r(found[[0]])
-  tables <- lapply(tables, function(table) structure(table, pandas.index = NULL))
+  tables <- .plain_frames(found[[0]])
   notes <- vapply(as.character(unlist(reticulate::py_to_r(found[[1]]))), .r_words, "", USE.NAMES = FALSE)
   structure(list(summary = tables$summary, tables = tables[setdiff(names(tables), "summary")], notes = notes),
     class = "scmamba_evaluation")

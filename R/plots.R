@@ -261,8 +261,8 @@ ScMambaPlotConfidence <- function(object, truth = NULL) {
 #'
 #' @param object The result of [ScMambaDoublets()]: a Seurat object, a SingleCellExperiment or a data frame.
 #' @param sample Column of the metadata with the samples, or one value for each cell; one panel each.
-#' @param reduction Name of a reduction of a Seurat object, such as `"umap"`: draws the cells there
-#'   instead of a histogram.
+#' @param reduction Name of a reduction, such as `"umap"` of a Seurat object or `"UMAP"` of a SingleCellExperiment:
+#'   draws the cells there instead of a histogram.
 #' @return A ggplot.
 #' @examples
 #' if (scmamba_available() && requireNamespace("ggplot2", quietly = TRUE)) {
@@ -302,9 +302,10 @@ ScMambaPlotDoublets <- function(object, sample = NULL, reduction = NULL) {
 }
 
 .doublet_map <- function(object, frame, reduction) {
-  if (!inherits(object, "Seurat")) .abort("{.arg reduction} needs a Seurat object.")
-  .check_known(reduction, SeuratObject::Reductions(object), "reduction", "reduction")
-  at <- SeuratObject::Embeddings(object, reduction)
+  if (is.data.frame(object)) .abort("{.arg reduction} needs a Seurat object or a SingleCellExperiment.")
+  reduction <- .reduction_named(object, reduction, NULL, "reduction")
+  at <- .coordinates(object, reduction)
+  axes <- colnames(at) %||% paste(reduction, 1:2)
   frame$x <- at[, 1]
   frame$y <- at[, 2]
   frame <- frame[order(frame$scmamba_doublet_score), ]
@@ -313,7 +314,7 @@ ScMambaPlotDoublets <- function(object, sample = NULL, reduction = NULL) {
     ggplot2::geom_point(size = 0.6) +
     ggplot2::geom_point(data = frame[frame$scmamba_doublet, ], shape = 1, size = 1.6, colour = .colours[[6]]) +
     ggplot2::scale_colour_gradient(low = "grey85", high = "black", guide = .bar()) +
-    ggplot2::labs(x = sub("_", " ", colnames(at)[[1]]), y = sub("_", " ", colnames(at)[[2]]), colour = "doublet score",
+    ggplot2::labs(x = sub("_", " ", axes[[1]]), y = sub("_", " ", axes[[2]]), colour = "doublet score",
       caption = "circled: called") +
     .theme()
 }

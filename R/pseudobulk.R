@@ -88,9 +88,9 @@ ScMambaPseudobulk.SummarizedExperiment <- function(object, group.by, donor, iden
   adata <- .to_adata(matrix, cells)
   table <- .call_python(.deg()$pseudobulk, c(list(adata), options), verbose)
   attribute <- function(name) reticulate::py_to_r(table$attrs$get(name))
-  samples <- attribute("samples")
+  samples <- table$attrs$get("samples")
   frame <- .plain_frame(table)
-  attr(frame, "samples") <- if (is.data.frame(samples)) structure(samples, pandas.index = NULL) else samples
+  attr(frame, "samples") <- if (.is_frame(samples)) .plain_frame(samples) else attribute("samples")
   attr(frame, "notes") <- as.character(unlist(attribute("notes")))
   if (verbose) for (note in attr(frame, "notes")) .speaker(note)
   frame

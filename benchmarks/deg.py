@@ -11,8 +11,8 @@ with
                   Seurat): a check on the machine, since the R figures below come from another one
 
 Compiled loops are warmed up on a small input first; what that costs once is reported as ``compile``. R's
-figures for MAST (one core of an AMD EPYC, MAST 1.32.0, Seurat 4.3.0 and 5.1.0) are those of the task's
-specification. Writes ``deg_speed.json`` and puts the table into ``docs/deg.md`` between its two markers.
+figures for MAST (one core of an AMD EPYC, MAST 1.32.0, Seurat 4.3.0 and 5.1.0) were recorded once, on another
+machine. Writes ``deg_speed.json`` and puts the table into ``docs/deg.md`` between its two markers.
 """
 
 from __future__ import annotations

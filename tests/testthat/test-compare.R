@@ -10,7 +10,7 @@ test_that("the comparison between donors equals the Python package's, for every 
   adata <- datasets$brain_cohort(n_cells = 400L, n_donors = 6L, n_genes = 200L, seed = 0L)
   alone <- reticulate::import("scmamba.deg", convert = FALSE)$compare(adata, "disease", "donor", group1 = "AD",
     group2 = "Control", verbose = FALSE)
-  alone <- reticulate::py_to_r(alone$table)
+  alone <- scMamba:::.plain_frame(alone$table)
   expect_equal(ours$table$p_val, alone$p_val)
   expect_equal(ours$table$log2FC, alone$log2FC)
   expect_s3_class(ours$summary, "data.frame")

@@ -65,7 +65,7 @@ test_that("a matrix and its columns are unchanged by the server's plain form", {
   slots <- reticulate::import("scmamba.wire.slots", convert = FALSE)$layer_slots(adata)
   expect_identical(scMamba:::.from_slots(slots, dim(matrix), dimnames(matrix)), matrix)
   expect_identical(as.character(reticulate::py_to_r(adata$obs_names$tolist())), colnames(matrix))
-  seen <- reticulate::py_to_r(adata$obs)
+  seen <- scMamba:::.plain_frame(adata$obs)
   expect_identical(as.character(seen$group), as.character(cells$group))
   expect_identical(as.character(seen$donor[c(1, 3)]), cells$donor[c(1, 3)])
 })

@@ -45,7 +45,7 @@ test_that("the simulated cohort equals the Python package's, as a Seurat object"
   expect_equal(dim(cohort), c(300, 40))
   expect_equal(as.matrix(unname(counts_of(cohort))),
     t(reticulate::py_to_r(direct$X$toarray())))
-  direct <- reticulate::py_to_r(direct$obs)
+  direct <- scMamba:::.plain_frame(direct$obs)
   expect_identical(colnames(cohort), rownames(direct))
   expect_identical(as.character(cohort$cell_type), as.character(direct$cell_type))
   expect_error(ScMambaCohort(n.cells = 0), "n.cells")

@@ -59,7 +59,10 @@ test_that("the table of all groups equals that of FindAllMarkers()", {
   skip_without_python()
   skip_if_not_installed("Seurat")
   object <- with_normalised()
-  for (more in list(list(), list(only.pos = TRUE), list(return.thresh = 1e-4, logfc.threshold = 0.5))) {
+  object$part <- rep(c("a", "b", NA, "c"), length.out = ncol(object))
+  parts <- object
+  SeuratObject::Idents(parts) <- "part"
+  both <- function(object, more) {
     arguments <- c(list(object, test.use = "wilcox", verbose = FALSE), more)
     theirs <- suppressWarnings(do.call(Seurat::FindAllMarkers, arguments))
     ours <- do.call(ScMambaFindAllMarkers, arguments)
@@ -67,8 +70,17 @@ test_that("the table of all groups equals that of FindAllMarkers()", {
     key <- function(table) paste(table$cluster, table$gene)
     expect_setequal(key(ours), key(theirs))
     ours <- ours[match(key(theirs), key(ours)), ]
+    for (column in c("p_val", "p_val_adj")) theirs[[column]][is.nan(theirs[[column]])] <- 1
     for (column in names(theirs)) expect_equal(ours[[column]], theirs[[column]], tolerance = 1e-12, info = column)
+    ours
   }
+  for (more in shared_arguments) both(object, more)
+  both(object, list(return.thresh = 1e-4, logfc.threshold = 0.5))
+  for (name in c("default", "drawn", "least")) both(parts, c(shared_arguments[[name]], return.thresh = 0.5))
+  if ("group.by" %in% names(formals(Seurat::FindAllMarkers))) {
+    both(object, list(group.by = "part", return.thresh = 0.5))
+  }
+  ours <- both(object, list())
   expect_identical(levels(ours$cluster), levels(Seurat::Idents(object)))
   expect_error(ScMambaFindAllMarkers(object, ident.1 = "0"), "takes no idents", class = "scmamba_error")
   expect_error(ScMambaFindAllMarkers(counts_of(object)), "Seurat object", class = "scmamba_error")

@@ -61,3 +61,42 @@ test_that("columns with spaces, colLabels() and a SummarizedExperiment are suppo
   expect_identical(SingleCellExperiment::reducedDim(after, "scmamba"),
     SeuratObject::Embeddings(embed_tiny(pbmc()), "scmamba_embedding"))
 })
+
+test_that("a reference may be a SummarizedExperiment with a column name that has a space", {
+  skip_without_python()
+  skip_if_not_installed("SingleCellExperiment")
+  cohort <- ScMambaCohort(n.cells = 300, n.donors = 2, n.genes = 1500, seed = 3)
+  counts <- counts_of(cohort)
+  types <- S4Vectors::DataFrame(`Cell type` = as.character(cohort$cell_type), check.names = FALSE)
+  reference <- SummarizedExperiment::SummarizedExperiment(list(counts = counts), colData = types)
+  named <- ScMambaAnnotate(counts, reference, labels = "Cell type", verbose = FALSE)
+  cohort$donor <- NULL
+  same <- ScMambaAnnotate(counts, cohort, labels = "cell_type", verbose = FALSE)
+  expect_identical(named$scmamba_type, same$scmamba_type)
+})
+
+test_that("the map of doublet scores is drawn in a reduction of a SingleCellExperiment", {
+  skip_if_not_installed("SingleCellExperiment")
+  skip_if_not_installed("ggplot2")
+  object <- sce()
+  n <- ncol(object)
+  object$scmamba_doublet <- rep(c(FALSE, TRUE), length.out = n)
+  object$scmamba_doublet_score <- seq_len(n) / n
+  expect_error(ScMambaPlotDoublets(object, reduction = "UMAP"), "no reduction", class = "scmamba_error")
+  SingleCellExperiment::reducedDim(object, "UMAP") <- matrix(seq_len(2 * n), n)
+  picture <- ScMambaPlotDoublets(object, reduction = "UMAP")
+  expect_identical(picture$labels$x, "UMAP 1")
+  expect_identical(picture$data$y, n + seq_len(n))
+  table <- as.data.frame(SummarizedExperiment::colData(object))
+  expect_error(ScMambaPlotDoublets(table, reduction = "UMAP"), "needs a Seurat object", class = "scmamba_error")
+})
+
+test_that("columns of the levels and of the groups are not replaced unless that is allowed", {
+  skip_without_python()
+  skip_if_not_installed("SingleCellExperiment")
+  for (name in c("scmamba_class_probability", "scmamba_subtype_alternatives", "scmamba_group_share")) {
+    object <- sce()
+    SummarizedExperiment::colData(object)[[name]] <- 1
+    expect_error(ScMambaAnnotate(object, clusters = "group", verbose = FALSE), name, class = "scmamba_exists")
+  }
+})

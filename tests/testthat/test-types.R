@@ -27,7 +27,7 @@ test_that("types are those of the simulated cohort, by default and from markers"
 drawn_brain <- function(types, each = 20) {
   kept <- reticulate::import("scmamba.annotation.brain_reference", convert = FALSE)$load_reference()
   rates <- reticulate::py_to_r(kept$rates)
-  table <- reticulate::py_to_r(kept$table)
+  table <- scMamba:::.plain_frame(kept$table)
   set.seed(1)
   counts <- do.call(cbind, lapply(types, function(type) stats::rmultinom(each, 3000, rates[, match(type, table$type)])))
   dimnames(counts) <- list(as.character(reticulate::py_to_r(kept$genes)), paste0("cell", seq_len(ncol(counts))))

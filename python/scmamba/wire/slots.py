@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: dgCMatrix indexes its values with 32-bit integers.
 _R_LIMIT = 2**31 - 1
+#: Types of whole numbers that R's have room for.
+_SMALL = tuple(map(np.dtype, ("int8", "uint8", "int16", "uint16", "int32")))
 
 
 def adata_from_slots(
@@ -91,3 +93,58 @@ def layer_slots(adata: AnnData, layer: str | None = None) -> dict[str, Any]:
 def _strings(names: Sequence[str] | str) -> list[str]:
     """R hands over a vector of length one as a plain string."""
     return [names] if isinstance(names, str) else [str(n) for n in names]
+
+
+def frame_slots(table: pd.DataFrame) -> dict[str, Any]:
+    """A table as arrays and lists of text, which every reticulate converts; the classes of pandas change their names.
+
+    Parameters
+    ----------
+    table
+        With one level of columns.
+
+    Returns
+    -------
+    dict
+        ``names`` of the columns, ``rows`` (names of the rows; ``None`` if they are numbers), ``length``, and ``columns``: for each a
+        dict with ``kind`` (``number``, ``integer``, ``flag``, ``time``, ``text``, ``factor``, ``ordered``) and ``values`` (1-D;
+        seconds since 1970 for ``time``; for text and factors int32 positions in ``levels``, -1 where a value is missing). Numbers
+        have ``missing``, too: whether NaN stands for a missing value.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> from scmamba.wire.slots import frame_slots
+    >>> frame_slots(pd.DataFrame({"type": ["a", None, "a"]}))["columns"]
+    [{'kind': 'text', 'values': array([ 0, -1,  0], dtype=int32), 'levels': ['a']}]
+    """
+    rows = None if table.index.dtype.kind in "iu" else _strings(table.index)
+    columns = [_column(table.iloc[:, place]) for place in range(table.shape[1])]
+    return {
+        "names": _strings(table.columns),
+        "rows": rows,
+        "length": len(table),
+        "columns": columns,
+    }
+
+
+def _column(column: pd.Series) -> dict[str, Any]:
+    dtype = column.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        codes, levels = column.cat.codes.to_numpy(np.int32), column.cat.categories
+        name = "ordered" if column.cat.ordered else "factor"
+        return {"kind": name, "values": codes, "levels": _strings(levels)}
+    if dtype.kind == "M":
+        seconds = column.to_numpy("datetime64[ns]").astype(np.int64) / 1e9
+        return {"kind": "time", "values": np.where(column.isna(), np.nan, seconds)}
+    if dtype.kind == "b":
+        return {"kind": "flag", "values": column.to_numpy(np.float64, na_value=np.nan)}
+    if dtype.kind in "iuf":
+        # Wider whole numbers than R's are doubles, as reticulate converts them.
+        if dtype in _SMALL:
+            return {"kind": "integer", "values": column.to_numpy(np.int32)}
+        missing = pd.api.types.is_extension_array_dtype(dtype)
+        values = column.to_numpy(np.float64, na_value=np.nan)
+        return {"kind": "number", "values": values, "missing": missing}
+    codes, levels = pd.factorize(column.astype(object).map(str, na_action="ignore"))
+    return {"kind": "text", "values": codes.astype(np.int32), "levels": _strings(levels)}
