@@ -67,7 +67,7 @@ ScMambaAnnotate.Seurat <- function(object, reference = NULL, labels = NULL, mode
   layer <- .layer_argument(layer, slot)
   .refuse_imputed(object, assay, layer, force)
   .check_columns(names(object[[]]), .seurat_record(object), "annotate", .type_columns(reference, model, markers),
-    .annotate_columns, overwrite)
+    .beside_columns(clusters), overwrite)
   if (!is.null(clusters)) {
     by_ident <- identical(clusters, "ident")
     groups <- if (by_ident) SeuratObject::Idents(object) else .per_cell(object[[]], clusters, "clusters")
@@ -109,7 +109,7 @@ ScMambaAnnotate.SingleCellExperiment <- function(object, reference = NULL, label
   .no_extra(...)
   frame <- .sce_frame(object)
   .check_columns(names(frame), .sce_record(object), "annotate", .type_columns(reference, model, markers),
-    .annotate_columns, overwrite)
+    .beside_columns(clusters), overwrite)
   groups <- if (!is.null(clusters)) .per_cell(frame, clusters, "clusters")
   labels <- labels %||% .kept_labels(reference)
   options <- .annotate_options(labels, model, markers, donor, network, error.rate, cache, device, seed, force, region,
@@ -144,7 +144,11 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
 
 .kept_labels <- function(reference) if (inherits(reference, "scmamba_kept_reference")) reference$labels
 
-.annotate_columns <- c("scmamba_probability", "scmamba_alternatives")
+.beside_columns <- function(clusters) {
+  levels <- c("scmamba", "scmamba_class", "scmamba_subtype")
+  c(paste0(levels, "_probability"), paste0(levels, "_alternatives"),
+    if (!is.null(clusters)) c("scmamba_group_type", "scmamba_group_share"))
+}
 
 # One type for each cluster: the most frequent one, if more than half of the cluster's cells were given it. Cells
 # that are Unassigned count among all.
@@ -233,8 +237,9 @@ ScMambaAnnotate.default <- function(object, reference = NULL, labels = NULL, mod
     read <- .reference_values(reference, assay, layer, verbose)
     matrix <- read$matrix
     genes <- reference[[read$assay]][[]]
-  } else if (inherits(reference, "SingleCellExperiment")) {
-    frame <- as.data.frame(SummarizedExperiment::colData(reference))
+  } else if (inherits(reference, "SummarizedExperiment")) {
+    reference <- .as_sce(reference)
+    frame <- .sce_frame(reference)
     matrix <- .get_sce(reference, assay %||% layer)
     genes <- .sce_genes(reference)
   } else {

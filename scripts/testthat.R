@@ -1,6 +1,7 @@
 # Run the installed package's test suite; the last line has the numbers of passed and failed tests.
 #   Rscript scripts/testthat.R          all files
 #   Rscript scripts/testthat.R second   without those that need no second Seurat: the other run has them
+#   Rscript scripts/testthat.R python   those in which Python's packages matter: verbs, files, tables, a server
 Sys.setenv(NOT_CRAN = "true") # pictures are compared
 testthat::set_max_fails(Inf)
 reporter <- testthat::ListReporter$new()
@@ -14,6 +15,10 @@ stopifnot(once %in% files)
 if ("second" %in% commandArgs(TRUE)) {
   files <- setdiff(files, once)
   cat("Files that only the run on the other Seurat has:", paste(once, collapse = ", "), "\n")
+}
+if ("python" %in% commandArgs(TRUE)) {
+  files <- c("compare", "coverage-corners", "disk", "embed", "evaluate", "frames", "h5ad", "impute", "mouse", "readme", "sce",
+    "server", "types")
 }
 testthat::test_dir(
   "tests/testthat", filter = paste0("^(", paste(files, collapse = "|"), ")$"),

@@ -73,7 +73,7 @@ NAMES=(genes gene_map genes_rules genes_objects datasets datasets_parts files_pr
   model_published model_forward scan scan_rules cli cli_options cli_train collection collection_rules stores_rules impute
   impute_rule annotate_markers annotate_result neighbours_rules clusters deg_edges deg_mast deg_twogroup deg_values
   deg_pseudobulk doublets_calls doublets_features training_loop training_feeds training_classes gated_ensemble
-  training_rates training_settings evaluation_numbers prepare_steps serve_rules serve_api)
+  training_rates training_settings evaluation_numbers prepare_steps serve_rules serve_api h5_output slots)
 FILES=()
 for name in "${NAMES[@]}"; do
   file="$(find tests/python -name "test_$name.py")"
@@ -98,4 +98,13 @@ code=0
 PYTHONPATH=python "$ENVIRONMENT/bin/python" -m pytest -p no:cacheprovider --junitxml="$REPORT" \
   -n "${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}" --dist loadfile --max-worker-restart=0 "${FILES[@]}" ${PYTEST_ARGS:-} || code=$?
 "$ENVIRONMENT/bin/python" scripts/skips.py count "test-$WHAT" "$REPORT" || code=1
+# R with this Python: reticulate converts by the names of classes, which change with the versions of pandas and numpy.
+if [ "$WHAT" = newest ] && [ -d "$RLIB/reticulate" ]; then
+  (
+    quietly R CMD INSTALL --no-docs --no-test-load -l "$RLIB" .
+    r_environment
+    export RETICULATE_PYTHON="$ENVIRONMENT/bin/python"
+    SCMAMBA_SKIPS="$ROOT/.cache/check/skips/newest-r.tsv" Rscript --vanilla scripts/testthat.R python
+  ) || code=1
+fi
 exit "$code"

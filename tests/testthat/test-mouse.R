@@ -3,7 +3,7 @@
 test_that("mouse genes get the names of their human orthologs, in every class of object", {
   skip_without_python()
   genes <- reticulate::import("scmamba.genes")
-  table <- genes$orthologs()
+  table <- scMamba:::.plain_frame(reticulate::import("scmamba.genes", convert = FALSE)$orthologs())
   expect_identical(ScMambaMouseToHuman(c("Snap25", "ENSMUSG00000000001.4", "Gm42418")), c("SNAP25", "GNAI3", NA))
   human <- ScMambaMouseToHuman(table$mouse_symbol)
   # Symbols stand for the IDs of the table.

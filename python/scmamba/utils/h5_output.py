@@ -182,7 +182,8 @@ def write_anndata(
         adata.strings_to_categoricals(adata.raw.var)
     parts: dict[str, Any] = {"X": adata.X, "raw": adata.raw, "obs": adata.obs, "var": adata.var}
     for name in ("obsm", "varm", "obsp", "varp", "layers", "uns"):
-        parts[name] = dict(getattr(adata, name))
+        # From anndata 0.13 on, X is among the layers, under no name.
+        parts[name] = {k: v for k, v in getattr(adata, name).items() if k is not None}
     with OutputFile(path) as file:
         file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         for name, part in parts.items():
