@@ -78,7 +78,8 @@
   markers = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
     table <- .call_python(.deg()$find_markers, c(list(adata), options), verbose)
-    structure(.plain_frame(table), read_as = reticulate::py_to_r(table$attrs$get("read_as")))
+    about <- function(name) reticulate::py_to_r(table$attrs$get(name))
+    structure(.plain_frame(table), read_as = about("read_as"), values = about("values"))
   },
   robustness = function(matrix, imputed, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)

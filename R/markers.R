@@ -205,6 +205,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   if (min(sizes) < by_hand$min_cells) {
     .abort("Group {which.min(sizes)} has {min(sizes)} cell{?s}; {.arg min.cells.group} is {by_hand$min_cells}.")
   }
+  told <- !verbose
   test <- function(first, second, options) {
     groups <- rep("neither", ncol(matrix))
     groups[first] <- "first"
@@ -216,7 +217,10 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
       options$covariates <- as.list(names)
     }
     options <- c(list(groupby = "scmamba_group", group1 = list("first"), group2 = list("second")), options)
-    as.data.frame(.backend(backend)$markers(matrix, frame, options, verbose))
+    table <- .backend(backend)$markers(matrix, frame, options, verbose)
+    if (!told) .speaker(attr(table, "values"))
+    told <<- TRUE
+    as.data.frame(table)
   }
   if (by_hand$plain) {
     return(.fold_named(test(first, second, options), by_hand))
@@ -225,7 +229,7 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
 }
 
 .fold_named <- function(table, by_hand) {
-  attr(table, "read_as") <- NULL
+  attr(table, "read_as") <- attr(table, "values") <- NULL
   names(table)[names(table) == "avg_log2FC"] <- by_hand$name
   table
 }

@@ -89,7 +89,7 @@ print.scmamba_server <- function(x, ...) {
     markers = function(matrix, cells, options, verbose) {
       if (!is.finite(options$min_diff_pct)) options$min_diff_pct <- NULL # no limit, JSON has no infinity
       got <- server_run(server, "markers", matrix, cells, options, verbose)
-      structure(got$tables$markers, read_as = got$about$read_as)
+      structure(got$tables$markers, read_as = got$about$read_as, values = got$about$values)
     },
     robustness = function(matrix, imputed, cells, options, verbose) {
       if (!is.null(options$resume)) {

@@ -45,6 +45,16 @@ test_that("every argument that FindMarkers() has gives its numbers", {
   expect_error(ScMambaFindMarkers(object), "ScMambaFindAllMarkers", class = "scmamba_error")
 })
 
+test_that("a message gives what the matrix holds, once, unless verbose = FALSE", {
+  skip_without_python()
+  object <- with_normalised()
+  expect_message(ScMambaFindMarkers(object, "0", "1"), "holds log-normalized values")
+  # With another base the values are read again by R.
+  shown <- testthat::capture_messages(ScMambaFindMarkers(object, "0", "1", layer = "counts", base = 10))
+  expect_identical(sum(grepl("holds raw counts", shown)), 1L)
+  expect_silent(ScMambaFindMarkers(object, "0", "1", verbose = FALSE))
+})
+
 test_that("a draw of cells does not change the state of R's random numbers", {
   skip_without_python()
   object <- with_normalised()
