@@ -220,7 +220,7 @@ def false_positive_bars(result: RobustnessResult) -> Any:
     layers, names = list(result.settings["layers"]), list(result.settings["cell_types"])
     kinds = [k for k in ("null_cells", "null_donors") if (table["kind"] == k).any()]
     titles = {
-        "null_cells": "labels shuffled within donors",
+        "null_cells": "random halves of each donor's cells",
         "null_donors": "donors of one condition split",
     }
     size = (1.5 + 3.4 * len(kinds), 3.0)

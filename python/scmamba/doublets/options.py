@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar, Literal, get_args
 
 from ..utils.errors import OptionError
@@ -73,7 +74,8 @@ class DoubletOptions(Options):
             ("expected_rate", r) for r in (rate.values() if isinstance(rate, Mapping) else [rate])
         ]
         for name, value in [*given, ("identification_rate", self.identification_rate)]:
-            if value is not None and not 0 <= float(value) < 1:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= value < 1):
                 raise OptionError(
                     f"{name} is {value}; expected a share of the droplets, from 0 to less than 1 (8% is 0.08)."
                 )

@@ -23,6 +23,7 @@ from typing import Any
 from filelock import FileLock
 
 from ..utils.errors import ScMambaError
+from .validation import whole_text
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -64,7 +65,7 @@ def public_view(job: dict[str, Any], *, messages: bool = True) -> dict[str, Any]
     """The part of a job that is shown to its user, with or without what the verb reported while it ran."""
     shown = {k: job[k] for k in _PUBLIC}
     columns = ("options", "warnings", *(["messages"] if messages else []))
-    return {**shown, **{k: json.loads(job[k]) for k in columns}}
+    return {**shown, **{k: whole_text(json.loads(job[k])) for k in columns}}
 
 
 class Unavailable(ScMambaError):

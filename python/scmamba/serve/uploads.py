@@ -31,7 +31,7 @@ from .environment import clean_environment
 from .memory import job_memory
 from .quota import used_bytes
 from .settings import Settings
-from .validation import plain
+from .validation import plain, whole_text
 
 if TYPE_CHECKING:
     from .jobs import Queue
@@ -290,7 +290,7 @@ async def inspect_upload(path: Path, settings: Settings, *wanted: str, who: str 
         )
         try:
             out, _ = await asyncio.wait_for(process.communicate(), timeout=90)
-            found = json.loads(out)
+            found = whole_text(json.loads(out))
         except (TimeoutError, asyncio.TimeoutError, ValueError) as error:
             raise HTTPException(
                 422, "The upload could not be inspected within this server's limits; it is refused."

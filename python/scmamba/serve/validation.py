@@ -310,6 +310,11 @@ def plain(text: Any, longest: int = 60) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text)[:longest])
 
 
+def whole_text(value: Any) -> Any:
+    """A value of JSON in which "?" replaces each half of a character (an unpaired surrogate), which no answer can hold."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
 def limit_resources() -> None:
     """Little memory and time for this process, and no file may grow."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))

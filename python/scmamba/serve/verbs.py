@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import math
 import sys
 import types
@@ -422,6 +423,10 @@ def check_options(task: str, options: Any) -> str | None:
     """Why these options cannot be, or ``None``."""
     if not isinstance(options, dict):
         return "options must be one JSON object"
+    try:
+        json.dumps(options, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "options hold half a character (an unpaired surrogate such as \\ud800)"
     known = TASKS[task].options
     for name, value in options.items():
         if name not in known:

@@ -178,6 +178,9 @@ def test_rates_are_kept_per_sample(droplets):
         scmamba.find_doublets(droplets, sample_key="donor", expected_rate={"x": 0.1}, **QUIET)
     with pytest.raises(ScMambaError, match="8% is 0.08"):
         scmamba.find_doublets(droplets, expected_rate=8, **QUIET)
+    for wrong in ({names[0]: [0.1]}, "0.1", True, float("nan"), {names[0]: None, names[1]: "x"}):
+        with pytest.raises(ScMambaError, match="a share of the droplets"):
+            scmamba.find_doublets(droplets, sample_key="donor", expected_rate=wrong, **QUIET)
 
 
 def test_old_option_names_warn_and_give_the_same_result(droplets):

@@ -323,6 +323,7 @@ def test_bad_options_and_a_missing_reference(app):
         ("[]", "object"),
         ('{"sed":1}', "no option 'sed'"),
         ('{"seed":-1}', "between 0 and"),
+        ('{"layer":"%5Cud800"}', "half a character"),  # JSON allows it, and no answer can hold it
     ):
         answer = app.submit(CELLS, app.ann, f"impute?options={options}")
         assert answer.status == 422 and words in answer.detail

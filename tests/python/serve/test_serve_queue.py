@@ -448,3 +448,12 @@ def test_messages_of_a_verb_stay_with_its_job_and_begin_anew_with_a_new_start(qu
     assert queue.finish(job, "w2", "done", "done", ["a", "b", "c"])
     assert jobs.public_view(queue.get(job))["messages"] == ["a", "b", "c"]
     assert "messages" not in jobs.public_view(queue.get(job), messages=False)
+
+
+def test_half_a_character_of_a_job_of_an_earlier_version_is_shown_as_a_question_mark(
+    queue, tmp_path
+):
+    job = queue.add("u", "impute", "m", {"layer": "a\ud800"}, tmp_path / "x", warnings=["\udfff"])
+    shown = jobs.public_view(queue.get(job))
+    assert shown["options"] == {"layer": "a?"} and shown["warnings"] == ["?"]
+    json.dumps(shown, ensure_ascii=False).encode()

@@ -164,6 +164,8 @@ def test_the_schema_describes_the_checks():
         ("impute", {"to_counts": 1}, "is int; it must be bool"),
         ("impute", {"adapt": 1.5}, "is float; it must be"),
         ("impute", {"min_value": float("nan")}, "must lie between"),
+        ("impute", {"layer": "\ud800"}, "half a character"),
+        ("annotate", {"markers": {"A": ["X", "\udfff"]}}, "half a character"),
         ("annotate", {"markers": {"A": 1}}, "gene names for each cell type"),
         ("annotate", {"markers": {"A": ["X"], "B": ["Y", 1]}}, "gene names"),
         ("annotate", {"markers": "/etc/passwd"}, "expected one of 'panel'"),
