@@ -9,7 +9,8 @@
 #' @inheritParams ScMambaImpute
 #' @param reference A labeled Seurat object or SingleCellExperiment with counts; labeled cells that are kept on a server
 #'   ([ScMambaKeepReference()]); or `"human-brain"`, the expected
-#'   counts of 33 human brain cell types that come with the package ([ScMambaReferences()]): no labels are needed.
+#'   counts of 13 brain cell types (33 profiles with their subtypes) that come with the package
+#'   ([ScMambaReferences()]): no labels are needed.
 #'   `NULL`: `"human-brain"`, unless `model` or `markers` is given.
 #' @param reference.assay,reference.layer Assay and layer of the reference to read; by default its
 #'   default assay (or, if that has no counts, as in an integrated reference, the assay `RNA`) and `"counts"`.
@@ -23,16 +24,16 @@
 #'   eight major types of the human brain.
 #' @param clusters Column of the metadata with clusters (`"ident"`: the identities), or one value for each
 #'   cell: every cluster also gets a type, the one of more than half of its cells.
-#' @param donor Column of the reference with donors, on whom the probabilities are
-#'   calibrated; ignored if there is none.
+#' @param donor Column of the reference with the donors: whole donors are held out to calibrate the
+#'   probabilities. Ignored if the reference has no such column.
 #' @param network Fine-tune the network on the reference as well (minutes on a
 #'   processor)? A number sets the steps; `TRUE` takes 400. Without it the result was as good wherever
 #'   that was measured.
 #' @param error.rate Target error rate: cells are `Unassigned` below the probability above which at most
 #'   this share of the calls on held-out donors was wrong.
-#' @param across.studies With a reference of labeled cells: if they differ from your cells as those of different
-#'   studies do, also leave cells `Unassigned` whose cluster does not fit its type, and cells of uncertain type? More
-#'   than half of the calls may be lost. `FALSE`: a message gives the numbers, and calls stay.
+#' @param across.studies If the reference differs from your cells as one study differs from another, also make cells
+#'   `Unassigned` whose cluster does not fit its type or whose type is uncertain? More than half of the calls may be
+#'   lost. `FALSE`: a message gives the numbers of these cells, and the calls are kept.
 #' @param cache Keep the fitted reference for the next query?
 #'
 #' @return The same object with the metadata columns `scmamba_type` (a factor),

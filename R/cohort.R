@@ -9,8 +9,9 @@
 #' published. `"AD"`: genes of Mathys et al. (Nature 570:332, 2019), type by
 #' type. `"PD"`: as many and as large changes as Smajic et al. (Brain 145:964,
 #' 2022) published for the midbrain, of genes drawn at random; pass their table
-#' as `effects` for their genes. Both studies tested cells: a gene that is found
-#' here shows that a test works, and nothing about the disease.
+#' as `effects` for their genes. Both studies used tests over cells, so their
+#' genes may be false. Finding a gene here shows that a test works; it is no
+#' evidence about the disease.
 #'
 #' @param n.cells,n.donors Number of cells and donors.
 #' @param n.genes Keep this many of the most expressed genes; `NULL` keeps all.

@@ -1,9 +1,14 @@
 #' Read and write h5ad files
 #'
 #' `ScMambaReadH5ad()` reads the file of an AnnData (scanpy's format) as a Seurat object;
-#' `ScMambaWriteH5ad()` writes a Seurat object for Python. Counts, normalized values, metadata, reductions,
-#' gene annotation and the results of scMamba are kept in both directions; slots
-#' without a counterpart in the other format (graphs, images, `uns` of other programs) are not.
+#' `ScMambaWriteH5ad()` writes a Seurat object for Python. Counts, normalized values, metadata, the cell coordinates of
+#' reductions and the table of genes are kept in both directions; slots without a counterpart in the other format
+#' (graphs, images, `uns` of other programs) are not.
+#'
+#' Of the results of scMamba, the metadata columns, the embedding and the imputed values (assay or layer `scmamba`) are
+#' kept in both directions. `ScMambaReadH5ad()` also keeps the records of how results were made
+#' (`Misc(object, "scmamba")`), but not a layer `scmamba_sd`; `ScMambaWriteH5ad()` also writes imputed assays of other
+#' names and `scmamba_sd` as layers, but not the records and not results that are tables.
 #'
 #' Counts are the layer `counts` of the file, or else `X` or `raw.X`, whichever holds whole numbers.
 #' If `X` holds other values, they become the layer `data`.

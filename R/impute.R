@@ -13,8 +13,8 @@
 #' @section Imputed values and statistics:
 #' Imputed values are predictions: good for plots, embeddings and clustering.
 #' Tests for differential expression should use the observed counts. Imputed values may be tested
-#' only with the donor as the unit, never over cells: between two halves of the control donors of a
-#' real study 65% of the genes then had p < 0.05, 21% on counts.
+#' only with the donor as the unit, never over cells: in a test over the microglia of two halves of a
+#' study's control donors, 65% of the genes had p < 0.05 on imputed values (counts: 21%).
 #'
 #' @param object A Seurat object (version 4 or 5), a `SingleCellExperiment`, a genes x cells
 #'   matrix (best a `dgCMatrix`, or a matrix on disk), or the path of an h5ad file.
@@ -51,11 +51,11 @@
 #' @param sd Also return the standard deviation of every stored value, given the cell and its
 #'   neighbors, on the scale of the values (`log1p`, or counts with `to.counts`)? For
 #'   `method = "ensemble"`.
-#' @param min.probability A zero is imputed only if the gene is expressed in the cell with
-#'   this probability. 0.95 by default, at which genes of other cell types stay near
-#'   their observed share; with 0 every zero is imputed whose expected value is at least
-#'   `min.value`, and no posterior value is set to 0. For `method = "ensemble"`, with at
-#'   least 30 cells.
+#' @param min.probability A zero is imputed only if the gene is expressed in the cell (at half
+#'   of its average rate or more) with at least this probability. 0.95 by default, at which
+#'   genes of other cell types stay near their observed share; with 0 every zero is imputed
+#'   whose expected value is at least `min.value`, and no posterior value is set to 0. For
+#'   `method = "ensemble"`, with at least 30 cells.
 #' @param passes For `"masked"`: number of interleaved parts in which the
 #'   zeros are predicted.
 #' @param min.value Predictions below this value stay zero: 0.2 by default (0 with
@@ -81,7 +81,7 @@
 #'   folder of the layer's file or the working directory. Keep the file with the object; `SeuratObject::SaveSeuratRds()`
 #'   and `saveRDS()` do not copy it. Needs an `Assay5` of Seurat 5, a `SingleCellExperiment` or a matrix, and the
 #'   package HDF5Array.
-#' @param ... Not used; a misspelt argument is an error.
+#' @param ... Not used; a misspelled argument is an error.
 #'
 #' @return The same object with the results added.
 #'   * Seurat: the assay `scmamba` with the imputed values in the layer `data` (key

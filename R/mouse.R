@@ -11,7 +11,7 @@
 #' @param assay.name Name of the new assay.
 #' @param overwrite Replace an existing assay of this name?
 #' @param verbose Report how many genes have an ortholog?
-#' @param ... Not used; a misspelt argument is an error.
+#' @param ... Not used; a misspelled argument is an error.
 #'
 #' @return
 #'   * Seurat: the object with an assay `human`, whose counts (and normalized values, if there are any) are those of the

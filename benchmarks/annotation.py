@@ -293,7 +293,7 @@ def run_one(name: str, method: str, seed: int, options: argparse.Namespace) -> d
 
 
 def novel_types(options: argparse.Namespace) -> pd.DataFrame:
-    """Each type in turn is removed from the reference: the share of its cells in the held-out donors that is rejected, and that of the others."""
+    """Each type in turn is removed from the reference: the share of its cells in the held-out donors that is `Unassigned`, and that of the others."""
     import scmamba
 
     reference, query, label, donor = load("kang", options.data, 0)
@@ -319,7 +319,7 @@ def novel_types(options: argparse.Namespace) -> pd.DataFrame:
                 "type": name,
                 "cells": own.sum(),
                 "rejected": np.mean(calls[own] == UNASSIGNED),
-                "strange": np.mean(found.strange[own]),
+                "strange": np.mean(found.is_novel[own]),
                 "others_right": np.mean(calls[given & ~own] == truth[given & ~own]),
                 "others_rejected": np.mean(calls[~own] == UNASSIGNED),
                 "else_called": taken.index[0] if len(taken) else "",
@@ -440,6 +440,14 @@ def spread(values: pd.Series) -> str:
     )
 
 
+#: Headings of columns in the page; the tables of results keep their names.
+HEADINGS = {
+    "rejected": "Unassigned",
+    "strange": "is_novel",
+    "others_right": "others right",
+    "others_rejected": "others Unassigned",
+    "else_called": "most frequent other call",
+}
 ABSENT = "Not run: SciBet, scBERT and scHyena, which are on no package registry; the paper compares with them on other data."
 
 
@@ -460,7 +468,7 @@ def report(measured: bool) -> None:
             rows = pd.read_csv(
                 TABLE.parent / file, sep="\t", keep_default_na=False, dtype=str, index_col=0
             )
-            parts.append(f"### {title}\n\n" + markdown(rows))
+            parts.append(f"### {title}\n\n" + markdown(rows.rename(columns=HEADINGS)))
     text = "\n\n".join([*parts, ABSENT]) + "\n"
     (TABLE.parent / "annotation.md").write_text(text, encoding="utf-8")
     page = HERE.parent / "docs" / "annotation.md"

@@ -307,7 +307,7 @@ def _paired(x: np.ndarray, y: np.ndarray) -> dict[str, float]:
 
 
 _NULLS = {
-    "null_cells": "where the labels are shuffled within every donor",
+    "null_cells": "between random halves of every donor's cells",
     "null_donors": "between random halves of the {group} donors",
 }
 

@@ -254,7 +254,7 @@ def test_definition_of_inflation():
         in text
     )
     cells = inflation(_nulls({"counts": [0.04], "scmamba": [0.25]}, kind="null_cells"), layers)
-    assert "Where the labels are shuffled within every donor, 25.0%" in cells[0]
+    assert "Between random halves of every donor's cells, 25.0%" in cells[0]
 
 
 def test_the_warning_is_given_with_the_result():
