@@ -55,8 +55,29 @@ scmamba_require <- function(source = NULL, torch = "auto", extras = "serve") {
     return(.with_extras(source, extras))
   }
   list <- if (length(extras) > 0) paste0("[", paste(extras, collapse = ","), "]")
-  path <- normalizePath(source, winslash = "/")
+  path <- .named_by_content(normalizePath(source, winslash = "/"))
   paste0("scmamba", list, " @ file://", if (!startsWith(path, "/")) "/", utils::URLencode(path))
+}
+
+# uv keeps the environment that it made for a path, also when other files lie there after an installation of the same version:
+# a link whose name changes with the files. Windows makes no links without rights.
+.named_by_content <- function(path) {
+  if (.Platform$OS.type != "unix" || !file.exists(file.path(path, "pyproject.toml"))) {
+    return(path)
+  }
+  files <- list.files(file.path(path, "python", "scmamba"), pattern = "[.](py|tsv|gz|safetensors|json)$", recursive = TRUE)
+  files <- file.path(path, c("pyproject.toml", file.path("python", "scmamba", files)))
+  listed <- tempfile()
+  on.exit(unlink(listed))
+  writeLines(c(path, unname(tools::md5sum(files))), listed)
+  folder <- file.path(tools::R_user_dir("scmamba", "cache"), "sources")
+  link <- file.path(folder, unname(tools::md5sum(listed)))
+  dir.create(folder, showWarnings = FALSE, recursive = TRUE)
+  if (!file.exists(link)) {
+    unlink(link) # of a folder that is gone
+    file.symlink(path, link)
+  }
+  if (file.exists(link)) file.path(normalizePath(folder, winslash = "/"), basename(link)) else path
 }
 
 # Starts Python: only uv can find out whether the requirements can be met.

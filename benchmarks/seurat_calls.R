@@ -33,7 +33,8 @@ writeLines(c(
   "`Rscript benchmarks/seurat_calls.R`: each call with the assay `scmamba` in the object. A call passes if it runs,",
   "gives what `tests/testthat/test-seurat-calls.R` expects, and warns of nothing that it does not warn of without",
   "imputed values.",
-  "`-`: this Seurat has no such call.", "",
+  "`-`: this Seurat has no such call. `IntegrateLayers()` is called with RNA as the default assay in both columns: with",
+  "another one than the assay that is split, whoever made it, Seurat's `CCAIntegration()` fails by itself.", "",
   paste0("| call | ", paste0("Seurat ", columns$seurat, ", default assay ", columns$default, collapse = " | "), " |"),
   paste0("|", strrep("---|", nrow(columns) + 1)), vapply(calls, shown, "")
 ), "benchmarks/results/seurat_calls.md")
