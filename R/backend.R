@@ -103,8 +103,8 @@
   }
 )
 
-# A pandas table as a data frame. reticulate finds its own conversion by the name of pandas' class, which pandas 3 changed; and
-# this one keeps no pointer into Python, so the frame can be saved and compared.
+# A pandas table as a data frame. reticulate finds its own conversion by the name of pandas' class, which pandas 3
+# changed; and this one keeps no pointer into Python, so the frame can be saved and compared.
 .plain_frame <- function(table) {
   parts <- reticulate::py_to_r(.translate_errors(.python()$slots$frame_slots(table)))
   columns <- lapply(parts$columns, .plain_column)

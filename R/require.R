@@ -59,13 +59,13 @@ scmamba_require <- function(source = NULL, torch = "auto", extras = "serve") {
   paste0("scmamba", list, " @ file://", if (!startsWith(path, "/")) "/", utils::URLencode(path))
 }
 
-# uv keeps the environment that it made for a path, also when other files lie there after an installation of the same version:
-# a link whose name changes with the files. Windows makes no links without rights.
+# uv keeps the environment that it made for a path, also when other files lie there after an installation of the same
+# version: a link whose name changes with the files. Windows makes no links without rights.
 .named_by_content <- function(path) {
   if (.Platform$OS.type != "unix" || !file.exists(file.path(path, "pyproject.toml"))) {
     return(path)
   }
-  files <- list.files(file.path(path, "python", "scmamba"), pattern = "[.](py|tsv|gz|safetensors|json)$", recursive = TRUE)
+  files <- list.files(file.path(path, "python", "scmamba"), "[.](py|tsv|gz|safetensors|json)$", recursive = TRUE)
   files <- file.path(path, c("pyproject.toml", file.path("python", "scmamba", files)))
   listed <- tempfile()
   on.exit(unlink(listed))

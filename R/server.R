@@ -386,18 +386,8 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     shQuote(config$python), shQuote(data), shQuote(log))
   system2("sh", c("-c", shQuote(line)), wait = FALSE,
     env = paste0("LD_LIBRARY_PATH=", shQuote(.clean_library_path())))
-  alive <- FALSE
-  for (look in seq_len(600)) {
-    url <- .address_in(log)
-    if (length(url) == 1 && file.exists(token)) {
-      server <- ScMambaServer(url, token = readLines(token, n = 1, warn = FALSE))
-      alive <- tryCatch(.server_once(server, "GET", "/v2/jobs", NULL, NULL)$status_code == 200,
-        error = function(e) FALSE)
-    }
-    if (alive || (look > 20 && .has_ended(pid))) break
-    Sys.sleep(0.1)
-  }
-  if (!alive) {
+  server <- .server_at(log, token, pid)
+  if (is.null(server)) {
     said <- utils::tail(readLines(log, warn = FALSE), 3)
     .abort(c("The local server did not start.", x = .verbatim(paste(said, collapse = " "))),
       class = "scmamba_server_error")
@@ -407,6 +397,24 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
     if (file.exists(pid)) tools::pskill(as.integer(readLines(pid)))
   }, onexit = TRUE)
   server
+}
+
+# The server whose address is in a log, once it answers; NULL if it ends before, or within a minute.
+.server_at <- function(log, token, pid) {
+  for (look in seq_len(600)) {
+    url <- .address_in(log)
+    if (length(url) == 1 && file.exists(token)) {
+      server <- ScMambaServer(url, token = readLines(token, n = 1, warn = FALSE))
+      alive <- tryCatch(.server_once(server, "GET", "/v2/jobs", NULL, NULL)$status_code == 200,
+        error = function(e) FALSE)
+      if (alive) {
+        return(server)
+      }
+    }
+    if (look > 20 && .has_ended(pid)) break
+    Sys.sleep(0.1)
+  }
+  NULL
 }
 
 # The address that a server printed at its start, if it did.
