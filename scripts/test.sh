@@ -3,7 +3,7 @@
 # of them run, even if an early one fails; the exit status is 0 only if none failed.
 #   scripts/test.sh pytest testthat testthat5 interop5 vignettes5 check lint
 # Three run at a time, the longest first (many tests wait for servers and clocks); every suite writes to a file, and the files are printed whole at the end.
-#   PYTEST_WORKERS=1   processes of pytest (as many as there are processors)
+#   PYTEST_WORKERS=1   processes of pytest (one more than there are processors: many tests wait)
 #   PYTEST_ARGS="..."  more arguments for pytest
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ case " $* " in *" testthat "*) SECOND=second ;; esac
 mkdir -p "$LOGS" "$SKIPS"
 
 suite_pytest() {
-  local report="$LOGS/pytest.xml" workers="${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}"
+  local report="$LOGS/pytest.xml" workers="${PYTEST_WORKERS:-$(($(getconf _NPROCESSORS_ONLN) + 1))}"
   rm -f "$report"
   # Tests of one file run in one process, because they share fixtures. Where a process dies, pytest-xdist starts it again and
   # waits forever for tests that no process has: the run ends instead, with the name of the test.

@@ -18,6 +18,9 @@ from scmamba.genes import Vocabulary
 from scmamba.model import Model
 from scmamba.nn import ModelConfig, ScMamba
 
+#: The server runs on Linux and macOS: it forks, limits its processes and locks files.
+collect_ignore = [] if hasattr(os, "fork") else ["serve", "deploy", "test_options.py"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory) -> Path:

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import os
-import pwd
 import shutil
 import signal
 import socket
@@ -207,6 +206,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def postgres_tools() -> Path | None:
     """Folder of PostgreSQL's programs, if they can be run here."""
+    import pwd  # not on Windows
+
     try:
         import psycopg  # noqa: F401
     except ImportError:

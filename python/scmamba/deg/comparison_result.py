@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..utils.errors import DataError
 from ..utils.result_folder import result_folder
+from ..utils.tables import as_html
 
 
 def describe(row: pd.Series, group1: str, group2: str) -> str:
@@ -199,6 +200,10 @@ class CompareResult:
             raise DataError(
                 f"{cell_type!r} was not compared. Compared: {', '.join(self.summary['cell_type'])}."
             )
+
+    def _repr_html_(self) -> str:
+        """Notebooks show the text, and the summary as a table."""
+        return as_html(repr(self), self.summary)
 
     def __repr__(self) -> str:
         """Genes called in every type, the power, notes and warnings."""

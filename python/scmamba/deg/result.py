@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from ..utils.errors import DataError
+from ..utils.tables import as_html
 
 MEASURES = ("overlap", "overlap_matched", "precision", "precision_reference")
 LOG_P_CAP = 20.0
@@ -263,6 +264,10 @@ class RobustnessResult:
         from .figures import all_figures
 
         return all_figures(self)
+
+    def _repr_html_(self) -> str:
+        """Notebooks show the text, and the summary as a table."""
+        return as_html(repr(self), self.summary())
 
     def __repr__(self) -> str:
         """Sizes, and the warnings in full."""

@@ -262,6 +262,10 @@ def main() -> None:
     """Parse, check, serve."""
     parser = _parser()
     a = parser.parse_args()
+    if not hasattr(os, "fork"):
+        parser.error(
+            "the server runs on Linux and macOS; on Windows, run it in WSL, or use the verbs of Python and R directly"
+        )
     try:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401

@@ -36,9 +36,9 @@ def write_csv(frame: pd.DataFrame, path: Path, **options: Any) -> None:
     made = frame.copy()
     for position, name in enumerate(made.columns):
         column = made.iloc[:, position]
-        if column.dtype == object or str(column.dtype) in ("category", "string"):
+        if column.dtype.kind == "O":  # text of any type of pandas, and categories
             made[name] = column.astype(object).map(_plain)
-    made.index = made.index.map(_plain) if made.index.dtype == object else made.index
+    made.index = made.index.map(_plain) if made.index.dtype.kind == "O" else made.index
     made.columns = made.columns.map(_plain)
     made.to_csv(path, **options)
 
@@ -55,3 +55,24 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def as_html(text: str, table: pd.DataFrame) -> str:
+    """What a notebook shows of a result: its text, and a table below it.
+
+    Parameters
+    ----------
+    text
+        The text, which may have several lines.
+    table
+        The table; of a long one the first and last rows.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> as_html("5 < 6", pd.DataFrame({"a": [1]})).startswith("<pre>5 &lt; 6</pre>")
+    True
+    """
+    from html import escape
+
+    return f"<pre>{escape(text)}</pre>{table.to_html(max_rows=30, notebook=True)}"

@@ -102,6 +102,8 @@ def test_moderated_t_agrees_with_pseudobulk(cohort):
 def test_sentences_and_donors(result, cohort):
     text = result.sentence("g3", "MG")
     assert text.startswith("g3: ") and "-fold higher in AD than in Control (95% interval" in text
+    page = result._repr_html_()
+    assert "CompareResult: AD v Control" in page and page.count("<tr") == len(result.summary) + 1
     microglia = cohort[(cohort.obs["type"] == "MG").to_numpy()]
     code = pd.Categorical(microglia.obs["patient"]).codes
     sums = sum_cells(sp.csr_matrix(microglia.X), code, 12)

@@ -264,6 +264,9 @@ def test_the_warning_is_given_with_the_result():
     text = repr(built)
     assert "AD v Control, 1 cell type(s), layers counts, scmamba; 48 runs, 2 null runs" in text
     assert "note: few cells" in text and text.count("WARNING:") == 1 == len(built.warnings)
+    page = built._repr_html_()
+    assert "note: few cells" in page and page.count("<table") == 1
+    assert all(f"<th>{column}</th>" in page for column in built.summary().columns)
 
 
 def test_a_saved_report_is_unchanged_after_reading(result, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 from scmamba.utils.tables import write_csv
 
 
-@pytest.mark.parametrize("kind", ["object", "category", "string"])
+@pytest.mark.parametrize("kind", ["object", "category", "string", None])
 def test_formulas_become_text_and_numbers_stay(kind, tmp_path):
     cells = ["=HYPERLINK(1)", "+x", "-x", "@x", "\tx", "Microglia", "-3.5", "x=1", None]
     frame = pd.DataFrame(
