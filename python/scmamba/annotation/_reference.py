@@ -22,7 +22,7 @@ from ..data.storage import cache_folder
 from ..model import Model, load_model, save_checkpoint
 from ..training.calibration import fit_calibration
 from ..utils.atomic import atomic_path
-from ..utils.columns import require_column, warn_similar
+from ..utils.columns import as_text, require_column, warn_similar
 from ..utils.errors import DataError, ScMambaError
 from ..utils.expected_time import report_expected
 from ..utils.progress import say
@@ -94,7 +94,7 @@ class ReferenceAnnotator:
         )
         donors = options.donor_key
         self.donors = (
-            reference.obs[donors].astype(str).to_numpy()[self.rows]
+            as_text(reference.obs[donors])[self.rows]
             if donors is not None and donors in reference.obs
             else np.full(len(self.rows), "")
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ..utils.columns import as_text
 from .between_donors import PRIOR_COUNT
 from .linear import moderated_t
 from .markers import MIN_CELLS, Rules, Screen, benjamini_hochberg, pair_tests
@@ -77,7 +78,7 @@ def make_block(
     centre = np.asarray(values.sum(axis=0, dtype=np.float64)).ravel() / np.maximum(n, 1)
     if donor is None:
         return CellTypeBlock(values, centre, group, group, np.full(group.size, -1), ())
-    keys = list(zip(group.tolist(), obs[donor].astype(str), strict=True))
+    keys = list(zip(group.tolist(), as_text(obs[donor]), strict=True))
     every = sorted(set(keys))
     strata = np.array([every.index(k) for k in keys])
     enough = np.bincount(strata, minlength=len(every)) >= min_cells

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..data import read_cells
 from ..data.h5ad_files import open_backed
 from ..genes import Vocabulary
+from ..utils.columns import as_text
 from ..utils.errors import DataError
 from ..utils.options import option
 from .options import MaskingOptions
@@ -163,7 +164,7 @@ def read_sources(
         cells = read_cells(adata, vocabulary, force=force)
         blocks, totals = zip(*(cells.to_model(cells.linear(rows)) for rows in cells.blocks(2000)))
         has_donor = donor is not None and donor in adata.obs
-        groups = adata.obs[donor].astype(str).to_numpy() if has_donor else np.full(len(cells), "")
+        groups = as_text(adata.obs[donor]) if has_donor else np.full(len(cells), "")
         values = sparse.csr_matrix(sparse.vstack(blocks, format="csr"))
         source = CellSource(name, values, cells.genes, groups, np.concatenate(totals))
         keep = source.totals >= min_total

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from .errors import DataError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
 
 
@@ -149,3 +150,24 @@ def require_column(obs: pd.DataFrame, name: str, use: str = "") -> pd.Series:
     if column.ndim > 1:
         raise DataError(f"obs has {column.shape[1]} columns named {name!r}. Rename them.")
     return column
+
+
+def as_text(column: pd.Series) -> np.ndarray:
+    """The values of a column as text, where one is missing, too: pandas 3 leaves missing values what they are.
+
+    Parameters
+    ----------
+    column
+        Of any type.
+
+    Returns
+    -------
+    (n,) array of strings; ``"nan"`` (or ``"None"``) for missing values.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> as_text(pd.Series(["a", float("nan"), "b"])).tolist()
+    ['a', 'nan', 'b']
+    """
+    return column.astype(object).map(str).to_numpy(dtype=object)

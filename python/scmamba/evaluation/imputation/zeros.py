@@ -17,7 +17,7 @@ from sklearn.utils.extmath import randomized_svd
 
 from ...data.count_splitting import poisson_deviance, split_counts
 from ...data.selection import select_matrix
-from ...utils.columns import require_column
+from ...utils.columns import as_text, require_column
 from ...utils.errors import DataError
 from ...utils.progress import track
 
@@ -345,4 +345,4 @@ def _raw_counts(adata: AnnData, layer: str | None, *, integers: bool = False) ->
 
 
 def _labels(adata: AnnData, label_key: str) -> np.ndarray:
-    return np.asarray(require_column(adata.obs, label_key).astype(str))
+    return as_text(require_column(adata.obs, label_key))
