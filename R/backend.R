@@ -122,7 +122,7 @@
     factor = structure(place, levels = levels, class = "factor"),
     ordered = structure(place, levels = levels, class = c("ordered", "factor")),
     flag = as.logical(values),
-    time = as.POSIXct(values, origin = "1970-01-01", tz = "UTC"),
+    time = as.POSIXct(replace(values, is.nan(values), NA), origin = "1970-01-01", tz = "UTC"),
     integer = as.integer(values),
     number = if (column$missing) replace(values, is.nan(values), NA) else values
   )

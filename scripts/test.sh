@@ -2,8 +2,8 @@
 # Run the suites named on the command line and print the result of each, and the skipped tests with reasons, at the end. All
 # of them run, even if an early one fails; the exit status is 0 only if none failed.
 #   scripts/test.sh pytest testthat testthat5 interop5 vignettes5 check lint
-# Three run at a time, the longest first (many tests wait for servers and clocks); every suite writes to a file, and the files are printed whole at the end.
-#   PYTEST_WORKERS=1   processes of pytest (one more than there are processors: many tests wait)
+# Two run at a time, the longest first; every suite writes to a file, and the files are printed whole at the end.
+#   PYTEST_WORKERS=1   processes of pytest (as many as there are processors)
 #   PYTEST_ARGS="..."  more arguments for pytest
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ case " $* " in *" testthat "*) SECOND=second ;; esac
 mkdir -p "$LOGS" "$SKIPS"
 
 suite_pytest() {
-  local report="$LOGS/pytest.xml" workers="${PYTEST_WORKERS:-$(($(getconf _NPROCESSORS_ONLN) + 1))}"
+  local report="$LOGS/pytest.xml" workers="${PYTEST_WORKERS:-$(getconf _NPROCESSORS_ONLN)}"
   rm -f "$report"
   # Tests of one file run in one process, because they share fixtures. Where a process dies, pytest-xdist starts it again and
   # waits forever for tests that no process has: the run ends instead, with the name of the test.
@@ -179,7 +179,7 @@ for name in pytest testthat5 testthat check interop5 vignettes5 lint; do
 done
 say "running $* (their output is kept in .cache/check)"
 set -m # every lane is a separate process group, so that it can be ended completely
-for _ in 1 2 3; do
+for _ in 1 2; do
   [ "${#LANES[@]}" -lt "$#" ] || break
   lane "${ORDER[@]}" &
   LANES+=("$!")
