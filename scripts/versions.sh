@@ -73,7 +73,8 @@ NAMES=(genes gene_map genes_rules genes_objects datasets datasets_parts files_pr
   model_published model_forward scan scan_rules cli cli_options cli_train collection collection_rules stores_rules impute
   impute_rule annotate_markers annotate_result neighbours_rules clusters deg_edges deg_mast deg_twogroup deg_values
   deg_pseudobulk doublets_calls doublets_features training_loop training_feeds training_classes gated_ensemble
-  training_rates training_settings evaluation_numbers prepare_steps serve_rules serve_api h5_output slots)
+  training_rates training_settings evaluation_numbers prepare_steps serve_rules serve_api h5_output slots
+  tables deg_inputs deg_plan deg_compare deg_report)
 FILES=()
 for name in "${NAMES[@]}"; do
   file="$(find tests/python -name "test_$name.py")"

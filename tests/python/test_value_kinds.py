@@ -484,7 +484,7 @@ for (kind in setdiff(names(given), c("model", "usable"))) {
   r <- reticulate::py_to_r
   x <- as(t(as(r(cells$X$astype("float64")), "CsparseMatrix")), "CsparseMatrix")
   dimnames(x) <- list(r(cells$var_names$to_list()), r(cells$obs_names$to_list()))
-  obs <- r(cells$obs)
+  obs <- scMamba:::.plain_frame(cells$obs)
   sick <- which(obs$disease == "AD")
   seurat <- suppressWarnings(SeuratObject::CreateSeuratObject(x, meta.data = as.data.frame(lapply(
     obs[c("disease", "donor", "cell_type")], as.character), row.names = colnames(x))))

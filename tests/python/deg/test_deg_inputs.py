@@ -79,7 +79,7 @@ def test_levels_that_are_one_word_are_one_group():
     """1 and "1" are one level in R, whether the column is a factor or not."""
     adata = cells()
     expected = deg.find_all_markers(adata, "cell_type")
-    codes = adata.obs["cell_type"].cat.codes.astype(object).to_numpy()
+    codes = adata.obs["cell_type"].cat.codes.astype(object).to_numpy(copy=True)
     codes[::3] = [str(code) for code in codes[::3]]
     for column in (codes, pd.Categorical(codes)):
         adata.obs["code"] = column
