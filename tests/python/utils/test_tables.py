@@ -29,4 +29,6 @@ def test_formulas_become_text_and_numbers_stay(kind, tmp_path):
         "",
     ]
     assert back["'=n"].tolist() == list(range(-4, 5)) and back.index[0] == "'=c0"
-    assert frame.index[0] == "=c0" and frame["type"].iloc[0] == cells[0], "the table itself is unchanged"
+    assert frame.index[0] == "=c0" and frame["type"].iloc[0] == cells[0], (
+        "the table itself is unchanged"
+    )
