@@ -376,7 +376,7 @@ server_run <- function(server, task, matrix, cells = NULL, options = list(), ver
   }
   if (.Platform$OS.type == "windows") {
     .abort(c("The local server runs on Linux and macOS only.",
-      i = "Leave out {.arg backend}, or name a server on another machine:
+      i = "Omit {.arg backend}, or name a server on another machine:
         {.code ScMambaServer(\"https://...\", token)}."),
       class = "scmamba_server_error")
   }
