@@ -1,9 +1,11 @@
-"""One progress bar for all long work; silent with ``verbose=False``, plain lines if there is no terminal."""
+"""One progress bar for all long work: in a terminal, in a notebook, as plain lines elsewhere; silent with ``verbose=False``."""
 
 from __future__ import annotations
 
+import html
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -24,7 +26,9 @@ speaker: Callable[[str], None] | None = None
 def progress(
     description: str, total: int, verbose: bool = True, *, unit: str = "", each: float = 1
 ) -> Iterator[Callable[[int], None]]:
-    """Yield ``advance(n)``; show a progress bar with the time left on stderr while the block runs.
+    """Yield ``advance(n)``; show a progress bar with the time left while the block runs.
+
+    A terminal shows it on stderr, a notebook below the cell.
 
     Parameters
     ----------
@@ -56,6 +60,9 @@ def progress(
         return
     if not (verbose and settings.shows_progress) or total == 0:
         yield _silent
+        return
+    if _in_notebook():
+        yield from _below_the_cell(description, total, unit, each)
         return
     if not sys.stderr.isatty():
         yield from _plain(description, total, unit, each)
@@ -95,36 +102,86 @@ def _silent(n: int = 1) -> None:
     """Advance no bar."""
 
 
+class _Pace:
+    """Steps done, and in words the time and the rate that they took."""
+
+    def __init__(self, description: str, total: int, unit: str, each: float) -> None:
+        self.description, self.total, self.unit, self.each = description, total, unit, each
+        self.done, self.started = 0, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def _rate(self) -> str:
+        rate = self.done * self.each / max(self.seconds, 1e-9)
+        return f", {rate:,.0f} {self.unit}/s" if self.unit else ""
+
+    def now(self) -> str:
+        """The line while the work goes on."""
+        left = self.seconds / max(self.done, 1) * (self.total - self.done)
+        return (
+            f"{self.description}: {self.done}/{self.total}, about {left:.0f} s left{self._rate()}"
+        )
+
+    def end(self) -> str:
+        """The line when it has ended."""
+        return f"{self.description}: {self.done}/{self.total} in {self.seconds:.0f} s{self._rate()}"
+
+
 def _plain(
     description: str, total: int, unit: str = "", each: float = 1
 ) -> Iterator[Callable[[int], None]]:
     """Log files get a line every ten seconds and one at the end instead of control characters."""
-    done, started, last = 0, time.monotonic(), time.monotonic()
-
-    def rate() -> str:
-        return (
-            f", {done * each / max(time.monotonic() - started, 1e-9):,.0f} {unit}/s" if unit else ""
-        )
+    pace, last = _Pace(description, total, unit, each), time.monotonic()
 
     def advance(n: int = 1) -> None:
-        nonlocal done, last
-        done += n
+        nonlocal last
+        pace.done += n
         now = time.monotonic()
-        if now - last > 10 and done < total:
+        if now - last > 10 and pace.done < total:
             last = now
-            left = (now - started) / max(done, 1) * (total - done)
-            print(
-                f"{description}: {done}/{total}, about {left:.0f} s left{rate()}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(pace.now(), file=sys.stderr, flush=True)
 
     yield advance
-    print(
-        f"{description}: {done}/{total} in {time.monotonic() - started:.0f} s{rate()}",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(pace.end(), file=sys.stderr, flush=True)
+
+
+def _in_notebook() -> bool:
+    """Whether the caller is a cell of a notebook (Jupyter, VS Code, Colab)."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def _below_the_cell(
+    description: str, total: int, unit: str = "", each: float = 1
+) -> Iterator[Callable[[int], None]]:
+    """The browser's own bar below the cell, which needs no widgets; at the end one line of text in its place."""
+    from IPython.display import display, update_display
+
+    pace, name = _Pace(description, total, unit, each), uuid.uuid4().hex
+
+    def bar() -> dict[str, str]:
+        text = html.escape(pace.now() if pace.done else f"{description}: 0/{total}")
+        html_bar = f'<progress value="{pace.done}" max="{total}"></progress> {text}'
+        return {"text/html": html_bar, "text/plain": text}
+
+    display(bar(), raw=True, display_id=name)
+    last = time.monotonic()
+
+    def advance(n: int = 1) -> None:
+        nonlocal last
+        pace.done += n
+        now = time.monotonic()
+        if now - last > 0.2:
+            last = now
+            update_display(bar(), raw=True, display_id=name)
+
+    try:
+        yield advance
+    finally:  # a bar that stands still would look like work after an error or an interruption
+        update_display({"text/plain": pace.end()}, raw=True, display_id=name)
 
 
 def track(items: Iterable[T], description: str, total: int, verbose: bool = True) -> Iterator[T]:
