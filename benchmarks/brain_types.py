@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 from scipy import sparse
+
+from benchmarks.machine import peak_memory
 
 ROOT = Path(__file__).parents[1]
 HELD_OUT = ["4341", "5403", "5864", "5958"]
@@ -210,7 +211,7 @@ def main() -> None:
     )[:10_000].copy()
     start = time.process_time()
     by_reference(big, None)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory() / 1024
     text = [
         "# Cell types without labels",
         "",

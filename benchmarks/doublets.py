@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from benchmarks.machine import peak_memory
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / ".cache" / "doublets"
@@ -350,7 +351,7 @@ def keep(
     seconds: float,
 ) -> None:
     KEPT.mkdir(parents=True, exist_ok=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory()
     about = json.dumps(
         {"set": set_name, "detector": detector, "seed": seed, "seconds": seconds, "peak_mib": peak}
     )

@@ -28,6 +28,13 @@ def machine() -> str:
     return ", ".join(parts)
 
 
+def peak_memory() -> float:
+    """The largest memory of this process until now, in MiB (not on Windows)."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def machine_of(table: str, measured: bool) -> str:
     """The machine on which a table was last measured: this one, which is then kept, or the one kept before."""
     kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}

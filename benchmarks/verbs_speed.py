@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -29,6 +28,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from benchmarks.machine import peak_memory
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -225,7 +226,7 @@ def run_one(verb: str, who: str, cells: int, repeat: int, budget: float) -> dict
         "runs": len(seconds),
         "seconds": statistics.median(seconds),
         "cpu_seconds": statistics.median(cpu),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_memory(),
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0)),
     }
 

@@ -18,8 +18,15 @@ from scmamba.genes import Vocabulary
 from scmamba.model import Model
 from scmamba.nn import ModelConfig, ScMamba
 
-#: The server runs on Linux and macOS: it forks, limits its processes and locks files.
-collect_ignore = [] if hasattr(os, "fork") else ["serve", "deploy", "test_options.py"]
+#: The server runs on Linux and macOS: it forks, limits its processes and locks files. So does the script that mutates code.
+_NEED_FORK = [
+    "serve",
+    "deploy",
+    "test_options.py",
+    "cli/test_client.py",
+    "scripts/test_mutate.py",
+]
+collect_ignore = [] if hasattr(os, "fork") else _NEED_FORK
 
 
 @pytest.fixture(scope="session", autouse=True)

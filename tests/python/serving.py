@@ -206,9 +206,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 def postgres_tools() -> Path | None:
     """Folder of PostgreSQL's programs, if they can be run here."""
-    import pwd  # not on Windows
-
     try:
+        import pwd  # not on Windows
+
         import psycopg  # noqa: F401
     except ImportError:
         return None

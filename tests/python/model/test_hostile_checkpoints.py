@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import time
 
@@ -94,6 +93,7 @@ def test_a_hostile_folder_is_refused_with_one_sentence(good, tmp_path, kind):
     change, words = HOSTILE[kind]
     shutil.copytree(good, tmp_path / "model")
     change(tmp_path / "model")
+    resource = pytest.importorskip("resource", reason="not on Windows")
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(CheckpointError, match=words) as refused:
         load_model(tmp_path / "model")

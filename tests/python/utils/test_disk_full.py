@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from scmamba.utils.result_folder import result_folder
 @contextmanager
 def limited(size: int):
     """Limit the size of files; writing more fails as on a full disk (EFBIG; Python ignores SIGXFSZ)."""
+    resource = pytest.importorskip("resource", reason="not on Windows")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
