@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from scipy import sparse
 from scipy.special import logsumexp, softmax
 
 from ..data import CellReader
+from ..data.row_store import BLOCK, Rows, RowStore, collect, is_in_memory, with_values
 from ..data.values import log1p_cp10k
 from ..datasets.brain_reference import shrink_differences, specific_genes
 from ..neighbors.knn import nearest_neighbors
@@ -27,7 +29,7 @@ from ..utils.errors import DataError
 from ..utils.expected_time import report_expected
 from ..utils.progress import say
 from .brain_reference import LEVELS, BrainReference, load_reference
-from .expression import all_human_genes, read_human_cells, shared_values
+from .expression import all_human_genes, normalized_block, read_human_cells
 from .novelty import unit
 from .options import AnnotateOptions
 from .result import Annotation, own_components
@@ -97,19 +99,16 @@ class LabelFreeModel:
         self.scored = shrink_differences(self.rates)
         self.log_factor = np.zeros(len(self.rates))
 
-    def fit(self, counts: sparse.csr_matrix, nearest: np.ndarray) -> LabelFreeModel:
+    def fit(self, counts: Rows, nearest: np.ndarray) -> LabelFreeModel:
         """Learn from (n, g) counts and the (n, k) nearest cells of each."""
-        damped = counts.copy()
-        damped.data = np.log1p(damped.data)
+        damped = with_values(counts, np.log1p)
         average = np.asarray(counts.sum(axis=0)).ravel() + 0.5
         self.average = average / average.sum()
         self.excluded = self.completeness(counts, nearest) < MIN_COMPLETENESS
         log_prior = np.full(self.rates.shape[1], -np.log(self.rates.shape[1]))
         for round_ in range(ROUNDS + 1):
             scores = (damped @ np.log(self.expected(self.ambient))) / TEMPERATURE
-            scores += scores[nearest].mean(axis=1)
-            scores -= _EXCLUDED * self.excluded[:, self.codes]
-            self.probabilities = softmax(scores + log_prior, axis=1)
+            self.probabilities = self._probabilities(scores, nearest, log_prior)
             if round_ < ROUNDS:
                 kept = ~self.unsupported()
                 self._update(counts, damped, kept)
@@ -117,6 +116,18 @@ class LabelFreeModel:
                 log_prior = np.log(np.maximum(share, 1e-4))
                 log_prior -= logsumexp(log_prior)
         return self
+
+    def _probabilities(
+        self, scores: np.ndarray, nearest: np.ndarray, log_prior: np.ndarray
+    ) -> np.ndarray:
+        """(n, columns) from scores, which are averaged with those of the neighbors, block by block."""
+        out = np.empty_like(scores)
+        for start in range(0, len(scores), BLOCK):
+            rows = slice(start, start + BLOCK)
+            both = scores[rows] + scores[nearest[rows]].mean(axis=1)
+            both -= _EXCLUDED * self.excluded[rows][:, self.codes]
+            out[rows] = softmax(both + log_prior, axis=1)
+        return out
 
     def expected(self, ambient: float) -> np.ndarray:
         """(g, columns) rates expected in these data."""
@@ -132,20 +143,17 @@ class LabelFreeModel:
         best = self.by_type().argmax(axis=1)
         return self.excluded[np.arange(len(best)), best]
 
-    def _update(
-        self, counts: sparse.csr_matrix, damped: sparse.csr_matrix, kept: np.ndarray
-    ) -> None:
+    def _update(self, counts: Rows, damped: Rows, kept: np.ndarray) -> None:
         """Factors of the genes from the cells that fit their type, then the ambient share."""
         depth = np.asarray(counts.sum(axis=1)).ravel() * kept
         total, weights = np.zeros(len(self.rates)), np.zeros(len(self.rates))
+        seen = counts.T @ (self.by_type() * kept[:, None])
         for code in range(len(self.names)):
             own = self.codes == code
             size = depth @ self.probabilities[:, own]
             if size.sum() < _MIN_COUNTS:
                 continue
-            observed = np.asarray(
-                counts.T @ (self.probabilities[:, own].sum(axis=1) * kept)
-            ).ravel()
+            observed = seen[:, code]
             expected = (1 - self.ambient) * (self.scored[:, own] @ size)
             expected += self.ambient * self.average * size.sum()
             weight = expected / (expected + 10)
@@ -158,7 +166,7 @@ class LabelFreeModel:
         ]
         self.ambient = AMBIENT[int(np.argmax(fits))]
 
-    def completeness(self, counts: sparse.csr_matrix, nearest: np.ndarray) -> np.ndarray:
+    def completeness(self, counts: Rows, nearest: np.ndarray) -> np.ndarray:
         """(n, types) mean over a type's specific genes of observed by expected counts in the neighborhood, at most 1 each.
 
         Genes weigh by their expected counts, up to five.
@@ -172,11 +180,15 @@ class LabelFreeModel:
         out = np.zeros((n, len(self.names)))
         for code in range(len(self.names)):
             genes = specific_genes(means, code)
-            observed = (pool @ counts[:, genes]).toarray()
-            expected = 0.9 * depth[:, None] * means[genes, code]
-            weight = np.minimum(expected, 5.0)
-            shares = np.minimum(observed / np.maximum(expected, 1e-9), 1.0)
-            out[:, code] = (shares * weight).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-9)
+            own = counts[:, genes]
+            for start in range(0, n, BLOCK):
+                rows = slice(start, start + BLOCK)
+                observed = (pool[rows] @ own).toarray()
+                expected = 0.9 * depth[rows, None] * means[genes, code]
+                weight = np.minimum(expected, 5.0)
+                shares = np.minimum(observed / np.maximum(expected, 1e-9), 1.0)
+                weights = np.maximum(weight.sum(axis=1), 1e-9)
+                out[rows, code] = (shares * weight).sum(axis=1) / weights
         return out
 
 
@@ -222,7 +234,7 @@ def annotate_by_brain(
     say(measured + default * (default_cells is not None), verbose)
     report_expected("annotate brain", len(cells), verbose=verbose)
     rates = reference.rates[inside]
-    pcs = own_components(log1p_cp10k(counts, dtype=np.float64), options.seed)
+    pcs = own_components(_logs(counts), options.seed)
     around = min(NEIGHBORS, max(FEWEST_NEIGHBORS, len(cells) // 20))
     nearest = nearest_neighbors(unit(pcs), unit(pcs), around)
     types = reference.table["type"].to_numpy(str)
@@ -256,10 +268,11 @@ def annotate_by_brain(
     )
 
 
-def reference_counts(
-    cells: CellReader, reference: BrainReference
-) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """(n, genes) counts on the genes that were measured, at most 10,000 a cell, and (g,) which these are."""
+def reference_counts(cells: CellReader, reference: BrainReference) -> tuple[Rows, np.ndarray]:
+    """(n, genes) counts on the genes that were measured, at most 10,000 a cell, and (g,) which these are.
+
+    Those of a file are in a temporary file.
+    """
     positions, inside = _places(cells, reference)
     if inside.sum() < MIN_GENES:
         raise DataError(
@@ -268,17 +281,34 @@ def reference_counts(
         )
     wanted = positions[inside]
     order = np.argsort(wanted)
-    values = shared_values(cells, wanted[order], np.arange(len(cells)))
-    values.data = np.expm1(values.data) / 1e4
-    depth = np.full(len(cells), LOG_DEPTH)
-    if cells.values.kind != "log1p":
-        for rows in cells.blocks(2000):
-            total = np.asarray(cells.linear(rows).sum(axis=1)).ravel()
-            depth[rows] = np.minimum(total, MAX_DEPTH)
-    values.data *= np.repeat(depth, np.diff(values.indptr))
     back = np.empty(len(order), dtype=np.int64)
     back[order] = np.arange(len(order))
-    return sparse.csr_matrix(values[:, back]), inside
+    blocks = _count_blocks(cells, wanted[order], back)
+    on_disk = not is_in_memory(cells.selected.matrix)
+    return collect(blocks, len(order), on_disk=on_disk), inside
+
+
+def _count_blocks(
+    cells: CellReader, genes: np.ndarray, back: np.ndarray
+) -> Iterator[sparse.csr_matrix]:
+    """Blocks of :func:`reference_counts`; ``genes`` sorted, ``back`` their columns in the order of the reference."""
+    for rows in cells.blocks(BLOCK):
+        linear = cells.linear(rows)
+        values = normalized_block(cells, linear, genes)
+        depth = np.full(linear.shape[0], LOG_DEPTH)
+        if cells.values.kind != "log1p":
+            depth = np.minimum(np.asarray(linear.sum(axis=1)).ravel(), MAX_DEPTH)
+        values.data = np.expm1(values.data.astype(np.float64)) / 1e4
+        values.data *= np.repeat(depth, np.diff(values.indptr))
+        yield sparse.csr_matrix(values[:, back])
+
+
+def _logs(counts: Rows) -> Rows:
+    """log1p(CP10k) of counts."""
+    if not isinstance(counts, RowStore):
+        return log1p_cp10k(counts, dtype=np.float64)
+    blocks = (log1p_cp10k(part, dtype=np.float64) for _, part in counts.blocks())
+    return collect(blocks, counts.columns, on_disk=True)
 
 
 def _places(cells: CellReader, reference: BrainReference) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
 
 from ..data import CellReader, read_cells
+from ..data.row_store import BLOCK, Rows, collect, is_in_memory
 from ..data.values import log1p_cp10k
 from ..genes import Vocabulary, annotation
 
@@ -49,11 +51,34 @@ def read_human_cells(
 
 def shared_values(cells: CellReader, genes: np.ndarray, rows: np.ndarray) -> sparse.csr_matrix:
     """(r, g) log1p(CP10k) over the genes both sides measured: normalized over these, so that depth means the same on both sides."""
+    blocks = shared_blocks(cells, genes, rows)
+    return sparse.csr_matrix(sparse.vstack(list(blocks), format="csr"), dtype=np.float64)
+
+
+def shared_rows(cells: CellReader, genes: np.ndarray) -> Rows:
+    """:func:`shared_values` of all cells; of a file in a temporary one, so that memory does not grow with the cells."""
+    blocks = shared_blocks(cells, genes, np.arange(len(cells)))
+    return collect(blocks, len(genes), on_disk=not is_in_memory(cells.selected.matrix))
+
+
+def shared_blocks(
+    cells: CellReader, genes: np.ndarray, rows: np.ndarray
+) -> Iterator[sparse.csr_matrix]:
+    """Blocks of :func:`shared_values`."""
+    for start in range(0, len(rows), BLOCK):
+        some = rows[start : start + BLOCK]
+        # Consecutive rows of a file are read at once.
+        is_run = len(some) and some[-1] - some[0] == len(some) - 1
+        part: Any = slice(some[0], some[-1] + 1) if is_run else some
+        yield normalized_block(cells, cells.linear(part), genes)
+
+
+def normalized_block(
+    cells: CellReader, linear: sparse.csr_matrix, genes: np.ndarray
+) -> sparse.csr_matrix:
+    """(r, g) log1p(CP10k) over ``genes`` of a block of :meth:`CellReader.linear`."""
+    values, _ = cells.to_model(linear)
     where = np.searchsorted(cells.genes, genes)
-    blocks = []
-    for start in range(0, len(rows), 2000):
-        values, _ = cells.to_model(cells.linear(rows[start : start + 2000]))
-        values = sparse.csr_matrix(values[:, where], dtype=np.float64)
-        values.data = np.expm1(values.data)
-        blocks.append(log1p_cp10k(values, np.asarray(values.sum(axis=1)).ravel()))
-    return sparse.csr_matrix(sparse.vstack(blocks, format="csr"), dtype=np.float64)
+    values = sparse.csr_matrix(values[:, where], dtype=np.float64)
+    values.data = np.expm1(values.data)
+    return log1p_cp10k(values, np.asarray(values.sum(axis=1)).ravel())

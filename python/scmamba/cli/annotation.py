@@ -69,7 +69,8 @@ def annotate(
     from ..annotation import annotate as name_types
     from ..annotation.brain_reference import is_shipped
     from ..annotation.result import refuse_foreign_columns
-    from ..data.h5ad_files import check_writable, write_h5ad
+    from ..data.h5ad_files import check_writable, open_backed
+    from ..data.h5ad_stream import write_with_annotations
     from ..datasets.marker_panels import read_marker_panel
     from ..utils.atomic import atomic_path
     from ..utils.result_folder import result_folder
@@ -77,7 +78,7 @@ def annotate(
 
     refuse_existing_outputs(output, table, overwrite=overwrite, folders=[plots])
     require_h5ad_name(output)
-    adata = read_cells_file(data)
+    adata = open_backed(data)  # the matrix stays on disk and is read in blocks of cells
     check_writable(adata)
     if truth is not None:
         require_column(adata.obs, truth)
@@ -98,8 +99,7 @@ def annotate(
         verbose=not quiet,
         **options,
     )
-    found.to_adata(adata)
-    write_h5ad(adata, output)
+    write_with_annotations(data, output, adata, found.to_adata, verbose=not quiet)
     if table is not None:
         with atomic_path(table) as path:
             write_csv(found.to_table(), path)

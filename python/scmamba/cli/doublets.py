@@ -40,14 +40,15 @@ def find_doublets(
     **options: Any,
 ) -> None:
     """Find doublets in an .h5ad file (obs/scmamba_doublet, _score and _parents of a copy)."""
-    from ..data.h5ad_files import check_writable, write_h5ad
+    from ..data.h5ad_files import check_writable, open_backed
+    from ..data.h5ad_stream import write_with_annotations
     from ..doublets import find_doublets as find
     from ..utils.atomic import atomic_path
     from ..utils.tables import write_csv
 
     refuse_existing_outputs(output, table, overwrite=overwrite)
     require_h5ad_name(output)
-    adata = read_cells_file(data)
+    adata = open_backed(data)  # the matrix stays on disk and is read sample by sample
     check_writable(adata)
     find(
         adata,
@@ -57,7 +58,8 @@ def find_doublets(
         verbose=not quiet,
         **options,
     )
-    write_h5ad(adata, output)
+    # The results are in adata, whose obs and uns are written.
+    write_with_annotations(data, output, adata, lambda _: None, verbose=not quiet)
     if table is not None:
         with atomic_path(table) as path:
             write_csv(adata.obs.filter(like="scmamba_doublet"), path)

@@ -62,7 +62,7 @@ def write_with_annotations(
     source: Path,
     target: Path,
     adata: AnnData,
-    finish: Callable[[AnnData], None],
+    finish: Callable[[AnnData], object],
     *,
     verbose: bool = True,
 ) -> None:

@@ -24,7 +24,7 @@ from .markers import (
 )
 from .options import MarkerOptions
 from .twogroup import combine_sums, group_sums
-from .values import Scale, Source, layer_source
+from .values import Scale, Source, has_odd_values, layer_source
 from .variables import factor
 
 
@@ -114,9 +114,8 @@ def find_all_markers(
     rules = rules_for(str(seurat), min_pct, logfc_threshold, only_pos, min_diff_pct)
     adjusted = covariates_of(test, covariates)
     names, codes = _groups(adata.obs, groupby)
-    source = layer_source(adata, layer, scale)
-    values = source.matrix
-    if test == "MAST" and not adjusted and not (values.nnz and not values.data.min() >= 0):
+    source = layer_source(adata, layer, scale, in_blocks=True)
+    if test == "MAST" and not adjusted and not has_odd_values(source.matrix):
         tables = _in_one_pass(source, codes, names, rules)
     else:
         tables = {

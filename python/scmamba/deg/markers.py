@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.stats import false_discovery_control
 
+from ..data.file_rows import FileRows
 from ..utils.columns import require_adata, require_column, warn_similar
 from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError, OptionError
@@ -23,7 +24,7 @@ from .mixed_model import mixed_of
 from .one_factor import MAX_LEVELS, LevelDesign, group_p, level_design
 from .options import MarkerOptions
 from .twogroup import HurdleTest, Sums, discrete_tests, group_sums, hurdle_test, shared_prior
-from .values import Scale, Source, layer_source
+from .values import Scale, Source, has_odd_values, layer_source
 from .variables import factor
 from .wilcoxon import rank_sum_p
 
@@ -232,7 +233,7 @@ def find_markers(
     require_adata(adata, "find_markers()")
     group = two_groups(adata.obs, groupby, group1, group2)
     adjusted = covariates_of(test, covariates)
-    source = layer_source(adata, layer, scale)
+    source = layer_source(adata, layer, scale, in_blocks=True)
     table = markers_of(source, source.genes, group, rules, test, adata.obs, adjusted, genes)
     table.attrs["values"] = source.values
     table.attrs["read_as"] = read_as(source)
@@ -283,7 +284,7 @@ def markers_of(
 ) -> pd.DataFrame:
     """:func:`find_markers` on a recognized matrix; ``group`` (cells,) is 0, 1, or -1 for all other cells."""
     values = source.matrix
-    odd = values.nnz > 0 and not values.data.min() >= 0  # negative or missing values
+    odd = has_odd_values(values)
     levels = None if odd or test != "MAST" else _single_factor(obs, covariates, group)
     if levels is None:
         (first, second), centre = group_sums(
@@ -407,7 +408,9 @@ def _model_p(
         terms.append(f"covariate{i}")
     if random:
         counts = source._replace(
-            matrix=source.matrix[order],
+            matrix=source.matrix.take(order)
+            if isinstance(source.matrix, FileRows)
+            else source.matrix[order],
             totals=None if source.totals is None else source.totals[order],
         )
         model = mixed_of(counts, "~ " + " + ".join(terms + random), data).take(passed)

@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.special import log_ndtr
 
+from ..data.file_rows import FileRows
 from ..data.values import SCALE
 from ..utils.compiled_code import compiled
 from ..utils.threads import run_in_threads, threads_for
@@ -23,6 +24,8 @@ from .hurdle import chi2_p
 from .prior import Prior, estimate_prior
 
 EPS = float(np.finfo(np.float64).eps)
+# Rows of a file that are summed at a time.
+_ROWS = 4000
 #: More groups than this are summed one after the other.
 MANY_GROUPS = 8
 
@@ -124,14 +127,17 @@ def _sample_columns(
 
 
 def centres(
-    matrix: sp.csr_matrix, totals: np.ndarray | None = None, cells: int = 4096
+    matrix: sp.csr_matrix | FileRows, totals: np.ndarray | None = None, cells: int = 4096
 ) -> np.ndarray:
     """(genes,) a value near each gene's mean over expressing cells, from about ``cells`` evenly spread rows.
 
     Any value near the mean will do; it only has to be close to keep the digits of the sums of squares.
     """
     step = max(1, matrix.shape[0] // cells)
-    some = matrix[::step] if step > 1 else matrix
+    if isinstance(matrix, FileRows):
+        some = matrix.take(slice(None, None, step))
+    else:
+        some = matrix[::step] if step > 1 else matrix
     data = some.data.astype(np.float64)
     if totals is not None:
         data = np.log1p(data / np.repeat(totals[::step], np.diff(some.indptr)) * SCALE)
@@ -140,7 +146,11 @@ def centres(
 
 
 def group_sums(
-    matrix: sp.csr_matrix, group: np.ndarray, n_groups: int, *, totals: np.ndarray | None = None
+    matrix: sp.csr_matrix | FileRows,
+    group: np.ndarray,
+    n_groups: int,
+    *,
+    totals: np.ndarray | None = None,
 ) -> tuple[list[Sums], np.ndarray]:
     """Sums per group in one streaming pass over a CSR matrix, and the centres they are taken around.
 
@@ -149,18 +159,34 @@ def group_sums(
     0.
     """
     centre = centres(matrix, totals)
-    empty = np.zeros(0) if totals is None else np.asarray(totals, dtype=np.float64)
     labels = group.astype(np.int64)
+    every = slice(0, len(labels))
+    blocks = matrix.blocks(_ROWS) if isinstance(matrix, FileRows) else [(every, matrix)]
+    whole = np.zeros((n_groups, 4, centre.size))
+    for rows, part in blocks:
+        own = None if totals is None else totals[rows]
+        _add_sums(part, labels[rows], own, centre, whole)
+    sizes = np.bincount(group[group >= 0], minlength=n_groups)
+    return [Sums(int(sizes[k]), *whole[k]) for k in range(n_groups)], centre
+
+
+def _add_sums(
+    matrix: sp.csr_matrix,
+    labels: np.ndarray,
+    totals: np.ndarray | None,
+    centre: np.ndarray,
+    whole: np.ndarray,
+) -> None:
+    """Add the sums of some cells to (groups, 4, genes) ``whole``."""
+    empty = np.zeros(0) if totals is None else np.asarray(totals, dtype=np.float64)
     # The sums of many groups do not fit a cache: the cells of a group are read one after the other.
-    many = n_groups > MANY_GROUPS
+    many = len(whole) > MANY_GROUPS
     order = np.argsort(labels, kind="stable") if many else np.arange(len(labels))
     csr = matrix.indptr, matrix.indices, matrix.data
     threads = threads_for(matrix.nnz * 15.0)
-    parts = np.zeros((threads, n_groups, 4, centre.size))
+    parts = np.zeros((threads, *whole.shape))
     run_in_threads(_row_sums, threads, threads, *csr, empty, labels, order, centre, parts)
-    whole = parts.sum(axis=0)
-    sizes = np.bincount(group[group >= 0], minlength=n_groups)
-    return [Sums(int(sizes[k]), *whole[k]) for k in range(n_groups)], centre
+    whole += parts.sum(axis=0)
 
 
 def subset_sums(matrix: sp.csc_matrix, centre: np.ndarray, member: np.ndarray) -> list[Sums]:

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from ..data.file_rows import FileRows
+from ..data.row_store import is_in_memory
 from ..data.selection import SelectedMatrix, select_matrix
 from ..data.values import ValueScale, log1p_cp10k, to_numbers
 from ..utils.errors import DataError
@@ -23,7 +25,7 @@ class Source(NamedTuple):
     Attributes
     ----------
     matrix
-        CSR of counts, or of natural logarithms.
+        CSR of counts, or of natural logarithms; in memory, or :class:`~scmamba.data.file_rows.FileRows`.
     totals
         (cells,) totals of the counts over all genes; ``None``: the matrix holds logarithms.
     genes
@@ -34,7 +36,7 @@ class Source(NamedTuple):
         Base of the logarithms that were read; e for counts.
     """
 
-    matrix: sp.csr_matrix
+    matrix: Any
     totals: np.ndarray | None
     genes: pd.Index = pd.Index([])
     values: str = ""
@@ -48,10 +50,29 @@ class Source(NamedTuple):
         cells, genes
             Which ones: slice, positions or bool.
         """
+        if isinstance(self.matrix, FileRows):
+            return self._logs_of_file(cells, genes)
         part = self.matrix[cells][:, genes] if not _is_all(genes) else self.matrix[cells]
         if self.totals is None:
             return part.astype(np.float64)
         return log1p_cp10k(part, self.totals[cells], dtype=np.float64)
+
+    def _logs_of_file(self, cells: Any, genes: Any) -> sp.csr_matrix:
+        part = self.matrix.take(cells, genes)
+        if self.totals is None:
+            return part
+        return log1p_cp10k(part, self.totals[cells], dtype=np.float64)
+
+
+def has_odd_values(matrix: Any) -> bool:
+    """Whether a matrix holds negative or missing values; one in a file never does (:func:`layer_source`).
+
+    Parameters
+    ----------
+    matrix
+        Of a :class:`Source`.
+    """
+    return not isinstance(matrix, FileRows) and bool(matrix.nnz > 0 and not matrix.data.min() >= 0)
 
 
 def _is_all(index: Any) -> bool:
@@ -87,7 +108,9 @@ def as_csr(matrix: Any) -> sp.csr_matrix:
     return out
 
 
-def layer_source(adata: Any, layer: str | None = None, scale: Scale = "auto") -> Source:
+def layer_source(
+    adata: Any, layer: str | None = None, scale: Scale = "auto", *, in_blocks: bool = False
+) -> Source:
     """One matrix of an AnnData, judged but not yet normalized.
 
     Parameters
@@ -98,13 +121,46 @@ def layer_source(adata: Any, layer: str | None = None, scale: Scale = "auto") ->
         See :func:`scmamba.data.selection.select_matrix`.
     scale
         ``"auto"``: by the values; ``"counts"`` or ``"log"``: what the caller states.
+    in_blocks
+        Leave a matrix that is in a file there (:class:`~scmamba.data.file_rows.FileRows`).
 
     Raises
     ------
     DataError
         There is no such layer; the values are neither counts nor logarithms, or negative, whatever ``scale`` is.
     """
-    return _source(select_matrix(adata, layer), scale)
+    selected = select_matrix(adata, layer)
+    if in_blocks and not is_in_memory(selected.matrix):
+        return _source_in_file(selected, scale)
+    return _source(selected, scale)
+
+
+def _source_in_file(selected: SelectedMatrix, scale: Scale) -> Source:
+    """As :func:`_source`, without reading the matrix whole; negative values are refused with a stated scale, too."""
+    found = None
+    if scale == "auto":
+        found = selected.classify()
+        found.require_usable()
+    matrix = FileRows(selected)
+    totals, smallest = np.zeros(matrix.shape[0]), 0.0
+    for rows, part in matrix.blocks():
+        totals[rows] = np.asarray(part.sum(axis=1)).ravel()
+        # Missing values stay missing.
+        smallest = float(np.minimum(smallest, part.data.min() if part.nnz else 0.0))
+    if not smallest >= 0:
+        return _source(selected, scale)
+    if selected.is_gene is not None:
+        _log.info(selected.left_out)
+    if _is_logs(found, scale):
+        base = np.e if found is None else found.base
+        if found is not None and base != np.e:
+            matrix = FileRows(selected, found.natural_logs)
+        text = f"{_sentence(found, selected, scale)}; used as they are"
+        _log.info(text)
+        return Source(matrix, None, selected.genes, text, base)
+    text = f"{_sentence(found, selected, scale)}; normalized to log1p of 10,000 per cell"
+    _log.info(text)
+    return Source(matrix, totals, selected.genes, text)
 
 
 def as_source(

@@ -22,6 +22,7 @@ from scipy import sparse
 
 from ..data.doublet_simulation import Recipe, simulate_doublets
 from ..data.provenance import KEY, refuse_existing, write_record
+from ..data.row_store import BLOCK, Rows, collect, is_in_memory
 from ..data.selection import select_matrix
 from ..utils.columns import require_column
 from ..utils.deprecation import renamed_function, renamed_parameters
@@ -194,7 +195,7 @@ detect_doublets = renamed_function("detect_doublets", find_doublets)
 
 def _score_samples(
     adata: AnnData,
-    counts: sparse.csr_matrix,
+    counts: Rows,
     codes: np.ndarray,
     options: DoubletOptions,
     model: str | PathLike[str] | Model | None,
@@ -224,18 +225,22 @@ def _score_samples(
     with progress("Finding doublets", len(batches) * options.rounds, verbose) as advance:
         for k, part in enumerate(batches):
             rows = np.flatnonzero(full)[part]
-            detector = DoubletDetector(adata, counts[rows], codes[rows], options, model, verbose)
+            own = counts[rows]
+            detector = DoubletDetector(adata, own, codes[rows], options, model, verbose)
             found = detector.detect(advance)
             prefix = f"g{k + 1}" if len(batches) > 1 else ""
             found.name_parents(
-                counts[rows], adata.var_names, None if labels is None else labels[rows], prefix
+                own, adata.var_names, None if labels is None else labels[rows], prefix
             )
             result.assign(rows, found)
     return result, full
 
 
-def _counts(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, str]:
-    """(n, genes) float64 CSR of counts, and what the values were found to be; other values are refused."""
+def _counts(adata: AnnData, layer: str | None) -> tuple[Rows, str]:
+    """(n, genes) float64 CSR of counts, and what the values were found to be; other values are refused.
+
+    Counts of a file are copied to a temporary file, from which the cells of each sample are read.
+    """
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise DataError(f"The object is empty: {adata.n_obs} cells x {adata.n_vars} genes.")
     selected = select_matrix(adata, layer)
@@ -245,11 +250,18 @@ def _counts(adata: AnnData, layer: str | None) -> tuple[sparse.csr_matrix, str]:
         raise DataError(
             f"{values.sentence}, but simulated doublets are sums of counts. Give raw counts, in X or in a layer (layer='counts')."
         )
-    counts = selected.rows(slice(None))
-    if values.kind == "log1p_counts":
-        counts.data = np.rint(values.linear(counts.data))
-        counts.eliminate_zeros()
-    return counts, values.sentence
+
+    def some(rows: slice) -> sparse.csr_matrix:
+        block = selected.rows(rows)
+        if values.kind == "log1p_counts":
+            block.data = np.rint(values.linear(block.data))
+            block.eliminate_zeros()
+        return block
+
+    if is_in_memory(selected.matrix):
+        return some(slice(None)), values.sentence
+    blocks = (some(slice(k, k + BLOCK)) for k in range(0, adata.n_obs, BLOCK))
+    return collect(blocks, adata.n_vars, on_disk=True), values.sentence
 
 
 def _samples(adata: AnnData, sample: str | None, verbose: bool) -> tuple[list[str], np.ndarray]:

@@ -6,6 +6,8 @@ import numpy as np
 from scipy import sparse
 
 _DISTANCES = 2**20  # held at a time
+# From this many cells on, for no more neighbors than this, the smallest distances are kept tile by tile.
+_LARGE, _FEW = 4096, 200
 
 
 def nearest_neighbors(
@@ -37,6 +39,10 @@ def nearest_neighbors(
     """
     # By hand: scikit-learn's NearestNeighbors gives the same, no faster, and slower in float32 (benchmarks/results/library_calls.md).
     k = min(k, len(pool))
+    if len(pool) >= _LARGE and k <= _FEW:
+        from .nearest_kernel import nearest_in_tiles  # numba takes a moment to import
+
+        return nearest_in_tiles(query, pool, k)
     squares = (pool**2).sum(axis=1)
     out = np.empty((len(query), k), dtype=np.int64)
     # Few distances at a time stay in the cache between the steps below.

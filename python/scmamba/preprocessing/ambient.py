@@ -15,6 +15,7 @@ import pandas as pd
 from scipy import sparse
 
 from ..data.provenance import KEY, refuse_existing, write_record
+from ..data.row_store import Rows
 from ..data.selection import select_matrix
 from ..utils.columns import require_column
 from ..utils.errors import DataError
@@ -415,7 +416,7 @@ def clusters(counts: sparse.csr_matrix, *, seed: int = 0) -> np.ndarray:
 
 
 def shares_of_types(
-    adata: AnnData, counts: sparse.csr_matrix, codes: np.ndarray, sample_key: str | None
+    adata: AnnData, counts: Rows, codes: np.ndarray, sample_key: str | None
 ) -> dict[str, np.ndarray]:
     """Table of the share of each sample, from types that are known already.
 
@@ -424,7 +425,7 @@ def shares_of_types(
     adata
         The object with the column of samples.
     counts
-        (n, genes) counts.
+        (n, genes) counts, of which one sample at a time is read.
     codes
         (n,) types, -1: none.
     sample_key
@@ -432,7 +433,9 @@ def shares_of_types(
     """
     names, samples = _groups(adata, sample_key if sample_key in adata.obs else None)
     fits = [
-        sample_ambient(counts[samples == number], codes[samples == number])
+        sample_ambient(
+            counts if len(names) == 1 else counts[samples == number], codes[samples == number]
+        )
         for number in range(len(names))
     ]
     return {

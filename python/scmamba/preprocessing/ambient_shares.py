@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from ..data.row_store import Rows
+
 #: A type needs this many cells, and a gene this many counts in half of the cells if all their molecules were ambient.
 MIN_CELLS, MIN_EXPECTED = 10, 5.0
 #: Fewest genes that a share rests on.
@@ -261,7 +263,7 @@ class SampleAmbient:
 
 
 def sample_ambient(
-    counts: sparse.csr_matrix, codes: np.ndarray, *, largest: float = MAX_SHARE, seed: int = 0
+    counts: Rows, codes: np.ndarray, *, largest: float = MAX_SHARE, seed: int = 0
 ) -> SampleAmbient:
     """Shares of ambient RNA in one sample.
 
