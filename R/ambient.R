@@ -58,8 +58,8 @@ ScMambaAmbient.Seurat <- function(object, sample = NULL, labels = NULL, correcte
   if (!is.null(corrected.assay)) {
     dimnames(result$corrected) <- dimnames(matrix)
     new <- .make_assay(result$corrected, like = object[[assay]], expected = TRUE)
-    key <- paste0(tolower(gsub("[^[:alnum:]]", "", corrected.assay)), "_")
-    object <- .add_assay(object, corrected.assay, new, key)
+    object <- .add_assay(object, corrected.assay, new, .plain_key(corrected.assay))
+    result$provenance$corrected.assay <- corrected.assay
   }
   object <- .annotate_seurat(object, "ambient_rna", c(list(matrix = matrix), result))
   SeuratObject::LogSeuratCommand(object)
@@ -89,6 +89,7 @@ ScMambaAmbient.SingleCellExperiment <- function(object, sample = NULL, labels = 
   result <- .ambient(matrix, wanted, seed, !is.null(corrected.assay), verbose)
   if (!is.null(corrected.assay)) {
     SummarizedExperiment::assay(object, corrected.assay, withDimnames = FALSE) <- .unnamed_as(result$corrected, object)
+    result$provenance$corrected.assay <- corrected.assay
   }
   .annotate_sce(object, "ambient_rna", result)
 }
@@ -103,6 +104,8 @@ ScMambaAmbient.default <- function(object, sample = NULL, labels = NULL, seed = 
   rownames(result$cells) <- colnames(matrix)
   structure(result$cells, scmamba = result$provenance)
 }
+
+.plain_key <- function(name) paste0(tolower(gsub("[^[:alnum:]]", "", name)), "_")
 
 # The shares, the corrected counts if they are wanted, and the tables of samples and types.
 .ambient <- function(matrix, wanted, seed, corrected, verbose) {

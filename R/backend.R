@@ -224,6 +224,6 @@
 
 # How the result was made: the verb's entry in uns["scmamba"], and what only R can record.
 .provenance <- function(result, verb) {
-  uns <- reticulate::py_to_r(reticulate::py_get_item(result$uns, "scmamba"))
-  c(as.list(uns[[verb]]), list(r = .r_versions()))
+  uns <- .from_python(reticulate::py_get_item(result$uns, "scmamba"))
+  c(uns[[verb]], list(r = .r_versions()))
 }

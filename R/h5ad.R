@@ -1,26 +1,36 @@
 #' Read and write h5ad files
 #'
-#' `ScMambaReadH5ad()` reads the file of an AnnData (scanpy's format) as a Seurat object;
-#' `ScMambaWriteH5ad()` writes a Seurat object for Python. Counts, normalized values, metadata, the cell coordinates of
-#' reductions and the table of genes are kept in both directions; slots without a counterpart in the other format
-#' (graphs, images, `uns` of other programs) are not.
+#' `ScMambaReadH5ad()` reads the file of an AnnData (scanpy's format) as a Seurat object or a SingleCellExperiment;
+#' `ScMambaWriteH5ad()` writes either of them for Python. Counts, normalized values, metadata, the cell coordinates of
+#' reductions, the table of genes, the variable features and all results of scMamba are kept in both directions; slots
+#' without a counterpart in the other format (graphs, images, loadings, records of other programs) are not.
 #'
-#' Of the results of scMamba, the metadata columns, the embedding and the imputed values (assay or layer `scmamba`) are
-#' kept in both directions. `ScMambaReadH5ad()` also keeps the records of how results were made
-#' (`Misc(object, "scmamba")`), but not a layer `scmamba_sd`; `ScMambaWriteH5ad()` also writes imputed assays of other
-#' names and `scmamba_sd` as layers, but not the records and not results that are tables.
+#' The results of scMamba are the metadata columns, the embedding, the imputed assays with their standard deviations
+#' (`scmamba`, `scmamba_sd`, or the names that you chose), corrected counts, and the records of how they were made, with
+#' their tables (`Misc(object, "scmamba")`; `metadata(object)$scmamba`). An imputed assay with other genes than the
+#' assay that is written is named in a message and not written.
 #'
-#' Counts are the layer `counts` of the file, or else `X` or `raw.X`, whichever holds whole numbers.
-#' If `X` holds other values, they become the layer `data`.
+#' Counts are the layer `counts` of the file, or else its main matrix or its raw matrix, whichever holds whole numbers.
+#' Logarithms become the layer `data` (assay `logcounts`). A main matrix with negative values is scaled; it becomes
+#' `scale.data`, if the file has other values, too.
+#'
+#' Files of scanpy often have the variable genes only in the main matrix, and all genes in the raw one. Then the assay
+#' has all genes of the raw matrix, and the genes of the main one are the variable features. A Seurat object holds
+#' imputed values in assays with their own genes; a SingleCellExperiment has the main matrix and its layers as the
+#' alternative experiment `"variable"`. With `raw = FALSE` only the genes of the main matrix are read.
 #'
 #' @param file Path of the file.
-#' @param object A Seurat object.
-#' @param assay Name of the assay to create, or to write (by default the default assay, or the one that an
-#'   imputed one was made from).
+#' @param object A Seurat object, a SingleCellExperiment or a SummarizedExperiment.
+#' @param assay Seurat: name of the assay to create, or to write (by default the default assay, or the one that an
+#'   imputed one was made from). SingleCellExperiment, when writing: name of the assay with the counts; all assays are
+#'   written.
+#' @param raw Read all genes of the raw matrix, if the main one has some of them only?
+#' @param as Class of the object.
 #' @param overwrite Replace the file if it exists?
 #' @param verbose Show messages?
+#' @param ... Not used; a misspelled argument is an error.
 #'
-#' @return `ScMambaReadH5ad()`: a Seurat object. `ScMambaWriteH5ad()`: the path, invisibly.
+#' @return `ScMambaReadH5ad()`: an object of the class `as`. `ScMambaWriteH5ad()`: the path, invisibly.
 #' @seealso [ScMambaImpute()]
 #' @examples
 #' if (scmamba_available()) {
@@ -29,24 +39,18 @@
 #'   ScMambaReadH5ad(file)
 #' }
 #' @export
-ScMambaReadH5ad <- function(file, assay = "RNA", verbose = TRUE) {
+ScMambaReadH5ad <- function(file, assay = "RNA", raw = TRUE, as = c("Seurat", "SingleCellExperiment"), verbose = TRUE) {
   file <- path.expand(.check_name(file, "file"))
+  .check_flag(raw, "raw")
+  as <- match.arg(as)
   if (!file.exists(file)) .abort("There is no file {.file {file}}.")
-  anndata <- .anndata()
-  adata <- .translate_errors(anndata$read_h5ad(file))
-  found <- .h5ad_layers(adata)
-  if (verbose) {
-    from <- c(counts = found$counts_from, data = found$data_from)
-    cli::cli_inform(c(i = "Read {.val {names(from)}} from {.val {unname(from)}} of {.file {basename(file)}}."))
+  if (as == "SingleCellExperiment" && !requireNamespace("SingleCellExperiment", quietly = TRUE)) {
+    .abort("{.code as = \"SingleCellExperiment\"} needs the R package {.pkg SingleCellExperiment}.")
   }
-  metadata <- .plain_frame(adata$obs)
-  rownames(metadata) <- colnames(found$first)
-  object <- SeuratObject::CreateSeuratObject(found$first, assay = assay, meta.data = metadata)
-  object@meta.data <- object@meta.data[c(setdiff(names(object@meta.data), names(metadata)), names(metadata))]
-  object <- .with_layers(object, assay, found)
-  object <- .with_gene_table(object, assay, .plain_frame(adata$var))
-  object <- .with_reductions(object, adata, assay)
-  .with_imputed(object, adata, assay, found)
+  adata <- .translate_errors(.anndata()$read_h5ad(file))
+  found <- .h5ad_layers(adata, raw, seurat = as == "Seurat")
+  if (verbose) .say_read(found, file)
+  if (as == "Seurat") .seurat_from(adata, found, assay, verbose) else .sce_from(adata, found)
 }
 
 .anndata <- function() {
@@ -59,49 +63,189 @@ ScMambaReadH5ad <- function(file, assay = "RNA", verbose = TRUE) {
   as.character(unlist(reticulate::py_to_r(list(mapping))))
 }
 
+.is_none <- function(value) is.null(reticulate::py_to_r(value))
+
 .are_counts <- function(matrix) length(matrix@x) > 0 && all(matrix@x >= 0) && all(matrix@x == round(matrix@x))
 
-# What is counts and what is normalized in a file, as matrices of genes x cells.
-.h5ad_layers <- function(adata) {
-  read <- function(layer = NULL) {
-    names <- list(.index(adata$var_names), .index(adata$obs_names))
-    slots <- .translate_errors(.python()$slots$layer_slots(adata, layer))
-    matrix <- .from_slots(slots, lengths(names), names)
-    # Seurat has no underscores in names of genes.
-    rownames(matrix) <- make.unique(gsub("_", "-", rownames(matrix)))
-    matrix
-  }
-  x <- read()
-  layers <- .keys(adata$layers)
-  if ("counts" %in% layers) {
-    counts <- read("counts")
-    from <- "layers/counts"
-  } else {
-    counts <- if (.are_counts(x)) x
-    from <- "X"
-  }
-  data <- if (.are_counts(x)) NULL else x
-  has_raw <- !is.null(reticulate::py_to_r(adata$raw))
-  if (is.null(counts) && has_raw && identical(.index(adata$raw$var_names), .index(adata$var_names))) {
-    raw <- adata$raw$to_adata()
-    slots <- .translate_errors(.python()$slots$layer_slots(raw))
-    raw <- .from_slots(slots, dim(x), dimnames(x))
-    if (.are_counts(raw)) {
-      counts <- raw
-      from <- "raw/X"
-    }
-  }
-  list(counts = counts, data = data, first = counts %||% data, counts_from = if (!is.null(counts)) from,
-    data_from = if (!is.null(data)) "X", read = read)
+.are_scaled <- function(matrix) any(matrix@x < 0)
+
+# A matrix of the file, genes x cells. Seurat has no underscores in names of genes.
+.h5ad_matrix <- function(adata, layer = NULL, seurat = TRUE) {
+  slots <- .translate_errors(.python()$slots$layer_slots(adata, layer))
+  genes <- .index(adata$var_names)
+  if (seurat) genes <- gsub("_", "-", genes)
+  names <- list(if (seurat) make.unique(genes) else genes, .index(adata$obs_names))
+  .from_slots(slots, lengths(names), names)
 }
 
-.with_layers <- function(object, assay, found) {
-  if (is.null(found$data)) {
-    return(object)
+# What is counts, normalized and scaled in a file, as matrices of genes x cells: `counts` and `data` have the genes of
+# the object, `scaled` those of the main matrix. `read` gives a layer of the file.
+.h5ad_layers <- function(adata, raw, seurat) {
+  read <- function(layer = NULL) .h5ad_matrix(adata, layer, seurat)
+  layers <- .keys(adata$layers)
+  found <- list(read = read, layers = setdiff(layers, "counts"), from = character())
+  main <- if (!.is_none(adata$X)) read()
+  all <- if (!.is_none(adata$raw)) .h5ad_matrix(adata$raw$to_adata(), NULL, seurat)
+  genes <- if (is.null(main)) gsub("_", if (seurat) "-" else "_", .index(adata$var_names)) else rownames(main)
+  found$genes <- genes
+  found$variable <- raw && !is.null(all) && nrow(all) > length(genes) && !anyDuplicated(rownames(all)) &&
+    all(genes %in% rownames(all))
+  if (found$variable) {
+    found <- .filed(found, all, "raw/X")
+    if ("counts" %in% layers && is.null(found$counts)) found$main_counts <- read("counts")
+  } else {
+    if ("counts" %in% layers) found <- .filed(found, read("counts"), "layers/counts", "counts")
+    if (!is.null(all)) all <- if (setequal(rownames(all), genes)) all[genes, , drop = FALSE]
+    # The main matrix comes first, and the raw one has what it lacks.
+    if (!is.null(main) && !.are_scaled(main)) found <- .filed(found, main, "X")
+    if (!is.null(all) && !.are_scaled(all)) found <- .filed(found, all, "raw/X")
   }
-  # Without counts, the values are data and not counts: CreateSeuratObject() has put them there.
-  object[[assay]] <- .make_assay(found$data, like = object[[assay]], observed = found$counts)
+  if (!is.null(main) && .are_scaled(main)) {
+    nothing <- is.null(found$counts) && is.null(found$data)
+    found <- .filed(found, main, "X", if (nothing) "data" else "scaled")
+  }
+  if (is.null(found$counts) && is.null(found$data)) .abort("The file has no matrix with values of cells.")
+  used <- identical(main, all[genes, , drop = FALSE]) || "X" %in% found$from || is.null(main)
+  if (seurat && found$variable) {
+    found$omitted <- c(if (!used) "values of the main matrix", if (!is.null(found$main_counts)) "layer of counts")
+  }
+  c(found, list(first = found$counts %||% found$data))
+}
+
+# A matrix under the name of what it holds, unless that is there already.
+.filed <- function(found, matrix, from, kind = if (.are_counts(matrix)) "counts" else "data") {
+  if (is.null(found[[kind]])) {
+    found[[kind]] <- matrix
+    found$from[[kind]] <- from
+  }
+  found
+}
+
+.say_read <- function(found, file) {
+  kinds <- sub("scaled", "scale.data", names(found$from))
+  from <- c("layers/counts" = "the layer counts", X = "the main matrix", "raw/X" = "the raw matrix")[found$from]
+  cli::cli_inform(c(i = "Read {.val {kinds}} from {from} of {.file {basename(file)}}."))
+  if (isTRUE(found$variable)) {
+    cli::cli_inform(c(i = "The raw matrix has {nrow(found$first)} genes and the main one {length(found$genes)} of them:
+      read all genes, with those of the main matrix as the variable ones."))
+  }
+  if (!is.null(found$omitted)) {
+    cli::cli_inform(c("!" = "{cli::qty(length(found$omitted))}The {found$omitted} {?is/are} not read, because
+      {?it has/they have} {length(found$genes)} genes only; {.code raw = FALSE} reads {?it/them}."))
+  }
+  if (identical(unname(found$from["data"]), "X") && .are_scaled(found$data)) {
+    cli::cli_inform(c("!" = "The file holds scaled values and no others; they are read as {.val data}."))
+  }
+}
+
+# The table of genes: of all, with the columns that only the genes of the main matrix have.
+.h5ad_genes <- function(adata, found) {
+  table <- .plain_frame(adata$var)
+  table[c("highly_variable", "highly_variable_rank")] <- NULL
+  if (!found$variable) {
+    return(table)
+  }
+  all <- .plain_frame(adata$raw$to_adata()$var)
+  all[c("highly_variable", "highly_variable_rank")] <- NULL
+  place <- match(rownames(found$first), found$genes)
+  for (column in setdiff(names(table), names(all))) all[[column]] <- table[[column]][place]
+  all
+}
+
+.h5ad_variable <- function(adata, found) {
+  if (found$variable) {
+    return(found$genes)
+  }
+  table <- .plain_frame(adata$var)
+  marked <- which(as.logical(as.character(table$highly_variable)))
+  rank <- table$highly_variable_rank
+  found$genes[if (is.numeric(rank)) marked[order(rank[marked])] else marked]
+}
+
+# The records of scMamba, and those of its assays.
+.h5ad_record <- function(adata, key) {
+  record <- if (key %in% .keys(adata$uns)) .from_python(reticulate::py_get_item(adata$uns, key))
+  if (!is.list(record)) {
+    return(NULL)
+  }
+  lapply(record, function(entry) {
+    # Files have no names of the elements of a vector, only of the entries of a list.
+    if (is.list(entry) && is.list(entry$r)) entry$r <- unlist(entry$r)
+    entry
+  })
+}
+
+.from_python <- function(value) {
+  if (inherits(value, "python.builtin.dict")) {
+    names <- .keys(value)
+    return(structure(lapply(names, function(name) .from_python(reticulate::py_get_item(value, name))), names = names))
+  }
+  if (.is_frame(value)) {
+    return(.plain_frame(value))
+  }
+  # Single values of numpy have `item`, arrays of one value as well.
+  if (inherits(value, "numpy.generic")) value <- value$item()
+  value <- reticulate::py_to_r(value)
+  if (is.atomic(value) && length(dim(value)) == 1) as.vector(value) else value
+}
+
+# The layers that hold results of scMamba, with the record of each: as R wrote them, or by the record of the last call.
+.h5ad_results <- function(adata, found, assay) {
+  made <- .h5ad_record(adata, "scmamba")
+  counts <- if (is.null(.counts_of(found))) "none" else "observed"
+  if (isTRUE(made$impute$params$to_counts)) counts <- "expected"
+  name <- made$impute$assay.name %||% "scmamba"
+  known <- list(
+    list(source = assay, layer = "counts", counts = counts),
+    list(source = assay, layer = "counts", counts = "none", sd = TRUE)
+  )
+  names(known) <- c(name, .sd_name(name))
+  own <- .h5ad_record(adata, "scmamba_assays")
+  for (name in names(own)) {
+    record <- utils::modifyList(own[[name]], list(source = assay))
+    known[[name]] <- record[intersect(c("source", "layer", "counts", "sd", "key"), names(record))]
+  }
+  corrected <- made$ambient_rna$corrected.assay %||% made$ambient_rna$params$corrected_layer
+  if (!is.null(corrected)) known[[corrected]] <- list(counts = "corrected")
+  known[intersect(names(known), found$layers)]
+}
+
+.seurat_from <- function(adata, found, assay, verbose) {
+  metadata <- .plain_frame(adata$obs)
+  rownames(metadata) <- colnames(found$first)
+  object <- SeuratObject::CreateSeuratObject(found$first, assay = assay, meta.data = if (ncol(metadata) > 0) metadata)
+  object@meta.data <- object@meta.data[c(setdiff(names(object@meta.data), names(metadata)), names(metadata))]
+  # Without counts, the values are data and not counts: CreateSeuratObject() has put them there and summed them.
+  if (is.null(found$counts)) object@meta.data[setdiff(paste0(c("nCount_", "nFeature_"), assay), names(metadata))] <- NULL
+  if (!is.null(found$data)) {
+    new <- .make_assay(found$data, like = object[[assay]], observed = found$counts)
+    columns <- object@meta.data
+    .without_layer_warnings(object[[assay]] <- new)
+    object@meta.data <- columns
+  }
+  if (!is.null(found$scaled)) object[[assay]] <- .with_scaled(object[[assay]], as.matrix(found$scaled))
+  object <- .with_gene_table(object, assay, .h5ad_genes(adata, found))
+  variable <- .h5ad_variable(adata, found)
+  if (length(variable) > 0) SeuratObject::VariableFeatures(object[[assay]]) <- variable
+  object <- .with_reductions(object, adata, assay)
+  results <- .h5ad_results(adata, found, assay)
+  others <- setdiff(found$layers, names(results))
+  if (verbose && length(others) > 0) {
+    cli::cli_inform(c("!" = "{cli::qty(length(others))}The layer{?s} {.val {others}} {?is/are} not read; {.code as =
+      \"SingleCellExperiment\"} reads {?it/them}."))
+  }
+  for (name in names(results)) object <- .with_result(object, name, results[[name]], found, assay)
+  record <- .h5ad_record(adata, "scmamba")
+  if (!is.null(record)) suppressWarnings(SeuratObject::Misc(object, slot = "scmamba") <- record)
   object
+}
+
+.with_scaled <- function(assay, values) {
+  if (.seurat5()) {
+    SeuratObject::SetAssayData(assay, layer = "scale.data", new.data = values)
+  } else {
+    SeuratObject::SetAssayData(assay, slot = "scale.data", new.data = values)
+  }
 }
 
 .with_gene_table <- function(object, assay, table) {
@@ -112,11 +256,17 @@ ScMambaReadH5ad <- function(file, assay = "RNA", verbose = TRUE) {
   object
 }
 
+.h5ad_coordinates <- function(adata) {
+  keys <- .keys(adata$obsm)
+  values <- lapply(keys, function(key) reticulate::py_to_r(reticulate::py_get_item(adata$obsm, key)))
+  usable <- vapply(values, function(value) is.matrix(value) && is.numeric(value), NA)
+  structure(values[usable], names = sub("^X_", "", keys[usable]))
+}
+
 .with_reductions <- function(object, adata, assay) {
-  for (key in .keys(adata$obsm)) {
-    values <- reticulate::py_to_r(reticulate::py_get_item(adata$obsm, key))
-    if (!is.matrix(values) || !is.numeric(values)) next
-    name <- sub("^X_", "", key)
+  found <- .h5ad_coordinates(adata)
+  for (name in names(found)) {
+    values <- found[[name]]
     if (name == "scmamba") name <- "scmamba_embedding"
     prefix <- .reduction_key_for(object, name)
     dimnames(values) <- list(colnames(object), paste0(prefix, seq_len(ncol(values))))
@@ -133,85 +283,55 @@ ScMambaReadH5ad <- function(file, assay = "RNA", verbose = TRUE) {
   key
 }
 
-.with_imputed <- function(object, adata, assay, found) {
-  if ("scmamba" %in% .keys(adata$layers)) {
-    new <- .make_assay(found$read("scmamba"), like = object[[assay]], observed = found$counts)
-    SeuratObject::Misc(new, slot = "scmamba") <- list(source = assay, layer = "counts",
-      counts = if (is.null(found$counts)) "none" else "observed")
-    object <- .note_normalised(.add_assay(object, "scmamba", new), "scmamba")
+.counts_of <- function(found) found$counts %||% found$main_counts
+
+# An assay of results, with the observed counts of its genes beside imputed values.
+.with_result <- function(object, name, record, found, assay) {
+  values <- found$read(name)
+  expected <- record$counts %in% c("expected", "corrected")
+  observed <- if (identical(record$counts, "observed")) .counts_of(found)[rownames(values), , drop = FALSE]
+  new <- .make_assay(values, like = object[[assay]], observed, expected = expected)
+  if (identical(record$counts, "corrected")) {
+    return(.add_assay(object, name, new, .plain_key(name)))
   }
-  if ("scmamba" %in% .keys(adata$uns)) {
-    record <- tryCatch(reticulate::py_to_r(reticulate::py_get_item(adata$uns, "scmamba")), error = function(e) NULL)
-    if (is.list(record)) suppressWarnings(SeuratObject::Misc(object, slot = "scmamba") <- record)
+  key <- record$key %||% if (isTRUE(record$sd)) "imputedsd_" else "imputed_"
+  record$key <- NULL
+  SeuratObject::Misc(new, slot = "scmamba") <- record
+  object <- .add_assay(object, name, new, key = key)
+  if (expected || isTRUE(record$sd)) object else .note_normalised(object, name)
+}
+
+.sce_from <- function(adata, found) {
+  frame <- function(table, rows) {
+    rownames(table) <- rows
+    S4Vectors::DataFrame(table, check.names = FALSE)
   }
+  genes <- .h5ad_genes(adata, found)
+  if (length(variable <- .h5ad_variable(adata, found)) > 0) genes$highly_variable <- rownames(found$first) %in% variable
+  main <- .named_list(counts = found$counts, logcounts = found$data)
+  layers <- lapply(stats::setNames(nm = found$layers), found$read)
+  scaled <- .named_list(scaled = found$scaled)
+  if ("scaled" %in% names(layers)) scaled <- list()
+  object <- SingleCellExperiment::SingleCellExperiment(
+    if (found$variable) main else c(main, scaled, layers),
+    colData = frame(.plain_frame(adata$obs), colnames(found$first)), rowData = frame(genes, rownames(found$first))
+  )
+  if (found$variable) {
+    x <- found$read()
+    kind <- if (.are_scaled(x)) "scaled" else if (.are_counts(x)) "counts" else "logcounts"
+    own <- stats::setNames(list(x), kind)
+    if ("counts" %in% .keys(adata$layers)) own$counts <- found$read("counts")
+    SingleCellExperiment::altExp(object, "variable") <- SingleCellExperiment::SingleCellExperiment(c(own, layers))
+  }
+  coordinates <- .h5ad_coordinates(adata)
+  for (name in names(coordinates)) {
+    upper <- if (name %in% c("pca", "umap", "tsne")) toupper(name) else name
+    values <- coordinates[[name]]
+    rownames(values) <- colnames(object)
+    SingleCellExperiment::reducedDim(object, upper) <- values
+  }
+  S4Vectors::metadata(object)$scmamba <- .h5ad_record(adata, "scmamba")
   object
 }
 
-#' @rdname ScMambaReadH5ad
-#' @export
-ScMambaWriteH5ad <- function(object, file, assay = NULL, overwrite = FALSE, verbose = TRUE) {
-  if (!inherits(object, "Seurat")) .abort("{.arg object} must be a Seurat object, not {.cls {class(object)[[1]]}}.")
-  file <- .new_file(file, overwrite)
-  assay <- .source_assay(object, assay, verbose)
-  layer <- function(name, from = assay) tryCatch(.get_layer(object, from, name, FALSE), error = function(e) NULL)
-  counts <- layer("counts")
-  data <- layer("data")
-  # Seurat 4 keeps a copy of the counts as data until they are normalized.
-  if (!is.null(counts) && identical(data, counts)) data <- NULL
-  first <- counts %||% data
-  if (is.null(first)) .abort("The assay {.val {assay}} has neither counts nor data.")
-  adata <- .to_adata(data %||% counts, object[[]])
-  if (!is.null(counts) && !is.null(data)) .set_layer(adata, "counts", counts, data)
-  .write_gene_table(adata, object[[assay]][[]], rownames(first))
-  .write_imputed(adata, object, assay, first)
-  .write_reductions(adata, object)
-  .translate_errors(.h5ad_files()$write_h5ad(adata, file, verbose = verbose))
-  if (verbose) cli::cli_inform(c(v = "Wrote {nrow(first)} genes x {ncol(first)} cells to {.file {file}}."))
-  invisible(file)
-}
-
-# The columns of the assay's table of genes, in forms that a file can hold with missing values.
-.write_gene_table <- function(adata, frame, genes) {
-  simple <- vapply(frame, function(column) is.atomic(column) && is.null(dim(column)), NA)
-  frame <- frame[match(genes, rownames(frame)), simple, drop = FALSE]
-  if (ncol(frame) == 0) {
-    return(invisible())
-  }
-  frame[] <- lapply(frame, function(column) {
-    if (is.numeric(column)) as.double(column) else if (anyNA(column) || !is.logical(column)) factor(column) else column
-  })
-  rownames(frame) <- genes
-  reticulate::py_set_attr(adata, "var", reticulate::r_to_py(frame))
-}
-
-.new_file <- function(file, overwrite) {
-  file <- path.expand(.check_name(file, "file"))
-  if (file.exists(file) && !isTRUE(overwrite)) {
-    .abort(c("{.file {file}} exists already.", i = "Name another file, or replace it with {.code overwrite = TRUE}."),
-      class = "scmamba_exists")
-  }
-  file
-}
-
-.write_imputed <- function(adata, object, assay, like) {
-  for (name in setdiff(SeuratObject::Assays(object), assay)) {
-    if (is.null(.imputed_record(object, name))) next
-    values <- tryCatch(.get_layer(object, name, "data", FALSE), error = function(e) NULL)
-    .set_layer(adata, name, values, like)
-  }
-}
-
-.write_reductions <- function(adata, object) {
-  for (name in SeuratObject::Reductions(object)) {
-    values <- unname(SeuratObject::Embeddings(object, name))
-    key <- paste0("X_", if (name == "scmamba_embedding") "scmamba" else name)
-    if (nrow(values) == ncol(object)) reticulate::py_set_item(adata$obsm, key, reticulate::np_array(values))
-  }
-}
-
-.set_layer <- function(adata, name, values, like) {
-  if (!identical(dimnames(values), dimnames(like))) {
-    return(invisible())
-  }
-  reticulate::py_set_item(adata$layers, name, .to_adata(values)$X)
-}
+.named_list <- function(...) Filter(Negate(is.null), list(...))

@@ -148,6 +148,7 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   object <- .add_assay(object, assay.name, new)
   object <- .add_sd_assay(object, sd.name, result$sd, assay, layer)
   if (!to.counts) object <- .note_normalised(object, assay.name)
+  result$provenance$assay.name <- assay.name
   object <- .annotate_seurat(object, "impute", result)
   model <- .describe_model(model)
   backend <- .describe_backend(backend)
@@ -199,6 +200,7 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.co
       if (!is.null(result$sd)) .unnamed_as(result$sd, object)
   }
   if (verbose) .say_imputed(matrix, assay.name)
+  result$provenance$assay.name <- assay.name
   .annotate_sce(object, "impute", result)
 }
 

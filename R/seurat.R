@@ -298,14 +298,17 @@
     object[[name]] <- NULL
   }
   if (!key %in% SeuratObject::Key(object)) SeuratObject::Key(assay) <- key
-  harmless <- "isn't present in the assay|No layers found matching search pattern"
-  withCallingHandlers(
-    object[[name]] <- assay,
-    warning = function(w) if (grepl(harmless, conditionMessage(w))) invokeRestart("muffleWarning")
-  )
+  .without_layer_warnings(object[[name]] <- assay)
   SeuratObject::DefaultAssay(object) <- default
   object@meta.data <- metadata
   object
+}
+
+# Seurat's warnings that an assay without counts, or without data, has none.
+.without_layer_warnings <- function(expr) {
+  harmless <- "isn't present in the assay|No layers found matching search pattern"
+  withCallingHandlers(expr,
+    warning = function(w) if (grepl(harmless, conditionMessage(w))) invokeRestart("muffleWarning"))
 }
 
 # A key for a reduction that no other has: names of dimensions must be unique.

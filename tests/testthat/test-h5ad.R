@@ -35,7 +35,7 @@ test_that("an object is restored from an h5ad file, and scanpy's conventions are
     sep = "\n"
   ))
   reticulate::py_get_attr(reticulate::import_main(convert = FALSE), "_scmamba_h5ad")(python)
-  expect_message(read <- ScMambaReadH5ad(python), "raw/X")
+  expect_message(read <- ScMambaReadH5ad(python), "the raw matrix")
   names <- list(c("A", "B-1", "C", "D"), c("x", "y", "z"))
   expect_equal(as.matrix(counts_of(read)), matrix(0:11 + 0, 4, dimnames = names))
   expect_equal(as.matrix(data_of(read, "RNA")), log1p(as.matrix(counts_of(read))))
