@@ -6,9 +6,10 @@ import json
 import re
 
 import pytest
-from documents import ROOT, text_of
+from documents import CARDS, PAGES, ROOT, VIGNETTES, text_of
 
 RESULTS = ROOT / "benchmarks" / "results"
+TEXT = (".md", ".tsv", ".csv", ".json", ".txt")
 NUMBER = r"(?<![\w.,-])-?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|(?<=\d))(?![\w,]*\d)(?:e-?\d+)?%?"
 
 
@@ -340,6 +341,9 @@ SENTENCES = [
     ("annotation", r"10,000 nuclei take (\d+) CPU", "brain_types.md", ("10,000 nuclei",)),
     ("evaluation", r"Memory stays below ([\d.]+) GiB", "verbs_speed.md", ("embed | scMamba cells |",)),
     ("evaluation", r"The fit found (0\.7)% of zeros", "fit_cohort.txt", ("zero_inflation",)),
+    ("ambient", r"genes of other types are ([\d.]+%) of the counts of a type \(([\d.]+%) before\)", "ambient_velmeshev.md", ("donors | 0.2 | 0.0119",)),
+    ("ambient", r"and ([\d.]+%) of its counts after the correction", "ambient_velmeshev.md", ("donors | 0.2 | 0.0119",)),
+    ("ambient", r"markers fall from ([\d.]+%) to ([\d.]+%) by the correction; 17.1% would be right \(([\d.]+%)", "ambient_velmeshev.md", ("donors | 0.2 | 0.0119",)),
     ("training", r"base classifiers on all genes \((\.\d+),", "annotation.md", ("| **scMamba (`annotate()`)** | 3 | 0.913",)),
 ]  # fmt: skip
 #: Columns of AUPRC: the mean over the seeds is shown.
@@ -395,3 +399,136 @@ def test_the_readme_has_two_screens_one_picture_and_rows_that_others_win():
     rows = [row.strip("| ").split(" | ") for row in table.splitlines() if row.startswith("|")][2:]
     lost = [row[0] for row in rows if len(row) > 2 and "**" in row[2] and "**" not in row[1]]
     assert len(rows) >= 10 and len(lost) >= 2, lost
+
+
+# --- every other number with a decimal point or a percent sign
+
+#: Page -> files of the results that it does not name itself.
+SOURCES = {
+    "README.md": [
+        "adaptation.tsv",
+        "brain_types.md",
+        "clusters.md",
+        "deg_speed.json",
+        DONORS,
+        VELMESHEV,
+        KANG,
+        "nonzero_imputation_kang_peers.tsv",
+    ],
+    "docs/annotation.md": ["annotation.md", "calibration.tsv"],
+    "docs/deg.md": [
+        "deg_speed.json",
+        "deg_real_kang_scmamba.md",
+        "deg_real_kang_smooth.md",
+        "deg_real_velmeshev_scmamba.md",
+        "deg_real_velmeshev_smooth.md",
+        "donor_tests.md",
+    ],
+    "docs/doublets.md": ["doublets.md", "doublets.tsv", "doublets_rates.tsv"],
+    "docs/evaluation.md": ["clusters.md", "foreign_genes_gains.tsv", VELMESHEV, KANG],
+    "docs/training.md": [
+        "brain_mini_impute.csv",
+        "brain_base_impute.csv",
+        "brain_base_impute2.csv",
+    ],
+    "python/scmamba/model/pretrained/brain-base/model_card.md": [
+        "nonzero_imputation_velmeshev_base.tsv",
+        "nonzero_imputation_kang_base.tsv",
+        VELMESHEV,
+        KANG,
+        "brain_mini_impute.csv",
+    ],
+    "python/scmamba/model/pretrained/brain-mini/model_card.md": [VELMESHEV, KANG],
+    "vignettes/getting-started.Rmd": ["deg_real_velmeshev_scmamba.md"],
+    "vignettes/deg-study.Rmd": ["deg_real_velmeshev_scmamba.md", "deg_real_kang_scmamba.md"],
+    "NEWS.md": ["calibration.tsv", "deg_speed.json", "verbs_speed.md", "foreign_genes.md"],
+}
+#: What is no measurement of ours -> the reason. Removed before numbers are looked for.
+NO_MEASUREMENT = {
+    r"^ *```.*?^ *```|^    .*?$|`[^`]*`": "code",
+    r"\]\([^)]*\)": "addresses",
+    r"<!-- (scan|model): begin -->.*?<!-- \1: end -->": "compared as a whole above",
+    r"\b(Python|R|kernel|Seurat|SeuratObject|MAST|anndata|reticulate|torch|tus|pandas|scanpy|pynndescent|capability|CC BY|in|on) "
+    r"\d+\.\d[\d.]*\b(( to |, | and |-)\d+\.\d[\d.]*\b)*(?!%)": "versions",
+    r"arXiv:\d+\.\d+": "the paper",
+    r"\bbefore \d\.\d+ supports": "versions",
+}
+#: Page -> numbers that are settings, definitions or other people's, or that have no file, and why.
+EXCEPTIONS: dict[str, dict[str, str]] = {
+    "README.md": {
+        ".448": "as on the page of evaluation",
+        ".852": "as on the page of evaluation",
+        ".406": "as on the page of evaluation",
+    },
+    "docs/ambient.md": {"17.1%": "four fifths of 21.4%"},
+    "docs/deg.md": {".24": "a fault that was corrected"},
+    "docs/evaluation.md": {
+        "1.005": "a definition",
+        "-.95": "NO FILE",
+        ".852": "NO FILE",
+        ".406": "NO FILE",
+        ".448": "NO FILE",
+        ".551": "NO FILE",
+        ".748": "NO FILE",
+    },
+    "docs/paper.md": {"40%": "a setting"},
+    "docs/tutorials/annotate_brain.md": {"0.5": "a default"},
+    "docs/tutorials/compare.md": {"80%": "a default"},
+    "docs/tutorials/impute.md": {"0.95": "a default"},
+    "python/scmamba/model/pretrained/brain-mini/model_card.md": {
+        "50%": "a setting",
+        "4%": "a setting",
+    },
+    "vignettes/deg-study.Rmd": {"0.01": "a level", "0.001": "a level"},
+    "vignettes/python/deg_robustness.md": {"5%": "a level", "0.05": "a level"},
+    "NEWS.md": {"4.5": "the size of PyTorch's CUDA packages"},
+}
+
+
+def numbers_of(page: str) -> list[str]:
+    """Numbers with a decimal point or a percent sign outside of code."""
+    text = text_of(page)
+    for pattern in NO_MEASUREMENT:
+        text = re.sub(pattern, " ", text, flags=re.S | re.M)
+    shown = re.findall(NUMBER, text.replace("*", ""))
+    return [number for number in shown if "." in number or "%" in number]
+
+
+MEASURED = [page for page in [*PAGES, *CARDS, *VIGNETTES, "NEWS.md"] if numbers_of(page)]
+
+
+@pytest.mark.parametrize("page", MEASURED)
+def test_numbers_of_a_page_are_in_its_result_files(page):
+    """In one of the files that the page names, or that ``SOURCES`` names for it; shares may be percentages or points.
+
+    A page with many numbers agrees by chance more easily: its tables are compared row by row above.
+    """
+    named = {f for f in RESULTS.iterdir() if f.suffix in TEXT and f.name in text_of(page)}
+    files = named | {RESULTS / name for name in SOURCES.get(page, [])}
+    values = values_in("\n".join(file.read_text(encoding="utf-8") for file in sorted(files)))
+    if page == "docs/ambient.md":  # points
+        values += [100 * value for value in values]
+    known = EXCEPTIONS.get(page, {})
+    missing = [n for n in numbers_of(page) if n not in known and not agrees(n, values)]
+    assert missing == []
+    assert set(known) <= set(numbers_of(page)), "an exception that is no longer needed"
+
+
+def test_errors_of_ambient_shares_equal_the_result_files():
+    """Mean and largest error in points, known types."""
+    compared = 0
+    for share in (5, 10, 20, 40):
+        cells = row_of("docs/ambient.md", f"{share}% |")
+        for at, (file, name) in enumerate(
+            (("ambient_velmeshev.md", "Velmeshev"), ("ambient.md", "Agarwal"))
+        ):
+            lines = lines_of(file, name, f"known types | {share / 100:g} |").splitlines()
+            mean, largest = (float(v) for v in lines[0].split(" | ")[7:9])
+            shown = [shown_numbers(cell)[0] for cell in cells[2 * at : 2 * at + 2]]
+            assert agrees(shown[0], [100 * mean]) and agrees(shown[1], [100 * largest]), share
+            compared += 2
+    assert compared == 16
+    found = r"by ([\d.]+) points on average, at most ([\d.]+) \(three"
+    line = lines_of("ambient_velmeshev.md", "other proportions | 0.2").split(" | ")
+    for number, value in zip(re.search(found, text_of("docs/ambient.md")).groups(), line[6:8]):
+        assert agrees(number, [100 * float(value)])
