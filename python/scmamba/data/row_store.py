@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class RowStore:
         """Yield consecutive rows: which they are, and their values."""
         for start in range(0, self.shape[0], size):
             rows = slice(start, min(start + size, self.shape[0]))
-            yield rows, self._run(rows.start, rows.stop)
+            yield rows, self._rows(rows)
 
     def __getitem__(self, index: Any) -> sparse.csr_matrix:
         """Rows, or ``[rows, columns]``: a CSR matrix in memory. ``[:, columns]`` reads all rows, block by block."""
@@ -139,14 +140,6 @@ class RowStore:
         ones = np.ones(self.shape[axis])
         return self.T @ ones if axis == 0 else self @ ones
 
-    def _run(self, start: int, stop: int) -> sparse.csr_matrix:
-        """Consecutive rows."""
-        indptr = self.indptr[start : stop + 1]
-        first, number = int(indptr[0]), int(indptr[-1] - indptr[0])
-        data = np.fromfile(_at(self._values, first * 8), dtype=np.float64, count=number)
-        indices = np.fromfile(_at(self._indices, first * 4), dtype=np.int32, count=number)
-        return self._matrix(data, indices, indptr - first)
-
     def _rows(self, rows: Any) -> sparse.csr_matrix:
         """Any rows, by a slice, positions or bool."""
         if isinstance(rows, slice):
@@ -154,15 +147,16 @@ class RowStore:
         rows = np.asarray(rows)
         if rows.dtype == bool:
             rows = np.flatnonzero(rows)
-        size = np.diff(self.indptr)[rows]
-        indptr = np.concatenate([[0], np.cumsum(size)])
-        place = np.repeat(self.indptr[rows] - indptr[:-1], size) + np.arange(indptr[-1])
-        if not len(place):
-            return sparse.csr_matrix((len(rows), self.columns))
-        # Mapped for this call only: pages that were read count as memory of the process as long as they are mapped.
-        data = np.memmap(self._values, dtype=np.float64, mode="r", shape=(self.nnz,))[place]
-        indices = np.memmap(self._indices, dtype=np.int32, mode="r", shape=(self.nnz,))[place]
-        return self._matrix(np.array(data), np.array(indices), indptr)
+        indptr = np.concatenate([[0], np.cumsum(np.diff(self.indptr)[rows])])
+        data = np.empty(indptr[-1], dtype=np.float64)
+        indices = np.empty(indptr[-1], dtype=np.int32)
+        # Each run of consecutive rows by itself: pages of a mapped file would count as memory of the process.
+        cuts = np.flatnonzero(np.diff(rows, prepend=-2, append=-2) != 1)
+        for lo, hi in pairwise(cuts):
+            part, first = slice(indptr[lo], indptr[hi]), int(self.indptr[rows[lo]])
+            _read(self._values, first, data[part])
+            _read(self._indices, first, indices[part])
+        return self._matrix(data, indices, indptr)
 
     def _matrix(
         self, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray
@@ -193,9 +187,10 @@ class Transposed:
         return out
 
 
-def _at(file: Any, offset: int) -> Any:
-    file.seek(offset)
-    return file
+def _read(file: Any, first: int, out: np.ndarray) -> None:
+    """Fill an array with the values of a file from the ``first`` one on."""
+    file.seek(first * out.itemsize)
+    file.readinto(memoryview(out).cast("B"))
 
 
 #: What methods read: in memory, or in a temporary file.
