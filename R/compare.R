@@ -11,8 +11,9 @@
 #' @param cell.type Column of the metadata with the cell types, or one value for each cell; `NULL`: all cells are one
 #'   type.
 #' @param cell.types Only these cell types.
-#' @param test.use `"quasi_likelihood"` (negative binomial), `"voom"`, `"moderated_t"`, or `"mixed"` (mixed model of the
-#'   cells with donors as random effect).
+#' @param test.use `"likelihood_ratio"` (negative binomial, averaged over each gene's dispersion), `"quasi_likelihood"` (as
+#'   edgeR), `"wald"` (as DESeq2), `"voom"` (as limma), `"moderated_t"`, or `"mixed"` (mixed model of the cells with donors as
+#'   random effect).
 #' @param alpha False-discovery rate below which a gene is called.
 #' @param min.log2fc Test against this log2 fold change instead of 0.
 #' @param min.total Genes with a smaller sum over all samples are omitted.
@@ -35,7 +36,7 @@ ScMambaCompare <- function(object, ...) {
 #' @rdname ScMambaCompare
 #' @export
 ScMambaCompare.Seurat <- function(object, group.by, donor, cell.type = NULL, ident.1 = NULL, ident.2 = NULL,
-                                  covariates = NULL, cell.types = NULL, test.use = "quasi_likelihood", assay = NULL,
+                                  covariates = NULL, cell.types = NULL, test.use = "likelihood_ratio", assay = NULL,
                                   layer = "counts", slot = NULL, paired = NULL, alpha = 0.05, min.log2fc = 0,
                                   min.cells = 10, min.total = 15, verbose = TRUE, ...) {
   .no_extra(...)
@@ -51,7 +52,7 @@ ScMambaCompare.Seurat <- function(object, group.by, donor, cell.type = NULL, ide
 #' @export
 ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.type = NULL, ident.1 = NULL,
                                                 ident.2 = NULL, covariates = NULL, cell.types = NULL,
-                                                test.use = "quasi_likelihood", assay = "counts", paired = NULL,
+                                                test.use = "likelihood_ratio", assay = "counts", paired = NULL,
                                                 alpha = 0.05, min.log2fc = 0, min.cells = 10, min.total = 15,
                                                 verbose = TRUE, ...) {
   .no_extra(...)
@@ -64,7 +65,7 @@ ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.ty
     group1 = if (is.null(ident.1)) NULL else as.character(ident.1),
     group2 = if (is.null(ident.2)) NULL else as.character(ident.2),
     cell_types = if (is.null(cell.types)) NULL else as.list(as.character(cell.types)),
-    test = match.arg(test.use, c("quasi_likelihood", "voom", "moderated_t", "mixed")),
+    test = match.arg(test.use, c("likelihood_ratio", "quasi_likelihood", "wald", "voom", "moderated_t", "mixed")),
     paired = if (is.null(paired)) NULL else .check_flag(paired, "paired"), alpha = .check_share(alpha, "alpha"),
     min_log2fc = .check_number(min.log2fc, "min.log2fc"), min_cells = .check_integer(min.cells, "min.cells", 1L),
     min_total = .check_number(min.total, "min.total")

@@ -1,6 +1,6 @@
-# Records what edgeR and limma return for a small matrix, for tests/python/deg/test_deg_donors.py (outputs only):
+# Records what edgeR, limma and DESeq2 return for a small matrix, for tests/python/deg/test_deg_donors.py (outputs only):
 #   Rscript scripts/record_donor_tests.R tests/data/reference
-# Needs Debian's r-bioc-edger and r-bioc-limma (edgeR 3.40.2, limma 3.54.1).
+# Needs Debian's r-bioc-edger, r-bioc-limma and r-bioc-deseq2 (edgeR 3.40.2, limma 3.54.1, DESeq2 1.38.3).
 suppressMessages({library(limma); library(edgeR)})
 folder <- commandArgs(trailingOnly = TRUE)[1]
 set.seed(11)
@@ -35,3 +35,10 @@ out(data.frame(
   voom_t = linear$t[, 2], voom_p = linear$p.value[, 2], treat_p = treat$p.value[, 2]
 ), "genes")
 out(data.frame(tmm = list$samples$norm.factors, age = age, group = group), "samples")
+suppressMessages(library(DESeq2))
+frame <- data.frame(age = age - mean(age), group = group)
+set <- DESeqDataSetFromMatrix(counts, frame, ~ age + group)
+set <- DESeq(set, quiet = TRUE)
+found <- results(set, name = "group", cooksCutoff = FALSE, independentFiltering = FALSE)
+out(data.frame(change = found$log2FoldChange, se = found$lfcSE, p = found$pvalue, dispersion = dispersions(set)), "deseq2")
+out(data.frame(tmm = list$samples$norm.factors, age = age, group = group, size_factor = sizeFactors(set)), "samples")

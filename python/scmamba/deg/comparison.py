@@ -18,6 +18,14 @@ from ..utils.threads import within_cores
 from .columns import as_list
 from .comparison_result import CompareResult, describe
 from .design import Design
+from .likelihood_ratio import (
+    DispersionFit,
+    DispersionTest,
+    average_test,
+    discovery_weights,
+    fit_dispersions,
+    wald_test,
+)
 from .linear import moderated_t
 from .markers import benjamini_hochberg, two_groups
 from .mixed import Strata, fit_mixed, p_beyond
@@ -26,6 +34,7 @@ from .options import CompareOptions
 from .plan import cells_of_types, condition_pair
 from .quasi_likelihood import (
     QLFit,
+    QLTest,
     average_level,
     cell_dispersion,
     fit_quasi_likelihood,
@@ -41,6 +50,8 @@ from .voom import voom_weights, weighted_moderated_t
 LN2 = float(np.log(2.0))
 #: Assumed share of genes that differ, for the statement about power.
 TRUE_SHARE = 0.01
+#: Tests of the sums that take the dispersion between cells into account.
+OF_COUNTS = ("likelihood_ratio", "quasi_likelihood", "wald")
 _POWER_GENES = 1000  # a median needs no more
 _BATCH = re.compile(
     r"batch|lot|library|lane|run|pool|chemistry|site|center|centre|plate|seq|brain_?bank", re.I
@@ -58,7 +69,7 @@ def compare(
     group2: str | None = None,
     covariates: str | Sequence[str] | None = None,
     cell_types: Sequence[str] | None = None,
-    test: str = "quasi_likelihood",
+    test: str = "likelihood_ratio",
     layer: str | None = None,
     paired: bool | None = None,
     alpha: float = 0.05,
@@ -93,12 +104,13 @@ def compare(
     cell_types
         The types to compare; None: all with enough cells.
     test
-        ``"quasi_likelihood"``: negative-binomial quasi-likelihood F-test (McCarthy et al. 2012; Lund et al. 2012; Chen et
-        al. 2025) with the dispersion between cells measured in the cells and a prior of gene variances of any shape
-        (Ignatiadis and Sen 2025); ``"voom"``: precision weights and moderated
-        t-test (Law et al. 2014); ``"moderated_t"``: as :func:`scmamba.deg.pseudobulk`;
-        ``"mixed"``: negative-binomial mixed model of the cells with a random intercept for every donor (of every donor
-        and group in a paired design).
+        ``"likelihood_ratio"``: negative-binomial likelihood-ratio test, averaged over the posterior of each gene's
+        dispersion between donors, with the dispersion between cells measured in the cells; its false discovery rate is weighted
+        by how much a gene varies between donors for its expression (column ``weight``). ``"quasi_likelihood"``: F-test (McCarthy et al.
+        2012; Lund et al. 2012; Chen et al. 2025) with a prior of gene variances of any shape (Ignatiadis and Sen 2025).
+        ``"wald"``: Wald test with shrunken dispersions (Love et al. 2014). ``"voom"``: precision weights and moderated t-test (Law
+        et al. 2014). ``"moderated_t"``: as :func:`scmamba.deg.pseudobulk`. ``"mixed"``: negative-binomial mixed model of the
+        cells with a random intercept for every donor (of every donor and group in a paired design).
     layer
         Layer with the raw counts; None: X.
     paired
@@ -168,7 +180,8 @@ class Tested(NamedTuple):
     df: np.ndarray
     p: np.ndarray
     level: np.ndarray
-    fit: QLFit | None
+    fit: QLFit | DispersionFit | None = None
+    weight: np.ndarray | None = None  # of the false discovery rate
 
 
 @dataclass(frozen=True)
@@ -276,7 +289,7 @@ class Comparison:
         extra = np.zeros((part.shape[1], 1))
         of_mixed: tuple[Any, np.ndarray] | None = None
         number = _renumbered(code, table, samples)
-        if options.test == "quasi_likelihood":
+        if options.test in OF_COUNTS:
             extra = _between_cells(part, number, len(samples.table))
         elif options.test == "mixed":
             of_mixed = part[number >= 0], number[number >= 0]
@@ -302,37 +315,25 @@ class Comparison:
     def _tested(self, data: TypeData, design: Design, column: int) -> Tested:
         """The test that the options name."""
         kept = self._kept(data)
+        test, minimum = self.options.test, self.options.min_log2fc
         counts = np.ascontiguousarray(data.samples.sums[:, kept].T)
-        minimum = self.options.min_log2fc
         offset = np.log(data.library)
         level = average_level(counts, offset)
-        if self.options.test == "quasi_likelihood":
-            fit = fit_quasi_likelihood(counts, design.matrix, offset, data.extra[kept])
-            found = test_coefficient(fit, column, minimum * LN2)
-            return Tested(
-                kept,
-                found.change / LN2,
-                found.se / LN2,
-                found.statistic,
-                found.df,
-                found.p,
-                level,
-                fit,
-            )
-        if self.options.test == "mixed":
+        if test in OF_COUNTS:
+            given = counts, design.matrix, offset, data.extra[kept]
+            return _of_counts(str(test), kept, level, given, column, minimum * LN2)
+        if test == "mixed":
             return _mixed(data, kept, level, design.matrix, column, minimum)
-        if self.options.test == "voom":
+        if test == "voom":
             levels, weights = voom_weights(counts, design.matrix, data.library)
             voom = weighted_moderated_t(levels, weights, design.matrix, column, minimum)
             df = np.full(kept.size, voom.df)
-            return Tested(kept, voom.change, voom.se, voom.statistic, df, voom.p, level, None)
+            return Tested(kept, voom.change, voom.se, voom.statistic, df, voom.p, level)
         table = moderated_t(self._log_cpm(data, kept).to_numpy().T, design.matrix, column)
         t, change = table["t"].to_numpy(), table["log2FC"].to_numpy()
         with np.errstate(divide="ignore", invalid="ignore"):
             se = np.where(t != 0, change / t, np.nan)
-        return Tested(
-            kept, change, se, t, table["df"].to_numpy(), table["p_val"].to_numpy(), level, None
-        )
+        return Tested(kept, change, se, t, table["df"].to_numpy(), table["p_val"].to_numpy(), level)
 
     def _log_cpm(self, data: TypeData, kept: np.ndarray) -> pd.DataFrame:
         """(samples, genes) log2 counts per million with a prior count of 2."""
@@ -343,7 +344,8 @@ class Comparison:
     def _table(self, name: str, data: TypeData, tested: Tested) -> pd.DataFrame:
         """The genes of one type, the most certain first."""
         shrunken = shrink(tested.change, tested.se)
-        adjusted = benjamini_hochberg(tested.p)
+        weight = np.ones(tested.p.size) if tested.weight is None else tested.weight
+        adjusted = benjamini_hochberg(np.minimum(tested.p / weight, 1.0))
         levels = self._log_cpm(data, tested.kept).to_numpy()
         higher, lower, of = donors_beyond(levels, data.samples, self.options.paired)
         table = pd.DataFrame(
@@ -359,6 +361,7 @@ class Comparison:
                 "statistic": tested.statistic,
                 "df": tested.df,
                 "p_val": tested.p,
+                "weight": weight,
                 "p_val_adj": adjusted,
                 "donors_higher": higher,
                 "donors_lower": lower,
@@ -408,8 +411,8 @@ class Comparison:
     ) -> tuple[np.ndarray, np.ndarray]:
         """p and change of some genes over some samples.
 
-        The quasi-likelihood test keeps the variances that it fitted to all samples; for all other tests p is that of a
-        moderated t-test.
+        The likelihood-ratio and quasi-likelihood tests keep the variances that they fitted to all samples; for all other
+        tests p is that of a moderated t-test.
         """
         library = data.library[rest]
         if tested.fit is None:
@@ -417,9 +420,12 @@ class Comparison:
             levels = np.log2((counts + 0.5) / (library + 1) * 1e6)
             table = moderated_t(levels, design, column).iloc[called]
             return table["p_val"].to_numpy(), table["log2FC"].to_numpy()
-        fit = tested.fit.part(called, rest, design)
-        found = test_coefficient(fit, column, self.options.min_log2fc * LN2)
-        return found.p, found.change
+        minimum = self.options.min_log2fc * LN2
+        if isinstance(tested.fit, DispersionFit):
+            found = average_test(tested.fit.part(called, rest, design, column), minimum)
+            return found.p, found.change
+        own = test_coefficient(tested.fit.part(called, rest, design), column, minimum)
+        return own.p, own.change
 
     def _summary(
         self, name: str, data: TypeData, tested: Tested, table: pd.DataFrame
@@ -450,12 +456,37 @@ class Comparison:
 
     def _least(self, tested: Tested, p: float, genes: np.ndarray) -> float:
         """Median over genes of the log2 fold change that is found with 80% power at p."""
-        if tested.fit is None:
+        if not isinstance(tested.fit, QLFit):
             least = minimal_change(tested.se[genes], tested.df[genes], p)
         else:
             some = genes[np.linspace(0, genes.size - 1, min(genes.size, _POWER_GENES)).astype(int)]
             least = minimal_quasi_change(tested.fit, tested.se * LN2, p, some) / LN2
         return float(np.nanmedian(least)) + self.options.min_log2fc
+
+
+def _of_counts(
+    test: str,
+    kept: np.ndarray,
+    level: np.ndarray,
+    given: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    column: int,
+    minimum: float,
+) -> Tested:
+    """The negative-binomial tests of the sums; ``given``: counts, design, offset, dispersion between cells."""
+    fit: QLFit | DispersionFit | None
+    found: QLTest | DispersionTest
+    counts, design, offset, extra = given
+    weight = None
+    if test == "quasi_likelihood":
+        fit = fit_quasi_likelihood(counts, design, offset, extra)
+        found = test_coefficient(fit, column, minimum)
+    else:
+        own = fit_dispersions(counts, design, offset, column, extra)
+        found = (wald_test if test == "wald" else average_test)(own, minimum)
+        fit = None if test == "wald" else own
+        weight = None if test == "wald" else discovery_weights(own)
+    change, se = found.change / LN2, found.se / LN2
+    return Tested(kept, change, se, found.statistic, found.df, found.p, level, fit, weight)
 
 
 def _mixed(
@@ -476,7 +507,7 @@ def _mixed(
     fit = fit_mixed(counts[some][:, kept].tocsc(), depth[some], strata, column)
     change, se = fit.coef[:, column] / LN2, fit.se(column) / LN2
     p = fit.p if minimum == 0 else p_beyond(change, se, fit.df, minimum)
-    return Tested(kept, change, se, fit.lr, np.full(kept.size, fit.df), p, level, None)
+    return Tested(kept, change, se, fit.lr, np.full(kept.size, fit.df), p, level)
 
 
 def _renumbered(code: np.ndarray, table: pd.DataFrame, samples: Samples) -> np.ndarray:

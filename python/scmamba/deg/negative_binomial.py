@@ -240,6 +240,61 @@ def _profile_part(lo, hi, y, offset, design, extra, grid, pinv, out):  # pragma:
             out[gene, i] = total - 0.5 * _factor(a, 0.0, low)
 
 
+@compiled(nogil=True)
+def _ratio_part(
+    lo,
+    hi,
+    y,
+    offset,
+    design,
+    rest,
+    pinv,
+    rest_pinv,
+    shift,
+    extra,
+    grid,
+    column,
+    profile,
+    ratio,
+    coef,
+    var,
+):  # pragma: no cover (compiled)
+    """Fits with and without one column at every dispersion, each from the fit at the dispersion before."""
+    n, k = design.shape
+    moved = np.empty(n)
+    for r in range(n):
+        moved[r] = offset[r] + shift * design[r, column]
+    mu, weight, phi, x, unit = np.empty(n), np.empty(n), np.empty(n), np.empty(k), np.zeros(k)
+    a, low = np.zeros((k, k)), np.zeros((k, k))
+    rest_a, rest_low = np.zeros((k - 1, k - 1)), np.zeros((k - 1, k - 1))
+    beta, rest_beta = np.zeros(k), np.zeros(k - 1)
+    unit[column] = 1.0
+    for gene in range(lo, hi):
+        _start(y[gene], offset, design, pinv, beta)
+        _start(y[gene], moved, rest, rest_pinv, rest_beta)
+        for i in range(grid.size):
+            for r in range(n):
+                phi[r] = grid[i] + extra[gene, r]
+            without = _fit_gene(y[gene], moved, rest, phi, rest_beta, mu, weight, rest_a, rest_low)
+            dev = _fit_gene(y[gene], offset, design, phi, beta, mu, weight, a, low)
+            total = 0.0
+            for r in range(n):
+                total += _log_density(y[gene, r], mu[r], phi[r])
+            profile[gene, i] = total - 0.5 * _factor(a, 0.0, low)
+            ratio[gene, i] = max(without - dev, 0.0)
+            _solve(low, unit, x)
+            coef[gene, i], var[gene, i] = beta[column], x[column]
+
+
+class NBRatios(NamedTuple):
+    """Fits of many genes at every dispersion of a grid; (genes, grid) each."""
+
+    profile: np.ndarray  # Cox-Reid profile likelihood
+    ratio: np.ndarray  # twice the log likelihood ratio of the tested coefficient
+    coef: np.ndarray  # the coefficient, natural logarithm
+    var: np.ndarray  # its variance
+
+
 def fit_nb(
     counts: np.ndarray, design: np.ndarray, offset: np.ndarray, dispersion: np.ndarray
 ) -> NBFit:
@@ -302,6 +357,41 @@ def profile_likelihoods(
     given = y, offset.astype(np.float64), x, more, grid, np.linalg.pinv(x)
     run_in_threads(_profile_part, len(y), threads_for(y.size * 400.0 * grid.size), *given, out)
     return out
+
+
+def likelihood_ratios(
+    counts: np.ndarray,
+    design: np.ndarray,
+    offset: np.ndarray,
+    extra: np.ndarray | float,
+    grid: np.ndarray,
+    column: int,
+    shift: float = 0.0,
+) -> NBRatios:
+    """Likelihood ratios of one coefficient at dispersions ``grid`` + ``extra``.
+
+    Parameters
+    ----------
+    counts, design, offset
+        As for :func:`fit_nb`.
+    extra
+        Scalar, (genes,) or (genes, samples): part of the dispersion that is given.
+    grid
+        Increasing dispersions.
+    column
+        Column of the design that is tested.
+    shift
+        Value of the coefficient under the null hypothesis (natural logarithm).
+    """
+    y, x, more = _arrays(counts, design, extra)
+    rest = np.ascontiguousarray(np.delete(x, column, axis=1))
+    found = NBRatios(*(np.zeros((len(y), grid.size)) for _ in range(4)))
+    given = y, offset.astype(np.float64), x, rest, np.linalg.pinv(x), np.linalg.pinv(rest)
+    threads = threads_for(y.size * 800.0 * grid.size)
+    run_in_threads(
+        _ratio_part, len(y), threads, *given, float(shift), more, grid, int(column), *found
+    )
+    return found
 
 
 def _arrays(

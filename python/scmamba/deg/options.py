@@ -204,10 +204,12 @@ class CompareOptions(Options):
     covariates: str | Sequence[str] | None = option(None, _COVARIATES)
     cell_types: Sequence[str] | None = option(None, "Cell types; all if not given.")
     test: str = option(
-        "quasi_likelihood",
-        "'quasi_likelihood': negative-binomial F-test; 'voom': weighted moderated t-test; "
+        "likelihood_ratio",
+        "'likelihood_ratio': negative-binomial likelihood-ratio test averaged over the dispersion; "
+        "'quasi_likelihood': negative-binomial F-test; 'wald': negative-binomial Wald test; "
+        "'voom': weighted moderated t-test; "
         "'moderated_t': moderated t-test of log counts per million; 'mixed': negative-binomial mixed model of the cells.",
-        choices=("quasi_likelihood", "voom", "moderated_t", "mixed"),
+        choices=("likelihood_ratio", "quasi_likelihood", "wald", "voom", "moderated_t", "mixed"),
     )
     layer: str | None = option(None, "Layer with the raw counts; X if not given.")
     paired: bool | None = option(

@@ -147,21 +147,25 @@ def squeeze_by_likelihood(s2: np.ndarray, df: np.ndarray, level: np.ndarray) -> 
     return Squeezed(d0, prior, (d0 * prior + df * s2) / (d0 + df))
 
 
-def dispersion_trend(profiles: np.ndarray, level: np.ndarray) -> np.ndarray:
+def dispersion_trend(
+    profiles: np.ndarray, level: np.ndarray, grid: np.ndarray = GRID
+) -> np.ndarray:
     """(genes,) dispersions along expression: the maximum of locally averaged profile likelihoods.
 
     Parameters
     ----------
     profiles
-        (genes, grid) profile likelihoods on :data:`GRID`.
+        (genes, grid) profile likelihoods.
     level
         (genes,) log expression.
+    grid
+        Dispersions of the columns, evenly spaced on the log scale.
     """
     genes = level.size
     order = np.argsort(level, kind="stable")
     window = int(min(genes, max(200, genes // 6)))
     centers = np.unique(np.linspace(0, genes - 1, 25).astype(int))
-    log_grid = np.log(GRID)
+    log_grid = np.log(grid)
     fine = np.linspace(log_grid[0], log_grid[-1], 400)
     best = np.empty(centers.size)
     relative = profiles - profiles.max(axis=1, keepdims=True)

@@ -75,7 +75,9 @@ def test_the_settings_are_the_options_the_groups_and_what_was_read(result):
     assert result.settings == given.params() | expected
 
 
-@pytest.mark.parametrize("test", ["quasi_likelihood", "voom", "moderated_t", "mixed"])
+@pytest.mark.parametrize(
+    "test", ["likelihood_ratio", "quasi_likelihood", "wald", "voom", "moderated_t", "mixed"]
+)
 def test_every_test_on_one_type(cohort, test):
     microglia = cohort[cohort.obs["type"] == "MG"].copy()
     found = compare(microglia, "diagnosis", "patient", test=test, verbose=False)
@@ -202,7 +204,7 @@ def test_too_few_donors_and_empty_ones(cohort):
         compare(cohort, "diagnosis", "patient", "type", min_cells=500, verbose=False)
 
 
-@pytest.mark.parametrize("test", ["quasi_likelihood", "moderated_t"])
+@pytest.mark.parametrize("test", ["likelihood_ratio", "quasi_likelihood", "moderated_t"])
 def test_a_type_with_too_few_donors_for_the_covariates_does_not_end_the_others(cohort, test):
     """Two donors of each group leave no degrees of freedom for two covariates, six of each do."""
     few = cohort[
@@ -243,8 +245,8 @@ def test_invalid_comparisons_are_refused(cohort):
         compare(logs, "diagnosis", "patient", verbose=False)
     with pytest.raises(DataError, match="no column 'donor'"):
         compare(cohort, "diagnosis", "donor", verbose=False)
-    with pytest.raises(OptionError, match="test is 'wald'"):
-        compare(cohort, "diagnosis", "patient", test="wald")
+    with pytest.raises(OptionError, match="test is 't'"):
+        compare(cohort, "diagnosis", "patient", test="t")
 
 
 def test_signature_follows_the_options():
