@@ -2,9 +2,9 @@
 
     python -m benchmarks.paper_cost [--cells 128] [--steps 4]      writes results/paper_cost.tsv and .md
 
-A step of each task by the paper's recipe is timed on simulated nuclei of the depth of Velmeshev's, with brain-mini and with a network of the
-published size (D 256 x 6, untrained): the steps of an epoch are the published training cells over the batch. Nothing is measured on a GPU
-unless there is one.
+Some steps of each task by the paper's recipe are timed on simulated nuclei of the depth of Velmeshev's, with brain-mini and with a network of
+the published size (D 256 x 6, untrained), one cell at a time; an epoch costs as many cells as were published as training cells. Nothing is
+measured on a GPU unless there is one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -21,17 +20,20 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.geo_tables.studies import STUDIES, TASKS
+from benchmarks.machine import machine, peak_memory
 
 HERE = Path(__file__).resolve().parent
 SIZES = {"brain-mini": None, "published size": "published"}
 #: Tasks that cost the same for each step -> verb.
 VERBS = {"types": "annotate", "doublets": "doublets", "imputation": "impute"}
+#: Cells of a timed step.
+EACH = 4
 #: Bytes of a stored count: value and column, before compression.
 BYTES = 8
 
 
 def measure(size: str, verb: str, cells: int, steps: int) -> dict[str, float]:
-    """Seconds of a step, without the start, and the peak of the memory in GiB."""
+    """Seconds of a cell in training, without the start, and the peak of the memory in GiB."""
     import torch
 
     from scmamba.datasets import brain_cohort
@@ -46,25 +48,21 @@ def measure(size: str, verb: str, cells: int, steps: int) -> dict[str, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     start.network.to(device)
     nuclei = brain_cohort(cells, n_donors=4, seed=0)
-    settings, _ = read_settings(verb, "paper", None, {"min_donor_cells": 0})
     seconds = {}
     for number in (1, 1 + steps):
-        chosen, _ = read_settings(
-            verb,
-            "paper",
-            None,
-            {"steps": number, "min_donor_cells": 0, "batch_size": settings.batch_size},
-        )
+        # Cell after cell: a step of 16 cells costs 16 times as much, and the memory is that of one.
+        settings = {"steps": number, "min_donor_cells": 0, "batch_size": 1, "accumulate": EACH}
+        chosen, _ = read_settings(verb, "paper", None, settings)
         loop = chosen.loop(cells, 1, device == "cuda")
         began = time.perf_counter()
         data = [nuclei] if verb == "impute" else _labeled(nuclei, start, verb)
         finetune(data, model=start, task=verb, loop=loop, sequence=chosen.sequence(), verbose=False)
         seconds[number] = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory() / 1024
     if device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
-    per_step = (seconds[1 + steps] - seconds[1]) / steps
-    return {"seconds": per_step, "GiB": peak, "batch": settings.batch_size, "device": device}  # type: ignore[dict-item]
+    per_cell = (seconds[1 + steps] - seconds[1]) / steps / EACH
+    return {"seconds for a cell": per_cell, "GiB": peak, "device": device}  # type: ignore[dict-item]
 
 
 def _labeled(nuclei, start, verb):
@@ -86,7 +84,7 @@ def rows(measured: dict[tuple[str, str], dict]) -> pd.DataFrame:
                 verb = "types" if task not in ("doublets", "imputation") else task
                 found = measured[size, verb]
                 epochs = 10 if task in ("subtype", "subcluster") else 5
-                hours += epochs * study.cells[task] / found["batch"] * found["seconds"] / 3600
+                hours += epochs * study.cells[task] * found["seconds for a cell"] / 3600
                 memory = max(memory, found["GiB"])
             cells = study.cells["doublets"]
             out.append(
@@ -126,15 +124,17 @@ def main() -> None:
             print(size, task, measured[size, task], flush=True)
     table = rows(measured)
     steps = pd.DataFrame([{"network": s, "task": t, **m} for (s, t), m in measured.items()])
-    steps["seconds"] = steps["seconds"].round(2)
+    steps["seconds for a cell"] = steps["seconds for a cell"].round(2)
     steps["GiB"] = steps["GiB"].round(1)
     table.to_csv(HERE / "results" / "paper_cost.tsv", sep="\t", index=False, lineterminator="\n")
     device = ", ".join(sorted(set(steps["device"])))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     text = "\n\n".join(
         [
             "# Hours and gigabytes of the paper's tables",
-            f"Made by `python -m benchmarks.paper_cost`, on {device} ({os.cpu_count()} cores, busy with other work): one step of each "
-            "task by the paper's recipe, times the published training cells, epochs and batches.",
+            f"Made by `python -m benchmarks.paper_cost --cells {options.cells} --steps {options.steps}`: the time of a cell in {options.steps} "
+            f"steps of {EACH} cells by the paper's recipe, times the published training cells and epochs. The memory is that of one cell at a "
+            f"time (`--batch-size 1 --accumulate 16`). Computed on: {device}, {cores} of the cores of {machine()}.",
             markdown(steps.drop(columns="device")),
             markdown(table),
         ]
