@@ -10,7 +10,8 @@ threads spent, memory is the largest resident size of the process from its start
 a worktree beside. Peers run where they are installed, in this Python or in ``--peers-python``; otherwise the row says so.
 
 Rows are kept in ``.cache/verbs_speed`` with the load of the machine before and after; a row that exists is not measured again.
-``--report`` only writes ``results/verbs_speed.tsv`` and ``.md``.
+``--report`` only writes ``results/verbs_speed.tsv`` and ``.md``. The floor of a verb is what one more call spends inside the
+network's matrix products and selective scans, the work that no other program order avoids.
 """
 
 from __future__ import annotations
@@ -97,6 +98,12 @@ def markers(cells: Any, reference: Any, covariates: str | None = None) -> None:
     deg.find_markers(cells, "half", "a", "b", **options)
 
 
+def markers_wilcoxon(cells: Any, reference: Any) -> None:
+    from scmamba import deg
+
+    deg.find_markers(cells, "half", "a", "b", test="wilcox", min_pct=0, logfc_threshold=0)
+
+
 def markers_donors(cells: Any, reference: Any) -> None:
     markers(cells, reference, "nineteen")
 
@@ -149,6 +156,15 @@ def rank_genes(cells: Any, reference: Any) -> None:
     sc.tl.rank_genes_groups(values, "half", groups=["a"], reference="b", method="wilcoxon")
 
 
+def illico(cells: Any, reference: Any) -> None:
+    import illico as package
+
+    threads = int(os.environ.get("NUMBA_NUM_THREADS", 0)) or len(os.sched_getaffinity(0))
+    package.asymptotic_wilcoxon(
+        logs(cells), is_log1p=True, group_keys="half", reference="b", n_threads=threads
+    )
+
+
 def logs(cells: Any) -> Any:
     """log1p(CP10k), the input of these packages."""
     import scanpy as sc
@@ -171,6 +187,7 @@ VERBS: dict[str, tuple[Function, tuple[str, str, Function] | None]] = {
     "find_doublets": (doublets, ("Scrublet", "scanpy", scrublet)),
     "find_markers": (markers, ("scanpy wilcoxon", "scanpy", rank_genes)),
     "find_markers, 19 donors as covariate": (markers_donors, None),
+    "find_markers, rank sums": (markers_wilcoxon, ("illico", "illico", illico)),
 }
 DISTRIBUTIONS = {"magic": "magic-impute"}
 
@@ -221,14 +238,43 @@ def run_one(verb: str, who: str, cells: int, repeat: int, budget: float) -> dict
         own(copy, reference)
         seconds.append(time.perf_counter() - start)
         cpu.append(time.process_time() - spent)
+    peak = peak_memory()  # before the floor is measured
+    floor = floor_of(own, query, reference) if who == "here" else None
     return {
         "verb": verb,
         "runs": len(seconds),
         "seconds": statistics.median(seconds),
         "cpu_seconds": statistics.median(cpu),
-        "peak_mib": peak_memory(),
+        "peak_mib": peak,
+        "floor_seconds": floor,
         "threads": int(os.environ.get("OMP_NUM_THREADS", 0)) or len(os.sched_getaffinity(0)),
     }
+
+
+def floor_of(verb: Function, cells: Any, reference: Any) -> float:
+    """CPU seconds of one more call that go into the network's matrix products and selective scans; 0 without a network."""
+    from scmamba.nn import bimamba
+
+    spent, names = [0.0], ("linear", "selective_scan")
+    former = {name: getattr(bimamba, name) for name in names}
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any, **options: Any) -> Any:
+            start = time.process_time()
+            result = function(*given, **options)
+            spent[0] += time.process_time() - start
+            return result
+
+        return call
+
+    try:
+        for name in names:
+            setattr(bimamba, name, timed(former[name]))
+        verb(cells.copy(), reference)
+    finally:
+        for name in names:
+            setattr(bimamba, name, former[name])
+    return spent[0]
 
 
 # --- all of them ------------------------------------------------------------------------------------------------------
@@ -300,7 +346,7 @@ def kept_rows() -> pd.DataFrame:
 def summarize(table: pd.DataFrame) -> str:
     """A Markdown table: one line for each verb, number of cells and number of threads."""
     former = [w for w in table["who"].unique() if w not in ("here", "peer")]
-    head = ["verb", "cells", "threads", "here: s", "CPU s", "MiB"]
+    head = ["verb", "cells", "threads", "here: s", "CPU s", "MiB", "floor: CPU s"]
     for commit in former:
         head += [f"{commit}: s", "CPU s", "MiB", f"{commit} / here"]
     head += ["peer", "peer: s", "CPU s", "MiB", "here / peer"]
@@ -308,7 +354,7 @@ def summarize(table: pd.DataFrame) -> str:
     for (verb, cells, threads), part in table.groupby(["verb", "cells", "threads"], sort=False):
         own = {row["who"]: row for _, row in part.iterrows()}
         here, peer = own.get("here"), VERBS[verb][1]
-        line = [verb, f"{cells:,}", f"{threads:.0f}", *_figures(here)]
+        line = [verb, f"{cells:,}", f"{threads:.0f}", *_figures(here), _floor(here)]
         for commit in former:
             line += [*_figures(own.get(commit)), _ratio(own.get(commit), here)]
         line.append("none" if peer is None else peer[0])
@@ -323,6 +369,11 @@ def _figures(row: Any, expected: bool = True) -> list[str]:
     if not row["runs"]:
         return [f"over {row['seconds']:.0f}", "", ""]
     return [f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", f"{row['peak_mib']:.0f}"]
+
+
+def _floor(row: Any) -> str:
+    found = None if row is None else row.get("floor_seconds")
+    return "" if found is None or np.isnan(found) else f"{found:.2f}" if found else "no network"
 
 
 def _ratio(above: Any, below: Any) -> str:
