@@ -539,7 +539,7 @@ def run(
     uploads, ledger, draw = slices(files, clients, source), Ledger(), random.Random(seed)
     clock = Clock(folder) if plan.clock_steps else None
     victim = Victim(data, workers, folder / "server.log")
-    scene = Scene(victim, disk, clock, min(40.0, seconds / 12))
+    scene = Scene(victim, disk, clock, min(40.0, seconds / 6))
     watch_ends(data)
     try:
         began = time.monotonic()

@@ -20,6 +20,7 @@ from scipy import sparse
 import scmamba.interop as bridge
 from scmamba.interop import _r
 from scmamba.interop._convert import convert_file
+from scmamba.utils.compiled_code import import_umap
 from scmamba.utils.errors import DataError, ScMambaError
 
 _r.bridge()
@@ -649,6 +650,7 @@ def tutorial(adata):
     """The steps of scanpy's tutorial, on an object converted from Seurat."""
     import scanpy as sc
 
+    import_umap()  # before scanpy does: it would be compiled here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adata.layers["counts"] = adata.X.copy()

@@ -36,9 +36,8 @@ def outcome(tmp_path_factory):
         "no:cacheprovider",
         f"--junitxml={report}",
     ]
-    run = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    environment = {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
     assert report.exists(), run.stdout + run.stderr
     cases: dict = {}
     for case in xml.parse(report).getroot().iter("testcase"):

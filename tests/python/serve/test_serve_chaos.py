@@ -29,7 +29,7 @@ def chaos():
 def test_every_accepted_job_ends_once_and_is_visible_to_its_owner_only(chaos, tmp_path):
     answer = chaos.run(
         clients=4,
-        seconds=8,
+        seconds=6,
         plan=chaos.Plan(kills=2, restarts=1),
         workers=2,
         source=None,
@@ -49,7 +49,7 @@ def test_jobs_survive_a_full_disk_and_a_wrong_clock(tmp_path):
     tools = all(shutil.which(tool) for tool in ("unshare", "mkfs.ext4", "cc"))
     if os.geteuid() != 0 or not tools or subprocess.run(probe, capture_output=True).returncode:
         pytest.skip("a full disk and a wrong clock need root, mkfs.ext4 and a C compiler")
-    counts = "--clients 3 --minutes 0.5 --kills 0 --restarts 0 --full-disks 1 --clock-steps 2"
+    counts = "--clients 3 --minutes 0.25 --kills 0 --restarts 0 --full-disks 1 --clock-steps 2"
     command = [sys.executable, "-m", "benchmarks.serve_chaos", *counts.split()]
     done = subprocess.run(
         [*command, "--output", tmp_path / "answer"], capture_output=True, text=True, cwd=ROOT
