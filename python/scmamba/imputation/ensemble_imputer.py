@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 from scipy import sparse
-from scipy.special import gammainccinv
+from scipy.special import gammaincc, gammainccinv
 
 from ..data.preprocess import CellReader
 from ..data.values import SCALE
@@ -24,7 +24,7 @@ MAX_POOL = 10_000
 #: A gene is expressed in a cell if its rate is at least half of its average, and at least this one (0.2 as log1p(CP10k)).
 EXPRESSED_SHARE, EXPRESSED_RATE = 0.5, float(np.expm1(0.2)) / SCALE
 #: Among posterior values, a gene in which nothing was counted is 0 if it is expressed with a probability below this one.
-OFF_PROBABILITY = 0.1
+OFF_PROBABILITY = 0.5
 #: Median total counts above which zeros are strong evidence that a gene is off: full-length protocols.
 DEEP = 50_000
 
@@ -97,7 +97,8 @@ class RateEnsembleImputer(Imputer):
         """Expected values of the zeros in which the gene is probably expressed.
 
         The probability that the rate of a gene is at least half of its average is that of the gamma posterior given the
-        zero; where it is below ``min_probability`` the zero stays.
+        zero; where it is below ``min_probability`` the zero stays. Of more than ``max_filled`` of a cell's entries, those
+        with the highest probability are imputed.
         """
         return self._probable(self.posterior(rows), linear)
 
@@ -106,11 +107,25 @@ class RateEnsembleImputer(Imputer):
         if self.fitted.rates is not None and self.options.min_probability > 0:
             rate[~self._expressed(found, self.options.min_probability)] = 0
         rate[linear.nonzero()] = 0
-        result = sparse.csr_matrix(rate, dtype=np.float64)
         totals = np.asarray(linear.sum(axis=1)).ravel()
+        if self.min_value > 0:
+            least = self.min_value if self.options.to_counts else np.expm1(self.min_value)
+            rate[rate * (totals * self._scales(linear)[0])[:, None] < least] = 0
+        self._keep_most_probable(rate, found)
+        result = sparse.csr_matrix(rate, dtype=np.float64)
         result.data *= np.repeat(totals, np.diff(result.indptr))
         result.eliminate_zeros()
         return result
+
+    def _keep_most_probable(self, rate: np.ndarray, found: RatePosterior) -> None:
+        """Set all but the most probably expressed ``max_filled`` of each cell's entries to 0."""
+        most = int(self.options.max_filled * rate.shape[1])
+        least = self._least_rate()
+        for row in np.flatnonzero(np.count_nonzero(rate, axis=1) > most):
+            genes = np.flatnonzero(rate[row])
+            scaled = found.inverse_scale[row, genes] * least[genes]
+            probability = gammaincc(found.shape[row, genes], scaled)
+            rate[row, genes[np.argsort(-probability, kind="stable")[most:]]] = 0
 
     def predict(self, rows: slice) -> ImputedBlock:
         """Observed and imputed values of some cells, or with ``values="posterior"`` the expected rates of all genes."""
@@ -169,15 +184,26 @@ class RateEnsembleImputer(Imputer):
             (sd.astype(np.float32), values.indices, values.indptr), shape=values.shape
         )
 
+    def _least_rate(self) -> np.ndarray:
+        """(genes,) rates from which a gene counts as expressed."""
+        rates, base = self.fitted.rates, self.fitted.network.base
+        average = np.exp(base) if rates is None else rates.average
+        return np.maximum(EXPRESSED_SHARE * average, EXPRESSED_RATE)
+
     def _expressed(self, found: RatePosterior, probability: float) -> np.ndarray:
         """(r, genes) whether a gene in which nothing was counted is expressed with at least this probability."""
         assert self.fitted.rates is not None
-        # The shape of the posterior is that of the prior where nothing was counted, the same in all cells: one quantile
-        # per gene replaces a gamma distribution function per entry.
-        shape = 1 / self.fitted.rates.dispersions[-1]
-        quantile = gammainccinv(shape, min(probability, 1 - 1e-9))
-        least = np.maximum(EXPRESSED_SHARE * self.fitted.rates.average, EXPRESSED_RATE)
-        return found.inverse_scale <= (quantile / least).astype(np.float32)
+        least = self._least_rate()
+        excess = np.broadcast_to(found.excess, len(found.shape))
+        out = np.empty(found.shape.shape, dtype=bool)
+        for added in np.unique(excess):
+            # The shape of the posterior is that of the prior where nothing was counted: one quantile per gene and excess
+            # replaces a gamma distribution function per entry.
+            own = excess == added
+            shape = 1 / (self.fitted.rates.dispersions[-1] + added)
+            quantile = gammainccinv(shape, min(probability, 1 - 1e-9))
+            out[own] = found.inverse_scale[own] <= (quantile / least).astype(np.float32)
+        return out
 
     def _explain_depth(self, median: float) -> None:
         if median > DEEP and self.options.values == "zeros":

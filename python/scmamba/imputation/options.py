@@ -49,6 +49,13 @@ class ImputeOptions(Options):
         minimum=0,
         maximum=1,
     )
+    max_filled: float = option(
+        0.25,
+        "Largest share of a cell's entries (its genes) that is imputed (method 'ensemble', values 'zeros'): the zeros that are "
+        "most probably expressed. 1: no limit.",
+        minimum=0,
+        maximum=1,
+    )
     adapt_steps: int = option(
         ADAPT_STEPS,
         "Training steps of a copy of the network on these cells, where the network may be used; the copy is used only if it "

@@ -3,8 +3,10 @@
 The rate of a gene in a cell has a gamma prior around its rate in the cell's neighborhood; that one has a gamma prior around
 the rate in a wider neighborhood, and so on up to the average of all cells. The dispersion of each prior is fitted per gene
 to the user's cells. A neighborhood holds mutual nearest neighbors only, and widens only while most of a cell's nearest
-neighbors are mutual: cells of a rare type keep to themselves. Dispersions fitted to all cells are those of the common types;
-a neighborhood that differs from the average in many genes, as that of a rare type, gets a larger one.
+neighbors are mutual: cells of a rare type keep to themselves. Dispersions fitted to all cells are those of the common types.
+Around a wider neighborhood the prior is therefore a mixture: with some probability a gene differs more than usual, as markers
+of other types do in a rare one. The probabilities are fitted per neighborhood. A cell that differs from its narrowest
+neighborhood in many genes gets a larger dispersion.
 """
 
 from __future__ import annotations
@@ -26,9 +28,13 @@ MUTUAL_SHARE = 0.35
 #: Principal components in which distances are measured.
 COMPONENTS = 15
 _FIT_CELLS = 1000  # cells that dispersions are fitted to, at most
-#: Dispersion added to that of every gene for the widest neighborhood of a cell: the value with the highest likelihood is used.
+#: Dispersions added to that of a gene in the components of the prior of a neighborhood around the next wider one.
+COMPONENTS_EXCESS = (0.0, 0.4, 6.0)
+#: Dispersion added to that of every gene for a cell around its narrowest neighborhood: the value with the highest likelihood.
 EXCESS = (0.0, 0.1, 0.4, 1.5, 6.0)
-_EXCESS_GENES = 1000  # most abundant genes that the likelihood is computed from
+_EXCESS_GENES = 1000  # most abundant genes that likelihoods are computed from
+_EM_STEPS = 5  # iterations in which the weights of the components are fitted
+_LEAST_WEIGHT = 1e-3
 _EVIDENCE = 5.0  # counts' worth of the average dispersion that each gene's is shrunk by
 _DISPERSION = (0.01, 30.0)
 
@@ -41,10 +47,13 @@ class RatePosterior:
     ----------
     shape, inverse_scale
         (r, genes) parameters: the mean rate is ``shape / inverse_scale``, a share of the cell's counts.
+    excess
+        (r,) dispersion that was added to that of every gene, by cell. Default: none.
     """
 
     shape: np.ndarray
     inverse_scale: np.ndarray
+    excess: np.ndarray | float = 0.0
 
     @classmethod
     def from_prior(
@@ -53,6 +62,7 @@ class RatePosterior:
         totals: np.ndarray,
         rate: np.ndarray,
         dispersion: np.ndarray | float,
+        excess: np.ndarray | float = 0.0,
     ) -> RatePosterior:
         """Gamma priors around expected rates, updated by Poisson counts.
 
@@ -64,14 +74,17 @@ class RatePosterior:
             (r, genes) means of the priors.
         dispersion
             (genes,) or one: squared coefficient of variation of the priors.
+        excess
+            (r,) or one: added to the dispersion of every gene, by cell. Default 0.
 
         Returns
         -------
         RatePosterior
         """
-        alpha = (1 / np.asarray(dispersion)).astype(np.float32)
+        added = np.asarray(excess)[..., None]
+        alpha = (1 / (np.asarray(dispersion) + added)).astype(np.float32)
         depth = np.asarray(totals, dtype=np.float32)[:, None]
-        return cls(counts.toarray().astype(np.float32) + alpha, depth + alpha / rate)
+        return cls(counts.toarray().astype(np.float32) + alpha, depth + alpha / rate, excess)
 
     @property
     def mean(self) -> np.ndarray:
@@ -191,7 +204,7 @@ class HierarchicalRates:
         for level in reversed(range(len(LEVELS))):
             pooled, total = self._pooled(near, masks[level])
             dispersions[level] = gene_dispersion(pooled, rate * total)
-            rate = self._shrink(level, pooled, total, rate, dispersions[level])
+            rate = self._shrink(pooled, total, rate, dispersions[level])
         depth = self.pool.seen[rows][:, None].astype(np.float32)
         dispersions[-1] = gene_dispersion(own.toarray(), rate * depth)
         return replace(self, dispersions=dispersions)
@@ -216,7 +229,7 @@ class HierarchicalRates:
         rate = self._root(counts.shape[0], prior)
         for level in reversed(range(len(LEVELS))):
             pooled, total = self._pooled(near, masks[level])
-            rate = self._shrink(level, pooled, total, rate, self.dispersions[level])
+            rate = self._shrink(pooled, total, rate, self.dispersions[level])
         return rate
 
     def posterior(
@@ -245,24 +258,24 @@ class HierarchicalRates:
         RatePosterior
         """
         rate = self.neighborhood_rate(counts, totals, own, batch, prior)
-        return RatePosterior.from_prior(counts, totals, rate, self.dispersions[-1])
+        top, dispersion = self._likely_genes(), self.dispersions[-1]
+        expected = rate[:, top] * np.asarray(totals, dtype=np.float32)[:, None]
+        excess = excess_dispersion(counts[:, top].toarray(), expected, dispersion[top])
+        return RatePosterior.from_prior(counts, totals, rate, dispersion, excess)
 
     def _shrink(
         self,
-        level: int,
         pooled: np.ndarray,
         total: np.ndarray,
         rate: np.ndarray,
         dispersion: np.ndarray,
     ) -> np.ndarray:
-        """Posterior mean rates of neighborhoods with the gamma prior of the next wider ones."""
-        if level < len(LEVELS) - 1:
-            alpha: np.ndarray = (1 / dispersion).astype(np.float32)
-        else:
-            top = np.argsort(-self.average, kind="stable")[:_EXCESS_GENES]
-            excess = excess_dispersion(pooled[:, top], (rate * total)[:, top], dispersion[top])
-            alpha = (1 / (dispersion + excess[:, None])).astype(np.float32)
-        return (pooled + alpha) / (total + alpha / rate)
+        """Posterior mean rates of neighborhoods with the prior of the next wider ones."""
+        return mixture_rate(pooled, total, rate, dispersion, self._likely_genes())
+
+    def _likely_genes(self) -> np.ndarray:
+        """The most abundant genes: the ones that likelihoods are computed from."""
+        return np.argsort(-self.average, kind="stable")[:_EXCESS_GENES]
 
     def _root(self, number: int, prior: np.ndarray | None) -> np.ndarray:
         average = np.maximum(self.average, 1e-12).astype(np.float32)
@@ -334,10 +347,79 @@ def gene_dispersion(counts: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return np.clip(found, *_DISPERSION)
 
 
+def mixture_rate(
+    counts: np.ndarray,
+    total: np.ndarray,
+    rate: np.ndarray,
+    dispersion: np.ndarray,
+    fitted_to: np.ndarray,
+) -> np.ndarray:
+    """Posterior mean rates with a mixture of gamma priors: usual dispersions, and larger ones (``COMPONENTS_EXCESS``).
+
+    Parameters
+    ----------
+    counts, total
+        (r, genes) counts of some neighborhoods and their (r, 1) totals.
+    rate
+        (r, genes) means of the priors.
+    dispersion
+        (genes,) usual dispersions.
+    fitted_to
+        Genes that the weights of the components are fitted to, for each neighborhood.
+
+    Returns
+    -------
+    (r, genes) float32.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from scmamba.neighbors.hierarchical import mixture_rate
+    >>> counts = np.full((1, 100), 20.0)
+    >>> counts[0, 0] = 0  # a gene that is not expressed in this neighborhood
+    >>> found = mixture_rate(counts, np.full((1, 1), 2000.0), np.full((1, 100), 0.01), np.full(100, 0.05), np.arange(100))
+    >>> bool(found[0, 0] < 0.002), bool(abs(found[0, 1] - 0.01) < 0.001)
+    (True, True)
+    """
+    x, total, rate = (values.astype(np.float32) for values in (counts, total, rate))
+    mean = rate * total
+    sizes = [(1 / (dispersion + excess)).astype(np.float32) for excess in COMPONENTS_EXCESS]
+    some = np.stack([_log_nb(x[:, fitted_to], mean[:, fitted_to], s[fitted_to]) for s in sizes])
+    weights = np.full((len(sizes), len(x), 1), 1 / len(sizes), dtype=np.float32)
+    for _ in range(_EM_STEPS):
+        average = _responsibilities(some, weights).mean(axis=2, keepdims=True)
+        weights = np.maximum(average, _LEAST_WEIGHT)
+    shares = _responsibilities(np.stack([_log_nb(x, mean, size) for size in sizes]), weights)
+    out = np.zeros_like(x)
+    for share, size in zip(shares, sizes, strict=True):
+        out += share * (x + size) / (total + size / rate)
+    return out
+
+
+def _responsibilities(logs: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(components, r, genes) probabilities of the components, given their log likelihoods and weights."""
+    logs = logs + np.log(weights)
+    logs -= logs.max(axis=0)
+    np.exp(logs, out=logs)
+    logs /= logs.sum(axis=0)
+    return logs
+
+
+def _log_nb(x: np.ndarray, mean: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """Negative binomial log likelihood, without the terms that are the same for all sizes; float32."""
+    z = x + size
+    out = size * np.log(size) - z * np.log(size + mean)
+    seen = x > 0
+    # Stirling's series is exact to 1e-3 here, where z is above 1, and several times faster than gammaln.
+    series = (z - 0.5) * np.log(z) - z + np.float32(0.9189385) + 1 / (12 * z)
+    out += np.where(seen, series - gammaln(size).astype(np.float32), 0)
+    return out
+
+
 def excess_dispersion(
     counts: np.ndarray, expected: np.ndarray, dispersion: np.ndarray
 ) -> np.ndarray:
-    """How much more than usual each neighborhood differs from its expected counts.
+    """How much more than usual each cell differs from its expected counts.
 
     Parameters
     ----------
