@@ -20,7 +20,7 @@ from ..utils.deprecation import renamed_parameters
 from ..utils.errors import DataError
 from ..utils.progress import say
 from ..utils.threads import within_cores
-from .base import ImputedBlock, Imputer
+from .base import ImputedBlock, Imputer, joined_added
 from .imputer import open_imputer, stale_layers
 from .options import ADAPT_STEPS, ImputeOptions
 
@@ -87,7 +87,7 @@ def impute(
         ``"zeros"`` (default): observed values are kept, zeros are imputed where the gene is probably expressed; a cell
         then sums to more than 10,000, and shallow cells gain more than deep ones. ``"posterior"``: the expected rate of
         every gene, observed ones included, as log1p of values that sum to 10,000 in every cell; a gene in which nothing was
-        counted is 0 if it is expressed with a probability below 10%. For pictures of genes. Clusters follow cell types less
+        counted is 0 if it is expressed with a probability below 50%. For pictures of genes. Clusters follow cell types less
         well than those of ``"zeros"`` (docs/evaluation.md). ``"ensemble"`` only.
     sd
         Also write ``layers["scmamba_sd"]``: the standard deviation of every stored value, given the cell and its neighbors,
@@ -96,8 +96,11 @@ def impute(
     min_probability
         A zero is imputed only if the gene is expressed in the cell (at half of its average rate or more) with this
         probability, given the zero. Default 0.95, at which genes of other cell types stay near their observed share. 0
-        imputes every zero whose expected value is at least ``min_value``; with ``values="posterior"`` only 0 makes a
+        imputes every zero whose expected value is at least ``min_value``, up to ``max_filled``; with ``values="posterior"`` only 0 makes a
         difference: no gene is set to 0. ``"ensemble"`` with at least 30 cells only.
+    max_filled
+        Largest share of a cell's entries (its genes) that is imputed with ``values="zeros"``. Of more, those that are most
+        probably expressed given the zero are imputed. Default 0.25; 1: no limit. ``"ensemble"`` only.
     adapt_steps
         Steps, of 16 cells each, for which a copy of the network is trained on these cells without labels (about a
         minute on a CPU with the default of 300), with ``"ensemble"`` only where the network comes near to being used. The
@@ -134,7 +137,9 @@ def impute(
         The same object (a copy with ``copy=True``) with ``layers["scmamba"]`` (n_obs x n_vars CSR float32: observed
         values as log1p of CP10k over all genes of the data, imputed ones on the same scale), with ``sd``
         ``layers["scmamba_sd"]`` of the same form,
-        ``obs["scmamba_low_depth"]`` (fewer than 200 counts) and ``uns["scmamba"]["impute"]`` (version, params, model,
+        ``obs["scmamba_low_depth"]`` (fewer than 200 counts), with ``values="zeros"`` ``obs["scmamba_added"]`` (what the
+        imputed zeros add to the sum of the cell's values, before the logarithm, as a share of its observed sum: 0.1 means
+        11,000 instead of 10,000) and ``uns["scmamba"]["impute"]`` (version, params, model,
         summary). Nothing is written before all cells are done.
 
     Notes
@@ -209,11 +214,12 @@ def _add_layers(
         for parts in zip(*(b.layers for b in blocks), strict=True)
     ]
     totals = np.concatenate([b.totals for b in blocks])
+    added = joined_added(b.added for b in blocks)
     for name in stale_layers(adata, options):
         del adata.layers[name]
     for name, layer_values in zip(imputer.layer_names, layers, strict=True):
         adata.layers[name] = layer_values
-    density = imputer.write_annotations(adata, totals, layers[0].nnz)
+    density = imputer.write_annotations(adata, totals, layers[0].nnz, added)
     say(
         f"layers['{KEY}'] holds values for {100 * density:.0f}% of all entries (before: {100 * imputer.density_before:.0f}%)",
         options.verbose,
@@ -355,14 +361,16 @@ def _write_layers(
 ) -> None:
     """Write a copy of ``source`` (of ``adata``, if that is in memory) with the layers, block by block."""
     totals: list[np.ndarray] = []
+    added: list[np.ndarray | None] = []
 
     def blocks() -> Iterator[list[sparse.csr_matrix]]:
         for block in predicted:
             totals.append(block.totals)
+            added.append(block.added)
             yield block.layers
 
     def annotate(result: AnnData, stored: int) -> None:
-        imputer.write_annotations(result, np.concatenate(totals), stored)
+        imputer.write_annotations(result, np.concatenate(totals), stored, joined_added(added))
 
     names, drop = imputer.layer_names, stale_layers(adata, options)
     write_with_layers(

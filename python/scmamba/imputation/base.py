@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,12 +16,14 @@ from ..data.values import SCALE
 from ..model import Model
 from ..utils.errors import DataError
 from ..utils.memory import available_memory
-from ..utils.progress import progress
+from ..utils.progress import progress, say
 from .options import ImputeOptions
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+#: Column of ``obs``: what the imputed zeros add to the sum of a cell, as a share of its observed sum.
+ADDED = f"{KEY}_added"
 _BLOCK = 64  # cells whose dense values (block x genes) are held at a time
 
 
@@ -37,16 +39,26 @@ class ImputedBlock:
         (r,) totals of the cells.
     sd
         (r, n_vars) standard deviations of the stored values, where they were requested.
+    added
+        (r,) what the imputed zeros add to the sum of the cell's values before the logarithm, as a share of its observed
+        sum; ``None`` where observed values were replaced as well.
     """
 
     values: sparse.csr_matrix
     totals: np.ndarray
     sd: sparse.csr_matrix | None = None
+    added: np.ndarray | None = None
 
     @property
     def layers(self) -> list[sparse.csr_matrix]:
         """The matrices of the layers that :attr:`Imputer.layer_names` names."""
         return [self.values] if self.sd is None else [self.values, self.sd]
+
+
+def joined_added(parts: Iterable[np.ndarray | None]) -> np.ndarray | None:
+    """``added`` of all blocks; ``None`` if no block has it."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found) if found else None
 
 
 class Imputer(ABC):
@@ -103,7 +115,8 @@ class Imputer(ABC):
         linear = self.cells.linear(rows)
         self._observed += linear.nnz
         result = self._on_scale_of_data(linear, self.expected(rows, linear))
-        return ImputedBlock(result, np.asarray(linear.sum(axis=1)).ravel())
+        totals = np.asarray(linear.sum(axis=1)).ravel()
+        return ImputedBlock(result, totals, added=self._added(linear, result))
 
     def predict_blocks(self, only: Sequence[slice] | None = None) -> Iterator[ImputedBlock]:
         """Yield :meth:`predict` of all blocks of rows in order, or of ``only`` some of them."""
@@ -124,12 +137,15 @@ class Imputer(ABC):
         """Share of entries that were not zero, among the cells predicted so far."""
         return self._observed / max(len(self.cells) * self.cells.adata.n_vars, 1)
 
-    def write_annotations(self, adata: AnnData, totals: np.ndarray, stored: int) -> float:
+    def write_annotations(
+        self, adata: AnnData, totals: np.ndarray, stored: int, added: np.ndarray | None = None
+    ) -> float:
         """Write ``obs`` and ``uns`` of the result and return the share of its entries that hold a value.
 
-        ``totals`` (n,) of the cells, ``stored`` values of the layer.
+        ``totals`` (n,) of the cells, ``stored`` values of the layer, ``added`` (n,) as in :class:`ImputedBlock`.
         """
         flag_low_depth(adata, self.cells, totals, self.options.verbose)
+        found = self._write_added(adata, added)
         density = stored / max(len(self.cells) * self.cells.adata.n_vars, 1)
         scale = "expected counts" if self.options.to_counts else "log1p(CP10k)"
         params = self.options.params() | {"method": self.method, "min_value": self.min_value}
@@ -140,9 +156,26 @@ class Imputer(ABC):
             model=self.model.config.name,
             summary=read_summary(self.cells)
             | {"scale": scale, "density": float(density)}
+            | found
             | self.summary,
         )
         return density
+
+    def _write_added(self, adata: AnnData, added: np.ndarray | None) -> dict[str, Any]:
+        """Write ``obs["scmamba_added"]``, report it, and return its quantiles for the record."""
+        if added is None:
+            if ADDED in adata.obs:  # of an earlier result
+                del adata.obs[ADDED]
+            return {}
+        adata.obs[ADDED] = added.astype(np.float32)
+        low, middle, high = np.quantile(added, [0.05, 0.5, 0.95])
+        say(
+            f"Imputed zeros add {100 * middle:.0f}% to the sum of a cell's values in the median (5% of cells: at most "
+            f"{100 * low:.0f}%; 5%: at least {100 * high:.0f}%); see obs['{ADDED}'].",
+            self.options.verbose,
+        )
+        quantiles = {"added_5": float(low), "added_50": float(middle), "added_95": float(high)}
+        return quantiles | {"columns": [ADDED]}
 
     def check_memory(self, block: ImputedBlock, max_values: int | None = None) -> None:
         """Refuse, after the first block, a result that will not fit in memory (twice, while blocks are joined).
@@ -191,6 +224,18 @@ class Imputer(ABC):
         result = (observed + expected.astype(np.float32)).tocsr()
         result.sort_indices()
         return result
+
+    def _added(self, linear: sparse.csr_matrix, result: sparse.csr_matrix) -> np.ndarray:
+        """(r,) sum of the imputed zeros of each cell, divided by that of its observed values."""
+        scale, _ = self._scales(linear)
+        observed = np.asarray(linear.sum(axis=1)).ravel() * scale
+        values = result.astype(np.float64)
+        if not self.options.to_counts:
+            values.data = np.expm1(values.data)
+        added = np.asarray(values.sum(axis=1)).ravel() - observed
+        share: np.ndarray = np.divide(added, observed, out=np.zeros(len(added)), where=observed > 0)
+        # Rounding of float32 gives sums that differ by less than a millionth.
+        return np.where(share > 1e-6, share, 0.0)
 
     def _scales(self, linear: sparse.csr_matrix) -> tuple[np.ndarray, sparse.csr_matrix]:
         """(r,) factor from linear units to the result's, and the observed entries in the result's units."""

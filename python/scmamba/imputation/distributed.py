@@ -27,7 +27,7 @@ from ..utils.atomic import temporary_folder
 from ..utils.errors import ScMambaError
 from ..utils.h5_output import OutputFile
 from ._impute import impute_file, open_file
-from .base import Imputer
+from .base import Imputer, joined_added
 from .imputer import open_imputer, stale_layers
 
 if TYPE_CHECKING:
@@ -131,12 +131,13 @@ def _join(
     """Write the file from the shares of all processes."""
     adata = imputer.cells.adata
     totals: list[np.ndarray] = []
+    added: list[np.ndarray | None] = []
 
     def annotate(result: AnnData, stored: int) -> None:
-        imputer.write_annotations(result, np.concatenate(totals), stored)
+        imputer.write_annotations(result, np.concatenate(totals), stored, joined_added(added))
 
     names, options = imputer.layer_names, imputer.options
-    rows = read_shares(shares, names, adata.n_vars, totals)
+    rows = read_shares(shares, names, adata.n_vars, totals, added)
     drop = stale_layers(adata, options)
     write_with_layers(
         source, target, adata, names, rows, annotate, drop=drop, verbose=options.verbose
@@ -180,16 +181,21 @@ def broadcast_from_rank0(work: Callable[[], Any], device: str | None) -> Any:
 def write_share(imputer: Imputer, blocks: list[slice], path: Path) -> None:
     """The imputed rows of some blocks, and their totals, as HDF5."""
     totals: list[np.ndarray] = [np.zeros(0)]
+    added: list[np.ndarray | None] = []
 
     def rows() -> Iterator[list[sparse.csr_matrix]]:
         for block in imputer.predict_blocks(blocks):
             totals.append(block.totals)
+            added.append(block.added)
             yield block.layers
 
     with OutputFile(path) as file:
         shape = (sum(b.stop - b.start for b in blocks), imputer.cells.adata.n_vars)
         append_layers(file, imputer.layer_names, rows(), shape)
         file["totals"] = np.concatenate(totals)
+        together = joined_added(added)
+        if together is not None:
+            file["added"] = together
 
 
 def read_shares(
@@ -197,12 +203,14 @@ def read_shares(
     names: Sequence[str],
     n_vars: int,
     totals: list[np.ndarray],
+    added: list[np.ndarray | None],
 ) -> Iterator[list[sparse.csr_matrix]]:
-    """The blocks of all shares in the order of the rows, one matrix per layer; their totals are appended to ``totals``."""
+    """The blocks of all shares in the order of the rows, one matrix per layer; what else they hold is appended."""
     for path, blocks in shares:
         with h5py.File(path, "r") as file:
             layers, done = [file[f"layers/{name}"] for name in names], 0
             totals.append(file["totals"][:])
+            added.append(file["added"][:] if "added" in file else None)
             indptrs = [layer["indptr"][:] for layer in layers]
             for block in blocks:
                 rows = slice(done, done + block.stop - block.start + 1)

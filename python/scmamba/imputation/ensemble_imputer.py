@@ -133,12 +133,14 @@ class RateEnsembleImputer(Imputer):
         self._observed += linear.nnz
         totals = np.asarray(linear.sum(axis=1)).ravel()
         found = self.posterior(rows)
+        added = None
         if self.options.values == "posterior":
             values, scale = self._every_gene(found, linear, totals)
         else:
             values = self._on_scale_of_data(linear, self._probable(found, linear))
             scale = totals * self._scales(linear)[0]
-        return ImputedBlock(values, totals, self._sd(found, values, scale))
+            added = self._added(linear, values)
+        return ImputedBlock(values, totals, self._sd(found, values, scale), added)
 
     def _every_gene(
         self, found: RatePosterior, linear: sparse.csr_matrix, totals: np.ndarray

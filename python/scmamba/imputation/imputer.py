@@ -15,7 +15,7 @@ from ..utils.columns import require_adata, require_column
 from ..utils.errors import DataError, OptionError
 from ..utils.expected_time import report_expected
 from ..utils.progress import say
-from .base import Imputer
+from .base import ADDED, Imputer
 from .ensemble_imputer import RateEnsembleImputer
 from .masked import MaskedImputer
 from .options import ImputeOptions
@@ -54,7 +54,7 @@ def open_imputer(
     """
     require_adata(adata, "scmamba.impute()")
     # obs["scmamba_low_depth"] is the same whichever verb wrote it.
-    columns = () if KEY in adata.uns else (f"{KEY}_low_depth",)
+    columns = () if KEY in adata.uns else (f"{KEY}_low_depth", ADDED)
     layers = (KEY, SD_KEY) if options.sd else (KEY,)
     refuse_existing(adata, "impute", layers=layers, obs=columns, overwrite=options.overwrite)
     refuse_foreign_sd(adata, options)
