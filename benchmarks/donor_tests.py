@@ -8,8 +8,8 @@ and DESeq2 (Debian: r-bioc-edger r-bioc-limma r-bioc-deseq2). All tests see the 
 filters genes as its manual recommends.
 
 * Null: control donors split in halves, each split once, in random order. Share of genes with p < .05, and of runs with a
-  call at FDR 5%. The prior of the quasi-likelihood test was chosen on Kang's donors and on simulated cohorts of seeds 300 and
-  301; Velmeshev's donors and the cohorts here (seeds 0 to 9) had no part in it.
+  call at FDR 5%. Priors and weights were chosen on Kang's donors and on simulated cohorts of seeds from 100; Velmeshev's donors
+  and the cohorts here (seeds 0 to 9) had no part in it.
 * Power: semi-synthetic cohorts (``brain_cohort(disease="AD")``) of one cell type each, with known changes. True genes called
   at FDR 5%, what share of the calls is false, and true genes at a real FDR of 5%: the threshold of p (and of adjusted p) is moved
   until 5% of all calls in the cohorts of one size are false, so that tests are compared at the same error and not by how
@@ -36,10 +36,12 @@ import numpy as np
 import pandas as pd
 
 import scmamba
+from benchmarks.machine import machine_of
 from scmamba.deg import compare
 
-OURS = ("quasi_likelihood", "voom", "moderated_t", "mixed")
-PEERS = ("edgeR", "limma_voom", "DESeq2")
+OURS = ("likelihood_ratio", "quasi_likelihood", "wald", "voom", "moderated_t", "mixed")
+FAST = OURS[:-1]
+PEERS = ("edgeR", "limma_voom", "DESeq2", "pydeseq2")
 ALPHA = 0.05
 #: Cell types of the semi-synthetic cohorts: one per cohort, in turn.
 TYPES = ("Oligodendrocyte", "Microglia", "Excitatory", "OPC")
@@ -68,6 +70,7 @@ class Task:
         self.tests, self.peers = tests, peers
         self.results: dict[str, pd.DataFrame] = {}
         self.seconds: dict[str, float] = {}
+        self.power: dict[str, pd.Series] = {}
 
     def run_here(self, folder: Path) -> bool:
         """Run scMamba's tests, write the sums for the peers, and release the cells."""
@@ -91,6 +94,9 @@ class Task:
             self.results[test] = table[["p_val", "p_val_adj", "log2FC"]].set_axis(
                 ["p", "fdr", "change"], axis=1
             )
+            # The order of the calls: p over the weight that its false discovery rate has.
+            self.results[test]["rank"] = table["p_val"] / table["weight"]
+            self.power[test] = found.summary.iloc[0][["log2fc_80_power", "log2fc_80_power_top"]]
         self.samples = found.samples["all cells"]
         if self.peers:
             self.write(folder)
@@ -115,17 +121,19 @@ class Task:
         )
 
     def read(self, folder: Path) -> None:
-        path = folder / f"{self.name}.peers.tsv"
-        if not path.exists():
-            return
-        table = pd.read_csv(path, sep="\t", index_col=0)
-        seconds = pd.read_csv(folder / f"{self.name}.time.tsv", sep="\t")
-        for peer in PEERS:
-            columns = [f"{peer}.p", f"{peer}.fdr", f"{peer}.change"]
-            self.results[peer] = (
-                table[columns].set_axis(["p", "fdr", "change"], axis=1).dropna(subset=["p"])
-            )
-            self.seconds[peer] = float(seconds[peer].iloc[0])
+        """Results of the peers that finished."""
+        for suffix, peers in (("peers", PEERS[:3]), ("pydeseq2", PEERS[3:])):
+            path = folder / f"{self.name}.{suffix}.tsv"
+            if not path.exists():
+                continue
+            table = pd.read_csv(path, sep="\t", index_col=0)
+            time_file = "time" if suffix == "peers" else "pydeseq2_time"
+            seconds = pd.read_csv(folder / f"{self.name}.{time_file}.tsv", sep="\t")
+            for peer in peers:
+                columns = [f"{peer}.p", f"{peer}.fdr", f"{peer}.change"]
+                found = table[columns].set_axis(["p", "fdr", "change"], axis=1).dropna(subset="p")
+                self.results[peer] = found.assign(rank=found["p"])
+                self.seconds[peer] = float(seconds[peer].iloc[0])
 
     def rows(self) -> list[dict]:
         first = int((self.samples["group"] == 0).sum())
@@ -148,6 +156,7 @@ class Task:
                 "p05": float((table["p"] < 0.05).mean()),
                 "p001": float((table["p"] < 0.001).mean()),
             }
+            row |= {k: float(v) for k, v in self.power.get(test, {}).items()}
             truth = self.about.get("truth")
             if truth is not None:
                 change = truth.reindex(table.index).to_numpy()
@@ -191,7 +200,7 @@ def null_tasks(data: Path, runs: int, slow: int) -> Iterator[Task]:
             for n, i in enumerate(rng.permutation(len(every))[:runs]):
                 name = f"null_{study}_{kind}_{i}".replace(" ", "-").replace("/", "-")
                 part = split(cells, donors, every[i])
-                tests = OURS if n < slow else OURS[:3]
+                tests = OURS if n < slow else FAST
                 yield Task(name, part, "null", tests, n < slow, study=study, type=str(kind))
 
 
@@ -231,7 +240,7 @@ def power_tasks(seeds: range, large_seeds: range, n_genes: int) -> Iterator[Task
                 f"power_{each}_{cells}_{seed}",
                 cohort,
                 "power",
-                OURS[:3],
+                FAST,
                 donors=f"{each} v {each}",
                 cells=cells,
                 seed=seed,
@@ -254,7 +263,16 @@ def replication_tasks(data: Path, splits: int) -> Iterator[Task]:
             for side, chosen in (("first", half), ("second", [d for d in donors if d not in half])):
                 part = cells[cells.obs["donor"].isin(chosen)].copy()
                 name = f"halves_{kind}_{i}_{side}".replace(" ", "-").replace("+", "")
-                yield Task(name, part, "halves", type=str(kind), split=i, side=side)
+                yield Task(name, part, "halves", FAST, type=str(kind), split=i, side=side)
+
+
+def disease_tasks(data: Path) -> Iterator[Task]:
+    """Velmeshev: autism against control, every cell type."""
+    whole = load_cells(data / "velmeshev2019_pfc_3types.h5ad", None, None)
+    whole.obs["group"] = np.where(whole.obs["diagnosis"].astype(str) == "ASD", "a", "b")
+    for kind in whole.obs["type"].value_counts().index[:3]:
+        cells = whole[whole.obs["type"] == kind].copy()
+        yield Task(f"disease_{kind}", cells, "disease", FAST, study="velmeshev", type=str(kind))
 
 
 def published_tasks(data: Path | None, n_genes: int) -> Iterator[Task]:
@@ -303,7 +321,7 @@ def sweep(tasks: list[Task]) -> pd.DataFrame:
                 continue
             tables = [t.results[test] for t in have]
             real = [t.about["truth"].reindex(x.index).to_numpy() != 0 for t, x in zip(have, tables)]
-            by_p = [t["p"].to_numpy() for t in tables]
+            by_p = [t["rank"].to_numpy() for t in tables]
             by_fdr = [t["fdr"].fillna(1.0).to_numpy() for t in tables]
             whole, other = (at_real_rate(s, real, RATES) for s in (by_p, by_fdr))
             parts = [
@@ -367,7 +385,7 @@ def speed(cells: int) -> pd.DataFrame:
     """Seconds of every test on all eight types of one cohort of 20 donors."""
     cohort = scmamba.datasets.brain_cohort(n_cells=cells, n_donors=20, disease="AD", seed=0)
     warm = cohort[:, :300].copy()
-    rows = []
+    rows: list[dict] = []
     for test in OURS:
         compare(warm, "disease", "donor", "cell_type", test=test, verbose=False)  # compiled once
         wall, cpu = time.perf_counter(), time.process_time()
@@ -382,7 +400,7 @@ def speed(cells: int) -> pd.DataFrame:
                 "processor seconds": time.process_time() - cpu,
             }
         )
-    total = {"test": "all four", "nuclei": cells, "types": 8, "genes tested": ""}
+    total = {"test": "all", "nuclei": cells, "types": 8, "genes tested": ""}
     sums = {k: sum(r[k] for r in rows) for k in ("seconds", "processor seconds")}
     return pd.DataFrame([*rows, total | sums])
 
@@ -470,6 +488,19 @@ def _difference(swept: pd.DataFrame, donors: str, cells: int) -> str:
     return f"{mine['area'] - own.loc[best, 'area']:+.2f} ({error:.2f}), {best}"
 
 
+def disease_section(rows: pd.DataFrame) -> list[str]:
+    table = rows[rows["kind"] == "disease"]
+    if not len(table):
+        return []
+    columns = ["type", "donors1", "donors2", "test", "tested", "called"]
+    return [
+        "## Velmeshev, autism v control",
+        "The last columns are the log2 fold change that is found with 80% power, for the median gene and for the most "
+        "expressed quarter.",
+        _markdown(table[[*columns, "log2fc_80_power", "log2fc_80_power_top"]], 3),
+    ]
+
+
 def halves_section(halves: pd.DataFrame) -> list[str]:
     if not len(halves):
         return []
@@ -504,8 +535,9 @@ def report(sections: list[list[str]], chosen: str) -> str:
     """The result page; ``chosen``: the options that determine it."""
     head = [
         "# Tests between donors",
-        "Written by `python -m benchmarks.donor_tests`. `quasi_likelihood` (the default), `voom`, `moderated_t` and `mixed` are "
-        "tests of `scmamba.deg.compare`; edgeR (QL), limma (voom) and DESeq2 are those of Debian 12 (3.40, 3.54, 1.38).",
+        "Written by `python -m benchmarks.donor_tests`. `likelihood_ratio` (the default), `quasi_likelihood`, `wald`, "
+        "`voom`, `moderated_t` and `mixed` are tests of `scmamba.deg.compare`; edgeR (QL), limma (voom) and DESeq2 are those of "
+        "Debian 12 (3.40, 3.54, 1.38), pydeseq2 is 0.5.4.",
         f"`{chosen}`. Cohorts and splits are few, so small differences are chance: see the errors given.",
     ]
     return "\n\n".join(head + [part for section in sections for part in section]) + "\n"
@@ -532,11 +564,16 @@ def run_part(tasks: Iterator[Task], folder: Path, options: argparse.Namespace) -
             target.write_bytes(pickle.dumps(task))
     if options.no_peers:
         return
-    program = [options.rscript, str(Path(__file__).with_suffix(".R")), str(folder)]
-    try:
-        subprocess.run(program, check=True, timeout=options.minutes * 60)
-    except subprocess.TimeoutExpired:
-        print("The peers ran out of time; tables hold what they finished.")
+    here = Path(__file__)
+    programs = [[options.rscript, str(here.with_suffix(".R")), str(folder)]]
+    if options.pydeseq2:
+        beside = here.with_name("donor_tests_pydeseq2.py")
+        programs.append([options.pydeseq2, str(beside), str(folder)])
+    for program in programs:
+        try:
+            subprocess.run(program, check=True, timeout=options.minutes * 60)
+        except subprocess.TimeoutExpired:
+            print("The peers ran out of time; tables hold what they finished.")
 
 
 def kept_tasks(folder: Path) -> list[Task]:
@@ -565,9 +602,14 @@ def arguments() -> argparse.Namespace:
     add("--speed-cells", type=int, default=20_000, help="0: do not measure speed")
     add("--minutes", type=float, default=600, help="time limit of the peers")
     add("--rscript", default="Rscript")
+    add("--pydeseq2", help="Python of an environment that has pydeseq2")
     add("--no-peers", action="store_true")
     add("--folder", type=Path, help="keep and reuse what was run; a temporary folder if not given")
-    add("--parts", default="power,published,null,halves,speed,report", help="comma-separated")
+    add(
+        "--parts",
+        default="power,published,null,disease,halves,speed,report",
+        help="comma-separated",
+    )
     return parser.parse_args()
 
 
@@ -584,6 +626,7 @@ def run_parts(options: argparse.Namespace, folder: Path) -> None:
     }
     if options.data is not None:
         makers["null"] = lambda: null_tasks(options.data, options.runs, options.slow_runs)
+        makers["disease"] = lambda: disease_tasks(options.data)
         makers["halves"] = lambda: replication_tasks(options.data, options.splits)
     for name in [p for p in parts if p in makers]:
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -614,6 +657,7 @@ def write_report(options: argparse.Namespace, tasks: list[Task], seconds_file: P
     sections = [
         power_section(rows, swept),
         null_section(rows),
+        disease_section(rows),
         halves_section(halves),
         published_section(rows),
     ]
@@ -625,7 +669,7 @@ def write_report(options: argparse.Namespace, tasks: list[Task], seconds_file: P
         title = "## Speed: a cohort of 20 donors and eight types, 10,000 genes"
         table = pd.read_csv(seconds_file, keep_default_na=False)
         sections.append([title, _markdown(table, 3)])
-    text = report(sections, chosen)
+    text = report(sections, chosen) + f"\nMachine: {machine_of('donor_tests', True)}.\n"
     (options.output / "donor_tests.md").write_text(text)
     print(text)
 
