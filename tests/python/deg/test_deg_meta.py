@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 from statsmodels.stats.meta_analysis import combine_effects
 
-from scmamba.deg import gene_set_test, meta_analysis, read_gmt, replication
+from scmamba.datasets import brain_cohort
+from scmamba.deg import compare, gene_set_test, meta_analysis, read_gmt, replication
+from scmamba.deg.gene_sets import FAMILIES, SHIPPED, shipped_sets
 from scmamba.utils.errors import DataError, OptionError
 
 
@@ -149,3 +151,47 @@ def test_formats_of_gene_tables_and_invalid_ones(tmp_path):
 def test_genes_may_be_the_index(studies):
     by_index = {name: table.set_index("gene") for name, table in studies.items()}
     pd.testing.assert_frame_equal(meta_analysis(by_index), meta_analysis(studies))
+
+
+def test_shipped_sets_find_what_was_put_in():
+    cohort = brain_cohort(
+        n_cells=3000,
+        n_donors=20,
+        n_genes=1500,
+        cell_types=["Oligodendrocyte"],
+        disease="AD",
+        seed=3,
+    )
+    table = compare(cohort, "disease", "donor", verbose=False).table
+    found = gene_set_test(table, "alzheimer")
+    assert found.loc["AD up, Oligodendrocyte", ["direction"]].item() == "up"
+    assert found.loc["AD down, Oligodendrocyte", ["direction"]].item() == "down"
+    assert set(found.index[:2]) == {"AD up, Oligodendrocyte", "AD down, Oligodendrocyte"}
+
+
+def test_families_are_matched_by_symbol():
+    symbols = [
+        "HSPA1A",
+        "HSPD1",
+        "RPL7",
+        "RPS27L",
+        "RPLP0",
+        "MT-ND1",
+        "MT1X",
+        "MTOR",
+        "C3",
+        "CLU",
+        "H2AC6",
+        "UTY",
+    ]
+    found = shipped_sets("families", symbols)
+    assert set(found) == set(FAMILIES)
+    assert found["heat shock proteins"] == ["HSPA1A", "HSPD1"]
+    assert found["mitochondrial genome"] == ["MT-ND1"] and found["metallothioneins"] == ["MT1X"]
+    assert found["cytosolic ribosome"] == ["RPL7", "RPS27L", "RPLP0"]
+    assert found["complement"] == ["C3", "CLU"] and found["Y chromosome"] == ["UTY"]
+    markers = shipped_sets("cell-types", [])
+    assert "MBP" in markers["Oligodendrocyte"] and len(markers) == 8
+    assert all(sum(map(len, shipped_sets(n, symbols).values())) > 8 for n in SHIPPED)
+    with pytest.raises(OptionError, match="'alzheimer'"):
+        gene_set_test(pd.Series(Z, [f"g{i}" for i in range(len(Z))]), "hallmark")
