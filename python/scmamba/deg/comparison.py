@@ -345,7 +345,8 @@ class Comparison:
         """The genes of one type, the most certain first."""
         shrunken = shrink(tested.change, tested.se)
         weight = np.ones(tested.p.size) if tested.weight is None else tested.weight
-        adjusted = benjamini_hochberg(np.minimum(tested.p / weight, 1.0))
+        # A weight above 1 must not make a gene look more certain than its p.
+        adjusted = np.maximum(benjamini_hochberg(np.minimum(tested.p / weight, 1.0)), tested.p)
         levels = self._log_cpm(data, tested.kept).to_numpy()
         higher, lower, of = donors_beyond(levels, data.samples, self.options.paired)
         table = pd.DataFrame(

@@ -92,6 +92,21 @@ def test_every_test_on_one_type(cohort, test):
     np.testing.assert_allclose(a["p_val"], b["p_val"], rtol=1e-4)
 
 
+def test_adjusted_p_is_never_below_p(cohort):
+    """Weights above 1 lower p / weight; where most genes differ the adjustment hardly raises it again."""
+    cells = cohort[cohort.obs["type"] == "MG", :60].copy()
+    counts = cells.X.toarray()
+    own = (cells.obs["diagnosis"] == "AD").to_numpy()
+    counts[np.ix_(own, np.arange(30))] *= 6  # of 60 genes, so that TMM has as many on either side
+    counts[np.ix_(~own, np.arange(30, 60))] *= 6
+    cells.X = sp.csr_matrix(counts)
+    table = compare(cells, "diagnosis", "patient", verbose=False).table
+    assert (table["weight"] > 1).any() and (table["weight"] < 1).any()
+    assert (table["p_val_adj"] >= table["p_val"]).all()
+    low = table["p_val"] / table["weight"] * 60 / np.arange(1, 61) < table["p_val"]
+    assert low.any()
+
+
 def test_moderated_t_agrees_with_pseudobulk(cohort):
     """The same test with TMM instead of totals: nearly the same t."""
     microglia = cohort[cohort.obs["type"] == "MG"].copy()
