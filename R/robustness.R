@@ -22,6 +22,9 @@
 #'   false-positive rate is measured.
 #' @param max.combinations Largest number of donor combinations.
 #' @param min.degs Overlaps are missing if the full data have fewer DEGs.
+#' @param donor.test Test between donors that is made beside every test over cells: `"moderated_t"` of the donors' means, or
+#'   of their counts `"likelihood_ratio"` (the default of [ScMambaCompare()]), `"quasi_likelihood"` or `"wald"` (about a second
+#'   for each draw; columns `pseudobulk_` of `runs` are then missing for imputed values, which are no counts).
 #' @param seed The same seed gives the same result.
 #' @param workers Processes on this machine; by default as many as `BPPARAM` or `future::plan()` has workers, otherwise
 #'   one. The result does not depend on it. The other verbs compute in threads of one process; their number is that of
@@ -55,7 +58,7 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
                                      cell.type = NULL, assay = NULL, imputed.assay = "scmamba",
                                      ratios = c(0.1, 0.2, 0.35, 0.5, 0.75, 0.9), permutations = 100,
                                      donors = "3v3", null.permutations = 20, max.combinations = 200, min.degs = 10,
-                                     seed = 0, workers = NULL, BPPARAM = NULL, resume = NULL, backend = NULL,
+                                     donor.test = "moderated_t", seed = 0, workers = NULL, BPPARAM = NULL, resume = NULL, backend = NULL,
                                      verbose = TRUE, ...) {
   .no_extra(...)
   assay <- .source_assay(object, assay, verbose)
@@ -70,7 +73,7 @@ ScMambaRobustness.Seurat <- function(object, group.by, ident.1 = NULL, ident.2 =
     values
   }
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
-    max.combinations, min.degs, seed, .workers(workers, BPPARAM), resume)
+    max.combinations, min.degs, donor.test, seed, .workers(workers, BPPARAM), resume)
   .robustness(counts, imputed, object[[]], group.by, donor, cell.type, options, backend, verbose)
 }
 
@@ -88,13 +91,13 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
                                                    ratios = c(0.1, 0.2, 0.35, 0.5, 0.75, 0.9),
                                                    permutations = 100, donors = "3v3",
                                                    null.permutations = 20, max.combinations = 200,
-                                                   min.degs = 10,
+                                                   min.degs = 10, donor.test = "moderated_t",
                                                    seed = 0, workers = NULL, BPPARAM = NULL, resume = NULL,
                                                    backend = NULL, verbose = TRUE, ...) {
   .no_extra(...)
   imputed <- if (is.null(imputed.assay)) NULL else .get_sce(object, imputed.assay)
   options <- .robustness_options(ident.1, ident.2, ratios, permutations, donors, null.permutations,
-    max.combinations, min.degs, seed, .workers(workers, BPPARAM), resume)
+    max.combinations, min.degs, donor.test, seed, .workers(workers, BPPARAM), resume)
   frame <- .sce_frame(object)
   .robustness(.get_sce(object, assay), imputed, frame, group.by, donor, cell.type, options, backend, verbose)
 }
@@ -113,7 +116,7 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
 }
 
 .robustness_options <- function(ident.1, ident.2, ratios, permutations, donors, null.permutations,
-                                max.combinations, min.degs, seed, workers, resume) {
+                                max.combinations, min.degs, donor.test, seed, workers, resume) {
   list(
     group1 = if (is.null(ident.1)) NULL else as.character(ident.1),
     group2 = if (is.null(ident.2)) NULL else as.character(ident.2),
@@ -123,6 +126,7 @@ ScMambaRobustness.SingleCellExperiment <- function(object, group.by, ident.1 = N
     null_permutations = .check_integer(null.permutations, "null.permutations", 0L),
     max_combinations = .check_integer(max.combinations, "max.combinations", 1L),
     min_degs = .check_integer(min.degs, "min.degs", 1L),
+    donor_test = match.arg(donor.test, c("moderated_t", "likelihood_ratio", "quasi_likelihood", "wald")),
     seed = .check_integer(seed, "seed", 0L),
     n_jobs = workers,
     resume = if (is.null(resume)) NULL else path.expand(.check_name(resume, "resume"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,27 +17,25 @@ from ..utils.progress import progress
 from ..utils.threads import within_cores
 from .columns import as_list
 from .comparison_result import CompareResult, describe
-from .design import Design
-from .likelihood_ratio import (
-    DispersionFit,
-    DispersionTest,
-    average_test,
-    discovery_weights,
-    fit_dispersions,
-    wald_test,
+from .count_tests import (
+    LN2,
+    OF_COUNTS,
+    Tested,
+    between_cells,
+    effective_library,
+    test_of_counts,
+    usable_genes,
 )
+from .design import Design
+from .likelihood_ratio import DispersionFit, average_test
 from .linear import moderated_t
-from .markers import benjamini_hochberg, two_groups
+from .markers import two_groups
 from .mixed import Strata, fit_mixed, p_beyond
-from .normalization import tmm_factors
 from .options import CompareOptions
 from .plan import cells_of_types, condition_pair
 from .quasi_likelihood import (
     QLFit,
-    QLTest,
     average_level,
-    cell_dispersion,
-    fit_quasi_likelihood,
     minimal_change,
     minimal_quasi_change,
     test_coefficient,
@@ -47,11 +45,8 @@ from .shrinkage import shrink
 from .values import layer_source
 from .voom import voom_weights, weighted_moderated_t
 
-LN2 = float(np.log(2.0))
 #: Assumed share of genes that differ, for the statement about power.
 TRUE_SHARE = 0.01
-#: Tests of the sums that take the dispersion between cells into account.
-OF_COUNTS = ("likelihood_ratio", "quasi_likelihood", "wald")
 _POWER_GENES = 1000  # a median needs no more
 _BATCH = re.compile(
     r"batch|lot|library|lane|run|pool|chemistry|site|center|centre|plate|seq|brain_?bank", re.I
@@ -170,20 +165,6 @@ def compare(
     return Comparison(adata, options).run(verbose)
 
 
-class Tested(NamedTuple):
-    """One cell type: the genes kept, and the test of the condition; log2 scale, arrays of length genes."""
-
-    kept: np.ndarray
-    change: np.ndarray
-    se: np.ndarray
-    statistic: np.ndarray
-    df: np.ndarray
-    p: np.ndarray
-    level: np.ndarray
-    fit: QLFit | DispersionFit | None = None
-    weight: np.ndarray | None = None  # of the false discovery rate
-
-
 @dataclass(frozen=True)
 class TypeData:
     """Samples of one cell type with their effective library sizes and the dispersion between cells."""
@@ -283,25 +264,15 @@ class Comparison:
                 f"have at least {options.min_cells} cells; two in each are needed."
             )
             return None
-        kept = samples.sums.any(axis=0)
-        factors = tmm_factors(samples.sums[:, kept])
-        library = samples.sums.sum(axis=1) * factors
+        library = effective_library(samples)
         extra = np.zeros((part.shape[1], 1))
         of_mixed: tuple[Any, np.ndarray] | None = None
         number = _renumbered(code, table, samples)
         if options.test in OF_COUNTS:
-            extra = _between_cells(part, number, len(samples.table))
+            extra = between_cells(part, number, len(samples.table))
         elif options.test == "mixed":
             of_mixed = part[number >= 0], number[number >= 0]
         return TypeData(samples, library, extra, of_mixed)
-
-    def _kept(self, data: TypeData) -> np.ndarray:
-        """Genes with enough counts, in as many samples as half of the smaller group."""
-        sums = data.samples.sums
-        least = max(2, min(data.samples.sizes) // 2)
-        return np.flatnonzero(
-            (sums.sum(axis=0) >= self.options.min_total) & ((sums > 0).sum(axis=0) >= least)
-        )
 
     def _design(self, name: str, data: TypeData) -> tuple[Design, int] | None:
         """Design and column of the condition; None, with a note, where the donors of this type do not suffice for it."""
@@ -314,14 +285,14 @@ class Comparison:
 
     def _tested(self, data: TypeData, design: Design, column: int) -> Tested:
         """The test that the options name."""
-        kept = self._kept(data)
+        kept = usable_genes(data.samples, float(self.options.min_total))
         test, minimum = self.options.test, self.options.min_log2fc
         counts = np.ascontiguousarray(data.samples.sums[:, kept].T)
         offset = np.log(data.library)
         level = average_level(counts, offset)
         if test in OF_COUNTS:
             given = counts, design.matrix, offset, data.extra[kept]
-            return _of_counts(str(test), kept, level, given, column, minimum * LN2)
+            return test_of_counts(str(test), kept, given, column, minimum * LN2)
         if test == "mixed":
             return _mixed(data, kept, level, design.matrix, column, minimum)
         if test == "voom":
@@ -344,9 +315,7 @@ class Comparison:
     def _table(self, name: str, data: TypeData, tested: Tested) -> pd.DataFrame:
         """The genes of one type, the most certain first."""
         shrunken = shrink(tested.change, tested.se)
-        weight = np.ones(tested.p.size) if tested.weight is None else tested.weight
-        # A weight above 1 must not make a gene look more certain than its p.
-        adjusted = np.maximum(benjamini_hochberg(np.minimum(tested.p / weight, 1.0)), tested.p)
+        adjusted = tested.adjusted
         levels = self._log_cpm(data, tested.kept).to_numpy()
         higher, lower, of = donors_beyond(levels, data.samples, self.options.paired)
         table = pd.DataFrame(
@@ -362,7 +331,7 @@ class Comparison:
                 "statistic": tested.statistic,
                 "df": tested.df,
                 "p_val": tested.p,
-                "weight": weight,
+                "weight": tested.weights,
                 "p_val_adj": adjusted,
                 "donors_higher": higher,
                 "donors_lower": lower,
@@ -465,31 +434,6 @@ class Comparison:
         return float(np.nanmedian(least)) + self.options.min_log2fc
 
 
-def _of_counts(
-    test: str,
-    kept: np.ndarray,
-    level: np.ndarray,
-    given: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    column: int,
-    minimum: float,
-) -> Tested:
-    """The negative-binomial tests of the sums; ``given``: counts, design, offset, dispersion between cells."""
-    fit: QLFit | DispersionFit | None
-    found: QLTest | DispersionTest
-    counts, design, offset, extra = given
-    weight = None
-    if test == "quasi_likelihood":
-        fit = fit_quasi_likelihood(counts, design, offset, extra)
-        found = test_coefficient(fit, column, minimum)
-    else:
-        own = fit_dispersions(counts, design, offset, column, extra)
-        found = (wald_test if test == "wald" else average_test)(own, minimum)
-        fit = None if test == "wald" else own
-        weight = None if test == "wald" else discovery_weights(own)
-    change, se = found.change / LN2, found.se / LN2
-    return Tested(kept, change, se, found.statistic, found.df, found.p, level, fit, weight)
-
-
 def _mixed(
     data: TypeData,
     kept: np.ndarray,
@@ -517,20 +461,6 @@ def _renumbered(code: np.ndarray, table: pd.DataFrame, samples: Samples) -> np.n
     new = np.array([kept.get(k, -1) for k in zip(table["group"], table["donor"])] + [-1])
     result: np.ndarray = new[code]
     return result
-
-
-def _between_cells(part: sp.csr_matrix, code: np.ndarray, n: int) -> np.ndarray:
-    """(genes, n) dispersion between the cells of a donor, as it is left in the sum over them."""
-    depth = np.asarray(part.sum(axis=1, dtype=np.float64)).ravel()
-    scaled = part.astype(np.float64)
-    squares = sum_cells(scaled.multiply(scaled).tocsr(), code, n)
-    cross = sum_cells(sp.diags(depth) @ scaled, code, n)
-    own = code >= 0
-    sizes = np.column_stack([np.bincount(code[own], depth[own] ** power, n) for power in (1, 2)])
-    phi = cell_dispersion(sum_cells(part, code, n), squares, cross, sizes)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(sizes[:, 0] > 0, sizes[:, 1] / sizes[:, 0] ** 2, 0.0)
-    return phi[:, None] * share
 
 
 def donors_beyond(

@@ -66,7 +66,8 @@ def overlap_heatmap(
     tests = tests[(tests["kind"] == "cells") & np.isclose(tests["ratio"], ratio)]
     layers, names = list(result.settings["layers"]), list(result.settings["cell_types"])
     beside = measure == "overlap" and "pseudobulk_overlap" in runs
-    columns = [*layers, "per donor"] if beside else layers
+    beside_name = per_donor_name(result)
+    columns = [*layers, beside_name] if beside else layers
     width = 1.9 + 1.0 * len(columns) * 2 + 1.2
     figure, axes = plt.subplots(
         1, 2, figsize=(width, 1.4 + 0.42 * len(names)), squeeze=False, layout="constrained"
@@ -78,7 +79,7 @@ def overlap_heatmap(
         )
         if beside:
             first = runs[(runs["direction"] == way) & (runs["layer"] == layers[0])]
-            means["per donor"] = first.groupby("cell_type")["pseudobulk_overlap"].mean()
+            means[beside_name] = first.groupby("cell_type")["pseudobulk_overlap"].mean()
         grid = means.reindex(index=names, columns=columns).to_numpy(dtype=float)
         image = axis.imshow(grid, vmin=0, vmax=1, cmap="YlGnBu", aspect="auto")
         for i, name in enumerate(names):
@@ -141,7 +142,7 @@ def ratio_bars(result: RobustnessResult, *, cell_type: str, measure: str = "over
             )
             if "pseudobulk_overlap" in part:
                 mine = part[part["layer"] == layer].groupby("ratio")["pseudobulk_overlap"].mean()
-                _per_donor(axis, at, mine.reindex(ratios).to_numpy(), j)
+                _per_donor(axis, at, mine.reindex(ratios).to_numpy(), j, per_donor_name(result))
         for i, ratio in enumerate(ratios):
             p = tests[(tests["direction"] == way) & np.isclose(tests["ratio"], ratio)]["p_val"]
             if len(p):
@@ -188,7 +189,7 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
                 mine = (
                     part[part["layer"] == layer].groupby("cell_type")["pseudobulk_overlap"].mean()
                 )
-                _per_donor(axis, at, mine.reindex(names).to_numpy(), j)
+                _per_donor(axis, at, mine.reindex(names).to_numpy(), j, per_donor_name(result))
         for i, name in enumerate(names):
             p = tests[(tests["direction"] == way) & (tests["cell_type"] == name)]["p_val"]
             if len(p):
@@ -200,16 +201,25 @@ def donor_boxes(result: RobustnessResult, *, measure: str = "overlap") -> Any:
     handles = [
         plt.Rectangle((0, 0), 1, 1, color=COLOURS[j % len(COLOURS)]) for j in range(len(layers))
     ]
-    marks = [line for line in axes[1].lines if line.get_label() == "per donor"]
+    marks = [line for line in axes[1].lines if line.get_label() == per_donor_name(result)]
     axes[1].legend(
-        [*handles, *marks], [*layers, *["per donor"] * len(marks)], fontsize=8, frameon=False
+        [*handles, *marks],
+        [*layers, *[per_donor_name(result)] * len(marks)],
+        fontsize=8,
+        frameon=False,
     )
     return figure
 
 
-def _per_donor(axis: Any, at: np.ndarray, values: np.ndarray, layer: int) -> None:
+def per_donor_name(result: RobustnessResult) -> str:
+    """What figures call the test between donors; results of earlier versions have the moderated t-test."""
+    test = result.settings.get("donor_test", "moderated_t")
+    return "per donor" if test == "moderated_t" else f"per donor, {test.replace('_', ' ')}"
+
+
+def _per_donor(axis: Any, at: np.ndarray, values: np.ndarray, layer: int, name: str) -> None:
     """Diamonds for the test between donors on the same runs."""
-    label = "per donor" if layer == 0 else None
+    label = name if layer == 0 else None
     axis.plot(at, values, "D", ms=4, color="black", label=label, ls="none")
 
 
@@ -235,7 +245,13 @@ def false_positive_bars(result: RobustnessResult) -> Any:
             axis.bar(at, rate, 0.8 / len(layers), label=layer, color=COLOURS[j % len(COLOURS)])
             bulk = [part["pseudobulk_rate"].get((n, layer), np.nan) for n in names]
             axis.plot(
-                at, bulk, "D", ms=4, color="black", label="per donor" if j == 0 else None, ls="none"
+                at,
+                bulk,
+                "D",
+                ms=4,
+                color="black",
+                label=per_donor_name(result) if j == 0 else None,
+                ls="none",
             )
         axis.axhline(0.05, color="black", lw=0.8, ls="--")
         axis.set_xticks(range(len(names)), names, rotation=30, ha="right")

@@ -177,6 +177,12 @@ class RobustnessOptions(Options):
     min_cells: int = option(
         10, "Donors with fewer cells take no part in donor runs.", minimum=1, unit="cells"
     )
+    donor_test: str = option(
+        "moderated_t",
+        "Test between donors beside the test over cells: 'moderated_t' of the donors' means, or of their counts "
+        "'likelihood_ratio' (the default of compare), 'quasi_likelihood' or 'wald'.",
+        choices=("moderated_t", "likelihood_ratio", "quasi_likelihood", "wald"),
+    )
     seed: int = option(
         0, "Seed of the random numbers; the same seed gives the same subsamples.", minimum=0
     )

@@ -24,6 +24,7 @@ from ..utils.layers import layer_names
 from ..utils.progress import progress
 from ..utils.threads import within_cores
 from .columns import as_list
+from .count_tests import OF_COUNTS
 from .markers import rules_for
 from .options import RATIOS, RobustnessOptions
 from .plan import cells_of_types, condition_pair, missing_donor_runs, plan_tasks
@@ -57,6 +58,7 @@ def robustness(
     seurat: str = "5",
     min_degs: int = 10,
     min_cells: int = 10,
+    donor_test: str = "moderated_t",
     seed: int = 0,
     n_jobs: int | None = None,
     resume: str | Path | None = None,
@@ -110,6 +112,11 @@ def robustness(
         Overlaps are missing (NaN) where all cells give fewer DEGs.
     min_cells
         Cells a donor needs to take part in donor runs.
+    donor_test
+        Test between donors beside every test over cells. ``"moderated_t"``: moderated t-test of the donors' means, for
+        counts and logarithms, fast. ``"likelihood_ratio"`` (the default of :func:`compare`), ``"quasi_likelihood"`` and
+        ``"wald"``: negative-binomial tests of the donors' counts, about a second for each run; layers of logarithms have no
+        counts, and their per-donor columns are then missing.
     seed
         Seed of the random numbers; the same seed gives the same subsamples in every layer.
     n_jobs
@@ -167,6 +174,7 @@ def robustness(
             "seurat": str(seurat),
             "min_degs": min_degs,
             "min_cells": min_cells,
+            "donor_test": donor_test,
             "seed": seed,
             "n_jobs": n_jobs,
             "resume": resume,
@@ -202,6 +210,8 @@ class Analysis:
             options.cell_types,
         )
         self.layers = LayerValues(adata, options.layers)
+        if options.donor_test in OF_COUNTS and options.donor_key is not None:
+            _require_counts(options, self.layers.scales, self.notes)
         self.options = dataclasses.replace(
             options, group1=self.pair[0], group2=self.pair[1], cell_types=list(self.plan)
         )
@@ -227,6 +237,7 @@ class Analysis:
             options.adjust,
             options.min_degs,
             self.layers.n_genes,
+            options.donor_test,
         )
         keys = (options.condition_key, options.donor_key, options.label_key)
         columns = [c for c in keys if c is not None]
@@ -255,6 +266,7 @@ class Analysis:
 
     def _blocks(self, cells: np.ndarray) -> dict[str, CellTypeBlock]:
         obs = self.adata.obs.iloc[cells]
+        of_counts = self.options.donor_test in OF_COUNTS
         return {
             layer: make_block(
                 self.layers.values(layer, cells),
@@ -263,6 +275,7 @@ class Analysis:
                 self.pair,
                 self.options.donor_key,
                 self.options.min_cells,
+                self.layers.counts(layer, cells) if of_counts else None,
             )
             for layer in self.options.layers
         }
@@ -275,6 +288,20 @@ def _check(options: RobustnessOptions) -> None:
     if bad:
         raise DataError(
             f"ratios must be shares of the cells, above 0 and up to 1; found {bad[0]:g}."
+        )
+
+
+def _require_counts(options: RobustnessOptions, scales: dict[str, str], notes: list[str]) -> None:
+    """Refuse a test of counts without counts, and note the layers that it cannot test."""
+    logs = [name for name in options.layers if scales[name] == "log"]
+    if options.layers[0] in logs:
+        raise DataError(
+            f"donor_test={options.donor_test!r} tests raw counts, but the first layer, {options.layers[0]!r}, holds "
+            "logarithms. Name the layer with the counts first, or use donor_test='moderated_t'."
+        )
+    if logs:
+        notes.append(
+            f"{', '.join(logs)}: no test between donors; {options.donor_test} tests raw counts, and this layer holds logarithms."
         )
 
 
@@ -309,6 +336,11 @@ class LayerValues:
     def values(self, layer: str, cells: np.ndarray) -> sp.csc_matrix:
         """Natural logarithms of some cells, genes-major."""
         return self.sources[layer].logs(cells).tocsc()
+
+    def counts(self, layer: str, cells: np.ndarray) -> sp.csr_matrix | None:
+        """Raw counts of some cells; None for a layer of logarithms."""
+        source = self.sources[layer]
+        return None if source.totals is None else source.matrix[cells]
 
 
 def _named_source(adata: Any, name: str) -> Source:

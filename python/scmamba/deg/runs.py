@@ -11,6 +11,7 @@ import scipy.sparse as sp
 
 from ..utils.columns import as_text
 from .between_donors import PRIOR_COUNT
+from .count_tests import OF_COUNTS, test_cells
 from .linear import moderated_t
 from .markers import MIN_CELLS, Rules, Screen, benjamini_hochberg, pair_tests
 from .subsample import Task, cell_subsample, null_cells
@@ -29,6 +30,7 @@ class Criteria(NamedTuple):
     adjust: str
     min_degs: int
     n_features: int
+    donor_test: str = "moderated_t"
 
 
 class CellTypeBlock(NamedTuple):
@@ -40,6 +42,7 @@ class CellTypeBlock(NamedTuple):
     strata: np.ndarray  # (cells,) number of the donor x group; 0 and 1 without donors
     sample: np.ndarray  # (cells,) position in ``samples``, -1 if the donor has too few cells
     samples: tuple[tuple[int, str], ...]  # (group, donor) with enough cells, group 0 first
+    counts: sp.csr_matrix | None = None  # cells x genes, for tests of counts between donors
 
 
 class Ranking(NamedTuple):
@@ -71,6 +74,7 @@ def make_block(
     pair: tuple[str, str],
     donor: str | None,
     min_cells: int,
+    counts: sp.csr_matrix | None = None,
 ) -> CellTypeBlock:
     """Cells of one cell type with their labels as numbers."""
     group = (obs[groupby].astype(str).to_numpy() == pair[1]).astype(np.int64)
@@ -84,7 +88,7 @@ def make_block(
     enough = np.bincount(strata, minlength=len(every)) >= min_cells
     samples = tuple(k for k, good in zip(every, enough, strict=True) if good)
     position = np.where(enough, np.cumsum(enough) - 1, -1)
-    return CellTypeBlock(values, centre, group, strata, position[strata], samples)
+    return CellTypeBlock(values, centre, group, strata, position[strata], samples, counts)
 
 
 def full_test(block: CellTypeBlock, criteria: Criteria) -> Outcome:
@@ -94,9 +98,11 @@ def full_test(block: CellTypeBlock, criteria: Criteria) -> Outcome:
     outcome = _tests([(first, second)], block.centre, criteria)[0]
     if len(block.samples) < 2:
         return outcome
-    parts = _sample_sums(block)
     label = np.array([g for g, _ in block.samples])
     names = [d for _, d in block.samples]
+    if criteria.donor_test in OF_COUNTS:
+        return _of_counts(outcome, block, block.sample, label, names, criteria)
+    parts = _sample_sums(block)
     return _with_bulk(outcome, parts, label, names, criteria)
 
 
@@ -268,6 +274,9 @@ def _runs_per_donor(
     names = [d for _, d in block.samples]
     no_genes = Ranking(np.zeros(0, np.int64), 0)
     nothing = Outcome(0, 0, no_genes, no_genes)
+    if criteria.donor_test in OF_COUNTS:
+        codes = _samples_of_runs(task, block)
+        return [_of_counts(nothing, block, code, group, names, criteria) for code in codes]
     if task.weights is not None:
         out = []
         for row in task.weights:
@@ -335,6 +344,10 @@ def _null_bulk(
     first, _ = _sides(task, group)
     label = 1 - first[run][keep].astype(np.int64)
     names = [block.samples[i][1] for i in keep]
+    if criteria.donor_test in OF_COUNTS:
+        number = np.full(group.size + 1, -1)
+        number[keep] = np.arange(keep.size)
+        return _of_counts(outcome, block, number[block.sample], label, names, criteria)
     return _with_bulk(outcome, [parts[i] for i in keep], label, names, criteria)
 
 
@@ -345,6 +358,46 @@ def _with_bulk(
     means = np.stack([p.linear / p.n for p in parts])
     cells = np.sum([p.expressed for p in parts], axis=0)
     return _bulk(outcome, means, cells, label, names, criteria)
+
+
+def _samples_of_runs(task: Task, block: CellTypeBlock) -> list[np.ndarray]:
+    """(cells,) number of the sample of every cell of every run; -1 for cells that take no part."""
+    if task.weights is None:
+        members = [cell_subsample(block.group, task.ratio, s).any(axis=1) for s in task.seeds]
+        return [np.where(member, block.sample, -1) for member in members]
+    return [
+        np.where(np.append(row > 0, False)[block.sample], block.sample, -1) for row in task.weights
+    ]
+
+
+def _of_counts(
+    outcome: Outcome,
+    block: CellTypeBlock,
+    code: np.ndarray,
+    label: np.ndarray,
+    names: list[str],
+    criteria: Criteria,
+) -> Outcome:
+    """A test of the counts of the donors (label 0 v 1), as by ``compare``; as it was, if the layer has no counts."""
+    if block.counts is None:
+        return outcome
+    cells = np.flatnonzero(code >= 0)
+    tested = test_cells(criteria.donor_test, block.counts[cells], code[cells], label, names)
+    if tested is None:
+        return outcome
+    called = tested.adjusted < criteria.alpha
+    order = tested.p / tested.weights
+    up, down = (
+        _rank(tested.kept, order, called, sign * tested.change, criteria.min_log2fc)
+        for sign in (1.0, -1.0)
+    )
+    return outcome._replace(
+        bulk_tested=int(tested.kept.size),
+        bulk_nominal=int((tested.p < 0.05).sum()),
+        bulk_up=up.n_called,
+        bulk_down=down.n_called,
+        bulk_ranks=(up, down),
+    )
 
 
 def _bulk(

@@ -18,7 +18,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from scmamba.cli import deg as commands
-from scmamba.deg import RobustnessResult, find_markers, robustness
+from scmamba.deg import RobustnessResult, compare, find_markers, robustness
 from scmamba.deg.figures import stars
 from scmamba.deg.result import inflation
 from scmamba.deg.runs import run_task
@@ -325,3 +325,30 @@ def test_commands(cohort, tmp_path):
     done = run.invoke(app, words.split())
     assert done.exit_code == 0, done.output
     assert json.loads((folder / "settings.json").read_text())["settings"]["permutations"] == 2
+
+
+def test_the_test_between_donors_is_chosen(cohort):
+    quick = QUICK | {"ratios": (0.6,), "permutations": 2, "null_permutations": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        found = robustness(
+            cohort, "disease", "donor", "type", cell_types=["MG"], donors="3v3",
+            donor_test="likelihood_ratio", **quick,
+        )  # fmt: skip
+    assert found.settings["donor_test"] == "likelihood_ratio"
+    assert any(n.startswith("scmamba: no test between donors") for n in found.notes)
+    table = found.per_donor()
+    mine = table[table["layer"] == "counts"]
+    assert mine["pseudobulk_overlap"].notna().all() and (mine["pseudobulk_degs"] > 4).all()
+    other = table[table["layer"] == "scmamba"]
+    assert len(other) and other[["pseudobulk_degs", "pseudobulk_overlap"]].isna().all(axis=None)
+    microglia = cohort[cohort.obs["type"] == "MG"]
+    genes = compare(microglia, "disease", "donor", verbose=False).genes("all cells")
+    full = found.full.query("layer == 'counts'").set_index("direction")["pseudobulk_degs"]
+    assert full["up"] == (genes["log2FC"] > 0.25).sum()
+    rates = found.false_positives().query("kind == 'null_donors'").set_index("layer")
+    assert rates["pseudobulk_rate"].notna().tolist() == [True, False]
+    axes = found.figures()["overlap_heatmap"].axes
+    assert axes[0].get_xticklabels()[-1].get_text() == "per donor, likelihood ratio"
+    with pytest.raises(DataError, match="the first layer, 'scmamba', holds logarithms"):
+        robustness(cohort, "disease", "donor", layers=["scmamba"], donor_test="wald", verbose=False)

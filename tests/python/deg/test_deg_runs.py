@@ -11,7 +11,8 @@ import statsmodels.api as sm
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from scmamba.deg import find_markers
+from scmamba.data.values import log1p_cp10k
+from scmamba.deg import compare, find_markers
 from scmamba.deg.between_donors import moderated_t
 from scmamba.deg.markers import Screen, rules_for
 from scmamba.deg.runs import (
@@ -398,3 +399,66 @@ def test_donor_tests_within_and_between():
         none, _parts(levels[:, [0, 1, 3, 4]]), np.array([0, 0, 1, 1]), list("xyxy"), FEW
     )
     assert pair.bulk_tested == 12  # two pairs leave one degree of freedom
+
+
+@pytest.fixture(scope="module")
+def counted() -> ad.AnnData:
+    """400 cells of counts, donors a-d of AD and e-h of Control; the first genes differ."""
+    rng = np.random.default_rng(2)
+    donor = np.repeat(list("abcdefgh"), 50)
+    sick = np.isin(donor, list("abcd"))
+    level = rng.gamma(2, 0.6, 120) * np.exp(rng.normal(0, 0.2, (8, 120)))[np.arange(400) // 50]
+    level *= np.where(sick[:, None] & (np.arange(120) < 12), 2.5, 1)
+    level *= np.where(~sick[:, None] & (np.arange(120) > 107), 2.5, 1)
+    obs = pd.DataFrame({"donor": donor, "state": np.where(sick, "AD", "Control")})
+    obs.index = [f"c{i}" for i in range(400)]
+    names = pd.DataFrame(index=[f"{i}" for i in range(120)])
+    return ad.AnnData(sp.csr_matrix(rng.poisson(level).astype(np.float32)), obs=obs, var=names)
+
+
+@pytest.mark.parametrize("test", ["likelihood_ratio", "quasi_likelihood", "wald"])
+def test_counts_of_donors_are_tested_as_by_compare(counted, test):
+    """Every run between donors is :func:`compare` on the cells of that run."""
+    logs = log1p_cp10k(counted.X, np.asarray(counted.X.sum(axis=1)).ravel())
+    block = make_block(
+        logs.tocsc(), counted.obs, "state", ("AD", "Control"), "donor", 10, counted.X
+    )
+    few = FEW._replace(n_features=120, donor_test=test, min_degs=1)
+    full = full_test(block, few)
+
+    def called(keep: np.ndarray) -> list[set[str]]:
+        table = compare(
+            counted[keep], "state", "donor", test=test, min_cells=1, verbose=False
+        ).table
+        sig = (table["p_val_adj"] < 0.05).to_numpy()
+        ways = [sig & (w * table["log2FC"].to_numpy() > 0.25) for w in (1, -1)]
+        return [set(table["gene"][way]) for way in ways]
+
+    whole = called(np.ones(400, dtype=bool))
+    assert min(map(len, whole)) > 4 and full.bulk_tested > 100
+    assert (full.bulk_up, full.bulk_down) == tuple(map(len, whole))
+    donor = counted.obs["donor"].to_numpy()
+    weights = np.array([[1, 0, 1, 1, 1, 1, 1, 0], [0, 1, 1, 1, 1, 1, 0, 1]], dtype=np.uint8)
+    for task in (
+        Task("cells", "MG", "counts", 0.5, 0, (11,), None),
+        Task("donors", "MG", "counts", 1.0, 0, (5, 5), weights),
+    ):
+        rows = run_task(task, block, full, full, {"up": 5, "down": 5}, few)
+        for row in rows.itertuples():
+            if task.weights is None:
+                keep = cell_subsample(block.group, 0.5, row.seed).any(axis=1)
+            else:
+                keep = np.isin(donor, [n for n, w in zip("abcdefgh", weights[row.run]) if w])
+            at = ("up", "down").index(row.direction)
+            mine = called(keep)[at]
+            assert row.pseudobulk_called == len(mine) and row.pseudobulk_full == len(whole[at])
+            assert row.pseudobulk_overlap == len(mine & whole[at]) / len(whole[at])
+    split = np.array([[1, 0, 0, 1]], dtype=np.uint8)
+    task = Task("null_donors", "MG", "counts", 1.0, 0, (5,), split)
+    row = run_task(task, block, full, full, {"up": 5, "down": 5}, few).iloc[0]
+    part = counted[np.isin(donor, list("efgh"))].copy()
+    part.obs["side"] = np.where(part.obs["donor"].isin(["e", "h"]), "x", "y")
+    table = compare(part, "side", "donor", test=test, group1="x", group2="y", verbose=False).table
+    assert row["pseudobulk_rate"] == pytest.approx((table["p_val"] < 0.05).mean())
+    bare = make_block(logs.tocsc(), counted.obs, "state", ("AD", "Control"), "donor", 10)
+    assert full_test(bare, few).bulk_tested == -1
