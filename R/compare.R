@@ -11,9 +11,9 @@
 #' @param cell.type Column of the metadata with the cell types, or one value for each cell; `NULL`: all cells are one
 #'   type.
 #' @param cell.types Only these cell types.
-#' @param test.use `"likelihood_ratio"` (negative binomial, averaged over each gene's dispersion), `"quasi_likelihood"` (as
-#'   edgeR), `"wald"` (as DESeq2), `"voom"` (as limma), `"moderated_t"`, or `"mixed"` (mixed model of the cells with donors as
-#'   random effect).
+#' @param test.use `"likelihood_ratio"` (negative binomial, averaged over each gene's dispersion), `"quasi_likelihood"`
+#'   (as edgeR), `"wald"` (as DESeq2), `"voom"` (as limma), `"moderated_t"`, or `"mixed"` (mixed model of the cells with
+#'   donors as random effect).
 #' @param alpha False-discovery rate below which a gene is called.
 #' @param min.log2fc Test against this log2 fold change instead of 0.
 #' @param min.total Genes with a smaller sum over all samples are omitted.

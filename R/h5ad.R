@@ -69,11 +69,10 @@ ScMambaReadH5ad <- function(file, assay = "RNA", raw = TRUE, as = c("Seurat", "S
 
 .are_scaled <- function(matrix) any(matrix@x < 0)
 
-# A matrix of the file, genes x cells. Seurat has no underscores in names of genes.
+# A matrix of the file, genes x cells.
 .h5ad_matrix <- function(adata, layer = NULL, seurat = TRUE) {
   slots <- .translate_errors(.python()$slots$layer_slots(adata, layer))
-  genes <- .index(adata$var_names)
-  if (seurat) genes <- gsub("_", "-", genes)
+  genes <- .gene_names(adata, seurat)
   names <- list(if (seurat) make.unique(genes) else genes, .index(adata$obs_names))
   .from_slots(slots, lengths(names), names)
 }
@@ -86,30 +85,52 @@ ScMambaReadH5ad <- function(file, assay = "RNA", raw = TRUE, as = c("Seurat", "S
   found <- list(read = read, layers = setdiff(layers, "counts"), from = character())
   main <- if (!.is_none(adata$X)) read()
   all <- if (!.is_none(adata$raw)) .h5ad_matrix(adata$raw$to_adata(), NULL, seurat)
-  genes <- if (is.null(main)) gsub("_", if (seurat) "-" else "_", .index(adata$var_names)) else rownames(main)
-  found$genes <- genes
-  found$variable <- raw && !is.null(all) && nrow(all) > length(genes) && !anyDuplicated(rownames(all)) &&
-    all(genes %in% rownames(all))
-  if (found$variable) {
-    found <- .filed(found, all, "raw/X")
-    if ("counts" %in% layers && is.null(found$counts)) found$main_counts <- read("counts")
-  } else {
-    if ("counts" %in% layers) found <- .filed(found, read("counts"), "layers/counts", "counts")
-    if (!is.null(all)) all <- if (setequal(rownames(all), genes)) all[genes, , drop = FALSE]
-    # The main matrix comes first, and the raw one has what it lacks.
-    if (!is.null(main) && !.are_scaled(main)) found <- .filed(found, main, "X")
-    if (!is.null(all) && !.are_scaled(all)) found <- .filed(found, all, "raw/X")
-  }
-  if (!is.null(main) && .are_scaled(main)) {
-    nothing <- is.null(found$counts) && is.null(found$data)
-    found <- .filed(found, main, "X", if (nothing) "data" else "scaled")
-  }
-  if (is.null(found$counts) && is.null(found$data)) .abort("The file has no matrix with values of cells.")
-  used <- identical(main, all[genes, , drop = FALSE]) || "X" %in% found$from || is.null(main)
-  if (seurat && found$variable) {
-    found$omitted <- c(if (!used) "values of the main matrix", if (!is.null(found$main_counts)) "layer of counts")
-  }
+  found$genes <- if (is.null(main)) .gene_names(adata, seurat) else rownames(main)
+  found$variable <- raw && .has_more_genes(all, found$genes)
+  counts <- if ("counts" %in% layers) function() read("counts")
+  found <- if (found$variable) .filed_variable(found, all, counts) else .filed_matrices(found, main, all, counts)
+  scaled <- !is.null(main) && .are_scaled(main)
+  if (scaled) found <- .filed(found, main, "X", if (.has_no_values(found)) "data" else "scaled")
+  if (.has_no_values(found)) .abort("The file has no matrix with values of cells.")
+  if (seurat && found$variable) found$omitted <- .omitted(found, main, all)
   c(found, list(first = found$counts %||% found$data))
+}
+
+# Seurat has no underscores in names of genes.
+.gene_names <- function(adata, seurat) {
+  genes <- .index(adata$var_names)
+  if (seurat) gsub("_", "-", genes) else genes
+}
+
+# What has the variable genes only and is not in the raw matrix.
+.omitted <- function(found, main, all) {
+  used <- is.null(main) || "X" %in% found$from || identical(main, all[found$genes, , drop = FALSE])
+  c(if (!used) "values of the main matrix", if (!is.null(found$main_counts)) "layer of counts")
+}
+
+.has_no_values <- function(found) is.null(found$counts) && is.null(found$data)
+
+# Whether the raw matrix has all genes of the main one, and others.
+.has_more_genes <- function(all, genes) {
+  !is.null(all) && nrow(all) > length(genes) && !anyDuplicated(rownames(all)) && all(genes %in% rownames(all))
+}
+
+# The main matrix has the variable genes only: all come from the raw one. `counts` reads the layer of counts.
+.filed_variable <- function(found, all, counts) {
+  found <- .filed(found, all, "raw/X")
+  if (!is.null(counts) && is.null(found$counts)) found$main_counts <- counts()
+  found
+}
+
+# The main matrix comes first, and the raw one has what it lacks.
+.filed_matrices <- function(found, main, all, counts) {
+  if (!is.null(counts)) found <- .filed(found, counts(), "layers/counts", "counts")
+  all <- if (!is.null(all) && setequal(rownames(all), found$genes)) all[found$genes, , drop = FALSE]
+  for (from in c("X", "raw/X")) {
+    matrix <- if (from == "X") main else all
+    if (!is.null(matrix) && !.are_scaled(matrix)) found <- .filed(found, matrix, from)
+  }
+  found
 }
 
 # A matrix under the name of what it holds, unless that is there already.
@@ -216,7 +237,8 @@ ScMambaReadH5ad <- function(file, assay = "RNA", raw = TRUE, as = c("Seurat", "S
   object <- SeuratObject::CreateSeuratObject(found$first, assay = assay, meta.data = if (ncol(metadata) > 0) metadata)
   object@meta.data <- object@meta.data[c(setdiff(names(object@meta.data), names(metadata)), names(metadata))]
   # Without counts, the values are data and not counts: CreateSeuratObject() has put them there and summed them.
-  if (is.null(found$counts)) object@meta.data[setdiff(paste0(c("nCount_", "nFeature_"), assay), names(metadata))] <- NULL
+  sums <- setdiff(paste0(c("nCount_", "nFeature_"), assay), names(metadata))
+  if (is.null(found$counts)) object@meta.data[sums] <- NULL
   if (!is.null(found$data)) {
     new <- .make_assay(found$data, like = object[[assay]], observed = found$counts)
     columns <- object@meta.data

@@ -128,9 +128,7 @@ ScMambaWriteH5ad.SingleCellExperiment <- function(object, file, assay = "counts"
   records <- list()
   for (name in setdiff(SeuratObject::Assays(object), assay)) {
     own <- if (name %in% corrected) list(counts = "corrected") else .imputed_record(object, name)
-    if (is.null(own)) next
-    layer <- if (own$counts %in% c("expected", "corrected")) "counts" else "data"
-    values <- tryCatch(.get_layer(object, name, layer, FALSE), error = function(e) NULL)
+    values <- .result_values(object, name, own)
     if (is.null(values)) next
     if (identical(dimnames(values), dimnames(like))) {
       .set_layer(adata, name, values)
@@ -141,6 +139,15 @@ ScMambaWriteH5ad.SingleCellExperiment <- function(object, file, assay = "counts"
     }
   }
   if (length(records) > 0) reticulate::py_set_item(adata$uns, "scmamba_assays", .to_python(records))
+}
+
+# The values of an assay that holds a result with the record `own`; NULL if there are none.
+.result_values <- function(object, name, own) {
+  if (is.null(own)) {
+    return(NULL)
+  }
+  layer <- if (own$counts %in% c("expected", "corrected")) "counts" else "data"
+  tryCatch(.get_layer(object, name, layer, FALSE), error = function(e) NULL)
 }
 
 .write_coordinates <- function(adata, coordinates, cells) {

@@ -11,10 +11,24 @@ sorted <- function(x) {
 
 with_results <- function() {
   object <- ScMambaImpute(pbmc(), adapt = FALSE, sd = TRUE, force = TRUE, verbose = FALSE)
-  object <- ScMambaImpute(object, assay.name = "expected", to.counts = TRUE, adapt = FALSE, force = TRUE, verbose = FALSE)
+  object <- ScMambaImpute(object, assay.name = "expected", to.counts = TRUE, adapt = FALSE, force = TRUE,
+    verbose = FALSE)
   object <- embed_tiny(object)
   suppressWarnings(ScMambaAmbient(object, sample = "groups", labels = "RNA_snn_res.1", corrected.assay = "corrected",
     verbose = FALSE))
+}
+
+expect_same_assay <- function(again, object, name) {
+  record <- function(x) SeuratObject::Misc(x[[name]], "scmamba")
+  expect_identical(SeuratObject::Key(again[[name]]), SeuratObject::Key(object[[name]]), info = name)
+  expect_identical(record(again), record(object), info = name)
+  # Of a matrix of counts alone, Seurat 4 keeps a copy as data.
+  for (layer in if (name %in% c("expected", "corrected")) "counts" else c("counts", "data")) {
+    values <- function(x) suppressWarnings(data_of(x, name, layer))
+    if (name != "scmamba_sd" || layer == "data") {
+      expect_equal(values(again), values(object), tolerance = 1e-7, info = paste(name, layer))
+    }
+  }
 }
 
 test_that("imputed assays, standard deviations, corrected counts and records survive a file", {
@@ -24,23 +38,13 @@ test_that("imputed assays, standard deviations, corrected counts and records sur
   ScMambaWriteH5ad(object, file, verbose = FALSE)
   again <- ScMambaReadH5ad(file, verbose = FALSE)
   expect_setequal(SeuratObject::Assays(again), c("RNA", "scmamba", "scmamba_sd", "expected", "corrected"))
-  for (name in SeuratObject::Assays(object)) {
-    expect_identical(SeuratObject::Key(again[[name]]), SeuratObject::Key(object[[name]]), info = name)
-    expect_identical(SeuratObject::Misc(again[[name]], "scmamba"), SeuratObject::Misc(object[[name]], "scmamba"), info = name)
-    # Of a matrix of counts alone, Seurat 4 keeps a copy as data.
-    for (layer in if (name %in% c("expected", "corrected")) "counts" else c("counts", "data")) {
-      values <- function(x) suppressWarnings(data_of(x, name, layer))
-      if (name != "scmamba_sd" || layer == "data") {
-        expect_equal(values(again), values(object), tolerance = 1e-7, info = paste(name, layer))
-      }
-    }
-  }
+  for (name in SeuratObject::Assays(object)) expect_same_assay(again, object, name)
   record <- SeuratObject::Misc(object, "scmamba")
   expect_setequal(names(record), c("impute", "embed", "ambient_rna"))
   expect_true(is.data.frame(record$ambient_rna$samples))
   expect_identical(sorted(SeuratObject::Misc(again, "scmamba")), sorted(record))
   expect_identical(SeuratObject::VariableFeatures(again), SeuratObject::VariableFeatures(object))
-  # The results are recognized: replaced without `overwrite` by their verb, and the assay read is the one with the counts.
+  # The results are recognized: replaced without `overwrite` by their verb, and the assay read is that of the counts.
   SeuratObject::DefaultAssay(again) <- "scmamba"
   expect_message(embed_tiny(again, overwrite = TRUE, verbose = TRUE), "reading \"RNA\"")
   # Python finds its own records.

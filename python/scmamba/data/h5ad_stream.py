@@ -188,7 +188,7 @@ def append_layers(
 
 
 def _write_annotations(
-    file: h5py.File, adata: AnnData, finish: Callable[[AnnData, int], None], stored: int
+    file: h5py.File, adata: AnnData, finish: Callable[[AnnData, int], object], stored: int
 ) -> list[str]:
     """Replace ``obs`` and ``uns`` by what ``finish`` made of them; returns what had to be changed."""
     import anndata

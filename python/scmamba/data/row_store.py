@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from scipy import sparse
@@ -190,11 +190,11 @@ class Transposed:
 def _read(file: Any, first: int, out: np.ndarray) -> None:
     """Fill an array with the values of a file from the ``first`` one on."""
     file.seek(first * out.itemsize)
-    file.readinto(memoryview(out).cast("B"))
+    file.readinto(out.data.cast("B"))
 
 
 #: What methods read: in memory, or in a temporary file.
-Rows = sparse.csr_matrix | RowStore
+Rows: TypeAlias = sparse.csr_matrix | RowStore
 
 
 def collect(blocks: Iterator[sparse.csr_matrix], columns: int, *, on_disk: bool) -> Rows:

@@ -107,6 +107,7 @@ def test_expected_frequencies_are_converted_to_the_logs_of_the_data(model, cells
         batch_key=batch,
         min_value=0,
         min_probability=0,
+        max_filled=1,
         seed=3,
         **QUIET,
     )
@@ -146,10 +147,9 @@ def test_expected_frequencies_are_converted_to_the_logs_of_the_data(model, cells
 
 
 def test_small_values_stay_zero_unless_expected_counts_are_returned(model, cells):
+    every = {"min_probability": 0, "max_filled": 1}
     least, full, counts = (
-        scmamba.impute(
-            cells.copy(), model=model, adapt_steps=0, min_probability=0, **options, **QUIET
-        )
+        scmamba.impute(cells.copy(), model=model, adapt_steps=0, **every, **options, **QUIET)
         for options in ({}, {"min_value": 0}, {"to_counts": True})
     )
     assert (
@@ -218,7 +218,7 @@ def test_the_pool_is_a_sample_of_large_data(model, cells, monkeypatch):
     queries = []
 
     class Flat:
-        network, rates, report = SimpleNamespace(model=model), None, {}
+        network, rates, report = SimpleNamespace(model=model, base=np.ones(42)), None, {}
 
         def posterior(self, counts, totals, own, batch):
             queries.append(own)
@@ -281,12 +281,17 @@ def test_blocks_of_rows_and_shares_cover_all_cells(model, cells, tmp_path):
         write_share(imputer, own, tmp_path / f"{number}.h5")
         shares.append((tmp_path / f"{number}.h5", own))
     totals: list[np.ndarray] = []
-    again = list(read_shares(shares, imputer.layer_names, 42, totals))
+    added: list[np.ndarray | None] = []
+    again = list(read_shares(shares, imputer.layer_names, 42, totals, added))
     for at in range(2):
         assert [b[at].shape[0] for b in again] == [b.stop - b.start for b in blocks]
         assert (sparse.vstack([b[at] for b in again]) != whole[at]).nnz == 0
     assert (whole[0] != whole[1]).nnz > 0
     np.testing.assert_allclose(np.concatenate(totals), np.asarray(cells.X.sum(axis=1)).ravel())
+    counts, values = np.asarray(cells.X.sum(axis=1)).ravel(), np.expm1(whole[0].toarray())
+    scale = np.where(counts > 0, 1e4, 1)
+    share = np.maximum(values.sum(axis=1), scale) / scale - 1
+    np.testing.assert_allclose(base.joined_added(added), share, atol=1e-6)
 
 
 def test_a_layer_is_streamed_as_anndata_writes_it(cells, tmp_path):

@@ -267,9 +267,8 @@ def test_the_combination_is_better_than_the_gene_average_and_reproducible(nuclei
 def test_observed_values_stay_and_all_genes_are_imputed(nuclei):
     data = nuclei.copy()
     before = data.X.copy()
-    scmamba.impute(
-        data, model=rates_model(), adapt_steps=2, verbose=False, min_value=0, min_probability=0
-    )
+    every = {"min_value": 0, "min_probability": 0, "max_filled": 1}
+    scmamba.impute(data, model=rates_model(), adapt_steps=2, verbose=False, **every)
     layer = data.layers["scmamba"]
     assert abs(data.X - before).nnz == 0
     assert data.uns["scmamba"]["impute"]["params"]["method"] == "ensemble"

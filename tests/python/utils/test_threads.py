@@ -69,7 +69,7 @@ def test_annotation_and_doublets_run_with_one_blas_thread(cohort):
     panel = Recorder({"Astrocyte": ["AQP4", "GFAP"], "Microglia": ["CSF1R", "P2RY12"]})
     rates = Recorder({"all": 0.1})
     with threadpool_limits(2, user_api="blas"):
-        annotate(cohort, markers=panel, verbose=False)
+        annotate(cohort.copy(), markers=panel, verbose=False)
         find_doublets(cohort.copy(), expected_rate=rates, verbose=False)
         assert pool_sizes("blas") == {2}
     assert panel.seen == rates.seen == {1}
