@@ -102,6 +102,20 @@ test_that("robustness runs on a cohort, prints and plots", {
   expect_error(ScMambaRobustness(cohort, group.by = "disease"), "ScMambaImpute", class = "scmamba_error")
 })
 
+test_that("the test between donors beside every draw is one of ScMambaCompare", {
+  skip_without_python()
+  cohort <- ScMambaCohort(n.cells = 2000, n.donors = 8, n.genes = 300, seed = 1)
+  result <- suppressWarnings(ScMambaRobustness(cohort, group.by = "disease", donor = "donor", imputed.assay = NULL,
+    ratios = 0.5, permutations = 2, donors = NULL, null.permutations = 0, workers = 1, min.degs = 1,
+    donor.test = "likelihood_ratio", verbose = FALSE))
+  table <- ScMambaCompare(cohort, "disease", donor = "donor", verbose = FALSE)$table
+  found <- setNames(result$full$pseudobulk_degs, result$full$direction)
+  expect_equal(found[["up"]], sum(table$p_val_adj < 0.05 & table$log2FC > 0.25))
+  expect_equal(found[["down"]], sum(table$p_val_adj < 0.05 & table$log2FC < -0.25))
+  expect_gt(found[["up"]], 0)
+  expect_error(ScMambaRobustness(cohort, group.by = "disease", imputed.assay = NULL, donor.test = "anova"), "wald")
+})
+
 test_that("models are listed, and a model of the user is trained and used", {
   skip_without_python()
   listed <- ScMambaModels()

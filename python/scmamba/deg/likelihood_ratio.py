@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.interpolate import CubicSpline
-from scipy.special import chdtrc, ndtr, polygamma
+from scipy.special import chdtrc, ndtr, ndtri, polygamma
 
 from .negative_binomial import NBRatios, fit_nb, likelihood_ratios
 from .quasi_likelihood import PRIOR_COUNT, average_level, dispersion_trend
@@ -41,6 +41,7 @@ _GENES = 4000  # a prior needs no more genes than this; spread evenly over expre
 _FEW = 10  # genes; a prior cannot be estimated from fewer
 _LEAST_VARIANCE = 0.25  # of the normal prior of log dispersions
 _INFINITE = 10.0  # standard error of a log fold change that has no finite estimate
+_LEAST_P, _LEAST_Z = 1e-300, 0.1  # from which such a standard error is computed
 _OUTLIER = 2.0  # standard deviations above the trend from which a dispersion is not shrunken
 
 
@@ -215,12 +216,19 @@ def average_test(fit: DispersionFit, minimum: float = 0.0) -> DispersionTest:
         ratio = _signed_root(fit, fit.ratios, 0.0) ** 2
         tail = chdtrc(1.0, ratio)
     p = np.minimum((fit.weight * tail).sum(axis=1), 1.0)
-    precision = _at_residuals(_finer(1 / fit.ratios.var), fit.log_trend)
+    # The spline must not leave the range of its points: with few counts it would turn negative.
+    inverse = 1 / fit.ratios.var
+    low, high = inverse.min(axis=1, keepdims=True), inverse.max(axis=1, keepdims=True)
+    precision = _at_residuals(np.clip(_finer(inverse), low, high), fit.log_trend)
     mean = (fit.weight * precision).sum(axis=1)
     spread = (fit.weight * (precision - mean[:, None]) ** 2).sum(axis=1)
     df = np.clip(2 * mean**2 / np.maximum(spread, 1e-12 * mean**2), 1.0, 1e6)
     statistic = (fit.weight * ratio).sum(axis=1)
-    return DispersionTest(prior_count_change(fit), np.sqrt(1 / mean), statistic, df, p)
+    change, se = prior_count_change(fit), np.sqrt(1 / mean)
+    # Without counts in one group the estimate has no finite error; that of the change with a prior count follows from p.
+    z = np.maximum(-ndtri(np.maximum(p, _LEAST_P) / 2), _LEAST_Z)
+    se = np.where(se > _INFINITE, np.maximum(np.abs(change) - minimum, 0.1) / z, se)
+    return DispersionTest(change, se, statistic, df, p)
 
 
 def _signed_root(fit: DispersionFit, ratios: NBRatios, value: float) -> np.ndarray:

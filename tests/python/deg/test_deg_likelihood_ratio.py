@@ -162,3 +162,21 @@ def test_the_wald_test_is_that_of_deseq2(recorded):
         > 0.99
     )
     assert stats.spearmanr(found.p[usable], genes["p"][usable])[0] > 0.97
+
+
+def test_a_gene_without_counts_in_one_group_has_a_finite_error():
+    """Its estimate is infinite; the error is that with which change / error has the gene's p, as for all other genes."""
+    rng = np.random.default_rng(2)
+    design = _two_groups(6)
+    counts = _draw(rng, 300, design, 0.3)
+    counts[0] = np.where(design[:, 1] > 0, rng.poisson(60, 12), 0)
+    counts[1] = np.where(design[:, 1] > 0, 0, rng.poisson(60, 12))
+    counts[2] = np.eye(12)[3] * 200  # one donor
+    found = average_test(fit_dispersions(counts, design, np.zeros(12), 1))
+    assert np.isfinite(found.se).all() and (found.se[:2] < 1.5).all()
+    assert found.change[0] > 3 and found.change[1] < -3 and (found.p[:2] < 1e-8).all()
+    z = np.abs(found.change[:2]) / found.se[:2]
+    np.testing.assert_allclose(2 * stats.norm.sf(z), found.p[:2], rtol=1e-6)
+    assert found.p[2] > 0.01 and abs(found.change[2]) / found.se[2] < 2.5
+    beyond = average_test(fit_dispersions(counts, design, np.zeros(12), 1), 1.0)
+    assert np.isfinite(beyond.se).all() and (beyond.se[:2] > 0).all()
