@@ -106,7 +106,7 @@ def test_impute(run, verb):
     made = verb("scmamba.imputation.distributed.impute_file_shared")
     assert "layers['scmamba']" in run("impute in.h5ad -o out.h5ad")
     run(
-        f"impute in.h5ad -o out.h5ad {GIVEN} --method masked --batch-key d --adapt-steps 0 --sd --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts --seed 7"
+        f"impute in.h5ad -o out.h5ad {GIVEN} --method masked --batch-key d --adapt-steps 0 --sd --min-probability 0.5 --max-filled 0.4 --passes 4 --min-value 0.5 --to-counts --seed 7"
     )
     plain = dict(
         method=None,
@@ -114,6 +114,7 @@ def test_impute(run, verb):
         values="zeros",
         sd=False,
         min_probability=0.95,
+        max_filled=0.25,
         adapt_steps=300,
         passes=10,
         min_value=None,
@@ -126,6 +127,7 @@ def test_impute(run, verb):
         values="zeros",
         sd=True,
         min_probability=0.5,
+        max_filled=0.4,
         adapt_steps=0,
         passes=4,
         min_value=0.5,
@@ -133,7 +135,7 @@ def test_impute(run, verb):
         seed=7,
     )
     assert made.calls == [((IN, OUT), COMMON | plain), ((IN, OUT), SAID | other)]
-    old = "--method published --batch d --no-adapt --sd --min-probability 0.5 --passes 4 --min-value 0.5 --to-counts"
+    old = "--method published --batch d --no-adapt --sd --min-probability 0.5 --max-filled 0.4 --passes 4 --min-value 0.5 --to-counts"
     result = run(f"impute in.h5ad -o out.h5ad {GIVEN} {old} --seed 7")  # the options before 0.2.0
     assert "--method published was renamed to --method masked" in result and "--adapt was" in result
     assert made.calls[2] == made.calls[1]

@@ -104,6 +104,25 @@ def excess_by_likelihood(counts: np.ndarray, expected: np.ndarray, usual: np.nda
     return np.array(hierarchical.EXCESS)[np.argmax(likelihood, axis=0)]
 
 
+def mixture_by_hand(
+    counts: np.ndarray, depth: np.ndarray, rate: np.ndarray, usual: np.ndarray
+) -> np.ndarray:
+    """Five steps of EM for the weights of the dispersions, then the mean of the gamma posteriors, cell by cell."""
+    out = np.empty(counts.shape)
+    sizes = [1 / (usual + e) for e in hierarchical.COMPONENTS_EXCESS]
+    for cell, x in enumerate(counts):
+        mean = rate[cell] * depth[cell]
+        density = np.array([stats.nbinom.pmf(x, s, s / (s + mean)) for s in sizes])
+        weight = np.full(len(sizes), 1 / len(sizes))
+        for _ in range(5):
+            joint = weight[:, None] * density
+            weight = np.maximum((joint / joint.sum(axis=0)).mean(axis=1), 1e-3)
+        joint = weight[:, None] * density
+        posterior = [(x + s) / (depth[cell] + s / rate[cell]) for s in sizes]
+        out[cell] = (joint * posterior).sum(axis=0) / joint.sum(axis=0)
+    return out
+
+
 def test_the_excess_dispersion_is_that_of_the_highest_likelihood():
     rng = np.random.default_rng(0)
     usual, expected = rng.uniform(0.1, 0.5, 3000), rng.uniform(0, 30, (5, 3000))
@@ -131,9 +150,9 @@ def test_a_rare_type_is_not_shrunk_to_the_genes_of_all_others(monkeypatch):
         found = fitted.posterior(counts[rare], sums(counts)[rare], rare).mean
         return float(found[:, :100].sum() / found.sum())
 
-    with_excess = absent()
-    monkeypatch.setattr(hierarchical, "EXCESS", (0.0,))
-    assert with_excess < 0.5 * absent()
+    with_mixture = absent()
+    monkeypatch.setattr(hierarchical, "COMPONENTS_EXCESS", (0.0,))
+    assert with_mixture < 0.5 * absent()
 
 
 def test_rates_are_shrunk_level_by_level(monkeypatch):
@@ -159,12 +178,12 @@ def test_rates_are_shrunk_level_by_level(monkeypatch):
         depth = np.array([totals[sorted(own[level])].sum() for own in members])[:, None]
         usual = gene_dispersion(pooled, rate * depth)
         np.testing.assert_allclose(fitted.dispersions[level], usual, rtol=1e-3)
-        alpha = 1 / usual
-        if level == 2:
-            alpha = 1 / (usual + excess_by_likelihood(pooled, rate * depth, usual)[:, None])
-        rate = (pooled + alpha) / (depth + alpha / rate)
-    alpha = 1 / gene_dispersion(dense, rate * totals[:, None])
+        rate = mixture_by_hand(pooled, depth, rate, usual)
+    usual = gene_dispersion(dense, rate * totals[:, None])
     posterior = fitted.posterior(counts[5:9], totals[5:9], everyone[5:9])
+    excess = excess_by_likelihood(dense[5:9], rate[5:9] * totals[5:9, None], usual)
+    np.testing.assert_array_equal(posterior.excess, excess)
+    alpha = 1 / (usual + excess[:, None])
     expected = (dense[5:9] + alpha) / (totals[5:9, None] + alpha / rate[5:9])
     np.testing.assert_allclose(posterior.mean, expected, rtol=2e-3)
     np.testing.assert_allclose(
@@ -174,6 +193,7 @@ def test_rates_are_shrunk_level_by_level(monkeypatch):
 
 def test_a_prior_replaces_the_average(monkeypatch):
     monkeypatch.setattr(hierarchical, "EXCESS", (0.0,))  # of a cell, by all of its genes
+    monkeypatch.setattr(hierarchical, "COMPONENTS_EXCESS", (0.0,))  # their weights as well
     counts, _ = types((60, 60))
     totals = sums(counts)
     fitted = HierarchicalRates.fit(counts, totals)
