@@ -269,7 +269,8 @@ def replication_tasks(data: Path, splits: int) -> Iterator[Task]:
 def disease_tasks(data: Path) -> Iterator[Task]:
     """Velmeshev: autism against control, every cell type."""
     whole = load_cells(data / "velmeshev2019_pfc_3types.h5ad", None, None)
-    whole.obs["group"] = np.where(whole.obs["diagnosis"].astype(str) == "ASD", "a", "b")
+    column = next(c for c in whole.obs if "ASD" in set(whole.obs[c].astype(str)))
+    whole.obs["group"] = np.where(whole.obs[column].astype(str) == "ASD", "a", "b")
     for kind in whole.obs["type"].value_counts().index[:3]:
         cells = whole[whole.obs["type"] == kind].copy()
         yield Task(f"disease_{kind}", cells, "disease", FAST, study="velmeshev", type=str(kind))

@@ -16,7 +16,7 @@ from ..utils.errors import DataError
 from ..utils.progress import progress
 from ..utils.threads import within_cores
 from .columns import as_list
-from .comparison_result import CompareResult, describe
+from .comparison_result import CompareResult, describe, p_of_calls
 from .count_tests import (
     LN2,
     OF_COUNTS,
@@ -45,8 +45,6 @@ from .shrinkage import shrink
 from .values import layer_source
 from .voom import voom_weights, weighted_moderated_t
 
-#: Assumed share of genes that differ, for the statement about power.
-TRUE_SHARE = 0.01
 _POWER_GENES = 1000  # a median needs no more
 _BATCH = re.compile(
     r"batch|lot|library|lane|run|pool|chemistry|site|center|centre|plate|seq|brain_?bank", re.I
@@ -404,7 +402,7 @@ class Comparison:
         first, second = data.samples.sizes
         cells = data.samples.table.groupby("group")["cells"].sum()
         alpha = self.options.alpha
-        p = 0.8 * TRUE_SHARE * alpha / ((1 - TRUE_SHARE) * (1 - alpha))
+        p = p_of_calls(float(alpha))
         top = np.flatnonzero(tested.level >= np.quantile(tested.level, 0.75))
         median, median_top = (
             self._least(tested, p, genes) for genes in (np.arange(tested.level.size), top)

@@ -76,11 +76,43 @@ def heatmap(result: CompareResult, cell_type: str, n: int = 30) -> Any:
     return figure
 
 
+def power(result: CompareResult, cell_type: str | None = None) -> Any:
+    """Smallest fold change found with 80% power against the donors in each group; this comparison as a point."""
+    plt = pyplot()
+    names = list(result.summary["cell_type"]) if cell_type is None else [cell_type]
+    figure, axis = plt.subplots(figsize=(5.2, 3.6), layout="constrained")
+    colors = plt.get_cmap("tab10")
+    for i, name in enumerate(names):
+        curve = result.power_curve(name)
+        axis.plot(curve["donors"], 2 ** curve["log2fc"], color=colors(i % 10), label=name)
+        axis.plot(curve["donors"], 2 ** curve["log2fc_top"], color=colors(i % 10), ls=":")
+        row = result.summary.set_index("cell_type").loc[name]
+        here = 2 / (1 / row["donors1"] + 1 / row["donors2"])  # as many as two equal groups
+        axis.plot(here, 2 ** row["log2fc_80_power"], "o", ms=5, color=colors(i % 10))
+    axis.plot([], [], color="black", ls=":", label="most expressed quarter of the genes")
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="donors in each group",
+        ylabel="fold change found with 80% power",
+    )
+    ticks = [3, 5, 10, 20, 40, 60]
+    axis.set_xticks(ticks, [str(t) for t in ticks])
+    folds = [1.1, 1.2, 1.5, 2, 3, 5, 10]
+    axis.set_yticks(folds, [f"{t:g}" for t in folds])
+    axis.minorticks_off()
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
 def save_figures(result: CompareResult, folder: Path) -> None:
-    """``volcano_TYPE.png`` and ``heatmap_TYPE.png`` of every cell type."""
+    """``volcano_TYPE.png`` and ``heatmap_TYPE.png`` of every cell type, and ``power.png``."""
     plt = pyplot()
     for name in result.summary["cell_type"]:
         for kind, draw in (("volcano", volcano), ("heatmap", heatmap)):
             figure = draw(result, name)
             figure.savefig(folder / f"{kind}_{file_name(name)}.png", dpi=150)
             plt.close(figure)
+    figure = power(result)
+    figure.savefig(folder / "power.png", dpi=150)
+    plt.close(figure)

@@ -8,11 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..utils.errors import DataError
 from ..utils.result_folder import result_folder
 from ..utils.tables import as_html
+from .quasi_likelihood import minimal_change
+
+#: Donors in each group of the statement about power.
+DONORS = (3, 4, 6, 8, 10, 15, 20, 30, 40, 60)
+#: Assumed share of genes that differ, for the statement about power.
+TRUE_SHARE = 0.01
+
+
+def p_of_calls(alpha: float) -> float:
+    """The p at which genes are called at a false discovery rate, if 1% of them differ and 80% of those are called.
+
+    Parameters
+    ----------
+    alpha
+        False discovery rate.
+    """
+    return 0.8 * TRUE_SHARE * alpha / ((1 - TRUE_SHARE) * (1 - alpha))
 
 
 def describe(row: pd.Series, group1: str, group2: str) -> str:
@@ -128,6 +146,68 @@ class CompareResult:
             f"expression, a {2 ** row['log2fc_80_power_top']:.2g}-fold change in the quarter with the highest expression "
             "(assuming that 1% of the genes differ)."
         )
+
+    def power_curve(
+        self, cell_type: str, donors: Sequence[int] = DONORS, power: float = 0.8
+    ) -> pd.DataFrame:
+        """The smallest fold change that other numbers of donors would find in one cell type.
+
+        Standard errors of this comparison are scaled by the number of donors, at the same cells per donor; 1% of the genes
+        are assumed to differ.
+
+        Parameters
+        ----------
+        cell_type
+            A cell type of the summary.
+        donors
+            Donors in each of the two groups.
+        power
+            Probability with which such a gene is called.
+
+        Returns
+        -------
+        DataFrame with ``donors``, ``log2fc`` (median gene) and ``log2fc_top`` (median of the quarter with the highest
+        expression).
+
+        Raises
+        ------
+        DataError
+            Numbers of donors below 2, or a power outside of 0 to 1.
+        """
+        self._known(cell_type)
+        if min(donors, default=0) < 2 or not 0 < power < 1:
+            raise DataError(
+                f"donors={list(donors)} and power={power:g}: give at least 2 donors in each group, and a power between 0 and 1."
+            )
+        table = self.table[self.table["cell_type"] == cell_type]
+        row = self.summary.set_index("cell_type").loc[cell_type]
+        p = p_of_calls(self.settings["alpha"])
+        level, minimum = table["mean_log2"].to_numpy(), self.settings["min_log2fc"]
+        top = level >= np.quantile(level, 0.75)
+        own = 1 / row["donors1"] + 1 / row["donors2"]
+        paired = bool(self.samples[cell_type]["donor"].duplicated(keep=False).all())
+        rows = []
+        for n in donors:
+            se = table["lfc_se"].to_numpy() * np.sqrt(2 / n / own)
+            more = (n - row["donors1"]) if paired else 2 * n - row["donors1"] - row["donors2"]
+            df = np.maximum(table["df"].to_numpy() + more, 1.0)
+            least = minimal_change(se, df, p, power) + minimum
+            rows.append((n, float(np.nanmedian(least)), float(np.nanmedian(least[top]))))
+        return pd.DataFrame(rows, columns=["donors", "log2fc", "log2fc_top"])
+
+    def power(self, cell_type: str | None = None) -> Any:
+        """Figure: the smallest fold change that is found with 80% power, against the number of donors.
+
+        Parameters
+        ----------
+        cell_type
+            A cell type of the summary; None: all.
+        """
+        from .comparison_figures import power
+
+        if cell_type is not None:
+            self._known(cell_type)
+        return power(self, cell_type)
 
     def volcano(self, cell_type: str) -> Any:
         """Figure: fold change against p of every gene of one cell type.

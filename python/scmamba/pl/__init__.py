@@ -6,6 +6,7 @@ from ..utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from ._cells import annotation, coverage, doublets, imputation
+    from ._comparison import power
     from ._genes import markers, volcano
     from ._report import write_report
     from ._robustness import robustness
@@ -16,6 +17,7 @@ __all__ = [
     "doublets",
     "imputation",
     "markers",
+    "power",
     "robustness",
     "volcano",
     "write_report",
@@ -29,6 +31,7 @@ __getattr__, __dir__ = lazy_names(
         "doublets": "_cells",
         "imputation": "_cells",
         "markers": "_genes",
+        "power": "_comparison",
         "robustness": "_robustness",
         "volcano": "_genes",
         "write_report": "_report",

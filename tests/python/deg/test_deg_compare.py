@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 from typer.testing import CliRunner
 
+from scmamba import pl
 from scmamba.cli import app
 from scmamba.deg import compare, pseudobulk
 from scmamba.deg.comparison import donors_beyond
@@ -90,6 +91,40 @@ def test_every_test_on_one_type(cohort, test):
     a, b = (t.table.set_index("gene").sort_index() for t in (found, back))
     np.testing.assert_allclose(a["log2FC"], -b["log2FC"], atol=1e-5)
     np.testing.assert_allclose(a["p_val"], b["p_val"], rtol=1e-4)
+
+
+def test_a_small_study_predicts_the_power_of_a_large_one():
+    """Standard errors of 5 v 5 donors, scaled, against those that 20 v 20 donors have."""
+    rng = np.random.default_rng(11)
+    donor = np.repeat(np.arange(40), 30)
+    level = np.exp(rng.normal(0.8, 0.7, 250)) * np.exp(rng.normal(0, 0.25, (40, 250)))[donor]
+    obs = pd.DataFrame({"d": [f"p{d}" for d in donor], "x": np.where(donor % 2, "AD", "Control")})
+    obs.index = [f"c{i}" for i in range(donor.size)]
+    names = pd.DataFrame(index=[f"g{i}" for i in range(250)])
+    cells = ad.AnnData(sp.csr_matrix(rng.poisson(level).astype(np.float32)), obs=obs, var=names)
+    whole = compare(cells, "x", "d", verbose=False)
+    small = compare(cells[donor < 10], "x", "d", verbose=False)
+    real = whole.summary.iloc[0][["log2fc_80_power", "log2fc_80_power_top"]].to_numpy(float)
+    for result, n in ((small, 5), (whole, 20)):
+        own = result.summary.iloc[0][["log2fc_80_power", "log2fc_80_power_top"]].to_numpy(float)
+        curve = result.power_curve("all cells", [n, 20])
+        np.testing.assert_allclose(curve.iloc[0, 1:].to_numpy(float), own, rtol=1e-6)
+        np.testing.assert_allclose(curve.iloc[1, 1:].to_numpy(float), real, rtol=0.15)
+    assert small.power_curve("all cells")["log2fc"].is_monotonic_decreasing
+    more = small.power_curve("all cells", [5], power=0.95)["log2fc"].iloc[0]
+    assert more > small.power_curve("all cells", [5])["log2fc"].iloc[0]
+    for bad in ({"donors": [1, 5]}, {"donors": []}, {"power": 1.0}):
+        with pytest.raises(DataError, match="at least 2 donors in each group"):
+            small.power_curve("all cells", **bad)
+    axis = pl.power(small)
+    lines = {line.get_label(): line for line in axis.lines}
+    np.testing.assert_allclose(
+        lines["all cells"].get_ydata(), 2 ** small.power_curve("all cells")["log2fc"]
+    )
+    point = next(line for line in axis.lines if line.get_marker() == "o")
+    assert point.get_xdata()[0] == pytest.approx(5)
+    with pytest.raises(DataError, match="was not compared"):
+        pl.power(small, "MG")
 
 
 def test_adjusted_p_is_never_below_p(cohort):
