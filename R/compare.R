@@ -10,6 +10,8 @@
 #'   may be omitted: the one called control, normal, ctrl or the like is `ident.2`.
 #' @param cell.type Column of the metadata with the cell types, or one value for each cell; `NULL`: all cells are one
 #'   type.
+#' @param interaction Column of the metadata with numbers or two values, constant within a donor (sex, age): tests whether
+#'   the difference depends on it. `log2FC` is then the log2 ratio of the fold changes.
 #' @param cell.types Only these cell types.
 #' @param test.use `"likelihood_ratio"` (negative binomial, averaged over each gene's dispersion), `"quasi_likelihood"`
 #'   (as edgeR), `"wald"` (as DESeq2), `"voom"` (as limma), `"moderated_t"`, or `"mixed"` (mixed model of the cells with
@@ -36,7 +38,8 @@ ScMambaCompare <- function(object, ...) {
 #' @rdname ScMambaCompare
 #' @export
 ScMambaCompare.Seurat <- function(object, group.by, donor, cell.type = NULL, ident.1 = NULL, ident.2 = NULL,
-                                  covariates = NULL, cell.types = NULL, test.use = "likelihood_ratio", assay = NULL,
+                                  covariates = NULL, interaction = NULL, cell.types = NULL,
+                                  test.use = "likelihood_ratio", assay = NULL,
                                   layer = "counts", slot = NULL, paired = NULL, alpha = 0.05, min.log2fc = 0,
                                   min.cells = 10, min.total = 15, verbose = TRUE, ...) {
   .no_extra(...)
@@ -45,18 +48,21 @@ ScMambaCompare.Seurat <- function(object, group.by, donor, cell.type = NULL, ide
   .refuse_imputed(object, assay, layer)
   options <- .compare_options(ident.1, ident.2, cell.types, test.use, paired, alpha, min.log2fc, min.cells, min.total)
   matrix <- .get_layer(object, assay, layer, verbose)
+  options$interaction <- interaction
   .compare(matrix, object[[]], group.by, donor, cell.type, covariates, options, verbose)
 }
 
 #' @rdname ScMambaCompare
 #' @export
 ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.type = NULL, ident.1 = NULL,
-                                                ident.2 = NULL, covariates = NULL, cell.types = NULL,
+                                                ident.2 = NULL, covariates = NULL, interaction = NULL,
+                                                cell.types = NULL,
                                                 test.use = "likelihood_ratio", assay = "counts", paired = NULL,
                                                 alpha = 0.05, min.log2fc = 0, min.cells = 10, min.total = 15,
                                                 verbose = TRUE, ...) {
   .no_extra(...)
   options <- .compare_options(ident.1, ident.2, cell.types, test.use, paired, alpha, min.log2fc, min.cells, min.total)
+  options$interaction <- interaction
   .compare(.get_sce(object, assay), .sce_frame(object), group.by, donor, cell.type, covariates, options, verbose)
 }
 
@@ -80,7 +86,7 @@ ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.ty
     if (is.character(cell.type) && length(cell.type) == 1) cell.type else "cell_type"
   }
   if (!is.null(cell.type)) cells[[options$label_key]] <- as.character(.per_cell(frame, cell.type, "cell.type"))
-  for (name in covariates) cells[[name]] <- .metadata_column(frame, name, "covariates")
+  for (name in unique(c(covariates, options$interaction))) cells[[name]] <- .metadata_column(frame, name, "covariates")
   options$covariates <- if (is.null(covariates)) NULL else as.list(covariates)
   arguments <- list(.to_adata(matrix, cells), condition_key = names(cells)[[1]], donor_key = names(cells)[[2]])
   result <- .call_python(.deg()$compare, c(arguments, options, verbose = verbose), verbose)

@@ -24,3 +24,19 @@ test_that("the comparison between donors equals the Python package's, for every 
     colData = S4Vectors::DataFrame(disease = cohort$disease, donor = cohort$donor))
   expect_equal(compare(sce)$table, ours$table)
 })
+
+test_that("an interaction is the ratio of two fold changes", {
+  skip_without_python()
+  cohort <- ScMambaCohort(n.cells = 800, n.donors = 8, n.genes = 200)
+  number <- as.integer(factor(cohort$donor))
+  cohort$sex <- ifelse(number %% 2 == 0, "f", "m")
+  counts <- counts_of(cohort)
+  both <- cohort$disease == "AD" & cohort$sex == "m"
+  counts[1, both] <- counts[1, both] + 20
+  cohort <- SeuratObject::CreateSeuratObject(counts, meta.data = cohort[[]][c("donor", "disease", "sex")])
+  found <- ScMambaCompare(cohort, "disease", donor = "donor", interaction = "sex", verbose = FALSE)
+  expect_equal(found$table$gene[[1]], rownames(cohort)[[1]])
+  expect_gt(found$table$log2FC[[1]], 1)
+  expect_false("donors_higher" %in% names(found$table))
+  expect_error(ScMambaCompare(cohort, "disease", donor = "donor", interaction = "height", verbose = FALSE), "height")
+})

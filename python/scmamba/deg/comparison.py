@@ -40,7 +40,7 @@ from .quasi_likelihood import (
     minimal_quasi_change,
     test_coefficient,
 )
-from .samples import Samples, sample_design, sample_table, sum_cells, without_empty
+from .samples import OWN_COLUMNS, Samples, sample_design, sample_table, sum_cells, without_empty
 from .shrinkage import shrink
 from .values import layer_source
 from .voom import voom_weights, weighted_moderated_t
@@ -61,6 +61,7 @@ def compare(
     group1: str | None = None,
     group2: str | None = None,
     covariates: str | Sequence[str] | None = None,
+    interaction: str | None = None,
     cell_types: Sequence[str] | None = None,
     test: str = "likelihood_ratio",
     layer: str | None = None,
@@ -94,6 +95,10 @@ def compare(
         or the like is ``group2``.
     covariates
         Columns of ``obs`` that are constant within a sample (age, sex, post-mortem interval, batch).
+    interaction
+        Column of ``obs`` with numbers or two values that is constant within a sample (sex, age): tests whether the difference
+        between the conditions depends on it. ``log2FC`` is then the log2 ratio of the fold changes, with its second value
+        over the first, or per unit.
     cell_types
         The types to compare; None: all with enough cells.
     test
@@ -150,6 +155,7 @@ def compare(
             "group1": group1,
             "group2": group2,
             "covariates": covariates,
+            "interaction": interaction,
             "cell_types": None if cell_types is None else as_list(cell_types),
             "test": test,
             "layer": layer,
@@ -204,6 +210,11 @@ class Comparison:
         self.refusals: list[str] = []  # why types with enough donors were not tested
         self.group = two_groups(self.obs, str(options.condition_key), *self.pair)
         self.covariates = as_list(options.covariates)
+        if options.interaction is not None and options.interaction not in self.covariates:
+            self.covariates = [*self.covariates, options.interaction]
+        self.interaction = options.interaction
+        if self.interaction in OWN_COLUMNS:
+            self.interaction = f"{self.interaction} (covariate)"
         source = layer_source(adata, options.layer)
         self.values, self.genes, self.sentence = source.matrix, source.genes, source.values
         if source.totals is None:
@@ -275,7 +286,7 @@ class Comparison:
     def _design(self, name: str, data: TypeData) -> tuple[Design, int] | None:
         """Design and column of the condition; None, with a note, where the donors of this type do not suffice for it."""
         try:
-            return sample_design(data.samples, self.options.paired)
+            return sample_design(data.samples, self.options.paired, self.interaction)
         except DataError as error:
             self.refusals.append(str(error))
             self.notes.append(f"{name}: not tested. {error}")
@@ -336,13 +347,15 @@ class Comparison:
                 "donors": of,
             }
         )
+        if self.interaction is not None:  # these numbers are those of the difference itself
+            table = table.drop(columns=["donors_higher", "donors_lower", "donors"])
         called = np.flatnonzero(adjusted < self.options.alpha)
         table["driven_by"] = ""
         for row, donor in self._driven_by(data, tested, called).items():
             table.loc[row, "driven_by"] = donor
         table["sentence"] = ""
         for row in called.tolist():
-            table.loc[row, "sentence"] = describe(table.loc[row], *self.pair)
+            table.loc[row, "sentence"] = describe(table.loc[row], *self.pair, self.interaction)
         return table.sort_values("p_val", kind="stable")
 
     def _driven_by(self, data: TypeData, tested: Tested, called: np.ndarray) -> dict[int, str]:
@@ -357,7 +370,7 @@ class Comparison:
             if min(few.sizes) < 2:
                 continue
             try:
-                design, column = sample_design(few, self.options.paired)
+                design, column = sample_design(few, self.options.paired, self.interaction)
             except (
                 DataError
             ):  # without this donor a covariate is constant, or no degree of freedom is left

@@ -37,8 +37,10 @@ def volcano(result: CompareResult, cell_type: str) -> Any:
             textcoords="offset points",
         )
     pair = result.settings["group1"], result.settings["group2"]
+    by = result.settings.get("interaction")
+    what = "fold change" if by is None else f"ratio of fold changes by {by}"
     axis.set(
-        xlabel=f"log2 fold change, {pair[0]} over {pair[1]} (shrunken)",
+        xlabel=f"log2 {what}, {pair[0]} over {pair[1]} (shrunken)",
         ylabel="-log10 p",
         title=f"{cell_type}: {int(called.sum())} genes",
     )

@@ -33,7 +33,7 @@ def p_of_calls(alpha: float) -> float:
     return 0.8 * TRUE_SHARE * alpha / ((1 - TRUE_SHARE) * (1 - alpha))
 
 
-def describe(row: pd.Series, group1: str, group2: str) -> str:
+def describe(row: pd.Series, group1: str, group2: str, interaction: str | None = None) -> str:
     """One gene in a sentence.
 
     Parameters
@@ -42,19 +42,31 @@ def describe(row: pd.Series, group1: str, group2: str) -> str:
         Row of the table of :class:`CompareResult`.
     group1, group2
         The two conditions.
+    interaction
+        Column on which the difference may depend; None: the difference itself.
     """
     up = row["log2FC_shrunk"] > 0 if row["log2FC_shrunk"] != 0 else row["log2FC"] > 0
     sign = 1 if up else -1
     fold = 2 ** abs(row["log2FC_shrunk"])
     low, high = sorted(2 ** (sign * row[c]) for c in ("ci_low", "ci_high"))
+    if interaction is not None:
+        text = (
+            f"{row['gene']}: the fold change of {group1} over {group2} is {fold:.2g} times as {'large' if up else 'small'} with a "
+            f"higher {interaction!r}, or its second value (95% interval {low:.2g} to {high:.2g})."
+        )
+        return text + _dependence(row)
     number = row["donors_higher" if up else "donors_lower"]
     text = (
         f"{row['gene']}: {fold:.2g}-fold {'higher' if up else 'lower'} in {group1} than in {group2} (95% interval "
         f"{low:.2g} to {high:.2g}); {'higher' if up else 'lower'} in {number} of {row['donors']} {group1} donors."
     )
-    if row["driven_by"]:
-        text += f" Depends on donor {row['driven_by']}: without this donor p > 0.05 or the direction changes."
-    return text
+    return text + _dependence(row)
+
+
+def _dependence(row: pd.Series) -> str:
+    if not row["driven_by"]:
+        return ""
+    return f" Depends on donor {row['driven_by']}: without this donor p > 0.05 or the direction changes."
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,8 @@ class CompareResult:
             raise DataError(
                 f"{gene!r} was not tested in {cell_type}: it is no gene of the object, or has too few counts there."
             )
-        return describe(found.iloc[0], self.settings["group1"], self.settings["group2"])
+        s = self.settings
+        return describe(found.iloc[0], s["group1"], s["group2"], s.get("interaction"))
 
     def power_statement(self, cell_type: str) -> str:
         """What this number of donors can find in one cell type.

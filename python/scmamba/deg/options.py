@@ -208,6 +208,10 @@ class CompareOptions(Options):
         None, "What group 1 is compared with; the value that means control if not given."
     )
     covariates: str | Sequence[str] | None = option(None, _COVARIATES)
+    interaction: str | None = option(
+        None,
+        "Column of obs, numbers or two values, constant within a donor: test whether the difference depends on it.",
+    )
     cell_types: Sequence[str] | None = option(None, "Cell types; all if not given.")
     test: str = option(
         "likelihood_ratio",

@@ -182,13 +182,25 @@ def warn_notes(notes: Sequence[str], stacklevel: int = 3) -> None:
         warnings.warn(note, stacklevel=stacklevel + 1)
 
 
-def sample_design(samples: Samples, paired: bool | None) -> tuple[Design, int]:
-    """``~ group + covariates (+ donor)`` with group 1 against group 2, and the column of the group.
+def sample_design(
+    samples: Samples, paired: bool | None, interaction: str | None = None
+) -> tuple[Design, int]:
+    """``~ group + covariates (+ donor)`` with group 1 against group 2, and the column that is tested: the group, or its interaction.
+
+    Parameters
+    ----------
+    samples
+        The samples.
+    paired
+        Compare within donors; None: where every donor has both groups.
+    interaction
+        A covariate on which the difference may depend; None: the group itself is tested.
 
     Raises
     ------
     DataError
-        Nothing can be paired, a covariate is confounded with the group, or no degrees of freedom are left.
+        Nothing can be paired, a covariate is confounded with the group, no degrees of freedom are left, or the interaction
+        has more than two values that are no numbers, or cannot be estimated.
     """
     table = samples.table
     own = {"group": "condition", "donor": "donor"}
@@ -204,14 +216,27 @@ def sample_design(samples: Samples, paired: bool | None) -> tuple[Design, int]:
     if paired and not twice.any():
         raise DataError("No donor has both groups, so nothing can be paired. Use paired=False.")
     terms = [own["group"], *samples.covariates, *([own["donor"]] if paired else [])]
-    design = build_design("~ " + " + ".join(quoted(t) for t in terms), frame)
+    formula = "~ " + " + ".join(quoted(t) for t in terms)
+    both = f"{quoted(own['group'])}:{quoted(str(interaction))}"
+    design = build_design(formula if interaction is None else f"{formula} + {both}", frame)
     if samples.covariates:
         _refuse_confounded(samples, frame, own["group"])
     if design.matrix.shape[0] - design.matrix.shape[1] < 1:
         raise DataError(
             f"{len(table)} samples leave no degrees of freedom for {design.matrix.shape[1]} coefficients. Use fewer covariates."
         )
-    return design, design.columns(own["group"])[0]
+    if interaction is None:
+        return design, design.columns(own["group"])[0]
+    if len(design.terms[both]) > 1:
+        raise DataError(
+            f"The interaction with {interaction!r} has {len(design.terms[both])} coefficients. Choose a column with two values or "
+            "with numbers, or compare the cells of two values."
+        )
+    if design.terms[both][0] in design.aliased:
+        raise DataError(
+            f"The interaction with {interaction!r} cannot be tested: each of its values is needed in both groups."
+        )
+    return design, design.columns(both)[0]
 
 
 def _refuse_confounded(samples: Samples, frame: pd.DataFrame, group: str) -> None:

@@ -93,6 +93,57 @@ def test_every_test_on_one_type(cohort, test):
     np.testing.assert_allclose(a["p_val"], b["p_val"], rtol=1e-4)
 
 
+@pytest.mark.parametrize("test", ["likelihood_ratio", "quasi_likelihood", "wald", "moderated_t"])
+def test_an_interaction_is_the_ratio_of_two_fold_changes(test):
+    """24 donors; g0-g4 change four-fold in women only, g5-g9 alike in both."""
+    rng = np.random.default_rng(6)
+    donor = np.repeat(np.arange(24), 40)
+    sick, woman = donor < 12, donor % 2 == 0
+    level = np.exp(rng.normal(0.5, 0.7, 200)) * np.exp(rng.normal(0, 0.2, (24, 200)))[donor]
+    level[:, :10] = 1.5 * np.exp(rng.normal(0, 0.2, (24, 10)))[donor]
+    level[np.ix_(sick & woman, np.arange(5))] *= 4
+    level[np.ix_(sick, np.arange(5, 10))] *= 4
+    obs = pd.DataFrame(
+        {
+            "d": [f"p{d}" for d in donor],
+            "x": np.where(sick, "AD", "Control"),
+            "sex": np.where(woman, "female", "male"),
+            "age": 60.0 + 10 * ~woman,
+            "site": np.array(list("abc"))[donor % 3],
+            "arm": np.where(sick & woman, "y", "z"),
+        },
+        index=[f"c{i}" for i in range(donor.size)],
+    )
+    names = pd.DataFrame(index=[f"g{i}" for i in range(200)])
+    cells = ad.AnnData(sp.csr_matrix(rng.poisson(level).astype(np.float32)), obs=obs, var=names)
+    found = compare(cells, "x", "d", interaction="sex", test=test, verbose=False)
+    table = found.table.set_index("gene")
+    called = set(found.genes("all cells")["gene"])
+    assert called >= {f"g{i}" for i in range(5)} and not called & {f"g{i}" for i in range(5, 10)}
+    assert len(called) <= 8
+    assert table["log2FC"][[f"g{i}" for i in range(5)]].mean() == pytest.approx(-2, abs=0.35)
+    parts = [
+        compare(cells[cells.obs["sex"] == s], "x", "d", test=test, verbose=False)
+        .table.set_index("gene")["log2FC"]
+        for s in ("male", "female")
+    ]  # fmt: skip
+    difference = (parts[0] - parts[1]).loc[[f"g{i}" for i in range(10)]]
+    np.testing.assert_allclose(table["log2FC"][difference.index], difference, atol=0.3)
+    assert (
+        "donors_higher" not in table and "fold change of AD over Control" in table["sentence"]["g1"]
+    )
+    assert "times as small with a higher 'sex'" in found.sentence("g1", "all cells")
+    # Ten years more are the same as the other sex here, and ten times a year.
+    years = compare(cells, "x", "d", interaction="age", test=test, verbose=False)
+    years = years.table.set_index("gene")
+    np.testing.assert_allclose(years["log2FC"] * 10, table["log2FC"][years.index], atol=0.02)
+    np.testing.assert_allclose(years["p_val"], table["p_val"][years.index], rtol=0.02, atol=1e-12)
+    with pytest.raises(DataError, match="'site' has 2 coefficients"):
+        compare(cells, "x", "d", interaction="site", test=test, verbose=False)
+    with pytest.raises(DataError, match="'arm' cannot be tested"):
+        compare(cells, "x", "d", interaction="arm", test=test, verbose=False)
+
+
 def test_a_small_study_predicts_the_power_of_a_large_one():
     """Standard errors of 5 v 5 donors, scaled, against those that 20 v 20 donors have."""
     rng = np.random.default_rng(11)
