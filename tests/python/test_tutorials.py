@@ -39,6 +39,7 @@ def pictures_of(notebook) -> int:
 #: Tutorial -> pictures, and what the output of its cells contains.
 SHOWN = {
     "annotate_brain": (4, ["Unassigned", "CL:0000129", "precision"]),
+    "blood": (2, ["by Scrublet", "logistic regression: right among all", "NMI"]),
     "clean": (2, ["two cells", "median counts"]),
     "compare": (5, ["CompareResult: AD v Control", "80% power", "inflates significance"]),
     "first_hour": (3, ["scmamba_subtype", "Microglia", "How to cite"]),
