@@ -76,6 +76,40 @@ def test_a_zero_is_imputed_if_its_gamma_posterior_exceeds_the_limit(cells, model
     np.testing.assert_allclose(every[zero], np.where(value >= 0.2, value, 0)[zero], rtol=1e-4)
 
 
+def test_max_filled_keeps_the_most_probable_zeros_of_each_cell(cells, model, fitted):
+    rates, rows, total = fitted
+    every = layer(cells, model, min_probability=0, max_filled=1)
+    capped = layer(cells, model, min_probability=0, max_filled=0.1)
+    zero = cells.X.toarray() == 0
+    number = ((every > 0) & zero).sum(axis=1)
+    most = 12  # a tenth of 120 genes
+    assert (number > most).sum() > 50, "the limit matters in many cells"
+    np.testing.assert_array_equal(((capped > 0) & zero).sum(axis=1), np.minimum(number, most))
+    kept = capped > 0
+    np.testing.assert_array_equal(capped[kept], every[kept])
+    posterior = rates.posterior(cells.X[rows].astype(float), total[rows], np.arange(209))
+    least = np.maximum(0.5 * rates.average, EXPRESSED_RATE)
+    probability = stats.gamma.sf(least, posterior.shape, scale=1 / posterior.inverse_scale)
+    for own, p in zip(rows, probability):
+        candidate, chosen = zero[own] & (every[own] > 0), zero[own] & kept[own]
+        if (candidate & ~chosen).any():
+            assert p[chosen].min() >= p[candidate & ~chosen].max() - 1e-5
+    np.testing.assert_array_equal(layer(cells, model, max_filled=0)[zero], 0)
+    with pytest.raises(OptionError, match="max_filled"):
+        layer(cells, model, max_filled=1.5)
+
+
+def test_the_sum_of_imputed_zeros_is_reported_for_each_cell(cells, model):
+    result = scmamba.impute(cells.copy(), model=model, **QUIET)
+    counts = cells.X.toarray().astype(float)
+    values = np.expm1(result.layers["scmamba"].toarray().astype(float))
+    added = np.where(counts == 0, values, 0).sum(axis=1) / 1e4  # observed values: 10,000 per cell
+    np.testing.assert_allclose(result.obs["scmamba_added"], added, rtol=1e-4, atol=2e-6)
+    assert added[:209].max() > 0.02 and result.obs["scmamba_added"].iloc[209] == 0
+    rates = scmamba.impute(cells.copy(), model=model, values="posterior", **QUIET)
+    assert "scmamba_added" not in rates.obs
+
+
 def test_observed_values_and_cells_without_counts_stay(cells, model):
     found = layer(cells, model)
     counts = cells.X.toarray().astype(float)

@@ -2,6 +2,7 @@
 
 from ...data.count_splitting import poisson_deviance, split_counts
 from .benchmark import nonzero_imputation
+from .dispersion import dispersion_within
 from .metrics import score, truncated_deviance
 from .peers import RATE_METHODS
 from .predictors import PREDICTORS, Hidden
@@ -13,6 +14,7 @@ __all__ = [
     "Hidden",
     "count_splitting",
     "depth_scores",
+    "dispersion_within",
     "foreign_gene_scores",
     "foreign_genes",
     "nonzero_imputation",

@@ -18,8 +18,9 @@ from sklearn.utils.extmath import randomized_svd
 from ...data.count_splitting import poisson_deviance, split_counts
 from ...data.selection import select_matrix
 from ...utils.columns import as_text, require_column
-from ...utils.errors import DataError
+from ...utils.errors import DataError, OptionError
 from ...utils.progress import track
+from .dispersion import dispersion_within
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +39,7 @@ def count_splitting(
     label_key: str | None = None,
     gene_sets: Mapping[str, Collection[str]] | None = None,
     share: float = 0.8,
-    dispersion: np.ndarray | float = 0.0,
+    dispersion: np.ndarray | float | str = 0.0,
     min_cells: int = 5,
     seed: int = 0,
     verbose: bool = True,
@@ -63,7 +64,8 @@ def count_splitting(
     share
         Share of the counts in the first part. Default 0.8.
     dispersion
-        Dispersion of over-dispersed counts (see :func:`split_counts`). Default 0, Poisson.
+        Dispersion of over-dispersed counts, a number or one per gene (see :func:`split_counts`), or ``"fitted"``: that of
+        each gene within the cell types of ``label_key`` (:func:`dispersion_within`). Default 0, Poisson.
     min_cells
         Genes counted in fewer cells are not scored. Default 5.
     seed
@@ -82,6 +84,8 @@ def count_splitting(
     ------
     DataError
         Not raw counts, no such column, or a method that returns rates of another shape.
+    OptionError
+        ``dispersion="fitted"`` without ``label_key``.
 
     References
     ----------
@@ -101,7 +105,8 @@ def count_splitting(
     counts = _raw_counts(adata, layer, integers=True)
     labels = None if label_key is None else _labels(adata, label_key)
     genes = np.bincount(counts.indices, minlength=counts.shape[1]) >= min_cells
-    train, test = split_counts(counts[:, genes], share, dispersion=dispersion, seed=seed)
+    spread = _spread(counts, dispersion, labels, genes)
+    train, test = split_counts(counts[:, genes], share, dispersion=spread, seed=seed)
     depth = np.asarray(train.sum(axis=1)).ravel()
     full = depth > 0
     train, test, depth = train[full], test[full], depth[full]
@@ -136,6 +141,27 @@ def count_splitting(
             key: 1 - value / max(null[key], 1e-12) for key, value in found.items()
         }
     return pd.DataFrame(rows).T.rename_axis("method")
+
+
+def _spread(
+    counts: sparse.csr_matrix,
+    dispersion: np.ndarray | float | str,
+    labels: np.ndarray | None,
+    genes: np.ndarray,
+) -> np.ndarray | float:
+    """Dispersion of the genes that are scored."""
+    if not isinstance(dispersion, str):
+        given = np.asarray(dispersion, dtype=np.float64)
+        return given[genes] if given.shape == genes.shape else given
+    if dispersion != "fitted":
+        raise OptionError(
+            f"dispersion is '{dispersion}'; expected a number, one number per gene, or 'fitted'."
+        )
+    if labels is None:
+        raise OptionError(
+            "dispersion='fitted' is the dispersion within cell types; pass their column with label_key=..., or a number."
+        )
+    return dispersion_within(counts, labels)[genes]
 
 
 def _entry_sets(
