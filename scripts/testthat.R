@@ -5,10 +5,13 @@
 Sys.setenv(NOT_CRAN = "true") # pictures are compared
 testthat::set_max_fails(Inf)
 reporter <- testthat::ListReporter$new()
-# Finding and installing Python, signals, progress, documents, tables from cells, HTTP: nothing in them makes what differs
-# between Seurat 4 and 5, and the cells are read as in all other files (test-tour.R goes through a server on both).
+# Finding and installing Python, signals, progress, documents, tables, names of genes, HTTP: nothing in them makes what differs
+# between Seurat 4 and 5 (assays, layers, conversion, Seurat's own functions), and the cells are read as in all other files:
+# test-tour.R goes through a server on both, test-coverage-objects.R annotates and finds doublets, test-odd-inputs.R has genes
+# named in a column and by Ensembl IDs, test-mouse.R makes an assay of them.
 once <- c(
-  "broken-python", "compare", "documents", "evaluate", "install", "interrupt", "progress", "python", "server", "workers"
+  "broken-python", "compare", "documents", "evaluate", "frames", "genes", "install", "interrupt", "progress", "python",
+  "server", "types", "workers"
 )
 files <- sub("^test-(.*)[.]R$", "\\1", list.files("tests/testthat", "^test-.*[.]R$"))
 stopifnot(once %in% files)

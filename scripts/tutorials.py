@@ -20,6 +20,8 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,6 +37,27 @@ import_umap()
 warnings.filterwarnings("ignore", message="(n_jobs value 1 overridden|IProgress not found)")
 warnings.filterwarnings("ignore", category=FutureWarning, module="(scanpy|anndata|legacy_api_wrap)")
 """
+#: Runs before that in a kernel that has run other tutorials: names, folder and settings as in a new one. (Each filter of warnings
+#: that is added makes Python show warnings again that it has shown before.)
+_AGAIN = """\
+%reset -f
+%cd -q {work}
+import matplotlib, scmamba
+matplotlib.rcdefaults()
+scmamba.settings.verbosity = 2
+"""
+
+
+class Kernel:
+    """One process for several tutorials, one after another; each starts without the names and settings of the others."""
+
+    def __init__(self) -> None:
+        self.manager = AsyncKernelManager(kernel_name="python3")
+
+    def close(self) -> None:
+        """End the process."""
+        if self.manager.has_kernel:
+            run_sync(self.manager.shutdown_kernel)(now=True)
 
 
 def names() -> list[str]:
@@ -58,20 +81,29 @@ def read(name: str) -> nbformat.NotebookNode:
     return notebook
 
 
-def run(name: str, work: Path) -> nbformat.NotebookNode:
-    """Execute a tutorial in the folder ``work``; a cell that fails raises nbclient's ``CellExecutionError``."""
+def run(name: str, work: Path, kernel: Kernel | None = None) -> nbformat.NotebookNode:
+    """Execute a tutorial in the folder ``work``, in a new process unless ``kernel`` is given.
+
+    A cell that fails raises nbclient's ``CellExecutionError``.
+    """
     notebook = read(name)
-    first = nbformat.v4.new_code_cell(_BEFORE)
+    again = _AGAIN.format(work=work) if kernel and kernel.manager.has_kernel else ""
+    first = nbformat.v4.new_code_cell(again + _BEFORE)
     notebook.cells.insert(0, first)
     # Kernels write their connection files and histories there, not into the user's home.
     env = os.environ | {"IPYTHONDIR": str(work / ".ipython"), "PYTHONPATH": str(ROOT / "python")}
     client = NotebookClient(
         notebook,
+        km=kernel.manager if kernel else None,
         timeout=900,
         kernel_name="python3",
         resources={"metadata": {"path": str(work)}},
     )
-    client.execute(env=env)
+    try:
+        client.execute(env=env)
+    finally:
+        if kernel and client.kc:
+            client.kc.stop_channels()
     del notebook.cells[0]
     for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), start=1):
         cell.execution_count = number

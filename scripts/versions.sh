@@ -81,6 +81,10 @@ for name in "${NAMES[@]}"; do
   [ -f "$file" ] || die "there is no test_$name.py (any more); the list in scripts/versions.sh names it"
   FILES+=("$file")
 done
+# What umap-learn, pynndescent and numba compile: nowhere else are there other versions of them.
+export SCMAMBA_TEST_VERSIONS=1
+FILES+=(tests/python/utils/test_compiled_code.py::test_umap_is_compiled_by_the_first_process_only
+  tests/python/preprocessing/test_prepare.py::test_samples_with_approximate_neighbors)
 
 "$ENVIRONMENT/bin/python" - <<'PY'
 import sys

@@ -12,6 +12,11 @@ import torch
 from browsing import browser, page, page_files, page_nuclei  # noqa: F401
 from reference_numbers import Reference, write_pbmc
 from serving import database, queue, queue_url, server  # noqa: F401
+from shared_fixtures import (  # noqa: F401
+    pytest_fixture_post_finalizer,
+    pytest_fixture_setup,
+    pytest_runtest_call,
+)
 
 from scmamba.datasets import brain_cohort
 from scmamba.genes import Vocabulary
@@ -27,6 +32,14 @@ _NEED_FORK = [
     "scripts/test_mutate.py",
 ]
 collect_ignore = [] if hasattr(os, "fork") else _NEED_FORK
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests that compile other packages for a minute to the suites that change the versions of these packages."""
+    if not os.environ.get("SCMAMBA_TEST_VERSIONS"):
+        omitted = [item for item in items if item.get_closest_marker("versions")]
+        config.hook.pytest_deselected(items=omitted)
+        items[:] = [item for item in items if item not in omitted]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import tutorials
 from documents import ROOT
 
 pytest.importorskip("nbclient")
+nbformat = pytest.importorskip("nbformat")
 
 
 @pytest.fixture(scope="module")
@@ -17,6 +20,14 @@ def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     tutorials.write_data(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[tutorials.Kernel]:
+    """One process for all: most of the time of a tutorial was that of imports."""
+    made = tutorials.Kernel()
+    yield made
+    made.close()
 
 
 def output_of(notebook) -> str:
@@ -55,10 +66,10 @@ def test_every_tutorial_is_tested():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHOWN)
-def test_a_tutorial_runs(name, data, tmp_path):
+def test_a_tutorial_runs(name, data, kernel, tmp_path):
     for file in data.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    notebook = tutorials.run(name, tmp_path)
+    notebook = tutorials.run(name, tmp_path, kernel)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(code) >= 5 and all(cell.execution_count for cell in code)
     pictures, words = SHOWN[name]
@@ -66,6 +77,22 @@ def test_a_tutorial_runs(name, data, tmp_path):
     printed = output_of(notebook)
     assert [word for word in words if word not in printed] == []
     assert "Traceback" not in printed and "Warning:" not in printed
+
+
+def test_a_tutorial_starts_without_names_and_settings_of_the_one_before(
+    kernel, monkeypatch, tmp_path
+):
+    cells = [
+        "import matplotlib, os, scmamba\nprint(sorted(set(dir()) & {'left'}), os.getcwd())",
+        "print(scmamba.settings.verbosity, matplotlib.rcParams['figure.dpi'] == 7)",
+        "left = scmamba.settings.verbosity = 1\nmatplotlib.rcParams['figure.dpi'] = 7",
+    ]
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    monkeypatch.setattr(tutorials, "read", lambda name: copy.deepcopy(made))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        printed = output_of(tutorials.run("made", folder, kernel)).split("\n")
+        assert printed[:2] == [f"[] {folder}", ""] and printed[2] == "2 False"
 
 
 def test_blocks_of_other_languages_stay_text():

@@ -87,26 +87,3 @@ test_that("doublets are scored within samples and nothing is removed", {
   expect_error(ScMambaDoublets(cohort, sample = "nothing"), "nothing", class = "scmamba_error")
   expect_error(ScMambaDoublets(cohort, method = "magic"), "fast", class = "scmamba_error")
 })
-
-test_that("the assay and layer of the reference can be chosen, and are named where it cannot be read", {
-  skip_without_python()
-  object <- ScMambaCohort(n.cells = 150, n.donors = 3, n.genes = 2000, seed = 6)
-  annotate <- function(reference, ...) {
-    found <- ScMambaAnnotate(object, reference = reference, labels = "cell_type", cache = FALSE, verbose = FALSE, ...)
-    found$scmamba_probability
-  }
-  expected <- annotate(object)
-  # The counts of RNA belong to other cells; those of `own` are right.
-  mixed <- object
-  mixed[["own"]] <- SeuratObject::CreateAssayObject(counts_of(object))
-  shuffled <- counts_of(object)[, rev(colnames(object))]
-  colnames(shuffled) <- colnames(object)
-  # SeuratObject 5 warns that its own class of assays is replaced.
-  suppressWarnings(mixed[["RNA"]] <- SeuratObject::CreateAssayObject(shuffled))
-  expect_identical(annotate(mixed, reference.assay = "own"), expected)
-  expect_false(identical(annotate(mixed, reference.assay = "RNA"), expected))
-  logs <- Seurat::NormalizeData(object, verbose = FALSE)
-  expect_equal(annotate(logs, reference.layer = "data"), expected, tolerance = 1e-3)
-  expect_error(annotate(mixed, reference.assay = "none"), "no assay \"none\"", class = "scmamba_error")
-  expect_error(annotate(logs, reference.layer = "scale.data"), "reference.assay", class = "scmamba_error")
-})

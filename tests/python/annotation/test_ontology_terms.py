@@ -30,6 +30,7 @@ def cells():
 
 
 def test_ids_of_the_calls(cells):
+    cells = cells.copy()
     ontology_terms(cells, overwrite=True)
     ids = cells.obs["cell_type_ontology_term_id"].astype(str)
     called = cells.obs["scmamba_type"].astype(str)

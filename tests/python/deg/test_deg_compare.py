@@ -359,7 +359,7 @@ def test_signature_follows_the_options():
 
 
 def test_folder_and_command(cohort, result, tmp_path):
-    cohort.write_h5ad(tmp_path / "in.h5ad")
+    cohort.copy().write_h5ad(tmp_path / "in.h5ad")
     out = tmp_path / "out"
     words = f"compare {tmp_path}/in.h5ad --condition-key diagnosis --donor-key patient --label-key type -o {out}"
     done = CliRunner().invoke(app, words.split())

@@ -292,7 +292,7 @@ def test_order_of_cells_does_not_matter(cohort):
 def test_commands(cohort, tmp_path):
     app = Typer()
     commands.register(app)
-    cohort.write_h5ad(tmp_path / "in.h5ad")
+    cohort.copy().write_h5ad(tmp_path / "in.h5ad")
     run = CliRunner()
     out = tmp_path / "deg.csv"
     base = [

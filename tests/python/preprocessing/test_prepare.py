@@ -133,6 +133,7 @@ def test_invalid_input_gives_the_reason(studies, tmp_path):
         scmamba.prepare([], folder=tmp_path / "c", verbose=False)
 
 
+@pytest.mark.versions
 def test_samples_with_approximate_neighbors():
     # From 8,192 points scanpy uses pynndescent, and not every version of it works with scanpy.
     cells = brain_cohort(2900, n_donors=2, n_genes=300, seed=4)

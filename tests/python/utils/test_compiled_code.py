@@ -41,7 +41,7 @@ def run(where: str | Path) -> tuple[int, list, bool]:
     return tuple(json.loads(done.stdout))
 
 
-@pytest.mark.slow
+@pytest.mark.versions
 def test_umap_is_compiled_by_the_first_process_only(tmp_path):
     first, second = run(tmp_path), run(tmp_path)
     assert first[0] > 100 and second[0] < first[0] / 10
