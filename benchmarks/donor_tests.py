@@ -17,7 +17,7 @@ filters genes as its manual recommends.
 * Replication: Kang's donors in two halves, stimulated against control. Share of the calls of one half that the other has, the
   same for equally many genes of every test, and agreement of directions.
 * Published: cohorts made from published tables return their directions (circular: it tests the program, not the disease).
-* Speed: all types of a cohort, every test.
+* Speed: all types of a cohort, every test. Curve: power against the number of donors, from Velmeshev's.
 """
 
 from __future__ import annotations
@@ -617,7 +617,7 @@ def arguments() -> argparse.Namespace:
     add("--folder", type=Path, help="keep and reuse what was run; a temporary folder if not given")
     add(
         "--parts",
-        default="power,published,null,disease,halves,speed,report",
+        default="power,published,null,disease,halves,curve,speed,report",
         help="comma-separated",
     )
     return parser.parse_args()
@@ -641,6 +641,8 @@ def run_parts(options: argparse.Namespace, folder: Path) -> None:
     for name in [p for p in parts if p in makers]:
         (folder / name).mkdir(parents=True, exist_ok=True)
         run_part(makers[name](), folder / name, options)
+    if "curve" in parts and options.data is not None:
+        write_power(options)
     if "speed" in parts and options.speed_cells:
         write_speed(options)
 
@@ -653,6 +655,17 @@ def main() -> None:
         run_parts(options, folder)
         if "report" in options.parts.split(","):
             write_report(options, kept_tasks(folder))
+
+
+def write_power(options: argparse.Namespace) -> None:
+    """What Velmeshev's donors and other numbers of donors find: docs/deg_power.png and its numbers."""
+    whole = load_cells(options.data / "velmeshev2019_pfc_3types.h5ad", None, None)
+    column = next(c for c in whole.obs if "ASD" in set(whole.obs[c].astype(str)))
+    found = compare(whole, column, "donor", "type", group1="ASD", group2="Control", verbose=False)
+    curves = [found.power_curve(n).assign(cell_type=n) for n in found.summary["cell_type"]]
+    pd.concat(curves).round(3).to_csv(options.output / "donor_power.tsv", sep="\t", index=False)
+    figure = found.power()
+    figure.savefig(Path(__file__).resolve().parents[1] / "docs" / "deg_power.png", dpi=120)
 
 
 def write_speed(options: argparse.Namespace) -> None:

@@ -179,7 +179,7 @@ def test_the_final_losses_of_training_equal_the_page():
 
 # --- README and cards
 
-DONORS = "donor_tests_development.md"
+DONORS = "donor_tests.md"
 VELMESHEV, KANG = "nonzero_imputation_velmeshev.tsv", "nonzero_imputation_kang.tsv"
 #: Beginning of a row of the README -> for each column of numbers, the file and the words of each line with the same numbers, in order.
 README = {
@@ -216,8 +216,16 @@ README = {
         [("brain_types.md", "donor1 | Spearman")],
     ),
     "true genes per cohort": (
-        [(DONORS, "| 10 v 10 | 200 | 8 | 25 | 24.4 |"), (DONORS, "| 20 v 20 | 200 | 7 | 38.9 |")],
-        [(DONORS, "| 10 v 10 | 200 | 8 | 25 | 24.4 |"), (DONORS, "| 20 v 20 | 200 | 7 | 38.9 |")],
+        [
+            (DONORS, "| 6 v 6 | 200 | 10 | 21.7 | 20.5 |"),
+            (DONORS, "| 10 v 10 | 200 | 10 | 33.2 | 31.7 |"),
+            (DONORS, "| 20 v 20 | 200 | 10 | 42.8 | 42.2 |"),
+        ],
+        [
+            (DONORS, "| 6 v 6 | 200 | 10 | 21.7 | 20.5 |"),
+            (DONORS, "| 10 v 10 | 200 | 10 | 33.2 | 31.7 |"),
+            (DONORS, "| 20 v 20 | 200 | 10 | 42.8 | 42.2 |"),
+        ],
     ),
 }
 
@@ -381,14 +389,15 @@ def test_runs_with_calls_where_nothing_differs_equal_the_result_file():
     names = {"Kang, control": "kang", "Velmeshev, control": "velmeshev Control"}
     names["Velmeshev, ASD"] = "velmeshev ASD"
     compared = 0
+    tests = [cell.strip() for cell in section.splitlines()[0].strip("| ").split("|")][1:]
     for row in section.splitlines()[2:]:
         first, *cells = [cell.strip() for cell in row.strip("| ").split("|")]
-        for test, cell in zip(("quasi_likelihood", "voom", "moderated_t"), cells, strict=True):
+        for test, cell in zip(tests, cells, strict=True):
             line = lines_of("donor_tests.md", f"| {names[first]} | {test} |")
             runs, _, _, share = (float(v) for v in line.strip("| \n").split(" | ")[2:6])
             assert cell == f"{share * runs:.0f} of {runs:.0f}", row
             compared += 1
-    assert compared == 9
+    assert compared == 15
 
 
 # --- the README is short and fair
@@ -401,8 +410,8 @@ def test_the_readme_has_two_screens_one_picture_and_rows_that_others_win():
     assert len(pictures) == 1 and (ROOT / pictures[0]).is_file()
     table = text.split("## Measured")[1].split("## Limits")[0]
     rows = [row.strip("| ").split(" | ") for row in table.splitlines() if row.startswith("|")][2:]
-    lost = [row[0] for row in rows if len(row) > 2 and "**" in row[2] and "**" not in row[1]]
-    assert len(rows) >= 10 and len(lost) >= 2, lost
+    lost = [row[0] for row in rows if len(row) > 2 and "**" in row[2]]
+    assert len(rows) >= 10 and len(lost) >= 3, lost
 
 
 # --- every other number with a decimal point or a percent sign
@@ -461,7 +470,6 @@ NO_MEASUREMENT = {
 #: Page -> numbers that are settings, definitions or other people's, or that have no file, and why.
 EXCEPTIONS: dict[str, dict[str, str]] = {
     "docs/ambient.md": {"17.1%": "four fifths of 21.4%"},
-    "docs/deg.md": {".24": "a fault that was corrected"},
     "docs/evaluation.md": {
         "1.005": "a definition",
     },

@@ -3,7 +3,7 @@
 ``zlm``          the hurdle model for any design, with likelihood-ratio tests
 ``find_markers`` two groups of cells, as Seurat's ``FindMarkers(test.use = "MAST")``
 ``find_all_markers`` every group of cells against all others
-``compare``      two groups of donors in every cell type: quasi-likelihood, power, sentences
+``compare``      two groups of donors in every cell type: likelihood ratios, power, sentences
 ``meta_analysis``, ``replication``  the same comparison in several studies
 ``gene_set_test``  competitive test of gene sets
 ``pseudobulk``   two groups of donors, moderated t-test

@@ -100,7 +100,8 @@ def power(result: CompareResult, cell_type: str | None = None) -> Any:
     )
     ticks = [3, 5, 10, 20, 40, 60]
     axis.set_xticks(ticks, [str(t) for t in ticks])
-    folds = [1.1, 1.2, 1.5, 2, 3, 5, 10]
+    low, high = axis.get_ylim()
+    folds = [f for f in (1.1, 1.25, 1.5, 2, 3, 5, 10, 20, 50) if low <= f <= high]
     axis.set_yticks(folds, [f"{t:g}" for t in folds])
     axis.minorticks_off()
     axis.legend(fontsize=7, frameon=False)
