@@ -53,6 +53,7 @@ def test_defaults_of_the_paper():
         "null_permutations": 20,
         "alpha": 0.05,
         "min_log2fc": 0.25,
+        "donor_test": "moderated_t",
         "adjust": "bonferroni",
         "seurat": "5",
         "min_degs": 10,
