@@ -54,8 +54,11 @@
 #' @param min.probability A zero is imputed only if the gene is expressed in the cell (at half
 #'   of its average rate or more) with at least this probability. 0.95 by default, at which
 #'   genes of other cell types stay near their observed share; with 0 every zero is imputed
-#'   whose expected value is at least `min.value`, and no posterior value is set to 0. For
-#'   `method = "ensemble"`, with at least 30 cells.
+#'   whose expected value is at least `min.value`, up to `max.filled`, and no posterior value is
+#'   set to 0. For `method = "ensemble"`, with at least 30 cells.
+#' @param max.filled Largest share of a cell's entries (its genes) that is imputed: the zeros that
+#'   are most probably expressed; 1 for no limit. What imputed zeros add to each cell is in the
+#'   column `scmamba_added` of the metadata. For `method = "ensemble"` with `values = "zeros"`.
 #' @param passes For `"masked"`: number of interleaved parts in which the
 #'   zeros are predicted.
 #' @param min.value Predictions below this value stay zero: 0.2 by default (0 with
@@ -115,7 +118,7 @@ ScMambaImpute <- function(object, ...) {
 ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = NULL,
                                  gene.column = NULL, assay.name = "scmamba", model = NULL, method = NULL,
                                  batch = NULL, values = "zeros", sd = FALSE,
-                                 min.probability = 0.95, adapt = TRUE, passes = 10,
+                                 min.probability = 0.95, max.filled = 0.25, adapt = TRUE, passes = 10,
                                  min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                  device = NULL, seed = 0,
                                  force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE, file = NULL, ...) {
@@ -124,14 +127,15 @@ ScMambaImpute.Seurat <- function(object, assay = NULL, layer = "counts", slot = 
   layer <- .layer_argument(layer, slot)
   .refuse_imputed(object, assay, layer, force)
   .check_name(assay.name, "assay.name")
-  .check_columns(names(object[[]]), .seurat_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
+  .check_columns(names(object[[]]), .seurat_record(object), c("impute", "embed"), NULL, .impute_columns, overwrite)
   .check_free_seurat(object, assay.name, SeuratObject::Assays(object), "an assay",
     "assay.name", overwrite)
   sd.name <- .sd_name(assay.name)
   if (isTRUE(sd)) .check_free_seurat(object, sd.name, SeuratObject::Assays(object), "an assay", "assay.name", overwrite)
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(
-    model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+    model, method, values, sd, min.probability, max.filled, adapt, passes, min.value, to.counts, batch.size,
+    device, seed, force
   )
   wanted <- .cell_columns(object[[]], list(batch = batch))
   options$batch_key <- wanted$keys$batch
@@ -167,7 +171,8 @@ ScMambaImpute.SummarizedExperiment <- function(object, ...) {
 ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.column = NULL,
                                                assay.name = "scmamba",
                                                model = NULL, method = NULL, batch = NULL, values = "zeros",
-                                               sd = FALSE, min.probability = 0.95, adapt = TRUE, passes = 10,
+                                               sd = FALSE, min.probability = 0.95, max.filled = 0.25,
+                                               adapt = TRUE, passes = 10,
                                                min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                                device = NULL, seed = 0,
                                                force = FALSE, overwrite = FALSE,
@@ -182,10 +187,11 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.co
   }
   .check_not_itself(assay.name, assay, "assay.name")
   options <- .impute_options(
-    model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+    model, method, values, sd, min.probability, max.filled, adapt, passes, min.value, to.counts, batch.size,
+    device, seed, force
   )
   frame <- .sce_frame(object)
-  .check_columns(names(frame), .sce_record(object), c("impute", "embed"), NULL, "scmamba_low_depth", overwrite)
+  .check_columns(names(frame), .sce_record(object), c("impute", "embed"), NULL, .impute_columns, overwrite)
   wanted <- .cell_columns(frame, list(batch = batch))
   options$batch_key <- wanted$keys$batch
   matrix <- .get_sce(object, assay, disk = TRUE)
@@ -207,14 +213,15 @@ ScMambaImpute.SingleCellExperiment <- function(object, assay = "counts", gene.co
 #' @rdname ScMambaImpute
 #' @export
 ScMambaImpute.dgCMatrix <- function(object, model = NULL, method = NULL, batch = NULL, values = "zeros",
-                                    sd = FALSE, min.probability = 0.95, adapt = TRUE, passes = 10,
+                                    sd = FALSE, min.probability = 0.95, max.filled = 0.25, adapt = TRUE, passes = 10,
                                     min.value = NULL, to.counts = FALSE, batch.size = NULL,
                                     device = NULL, seed = 0,
                                     force = FALSE, overwrite = FALSE, backend = NULL, verbose = TRUE,
                                     file = NULL, ...) {
   .no_extra(...)
   options <- .impute_options(
-    model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size, device, seed, force
+    model, method, values, sd, min.probability, max.filled, adapt, passes, min.value, to.counts, batch.size,
+    device, seed, force
   )
   matrix <- .check_matrix(object)
   wanted <- .cell_columns(NULL, list(batch = batch), ncol(matrix))
@@ -233,14 +240,17 @@ ScMambaImpute.default <- function(object, ...) {
   ScMambaImpute.dgCMatrix(.to_matrix(object, disk = TRUE), ...)
 }
 
-.impute_options <- function(model, method, values, sd, min.probability, adapt, passes, min.value, to.counts, batch.size,
-                            device, seed, force) {
+.impute_columns <- c("scmamba_low_depth", "scmamba_added")
+
+.impute_options <- function(model, method, values, sd, min.probability, max.filled, adapt, passes, min.value, to.counts,
+                            batch.size, device, seed, force) {
   list(
     model = .check_model(model),
     method = .check_method(method),
     values = match.arg(values, c("zeros", "posterior")),
     sd = .check_flag(sd, "sd"),
     min_probability = .check_share(min.probability, "min.probability"),
+    max_filled = .check_share(max.filled, "max.filled"),
     adapt_steps = .check_adapt(adapt),
     passes = .check_integer(passes, "passes", lowest = 1L),
     min_value = if (is.null(min.value)) NULL else .check_number(min.value, "min.value"),

@@ -175,6 +175,9 @@ test_that("scMamba's columns are not overwritten, and columns that were sent are
   expect_error(impute_tiny(object), "scmamba_low_depth", class = "scmamba_exists")
   expect_type(impute_tiny(object, overwrite = TRUE)$scmamba_low_depth, "logical")
   object$scmamba_low_depth <- NULL
+  object$scmamba_added <- "mine"
+  expect_error(impute_tiny(object), "scmamba_added", class = "scmamba_exists")
+  object$scmamba_added <- NULL
   object$scmamba_doublet_score <- 1
   expect_error(ScMambaDoublets(object), "scmamba_doublet_score", class = "scmamba_exists")
   object$scmamba_doublet_score <- NULL
