@@ -10,8 +10,8 @@
 #'   may be omitted: the one called control, normal, ctrl or the like is `ident.2`.
 #' @param cell.type Column of the metadata with the cell types, or one value for each cell; `NULL`: all cells are one
 #'   type.
-#' @param interaction Column of the metadata with numbers or two values, constant within a donor (sex, age): tests whether
-#'   the difference depends on it. `log2FC` is then the log2 ratio of the fold changes.
+#' @param interaction Column of the metadata with numbers or two values, constant within a donor (sex, age): tests
+#'   whether the difference depends on it. `log2FC` is then the log2 ratio of the fold changes.
 #' @param cell.types Only these cell types.
 #' @param test.use `"likelihood_ratio"` (negative binomial, averaged over each gene's dispersion), `"quasi_likelihood"`
 #'   (as edgeR), `"wald"` (as DESeq2), `"voom"` (as limma), `"moderated_t"`, or `"mixed"` (mixed model of the cells with
@@ -22,12 +22,13 @@
 #'
 #' @return A list of class `scmamba_comparison`: the data frames `table` (genes of all types) and `summary` (one row per
 #'   type), `samples` (a list of data frames), and the sentences `notes` and `warnings`.
-#' @seealso [ScMambaPseudobulk()], [ScMambaFindMarkers()]
+#' @seealso [ScMambaPlotCompare()], [ScMambaPseudobulk()], [ScMambaFindMarkers()]
 #' @examples
 #' if (scmamba_available()) {
 #'   seu <- ScMambaCohort(n.cells = 400, n.donors = 6, n.genes = 300)
+#'   # The default test compiles machine code when it is first used, for some seconds.
 #'   result <- ScMambaCompare(seu, "disease", donor = "donor", ident.1 = "AD",
-#'     ident.2 = "Control", verbose = FALSE)
+#'     ident.2 = "Control", test.use = "voom", verbose = FALSE)
 #'   head(result$table)
 #' }
 #' @export
@@ -91,11 +92,14 @@ ScMambaCompare.SummarizedExperiment <- function(object, group.by, donor, cell.ty
   arguments <- list(.to_adata(matrix, cells), condition_key = names(cells)[[1]], donor_key = names(cells)[[2]])
   result <- .call_python(.deg()$compare, c(arguments, options, verbose = verbose), verbose)
   lines <- function(tuple) vapply(as.character(unlist(reticulate::py_to_r(tuple))), .r_words, "", USE.NAMES = FALSE)
+  setting <- function(name) reticulate::py_to_r(result$settings$get(name))
   structure(list(
     table = .plain_frame(result$table$reset_index(drop = TRUE)),
     summary = .plain_frame(result$summary$reset_index(drop = TRUE)),
     samples = .plain_frames(result$samples),
-    notes = lines(result$notes), warnings = lines(result$warnings)
+    notes = lines(result$notes), warnings = lines(result$warnings),
+    settings = list(group1 = setting("group1"), group2 = setting("group2"), alpha = setting("alpha"),
+      interaction = setting("interaction"))
   ), class = "scmamba_comparison")
 }
 

@@ -15,6 +15,9 @@ test_that("the comparison between donors equals the Python package's, for every 
   expect_equal(ours$table$log2FC, alone$log2FC)
   expect_s3_class(ours$summary, "data.frame")
   expect_output(suppressMessages(print(ours)))
+  expect_identical(ours$settings, list(group1 = "AD", group2 = "Control", alpha = 0.05, interaction = NULL))
+  skip_if_not_installed("ggplot2")
+  expect_identical(nrow(ScMambaPlotCompare(ours)$data), sum(!is.na(ours$table$p_val)))
   # Donors as a vector; several cell types.
   expect_equal(ScMambaCompare(cohort, "disease", donor = as.character(cohort$donor), ident.1 = "AD",
     ident.2 = "Control", verbose = FALSE)$table$p_val, ours$table$p_val)

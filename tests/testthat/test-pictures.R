@@ -47,6 +47,37 @@ test_that("robustness: shares of cells and combinations of donors, and up and do
   compare_picture(ScMambaPlotRobustness(result, type = "heatmap"), "robustness-heatmap")
 })
 
+made_comparison <- function() {
+  table <- data.frame(
+    cell_type = rep(c("Microglia", "Astrocyte"), each = 20), gene = paste0("G", seq_len(40)),
+    log2FC_shrunk = c(seq(-2, 2, length.out = 20), seq(-1, 1, length.out = 20)),
+    p_val = 10^-c(seq(8, 0, length.out = 10), seq(0, 6, length.out = 10), seq(2, 0, length.out = 20)),
+    driven_by = "", stringsAsFactors = FALSE
+  )
+  table$p_val_adj <- pmin(table$p_val * 20, 1)
+  table$driven_by[[2]] <- "D3"
+  table$p_val[[12]] <- NA
+  structure(list(table = table, settings = list(group1 = "AD", group2 = "Control", alpha = 0.05, interaction = NULL)),
+    class = "scmamba_comparison")
+}
+
+test_that("comparison: called genes by direction, one panel per cell type, names of the most certain", {
+  skip_if_not_installed("ggplot2")
+  result <- made_comparison()
+  figure <- ScMambaPlotCompare(result, n.genes = 3)
+  drawn <- figure$data
+  called <- !is.na(result$table$p_val) & result$table$p_val_adj < 0.05
+  expect_identical(sum(drawn$call != "not called"), sum(called))
+  expect_identical(sum(drawn$call == "higher in AD"), sum(called & result$table$log2FC_shrunk > 0))
+  expect_identical(drawn$gene[drawn$single], "G2")
+  expect_identical(levels(drawn$panel), c(sprintf("Microglia (%d genes)", sum(called)), "Astrocyte (0 genes)"))
+  expect_setequal(figure$layers[[3]]$data$gene, c("G1", "G2", "G3"))
+  expect_identical(nrow(ScMambaPlotCompare(result, cell.types = "Astrocyte")$data), 20L)
+  expect_error(ScMambaPlotCompare(result, cell.types = "Neuron"), "no cell type \"Neuron\"", class = "scmamba_error")
+  expect_error(ScMambaPlotCompare(result$table), "ScMambaCompare", class = "scmamba_error")
+  compare_picture(figure, "comparison")
+})
+
 named_cells <- function() {
   data.frame(
     scmamba_type = rep(c("Astrocyte", "Microglia", "Unassigned"), c(12, 9, 6)),
