@@ -3,7 +3,7 @@
 #   impute(matrix, cells, options, verbose, file) -> list(matrix, sd or NULL, cells, provenance)
 #   embed(matrix, options, verbose)  -> list(embedding, cells, provenance)
 #   annotate(matrix, known, options, verbose), doublets(matrix, cells, options, verbose) -> list(cells, provenance)
-#   markers(matrix, cells, options, verbose) -> data.frame
+#   markers(matrix, cells, options, verbose) -> data.frame; options$groups: of each of them against all other cells
 #   robustness(matrix, imputed, cells, options, verbose) -> scmamba_robustness
 #   finetune(matrix, cells, folder, options, verbose): writes the folder
 # `matrix` is a genes x cells dgCMatrix with dimnames, or a matrix on disk (R/disk.R); `options` is a named list of the
@@ -77,7 +77,8 @@
   },
   markers = function(matrix, cells, options, verbose) {
     adata <- .to_adata(matrix, cells)
-    table <- .call_python(.deg()$find_markers, c(list(adata), options), verbose)
+    find <- if (is.null(options$groups)) .deg()$find_markers else .deg()$find_all_markers
+    table <- .call_python(find, c(list(adata), options), verbose)
     about <- function(name) reticulate::py_to_r(table$attrs$get(name))
     structure(.plain_frame(table), read_as = about("read_as"), values = about("values"))
   },

@@ -74,8 +74,9 @@ ScMambaFindMarkers.Seurat <- function(object, ident.1, ident.2 = NULL, group.by 
   if (!is.null(group.by) && !identical(group.by, "ident")) {
     SeuratObject::Idents(object) <- .metadata_column(object[[]], group.by, "group.by")
   }
-  first <- .cells_of(object, ident.1, "ident.1")
-  second <- if (is.null(ident.2)) setdiff(colnames(object), first) else .cells_of(object, ident.2, "ident.2")
+  every <- inherits(ident.1, "scmamba_every_group")
+  first <- if (every) SeuratObject::Idents(object) else .cells_of(object, ident.1, "ident.1")
+  second <- if (every) NULL else .other_cells(object, first, ident.2)
   read <- .marker_values(object, assay, layer, slot, seurat, verbose)
   options <- .marker_options(logfc.threshold, min.pct, min.diff.pct, only.pos, test.use, read$seurat, features)
   options$fold_change <- read$fold_change
@@ -114,6 +115,10 @@ ScMambaFindMarkers.Seurat <- function(object, ident.1, ident.2 = NULL, group.by 
   SeuratObject::WhichCells(object, idents = ident, seed = NULL)
 }
 
+.other_cells <- function(object, first, ident.2) {
+  if (is.null(ident.2)) setdiff(colnames(object), first) else .cells_of(object, ident.2, "ident.2")
+}
+
 # Columns of metadata, or genes of the default assay.
 .latent_columns <- function(object, latent.vars) {
   if (is.null(latent.vars)) {
@@ -149,18 +154,24 @@ ScMambaFindMarkers.SingleCellExperiment <- function(object, ident.1, ident.2 = N
   if (missing(ident.1)) .abort_no_ident()
   frame <- .sce_frame(object)
   groups <- .sce_groups(object, frame, group.by)
-  .check_known(ident.1, stats::na.omit(groups), "group", "ident.1")
-  first <- which(groups %in% ident.1)
-  second <- if (is.null(ident.2)) {
+  every <- inherits(ident.1, "scmamba_every_group")
+  first <- if (every) factor(groups) else .cells_in(groups, ident.1, "ident.1")
+  second <- if (every) {
+    NULL
+  } else if (is.null(ident.2)) {
     setdiff(seq_along(groups), first)
   } else {
-    .check_known(ident.2, stats::na.omit(groups), "group", "ident.2")
-    which(groups %in% ident.2)
+    .cells_in(groups, ident.2, "ident.2")
   }
   options <- .marker_options(logfc.threshold, min.pct, min.diff.pct, only.pos, test.use, seurat, features)
   by_hand <- .fold_options(pseudocount.use, base, fc.name, max.cells.per.ident, random.seed, min.cells.group)
   latent <- .columns_for(frame, latent.vars, "latent.vars")
   .find_markers(.get_sce(object, assay, disk = TRUE), first, second, latent, options, by_hand, backend, verbose)
+}
+
+.cells_in <- function(groups, ident, argument) {
+  .check_known(ident, stats::na.omit(groups), "group", argument)
+  which(groups %in% ident)
 }
 
 .sce_groups <- function(object, frame, group.by) {
@@ -194,38 +205,103 @@ ScMambaFindMarkers.default <- function(object, ident.1, ident.2 = NULL, features
   .find_markers(matrix, first, second, NULL, options, by_hand, backend, verbose)
 }
 
-# `first` and `second` name columns of the matrix or number them; the order is kept for draws.
+# `first` and `second` name columns of the matrix or number them; the order is kept for draws. Without `second`, `first`
+# is a factor, and each of its levels is compared with all other columns.
 .find_markers <- function(matrix, first, second, latent, options, by_hand, backend, verbose) {
+  test <- .marker_test(matrix, latent, backend, verbose)
+  if (is.null(second)) {
+    return(.find_every(matrix, first, options, by_hand, test, verbose))
+  }
   if (is.character(first)) first <- match(first, colnames(matrix))
   if (is.character(second)) second <- match(second, colnames(matrix))
   if (length(both <- intersect(first, second)) > 0) {
     .abort("{length(both)} cell{?s} {?is/are} in both groups.")
   }
-  sizes <- c(length(first), length(second))
+  if (!is.null(few <- .too_few(length(first), length(second), by_hand))) .abort("{few}")
+  .tested(matrix, first, second, options, by_hand, test)
+}
+
+# Why two groups of these sizes cannot be compared, or NULL.
+.too_few <- function(first, second, by_hand) {
+  sizes <- c(first, second)
   if (min(sizes) < by_hand$min_cells) {
-    .abort("Group {which.min(sizes)} has {min(sizes)} cell{?s}; {.arg min.cells.group} is {by_hand$min_cells}.")
+    cells <- if (min(sizes) == 1) "cell" else "cells"
+    sprintf("Group %d has %d %s; `min.cells.group` is %d.", which.min(sizes), min(sizes), cells, by_hand$min_cells)
   }
-  told <- !verbose
-  test <- function(first, second, options) {
+}
+
+.tested <- function(matrix, first, second, options, by_hand, test) {
+  pair <- function(first, second, options) {
     groups <- rep("neither", ncol(matrix))
     groups[first] <- "first"
     groups[second] <- "second"
-    frame <- data.frame(scmamba_group = groups, stringsAsFactors = FALSE)
+    test(groups, c(list(group1 = list("first"), group2 = list("second")), options))
+  }
+  if (by_hand$plain) {
+    return(.fold_named(pair(first, second, options), by_hand))
+  }
+  .markers_by_hand(.in_memory(matrix), first, second, options, by_hand, pair)
+}
+
+# A function of the groups of the columns and the options that gives the backend's table; what the values are is said
+# once.
+.marker_test <- function(matrix, latent, backend, verbose) {
+  told <- !verbose
+  function(groups, options) {
+    frame <- data.frame(group = groups, stringsAsFactors = FALSE)
     if (!is.null(latent)) {
       names <- make.unique(c(names(frame), names(latent)))[-1]
       frame <- cbind(frame, stats::setNames(latent, names))
       options$covariates <- as.list(names)
     }
-    options <- c(list(groupby = "scmamba_group", group1 = list("first"), group2 = list("second")), options)
-    table <- .backend(backend)$markers(matrix, frame, options, verbose)
+    table <- .backend(backend)$markers(matrix, frame, c(list(groupby = "group"), options), verbose)
     if (!told) .speaker(attr(table, "values"))
     told <<- TRUE
     as.data.frame(table)
   }
-  if (by_hand$plain) {
-    return(.fold_named(test(first, second, options), by_hand))
+}
+
+# A list in the order of the levels: tables, or errors. The matrix is handed over and read once; draws of cells and
+# other fold changes need a call for each level, and so does a server of an earlier version.
+.find_every <- function(matrix, groups, options, by_hand, test, verbose) {
+  sizes <- tabulate(groups, nlevels(groups))
+  tables <- lapply(sizes, function(n) {
+    few <- .too_few(n, length(groups) - n, by_hand)
+    if (!is.null(few)) simpleError(few)
+  })
+  wanted <- which(vapply(tables, is.null, NA))
+  found <- if (by_hand$plain && length(wanted) > 0) {
+    if (verbose) cli::cli_inform("Comparing each of {length(wanted)} group{?s} with all other cells")
+    tryCatch(.in_one_call(groups, wanted, options, by_hand, test), scmamba_error = function(e) {
+      if (!grepl("has no option 'groups'", conditionMessage(e), fixed = TRUE)) stop(e)
+    })
   }
-  .markers_by_hand(.in_memory(matrix), first, second, options, by_hand, test)
+  if (is.null(found)) found <- .in_many_calls(matrix, groups, wanted, options, by_hand, test, verbose)
+  tables[wanted] <- found
+  stats::setNames(tables, levels(groups))
+}
+
+.in_one_call <- function(groups, wanted, options, by_hand, test) {
+  names <- levels(groups)[wanted]
+  # Cells without a group count among the others.
+  none <- utils::tail(make.unique(c(levels(groups), "none")), 1)
+  whole <- test(ifelse(is.na(groups), none, as.character(groups)), c(list(groups = as.list(names)), options))
+  lapply(names, function(name) {
+    own <- as.character(whole$cluster) == name
+    part <- whole[own, setdiff(names(whole), c("cluster", "gene")), drop = FALSE]
+    rownames(part) <- whole$gene[own]
+    .fold_named(part, by_hand)
+  })
+}
+
+.in_many_calls <- function(matrix, groups, wanted, options, by_hand, test, verbose) {
+  matrix <- .in_memory(matrix)
+  lapply(wanted, function(level) {
+    if (verbose) cli::cli_inform("Comparing {.val {levels(groups)[[level]]}} with all other cells")
+    first <- which(as.integer(groups) == level)
+    second <- setdiff(seq_along(groups), first)
+    tryCatch(.tested(matrix, first, second, options, by_hand, test), scmamba_error = function(e) e)
+  })
 }
 
 .fold_named <- function(table, by_hand) {
@@ -357,13 +433,12 @@ ScMambaFindAllMarkers <- function(object, group.by = NULL, only.pos = FALSE, ret
     .abort("{.fn ScMambaFindAllMarkers} needs a Seurat object or a SingleCellExperiment, which hold groups of cells.")
   }
   seurat <- seurat %||% if (inherits(object, "Seurat") && !.seurat5()) "4" else "5"
+  every <- structure(list(), class = "scmamba_every_group")
+  found <- ScMambaFindMarkers(object, ident.1 = every, group.by = group.by, only.pos = only.pos, seurat = seurat,
+    verbose = verbose, ...)
   tables <- lapply(levels(groups), function(group) {
-    if (verbose) cli::cli_inform("Comparing {.val {group}} with all other cells")
-    table <- tryCatch(
-      ScMambaFindMarkers(object, ident.1 = group, group.by = group.by, only.pos = only.pos, seurat = seurat,
-        verbose = FALSE, ...),
-      scmamba_error = function(e) e
-    )
+    at <- match(group, names(found))
+    table <- if (is.na(at)) simpleError("No cell of this group is compared.") else found[[at]]
     .of_cluster(table, group, levels(groups), return.thresh, seurat)
   })
   .all_markers(tables, levels(groups), only.pos)

@@ -101,6 +101,37 @@ test_that("the table of all groups equals that of FindAllMarkers()", {
   expect_setequal(as.character(unique(some$cluster)), c("a", "b"))
 })
 
+test_that("all groups are compared in one call of the backend", {
+  skip_without_python()
+  matrix <- counts_of(pbmc())
+  groups <- factor(rep(c("a", "b", NA, "", "none"), length.out = ncol(matrix)))
+  options <- .marker_options(NULL, NULL, -Inf, FALSE, "wilcox", "5", NULL)
+  by_hand <- .fold_options(1, 2, NULL, Inf, 1, 3)
+  calls <- 0
+  real <- .marker_test(matrix, NULL, NULL, FALSE)
+  counted <- function(...) {
+    calls <<- calls + 1
+    real(...)
+  }
+  tables <- .find_every(matrix, groups, options, by_hand, counted, FALSE)
+  expect_identical(calls, 1)
+  expect_identical(names(tables), levels(groups))
+  for (k in seq_along(tables)) {
+    first <- which(as.integer(groups) == k)
+    alone <- ScMambaFindMarkers(matrix, first, setdiff(seq_along(groups), first), test.use = "wilcox", verbose = FALSE)
+    equal_tables(tables[[k]], alone)
+  }
+  # A server of an earlier version compares one group in each call.
+  earlier <- function(groups, options) {
+    if (!is.null(options$groups)) .abort("'markers' has no option 'groups'; it has groupby")
+    counted(groups, options)
+  }
+  calls <- 0
+  again <- .find_every(matrix, groups, options, by_hand, earlier, FALSE)
+  expect_identical(calls, 4)
+  for (k in seq_along(tables)) equal_tables(again[[k]], tables[[k]])
+})
+
 test_that("genes may be latent variables, and unknown ones are named", {
   skip_without_python()
   object <- with_normalised()

@@ -13,6 +13,7 @@ test_that("a local server returns the results of this process", {
     expect_identical(data_of(there), data_of(here))
     if (isTRUE(options$sd)) expect_identical(data_of(there, "scmamba_sd"), data_of(here, "scmamba_sd"))
     expect_identical(there$scmamba_low_depth, here$scmamba_low_depth)
+    expect_identical(there$scmamba_added, here$scmamba_added)
   }
   expect_identical(
     SeuratObject::Embeddings(ScMambaEmbed(object, force = TRUE, backend = "server", verbose = FALSE),
@@ -62,6 +63,12 @@ test_that("DEGs, robustness and fine-tuning are the same on the server", {
     expect_gt(nrow(here), 10)
     expect_identical(markers(backend = "server"), here)
   }
+  every <- function(...) {
+    ScMambaFindAllMarkers(object, group.by = "cell_type", layer = "counts", return.thresh = 2, test.use = "wilcox",
+      verbose = FALSE, ...)
+  }
+  expect_gt(nrow(every()), 100)
+  expect_identical(every(backend = "server"), every())
   expect_error(ScMambaFindMarkers(object, "nobody", layer = "counts", backend = "server"), "nobody",
     class = "scmamba_error")
   imputed <- ScMambaImpute(object, adapt = FALSE, force = TRUE, verbose = FALSE)

@@ -12,6 +12,7 @@ import pandas as pd
 from ..utils.columns import require_adata, require_column, warn_similar
 from ..utils.errors import DataError
 from ..utils.threads import within_cores
+from .columns import as_list
 from .markers import (
     MIN_CELLS,
     Rules,
@@ -19,13 +20,16 @@ from .markers import (
     marker_table,
     markers_of,
     pair_tests,
+    read_as,
     rules_for,
+    screen_pair,
     two_groups,
 )
 from .options import MarkerOptions
-from .twogroup import combine_sums, group_sums
+from .twogroup import Sums, combine_sums, group_sums
 from .values import Scale, Source, has_odd_values, layer_source
 from .variables import factor
+from .wilcoxon import rank_sum_of_groups
 
 
 @within_cores()
@@ -42,11 +46,14 @@ def find_all_markers(
     logfc_threshold: float | None = None,
     only_pos: bool = False,
     min_diff_pct: float = -np.inf,
+    fold_change: Literal["expm1", "log"] = "expm1",
+    groups: Sequence[str] | None = None,
+    genes: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Genes of each group of cells against all other cells, as Seurat's ``FindAllMarkers``.
 
-    Without covariates MAST's test of all groups takes one pass over the matrix: sums over the other cells are sums over the
-    other groups.
+    Without covariates all groups take one pass over the matrix: sums over the other cells are sums over the other groups,
+    and the cells are ranked once.
 
     Parameters
     ----------
@@ -72,6 +79,12 @@ def find_all_markers(
         Only genes that are higher in the group.
     min_diff_pct
         Minimum difference between the fractions of expressing cells.
+    fold_change
+        ``"log"`` repeats Seurat 4.2-4.3 on an object without a recorded normalization.
+    groups
+        Only these groups have a table; the cells of the others count among the other cells. None: all groups.
+    genes
+        Test only these (Bonferroni still counts all genes of the object).
 
     Returns
     -------
@@ -108,15 +121,16 @@ def find_all_markers(
         "logfc_threshold": logfc_threshold,
         "only_pos": only_pos,
         "min_diff_pct": min_diff_pct,
+        "fold_change": fold_change,
     }
     require_adata(adata, "find_all_markers()")
     MarkerOptions.from_mapping(options)
-    rules = rules_for(str(seurat), min_pct, logfc_threshold, only_pos, min_diff_pct)
+    rules = rules_for(str(seurat), min_pct, logfc_threshold, only_pos, min_diff_pct, fold_change)
     adjusted = covariates_of(test, covariates)
-    names, codes = _groups(adata.obs, groupby)
+    names, codes = _groups(adata.obs, groupby, groups)
     source = layer_source(adata, layer, scale, in_blocks=True)
-    if test == "MAST" and not adjusted and not has_odd_values(source.matrix):
-        tables = _in_one_pass(source, codes, names, rules)
+    if not adjusted and not has_odd_values(source.matrix):
+        tables = _in_one_pass(source, codes, names, rules, test, genes)
     else:
         tables = {
             k: markers_of(
@@ -127,6 +141,7 @@ def find_all_markers(
                 test,
                 adata.obs,
                 adjusted,
+                genes,
             )
             for k, name in enumerate(names)
         }
@@ -137,11 +152,14 @@ def find_all_markers(
         parts.append(part)
     result = pd.concat(parts, ignore_index=True)
     result.attrs["values"] = source.values
+    result.attrs["read_as"] = read_as(source)
     return result
 
 
-def _groups(obs: pd.DataFrame, groupby: str) -> tuple[list[str], np.ndarray]:
-    """Names of the groups with three cells or more and as many beside them, and (cells,) codes, -1 for a cell without a value."""
+def _groups(
+    obs: pd.DataFrame, groupby: str, wanted: Sequence[str] | None
+) -> tuple[list[str], np.ndarray]:
+    """Names of the wanted groups with three cells or more and as many beside them, and (cells,) codes, -1 for a cell without a value."""
     require_column(obs, groupby)
     known = obs[groupby].notna().to_numpy()
     levels = factor(obs[groupby][known])
@@ -149,35 +167,58 @@ def _groups(obs: pd.DataFrame, groupby: str) -> tuple[list[str], np.ndarray]:
     codes[known] = levels.cat.codes
     names = [str(name) for name in levels.cat.categories]
     warn_similar(names, groupby)
+    asked = _asked(names, groupby, wanted)
     sizes = np.bincount(codes[known], minlength=len(names))
-    small = [name for name, size in zip(names, sizes) if size < MIN_CELLS]
-    if len(names) - len(small) < 1 or len(names) < 2:
+    small = [k for k in asked if sizes[k] < MIN_CELLS]
+    if len(asked) - len(small) < 1 or len(names) < 2:
         raise DataError(
-            f"The column {groupby!r} has {len(names)} groups, {len(names) - len(small)} of them with at least {MIN_CELLS} "
+            f"The column {groupby!r} has {len(names)} groups, {len(asked) - len(small)} of them with at least {MIN_CELLS} "
             "cells; two are needed."
         )
     if small:
         warnings.warn(
-            f"No markers for {', '.join(small[:5])}: fewer than {MIN_CELLS} cells. They count among the other cells.",
+            f"No markers for {', '.join(names[k] for k in small[:5])}: fewer than {MIN_CELLS} cells. They count among the "
+            "other cells.",
             stacklevel=3,
         )
     # Groups that are compared first: the others are numbered behind them.
-    order = [k for k, size in enumerate(sizes) if size >= MIN_CELLS]
-    order += [k for k, size in enumerate(sizes) if size < MIN_CELLS]
+    compared = [k for k in asked if sizes[k] >= MIN_CELLS]
+    order = compared + [k for k in range(len(names)) if k not in set(compared)]
     place = np.empty(len(names) + 1, dtype=np.int64)
     place[order], place[-1] = np.arange(len(names)), -1
-    return [names[k] for k in order if sizes[k] >= MIN_CELLS], place[codes]
+    return [names[k] for k in compared], place[codes]
+
+
+def _asked(names: list[str], groupby: str, wanted: Sequence[str] | None) -> list[int]:
+    """Positions of the groups that get a table, in the order of the levels."""
+    if wanted is None:
+        return list(range(len(names)))
+    chosen = {str(name) for name in as_list(wanted)}
+    if unknown := sorted(chosen - set(names)):
+        raise DataError(
+            f"{groupby!r} has no cells of {unknown[0]!r}. It has: {', '.join(names[:20]) or 'no value'}."
+        )
+    return [k for k, name in enumerate(names) if name in chosen]
 
 
 def _in_one_pass(
-    source: Source, codes: np.ndarray, names: list[str], rules: Rules
+    source: Source,
+    codes: np.ndarray,
+    names: list[str],
+    rules: Rules,
+    test: str,
+    genes: Sequence[str] | None,
 ) -> dict[int, pd.DataFrame]:
-    """Tables of the named groups, which are numbered first, by MAST's test without covariates."""
+    """Tables of the named groups, which are numbered first, without covariates."""
     every = int(codes.max()) + 1
     parts, centre = group_sums(source.matrix, codes, every, totals=source.totals)
     rest = combine_sums(parts, 1 - np.eye(every, dtype=np.int64))
+    pairs = list(zip(parts, rest))[: len(names)]
+    among = None if genes is None else source.genes.isin(set(genes))
+    if test == "wilcox":
+        return _by_ranks(source, codes, pairs, centre, rules, among)
     tables, failed = {}, ""
-    for k, tested in enumerate(pair_tests(list(zip(parts, rest))[: len(names)], centre, rules)):
+    for k, tested in enumerate(pair_tests(pairs, centre, rules, among)):
         if tested.test is None:
             failed = tested.note
             warnings.warn(f"No markers for {names[k]}: {tested.note}", stacklevel=4)
@@ -187,3 +228,24 @@ def _in_one_pass(
     if not tables:
         raise DataError(failed)
     return tables
+
+
+def _by_ranks(
+    source: Source,
+    codes: np.ndarray,
+    pairs: Sequence[tuple[Sums, Sums]],
+    centre: np.ndarray,
+    rules: Rules,
+    among: np.ndarray | None,
+) -> dict[int, pd.DataFrame]:
+    """The rank-sum test of all pairs; each gene is ranked once, if it passes in any of them."""
+    screens = [screen_pair(a, b, centre, rules, among) for a, b in pairs]
+    union = np.unique(np.concatenate([screen.passed for screen in screens]))
+    known = codes >= 0
+    p = rank_sum_of_groups(source.logs(known, union), codes[known], int(codes.max()) + 1)
+    return {
+        k: marker_table(
+            p[k, np.searchsorted(union, screen.passed)], screen, screen.passed, source.genes, rules
+        )
+        for k, screen in enumerate(screens)
+    }

@@ -327,11 +327,25 @@ class Tested(NamedTuple):
     note: str
 
 
+def screen_pair(
+    first: Sums, second: Sums, centre: np.ndarray, rules: Rules, among: np.ndarray | None = None
+) -> Screen:
+    """:func:`screen_genes` from sums of values above zero alone; ``among`` (genes,) limits the genes that pass."""
+    means = None
+    if rules.fold_change == "log":
+        means = tuple((s.total + centre * s.expressed) / s.n for s in (first, second))
+    screen = screen_genes(first, second, rules, means)
+    return screen if among is None else screen._replace(passed=screen.passed[among[screen.passed]])
+
+
 def pair_tests(
-    pairs: Sequence[tuple[Sums, Sums]], centre: np.ndarray, rules: Rules
+    pairs: Sequence[tuple[Sums, Sums]],
+    centre: np.ndarray,
+    rules: Rules,
+    among: np.ndarray | None = None,
 ) -> list[Tested]:
     """Screen and test many pairs of groups from their sums alone; all discrete fits in one sweep."""
-    screens = [screen_genes(a, b, rules) for a, b in pairs]
+    screens = [screen_pair(a, b, centre, rules, among) for a, b in pairs]
     few = [(a.take(s.passed), b.take(s.passed)) for (a, b), s in zip(pairs, screens, strict=True)]
     out = []
     for (a, b), screen, discrete in zip(few, screens, discrete_tests(few), strict=True):

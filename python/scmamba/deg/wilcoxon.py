@@ -17,16 +17,32 @@ def rank_sum_p(first: sp.csr_matrix, second: sp.csr_matrix) -> np.ndarray:
     By hand: scipy's ``mannwhitneyu`` gives the same p, needs dense values and takes longer
     (benchmarks/results/library_calls.md).
     """
-    n1, n2 = first.shape[0], second.shape[0]
-    both = sp.vstack([first, second]).tocsc()
-    genes = both.shape[1]
-    sums, ties = np.empty(genes), np.empty(genes)
-    csc = both.indptr, both.indices, both.data
+    group = np.repeat([0, 1], [first.shape[0], second.shape[0]])
+    result: np.ndarray = rank_sum_of_groups(sp.vstack([first, second]), group, 2)[0]
+    return result
+
+
+def rank_sum_of_groups(values: sp.csr_matrix, group: np.ndarray, groups: int) -> np.ndarray:
+    """The p of :func:`rank_sum_p` (groups, genes) of each group against all other cells, which are ranked once.
+
+    Parameters
+    ----------
+    values
+        (cells, genes) matrix.
+    group
+        (cells,) number of the group of each cell.
+    groups
+        Number of groups.
+    """
+    csc = values.tocsc()
+    cells, genes = csc.shape
+    sums, ties = np.zeros((genes, groups)), np.empty(genes)
+    given = csc.indptr, csc.indices, csc.data, group, np.bincount(group, minlength=groups)
     # Sorting takes some steps for each value.
-    run_in_threads(_rank_sums, genes, threads_for(both.nnz * 30.0), *csc, n1, n2, sums, ties)
-    n = n1 + n2
-    statistic = sums - n1 * (n1 + 1) / 2.0 - n1 * n2 / 2.0
-    variance = n1 * n2 / 12.0 * (n + 1 - ties / (n * (n - 1.0)))
+    run_in_threads(_rank_sums, genes, threads_for(csc.nnz * 30.0), *given, sums, ties)
+    n, n1 = cells, np.bincount(group, minlength=groups)[:, None].astype(np.float64)
+    statistic = sums.T - n1 * (n1 + 1) / 2.0 - n1 * (n - n1) / 2.0
+    variance = n1 * (n - n1) / 12.0 * (n + 1 - ties / (n * (n - 1.0)))
     # Where all values are equal, rounding leaves a little.
     sigma = np.sqrt(np.maximum(variance, 0))
     same = ties >= float(n) ** 3 - n
@@ -38,34 +54,40 @@ def rank_sum_p(first: sp.csr_matrix, second: sp.csr_matrix) -> np.ndarray:
 
 
 @compiled(nogil=True)
-def _rank_sums(lo, hi, indptr, cells, data, n1, n2, sums, ties):  # pragma: no cover (compiled)
-    """Per gene the sum of the ranks of the first group's cells, and the sum of t^3 - t over sets of t equal values."""
+def _rank_sums(
+    lo, hi, indptr, cells, data, group, sizes, sums, ties
+):  # pragma: no cover (compiled)
+    """Per gene the sums of the ranks of each group's cells, and the sum of t^3 - t over sets of t equal values."""
+    n = group.size
     for g in range(lo, hi):
         values = data[indptr[g] : indptr[g + 1]]
-        own = cells[indptr[g] : indptr[g + 1]] < n1
+        owner = group[cells[indptr[g] : indptr[g + 1]]]
         order = np.argsort(values)
         size = values.size
-        zeros = n1 + n2 - size
-        zeros_first = n1 - own.sum()
-        total, tied = 0.0, 0.0
+        zeros = n - size
+        tied = 0.0
         at, before = 0, 0
         zeros_placed = zeros == 0
         while at < size or not zeros_placed:
             if not zeros_placed and (at == size or values[order[at]] >= 0.0):
                 # The zeros are one set of equal values, between negative and positive ones.
-                total += zeros_first * (before + (zeros + 1) / 2.0)
+                rank = before + (zeros + 1) / 2.0
+                for k in range(sizes.size):
+                    sums[g, k] += sizes[k] * rank
+                for k in owner:
+                    sums[g, k] -= rank
                 tied += np.float64(zeros) ** 3 - zeros
                 before += zeros
                 zeros_placed = True
                 continue
             # A missing value equals no other, not even itself.
-            value, end, inside = values[order[at]], at + 1, int(own[order[at]])
+            value, end = values[order[at]], at + 1
             while end < size and values[order[end]] == value:
-                inside += own[order[end]]
                 end += 1
             equal = end - at
-            total += inside * (before + (equal + 1) / 2.0)
+            for i in range(at, end):
+                sums[g, owner[order[i]]] += before + (equal + 1) / 2.0
             tied += np.float64(equal) ** 3 - equal
             before += equal
             at = end
-        sums[g], ties[g] = total, tied
+        ties[g] = tied

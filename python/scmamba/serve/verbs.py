@@ -52,10 +52,15 @@ def _doublets(adata: AnnData, options: dict[str, Any]) -> AnnData:
 
 
 def _markers(adata: AnnData, options: dict[str, Any]) -> Tables:
-    from ..deg import find_markers
+    from ..deg import find_all_markers, find_markers
     from ..wire.tables import Tables
 
-    table = find_markers(adata, **options)
+    if options.get("groups"):
+        given = {k: v for k, v in options.items() if k not in ("group1", "group2")}
+        table = find_all_markers(adata, **given)
+        table["cluster"] = table["cluster"].astype(str)
+    else:
+        table = find_markers(adata, **options)
     return Tables({"markers": table}, {name: table.attrs[name] for name in ("values", "read_as")})
 
 
@@ -178,6 +183,10 @@ _MORE: dict[str, dict[str, ServedOption]] = {
         "group1": ServedOption((str, list), help="Group or groups that are tested."),
         "group2": ServedOption(
             (str, list), help="Group or groups to compare with; all others if not given."
+        ),
+        "groups": ServedOption(
+            (list,),
+            help="Instead of group1 and group2: each of these groups is compared with all other cells.",
         ),
         "genes": ServedOption((list,), help="Genes to test; all if not given."),
     },
@@ -438,6 +447,10 @@ def check_options(task: str, options: Any) -> str | None:
             return f"option '{name}' is {type(value).__name__}; it must be {' or '.join(k.__name__ for k in kinds)}"
         if problem := _beyond(name, value, known[name]):
             return problem
-    if missing := [name for name in TASKS[task].needed if options.get(name) is None]:
+    every = task == "markers" and bool(options.get("groups"))
+    if every and (options.get("group1") is not None or options.get("group2") is not None):
+        return "option 'groups' compares each group with all others; omit 'group1' and 'group2'"
+    missing = [name for name in TASKS[task].needed if options.get(name) is None]
+    if missing := [name for name in missing if not (every and name == "group1")]:
         return f"'{task}' needs the option '{missing[0]}'"
     return None

@@ -29,6 +29,8 @@ def adata():
         {"test": "wilcox", "min_pct": 0.3},
         {"covariates": "sex", "min_pct": 0.5},
         {"min_diff_pct": 0.2, "logfc_threshold": 0.5},
+        {"fold_change": "log", "seurat": "4"},
+        {"fold_change": "log", "seurat": "4", "test": "wilcox"},
     ],
 )
 def test_tables_are_those_of_single_comparisons(adata, options):
@@ -44,15 +46,53 @@ def test_tables_are_those_of_single_comparisons(adata, options):
         assert (np.diff(part["p_val"]) >= 0).all()
 
 
-def test_the_matrix_is_read_once(adata, monkeypatch):
+@pytest.mark.parametrize("test", ["MAST", "wilcox"])
+def test_the_matrix_is_read_once(adata, monkeypatch, test):
     monkeypatch.setattr(all_markers, "markers_of", None)
     with pytest.warns(UserWarning, match="No markers for few"):
-        assert len(find_all_markers(adata, "group")) > 20
+        assert len(find_all_markers(adata, "group", test=test)) > 20
+
+
+@pytest.mark.parametrize("test", ["MAST", "wilcox"])
+def test_some_groups_and_some_genes_have_the_rows_of_all(adata, test):
+    """The cells of groups that were not named still count among the other cells."""
+    names, genes = ["Oligodendrocyte", "Astrocyte"], list(adata.var_names[20:90])
+    part = find_all_markers(adata, "group", test=test, groups=names, genes=genes)
+    with pytest.warns(UserWarning, match="No markers for few"):
+        whole = find_all_markers(adata, "group", test=test)
+    # MAST shares a variance prior among the genes that are tested, the rank-sum test nothing.
+    assert set(part["cluster"]) == set(names) and set(part["gene"]) <= set(genes)
+    for name in names:
+        alone = find_markers(adata, "group", name, test=test, genes=genes)
+        rows = part[part["cluster"] == name].drop(columns="cluster").set_index("gene")
+        pd.testing.assert_frame_equal(rows.sort_index(), alone.sort_index(), rtol=1e-9)
+    if test == "wilcox":
+        kept = whole[whole["cluster"].isin(names) & whole["gene"].isin(genes)]
+        key = ["cluster", "gene"]
+        both = part.astype({"cluster": str}).merge(
+            kept.astype({"cluster": str}), on=key, suffixes=("", "_")
+        )
+        assert len(both) == len(part) == len(kept)
+        np.testing.assert_allclose(both["p_val"], both["p_val_"], rtol=1e-12)
+
+
+def test_ranks_of_many_groups_are_those_of_scipy(adata):
+    from scipy.stats import mannwhitneyu
+
+    table = find_all_markers(adata, "cell_type", test="wilcox", min_pct=0.3)
+    logs = np.log1p(adata.X.toarray() / adata.X.sum(axis=1) * 1e4)
+    for row in table.groupby("cluster", observed=True).head(3).itertuples():
+        own = (adata.obs["cell_type"] == row.cluster).to_numpy()
+        values = np.asarray(logs)[:, adata.var_names.get_loc(row.gene)]
+        p = mannwhitneyu(values[own], values[~own], method="asymptotic").pvalue
+        np.testing.assert_allclose(row.p_val, p, rtol=1e-6)
 
 
 def test_impossible_comparisons_are_refused(adata):
     with pytest.raises(DataError, match="no column"):
         find_all_markers(adata, "nothing")
+    with pytest.raises(DataError, match="no cells of 'Neuron'"):
+        find_all_markers(adata, "group", groups=["Neuron"])
     one = adata[adata.obs["group"] == "Microglia"].copy()
     with pytest.raises(DataError, match="two are needed"):
         find_all_markers(one, "group")

@@ -96,6 +96,14 @@ def test_numbers_are_within_their_limits(task, name):
         assert f"option '{name}' is" in check_options(task, today(task, **{name: value}))
 
 
+def test_markers_of_every_named_group():
+    assert check_options("markers", {"groupby": "a", "groups": ["b", "c"]}) is None
+    assert "needs the option 'group1'" in check_options("markers", {"groupby": "a"})
+    assert "needs the option 'group1'" in check_options("markers", {"groupby": "a", "groups": []})
+    both = check_options("markers", {"groupby": "a", "group1": "b", "groups": ["b"]})
+    assert "omit 'group1'" in both
+
+
 def test_the_server_has_additional_limits():
     limits = {n: (o.minimum, o.maximum) for t in TASKS.values() for n, o in t.options.items()}
     assert limits["seed"] == (0, 2**32 - 1)
