@@ -209,6 +209,13 @@ def test_every_kind_of_event_is_in_the_audit_log(cells, tmp_path):
             )  # fmt: skip
         text = (data / "audit.log").read_text()
         events = [json.loads(line) for line in text.splitlines()]
+        # On a busy machine the client repeats a reading that takes too long.
+        twice = {
+            i
+            for i in range(1, len(events))
+            if events[i]["event"] == events[i - 1]["event"] == "map read"
+        }
+        events = [e for i, e in enumerate(events) if i not in twice]
         assert [e["event"] for e in events] == [
             "signed in", "accepted", "result read", "map read", "gene read", "deleted", "accepted", "cancelled",
             "reference added", "reference deleted", "upload refused", "refused", "token added", "token withdrawn",
