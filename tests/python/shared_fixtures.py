@@ -41,7 +41,8 @@ def _values(values: Any) -> object:
     if isinstance(values, pd.DataFrame):
         return tuple((name, _values(values[name])) for name in values)
     if isinstance(values, pd.Series) and isinstance(values.dtype, pd.CategoricalDtype):
-        return _values(values.cat.codes.to_numpy()), tuple(values.cat.categories)
+        # As text: writing a file turns columns of text into categories.
+        return _values(values.astype(object).to_numpy())
     if isinstance(values, pd.Series):
         values = values.to_numpy()
     if not isinstance(values, np.ndarray):

@@ -37,7 +37,7 @@ def cells() -> ad.AnnData:
 
 
 def test_doublets_are_scored_as_by_scikit_learn(cells, tmp_path):
-    cells.write_h5ad(tmp_path / "cells.h5ad")
+    cells.copy().write_h5ad(tmp_path / "cells.h5ad")
     result = run(
         "doublets",
         tmp_path / "cells.h5ad",

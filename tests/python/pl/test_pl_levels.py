@@ -24,6 +24,7 @@ def annotated() -> ad.AnnData:
 
 
 def test_every_level_of_the_brain_is_drawn_with_its_probability(annotated):
+    annotated = annotated.copy()
     axes = scmamba.pl.annotation(annotated, "all")
     titles = [axis.get_title() for axis in axes]
     assert titles[0] == "cell type: class" and titles[2] == "cell type"
