@@ -328,6 +328,9 @@ scmamba_available <- function() {
     {
       host <- reticulate::import("scmamba.utils.shared_libraries", convert = FALSE)
       .check_openmp(reticulate::py_to_r(host$openmp_clash()))
+      # torch makes a folder for compiled models when it trains, otherwise beside R's temporary folder.
+      reticulate::import("os", convert = FALSE)$environ$setdefault("TORCHINDUCTOR_CACHE_DIR",
+        file.path(tempdir(), "torchinductor"))
       reticulate::import("torch", convert = FALSE)
       list(
         scmamba = reticulate::import("scmamba", convert = FALSE),
