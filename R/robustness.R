@@ -23,8 +23,9 @@
 #' @param max.combinations Largest number of donor combinations.
 #' @param min.degs Overlaps are missing if the full data have fewer DEGs.
 #' @param donor.test Test between donors that is made beside every test over cells: `"moderated_t"` of the donors'
-#'   means, or of their counts `"likelihood_ratio"` (the default of [ScMambaCompare()]), `"quasi_likelihood"` or `"wald"`
-#'   (about a second for each draw; columns `pseudobulk_` of `runs` are then missing for imputed values, which are no counts).
+#'   means, or, of their counts, `"likelihood_ratio"` (the default of [ScMambaCompare()]), `"quasi_likelihood"` or
+#'   `"wald"` (about a second for each draw; columns `pseudobulk_` of `runs` are then missing for imputed values, which
+#'   are no counts).
 #' @param seed The same seed gives the same result.
 #' @param workers Processes on this machine; by default as many as `BPPARAM` or `future::plan()` has workers, otherwise
 #'   one. The result does not depend on it. The other verbs compute in threads of one process; their number is that of

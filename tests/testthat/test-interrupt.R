@@ -23,6 +23,7 @@ interrupted_session <- function() {
   withr::defer(child$kill_tree())
   output <- character()
   sent <- 0
+  last <- Sys.time()
   until <- Sys.time() + 1800 # only for a session that hangs; a busy machine is not a failure
   line <- ""
   while ((child$is_alive() || length(line) > 0) && Sys.time() < until) {
@@ -33,6 +34,13 @@ interrupted_session <- function() {
     if (sent < length(begun) && any(grepl("Adapting", output[-seq_len(max(begun))], fixed = TRUE))) {
       child$interrupt()
       sent <- sent + 1
+      last <- Sys.time()
+    }
+    # On a busy machine one may be lost; a user presses the keys again.
+    waits <- sent > sum(startsWith(output, "RESULT"))
+    if (waits && difftime(Sys.time(), last, units = "secs") > 30) {
+      child$interrupt()
+      last <- Sys.time()
     }
   }
   output
