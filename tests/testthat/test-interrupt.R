@@ -1,6 +1,15 @@
 # A real Ctrl-C (SIGINT) in a real R process, during the computation: it returns to the prompt, the object is unchanged,
 # and R and Python are still usable.
 
+# On a busy machine an interrupt may be lost; a user presses the keys again.
+interrupt_again <- function(child, last) {
+  if (difftime(Sys.time(), last, units = "secs") < 30) {
+    return(last)
+  }
+  child$interrupt()
+  Sys.time()
+}
+
 # One session for both backends: starting R, Seurat and Python takes longer than the rest.
 interrupted_session <- function() {
   script <- withr::local_tempfile(fileext = ".R", lines = c(
@@ -36,12 +45,7 @@ interrupted_session <- function() {
       sent <- sent + 1
       last <- Sys.time()
     }
-    # On a busy machine one may be lost; a user presses the keys again.
-    waits <- sent > sum(startsWith(output, "RESULT"))
-    if (waits && difftime(Sys.time(), last, units = "secs") > 30) {
-      child$interrupt()
-      last <- Sys.time()
-    }
+    if (sent > sum(startsWith(output, "RESULT"))) last <- interrupt_again(child, last)
   }
   output
 }
